@@ -1,0 +1,179 @@
+"""The client: redis-py's, with every call recorded as a span and a histogram point."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self, overload
+from weakref import WeakKeyDictionary
+
+from opentelemetry.trace import Span
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import ResponseCallbackT
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.lock import Lock
+from redis.typing import KeyT
+
+from aioredis_monitored import commands
+from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.pipeline import MonitoredRedisPipeline
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.attributes import command_call, server_of
+from aioredis_monitored.telemetry.instruments import Telemetry
+from aioredis_monitored.telemetry.operation import Operation
+
+_plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
+
+
+class MonitoredRedisConnection(Redis):
+    """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
+
+    Args:
+        context_name: The name under which the application knows it; default ``redis``.
+        server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
+        connection_pool: The pool, which whoever made it closes; redis-py's own pools work too, and keep their own
+            settings. Without one, a ``MonitoredConnectionPool`` is made and closed with this client.
+        single_connection_client: Keep to one connection, as ``client()`` does; default ``False``.
+        connection_arguments: Without a pool: those of ``redis.asyncio.Redis`` (``host``, ``port``, ``db``, ``ssl``,
+            ``unix_socket_path``, …) and of ``MonitoredConnectionPool``.
+
+    Raises:
+        TypeError: An argument is unknown, or is given beside a pool that would not heed it.
+    """
+
+    def __init__(
+        self,
+        context_name: str = "redis",
+        server_span: Span | None = None,
+        connection_pool: ConnectionPool | None = None,
+        *,
+        single_connection_client: bool = False,
+        **connection_arguments: Any,
+    ) -> None:
+        if connection_pool is not None and connection_arguments:
+            message = f"given beside connection_pool, which would not heed them: {', '.join(connection_arguments)}"
+            raise TypeError(message)
+        owns_pool = connection_pool is None
+        if connection_pool is None:
+            connection_pool = MonitoredConnectionPool.from_arguments(**connection_arguments)
+        super().__init__(
+            connection_pool=connection_pool,
+            single_connection_client=single_connection_client,
+            credential_provider=connection_arguments.get("credential_provider"),
+        )
+        self.auto_close_connection_pool = owns_pool
+        self.context_name = context_name
+        self.server_span = server_span
+        self._telemetry = _telemetry_of(self.connection_pool)
+
+    @classmethod
+    def from_url(
+        cls,
+        url: str,
+        single_connection_client: bool = False,
+        auto_close_connection_pool: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """A client with a ``MonitoredConnectionPool`` of its own for this URL, closed with the client.
+
+        Raises:
+            ConfigurationError: The URL cannot be used.
+        """
+        client = cls(
+            connection_pool=MonitoredConnectionPool.from_url(url, **kwargs),
+            single_connection_client=single_connection_client,
+        )
+        client.auto_close_connection_pool = auto_close_connection_pool is not False
+        return client
+
+    def in_context(self, context_name: str, server_span: Span | None) -> Self:
+        """Another handle on the same pool; it costs a fraction of a constructor's call."""
+        handle = self.__class__.__new__(self.__class__)
+        handle.__dict__.update(self.__dict__, context_name=context_name, server_span=server_span)
+        return handle
+
+    def client(self) -> Self:
+        """A handle that keeps to one connection; close it to give the connection back."""
+        return self.__class__(
+            self.context_name, self.server_span, self.connection_pool, single_connection_client=True
+        )
+
+    def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
+        """Set how replies to ``command`` are parsed, for this handle alone: others share the callbacks it had."""
+        self.response_callbacks = copy.copy(self.response_callbacks)
+        super().set_response_callback(command, callback)
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command and return its parsed reply, as redis-py does."""
+        with Operation(self._telemetry, command_call(args), self.server_span):
+            return await super().execute_command(*args, **options)
+
+    @overload
+    def pipeline(
+        self, name: str | None = None, transaction: bool = True, shard_hint: str | None = None
+    ) -> MonitoredRedisPipeline: ...
+
+    @overload
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> MonitoredRedisPipeline: ...
+
+    def pipeline(
+        self,
+        name: str | bool | None = None,
+        transaction: bool | str | None = True,
+        shard_hint: str | None = None,
+    ) -> MonitoredRedisPipeline:
+        """A pipeline: ``pipeline("checkout")``, or as in redis-py ``pipeline()``, ``pipeline(False)``.
+
+        Args:
+            name: What the batch does; it becomes ``db.query.summary`` and the span's name, so keep it to a few values.
+            transaction: Wrap the batch in MULTI and EXEC; default ``True``.
+            shard_hint: Kept for redis-py's sake.
+        """
+        if isinstance(name, bool):
+            name, transaction, shard_hint = None, name, transaction if isinstance(transaction, str) else shard_hint
+        return MonitoredRedisPipeline(
+            self.connection_pool,
+            self.response_callbacks,
+            bool(transaction),
+            shard_hint,
+            name=name,
+            telemetry=self._telemetry,
+            server_span=self.server_span,
+        )
+
+    def lock(self, name: KeyT, *args: Any, lock_class: type[Lock] | None = None, **kwargs: Any) -> Lock:
+        """A distributed lock; arguments, defaults and units are those of ``redis.asyncio.Redis.lock``."""
+        return super().lock(name, *args, lock_class=lock_class or MonitoredLock, **kwargs)
+
+    async def _send_command_parse_response(
+        self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
+    ) -> Any:
+        wait = commands.server_wait(args)
+        if wait is None:
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
+        with _patient(conn, wait):
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
+
+
+@contextmanager
+def _patient(connection: AbstractConnection, wait: float) -> Iterator[None]:
+    """Let the server hold a reply back for ``wait`` seconds before ``socket_timeout`` starts to count.
+
+    redis-py 8 reads with a five-second ``socket_timeout`` whatever the command, so that every BLPOP that waits longer
+    fails. The connection is the caller's alone while it is borrowed.
+    """
+    patience = connection.socket_timeout
+    if patience is not None:
+        connection.socket_timeout = None if wait == float("inf") else patience + wait
+    try:
+        yield
+    finally:
+        connection.socket_timeout = patience
+
+
+def _telemetry_of(pool: ConnectionPool) -> Telemetry:
+    if isinstance(pool, MonitoredConnectionPool):
+        return pool.telemetry
+    telemetry = _plain_pools.get(pool)
+    if telemetry is None:
+        telemetry = _plain_pools[pool] = Telemetry(server_of(pool))
+    return telemetry

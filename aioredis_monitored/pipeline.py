@@ -1,0 +1,66 @@
+"""Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
+
+from collections.abc import Iterable, MutableMapping
+from typing import Any
+
+from opentelemetry.trace import Span
+from redis.asyncio import ConnectionPool
+from redis.asyncio.client import Pipeline
+
+from aioredis_monitored.telemetry.attributes import batch_call, command_call
+from aioredis_monitored.telemetry.instruments import Telemetry
+from aioredis_monitored.telemetry.operation import Operation
+
+
+class MonitoredRedisPipeline(Pipeline):
+    """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
+
+    Args:
+        connection_pool: Where its connection comes from.
+        response_callbacks: Those of the client.
+        transaction: Whether the batch is wrapped in MULTI and EXEC.
+        shard_hint: Kept for redis-py's sake.
+        name: The batch's name, ``db.query.summary``; it becomes the span's name.
+        telemetry: Where to record.
+        server_span: The parent span; ``None`` means the current one.
+    """
+
+    def __init__(
+        self,
+        connection_pool: ConnectionPool,
+        response_callbacks: MutableMapping[str | bytes, Any],
+        transaction: bool,
+        shard_hint: str | None,
+        *,
+        name: str | None,
+        telemetry: Telemetry,
+        server_span: Span | None,
+    ) -> None:
+        super().__init__(connection_pool, response_callbacks, transaction, shard_hint)
+        self.name = name
+        self.server_span = server_span
+        self._telemetry = telemetry
+        self._operation: Operation | None = None
+
+    async def execute(self, raise_on_error: bool = True) -> list[Any]:
+        """Send the batch and return its replies, as redis-py does."""
+        kind = "MULTI" if self.is_transaction or self.explicit_transaction else "PIPELINE"
+        call = batch_call(kind, [args for args, _ in self.command_stack], self.name)
+        with Operation(self._telemetry, call, self.server_span) as operation:
+            self._operation = operation
+            results = await super().execute(raise_on_error)
+            first_error = next((result for result in results if isinstance(result, Exception)), None)
+            if first_error is not None:
+                operation.fail(first_error)
+            return results
+
+    async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command now: WATCH, and what is read between it and MULTI."""
+        with Operation(self._telemetry, command_call(args), self.server_span):
+            return await super().immediate_execute_command(*args, **options)
+
+    def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
+        """Let redis-py write the command into the error's text, once the error has been classified without it."""
+        if self._operation is not None:
+            self._operation.note(exception)
+        super().annotate_exception(exception, number, command)

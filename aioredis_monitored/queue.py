@@ -1,0 +1,117 @@
+"""An asynchronous message queue on a Redis list."""
+
+import math
+from numbers import Real
+from types import TracebackType
+from typing import Any, Self
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.client import NEVER_DECODE
+from redis.typing import EncodableT
+
+from aioredis_monitored.client import MonitoredRedisConnection
+from aioredis_monitored.errors import TimedOutError
+
+
+class MessageQueue:
+    """Messages in a Redis list: ``put`` appends (RPUSH), ``get`` takes from the head (BLPOP).
+
+    ``close()`` and ``unlink()`` DELETE the list and every message in it. ``aclose()`` and leaving ``async with`` only
+    let go of the queue and never delete a message.
+
+    Messages are bytes and are never decoded, whatever the client does; anything may be pushed to or popped from the
+    list by others. A message is delivered at most once: a ``get`` that is cancelled, or whose connection breaks,
+    while its reply is on the way loses the message.
+
+    Args:
+        name: The key of the list.
+        client: A pool or a client; a pool is not closed by the queue.
+
+    Raises:
+        ValueError: The name is empty.
+    """
+
+    def __init__(self, name: str, client: ConnectionPool | Redis) -> None:
+        if not name:
+            raise ValueError("a queue needs a name")
+        self.name = name
+        if isinstance(client, MonitoredRedisConnection):
+            self.client = client
+        else:
+            pool = client.connection_pool if isinstance(client, Redis) else client
+            self.client = MonitoredRedisConnection(connection_pool=pool)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
+
+    async def get(self, timeout: float | None = None) -> bytes:  # noqa: ASYNC109 - the server keeps the time
+        """Take the message at the head, waiting for one if there is none.
+
+        Args:
+            timeout: Seconds to wait, rounded up to whole ones (https://redis.io/docs/latest/commands/blpop/);
+                ``None``, the default, waits for ever; 0 does not wait.
+
+        Raises:
+            TimedOutError: The queue stayed empty for that long.
+            ValueError: The timeout is negative, not finite, or not a number.
+            redis.exceptions.ConnectionError: The server cannot be reached; a queue that cannot be seen is not empty.
+        """
+        seconds = _whole_seconds(timeout)
+        if seconds == 0:
+            message = await self.client.execute_command("LPOP", self.name, **{NEVER_DECODE: True})
+        else:
+            reply = await self.client.execute_command("BLPOP", self.name, seconds or 0, **{NEVER_DECODE: True})
+            message = None if reply is None else reply[1]
+        if message is None:
+            raise TimedOutError("Timed out waiting for the message queue.")
+        found: bytes = message
+        return found
+
+    async def put(self, message: EncodableT, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
+        """Append a message.
+
+        Args:
+            message: bytes, or a str, int or float, which are encoded as redis-py does.
+            timeout: Accepted for the sake of bounded queues; a Redis list has no bound, so there is nothing to wait for.
+
+        Raises:
+            redis.exceptions.DataError: The message is of another type.
+            ValueError: The timeout is negative, not finite, or not a number.
+        """
+        _whole_seconds(timeout)
+        await self.client.rpush(self.name, message)
+
+    async def unlink(self) -> None:
+        """Delete the list and every message in it; the queue can be used again."""
+        await self.client.delete(self.name)
+
+    async def close(self) -> None:
+        """Delete the list and every message in it, as ``unlink`` does."""
+        await self.unlink()
+
+    async def aclose(self) -> None:
+        """Let go of the queue; messages stay where they are, and a pool or client belongs to whoever made it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        return await self.get()
+
+
+def _whole_seconds(timeout: Any) -> int | None:
+    """BLPOP's timeout: rounded up, since 0 would mean for ever and older servers take no fractions."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, Real) or not math.isfinite(timeout) or timeout < 0:
+        message = f"timeout must be None or a finite number of seconds, at least 0, not {timeout!r}"
+        raise ValueError(message)
+    return math.ceil(timeout)

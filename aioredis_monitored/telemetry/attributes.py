@@ -1,0 +1,134 @@
+"""What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
+
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.exceptions import RedisError, ResponseError, WatchError
+
+from aioredis_monitored import commands
+from aioredis_monitored.telemetry import semconv
+
+_DEFAULT_PORT = 6379
+_ERROR_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
+_MOST_TEXTS = 100
+_MOST_CHARACTERS = 4096
+
+
+class Server(NamedTuple):
+    """The server as it was configured; the name of a span needs ``target``."""
+
+    attributes: dict[str, Any]
+    target: str | None
+
+
+def server_of(pool: ConnectionPool) -> Server:
+    """The server that a pool connects to, without connecting: a Sentinel-made pool cannot tell it yet."""
+    arguments = pool.connection_kwargs
+    attributes: dict[str, Any] = {
+        semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS,
+        semconv.DB_NAMESPACE: str(arguments.get("db") or 0),
+    }
+    if isinstance(pool, SentinelConnectionPool):
+        return Server(attributes, None)
+    if issubclass(pool.connection_class, UnixDomainSocketConnection):
+        attributes[semconv.SERVER_ADDRESS] = arguments.get("path", "")
+        attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_UNIX
+        return Server(attributes, None)
+    if not issubclass(pool.connection_class, Connection):
+        return Server(attributes, None)
+    host, port = arguments.get("host", "localhost"), int(arguments.get("port", _DEFAULT_PORT))
+    attributes[semconv.SERVER_ADDRESS] = host
+    attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
+    if port != _DEFAULT_PORT:
+        attributes[semconv.SERVER_PORT] = port
+    return Server(attributes, f"{host}:{port}")
+
+
+class Call(NamedTuple):
+    """One logical call as the application made it: a command, or a batch of commands."""
+
+    operation: str
+    commands: Sequence[Sequence[Any]]
+    batch_size: int | None = None
+    summary: str | None = None
+    stored_procedure: str | None = None
+
+    def span_name(self, target: str | None) -> str:
+        """The summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md leaves out the db)."""
+        if self.summary:
+            return self.summary
+        target = self.stored_procedure or target
+        return f"{self.operation} {target}" if target else self.operation
+
+    def query_text(self) -> str:
+        """The commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
+        if self.batch_size is None:
+            return commands.query_text(self.commands[0])
+        texts: list[str] = []
+        room = _MOST_CHARACTERS
+        for args in self.commands[:_MOST_TEXTS]:
+            texts.append(commands.query_text(args))
+            room -= len(texts[-1])
+            if room < 0:
+                break
+        if len(texts) == len(self.commands) and len(set(texts)) == 1:
+            return texts[0]
+        if len(texts) < len(self.commands):
+            texts.append("…")
+        return "; ".join(texts)
+
+
+def command_call(args: Sequence[Any], summary: str | None = None) -> Call:
+    """One command."""
+    return Call(
+        operation=commands.operation_name(args),
+        commands=(args,),
+        summary=summary,
+        stored_procedure=commands.stored_procedure(args),
+    )
+
+
+def batch_call(kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
+    """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
+    if len(batch) == 1:
+        return command_call(batch[0], summary)
+    names = {commands.operation_name(args) for args in batch}
+    operation = f"{kind} {names.pop()}" if len(names) == 1 else kind
+    return Call(operation=operation, commands=batch, batch_size=len(batch), summary=summary)
+
+
+class Failure(NamedTuple):
+    """How a call failed: ``error.type``, and the prefix of the server's error reply if there was one."""
+
+    error_type: str
+    status_code: str | None
+    is_error: bool
+
+
+def failure_of(error: BaseException) -> Failure | None:
+    """Classify an exception; ``None`` means that it is no failure.
+
+    ``error.type`` is the prefix of Redis's error reply (``WRONGTYPE``), or else the class with its module, as the
+    SDK writes ``exception.type``: ``redis.exceptions.ConnectionError`` is not the builtin ``ConnectionError``.
+    A cancellation gives a type but is no error; a ``WatchError`` is the answer that optimistic locking asks for.
+    """
+    if isinstance(error, WatchError):
+        return None
+    code = _status_code(error)
+    cls = type(error)
+    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
+    return Failure(code or name, code, isinstance(error, Exception))
+
+
+def _status_code(error: BaseException) -> str | None:
+    if not isinstance(error, RedisError):
+        return None
+    code: str | None = error.status_code
+    if code is None and isinstance(error, ResponseError) and error.args:
+        # redis-py strips and keeps only the prefixes it has a class for; all others still lead the text.
+        match = _ERROR_PREFIX.match(str(error.args[0]))
+        code = match[0] if match else None
+    return code

@@ -1,0 +1,30 @@
+"""Names of the OpenTelemetry semantic conventions that this package emits (v1.44.0).
+
+Constants of our own, because the package that holds them pins one exact ``opentelemetry-api``; a test compares each
+with that package.
+"""
+
+from typing import Final
+
+SCHEMA_URL: Final = "https://opentelemetry.io/schemas/1.44.0"
+
+# https://opentelemetry.io/docs/specs/semconv/db/redis/
+DB_NAMESPACE: Final = "db.namespace"
+DB_OPERATION_BATCH_SIZE: Final = "db.operation.batch.size"
+DB_OPERATION_NAME: Final = "db.operation.name"
+DB_QUERY_SUMMARY: Final = "db.query.summary"
+DB_QUERY_TEXT: Final = "db.query.text"
+DB_RESPONSE_STATUS_CODE: Final = "db.response.status_code"
+DB_STORED_PROCEDURE_NAME: Final = "db.stored_procedure.name"
+DB_SYSTEM_NAME: Final = "db.system.name"
+ERROR_TYPE: Final = "error.type"
+NETWORK_TRANSPORT: Final = "network.transport"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+
+DB_SYSTEM_REDIS: Final = "redis"
+TRANSPORT_TCP: Final = "tcp"
+TRANSPORT_UNIX: Final = "unix"
+
+# https://opentelemetry.io/docs/specs/semconv/db/database-metrics/
+DB_CLIENT_OPERATION_DURATION: Final = "db.client.operation.duration"

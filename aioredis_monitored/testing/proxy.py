@@ -1,0 +1,87 @@
+"""A TCP proxy between client and server that breaks connections on purpose."""
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+_CHUNK = 65536
+
+
+class FaultProxy:
+    """Passes bytes between its own port and a server's, until it is told to misbehave.
+
+    Args:
+        host: The server's host.
+        port: The server's port.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._upstream = (host, port)
+        self._server: asyncio.Server | None = None
+        self._links: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.host = "127.0.0.1"
+        self.port = 0
+        self.cut_replies = 0
+        """How many replies will not arrive: each cuts its connection instead, after the server has answered."""
+        self.accepted = 0
+        """How many connections were made through it so far."""
+
+    @property
+    def url(self) -> str:
+        """The ``redis://`` URL of the way through the proxy."""
+        return f"redis://{self.host}:{self.port}"
+
+    def cut(self) -> None:
+        """Cut every connection that there is now (RST)."""
+        for writer in self._links:
+            writer.transport.abort()
+
+    async def __aenter__(self) -> Self:
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._server is not None:
+            self._server.close()
+            self.cut()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.accepted += 1
+        task = asyncio.current_task()
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        try:
+            server_reader, server_writer = await asyncio.open_connection(*self._upstream)
+        except OSError:
+            writer.transport.abort()
+            return
+        ends = {writer, server_writer}
+        self._links |= ends
+        try:
+            await asyncio.gather(
+                self._pass(reader, server_writer, replies=False), self._pass(server_reader, writer, replies=True)
+            )
+        finally:
+            self._links -= ends
+            for end in ends:
+                end.transport.abort()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+        try:
+            while chunk := await reader.read(_CHUNK):
+                if replies and self.cut_replies > 0:
+                    self.cut_replies -= 1
+                    break
+                writer.write(chunk)
+                await writer.drain()
+        except OSError:
+            pass
+        finally:
+            writer.transport.abort()

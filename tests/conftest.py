@@ -1,0 +1,94 @@
+"""Real servers, a client with captured telemetry, and a look at what each test leaves behind."""
+
+import asyncio
+import time
+
+import pytest
+import redis
+
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored.testing import FaultProxy, RedisServer, capture_telemetry
+
+DEADLINE = 5.0
+
+
+@pytest.fixture(scope="session")
+def server():
+    """The server under test: the embedded one, or what AIOREDIS_MONITORED_SERVER names."""
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def _inspector(server):
+    with redis.Redis.from_url(server.url) as inspector:
+        yield inspector
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(_inspector):
+    """Every test starts on an empty server and ends without a connection of its own."""
+    yield
+    deadline = time.monotonic() + DEADLINE
+    while len(clients := _inspector.client_list()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    _inspector.flushall()
+    _inspector.script_flush()
+    assert len(clients) == 1, clients
+
+
+@pytest.fixture
+def own_server():
+    """A server that the test may kill or freeze."""
+    with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture
+def telemetry():
+    with capture_telemetry() as capture:
+        yield capture
+
+
+@pytest.fixture
+async def make_pool(telemetry):
+    """Make pools whose telemetry is captured; they are closed at the end."""
+    pools = []
+
+    def make(url, **arguments):
+        providers = {"tracer_provider": telemetry.tracer_provider, "meter_provider": telemetry.meter_provider}
+        pools.append(MonitoredConnectionPool.from_url(url, **{**providers, **arguments}))
+        return pools[-1]
+
+    yield make
+    for pool in pools:
+        await pool.aclose()
+
+
+@pytest.fixture
+def pool(make_pool, server):
+    return make_pool(server.url, name="test")
+
+
+@pytest.fixture
+def client(pool):
+    return MonitoredRedisConnection(connection_pool=pool)
+
+
+@pytest.fixture
+async def proxy(server):
+    async with FaultProxy(server.host, server.port) as running:
+        yield running
+
+
+@pytest.fixture
+def until():
+    """Wait for a condition, looking again and again until a deadline."""
+
+    async def wait(condition, seconds=DEADLINE):
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, "the condition did not come true in time"
+            await asyncio.sleep(0.001)
+
+    return wait

@@ -1,0 +1,137 @@
+"""Configuration kept in Redis: where it is, how long an answer lasts, what a broken one gives."""
+
+import asyncio
+
+import pytest
+import redis.exceptions
+
+from aioredis_monitored import ConfigStore, MonitoredRedisConnection, configstore
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """The store's clock, which the test sets."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(configstore, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture
+def store(client):
+    return ConfigStore(client)
+
+
+def reads(telemetry):
+    return sum(span.attributes["db.operation.name"] == "GET" for span in telemetry.spans)
+
+
+async def test_it_is_json_at_the_books_key(store, client):
+    await store.set("redis", "logs", {"url": "redis://localhost", "db": 3})
+
+    assert b'{"db": 3, "url": "redis://localhost"}' == await client.get("config:redis:logs")
+    assert {"url": "redis://localhost", "db": 3} == await store.get("redis", "logs")
+    assert {} == await store.get("redis", "unheard-of")
+
+
+async def test_an_answer_lasts_for_wait_seconds(store, client, clock, telemetry):
+    await client.set("config:redis:logs", '{"db": 1}')
+    await store.get("redis", "logs")
+    await client.set("config:redis:logs", '{"db": 2}')
+    clock.now += 0.9
+    assert {"db": 1} == await store.get("redis", "logs", wait=1)
+    assert {"db": 2} == await store.get("redis", "logs", wait=0.5)
+    clock.now += 1
+    await store.get("redis", "logs")
+
+    assert 3 == reads(telemetry)
+
+
+async def test_what_is_set_here_is_seen_here_at_once(store):
+    await store.set("redis", "logs", {"db": 1})
+    await store.get("redis", "logs")
+    await store.set("redis", "logs", {"db": 2})
+
+    assert {"db": 2} == await store.get("redis", "logs", wait=60)
+
+
+async def test_the_caller_may_change_what_he_got(store):
+    await store.set("redis", "logs", {"db": 1})
+    (await store.get("redis", "logs"))["db"] = 9
+
+    assert {"db": 1} == await store.get("redis", "logs")
+
+
+async def test_concurrent_readers_share_one_read(store, telemetry):
+    await asyncio.gather(*(store.get("redis", "logs", wait=0) for _ in range(50)))
+
+    assert 1 == reads(telemetry)
+
+
+async def test_a_cancelled_reader_harms_nobody(own_server, make_pool):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    await store.set("redis", "logs", {"db": 1})
+    own_server.freeze()
+    tasks = [asyncio.create_task(store.get("redis", "logs")) for _ in range(3)]
+    while not tasks[0].done():
+        tasks[0].cancel()
+        await asyncio.sleep(0)
+    own_server.thaw()
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert isinstance(results[0], asyncio.CancelledError)
+    assert [{"db": 1}, {"db": 1}] == results[1:]
+
+
+@pytest.mark.parametrize("value", ["not json: hunter2", "[1]", "3", '"hunter2"'])
+async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, client, value):
+    await client.set("config:redis:logs", value)
+
+    with pytest.raises(ValueError, match="^config:redis:logs does not hold a JSON object$") as caught:
+        await store.get("redis", "logs")
+    assert caught.value.__suppress_context__
+
+
+async def test_only_objects_can_be_set(store):
+    with pytest.raises(TypeError, match="a configuration is a mapping, not list"):
+        await store.set("redis", "logs", [1])
+    with pytest.raises(TypeError):
+        await store.set("redis", "logs", {"url": object()})
+
+
+async def test_a_dead_server_is_asked_once_for_each_wait(own_server, make_pool, telemetry, clock):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    own_server.kill()
+    for _ in range(5):
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await store.get("redis", "logs")
+    assert 1 == reads(telemetry)
+    clock.now += 1
+    own_server.start()
+
+    assert {} == await store.get("redis", "logs")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [(None, False), ("", False), ("0", False), ("no", False), ("False", False), ("1", True), ("yes", True), ("x", True)],
+)
+@pytest.mark.parametrize("decode_responses", [True, False])
+async def test_maintenance(make_pool, server, value, expected, decode_responses):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, decode_responses=decode_responses))
+    if value is not None:
+        await client.set("is-under-maintenance", value)
+
+    assert await ConfigStore(client).is_under_maintenance() is expected
+
+
+async def test_maintenance_is_cached_for_a_second(store, client, clock):
+    assert await store.is_under_maintenance() is False
+    await client.set("is-under-maintenance", "yes")
+    clock.now += 0.9
+    assert await store.is_under_maintenance() is False
+    clock.now += 0.1
+
+    assert await store.is_under_maintenance() is True

@@ -1,0 +1,188 @@
+"""A connection for each request, under real frameworks."""
+
+import time
+from types import SimpleNamespace
+
+import pytest
+import redis.asyncio
+from fastapi import FastAPI, Request, WebSocket
+from fastapi.testclient import TestClient as FastAPITestClient
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.responses import PlainTextResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from aioredis_monitored import (
+    Components,
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    RedisContextFactory,
+    RedisMiddleware,
+    redis_connection,
+)
+
+
+@pytest.fixture
+def make_factory(server, telemetry):
+    def make(name="redis"):
+        return RedisContextFactory(
+            MonitoredConnectionPool.from_url(server.url, tracer_provider=telemetry.tracer_provider), name
+        )
+
+    return make
+
+
+def traced(tracer):
+    """A middleware that opens the request's span, as an instrumentation would."""
+
+    class Traced:
+        def __init__(self, app):
+            self.app = app
+
+        async def __call__(self, scope, receive, send):
+            if scope["type"] == "lifespan":
+                return await self.app(scope, receive, send)
+            with tracer.start_as_current_span("request"):
+                return await self.app(scope, receive, send)
+
+    return Traced
+
+
+async def handler(request):
+    await request.state.redis.set("key", "value")
+    return PlainTextResponse(await request.state.redis.get("key"))
+
+
+@pytest.mark.parametrize("with_middleware", [True, False])
+def test_starlette_handlers_find_it_and_its_spans_are_the_requests_children(make_factory, telemetry, with_middleware):
+    factory = make_factory()
+    app = Starlette(
+        routes=[Route("/", handler)],
+        lifespan=factory.lifespan,
+        middleware=[
+            Middleware(traced(telemetry.tracer_provider.get_tracer("test"))),
+            *([Middleware(RedisMiddleware, factory=factory)] if with_middleware else []),
+        ],
+    )
+    for _ in range(2):  # the same application twice: every "with" is another event loop
+        with TestClient(app) as web:
+            assert "value" == web.get("/").text
+        assert "closed" in repr(factory.connection_pool)
+
+    request = next(span for span in telemetry.spans if span.name == "request")
+    children = [s for s in telemetry.spans if s.parent and s.parent.span_id == request.context.span_id]
+    assert ["SET", "GET"] == [span.attributes["db.operation.name"] for span in children]
+
+
+def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telemetry, server):
+    factory = make_factory("cache")
+    tracer = telemetry.tracer_provider.get_tracer("test")
+    app = FastAPI(lifespan=factory.lifespan)
+    app.add_middleware(RedisMiddleware, factory=factory)
+    app.add_middleware(traced(tracer))
+    components = Components({"redis.hits.url": server.url}, tracer_provider=telemetry.tracer_provider)
+
+    @app.get("/state/{key}")
+    async def state(request: Request, key: str) -> str:
+        with tracer.start_as_current_span("inside"):
+            await request.state.cache.set(key, "value")
+        return request.state.cache.context_name
+
+    @app.get("/decorated/{key}")
+    @components.redis_connection("hits")
+    async def decorated(conn: MonitoredRedisConnection, key: str, by: int = 1) -> int:
+        return await conn.incr(key, by)
+
+    @app.get("/bound/{key}")
+    @redis_connection("hits")
+    async def bound(conn: MonitoredRedisConnection, key: str) -> int:
+        return await conn.incr(key)
+
+    @app.get("/start")
+    async def start() -> None:
+        components.use()
+
+    @app.get("/stop")
+    async def stop() -> None:
+        await components.aclose()
+
+    @app.websocket("/socket")
+    async def socket(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text(websocket.state.cache.context_name)
+        await websocket.close()
+
+    with FastAPITestClient(app) as web:
+        assert "cache" == web.get("/state/key").json()
+        web.get("/start")
+        assert 5 == web.get("/decorated/counter", params={"by": 5}).json()
+        assert 6 == web.get("/bound/counter").json()
+        assert 422 == web.get("/decorated/counter", params={"by": "x"}).status_code
+        web.get("/stop")
+        with web.websocket_connect("/socket") as opened:
+            assert "cache" == opened.receive_text()
+    assert "conn" not in str(app.openapi())
+
+    inside = next(span for span in telemetry.spans if span.name == "inside")
+    command = next(span for span in telemetry.spans if span.attributes.get("db.operation.name") == "SET")
+    assert inside.context.span_id == command.parent.span_id
+
+
+async def test_the_middleware_serves_applications_without_state(make_factory):
+    seen = []
+
+    async def app(scope, receive, send):
+        seen.append(scope)
+
+    middleware = RedisMiddleware(app, make_factory())
+    await middleware({"type": "http"}, None, None)
+    await middleware({"type": "lifespan"}, None, None)
+
+    assert isinstance(seen[0]["state"]["redis"], MonitoredRedisConnection)
+    assert {"type": "lifespan"} == seen[1]
+
+
+async def test_attach_sets_an_attribute(make_factory):
+    factory, context = make_factory("cache"), SimpleNamespace()
+    attached = factory.attach(context)
+    factory.attach(context, "other")
+
+    assert context.cache is attached
+    assert ("cache", "other") == (context.cache.context_name, context.other.context_name)
+
+
+async def test_the_span_given_is_the_parent(make_factory, telemetry):
+    factory = make_factory()
+    span = telemetry.tracer_provider.get_tracer("test").start_span("request")
+    async with factory.connection_pool:
+        await factory.make_object_for_context("redis", span).get("key")
+
+    assert span.get_span_context().span_id == telemetry.spans[0].parent.span_id
+    assert trace.get_current_span() is trace.INVALID_SPAN
+
+
+def test_a_connection_object_costs_a_tenth_of_a_client(make_factory):
+    factory = make_factory()
+    pool = factory.connection_pool
+
+    def cost(make):
+        def once():
+            started = time.perf_counter()
+            for _ in range(300):
+                make()
+            return time.perf_counter() - started
+
+        return min(once() for _ in range(7))
+
+    assert 10 < cost(lambda: redis.asyncio.Redis(connection_pool=pool)) / cost(
+        lambda: factory.make_object_for_context("redis", None)
+    )
+
+
+async def test_a_plain_pool_works(server):
+    pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
+    factory = RedisContextFactory(pool)
+    async with factory.lifespan(None) as state:
+        assert await state["redis"].ping() is True

@@ -1,0 +1,236 @@
+"""The pool: configured, bound to a loop, closed; and what it says when it is not."""
+
+import asyncio
+import gc
+import warnings
+
+import pytest
+import redis.exceptions
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.retry import Retry as SyncRetry
+
+from aioredis_monitored import (
+    ConfigurationError,
+    EventLoopError,
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    PoolClosedError,
+    config_from_env,
+    pool_from_config,
+)
+from aioredis_monitored.testing import RedisServer
+
+SECRET = "hunter2-" * 3
+
+
+async def test_an_environment_is_enough_to_serve_a_command(server):
+    environ = {"REDIS_URL": server.url, "REDIS_SOCKET_TIMEOUT": "200 milliseconds", "REDIS_MAX_CONNECTIONS": "3"}
+
+    async with pool_from_config(config_from_env(environ)) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+
+        assert await client.set("key", "value") is True
+        assert b"value" == await client.get("key")
+
+    assert ("redis", 3, 0.2) == (pool.name, pool.max_connections, pool.connection_kwargs["socket_timeout"])
+
+
+def test_a_named_pool_is_called_by_its_prefix(server):
+    config = {"redis.url": "redis://elsewhere", "redis.cache.url": server.url}
+
+    assert "redis.cache" == pool_from_config(config, prefix="redis.cache.").name
+
+
+def test_explicit_arguments_win_over_the_configuration():
+    pool = pool_from_config(
+        {"redis.url": "redis://localhost", "redis.max_connections": "3", "redis.timeout": "1 second"},
+        max_connections=7,
+        timeout=None,
+        decode_responses=True,
+        name="mine",
+    )
+
+    assert ("mine", 7, None, True) == (
+        pool.name,
+        pool.max_connections,
+        pool.timeout,
+        pool.connection_kwargs["decode_responses"],
+    )
+
+
+def test_a_prefix_ends_with_a_dot():
+    with pytest.raises(ValueError, match="must end with a dot: 'redis'"):
+        pool_from_config({"redis.url": "redis://localhost"}, prefix="redis")
+
+
+def test_all_problems_are_raised_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        pool_from_config({"redis.max_conections": "3", "redis.socket_timeout": "5 parsecs"})
+
+    assert {"redis.url", "redis.max_conections", "redis.socket_timeout"} == {key for key, _ in caught.value.problems}
+    assert 3 == len(str(caught.value).splitlines())
+
+
+@pytest.mark.parametrize("retry", [Retry(NoBackoff(), 1), SyncRetry(NoBackoff(), 1)])
+def test_a_retry_policy_is_refused_with_the_reason(retry):
+    with pytest.raises(TypeError, match="may already have run"):
+        MonitoredConnectionPool.from_url("redis://localhost", retry=retry)
+
+
+def test_an_unknown_argument_is_noticed_before_the_first_command():
+    with pytest.raises(TypeError, match="max_conections"):
+        MonitoredConnectionPool(max_conections=3)
+
+
+def test_zero_connections_are_refused():
+    with pytest.raises(ConfigurationError, match="max_connections: must be at least 1, not 0"):
+        MonitoredConnectionPool(max_connections=0)
+
+
+async def test_entering_does_not_connect_and_leaving_closes_every_connection(server, leaves_nothing):
+    async with pool_from_config({"redis.url": "redis://127.0.0.1:1"}):
+        pass
+
+    async with MonitoredConnectionPool.from_url(server.url) as pool:
+        borrowed, idle = await pool.get_connection(), await pool.get_connection()
+        await pool.release(idle)
+        assert "[1 used, 1 idle, at most 50]" in repr(pool)
+
+    assert (False, False) == (borrowed.is_connected, idle.is_connected)
+    await pool.release(borrowed)
+    assert repr(pool).endswith("[closed]>")
+
+
+async def test_a_closed_pool_says_so_and_opens_again_when_entered(client, pool):
+    await client.ping()
+    await pool.aclose()
+    await pool.aclose()
+
+    with pytest.raises(PoolClosedError, match="pool 'test' is closed"):
+        await client.ping()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await pool.ping()
+
+    async with pool:
+        assert await client.ping() is True
+
+
+async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1)
+    borrowed = await pool.get_connection()
+    waiting = asyncio.create_task(pool.get_connection())
+    await until(lambda: pool._condition._waiters)
+    await pool.aclose()
+    await pool.release(borrowed)
+
+    with pytest.raises(PoolClosedError):
+        await waiting
+
+
+async def test_what_is_used_after_closing_is_closed_when_it_comes_back(make_pool, server):
+    pool = make_pool(server.url)
+    borrowed = await pool.get_connection()
+    await pool.aclose()
+    await borrowed.send_command("PING")
+    assert borrowed.is_connected
+
+    await pool.release(borrowed)
+
+    assert not borrowed.is_connected
+
+
+def test_a_second_event_loop_gets_one_clear_error(server):
+    pool = MonitoredConnectionPool.from_url(server.url, name="shared")
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(pool.ping())
+        with pytest.raises(EventLoopError, match="pool 'shared' belongs to another event loop"):
+            second.run(pool.ping())
+        first.run(pool.aclose())
+        second.run(pool.__aenter__())
+        second.run(pool.ping())
+        second.run(pool.aclose())
+
+
+def test_a_pool_can_be_closed_from_another_loop(server):
+    pool = MonitoredConnectionPool.from_url(server.url)
+    asyncio.run(pool.ping())
+
+    asyncio.run(pool.aclose())
+
+    assert 0 == sum(c.is_connected for c in pool._available_connections)
+
+
+@pytest.mark.parametrize("while_running", [True, False])
+def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_running):
+    async def forget():
+        pool = MonitoredConnectionPool.from_url(server.url, name="forgotten")
+        await pool.ping()
+        borrowed = await pool.get_connection()
+        assert borrowed.is_connected
+        if while_running:
+            del pool, borrowed
+            gc.collect()
+            return None
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = asyncio.run(forget())
+        del pool
+        gc.collect()
+
+    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+async def test_a_pool_that_was_never_used_may_be_forgotten():
+    MonitoredConnectionPool.from_url("redis://localhost")
+    gc.collect()
+
+
+async def test_ping_makes_one_attempt_and_names_pool_and_address():
+    pool = pool_from_config({"redis.url": f"redis://:{SECRET}@127.0.0.1:1/2"})
+
+    with pytest.raises(redis.exceptions.ConnectionError, match=r"^pool 'redis' \(127.0.0.1:1/2\): Error 111 ") as caught:
+        await pool.ping()
+
+    assert SECRET not in str(caught.value) + repr(pool)
+
+
+async def test_ping_of_a_wrong_password_authenticates_once():
+    with RedisServer("--requirepass", "right") as server:
+        async with MonitoredConnectionPool.from_url(server.url, password=SECRET, name="locked") as pool:
+            with pytest.raises(redis.exceptions.AuthenticationError, match="^pool 'locked'") as caught:
+                await pool.ping()
+        async with MonitoredConnectionPool.from_url(server.url, password="right") as pool:
+            statistics = await MonitoredRedisConnection(connection_pool=pool).info("commandstats")
+
+    assert SECRET not in str(caught.value)
+    assert (2, 1) == tuple(statistics["cmdstat_hello"][key] for key in ("calls", "failed_calls"))
+
+
+async def test_ping_of_a_database_that_does_not_exist(server):
+    async with MonitoredConnectionPool.from_url(f"{server.url}/9999") as pool:
+        with pytest.raises(redis.exceptions.ResponseError, match="DB index is out of range"):
+            await pool.ping()
+
+
+async def test_nobody_gets_a_reply_that_belongs_to_another(make_pool, server, until):
+    pool = make_pool(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set("key", "value")
+    connection = await pool.get_connection()
+    await connection.send_command("ECHO", "not yours")
+    await until(lambda: connection._reader._buffer)
+    await pool.release(connection)
+
+    assert b"value" == await client.get("key")
+
+
+async def test_unix_sockets_work(server):
+    config = {"redis.url": f"unix://{server.unix_socket_path}", "redis.db": "3"}
+
+    async with pool_from_config(config) as pool:
+        await pool.ping()
+
+        assert f"{server.unix_socket_path}/3" in repr(pool)

@@ -1,0 +1,452 @@
+"""Spans and the duration metric of commands, pipelines and transactions, by the semantic conventions."""
+
+import asyncio
+import logging
+
+import opentelemetry.semconv.attributes as stable
+import pytest
+import redis.asyncio
+import redis.exceptions
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
+from opentelemetry.trace import SpanKind, StatusCode
+
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, __version__
+from aioredis_monitored.telemetry import operation, semconv
+from aioredis_monitored.testing import FaultProxy, RedisServer
+
+DURATION = "db.client.operation.duration"
+SECRET = "s3cr3t-" * 4
+
+
+def by_name(telemetry):
+    return {span.name: span for span in telemetry.spans}
+
+
+async def test_a_command_is_a_client_span(client, telemetry, server):
+    await client.set("key", SECRET)
+    (span,) = telemetry.spans
+
+    assert f"SET {server.host}:{server.port}" == span.name
+    assert SpanKind.CLIENT is span.kind
+    assert StatusCode.UNSET is span.status.status_code
+    assert {
+        "db.system.name": "redis",
+        "db.namespace": "0",
+        "db.operation.name": "SET",
+        "db.query.text": "SET key ?",
+        "network.transport": "tcp",
+        "server.address": server.host,
+        "server.port": server.port,
+    } == dict(span.attributes)
+
+
+async def test_a_command_is_a_point_of_the_duration(client, telemetry, server):
+    await client.get("key")
+    (point,) = telemetry.points(DURATION)
+
+    assert (1, 0.0001, 10.0) == (point.count, point.explicit_bounds[0], point.explicit_bounds[-1])
+    assert 0 < point.sum < 5
+    assert {
+        "db.system.name": "redis",
+        "db.namespace": "0",
+        "db.operation.name": "GET",
+        "server.address": server.host,
+        "server.port": server.port,
+    } == dict(point.attributes)
+
+
+async def test_scope_names_the_package_its_version_and_the_schema(client, telemetry):
+    await client.get("key")
+    (span,) = telemetry.spans
+
+    scope = span.instrumentation_scope
+    assert ("aioredis_monitored", __version__, semconv.SCHEMA_URL) == (scope.name, scope.version, scope.schema_url)
+
+
+def test_the_server_is_named_as_the_conventions_have_it():
+    def attributes(url, **arguments):
+        pool = MonitoredConnectionPool.from_url(url, **arguments)
+        return pool.telemetry.server.attributes, pool.telemetry.server.target
+
+    default, named = attributes("redis://cache.example.com"), attributes("redis://cache.example.com:7000/3")
+    unix, _ = attributes("unix:///run/redis.sock")
+
+    assert "server.port" not in default[0]
+    assert "cache.example.com:6379" == default[1]
+    assert (7000, "3", "cache.example.com:7000") == (named[0]["server.port"], named[0]["db.namespace"], named[1])
+    assert ("/run/redis.sock", "unix") == (unix["server.address"], unix["network.transport"])
+
+
+async def test_a_unix_socket_gives_the_bare_name(make_pool, server, telemetry):
+    await MonitoredRedisConnection(connection_pool=make_pool(f"unix://{server.unix_socket_path}")).get("key")
+
+    assert {"GET"} == set(by_name(telemetry))
+
+
+def test_a_connection_class_of_ones_own_has_no_address():
+    class Elsewhere(redis.asyncio.connection.AbstractConnection):
+        _connect = _host_error = repr_pieces = lambda self: None
+
+    pool = MonitoredConnectionPool(connection_class=Elsewhere)
+
+    assert {"db.system.name": "redis", "db.namespace": "0"} == pool.telemetry.server.attributes
+    assert "Elsewhere/0" == pool.name
+
+
+async def test_a_procedure_is_the_target(client, telemetry):
+    script = client.register_script("return KEYS[1]")
+    await script(keys=["key"])
+    await client.function_load("#!lua name=lib\nredis.register_function('mine', function(keys) return keys[1] end)")
+    await client.fcall("mine", 1, "key")
+
+    names = [span.name for span in telemetry.spans]
+    assert f"EVALSHA {script.sha}" in names
+    assert "mine" == by_name(telemetry)["FCALL mine"].attributes["db.stored_procedure.name"]
+
+
+async def test_the_name_is_as_the_application_gave_it(client, telemetry, server):
+    await client.execute_command("get", "key")
+    await client.execute_command("CONFIG", "GET", "maxmemory")
+    await client.config_get("maxmemory")
+
+    assert ["get", "CONFIG GET", "CONFIG GET"] == [span.attributes["db.operation.name"] for span in telemetry.spans]
+
+
+BATCHES = [
+    (True, [], "MULTI", 0, ""),
+    (False, [], "PIPELINE", 0, ""),
+    (True, [("GET", "a")], "GET", None, "GET a"),
+    (False, [("GET", "a")], "GET", None, "GET a"),
+    (True, [("GET", "a"), ("GET", "b")], "MULTI GET", 2, "GET a; GET b"),
+    (False, [("GET", "a"), ("GET", "a")], "PIPELINE GET", 2, "GET a"),
+    (True, [("SET", "a", SECRET), ("GET", "a")], "MULTI", 2, "SET a ?; GET a"),
+    (False, [("SET", "a", SECRET), ("GET", "a")], "PIPELINE", 2, "SET a ?; GET a"),
+]
+
+
+@pytest.mark.parametrize(("transaction", "commands", "operation_name", "size", "text"), BATCHES)
+@pytest.mark.parametrize("name", [None, "cart"])
+async def test_the_batch_rules(client, telemetry, server, name, transaction, commands, operation_name, size, text):
+    pipe = client.pipeline(name, transaction)
+    for command in commands:
+        pipe.execute_command(*command)
+    results = await pipe.execute()
+    (span,) = telemetry.spans
+    (point,) = telemetry.points(DURATION)
+
+    assert len(commands) == len(results)
+    assert (name or f"{operation_name} {server.host}:{server.port}") == span.name
+    assert name == span.attributes.get("db.query.summary") == point.attributes.get("db.query.summary")
+    assert operation_name == span.attributes["db.operation.name"] == point.attributes["db.operation.name"]
+    assert size == span.attributes.get("db.operation.batch.size")
+    assert text == span.attributes["db.query.text"]
+    assert "db.operation.batch.size" not in point.attributes
+
+
+async def test_a_long_batch_is_cut_before_it_is_written(client, telemetry):
+    pipe = client.pipeline(transaction=False)
+    for number in range(5000):
+        pipe.get(f"key:{number}" * 10)
+    await pipe.execute()
+
+    text = telemetry.spans[0].attributes["db.query.text"]
+    assert text.endswith("; …")
+    assert len(text) < 6000
+
+
+async def test_a_transaction_shows_what_runs_while_watching(client, telemetry):
+    async def body(pipe):
+        await pipe.get("stock")
+        pipe.multi()
+        pipe.decr("stock").get("stock")
+
+    await client.transaction(body, "stock")
+
+    assert ["WATCH", "GET", "MULTI"] == [span.attributes["db.operation.name"] for span in telemetry.spans]
+
+
+async def test_a_watch_error_is_no_failure(client, telemetry):
+    async with client.pipeline("guarded") as pipe:
+        await pipe.watch("key")
+        await client.set("key", "changed")
+        pipe.multi()
+        pipe.get("key").get("key")
+        with pytest.raises(redis.exceptions.WatchError):
+            await pipe.execute()
+
+    span = by_name(telemetry)["guarded"]
+    assert (StatusCode.UNSET, None) == (span.status.status_code, span.attributes.get("error.type"))
+
+
+async def test_the_prefix_of_an_error_is_its_type(client, telemetry):
+    await client.set("string", "value")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.lpush("string", SECRET)
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.execute_command("NOSUCHCOMMAND", SECRET)
+    with pytest.raises(redis.exceptions.NoScriptError):
+        await client.evalsha("0" * 40, 0)
+
+    _, wrongtype, unknown, noscript = telemetry.spans
+    assert ["WRONGTYPE", "ERR", "NOSCRIPT"] == [s.attributes["error.type"] for s in (wrongtype, unknown, noscript)]
+    for span in (wrongtype, unknown, noscript):
+        assert span.attributes["error.type"] == span.attributes["db.response.status_code"]
+        assert (StatusCode.ERROR, None) == (span.status.status_code, span.status.description)
+        assert () == span.events
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+@pytest.mark.parametrize("raise_on_error", [True, False])
+async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, transaction, raise_on_error):
+    await client.set("string", "value")
+    pipe = client.pipeline("failing", transaction).get("string").lpush("string", SECRET).get("string")
+    if raise_on_error:
+        with pytest.raises(redis.exceptions.ResponseError, match="of pipeline caused error"):
+            await pipe.execute()
+    else:
+        assert isinstance((await pipe.execute(raise_on_error=False))[1], redis.exceptions.ResponseError)
+
+    span = by_name(telemetry)["failing"]
+    assert ("WRONGTYPE", "WRONGTYPE") == (span.attributes["error.type"], span.attributes["db.response.status_code"])
+    assert {"WRONGTYPE"} == {p.attributes["error.type"] for p in telemetry.points(DURATION) if len(p.attributes) > 6}
+
+
+async def test_a_transaction_that_the_server_refuses_has_the_first_errors_type(client, telemetry):
+    pipe = client.pipeline("refused").set("a", 1).execute_command("NOSUCHCOMMAND", SECRET)
+    with pytest.raises(redis.exceptions.ResponseError, match="unknown command"):
+        await pipe.execute()
+
+    assert "ERR" == by_name(telemetry)["refused"].attributes["error.type"]
+
+
+async def test_the_given_span_is_the_parent_and_otherwise_the_current_one(pool, telemetry):
+    tracer = telemetry.tracer_provider.get_tracer("test")
+    given, current = tracer.start_span("given"), tracer.start_span("current")
+    with trace.use_span(current):
+        await MonitoredRedisConnection("redis", given, pool).get("a")
+        await MonitoredRedisConnection("redis", given, pool).pipeline("b").get("b").execute()
+        await MonitoredRedisConnection("redis", None, pool).get("c")
+
+    given_id, current_id = given.get_span_context().span_id, current.get_span_context().span_id
+    assert [given_id, given_id, current_id] == [span.parent.span_id for span in telemetry.spans]
+
+
+async def test_a_sampler_sees_every_required_attribute(server):
+    seen = {}
+
+    class Curious(Sampler):
+        def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None):  # noqa: PLR0913, E501
+            seen.update(attributes, name=name)
+            return SamplingResult(decision=0)
+
+        def get_description(self):
+            return "curious"
+
+    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=TracerProvider(sampler=Curious())) as client:
+        await client.get("key")
+
+    assert {"name", "db.system.name", "db.namespace", "db.operation.name", "server.address", "server.port"} < set(seen)
+
+
+class Broken(SpanProcessor):
+    def on_start(self, span, parent_context=None):
+        raise RuntimeError(SECRET)
+
+    def on_end(self, span):
+        raise RuntimeError(SECRET)
+
+
+class BrokenAtTheEnd(SpanProcessor):
+    def on_end(self, span):
+        raise ValueError(SECRET)
+
+
+class BrokenMeterProvider(MeterProvider):
+    def get_meter(self, *arguments, **keywords):
+        meter = super().get_meter(*arguments, **keywords)
+        real = meter.create_histogram
+
+        def create_histogram(*args, **kwargs):
+            histogram = real(*args, **kwargs)
+
+            def record(*_, **__):
+                raise KeyError(SECRET)
+
+            histogram.record = record
+            return histogram
+
+        meter.create_histogram = create_histogram
+        return meter
+
+
+async def cancelled_while_blocked(client):
+    """A BLPOP that was cancelled while the server held its reply back.
+
+    Not earlier: on Python 3.11 the ``asyncio.wait_for`` with which redis-py writes may swallow a cancellation.
+    """
+    task = asyncio.create_task(client.blpop("nothing", timeout=0))
+    async with redis.asyncio.Redis.from_url(_url(client)) as observer:
+        while not (await observer.info("clients"))["blocked_clients"]:
+            assert not task.done()
+    task.cancel()
+    await asyncio.wait([task])
+    return task
+
+
+def _url(client):
+    arguments = client.connection_pool.connection_kwargs
+    return f"redis://{arguments['host']}:{arguments['port']}"
+
+
+async def outcomes(client):
+    """The same calls, good, failing and cancelled; what each returned or raised."""
+    await client.set("string", "value")
+    pipe = client.pipeline().get("string").lpush("string", "x")
+    blocked = await cancelled_while_blocked(client)
+    results = await asyncio.gather(
+        client.get("string"),
+        client.lpush("string", "x"),
+        pipe.execute(),
+        client.pipeline(False).get("string").execute(),
+        blocked,
+        return_exceptions=True,
+    )
+    return [(type(result), str(result)) for result in results]
+
+
+@pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd])
+async def test_broken_telemetry_changes_nothing_for_the_caller(server, processor, caplog, monkeypatch):
+    monkeypatch.setattr(operation, "_reported", set())
+    provider = TracerProvider()
+    provider.add_span_processor(processor())
+    async with redis.asyncio.Redis.from_url(server.url) as plain:
+        expected = await outcomes(plain)
+
+    with caplog.at_level(logging.WARNING):
+        async with MonitoredRedisConnection.from_url(
+            server.url, tracer_provider=provider, meter_provider=BrokenMeterProvider()
+        ) as broken:
+            assert expected == await outcomes(broken)
+    async with MonitoredRedisConnection.from_url(server.url) as off:
+        assert expected == await outcomes(off)
+
+    logged = [record.getMessage() for record in caplog.records if record.name == "aioredis_monitored.telemetry"]
+    assert 2 == len(logged)
+    assert SECRET not in caplog.text
+
+
+async def test_the_exception_is_the_very_object(client):
+    await client.set("string", "value")
+    raised = []
+
+    class Spy(MonitoredRedisConnection):
+        async def parse_response(self, connection, command_name, **options):
+            try:
+                return await super().parse_response(connection, command_name, **options)
+            except redis.exceptions.ResponseError as error:
+                raised.append(error)
+                raise
+
+    with pytest.raises(redis.exceptions.ResponseError) as caught:
+        await Spy(connection_pool=client.connection_pool).lpush("string", "x")
+
+    assert raised == [caught.value]
+
+
+async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, telemetry):
+    async with FaultProxy(server.host, server.port) as proxy:
+        client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
+        for number in range(90):
+            await client.set("string", number)
+        for _ in range(5):
+            with pytest.raises(redis.exceptions.ResponseError):
+                await client.lpush("string", "x")
+        for _ in range(3):
+            proxy.cut_replies = 1
+            with pytest.raises(redis.exceptions.ConnectionError):
+                await client.rpush("list", "x")
+            proxy.cut_replies = 0
+            # Reconnect without a call of ours, so that the next cut hits a reply and not a handshake.
+            await client.connection_pool.release(await client.connection_pool.get_connection())
+        for _ in range(2):
+            assert (await cancelled_while_blocked(client)).cancelled()
+        await client.connection_pool.aclose()
+
+    points, spans = telemetry.points(DURATION), telemetry.spans
+    of_points = sorted(p.attributes["error.type"] for p in points for _ in range(p.count) if "error.type" in p.attributes)
+    of_spans = sorted(s.attributes["error.type"] for s in spans if "error.type" in s.attributes)
+    assert (100, 100) == (sum(p.count for p in points), len(spans))
+    assert of_spans == of_points
+    assert [
+        "WRONGTYPE",
+        "asyncio.exceptions.CancelledError",
+        "redis.exceptions.ConnectionError",
+    ] == sorted(set(of_points))
+    assert [5, 2, 3] == [of_points.count(kind) for kind in sorted(set(of_points))]
+    assert 98 - 8 == sum(s.status.status_code is StatusCode.UNSET for s in spans) - 2
+
+
+async def test_a_cancelled_call_is_no_error(client, telemetry):
+    assert (await cancelled_while_blocked(client)).cancelled()
+
+    (span,) = telemetry.spans
+    assert ("asyncio.exceptions.CancelledError", StatusCode.UNSET) == (
+        span.attributes["error.type"],
+        span.status.status_code,
+    )
+
+
+async def test_a_secret_shows_in_no_signal(telemetry, caplog, make_pool):
+    caplog.set_level(logging.DEBUG)
+    texts = []
+    with RedisServer("--requirepass", SECRET) as server:
+        url = server.url.replace("redis://", f"redis://:{SECRET}@")
+        pool = make_pool(url)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set("key", SECRET)
+        await client.execute_command(f"SET key {SECRET}")
+        await client.execute_command("AUTH", SECRET)
+        await client.config_set("requirepass", SECRET)
+        await client.eval(f"return '{SECRET}'", 1, "key", SECRET)
+        await client.execute_command("HSET", "hash", "field", SECRET)
+        for failing in (
+            client.lpush("key", SECRET),
+            client.execute_command("NOSUCH", SECRET),
+            client.pipeline().lpush("key", SECRET).get("key").execute(),
+            client.pipeline(False).execute_command("NOSUCH", SECRET).get("key").execute(),
+            client.execute_command("AUTH", "user", SECRET + "x"),
+        ):
+            with pytest.raises(redis.exceptions.RedisError):
+                await failing
+        wrong = make_pool(server.url, password=SECRET + "x")
+        with pytest.raises(redis.exceptions.AuthenticationError) as caught:
+            await wrong.ping()
+        texts += [repr(pool), repr(client), repr(wrong), repr(client.pipeline()), str(caught.value), repr(caught.value)]
+        await pool.aclose()
+
+    signals = [span.to_json() for span in telemetry.spans]
+    signals += [repr(point) for point in telemetry.points(DURATION)]
+    assert len(signals) > 15
+    for text in (*signals, *texts, caplog.text):
+        assert SECRET not in text
+
+
+def test_every_name_is_one_of_the_conventions():
+    import pkgutil
+    from importlib import import_module
+
+    import opentelemetry.semconv._incubating.attributes as incubating
+    from opentelemetry.semconv.metrics import db_metrics
+
+    known = set()
+    for package in (stable, incubating):
+        for module in pkgutil.iter_modules(package.__path__):
+            known |= {v for v in vars(import_module(f"{package.__name__}.{module.name}")).values() if isinstance(v, str)}
+    known.add(db_metrics.DB_CLIENT_OPERATION_DURATION)
+    ours = {value for name, value in vars(semconv).items() if name.isupper() and "." in value}
+
+    assert {semconv.SCHEMA_URL} == ours - known
+    assert len(ours) > 10
