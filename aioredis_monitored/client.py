@@ -2,7 +2,8 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from math import isinf
 from typing import Any, Self, overload
 from weakref import WeakKeyDictionary
 
@@ -21,6 +22,7 @@ from aioredis_monitored.telemetry.attributes import command_call, server_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
+_IMPATIENT = nullcontext()
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
@@ -93,9 +95,7 @@ class MonitoredRedisConnection(Redis):
 
     def client(self) -> Self:
         """A handle that keeps to one connection; close it to give the connection back."""
-        return self.__class__(
-            self.context_name, self.server_span, self.connection_pool, single_connection_client=True
-        )
+        return self.__class__(self.context_name, self.server_span, self.connection_pool, single_connection_client=True)
 
     def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
         """Set how replies to ``command`` are parsed, for this handle alone: others share the callbacks it had."""
@@ -105,7 +105,7 @@ class MonitoredRedisConnection(Redis):
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command and return its parsed reply, as redis-py does."""
         with Operation(self._telemetry, command_call(args), self.server_span):
-            return await super().execute_command(*args, **options)
+            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     @overload
     def pipeline(
@@ -115,7 +115,7 @@ class MonitoredRedisConnection(Redis):
     @overload
     def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> MonitoredRedisPipeline: ...
 
-    def pipeline(
+    def pipeline(  # type: ignore[misc]  # each form has names of its own, which one signature cannot show
         self,
         name: str | bool | None = None,
         transaction: bool | str | None = True,
@@ -140,34 +140,52 @@ class MonitoredRedisConnection(Redis):
             server_span=self.server_span,
         )
 
-    def lock(self, name: KeyT, *args: Any, lock_class: type[Lock] | None = None, **kwargs: Any) -> Lock:
-        """A distributed lock; arguments, defaults and units are those of ``redis.asyncio.Redis.lock``."""
-        return super().lock(name, *args, lock_class=lock_class or MonitoredLock, **kwargs)
+    def lock(
+        self,
+        name: KeyT,
+        timeout: float | None = None,
+        sleep: float = 0.1,
+        blocking: bool = True,
+        blocking_timeout: float | None = None,
+        lock_class: type[Lock] | None = None,
+        thread_local: bool = True,
+        raise_on_release_error: bool = True,
+    ) -> Lock:
+        """A distributed lock; the arguments are those of ``redis.asyncio.Redis.lock``, durations in seconds."""
+        return super().lock(
+            name,
+            timeout,
+            sleep,
+            blocking,
+            blocking_timeout,
+            lock_class or MonitoredLock,
+            thread_local,
+            raise_on_release_error,
+        )
 
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
     ) -> Any:
         wait = commands.server_wait(args)
-        if wait is None:
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)
-        with _patient(conn, wait):
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)
+        patience = _IMPATIENT if wait is None else _patience(conn, wait)
+        with patience:
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def _patient(connection: AbstractConnection, wait: float) -> Iterator[None]:
+def _patience(connection: AbstractConnection, wait: float) -> Iterator[None]:
     """Let the server hold a reply back for ``wait`` seconds before ``socket_timeout`` starts to count.
 
     redis-py 8 reads with a five-second ``socket_timeout`` whatever the command, so that every BLPOP that waits longer
     fails. The connection is the caller's alone while it is borrowed.
     """
-    patience = connection.socket_timeout
-    if patience is not None:
-        connection.socket_timeout = None if wait == float("inf") else patience + wait
+    socket_timeout = connection.socket_timeout
+    if socket_timeout is not None:
+        connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
     try:
         yield
     finally:
-        connection.socket_timeout = patience
+        connection.socket_timeout = socket_timeout
 
 
 def _telemetry_of(pool: ConnectionPool) -> Telemetry:

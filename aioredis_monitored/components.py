@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from functools import wraps
 from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, signature, unwrap
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, overload
 from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
@@ -195,7 +195,7 @@ def _components_in_use() -> Components:
     return stack[-1]
 
 
-def _injector(lease: _Lease) -> Any:
+def _injector(lease: _Lease) -> Injector:
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if iscoroutinefunction(function):
             wrapper = _inject_coroutine(function, lease)
@@ -212,7 +212,7 @@ def _injector(lease: _Lease) -> Any:
         wrapper.__signature__ = _without_connection(function)  # type: ignore[attr-defined]
         return wrapper
 
-    return decorate
+    return cast("Injector", decorate)
 
 
 def _inject_coroutine(function: Callable[..., Any], lease: _Lease) -> Callable[..., Any]:

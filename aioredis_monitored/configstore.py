@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any
 
@@ -97,14 +98,12 @@ def _key(type_: str, component: str) -> str:
 
 
 def _parse(key: str, value: bytes | str | None) -> dict[str, Any]:
-    try:
+    with suppress(ValueError):
         config = json.loads(value or "{}")
-    except ValueError:
-        config = None
-    if not isinstance(config, dict):
-        message = f"{key} does not hold a JSON object"
-        raise ValueError(message) from None
-    return config
+        if isinstance(config, dict):
+            return config
+    message = f"{key} does not hold a JSON object"
+    raise ValueError(message)
 
 
 def _truth(value: bytes | str | None) -> bool:

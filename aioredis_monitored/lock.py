@@ -12,6 +12,7 @@ class MonitoredLock(Lock):
 
     def register_scripts(self) -> None:
         """Bind the three scripts to this lock's client."""
-        self.lua_release = self.redis.register_script(self.LUA_RELEASE_SCRIPT)
-        self.lua_extend = self.redis.register_script(self.LUA_EXTEND_SCRIPT)
-        self.lua_reacquire = self.redis.register_script(self.LUA_REACQUIRE_SCRIPT)
+        # redis-py declares the three as None.
+        self.lua_release = self.redis.register_script(self.LUA_RELEASE_SCRIPT)  # type: ignore[assignment]
+        self.lua_extend = self.redis.register_script(self.LUA_EXTEND_SCRIPT)  # type: ignore[assignment]
+        self.lua_reacquire = self.redis.register_script(self.LUA_REACQUIRE_SCRIPT)  # type: ignore[assignment]

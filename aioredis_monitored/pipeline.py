@@ -57,7 +57,7 @@ class MonitoredRedisPipeline(Pipeline):
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, and what is read between it and MULTI."""
         with Operation(self._telemetry, command_call(args), self.server_span):
-            return await super().immediate_execute_command(*args, **options)
+            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Let redis-py write the command into the error's text, once the error has been classified without it."""

@@ -10,16 +10,20 @@ from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis.asyncio import BlockingConnectionPool, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from aioredis_monitored._version import __version__
 from aioredis_monitored.config import RedisConfig
 from aioredis_monitored.errors import ConfigurationError, EventLoopError, PoolClosedError
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import command_call, server_of
-from aioredis_monitored.telemetry.instruments import Telemetry
+from aioredis_monitored.telemetry.instruments import SCOPE, Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
+# Once: redis-py would read its version from disk for every connection, in the event loop.
+_DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
@@ -62,9 +66,10 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             raise ConfigurationError(("max_connections", f"must be at least 1, not {max_connections}"))
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
         connection_arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
+        connection_arguments.setdefault("driver_info", _DRIVER_INFO)
         super().__init__(max_connections=max_connections, timeout=timeout, **connection_arguments)
         # An unknown argument would otherwise be noticed by the first command.
-        self.make_connection()
+        self.make_connection()  # type: ignore[no-untyped-call]
         server = server_of(self)
         self.telemetry = Telemetry(server, tracer_provider=tracer_provider, meter_provider=meter_provider)
         address = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
@@ -84,7 +89,12 @@ class MonitoredConnectionPool(BlockingConnectionPool):
 
     @classmethod
     def from_arguments(
-        cls, *, unix_socket_path: str | None = None, ssl: bool = False, max_connections: int | None = None, **kwargs: Any
+        cls,
+        *,
+        unix_socket_path: str | None = None,
+        ssl: bool = False,
+        max_connections: int | None = None,
+        **kwargs: Any,
     ) -> Self:
         """A pool for the keyword arguments of ``redis.asyncio.Redis``."""
         if unix_socket_path is not None:
@@ -129,7 +139,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         """
         self._check_open()
         self._check_loop()
-        connection: AbstractConnection = await super().get_connection()
+        connection: AbstractConnection = await super().get_connection()  # type: ignore[no-untyped-call]
         if self._closed:
             # Closed while this call waited; release() closes what a closed pool gets back.
             await self.release(connection)
@@ -187,9 +197,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         return len(connected)
 
 
-def pool_from_config(
-    app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any
-) -> MonitoredConnectionPool:
+def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
     """Make a pool from an application's configuration.
 
     Keys, each with the prefix in front: ``url`` (required), ``max_connections``, ``timeout``, ``socket_timeout``,
@@ -214,7 +222,7 @@ def pool_from_config(
 
 
 def _abandon(connection: AbstractConnection) -> None:
-    writer = connection._writer  # noqa: SLF001 - redis-py offers no way to close without an event loop
+    writer: Any = connection._writer  # noqa: SLF001 - redis-py offers no way to close without an event loop
     connection._writer = connection._reader = None  # noqa: SLF001
     transport = writer.transport
     try:

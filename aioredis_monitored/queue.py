@@ -72,7 +72,7 @@ class MessageQueue:
 
         Args:
             message: bytes, or a str, int or float, which are encoded as redis-py does.
-            timeout: Accepted for the sake of bounded queues; a Redis list has no bound, so there is nothing to wait for.
+            timeout: Accepted for the sake of bounded queues; a Redis list has no bound to wait for.
 
         Raises:
             redis.exceptions.DataError: The message is of another type.
@@ -114,4 +114,4 @@ def _whole_seconds(timeout: Any) -> int | None:
     if isinstance(timeout, bool) or not isinstance(timeout, Real) or not math.isfinite(timeout) or timeout < 0:
         message = f"timeout must be None or a finite number of seconds, at least 0, not {timeout!r}"
         raise ValueError(message)
-    return math.ceil(timeout)
+    return math.ceil(float(timeout))

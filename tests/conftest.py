@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
-from aioredis_monitored.testing import FaultProxy, RedisServer, capture_telemetry
+from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
 
 DEADLINE = 5.0
 
@@ -46,7 +46,7 @@ def own_server():
 
 @pytest.fixture
 def telemetry():
-    with capture_telemetry() as capture:
+    with TelemetryCapture() as capture:
         yield capture
 
 

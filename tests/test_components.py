@@ -311,7 +311,9 @@ async def test_a_dead_config_server_and_no_configuration_ever_is_an_error(own_se
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     own_server.kill()
     async with Components(store):
-        with pytest.raises(ConfigurationError, match="component 'logs': no usable configuration, and never had one: Err"):
+        with pytest.raises(
+            ConfigurationError, match="component 'logs': no usable configuration, and never had one: Err"
+        ):
             await log("key")
 
 
@@ -338,7 +340,11 @@ async def access_time(conn, context, *, clock, keep=100):
     yield
     async with conn.pipeline("access-time") as pipe:
         slowest = f"slowest:{context}"
-        await pipe.zadd(slowest, {f"{context}:{started}": clock() - started}).zremrangebyrank(slowest, 0, -keep - 1).execute()
+        await (
+            pipe.zadd(slowest, {f"{context}:{started}": clock() - started})
+            .zremrangebyrank(slowest, 0, -keep - 1)
+            .execute()
+        )
 
 
 async def test_log_recent_keeps_the_newest(components, client):

@@ -89,9 +89,9 @@ async def test_a_cancelled_reader_harms_nobody(own_server, make_pool):
 async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, client, value):
     await client.set("config:redis:logs", value)
 
-    with pytest.raises(ValueError, match="^config:redis:logs does not hold a JSON object$") as caught:
+    with pytest.raises(ValueError, match=r"^config:redis:logs does not hold a JSON object$") as caught:
         await store.get("redis", "logs")
-    assert caught.value.__suppress_context__
+    assert caught.value.__context__ is None
 
 
 async def test_only_objects_can_be_set(store):
@@ -116,7 +116,16 @@ async def test_a_dead_server_is_asked_once_for_each_wait(own_server, make_pool, 
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(None, False), ("", False), ("0", False), ("no", False), ("False", False), ("1", True), ("yes", True), ("x", True)],
+    [
+        (None, False),
+        ("", False),
+        ("0", False),
+        ("no", False),
+        ("False", False),
+        ("1", True),
+        ("yes", True),
+        ("x", True),
+    ],
 )
 @pytest.mark.parametrize("decode_responses", [True, False])
 async def test_maintenance(make_pool, server, value, expected, decode_responses):

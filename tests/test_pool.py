@@ -16,6 +16,7 @@ from aioredis_monitored import (
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolClosedError,
+    __version__,
     config_from_env,
     pool_from_config,
 )
@@ -191,7 +192,9 @@ async def test_a_pool_that_was_never_used_may_be_forgotten():
 async def test_ping_makes_one_attempt_and_names_pool_and_address():
     pool = pool_from_config({"redis.url": f"redis://:{SECRET}@127.0.0.1:1/2"})
 
-    with pytest.raises(redis.exceptions.ConnectionError, match=r"^pool 'redis' \(127.0.0.1:1/2\): Error 111 ") as caught:
+    with pytest.raises(
+        redis.exceptions.ConnectionError, match=r"^pool 'redis' \(127.0.0.1:1/2\): Error 111 "
+    ) as caught:
         await pool.ping()
 
     assert SECRET not in str(caught.value) + repr(pool)
@@ -200,7 +203,7 @@ async def test_ping_makes_one_attempt_and_names_pool_and_address():
 async def test_ping_of_a_wrong_password_authenticates_once():
     with RedisServer("--requirepass", "right") as server:
         async with MonitoredConnectionPool.from_url(server.url, password=SECRET, name="locked") as pool:
-            with pytest.raises(redis.exceptions.AuthenticationError, match="^pool 'locked'") as caught:
+            with pytest.raises(redis.exceptions.AuthenticationError, match=r"^pool 'locked'") as caught:
                 await pool.ping()
         async with MonitoredConnectionPool.from_url(server.url, password="right") as pool:
             statistics = await MonitoredRedisConnection(connection_pool=pool).info("commandstats")
@@ -211,7 +214,7 @@ async def test_ping_of_a_wrong_password_authenticates_once():
 
 async def test_ping_of_a_database_that_does_not_exist(server):
     async with MonitoredConnectionPool.from_url(f"{server.url}/9999") as pool:
-        with pytest.raises(redis.exceptions.ResponseError, match="DB index is out of range"):
+        with pytest.raises(redis.exceptions.ResponseError, match=r"DB index is out of range"):
             await pool.ping()
 
 
@@ -234,3 +237,14 @@ async def test_unix_sockets_work(server):
         await pool.ping()
 
         assert f"{server.unix_socket_path}/3" in repr(pool)
+
+
+async def test_client_list_shows_who_we_are(make_pool, server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, client_name="shop"))
+    own = next(each for each in await client.client_list() if each["cmd"] == "client|list")
+
+    assert "shop" == own["name"]
+    assert own.get("lib-name", "unknown to Redis 7.0") in {
+        f"redis-py(aioredis_monitored_v{__version__})",
+        "unknown to Redis 7.0",
+    }

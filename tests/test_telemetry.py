@@ -238,14 +238,18 @@ async def test_a_sampler_sees_every_required_attribute(server):
     seen = {}
 
     class Curious(Sampler):
-        def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None):  # noqa: PLR0913, E501
+        def should_sample(
+            self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None
+        ):
             seen.update(attributes, name=name)
             return SamplingResult(decision=0)
 
         def get_description(self):
             return "curious"
 
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=TracerProvider(sampler=Curious())) as client:
+    async with MonitoredRedisConnection.from_url(
+        server.url, tracer_provider=TracerProvider(sampler=Curious())
+    ) as client:
         await client.get("key")
 
     assert {"name", "db.system.name", "db.namespace", "db.operation.name", "server.address", "server.port"} < set(seen)
@@ -376,7 +380,9 @@ async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, te
         await client.connection_pool.aclose()
 
     points, spans = telemetry.points(DURATION), telemetry.spans
-    of_points = sorted(p.attributes["error.type"] for p in points for _ in range(p.count) if "error.type" in p.attributes)
+    of_points = sorted(
+        p.attributes["error.type"] for p in points for _ in range(p.count) if "error.type" in p.attributes
+    )
     of_spans = sorted(s.attributes["error.type"] for s in spans if "error.type" in s.attributes)
     assert (100, 100) == (sum(p.count for p in points), len(spans))
     assert of_spans == of_points
@@ -444,7 +450,9 @@ def test_every_name_is_one_of_the_conventions():
     known = set()
     for package in (stable, incubating):
         for module in pkgutil.iter_modules(package.__path__):
-            known |= {v for v in vars(import_module(f"{package.__name__}.{module.name}")).values() if isinstance(v, str)}
+            known |= {
+                v for v in vars(import_module(f"{package.__name__}.{module.name}")).values() if isinstance(v, str)
+            }
     known.add(db_metrics.DB_CLIENT_OPERATION_DURATION)
     ours = {value for name, value in vars(semconv).items() if name.isupper() and "." in value}
 

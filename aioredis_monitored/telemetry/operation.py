@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -39,7 +39,7 @@ class Operation:
         self._failure: Failure | None = None
         self._noted: list[tuple[BaseException, Failure | None]] = []
 
-    def __enter__(self) -> "Operation":
+    def __enter__(self) -> Self:
         self._span = _guarded(self._start_span) or trace.INVALID_SPAN
         if self._span.is_recording():
             # Not at creation: samplers do not need it, and a span that is not recorded must not pay for it.

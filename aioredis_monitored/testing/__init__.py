@@ -1,7 +1,7 @@
 """For tests: a real server, a proxy that breaks connections, and the telemetry of a block of code."""
 
-from aioredis_monitored.testing.capture import TelemetryCapture, capture_telemetry
+from aioredis_monitored.testing.capture import TelemetryCapture
 from aioredis_monitored.testing.proxy import FaultProxy
 from aioredis_monitored.testing.server import RedisServer
 
-__all__ = ["FaultProxy", "RedisServer", "TelemetryCapture", "capture_telemetry"]
+__all__ = ["FaultProxy", "RedisServer", "TelemetryCapture"]

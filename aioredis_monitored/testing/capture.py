@@ -1,25 +1,30 @@
 """Spans and metrics of a block of code, kept in memory by the real SDK."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from opentelemetry.sdk.metrics import MeterProvider
-from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 
 class TelemetryCapture:
-    """An SDK of its own whose exporters keep what they get; hand its two providers to a pool."""
+    """An SDK of its own that keeps what it gets; hand its two providers to a pool.
 
-    def __init__(self) -> None:
+    Use it as a context manager, which shuts the providers down at its end; what was captured stays.
+
+    Args:
+        metric_readers: Further readers, for metrics that go elsewhere as well.
+    """
+
+    def __init__(self, *metric_readers: MetricReader) -> None:
         self._exporter = InMemorySpanExporter()
         self._reader = InMemoryMetricReader()
         self.tracer_provider = TracerProvider()
         self.tracer_provider.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.meter_provider = MeterProvider(metric_readers=[self._reader])
+        self.meter_provider = MeterProvider(metric_readers=[self._reader, *metric_readers])
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:
@@ -38,13 +43,11 @@ class TelemetryCapture:
             for point in metric.data.data_points
         ]
 
+    def __enter__(self) -> Self:
+        return self
 
-@contextmanager
-def capture_telemetry() -> Iterator[TelemetryCapture]:
-    """A ``TelemetryCapture`` for a ``with`` block; shut down at its end."""
-    capture = TelemetryCapture()
-    try:
-        yield capture
-    finally:
-        capture.tracer_provider.shutdown()
-        capture.meter_provider.shutdown()
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.tracer_provider.shutdown()
+        self.meter_provider.shutdown()

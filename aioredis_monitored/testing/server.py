@@ -99,7 +99,12 @@ class RedisServer:
         # Empty, but a file: Sentinel refuses to start without one that it may write.
         configuration = Path(str(self._directory), "redis.conf")
         configuration.touch()
-        command = [server_binary(), str(configuration), *(word for option in options.items() for word in option), *self._arguments]
+        command = [
+            server_binary(),
+            str(configuration),
+            *(word for option in options.items() for word in option),
+            *self._arguments,
+        ]
         with Path(str(self._directory), "redis.log").open("wb") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own server
         deadline = time.monotonic() + _START_SECONDS

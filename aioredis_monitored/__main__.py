@@ -1,0 +1,7 @@
+"""``python -m aioredis_monitored``."""
+
+import sys
+
+from aioredis_monitored.cli import main
+
+sys.exit(main())

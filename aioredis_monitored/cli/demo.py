@@ -1,0 +1,87 @@
+"""The demo: a web shop on a real server, its traces as waterfalls, its metrics as a table."""
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from redis.exceptions import RedisError
+from rich.console import Console
+
+from aioredis_monitored.cli.render import print_durations, print_waterfalls
+from aioredis_monitored.cli.shop import Shop
+from aioredis_monitored.components import Components
+from aioredis_monitored.config import config_from_env
+from aioredis_monitored.context import RedisContextFactory
+from aioredis_monitored.errors import ConfigurationError
+from aioredis_monitored.pool import pool_from_config
+from aioredis_monitored.telemetry.semconv import DB_CLIENT_OPERATION_DURATION
+from aioredis_monitored.testing import RedisServer, TelemetryCapture
+
+_COLLECTOR_SECONDS = 2.0
+_NEXT_STEPS = """
+Where to go next
+  In your service:   async with pool_from_config(config_from_env()) as pool: ...
+  Your own server:   REDIS_URL=redis://localhost:6379 python -m aioredis_monitored demo
+  Your collector:    python -m aioredis_monitored demo --otlp http://localhost:4318
+  Everything else:   the README"""
+
+
+def run(environ: Mapping[str, str], otlp: str | None) -> int:
+    """Run the demo and return the exit code: 0, or 1 with the reason when the server cannot be used.
+
+    Args:
+        environ: The environment; without ``REDIS_URL`` an embedded server is started.
+        otlp: The base URL of a collector that gets everything as well, over OTLP/HTTP.
+    """
+    console = Console(highlight=False)
+    try:
+        with _configuration(environ) as config, _telemetry(otlp) as capture:
+            spans, points = asyncio.run(_shop(config, capture))
+    except (ConfigurationError, RedisError, FileNotFoundError) as error:
+        console.print(f"The demo cannot run: {error}", style="red", markup=False, soft_wrap=True)
+        return 1
+    print_waterfalls(console, spans)
+    print_durations(console, points)
+    console.print(_NEXT_STEPS, soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def _configuration(environ: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
+    if environ.get("REDIS_URL"):
+        yield config_from_env(environ)
+        return
+    with RedisServer() as server:
+        yield {"redis.url": server.url}
+
+
+@contextmanager
+def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
+    readers: list[MetricReader] = []
+    if otlp:
+        metrics = OTLPMetricExporter(endpoint=f"{otlp.rstrip('/')}/v1/metrics", timeout=_COLLECTOR_SECONDS)
+        readers.append(PeriodicExportingMetricReader(metrics))
+    with TelemetryCapture(*readers) as capture:
+        if otlp:
+            traces = OTLPSpanExporter(endpoint=f"{otlp.rstrip('/')}/v1/traces", timeout=_COLLECTOR_SECONDS)
+            capture.tracer_provider.add_span_processor(BatchSpanProcessor(traces))
+        yield capture
+
+
+async def _shop(config: Mapping[str, str], capture: TelemetryCapture) -> tuple[Sequence[ReadableSpan], list[Any]]:
+    providers: dict[str, Any] = {"tracer_provider": capture.tracer_provider, "meter_provider": capture.meter_provider}
+    async with pool_from_config(config, **providers) as pool:
+        await pool.ping()
+        shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
+        statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
+        try:
+            await shop.serve(Components(statistics, **providers))
+            return capture.spans, capture.points(DB_CLIENT_OPERATION_DURATION)
+        finally:
+            await shop.clean_up()

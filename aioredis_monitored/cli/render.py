@@ -1,0 +1,87 @@
+"""Spans as waterfalls and metrics as a table, in a terminal."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+_BAR_COLUMNS = 24
+_NANOSECONDS = 1e6  # in a millisecond
+
+
+def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
+    """Print each trace: its spans under one another, and when each ran."""
+    traces: defaultdict[int, list[ReadableSpan]] = defaultdict(list)
+    for span in sorted(spans, key=_start):
+        traces[span.context.trace_id].append(span)
+    error_columns = max(1, *(len(_error(span)) for span in spans))
+    mark = "=" if console.options.ascii_only else "━"
+    for trace in traces.values():
+        table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
+        table.add_column(no_wrap=True, overflow="crop", ratio=1)
+        table.add_column(no_wrap=True, width=_BAR_COLUMNS)
+        table.add_column(no_wrap=True, justify="right", width=10)
+        table.add_column(no_wrap=True, width=error_columns)
+        first, last = _start(trace[0]), max(_end(span) for span in trace)
+        for span, depth in _tree(trace):
+            failed = span.status.status_code is StatusCode.ERROR
+            style = "red" if failed else "cyan" if depth else "bold"
+            label = Text("  " * depth + _label(span), style=style)
+            bar = Text(_bar(span, first, last, mark), style=style)
+            milliseconds = (_end(span) - _start(span)) / _NANOSECONDS
+            table.add_row(label, bar, f"{milliseconds:.2f} ms", Text(_error(span), style=style))
+        console.print(table)
+        console.print()
+
+
+def print_durations(console: Console, points: Sequence[Any]) -> None:
+    """Print ``db.client.operation.duration``, a row for each operation and outcome."""
+    table = Table(title="db.client.operation.duration", title_justify="left", title_style="bold")
+    table.add_column("operation")
+    table.add_column("error.type")
+    table.add_column("calls", justify="right")
+    table.add_column("mean", justify="right")
+    for point in sorted(points, key=lambda point: -point.count):
+        name = point.attributes.get("db.query.summary") or point.attributes["db.operation.name"]
+        error = Text(point.attributes.get("error.type", ""), style="red")
+        table.add_row(name, error, str(point.count), f"{point.sum / point.count * 1000:.2f} ms")
+    console.print(table)
+
+
+def _label(span: ReadableSpan) -> str:
+    attributes = span.attributes or {}
+    text = attributes.get("db.query.summary") or attributes.get("db.query.text") or span.name
+    size = attributes.get("db.operation.batch.size")
+    return f"{text} ({size} commands)" if size else str(text)
+
+
+def _error(span: ReadableSpan) -> str:
+    return str((span.attributes or {}).get("error.type", ""))
+
+
+def _tree(trace: Sequence[ReadableSpan]) -> Iterator[tuple[ReadableSpan, int]]:
+    depths: dict[int, int] = {}
+    for span in trace:
+        depth = depths.get(span.parent.span_id, -1) + 1 if span.parent else 0
+        depths[span.context.span_id] = depth
+        yield span, depth
+
+
+def _bar(span: ReadableSpan, first: int, last: int, mark: str) -> str:
+    column = (last - first) / _BAR_COLUMNS or 1
+    begin = min(int((_start(span) - first) / column), _BAR_COLUMNS - 1)
+    length = max(1, round((_end(span) - _start(span)) / column))
+    return (" " * begin + mark * length)[:_BAR_COLUMNS]
+
+
+def _start(span: ReadableSpan) -> int:
+    return span.start_time or 0
+
+
+def _end(span: ReadableSpan) -> int:
+    return span.end_time or 0

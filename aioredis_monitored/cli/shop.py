@@ -1,0 +1,78 @@
+"""A small web shop, written as an application would use this package; the demo shows what it reports."""
+
+import asyncio
+from contextlib import suppress
+from uuid import uuid4
+
+from opentelemetry.trace import SpanKind, Tracer
+from redis.exceptions import ResponseError
+
+from aioredis_monitored.client import MonitoredRedisConnection
+from aioredis_monitored.components import Components, redis_connection
+from aioredis_monitored.context import RedisContextFactory
+from aioredis_monitored.queue import MessageQueue
+
+
+class Shop:
+    """Two requests and a worker, on keys of their own that ``clean_up`` removes.
+
+    Args:
+        factory: Makes each request's connection.
+        tracer: Opens the requests' spans, as a web framework's instrumentation does.
+    """
+
+    def __init__(self, factory: RedisContextFactory, tracer: Tracer) -> None:
+        self._factory = factory
+        self._tracer = tracer
+        self._prefix = f"demo:{uuid4().hex[:8]}"
+        self._orders = MessageQueue(f"{self._prefix}:orders", factory.connection_pool)
+
+    async def serve(self, components: Components) -> None:
+        """Handle the requests, then let the worker take the order."""
+        async with components:
+            await self._product_page()
+            await self._checkout()
+            await self._worker()
+
+    async def clean_up(self) -> None:
+        """Leave nothing behind on the server."""
+        redis = self._factory.make_object_for_context("clean-up", None)
+        async for key in redis.scan_iter(f"{self._prefix}:*"):
+            await redis.delete(key)
+        await self._orders.close()
+
+    async def _product_page(self) -> None:
+        with self._tracer.start_as_current_span("GET /products/42", kind=SpanKind.SERVER):
+            redis = self._factory.make_object_for_context("redis", None)
+            key = f"{self._prefix}:product:42"
+            if await redis.get(key) is None:
+                with self._tracer.start_as_current_span("render"):
+                    await asyncio.sleep(0.002)
+                await redis.set(key, "a red bicycle", ex=60)
+            await redis.get(key)
+            await count_view(f"{self._prefix}:views")
+
+    async def _checkout(self) -> None:
+        with self._tracer.start_as_current_span("POST /checkout", kind=SpanKind.SERVER):
+            redis = self._factory.make_object_for_context("redis", None)
+            async with redis.lock(f"{self._prefix}:lock:user:7", timeout=10):
+                async with redis.pipeline("checkout") as pipe:
+                    pipe.decr(f"{self._prefix}:stock:42")
+                    pipe.hset(f"{self._prefix}:cart:7", "product", "42")
+                    pipe.expire(f"{self._prefix}:cart:7", 3600)
+                    await pipe.execute()
+                await self._orders.put(b"order 1001")
+            with suppress(ResponseError):
+                # The mistake of the day: the product is a string and not a list.
+                await redis.lpush(f"{self._prefix}:product:42", "a bell")
+
+    async def _worker(self) -> None:
+        with self._tracer.start_as_current_span("worker", kind=SpanKind.CONSUMER):
+            order = await self._orders.get(timeout=1)
+            await self._factory.make_object_for_context("worker", None).set(f"{self._prefix}:done", order)
+
+
+@redis_connection("statistics")
+async def count_view(redis: MonitoredRedisConnection, key: str) -> None:
+    """Count a page view where the component ``statistics`` is configured to be."""
+    await redis.incr(key)

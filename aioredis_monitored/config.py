@@ -1,0 +1,239 @@
+"""The edge where configuration becomes typed: keys and environment variables in, a checked `RedisConfig` out."""
+
+import logging
+import os
+import re
+import ssl
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
+from difflib import SequenceMatcher, get_close_matches
+from typing import Any, Self
+
+from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+
+from aioredis_monitored.errors import ConfigurationError
+from aioredis_monitored.options import OPTIONS, PASSWORD_FILE, Option
+from aioredis_monitored.url import RedisUrl, parse_url
+
+_logger = logging.getLogger(__name__)
+_KEYS = ("url", "password_file", *OPTIONS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RedisConfig:
+    """What a pool of connections to one server needs to know.
+
+    Every field but ``tls`` is an argument of redis-py's with the same name; None leaves redis-py's default. Durations
+    are in seconds.
+
+    Attributes:
+        host: Name or address of the server.
+        port: Its TCP port.
+        path: A Unix socket, to be used instead of host and port.
+        tls: Whether to encrypt.
+        username: Who to authenticate as.
+        password: With what; never part of the repr.
+        db: Number of the database.
+        max_connections: The most connections that the pool may have.
+        timeout: How long to wait for one of them.
+        socket_timeout: How long to wait for a reply.
+        socket_connect_timeout: How long connecting may take.
+        health_check_interval: How long a connection may be idle before it is checked; 0 never checks.
+        socket_keepalive: Whether TCP keeps idle connections alive.
+        client_name: What ``CLIENT LIST`` calls the connections.
+        protocol: 2 or 3, the version of RESP.
+        decode_responses: Whether replies are text instead of bytes.
+        ssl_ca_certs: File of the authorities to trust.
+        ssl_certfile: File of the client's certificate.
+        ssl_keyfile: File of the key to it.
+        ssl_check_hostname: Whether the server's certificate must be for its name.
+        ssl_min_version: The oldest TLS to accept.
+    """
+
+    host: str = "localhost"
+    port: int = 6379
+    path: str | None = None
+    tls: bool = False
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    db: int = 0
+    max_connections: int = 50
+    timeout: float = 20.0
+    socket_timeout: float | None = None
+    socket_connect_timeout: float | None = None
+    health_check_interval: float | None = None
+    socket_keepalive: bool | None = None
+    client_name: str | None = None
+    protocol: int | None = None
+    decode_responses: bool | None = None
+    ssl_ca_certs: str | None = None
+    ssl_certfile: str | None = None
+    ssl_keyfile: str | None = None
+    ssl_check_hostname: bool | None = None
+    ssl_min_version: ssl.TLSVersion | None = None
+
+    @classmethod
+    def from_mapping(cls, mapping: Mapping[str, object], prefix: str) -> Self:
+        """Check the keys that begin with ``prefix`` and make a configuration of them.
+
+        Beside ``url``, which is required, and ``password_file``, the keys are the fields above from ``username`` on.
+        The query of the URL may hold them too, ``password_file`` excepted. Values may be text or already typed; text
+        for durations is read by `parse_timespan`. Blank text and None count as not given. Keys that have a "." after
+        the prefix are another pool's and ignored, as are keys without the prefix.
+
+        Args:
+            mapping: The application's configuration, with keys such as "redis.url".
+            prefix: What this pool's keys begin with, such as "redis."; may be empty.
+
+        Raises:
+            ConfigurationError: It cannot be used; all that is wrong is told at once, and no value is ever repeated.
+        """
+        own = {key.removeprefix(prefix): value for key, value in mapping.items() if key.startswith(prefix)}
+        reading = _Reading(prefix)
+        url = reading.url(own.pop("url", None))
+        reading.keys({name: value for name, value in own.items() if "." not in name})
+        reading.check_together(url.scheme)
+        if reading.problems:
+            raise ConfigurationError(*reading.problems)
+        return cls(host=url.host, port=url.port, path=url.path, tls=url.scheme == "rediss", **reading.values)
+
+    def pool_arguments(self) -> dict[str, Any]:
+        """Return the keyword arguments for ``redis.asyncio.BlockingConnectionPool`` or a subclass of it."""
+        arguments = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
+        tls = arguments.pop("tls")
+        if self.path is None:
+            return arguments | {"connection_class": SSLConnection if tls else Connection}
+        del arguments["host"], arguments["port"]
+        return arguments | {"connection_class": UnixDomainSocketConnection}
+
+
+class _Reading:
+    """One pool's configuration as it is being read: a problem is noted, and reading goes on to find the others."""
+
+    def __init__(self, prefix: str) -> None:
+        self.prefix = prefix
+        self.problems: list[tuple[str, str]] = []
+        self.values: dict[str, Any] = {}
+        self._sources: dict[str, str] = {}  # the key, "url" or its own, that gave each option
+
+    def url(self, value: object) -> RedisUrl:
+        """Read the URL and the options in it."""
+        if _is_blank(value) or not isinstance(value, str):
+            self._note("url", "no value specified" if _is_blank(value) else "must be text")
+            return RedisUrl()
+        url = parse_url(value.strip())
+        for problem in url.problems:
+            self._note("url", problem)
+        times = Counter(name for name, _ in url.options)
+        for name, text in dict(url.options).items():
+            if name not in OPTIONS:
+                # Not even the name is repeated: it may be the rest of a password.
+                self._note("url", f"unknown option{_suggestion(name, OPTIONS)}")
+            elif times[name] > 1:
+                self._note("url", f"{name} is given twice")
+            elif not _is_blank(text):
+                self._read(name, text, OPTIONS[name], "url")
+        return url
+
+    def keys(self, own: Mapping[str, object]) -> None:
+        """Read all keys but the URL."""
+        for name in sorted(own.keys() - _KEYS):
+            self._note(name, f"unknown key{_suggestion(name, _KEYS)}")
+        given = {name: value for name, value in own.items() if name in _KEYS and not _is_blank(value)}
+        if {"password", "password_file"} <= given.keys():
+            self._note("password_file", "cannot be given together with password")
+            del given["password_file"]
+        for name, value in given.items():
+            if name == "password_file":
+                self._read("password", value, PASSWORD_FILE, name)
+            else:
+                self._read(name, value, OPTIONS[name], name)
+
+    def check_together(self, scheme: str) -> None:
+        """Refuse options that the URL's scheme, or the lack of another option, leaves without effect."""
+        for name in self._sources:
+            if name.startswith("ssl_") and scheme not in ("rediss", ""):
+                self._note(name, "needs rediss://")
+        if "socket_keepalive" in self._sources and scheme == "unix":
+            self._note("socket_keepalive", "does not apply to a Unix socket")
+        if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
+            self._note("ssl_keyfile", "needs ssl_certfile")
+
+    def _read(self, name: str, value: object, option: Option, source: str) -> None:
+        self._sources[name] = source
+        try:
+            read = option.read(value)
+        except (LookupError, OSError, ValueError):
+            self._note(name, f"must be {option.expected}")
+        else:
+            if self.values.setdefault(name, read) != read:
+                self._note(name, f"differs from the one in {self.prefix}url")
+
+    def _note(self, name: str, reason: str) -> None:
+        source = self._sources.get(name, name)
+        self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
+
+
+def _is_blank(value: object) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+_WORDS = re.compile("[A-Z0-9]+(?:_[A-Z0-9]+)*")
+_VARIABLE = re.compile(f"(?:(?P<pool>[A-Z0-9]+(?:_[A-Z0-9]+)*?)_)??(?P<key>{'|'.join(_KEYS).upper()})")
+# What Kubernetes tells every pod about a service whose name begins with "redis".
+_KUBERNETES = re.compile(
+    "(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+_RESEMBLANCE = 0.85  # one wrong letter in a word of seven
+
+
+def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -> dict[str, str]:
+    """Collect the configuration of all pools from environment variables.
+
+    ``{prefix}REDIS_[{POOL}_]{KEY}`` gives ``redis.[{pool}.]{key}``. KEY is a key of `RedisConfig.from_mapping` in
+    capitals, the longest that fits; the pool's name becomes lower case and keeps its underscores. So "REDIS_URL" gives
+    "redis.url", "REDIS_SOCKET_TIMEOUT" gives "redis.socket_timeout" and "REDIS_RATE_LIMIT_URL" gives
+    "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one whose name looks like a
+    misspelt one is logged as a warning, without its value.
+
+    Args:
+        environ: Where to look.
+        prefix: What the names of the variables begin with, such as "SHOP_".
+    """
+    start = f"{prefix}REDIS_"
+    config = {}
+    for name, value in environ.items():
+        tail = name.removeprefix(start)
+        if tail == name or not _WORDS.fullmatch(tail) or _KUBERNETES.fullmatch(tail):
+            continue
+        unexplained: str | None = tail
+        if match := _VARIABLE.fullmatch(tail):
+            config[".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()] = value
+            unexplained = match["pool"]
+        # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
+        if unexplained and f"{start}{unexplained}_URL" not in environ and (meant := _near_miss(tail, unexplained)):
+            _logger.warning("The environment variable %s looks like a misspelt %s", name, start + meant)
+    return config
+
+
+def _near_miss(tail: str, unexplained: str) -> str | None:
+    """Return what the tail was meant to be, if it resembles a key that begins at one of its unexplained words."""
+    words = tail.split("_")
+    resemblance, meant = max(
+        (_resemblance("_".join(words[at:]), key), "_".join([*words[:at], key]))
+        for at in range(unexplained.count("_") + 1)
+        for key in map(str.upper, _KEYS)
+        if not tail.endswith(key)
+    )
+    return meant if resemblance >= _RESEMBLANCE else None
+
+
+def _resemblance(word: str, key: str) -> float:
+    # Two letters in the wrong order are the likeliest slip, but in a word as short as "ULR" the ratio does not see it.
+    return 1.0 if sorted(word) == sorted(key) else SequenceMatcher(None, word, key).ratio()

@@ -1,0 +1,108 @@
+"""The options of a pool: what each of them accepts, as text or typed, and what becomes of it."""
+
+import re
+import ssl
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from aioredis_monitored.timespan import parse_timespan
+
+_BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
+
+
+class Option(NamedTuple):
+    """How an option is read.
+
+    Attributes:
+        read: Turns a value, never blank, into what redis-py expects; raises LookupError, OSError or ValueError, whose
+            message must not be shown: the value may be a password that was pasted in the wrong place.
+        expected: What may be shown instead, after "must be".
+    """
+
+    read: Callable[[object], Any]
+    expected: str
+
+
+def _whole_number(value: object) -> int:
+    if isinstance(value, str) and re.fullmatch(r"\s*[0-9]+\s*", value):
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError
+
+
+def _positive(read: Callable[[object], float]) -> Callable[[object], float]:
+    def read_positive(value: object) -> float:
+        if not (number := read(value)):
+            raise ValueError
+        return number
+
+    return read_positive
+
+
+def _protocol(value: object) -> int:
+    return {2: 2, 3: 3}[_whole_number(value)]
+
+
+def _boolean(value: object) -> bool:
+    return value if isinstance(value, bool) else _BOOLEANS[_text(value).strip().lower()]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    raise ValueError
+
+
+def _client_name(value: object) -> str:
+    if re.fullmatch("[!-~]+", name := _text(value)):
+        return name
+    raise ValueError
+
+
+def _file(value: object) -> str:
+    if Path(path := str(value)).is_file():
+        return path
+    raise ValueError
+
+
+def _tls_version(value: object) -> ssl.TLSVersion:
+    # Not only text: unquoted, 1.2 is a number in JSON and YAML.
+    return _TLS_VERSIONS[str(value).strip().lower().removeprefix("tlsv")]
+
+
+def _password_file(value: object) -> str:
+    if password := Path(str(value)).read_text("utf-8").rstrip("\n"):
+        return password
+    raise ValueError
+
+
+_TIMESPAN = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
+_DURATION = Option(parse_timespan, _TIMESPAN)
+_POSITIVE_DURATION = Option(_positive(parse_timespan), f"{_TIMESPAN} and more than 0")
+_SWITCH = Option(_boolean, "true or false")
+_TEXT = Option(_text, "text")
+_FILE = Option(_file, "the path of an existing file")
+
+OPTIONS = {
+    "username": _TEXT,
+    "password": _TEXT,
+    "db": Option(_whole_number, "a whole number, 0 or more"),
+    "max_connections": Option(_positive(_whole_number), "a whole number, 1 or more"),
+    "timeout": _DURATION,
+    "socket_timeout": _POSITIVE_DURATION,
+    "socket_connect_timeout": _POSITIVE_DURATION,
+    "health_check_interval": _DURATION,
+    "socket_keepalive": _SWITCH,
+    "client_name": Option(_client_name, "printable ASCII without spaces"),
+    "protocol": Option(_protocol, "2 or 3"),
+    "decode_responses": _SWITCH,
+    "ssl_ca_certs": _FILE,
+    "ssl_certfile": _FILE,
+    "ssl_keyfile": _FILE,
+    "ssl_check_hostname": _SWITCH,
+    "ssl_min_version": Option(_tls_version, "TLSv1.2 or TLSv1.3"),
+}
+PASSWORD_FILE = Option(_password_file, "the path of a readable file that holds a password")

@@ -1,0 +1,80 @@
+"""Everything that CI runs; ``nox -l`` lists it."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import nox
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+# The Python that runs nox is always one of them, so that "nox -s tests" never passes by running nothing.
+PYTHONS = sorted({*nox.project.python_versions(PYPROJECT), "{}.{}".format(*sys.version_info)})
+
+nox.needs_version = ">=2025.11"
+nox.options.default_venv_backend = "venv"
+nox.options.error_on_missing_interpreters = False
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint", "typing"]
+
+
+def install(session: nox.Session, package: list[str], *groups: str) -> None:
+    """Install the package and the dependency groups of pyproject.toml."""
+    session.install(*package, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the tests; without further arguments all of them, and the coverage gate."""
+    install(session, ["-e", ".[demo]"], "tests")
+    session.run("coverage", "run", "-m", "pytest", *session.posargs)
+    if not session.posargs:
+        session.run("coverage", "report")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Run the tests against the built wheel, where the working copy cannot be imported."""
+    session.install("build")
+    directory = Path(session.create_tmp()).resolve()
+    shutil.rmtree(directory)
+    session.run("python", "-m", "build", "--outdir", str(directory))
+    (wheel,) = directory.glob("*.whl")
+    install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
+    shutil.copytree("tests", directory / "tests")
+    for name in ("README.md", "pyproject.toml"):
+        shutil.copy(name, directory)
+    session.chdir(directory)
+    session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style, spelling and the direction of imports."""
+    install(session, ["-e", "."], "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("codespell")
+    session.run("lint-imports")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the package strictly, and what its users see of its types with two checkers."""
+    install(session, ["-e", ".[demo]"], "typing")
+    session.run("mypy")
+    session.run("mypy", "tests/typing")
+    session.run("pyright")
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the demo."""
+    session.install("-e", ".[demo]")
+    session.run("python", "-m", "aioredis_monitored", "demo", *session.posargs)
+
+
+@nox.session
+def commands(session: nox.Session) -> None:
+    """Regenerate the command table from the embedded server."""
+    session.install("-e", ".[demo]")
+    session.run("python", "tests/command_table.py")

@@ -1,0 +1,117 @@
+"""The demo: what it prints, what it leaves, how it ends."""
+
+import http.server
+import os
+import re
+import subprocess
+import sys
+import threading
+
+import pytest
+import redis
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from aioredis_monitored.cli import main
+
+
+@pytest.fixture
+def collector():
+    """A real OTLP/HTTP receiver; its URL and the paths and bodies that it got."""
+    received = []
+
+    class Receiver(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_): ...
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", received
+        server.shutdown()
+        thread.join()
+
+
+def run(*arguments, **environment):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("REDIS_")}
+    return subprocess.run(  # noqa: S603
+        [sys.executable, "-m", "aioredis_monitored", *arguments],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def test_piped_it_is_plain_text_and_starts_a_server_of_its_own():
+    result = run("demo")
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert "\x1b" not in result.stdout
+    for expected in ("GET /products/42", "POST /checkout", "checkout (3 commands)", "WRONGTYPE", "Where to go next"):
+        assert expected in result.stdout
+    assert re.search(r"│ LPUSH\s+│ WRONGTYPE\s+│\s+1 │\s+\d+\.\d\d ms │", result.stdout)
+
+
+def test_it_uses_the_server_it_is_given_and_leaves_nothing_there(server, monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", f"{server.url}/3")
+
+    assert 0 == main(["demo"])
+    assert "checkout (3 commands)" in capsys.readouterr().out
+    with redis.Redis.from_url(f"{server.url}/3") as client:
+        assert 0 == client.dbsize()
+
+
+def test_it_survives_a_terminal_without_unicode(server):
+    result = run("demo", REDIS_URL=server.url, PYTHONIOENCODING="ascii")
+
+    assert (0, "") == (result.returncode, result.stderr)
+    assert "====" in result.stdout
+
+
+def test_a_server_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1")
+
+    assert 1 == main(["demo"])
+    output = capsys.readouterr().out
+    assert output.startswith("The demo cannot run: pool 'redis' (127.0.0.1:1/0): Error 111")
+    assert "hunter2" not in output
+
+
+def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
+    url, received = collector
+    monkeypatch.setenv("REDIS_URL", server.url)
+
+    assert 0 == main(["demo", "--otlp", f"{url}/"])
+    capsys.readouterr()
+    assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in received}
+    names = {
+        span.name
+        for path, body in received
+        if path == "/v1/traces"
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    }
+    assert {"POST /checkout", "checkout"} < names
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    monkeypatch.delitem(sys.modules, "aioredis_monitored.cli.demo", raising=False)
+
+    assert 2 == main(["demo"])
+    assert 'pip install "aioredis_monitored[demo]"' in capsys.readouterr().err
+
+
+def test_without_a_command_it_shows_how_to_use_it(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main([])
+
+    assert 2 == exited.value.code
+    assert "COMMAND" in capsys.readouterr().err

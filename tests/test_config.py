@@ -1,0 +1,600 @@
+"""Configuration is checked at the edge: what passes is typed, what fails is explained, and secrets show in neither."""
+
+import logging
+import os
+import ssl
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
+
+from aioredis_monitored.config import RedisConfig, config_from_env
+from aioredis_monitored.errors import ConfigurationError
+
+EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
+BAD_HOST = "the host must be a name, an IPv4 address or an IPv6 address in brackets"
+BAD_PORT = "the port must be a number from 1 to 65535"
+BAD_PATH = f"nothing but the number of a database may follow the host: {EXPECTED}"
+BAD_SOCKET = "a Unix socket needs an absolute path after three slashes, as in unix:///run/redis.sock"
+SPILLED = "in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded"
+TIMESPAN = "must be a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
+SWITCH = "must be true or false"
+BAD_FILE = "must be the path of an existing file"
+BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password"
+SECRET = "S3CRET"
+
+
+def shortly(value):
+    return repr(value)[:60]
+
+
+def read(url="redis://h", /, **keys):
+    return RedisConfig.from_mapping(
+        {"redis.url": url} | {f"redis.{key}": value for key, value in keys.items()}, "redis."
+    )
+
+
+def problems(url="redis://h", /, **keys):
+    with pytest.raises(ConfigurationError) as caught:
+        read(url, **keys)
+    return str(caught.value)
+
+
+# --- Where to connect ---
+
+
+@pytest.mark.parametrize(
+    ("url", "config"),
+    [
+        ("redis://h", RedisConfig(host="h")),
+        ("redis://h/", RedisConfig(host="h")),
+        ("redis://h?", RedisConfig(host="h")),
+        (" redis://h\n", RedisConfig(host="h")),
+        ("REDIS://h:7/2", RedisConfig(host="h", port=7, db=2)),
+        ("valkey://my_host-1.example", RedisConfig(host="my_host-1.example")),
+        ("redis://münchen.example", RedisConfig(host="münchen.example")),
+        ("redis://h.example.", RedisConfig(host="h.example.")),
+        ("redis://127.0.0.1:65535", RedisConfig(host="127.0.0.1", port=65535)),
+        ("redis://[::1]", RedisConfig(host="::1")),
+        ("redis://[0::1]:7/3", RedisConfig(host="::1", port=7, db=3)),
+        ("redis://[fe80::1%25eth0]", RedisConfig(host="fe80::1%eth0")),
+        ("rediss://h", RedisConfig(host="h", tls=True)),
+        ("valkeys://h", RedisConfig(host="h", tls=True)),
+        ("unix:///run/my%20redis.sock", RedisConfig(path="/run/my redis.sock")),
+        ("unix://u:p@/run/redis.sock?db=3", RedisConfig(path="/run/redis.sock", username="u", password="p", db=3)),
+        ("unix://u@/run/redis.sock", RedisConfig(path="/run/redis.sock", username="u")),
+        ("redis://u@h", RedisConfig(host="h", username="u")),
+        ("redis://:p@h", RedisConfig(host="h", password="p")),
+        ("redis://@h", RedisConfig(host="h")),
+        ("redis://u:@h", RedisConfig(host="h", username="u")),
+        ("redis://:p@h?username=u", RedisConfig(host="h", username="u", password="p")),
+        ("redis://u%3A:p:%40%2F+%C3%BC@h", RedisConfig(host="h", username="u:", password="p:@/+ü")),
+        ("redis://u:p@q@h", RedisConfig(host="h", username="u", password="p@q")),
+    ],
+)
+def test_a_url_says_where_to_connect(url, config):
+    assert config == read(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (None, "no value specified"),
+        ("", "no value specified"),
+        (" \n", "no value specified"),
+        (6379, "must be text"),
+        ("redis:/x", f"not a Redis URL: {EXPECTED}"),
+        ("localhost:6379", f"not a Redis URL: {EXPECTED}"),
+        ("//h", f"not a Redis URL: {EXPECTED}"),
+        ("rédis://h", f"not a Redis URL: {EXPECTED}"),
+        (f"x{'x' * 20}://h", f"not a Redis URL: {EXPECTED}"),
+        ("HTTP://h", f"unknown scheme 'http': {EXPECTED}"),
+        ("redis+tls://h", f"unknown scheme 'redis+tls': {EXPECTED}"),
+        ("redis+sentinel://a:26379,b:26379/main", "Sentinel URLs are not supported yet"),
+        ("valkeys+sentinel://a", "Sentinel URLs are not supported yet"),
+        ("rediss+cluster://a:1,b:2", "Cluster URLs are not supported yet"),
+        ("valkey+cluster://a", "Cluster URLs are not supported yet"),
+        ("redis://", f"no host: {EXPECTED}"),
+        ("redis://:6379", f"no host: {EXPECTED}"),
+        ("redis://u:p@", f"no host: {EXPECTED}"),
+        ("redis://::1", f"no host: {EXPECTED}"),
+        ("redis://a,b", BAD_HOST),
+        ("redis://a..b", BAD_HOST),
+        ("redis://.a", BAD_HOST),
+        (f"redis://{'a' * 64}", BAD_HOST),
+        ("redis://%68", BAD_HOST),
+        ("redis://[h]", BAD_HOST),
+        ("redis://[]", BAD_HOST),
+        ("redis://h:", BAD_PORT),
+        ("redis://h:0", BAD_PORT),
+        ("redis://h:99999", BAD_PORT),
+        ("redis://h:٣", BAD_PORT),
+        ("redis://a:1,b:2", BAD_PORT),
+        ("redis://h/abc", BAD_PATH),
+        ("redis://h/-1", BAD_PATH),
+        ("redis://h/1/", BAD_PATH),
+        ("redis://h/٣", BAD_PATH),
+        (f"redis://h/{'9' * 5000}", "db must be a whole number, 0 or more"),
+        ("redis://h#x", SPILLED),
+        ("redis://:p#q@h", SPILLED),
+        ("redis://:p/q@h", SPILLED),
+        ("redis://:p?db=q@h", SPILLED),
+        ("redis://a b", "spaces and unprintable characters must be percent-encoded"),
+        ("redis://a\nb", "spaces and unprintable characters must be percent-encoded"),
+        ("redis://:%ff@h", "what is percent-encoded must be UTF-8"),
+        ("unix://", BAD_SOCKET),
+        ("unix:///", BAD_SOCKET),
+        ("unix://tmp/x.sock", BAD_SOCKET),
+        ("unix://u:p@h/x.sock", BAD_SOCKET),
+        ("unix:///x%00.sock", BAD_SOCKET),
+        ("redis://h?db", "options must be written name=value and joined by '&'"),
+        ("redis://h?db=1&&protocol=2", "options must be written name=value and joined by '&'"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused(url, reason):
+    assert f"redis.url: {reason}" == problems(url)
+
+
+def test_a_url_that_is_not_there_is_missed():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({}, "redis.")
+
+    problem = ("redis.url", "no value specified")
+    assert (problem,) == caught.value.problems
+
+
+# --- Options ---
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("max_connections", "10", 10),
+        ("max_connections", 1, 1),
+        ("timeout", "200 milliseconds", 0.2),
+        ("timeout", 0, 0.0),
+        ("socket_timeout", "5", 5.0),
+        ("socket_timeout", 0.5, 0.5),
+        ("socket_connect_timeout", timedelta(minutes=1), 60.0),
+        ("health_check_interval", "0", 0.0),
+        ("health_check_interval", "1 min", 60.0),
+        ("socket_keepalive", False, False),
+        ("socket_keepalive", " TRUE ", True),
+        ("decode_responses", "yes", True),
+        ("decode_responses", "On", True),
+        ("decode_responses", "1", True),
+        ("decode_responses", "false", False),
+        ("decode_responses", "No", False),
+        ("decode_responses", "off", False),
+        ("decode_responses", "0", False),
+        ("client_name", "cart-1", "cart-1"),
+        ("username", "ann", "ann"),
+        ("password", " p\n", " p\n"),
+        ("db", " 3 ", 3),
+        ("db", 99, 99),
+        ("protocol", "2", 2),
+        ("protocol", 3, 3),
+    ],
+)
+def test_text_and_typed_values_are_taken(key, value, expected):
+    assert expected == getattr(read(**{key: value}), key)
+    assert type(expected) is type(getattr(read(**{key: value}), key))
+
+
+WRONG = [
+    ("max_connections", "must be a whole number, 1 or more", ["0", 0, -1, "-1", "x", "٣", 1.0, True]),
+    ("db", "must be a whole number, 0 or more", ["-1", -1, "1.0", "1_0", False, "9" * 5000]),
+    ("timeout", TIMESPAN, ["5 parsecs", "-1", -1, "abc", True, float("nan")]),
+    ("health_check_interval", TIMESPAN, ["-1", "often"]),
+    ("socket_timeout", f"{TIMESPAN} and more than 0", ["0", 0, "0 ms", "-1", True]),
+    ("socket_connect_timeout", f"{TIMESPAN} and more than 0", ["0", "x"]),
+    ("socket_keepalive", SWITCH, ["maybe", 1, 0, "2"]),
+    ("decode_responses", SWITCH, ["t", 1.0]),
+    ("client_name", "must be printable ASCII without spaces", ["a b", "a\n", "ü", "\x00", 5]),
+    ("username", "must be text", [5, True]),
+    ("password", "must be text", [5, b"p"]),
+    ("password_file", BAD_PASSWORD_FILE, ["/no", "/", 5]),
+    ("protocol", "must be 2 or 3", ["1", 4, "RESP3", 2.0, True]),
+    ("ssl_check_hostname", SWITCH, ["never", 0]),
+    ("ssl_ca_certs", BAD_FILE, ["/no/such.pem", "/", "\0", "x" * 5000, 5]),
+    ("ssl_certfile", BAD_FILE, ["/no/such.pem"]),
+    ("ssl_min_version", "must be TLSv1.2 or TLSv1.3", ["1.1", "TLSv1", "SSLv3", 771, True]),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"), [(key, value, reason) for key, reason, values in WRONG for value in values], ids=shortly
+)
+def test_values_that_cannot_be_meant_are_refused(key, value, reason):
+    assert f"redis.{key}: {reason}" == problems("rediss://h", **{key: value})
+
+
+@pytest.mark.parametrize("value", ["", "  ", None])
+def test_a_blank_value_counts_as_not_given(value):
+    keys = {each.name: value for each in fields(RedisConfig) if each.name not in ("host", "port", "path", "tls")}
+
+    assert RedisConfig(host="h") == read(**keys, password_file=value)
+    assert RedisConfig(host="h") == read("redis://h?db=&socket_timeout=%20")
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("max_conections", "unknown key; did you mean max_connections?"),
+        ("URL", "unknown key; did you mean url?"),
+        ("pasword_file", "unknown key; did you mean password_file?"),
+        ("multiplex", "unknown key"),
+        ("host", "unknown key"),
+        ("", "unknown key"),
+    ],
+)
+@pytest.mark.parametrize("value", ["", 1, SECRET])
+def test_an_unknown_key_is_refused_with_the_key_it_resembles(key, reason, value):
+    assert f"redis.{key}: {reason}" == problems(**{key: value})
+
+
+def test_other_pools_and_other_keys_are_none_of_our_business():
+    others = {"redis.cache.url": "nonsense", "redis.cache.bogus": 1, "redisx": 1, "debug": True}
+
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(others | {"redis.url": "redis://h"}, "redis.")
+
+
+def test_the_prefix_may_name_a_pool_or_be_empty():
+    config = {"redis.url": "redis://a", "redis.cache.url": "redis://b", "url": "redis://c"}
+
+    assert RedisConfig(host="b") == RedisConfig.from_mapping(config, "redis.cache.")
+    assert RedisConfig(host="c") == RedisConfig.from_mapping(config, "")
+
+
+def test_all_problems_are_told_at_once():
+    assert (
+        problems("redis://h:0/x?bogus=1&protocol=4", max_conections=1, timeout="x", ssl_check_hostname=True)
+        == f"""\
+redis.url: {BAD_PORT}
+redis.url: {BAD_PATH}
+redis.url: unknown option
+redis.url: protocol must be 2 or 3
+redis.max_conections: unknown key; did you mean max_connections?
+redis.timeout: {TIMESPAN}
+redis.ssl_check_hostname: needs rediss://"""
+    )
+
+
+# --- Options in the URL ---
+
+
+def test_the_query_of_a_url_takes_the_same_options():
+    expected = RedisConfig(host="h", db=1, timeout=0.2, client_name="a/b", password="p q", socket_keepalive=False)
+
+    assert expected == read("redis://h?db=1&timeout=200+ms&client_name=a/b&password=p%20q&socket_keepalive=no")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("max_conections=1", "unknown option; did you mean max_connections?"),
+        ("bogus=1", "unknown option"),
+        ("bogus=", "unknown option"),
+        ("url=redis://h", "unknown option"),
+        ("password_file=/etc/hostname", "unknown option; did you mean password?"),
+        ("db=1&db=1", "db is given twice"),
+        ("db=&db=1", "db is given twice"),
+        ("db=x", "db must be a whole number, 0 or more"),
+        ("socket_timeout=0", f"socket_timeout {TIMESPAN} and more than 0"),
+        ("ssl_min_version=1.3", "ssl_min_version needs rediss://"),
+    ],
+)
+def test_options_in_a_url_are_checked_like_keys(query, reason):
+    assert f"redis.url: {reason}" == problems(f"redis://h?{query}")
+
+
+@pytest.mark.parametrize("url", ["redis://h/1?db=1", "redis://u@h?username=u", "redis://:p@h?password=p"])
+def test_an_option_has_one_place_in_a_url(url):
+    assert "is given twice" in problems(url)
+
+
+def test_a_url_and_a_key_may_agree():
+    url = "redis://u:p@h/1?timeout=200ms&decode_responses=on"
+    expected = RedisConfig(host="h", username="u", password="p", db=1, timeout=0.2, decode_responses=True)
+
+    assert expected == read(url, username="u", password="p", db=1, timeout="0.2", decode_responses=True)
+
+
+def test_a_url_and_a_key_must_not_differ():
+    reason = "differs from the one in redis.url"
+
+    assert (
+        problems(f"redis://{SECRET}1:{SECRET}2@h/1", username=f"{SECRET}3", password=f"{SECRET}4", db=0)
+        == f"redis.username: {reason}\nredis.password: {reason}\nredis.db: {reason}"
+    )
+
+
+# --- Files and TLS ---
+
+
+@pytest.fixture(name="pem")
+def _pem(tmp_path):
+    path = tmp_path / "some.pem"
+    path.touch()
+    return str(path)
+
+
+@pytest.mark.parametrize("content", ["pass word", "pass word\n", "pass word\r\n"])
+def test_a_password_file_is_read_without_its_line_end(tmp_path, content):
+    path = tmp_path / "password"
+    path.write_bytes(content.encode())
+
+    expected = RedisConfig(host="h", password="pass word")
+    assert expected == read(password_file=str(path))
+    assert expected == read("redis://:pass%20word@h", password_file=path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"\xff"])
+def test_a_password_file_without_a_password_is_refused(tmp_path, content):
+    path = tmp_path / "password"
+    path.write_bytes(content)
+
+    assert f"redis.password_file: {BAD_PASSWORD_FILE}" == problems(password_file=path)
+
+
+def test_there_is_one_source_of_the_password(tmp_path):
+    path = tmp_path / "password"
+    path.write_text(SECRET)
+
+    both, differing = "cannot be given together with password", "differs from the one in redis.url"
+    assert f"redis.password_file: {both}" == problems(password=SECRET, password_file=path)
+    assert f"redis.password_file: {differing}" == problems("redis://:p@h", password_file=path)
+
+
+@pytest.mark.parametrize("value", ["TLSv1.2", "tlsv1.2", "1.2", 1.2], ids=shortly)
+def test_tls_is_configured_by_keys(pem, value):
+    config = read(
+        "rediss://h",
+        ssl_ca_certs=pem,
+        ssl_certfile=pem,
+        ssl_keyfile=Path(pem),
+        ssl_check_hostname="no",
+        ssl_min_version=value,
+    )
+
+    assert config == RedisConfig(
+        host="h",
+        tls=True,
+        ssl_ca_certs=pem,
+        ssl_certfile=pem,
+        ssl_keyfile=pem,
+        ssl_check_hostname=False,
+        ssl_min_version=ssl.TLSVersion.TLSv1_2,
+    )
+    assert ssl.TLSVersion.TLSv1_3 == read("rediss://h?ssl_min_version=TLSv1.3").ssl_min_version
+
+
+def test_a_key_needs_its_certificate(pem):
+    reason = "needs ssl_certfile"
+    assert f"redis.ssl_keyfile: {reason}" == problems("rediss://h", ssl_keyfile=pem)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "valkey://h", "unix:///run/redis.sock"])
+def test_tls_keys_need_a_tls_scheme(url, pem):
+    reason = "needs rediss://"
+    assert f"redis.ssl_ca_certs: {reason}" == problems(url, ssl_ca_certs=pem)
+    assert f"redis.ssl_ca_certs: {BAD_FILE}\nredis.ssl_ca_certs: {reason}" == problems(url, ssl_ca_certs="/no")
+
+
+def test_without_a_scheme_nothing_is_said_about_tls():
+    assert f"redis.url: unknown scheme 'http': {EXPECTED}" == problems("http://h", ssl_check_hostname=True)
+
+
+@pytest.mark.parametrize("value", [True, "off"])
+def test_keepalive_is_for_tcp(value):
+    reason = "does not apply to a Unix socket"
+    assert f"redis.socket_keepalive: {reason}" == problems("unix:///x", socket_keepalive=value)
+    assert f"redis.url: socket_keepalive {reason}" == problems(f"unix:///x?socket_keepalive={value}")
+
+
+# --- What becomes of it ---
+
+
+def test_the_pool_is_told_only_what_was_given():
+    assert read("redis://h").pool_arguments() == {
+        "connection_class": Connection,
+        "host": "h",
+        "port": 6379,
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+    }
+    assert read("unix:///x", username="u", password="p", decode_responses=False).pool_arguments() == {
+        "connection_class": UnixDomainSocketConnection,
+        "path": "/x",
+        "username": "u",
+        "password": "p",
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+        "decode_responses": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "connection_class"),
+    [("redis://h", Connection), ("rediss://h", SSLConnection), ("unix:///x", UnixDomainSocketConnection)],
+)
+def test_redis_py_takes_every_argument(url, connection_class, pem):
+    keys = dict.fromkeys(("socket_timeout", "socket_connect_timeout", "health_check_interval"), "1s")
+    keys |= {"client_name": "n", "username": "u", "password": "p", "protocol": 2, "decode_responses": True}
+    if connection_class is not UnixDomainSocketConnection:
+        keys["socket_keepalive"] = True
+    if connection_class is SSLConnection:
+        keys |= dict.fromkeys(("ssl_ca_certs", "ssl_certfile", "ssl_keyfile"), pem)
+        keys |= {"ssl_check_hostname": True, "ssl_min_version": "1.3"}
+
+    pool = BlockingConnectionPool(**read(url, **keys).pool_arguments())
+
+    assert connection_class is type(pool.make_connection())
+
+
+def test_equal_configurations_are_equal_and_hashable():
+    assert {read("redis://:p@h:6379/0")} == {read("valkey://h", password="p"), read("redis://h?password=p")}
+
+
+# --- Secrets ---
+
+anything = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    [
+        "",
+        "u",
+        ":",
+        "@",
+        "/",
+        "?",
+        "#",
+        "%",
+        "?db=",
+        "?client_name=",
+        "/1?timeout=",
+        "1/0?x=1&",
+        "[",
+        "]",
+        "host:1",
+        "%40",
+    ]
+)
+schemes = st.sampled_from(["redis", "rediss", "unix", "valkey", "http", "redis+sentinel"]) | anything
+
+
+@given(scheme=schemes, username=anything, before=anything, after=anything, rest=anything)
+@example(scheme="redis", username="", before="", after="", rest="h")
+@example(scheme="redis", username="", before="1?client_name=", after="", rest="h")
+@example(scheme="unix", username="", before="", after="", rest="/run/redis.sock")
+def test_a_password_in_a_url_never_shows(scheme, username, before, after, rest):
+    try:
+        shown = repr(read(f"{scheme}://{username}:{before}{SECRET}{after}@{rest}"))
+    except ConfigurationError as error:
+        shown = f"{error} {error!r} {error.problems}"
+
+    assert SECRET not in shown
+
+
+@given(url=anything | st.lists(anything).map("".join) | st.text().map("redis://{}".format))
+def test_any_text_is_a_url_or_a_configuration_error(url):
+    try:
+        config = read(url)
+    except ConfigurationError:
+        return
+    assert isinstance(config.pool_arguments(), dict)
+
+
+@pytest.mark.parametrize("key", [each.name for each in fields(RedisConfig)] + ["password_file", "url", "bogus"])
+def test_no_message_repeats_a_value(key):
+    keys = {"redis.url": "http://h", "redis.timeout": "x"} | {f"redis.{key}": f"redis://:{SECRET}@[h]"}
+
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(keys, "redis.")
+
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+    assert SECRET not in repr(RedisConfig(password=SECRET))
+
+
+# --- The environment ---
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("REDIS_URL", "redis.url"),
+        ("REDIS_SOCKET_TIMEOUT", "redis.socket_timeout"),
+        ("REDIS_PASSWORD_FILE", "redis.password_file"),
+        ("REDIS_RATE_LIMIT_URL", "redis.rate_limit.url"),
+        ("REDIS_CACHE_SOCKET_CONNECT_TIMEOUT", "redis.cache.socket_connect_timeout"),
+        ("REDIS_TLS_URL", "redis.tls.url"),
+        ("REDIS_2_DB", "redis.2.db"),
+        ("REDIS_URL_URL", "redis.url.url"),
+    ],
+)
+def test_a_variable_becomes_the_key_that_its_name_spells(variable, key, caplog):
+    assert {key: "v"} == config_from_env({variable: "v"})
+    assert {key: "v"} == config_from_env({f"SHOP_{variable}": "v", variable: "other"}, prefix="SHOP_")
+    assert not caplog.messages
+
+
+def test_every_key_has_a_variable():
+    keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url", "password_file"}
+
+    assert {f"redis.{key}": "v" for key in keys} == config_from_env({f"REDIS_{key.upper()}": "v" for key in keys})
+    assert {f"redis.a_b.{key}": "v" for key in keys} == config_from_env(
+        {f"REDIS_A_B_{key.upper()}": "v" for key in keys}
+    )
+
+
+def test_the_environment_is_a_complete_configuration(monkeypatch):
+    monkeypatch.setitem(os.environ, "SHOP_REDIS_URL", "redis://h")
+    monkeypatch.setitem(os.environ, "SHOP_REDIS_TIMEOUT", "")
+
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(config_from_env(prefix="SHOP_"), "redis.")
+
+
+KUBERNETES = [
+    *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_6379", "SERVICE_PORT_DB", "PORT", "PORT_6379_TCP"),
+    *("PORT_6379_TCP_PROTO", "PORT_6379_TCP_PORT", "PORT_6379_TCP_ADDR"),
+]
+
+
+@pytest.mark.parametrize("service", ["REDIS", "REDIS_CACHE", "REDIS_MASTER", "REDIS_URL"])
+@pytest.mark.parametrize("prefix", ["", "SHOP_"])
+def test_what_kubernetes_sets_is_left_alone(service, prefix, caplog):
+    environ = {f"{prefix}{service}_{name}": "tcp://10.0.0.11:6379" for name in KUBERNETES}
+
+    assert not config_from_env(environ, prefix)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("REDIS__URL", "REDIS_", "REDIS_URL_", "REDIS_A__URL", "REDIS", "REDISURL", "redis_url", "REDIS_cache_URL"),
+        *("AIOREDIS_URL", "AIOREDIS_MONITORED_SERVER", "MYREDIS_URL", "MY_REDIS_URL", "REDIS_HOST", "REDIS_USER"),
+        *("REDIS_TLS", "REDIS_VERSION", "REDIS_SENTINEL_MASTER_NAME", "REDIS_KEY_PREFIX", "REDIS_CACHE_TTL"),
+    ],
+)
+def test_other_variables_are_left_alone(variable, caplog):
+    assert not config_from_env({variable: "v"})
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("REDIS_MAX_CONECTIONS", "REDIS_MAX_CONNECTIONS"),
+        ("REDIS_ULR", "REDIS_URL"),
+        ("REDIS_CACHE_ULR", "REDIS_CACHE_URL"),
+        ("REDIS_A_MAX_CONECTIONS", "REDIS_A_MAX_CONNECTIONS"),
+        ("REDIS_PASSWD", "REDIS_PASSWORD"),
+        ("REDIS_SOKET_TIMEOUT", "REDIS_SOCKET_TIMEOUT"),
+        ("REDIS_CACHE_SOKET_TIMEOUT", "REDIS_CACHE_SOCKET_TIMEOUT"),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "SHOP_"])
+def test_a_near_miss_is_logged_once_without_its_value(variable, meant, prefix, caplog):
+    config_from_env({f"{prefix}{variable}": SECRET, f"{prefix}REDIS_URL": SECRET}, prefix)
+
+    assert caplog.record_tuples == [
+        (
+            "aioredis_monitored.config",
+            logging.WARNING,
+            f"The environment variable {prefix}{variable} looks like a misspelt {prefix}{meant}",
+        )
+    ]
+    assert SECRET not in repr(vars(caplog.records[0]))
+
+
+def test_a_pool_that_has_a_url_is_not_taken_for_a_misspelling(caplog):
+    environ = {"REDIS_SOCKETS_TIMEOUT": "5", "REDIS_SOCKETS_URL": "redis://h"}
+
+    expected = {"redis.sockets.timeout": "5", "redis.sockets.url": "redis://h"}
+    assert expected == config_from_env(environ)
+    assert not caplog.messages

