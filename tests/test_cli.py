@@ -58,6 +58,13 @@ def test_piped_it_is_plain_text_and_starts_a_server_of_its_own():
     assert re.search(r"│ LPUSH\s+│ WRONGTYPE\s+│\s+1 │\s+\d+\.\d\d ms │", result.stdout)
 
 
+def test_without_redis_url_it_starts_one(monkeypatch, capsys):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+
+    assert 0 == main(["demo"])
+    assert "checkout (3 commands)" in capsys.readouterr().out
+
+
 def test_it_uses_the_server_it_is_given_and_leaves_nothing_there(server, monkeypatch, capsys):
     monkeypatch.setenv("REDIS_URL", f"{server.url}/3")
 

@@ -6,6 +6,7 @@ import logging
 from contextlib import asynccontextmanager
 
 import pytest
+import redis.exceptions
 
 from aioredis_monitored import (
     Components,
@@ -244,6 +245,21 @@ async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(s
 
         assert (True, old) == await running
         assert "closed" in repr(old)
+
+
+async def test_a_replaced_pool_that_will_not_close_harms_nobody(store, server, caplog, monkeypatch):
+    await store.set("redis", "logs", {"url": server.url})
+
+    async def refuse():
+        raise redis.exceptions.TimeoutError("Timed out closing connection")
+
+    async with Components(store):
+        old = await pool_of()
+        monkeypatch.setattr(old, "aclose", refuse)
+        await store.set("redis", "logs", {"url": server.url, "db": 1})
+        await log("key")
+
+    assert "closing a replaced pool failed: Timed out closing connection" in caplog.text
 
 
 async def test_calls_survive_configurations_that_change_all_the_time(store, server):

@@ -107,6 +107,13 @@ class Failure(NamedTuple):
     status_code: str | None
     is_error: bool
 
+    def attributes(self) -> dict[str, str]:
+        """What a span and a point of a failed call have in common."""
+        attributes = {semconv.ERROR_TYPE: self.error_type}
+        if self.status_code is not None:
+            attributes[semconv.DB_RESPONSE_STATUS_CODE] = self.status_code
+        return attributes
+
 
 def failure_of(error: BaseException) -> Failure | None:
     """Classify an exception; ``None`` means that it is no failure.

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Self, TypeVar
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -30,36 +30,35 @@ class Operation:
         parent: The parent span; ``None`` means the current one.
     """
 
-    __slots__ = ("_call", "_failure", "_noted", "_parent", "_span", "_started", "_telemetry")
+    __slots__ = ("_call", "_elapsed", "_failure", "_noted", "_parent", "_span", "_started", "_telemetry")
 
     def __init__(self, telemetry: Telemetry, call: Call, parent: trace.Span | None) -> None:
         self._telemetry = telemetry
         self._call = call
         self._parent = parent
         self._failure: Failure | None = None
-        self._noted: list[tuple[BaseException, Failure | None]] = []
+        self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
 
     def __enter__(self) -> Self:
         self._span = _guarded(self._start_span) or trace.INVALID_SPAN
         if self._span.is_recording():
-            # Not at creation: samplers do not need it, and a span that is not recorded must not pay for it.
-            _guarded(lambda: self._span.set_attribute(semconv.DB_QUERY_TEXT, self._call.query_text()))
+            _guarded(self._add_query_text)
         self._started = perf_counter()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        elapsed = perf_counter() - self._started
+        self._elapsed = perf_counter() - self._started
         if exc is not None:
             self.fail(exc)
-        _guarded(self._record_outcome)
-        _guarded(lambda: self._telemetry.operation_duration.record(elapsed, self._metric_attributes()))
+        _guarded(self._add_failure)
+        _guarded(self._record_duration)
         _guarded(self._span.end)
 
     def note(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
-        self._noted.append((error, failure_of(error)))
+        self._noted += ((error, failure_of(error)),)
 
     def fail(self, error: BaseException) -> None:
         """Tell the outcome of a call that returns its error instead of raising it."""
@@ -85,28 +84,24 @@ class Operation:
             set_status_on_exception=False,
         )
 
-    def _record_outcome(self) -> None:
-        if self._failure is None:
-            return
-        # The exception's text may hold arguments, so neither a description nor an exception event carries it.
-        self._span.set_attributes(_failure_attributes(self._failure))
-        if self._failure.is_error:
-            self._span.set_status(_ERROR)
+    def _add_query_text(self) -> None:
+        # Not at creation: samplers do not need it, and a span that is not recorded must not pay for it.
+        self._span.set_attribute(semconv.DB_QUERY_TEXT, self._call.query_text())
 
-    def _metric_attributes(self) -> dict[str, Any]:
+    def _add_failure(self) -> None:
+        if self._failure is not None:
+            # The exception's text may hold arguments, so neither a description nor an exception event carries it.
+            self._span.set_attributes(self._failure.attributes())
+            if self._failure.is_error:
+                self._span.set_status(_ERROR)
+
+    def _record_duration(self) -> None:
         attributes = {**self._telemetry.metric_attributes, semconv.DB_OPERATION_NAME: self._call.operation}
         if self._call.summary is not None:
             attributes[semconv.DB_QUERY_SUMMARY] = self._call.summary
         if self._failure is not None:
-            attributes.update(_failure_attributes(self._failure))
-        return attributes
-
-
-def _failure_attributes(failure: Failure) -> dict[str, str]:
-    attributes = {semconv.ERROR_TYPE: failure.error_type}
-    if failure.status_code is not None:
-        attributes[semconv.DB_RESPONSE_STATUS_CODE] = failure.status_code
-    return attributes
+            attributes |= self._failure.attributes()
+        self._telemetry.operation_duration.record(self._elapsed, attributes)
 
 
 def _guarded(record: Callable[[], T]) -> T | None:
