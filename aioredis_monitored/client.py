@@ -88,9 +88,16 @@ class MonitoredRedisConnection(Redis):
         return client
 
     def in_context(self, context_name: str, server_span: Span | None) -> Self:
-        """Another handle on the same pool; it costs a fraction of a constructor's call."""
+        """Another handle on the same pool, which it does not own; it costs a fraction of a constructor's call."""
         handle = self.__class__.__new__(self.__class__)
-        handle.__dict__.update(self.__dict__, context_name=context_name, server_span=server_span)
+        handle.__dict__.update(
+            self.__dict__,
+            context_name=context_name,
+            server_span=server_span,
+            connection=None,
+            auto_close_connection_pool=False,
+            _usage_counter=0,
+        )
         return handle
 
     def client(self) -> Self:

@@ -125,6 +125,8 @@ class MonitoredConnectionPool(BlockingConnectionPool):
                     await connection.read_response()
                 finally:
                     await self.release(connection)
+            except PoolClosedError:
+                raise
             except RedisError as error:
                 error.args = (f"pool {self.name!r} ({self._address}): {error}", *error.args[1:])
                 raise

@@ -3,6 +3,7 @@
 import http.server
 import os
 import re
+import runpy
 import subprocess
 import sys
 import threading
@@ -116,9 +117,10 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     assert 'pip install "aioredis_monitored[demo]"' in capsys.readouterr().err
 
 
-def test_without_a_command_it_shows_how_to_use_it(capsys):
+def test_without_a_command_it_shows_how_to_use_it(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["aioredis_monitored"])
     with pytest.raises(SystemExit) as exited:
-        main([])
+        runpy.run_module("aioredis_monitored", run_name="__main__")
 
     assert 2 == exited.value.code
     assert "COMMAND" in capsys.readouterr().err

@@ -207,6 +207,13 @@ async def test_monitor_sees_commands(client):
     assert "GET watched-key" == seen[-1]
 
 
+async def test_another_handle_shares_the_pool_and_neither_owns_nor_keeps_a_connection(server):
+    async with MonitoredRedisConnection.from_url(server.url, single_connection_client=True) as owner:
+        async with owner.in_context("other", None) as handle:
+            assert await handle.client_id() != await owner.client_id()
+        assert await owner.ping() is True
+
+
 async def test_a_response_callback_is_the_handles_own(client):
     other = client.in_context("other", None)
     await client.set("key", "value")
@@ -223,6 +230,22 @@ async def test_blocking_commands_outlive_the_socket_timeout(make_pool, server):
     assert await client.blpop("nothing", timeout=1) is None
     assert not await client.xread({"stream": "$"}, block=500)
     assert not await client.xreadgroup("group", "consumer", {"stream": ">"}, block=500)
+
+
+async def test_a_pool_without_a_socket_timeout_keeps_none(make_pool, server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=None))
+    await client.rpush("list", "value")
+
+    assert [b"list", b"value"] == list(await client.blpop("list", timeout=0))
+    assert [None] == [connection.socket_timeout for connection in client.connection_pool._available_connections]
+
+
+async def test_a_pipeline_annotates_errors_as_redis_py_does(client):
+    ours, theirs = redis.exceptions.ResponseError("WRONGTYPE x"), redis.exceptions.ResponseError("WRONGTYPE x")
+    client.pipeline().annotate_exception(ours, 1, ("GET", "key"))
+    redis.asyncio.client.Pipeline(client.connection_pool, {}, True, None).annotate_exception(theirs, 1, ("GET", "key"))
+
+    assert theirs.args == ours.args
 
 
 async def test_a_frozen_server_is_noticed_by_blocking_commands_too(own_server, make_pool):

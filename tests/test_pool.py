@@ -110,7 +110,7 @@ async def test_a_closed_pool_says_so_and_opens_again_when_entered(client, pool):
 
     with pytest.raises(PoolClosedError, match="pool 'test' is closed"):
         await client.ping()
-    with pytest.raises(redis.exceptions.ConnectionError):
+    with pytest.raises(redis.exceptions.ConnectionError, match=r"^pool 'test' is closed$"):
         await pool.ping()
 
     async with pool:
