@@ -1,4 +1,6 @@
-"""The errors that this package raises beside redis-py's own."""
+"""The errors that this package raises beside redis-py's own; tracebacks and ``error.type`` show their public name."""
+
+from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -6,26 +8,41 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 class MonitoredRedisError(Exception):
     """Base of every error that is this package's and not redis-py's."""
 
+    __module__ = "aioredis_monitored"
+
 
 class ConfigurationError(MonitoredRedisError, ValueError):
     """The configuration cannot be used; ``problems`` holds every ``(key, reason)``, the message a line for each."""
+
+    __module__ = "aioredis_monitored"
 
     def __init__(self, *problems: tuple[str, str]) -> None:
         self.problems = problems
         super().__init__("\n".join(f"{key}: {reason}" for key, reason in problems))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self.problems
+
 
 class TimedOutError(MonitoredRedisError, TimeoutError):
     """A queue stayed empty for as long as the caller was willing to wait; an unreachable server never raises this."""
+
+    __module__ = "aioredis_monitored"
 
 
 class PoolClosedError(MonitoredRedisError, RedisConnectionError):
     """The pool was closed; enter it again with ``async with`` to open it again."""
 
+    __module__ = "aioredis_monitored"
+
 
 class EventLoopError(MonitoredRedisError, RuntimeError):
     """A pool was used from another event loop than the one that it belongs to."""
 
+    __module__ = "aioredis_monitored"
+
 
 class NoComponentsError(MonitoredRedisError, LookupError):
     """``redis_connection`` was called while no ``Components`` is in use in this event loop."""
+
+    __module__ = "aioredis_monitored"

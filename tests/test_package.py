@@ -1,5 +1,6 @@
 """The package as a whole: what importing it loads, how large its rooms are, what it does to the event loop."""
 
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import blockbuster
 
 import aioredis_monitored
-from aioredis_monitored import Components, MessageQueue, redis_connection
+from aioredis_monitored import Components, ConfigurationError, MessageQueue, redis_connection
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
@@ -27,6 +28,14 @@ def test_the_public_names_are_sorted_and_there():
     assert sorted(aioredis_monitored.__all__) == aioredis_monitored.__all__
     for name in aioredis_monitored.__all__:
         assert getattr(aioredis_monitored, name)
+
+
+def test_errors_have_their_public_name_and_survive_pickling():
+    problems = (("redis.url", "no value specified"), ("redis.db", "must be a whole number"))
+    error = pickle.loads(pickle.dumps(ConfigurationError(*problems)))  # noqa: S301 - our own
+
+    assert "aioredis_monitored.ConfigurationError" == f"{type(error).__module__}.{type(error).__qualname__}"
+    assert (problems, 2) == (error.problems, len(str(error).splitlines()))
 
 
 def test_no_room_has_grown_too_large():
