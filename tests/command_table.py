@@ -8,9 +8,10 @@ from pathlib import Path
 
 from redis.asyncio import Redis
 
+import aioredis_monitored
 from aioredis_monitored.testing import RedisServer
 
-TABLE = Path(__file__).parents[1] / "aioredis_monitored" / "commands.json"
+TABLE = Path(aioredis_monitored.__file__).with_name("commands.json")
 
 _FLAGS = {"blocking", "readonly", "write"}
 _SPAN_DEFAULTS = {"keyword": "", "counted": False, "last": 0, "share": 1, "step": 1}
