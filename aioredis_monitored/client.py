@@ -1,32 +1,28 @@
 """The client: redis-py's, with every call recorded as a span and a histogram point."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from math import isinf
 from typing import Any, Self, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import ResponseCallbackT
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.lock import Lock
+from redis.asyncio.retry import Retry
 from redis.typing import KeyT
 
-from aioredis_monitored import commands
+from aioredis_monitored.blocking import BlockingCommandsMixin
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
-from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.pool import MonitoredConnectionPool, check_event_loop
 from aioredis_monitored.telemetry.attributes import command_call, server_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
-_IMPATIENT = nullcontext()
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(Redis):
+class MonitoredRedisConnection(BlockingCommandsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:
@@ -35,8 +31,8 @@ class MonitoredRedisConnection(Redis):
         connection_pool: The pool, which whoever made it closes; redis-py's own pools work too, and keep their own
             settings. Without one, a ``MonitoredConnectionPool`` is made and closed with this client.
         single_connection_client: Keep to one connection, as ``client()`` does; default ``False``.
-        connection_arguments: Without a pool: those of ``redis.asyncio.Redis`` (``host``, ``port``, ``db``, ``ssl``,
-            ``unix_socket_path``, …) and of ``MonitoredConnectionPool``.
+        connection_arguments: Without a pool: those of ``MonitoredConnectionPool``, and ``ssl`` and
+            ``unix_socket_path`` as in ``redis.asyncio.Redis``.
 
     Raises:
         TypeError: An argument is unknown, or is given beside a pool that would not heed it.
@@ -56,7 +52,7 @@ class MonitoredRedisConnection(Redis):
             raise TypeError(message)
         owns_pool = connection_pool is None
         if connection_pool is None:
-            connection_pool = MonitoredConnectionPool.from_arguments(**connection_arguments)
+            connection_pool = _own_pool(**connection_arguments)
         super().__init__(
             connection_pool=connection_pool,
             single_connection_client=single_connection_client,
@@ -104,6 +100,21 @@ class MonitoredRedisConnection(Redis):
         """A handle that keeps to one connection; close it to give the connection back."""
         return self.__class__(self.context_name, self.server_span, self.connection_pool, single_connection_client=True)
 
+    async def __aenter__(self) -> Self:
+        if self.auto_close_connection_pool:
+            await self.connection_pool.__aenter__()
+        return await super().__aenter__()
+
+    def set_retry(self, retry: Retry) -> None:
+        """Set the retry policy of a plain redis-py pool.
+
+        Raises:
+            TypeError: The pool is a ``MonitoredConnectionPool``, which refuses it.
+        """
+        if isinstance(self.connection_pool, MonitoredConnectionPool):
+            self.connection_pool.set_retry(retry)
+        super().set_retry(retry)
+
     def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
         """Set how replies to ``command`` are parsed, for this handle alone: others share the callbacks it had."""
         self.response_callbacks = copy.copy(self.response_callbacks)
@@ -111,8 +122,13 @@ class MonitoredRedisConnection(Redis):
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command and return its parsed reply, as redis-py does."""
-        with Operation(self._telemetry, command_call(args), self.server_span):
-            return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        operation = Operation(self._telemetry, command_call(args), self.server_span)
+        return await operation.observe(self._execute_command(*args, **options))
+
+    async def _execute_command(self, *args: Any, **options: Any) -> Any:
+        if self.connection is not None:
+            check_event_loop(self.connection_pool)
+        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     @overload
     def pipeline(
@@ -134,15 +150,21 @@ class MonitoredRedisConnection(Redis):
             name: What the batch does; it becomes ``db.query.summary`` and the span's name, so keep it to a few values.
             transaction: Wrap the batch in MULTI and EXEC; default ``True``.
             shard_hint: Kept for redis-py's sake.
+
+        Raises:
+            TypeError: The name is neither text nor, as in redis-py's form, a truth value.
         """
-        if isinstance(name, bool):
+        if isinstance(name, int):
             name, transaction, shard_hint = None, name, transaction if isinstance(transaction, str) else shard_hint
+        if not isinstance(name, str | None):
+            message = f"a pipeline's name is text, not {type(name).__name__}"
+            raise TypeError(message)
         return MonitoredRedisPipeline(
             self.connection_pool,
             self.response_callbacks,
             bool(transaction),
             shard_hint,
-            name=name,
+            name=name or None,
             telemetry=self._telemetry,
             server_span=self.server_span,
         )
@@ -170,29 +192,18 @@ class MonitoredRedisConnection(Redis):
             raise_on_release_error,
         )
 
-    async def _send_command_parse_response(
-        self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
-    ) -> Any:
-        wait = commands.server_wait(args)
-        patience = _IMPATIENT if wait is None else _patience(conn, wait)
-        with patience:
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[no-untyped-call]
 
-
-@contextmanager
-def _patience(connection: AbstractConnection, wait: float) -> Iterator[None]:
-    """Let the server hold a reply back for ``wait`` seconds before ``socket_timeout`` starts to count.
-
-    redis-py 8 reads with a five-second ``socket_timeout`` whatever the command, so that every BLPOP that waits longer
-    fails. The connection is the caller's alone while it is borrowed.
-    """
-    socket_timeout = connection.socket_timeout
-    if socket_timeout is not None:
-        connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
-    try:
-        yield
-    finally:
-        connection.socket_timeout = socket_timeout
+def _own_pool(
+    *, unix_socket_path: str | None = None, ssl: bool = False, max_connections: int | None = None, **arguments: Any
+) -> MonitoredConnectionPool:
+    """The pool for the arguments of ``redis.asyncio.Redis``."""
+    if unix_socket_path is not None:
+        arguments |= {"connection_class": UnixDomainSocketConnection, "path": unix_socket_path}
+    elif ssl:
+        arguments["connection_class"] = SSLConnection
+    if max_connections is not None:
+        arguments["max_connections"] = max_connections
+    return MonitoredConnectionPool(**arguments)
 
 
 def _telemetry_of(pool: ConnectionPool) -> Telemetry:

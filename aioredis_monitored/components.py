@@ -1,13 +1,12 @@
-"""Named components: a pool for each, looked up at every call, and the decorator that injects a connection."""
+"""Named components: a pool for each, whose configuration is looked up at every call."""
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import wraps
-from inspect import Parameter, Signature, isasyncgenfunction, iscoroutinefunction, signature, unwrap
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import Context
 from types import TracebackType
-from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeVar, cast, overload
+from typing import Any, Self
 from weakref import WeakKeyDictionary
 
 from redis.exceptions import RedisError
@@ -15,30 +14,15 @@ from redis.exceptions import RedisError
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.configstore import ConfigStore
 from aioredis_monitored.errors import ConfigurationError, NoComponentsError
+from aioredis_monitored.injection import Injector, injector
 from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
 
 _logger = logging.getLogger("aioredis_monitored.components")
 
-P = ParamSpec("P")
-S = TypeVar("S")
-T = TypeVar("T", bound=Awaitable[Any] | AsyncIterator[Any] | AbstractAsyncContextManager[Any])
-
-_Lease = Callable[[], AbstractAsyncContextManager[MonitoredRedisConnection]]
+_PATIENCE_SECONDS = 0.25
 
 # A loop, not a context: what an ASGI lifespan sets in a ContextVar is not seen by the requests.
 _in_use: WeakKeyDictionary[asyncio.AbstractEventLoop, list["Components"]] = WeakKeyDictionary()
-
-
-class Injector(Protocol):
-    """A decorator that takes the connection out of a function's or a method's parameters."""
-
-    @overload
-    def __call__(self, function: Callable[Concatenate[MonitoredRedisConnection, P], T], /) -> Callable[P, T]: ...
-
-    @overload
-    def __call__(
-        self, function: Callable[Concatenate[S, MonitoredRedisConnection, P], T], /
-    ) -> Callable[Concatenate[S, P], T]: ...
 
 
 class Components:
@@ -58,6 +42,8 @@ class Components:
         self._pool_arguments = pool_arguments
         self._pools: dict[str, _ComponentPool] = {}
         self._troubled: set[str] = set()
+        self._closing = _Closing()
+        self._closed = False
 
     def redis_connection(self, component: str, wait: float = 1) -> Injector:
         """Decorate a coroutine function, async generator function or ``@asynccontextmanager`` function, or a method.
@@ -73,19 +59,24 @@ class Components:
             TypeError: When decorating: the function is none of these.
             ConfigurationError: When called: there is no usable configuration, and never was.
         """
-        return _injector(lambda: self._lease(component, wait))
+        return injector(lambda: self._lease(component, wait))
 
     def use(self) -> None:
         """Put it in use for the running event loop, until ``aclose``."""
-        _in_use.setdefault(asyncio.get_running_loop(), []).append(self)
+        self._closed = False
+        stack = _in_use.setdefault(asyncio.get_running_loop(), [])
+        if self not in stack:
+            stack.append(self)
 
     async def aclose(self) -> None:
-        """Put it out of use and close its pools, those of running calls too."""
+        """Put it out of use and close its pools, those of running calls too; calls that follow raise an error."""
+        self._closed = True
         stack = _in_use.get(asyncio.get_running_loop(), [])
         if self in stack:
             stack.remove(self)
         pools, self._pools = self._pools, {}
         async with AsyncExitStack() as closing:
+            closing.push_async_callback(self._closing.join)
             for pool in pools.values():
                 closing.push_async_callback(pool.aclose)
 
@@ -104,31 +95,34 @@ class Components:
             config = await self._look_up(component, wait)
             # From here to the pool's entry nothing awaits: concurrent first calls make one pool, and no call is left
             # with one that another call has just replaced and closed.
-            pool, replaced = self._pool_for(component, config)
-        except (RedisError, ValueError) as error:
-            pool, replaced = self._last_good(component, error), None
-        async with pool as connection:
-            if replaced is not None:
-                await replaced.retire()
+            pool = self._pool_for(component, config)
+        except (RedisError, ValueError, TimeoutError) as error:
+            pool = self._last_good(component, error)
+        with pool as connection:
             yield connection
 
     async def _look_up(self, component: str, wait: float) -> Mapping[str, Any]:
         prefix = f"redis.{component}."
         if isinstance(self._source, ConfigStore):
-            stored = await self._source.get("redis", component, wait)
+            # Whoever has a configuration to go on with does not wait for a server that hangs.
+            patience = _PATIENCE_SECONDS if component in self._pools else None
+            stored = await self._source.get("redis", component, wait, patience=patience)
             return {prefix + key: value for key, value in stored.items()}
         return {key: value for key, value in self._source.items() if key.startswith(prefix)}
 
-    def _pool_for(self, component: str, config: Mapping[str, Any]) -> tuple["_ComponentPool", "_ComponentPool | None"]:
-        current, replaced = self._pools.get(component), None
+    def _pool_for(self, component: str, config: Mapping[str, Any]) -> "_ComponentPool":
+        self._check_open()
+        current = self._pools.get(component)
         if current is None or current.config != config:
             pool = pool_from_config(config, f"redis.{component}.", **self._pool_arguments)
-            current, replaced = _ComponentPool(pool, config, component), current
-            self._pools[component] = current
+            if current is not None:
+                current.retire()
+            current = self._pools[component] = _ComponentPool(pool, config, component, self._closing)
         self._troubled.discard(component)
-        return current, replaced
+        return current
 
     def _last_good(self, component: str, error: Exception) -> "_ComponentPool":
+        self._check_open()
         current = self._pools.get(component)
         if current is None:
             message = f"no usable configuration, and never had one: {error}"
@@ -138,39 +132,64 @@ class Components:
             _logger.warning("component %r goes on with its last good configuration: %s", component, error)
         return current
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise NoComponentsError("these Components are closed: put them in use again with use() or 'async with'")
+
+
+class _Closing:
+    """Pools that close in the background: no call waits for a server that it has nothing to do with."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def add(self, pool: MonitoredConnectionPool) -> None:
+        task = asyncio.get_running_loop().create_task(self._close(pool), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def join(self) -> None:
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _close(self, pool: MonitoredConnectionPool) -> None:
+        try:
+            await pool.aclose()
+        except RedisError as error:
+            _logger.warning("closing a replaced pool failed: %s", error)
+
 
 class _ComponentPool:
     """A pool and how many calls hold it, so that a replaced one closes when the last of them is done."""
 
-    def __init__(self, pool: MonitoredConnectionPool, config: Mapping[str, Any], component: str) -> None:
+    def __init__(
+        self, pool: MonitoredConnectionPool, config: Mapping[str, Any], component: str, closing: _Closing
+    ) -> None:
         self.config = config
         self._pool = pool
         self._connection = MonitoredRedisConnection(component, connection_pool=pool)
+        self._closing = closing
         self._holders = 0
         self._retired = False
 
-    async def __aenter__(self) -> MonitoredRedisConnection:
+    def __enter__(self) -> MonitoredRedisConnection:
         self._holders += 1
         return self._connection
 
-    async def __aexit__(self, *_: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._holders -= 1
-        await self._close_when_drained()
+        self._close_when_drained()
 
-    async def retire(self) -> None:
+    def retire(self) -> None:
         self._retired = True
-        await self._close_when_drained()
+        self._close_when_drained()
 
     async def aclose(self) -> None:
         await self._pool.aclose()
 
-    async def _close_when_drained(self) -> None:
+    def _close_when_drained(self) -> None:
         if self._retired and not self._holders:
-            try:
-                await self.aclose()
-            except RedisError as error:
-                # The call that happens to be here has nothing to do with the old server.
-                _logger.warning("closing a replaced pool failed: %s", error)
+            self._closing.add(self._pool)
 
 
 def redis_connection(component: str, wait: float = 1) -> Injector:
@@ -181,7 +200,7 @@ def redis_connection(component: str, wait: float = 1) -> Injector:
         NoComponentsError: When called: no ``Components`` is in use.
         ConfigurationError: When called: there is no usable configuration, and never was.
     """
-    return _injector(lambda: _components_in_use()._lease(component, wait))  # noqa: SLF001 - the same module
+    return injector(lambda: _components_in_use()._lease(component, wait))  # noqa: SLF001 - the same module
 
 
 def _components_in_use() -> Components:
@@ -193,88 +212,3 @@ def _components_in_use() -> Components:
         )
         raise NoComponentsError(message)
     return stack[-1]
-
-
-def _injector(lease: _Lease) -> Injector:
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        if iscoroutinefunction(function):
-            wrapper = _inject_coroutine(function, lease)
-        elif isasyncgenfunction(function):
-            wrapper = _inject_generator(function, lease)
-        elif callable(function) and isasyncgenfunction(unwrap(function)):
-            wrapper = _inject_context_manager(function, lease)
-        else:
-            message = (
-                f"{function!r} is no coroutine function, async generator function or @asynccontextmanager function"
-            )
-            raise TypeError(message)
-        # Frameworks read it to tell what to pass; functools.wraps alone would show them the connection.
-        wrapper.__signature__ = _without_connection(function)  # type: ignore[attr-defined]
-        return wrapper
-
-    return cast("Injector", decorate)
-
-
-def _inject_coroutine(function: Callable[..., Any], lease: _Lease) -> Callable[..., Any]:
-    place = _connection_place(function)
-
-    @wraps(function)
-    async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        async with lease() as connection:
-            return await function(*args[:place], connection, *args[place:], **kwargs)
-
-    return coroutine
-
-
-def _inject_context_manager(function: Callable[..., Any], lease: _Lease) -> Callable[..., Any]:
-    place = _connection_place(function)
-
-    @wraps(function)
-    @asynccontextmanager
-    async def context_manager(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async with lease() as connection, function(*args[:place], connection, *args[place:], **kwargs) as value:
-            yield value
-
-    return context_manager
-
-
-def _inject_generator(function: Callable[..., Any], lease: _Lease) -> Callable[..., Any]:
-    place = _connection_place(function)
-
-    @wraps(function)
-    async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        async with lease() as connection:
-            inner: AsyncGenerator[Any, Any] = function(*args[:place], connection, *args[place:], **kwargs)
-            # What "yield from" does and async generators lack: what is sent or thrown in reaches the inner one.
-            step = anext(inner)
-            while True:
-                try:
-                    value = await step
-                except StopAsyncIteration:
-                    return
-                try:
-                    step = inner.asend((yield value))
-                except GeneratorExit:
-                    await inner.aclose()
-                    raise
-                except BaseException as error:  # noqa: BLE001 - thrown in by the caller, meant for the inner one
-                    step = inner.athrow(error)
-
-    return generator
-
-
-def _connection_place(function: Callable[..., Any]) -> int:
-    """How many arguments go before the connection: one for a method, told by the name of its first parameter."""
-    first = next(iter(signature(function).parameters), None)
-    return 1 if first in {"self", "cls"} else 0
-
-
-def _without_connection(function: Callable[..., Any]) -> Signature:
-    original = signature(function)
-    parameters = list(original.parameters.values())
-    place = _connection_place(function)
-    if len(parameters) <= place or parameters[place].kind is not Parameter.POSITIONAL_OR_KEYWORD:
-        message = f"{function!r} has no parameter for the connection"
-        raise TypeError(message)
-    del parameters[place]
-    return original.replace(parameters=parameters)

@@ -7,7 +7,7 @@ import ssl
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from difflib import SequenceMatcher, get_close_matches
+from difflib import get_close_matches
 from typing import Any, Self
 
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
@@ -89,7 +89,11 @@ class RedisConfig:
         Raises:
             ConfigurationError: It cannot be used; all that is wrong is told at once, and no value is ever repeated.
         """
-        own = {key.removeprefix(prefix): value for key, value in mapping.items() if key.startswith(prefix)}
+        own = {
+            key.removeprefix(prefix): value
+            for key, value in mapping.items()
+            if isinstance(key, str) and key.startswith(prefix)
+        }
         reading = _Reading(prefix)
         url = reading.url(own.pop("url", None))
         reading.keys({name: value for name, value in own.items() if "." not in name})
@@ -106,6 +110,24 @@ class RedisConfig:
             return arguments | {"connection_class": SSLConnection if tls else Connection}
         del arguments["host"], arguments["port"]
         return arguments | {"connection_class": UnixDomainSocketConnection}
+
+
+def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Check those keyword arguments of a pool that configuration could give as well; the others pass.
+
+    Raises:
+        ConfigurationError: Some of them cannot be used; no value is repeated.
+    """
+    read, problems = dict(arguments), []
+    for name, option in OPTIONS.items():
+        if arguments.get(name) is not None:
+            try:
+                read[name] = option.read(arguments[name])
+            except (LookupError, OSError, ValueError):
+                problems.append((name, f"must be {option.expected}"))
+    if problems:
+        raise ConfigurationError(*problems)
+    return read
 
 
 class _Reading:
@@ -159,6 +181,10 @@ class _Reading:
             self._note("socket_keepalive", "does not apply to a Unix socket")
         if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
             self._note("ssl_keyfile", "needs ssl_certfile")
+        pair = {"ssl_certfile", "ssl_keyfile"} & self._sources.keys()
+        # If one of the files is not even there, that has been said.
+        if "ssl_certfile" in pair <= self.values.keys() and not _is_key_pair(**{name: self.values[name] for name in pair}):
+            self._note("ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted")
 
     def _read(self, name: str, value: object, option: Option, source: str) -> None:
         self._sources[name] = source
@@ -175,6 +201,15 @@ class _Reading:
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
 
 
+def _is_key_pair(ssl_certfile: str, ssl_keyfile: str | None = None) -> bool:
+    try:
+        # Without a passphrase, an encrypted key would have it asked for on the terminal.
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(ssl_certfile, ssl_keyfile, password="")
+    except OSError:
+        return False
+    return True
+
+
 def _is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
@@ -184,12 +219,14 @@ def _suggestion(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-_WORDS = re.compile("[A-Z0-9]+(?:_[A-Z0-9]+)*")
 _VARIABLE = re.compile(f"(?:(?P<pool>[A-Z0-9]+(?:_[A-Z0-9]+)*?)_)??(?P<key>{'|'.join(_KEYS).upper()})")
 # What Kubernetes tells every pod about a service whose name begins with "redis".
 _KUBERNETES = re.compile(
     "(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
+# What others call our keys, and a slip in a word so short that it no longer resembles the right one.
+_ALIASES = {"URI": "URL", "ULR": "URL", "HOST": "URL", "USER": "USERNAME", "DATABASE": "DB"}
+_ALIASES |= dict.fromkeys(("PASS", "PWD"), "PASSWORD")
 _RESEMBLANCE = 0.85  # one wrong letter in a word of seven
 
 
@@ -199,8 +236,8 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
     ``{prefix}REDIS_[{POOL}_]{KEY}`` gives ``redis.[{pool}.]{key}``. KEY is a key of `RedisConfig.from_mapping` in
     capitals, the longest that fits; the pool's name becomes lower case and keeps its underscores. So "REDIS_URL" gives
     "redis.url", "REDIS_SOCKET_TIMEOUT" gives "redis.socket_timeout" and "REDIS_RATE_LIMIT_URL" gives
-    "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one whose name looks like a
-    misspelt one is logged as a warning, without its value.
+    "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one that seems to be meant for
+    us ("REDIS_ULR", "redis_url", "REDIS_HOST") is logged as a warning, without its value.
 
     Args:
         environ: Where to look.
@@ -209,31 +246,28 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
     start = f"{prefix}REDIS_"
     config = {}
     for name, value in environ.items():
-        tail = name.removeprefix(start)
-        if tail == name or not _WORDS.fullmatch(tail) or _KUBERNETES.fullmatch(tail):
+        tail = name.upper().removeprefix(start.upper())
+        if tail == name.upper() or _KUBERNETES.fullmatch(tail):
             continue
-        unexplained: str | None = tail
-        if match := _VARIABLE.fullmatch(tail):
+        match = _VARIABLE.fullmatch(tail)
+        if match and name == start + tail:
             config[".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()] = value
-            unexplained = match["pool"]
+        meant, unexplained = (tail, match["pool"]) if match else (None, tail)
         # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
-        if unexplained and f"{start}{unexplained}_URL" not in environ and (meant := _near_miss(tail, unexplained)):
-            _logger.warning("The environment variable %s looks like a misspelt %s", name, start + meant)
+        if unexplained and f"{start}{unexplained}_URL" not in environ:
+            meant = _near_miss(tail, unexplained) or meant
+        if meant and name != start + meant:
+            _logger.warning("The environment variable %r looks like a misspelt %s", name, start + meant)
     return config
 
 
 def _near_miss(tail: str, unexplained: str) -> str | None:
     """Return what the tail was meant to be, if it resembles a key that begins at one of its unexplained words."""
+    keys = [key for key in map(str.upper, _KEYS) if not tail.endswith(key)]
     words = tail.split("_")
-    resemblance, meant = max(
-        (_resemblance("_".join(words[at:]), key), "_".join([*words[:at], key]))
-        for at in range(unexplained.count("_") + 1)
-        for key in map(str.upper, _KEYS)
-        if not tail.endswith(key)
-    )
-    return meant if resemblance >= _RESEMBLANCE else None
-
-
-def _resemblance(word: str, key: str) -> float:
-    # Two letters in the wrong order are the likeliest slip, but in a word as short as "ULR" the ratio does not see it.
-    return 1.0 if sorted(word) == sorted(key) else SequenceMatcher(None, word, key).ratio()
+    # From the shortest on: "A_MAX_CONECTIONS" resembles "MAX_CONNECTIONS", but has a pool in front.
+    for at in reversed(range(unexplained.count("_") + 1)):
+        word = "_".join(words[at:])
+        for key in [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, 1, _RESEMBLANCE):
+            return "_".join([*words[:at], key])
+    return None

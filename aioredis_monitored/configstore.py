@@ -4,11 +4,15 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from contextvars import Context
+from functools import partial
+from math import inf
 from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+
+_Parser = Callable[[bytes | str | None], Any]
 
 _MAINTENANCE_KEY = "is-under-maintenance"
 _MAINTENANCE_SECONDS = 1.0
@@ -17,7 +21,8 @@ _MAINTENANCE_SECONDS = 1.0
 class ConfigStore:
     """Configuration of components as JSON at ``config:{type}:{component}``, cached in this process.
 
-    Concurrent readers share one read, and its failure: a dead server costs one attempt for each ``wait``.
+    Concurrent readers share one read, and its failure: a dead server costs one attempt for each ``wait``. A reader that
+    is cancelled leaves the read to the others.
 
     Args:
         client: A client of the server that keeps the configuration.
@@ -40,20 +45,25 @@ class ConfigStore:
         await self._client.set(key, json.dumps(dict(config), sort_keys=True))
         self._entries.pop(key, None)
 
-    async def get(self, type_: str, component: str, wait: float = 1) -> dict[str, Any]:
+    async def get(
+        self, type_: str, component: str, wait: float = 1, *, patience: float | None = None
+    ) -> dict[str, Any]:
         """Read a component's configuration; ``{}`` if there is none.
 
         Args:
             type_: What kind of component it is: ``redis``, ``statistics``, ….
             component: The component's name.
             wait: Seconds for which an earlier answer will do; default 1.
+            patience: Seconds that a read may have taken, whoever began it; it goes on when they have passed. ``None``,
+                the default, leaves it to the client's timeouts.
 
         Raises:
             ValueError: What is kept there is not a JSON object; the text does not quote it.
+            TimeoutError: The read took longer than ``patience``.
             redis.exceptions.RedisError: The server cannot be read.
         """
         key = _key(type_, component)
-        config: dict[str, Any] = await self._read(key, wait, lambda value: _parse(key, value))
+        config: dict[str, Any] = await self._read(key, wait, partial(_parse, key), patience)
         return dict(config)
 
     async def is_under_maintenance(self) -> bool:
@@ -64,12 +74,10 @@ class ConfigStore:
         """
         return bool(await self._read(_MAINTENANCE_KEY, _MAINTENANCE_SECONDS, _truth))
 
-    async def _read(self, key: str, wait: float, parse: Callable[[bytes | str | None], Any]) -> Any:
-        asked = monotonic()
+    async def _read(self, key: str, wait: float, parse: _Parser, patience: float | None = None) -> Any:
         entry = self._entries.setdefault(key, _Entry())
-        async with entry.lock:
-            if asked - entry.checked_at >= wait:
-                await entry.refresh(self._client, key, parse)
+        if monotonic() - entry.checked_at >= wait:
+            await entry.refresh(self._client, key, parse, patience)
         if entry.error is not None:
             raise entry.error.with_traceback(None)
         return entry.value
@@ -79,17 +87,29 @@ class _Entry:
     """The last answer for one key, or the error that came instead."""
 
     def __init__(self) -> None:
-        self.lock = asyncio.Lock()
-        self.checked_at = -float("inf")
+        self.checked_at = -inf
         self.value: Any = None
-        self.error: RedisError | ValueError | None = None
+        self.error: Exception | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._began_at = 0.0
 
-    async def refresh(self, client: Redis, key: str, parse: Callable[[bytes | str | None], Any]) -> None:
+    async def refresh(self, client: Redis, key: str, parse: _Parser, patience: float | None) -> None:
+        """Read it in a task that all who ask meanwhile share, and that none of them can cancel."""
+        if self._reading is None or self._reading.done():
+            self._began_at = monotonic()
+            # In an empty context: the read belongs to no caller's trace.
+            self._reading = asyncio.get_running_loop().create_task(self._read(client, key, parse), context=Context())
+        left = None if patience is None else max(0.0, self._began_at + patience - monotonic())
+        done, _ = await asyncio.wait({self._reading}, timeout=left)
+        if not done:
+            message = f"reading {key} takes longer than {patience} s"
+            raise TimeoutError(message)
+
+    async def _read(self, client: Redis, key: str, parse: _Parser) -> None:
         try:
             self.value, self.error = parse(await client.get(key)), None
-        except (RedisError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - raised by whoever asks
             self.error = error
-        # After the reply: whoever asked while it was on the way has his answer too.
         self.checked_at = monotonic()
 
 
@@ -98,7 +118,7 @@ def _key(type_: str, component: str) -> str:
 
 
 def _parse(key: str, value: bytes | str | None) -> dict[str, Any]:
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         config = json.loads(value or "{}")
         if isinstance(config, dict):
             return config

@@ -21,9 +21,15 @@ class RedisContextFactory:
     Args:
         connection_pool: The pool.
         name: What the application calls it, in ``request.state`` too; default ``redis``.
+
+    Raises:
+        TypeError: ``connection_pool`` is no pool.
     """
 
     def __init__(self, connection_pool: ConnectionPool, name: str = "redis") -> None:
+        if not isinstance(connection_pool, ConnectionPool):
+            message = f"connection_pool must be a pool, not {type(connection_pool).__name__}"
+            raise TypeError(message)
         self.connection_pool = connection_pool
         self.name = name
         self._prototype = MonitoredRedisConnection(name, connection_pool=connection_pool)

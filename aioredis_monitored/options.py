@@ -51,9 +51,11 @@ def _boolean(value: object) -> bool:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
-    raise ValueError
+    if not isinstance(value, str):
+        raise ValueError  # noqa: TRY004 - the reader's contract
+    # What os.environ could not decode could not be sent either; the error of the attempt would quote it.
+    value.encode()
+    return value
 
 
 def _client_name(value: object) -> str:
@@ -68,7 +70,14 @@ def _file(value: object) -> str:
     raise ValueError
 
 
+def _authorities(value: object) -> str:
+    ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(path := _file(value))
+    return path
+
+
 def _tls_version(value: object) -> ssl.TLSVersion:
+    if isinstance(value, ssl.TLSVersion):
+        return value
     # Not only text: unquoted, 1.2 is a number in JSON and YAML.
     return _TLS_VERSIONS[str(value).strip().lower().removeprefix("tlsv")]
 
@@ -99,7 +108,7 @@ OPTIONS = {
     "client_name": Option(_client_name, "printable ASCII without spaces"),
     "protocol": Option(_protocol, "2 or 3"),
     "decode_responses": _SWITCH,
-    "ssl_ca_certs": _FILE,
+    "ssl_ca_certs": Option(_authorities, "the path of a PEM file of certificates"),
     "ssl_certfile": _FILE,
     "ssl_keyfile": _FILE,
     "ssl_check_hostname": _SWITCH,

@@ -4,15 +4,18 @@ from collections.abc import Iterable, MutableMapping
 from typing import Any
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool
-from redis.asyncio.client import Pipeline
+from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.client import CommandStackT, Pipeline
 
+from aioredis_monitored.blocking import BlockingCommandsMixin, patience
+from aioredis_monitored.commands import query_text
+from aioredis_monitored.pool import check_event_loop
 from aioredis_monitored.telemetry.attributes import batch_call, command_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
 
-class MonitoredRedisPipeline(Pipeline):
+class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     Args:
@@ -46,21 +49,43 @@ class MonitoredRedisPipeline(Pipeline):
         """Send the batch and return its replies, as redis-py does."""
         kind = "MULTI" if self.is_transaction or self.explicit_transaction else "PIPELINE"
         call = batch_call(kind, [args for args, _ in self.command_stack], self.name)
-        with Operation(self._telemetry, call, self.server_span) as operation:
-            self._operation = operation
-            results = await super().execute(raise_on_error)
-            first_error = next((result for result in results if isinstance(result, Exception)), None)
-            if first_error is not None:
-                operation.fail(first_error)
-            return results
+        self._operation = Operation(self._telemetry, call, self.server_span)
+        try:
+            return await self._operation.observe(self._execute(self._operation, raise_on_error))
+        finally:
+            self._operation = None
+
+    async def _execute(self, operation: Operation, raise_on_error: bool) -> list[Any]:
+        if self.connection is not None:
+            check_event_loop(self.connection_pool)
+        results = await super().execute(raise_on_error)
+        first_error = next((result for result in results if isinstance(result, Exception)), None)
+        if first_error is not None:
+            operation.fail(first_error)
+        return results
+
+    async def _execute_pipeline(
+        self, connection: Connection, commands: CommandStackT, raise_on_error: bool
+    ) -> list[Any]:
+        with patience(connection, (args for args, _ in commands)):
+            replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
+            return replies
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command now: WATCH, and what is read between it and MULTI."""
-        with Operation(self._telemetry, command_call(args), self.server_span):
-            return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
+        call = self._execute_immediately(*args, **options)
+        if self._operation is not None:
+            return await call
+        return await Operation(self._telemetry, command_call(args), self.server_span).observe(call)
+
+    async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
+        if self.connection is not None:
+            check_event_loop(self.connection_pool)
+        return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
-        """Let redis-py write the command into the error's text, once the error has been classified without it."""
+        """Write the command into the error's text, as redis-py does but without the values in it."""
         if self._operation is not None:
             self._operation.note(exception)
-        super().annotate_exception(exception, number, command)
+        text = f"Command # {number} ({query_text(tuple(command))}) of pipeline caused error: {exception.args}"
+        exception.args = (text, *exception.args[1:])

@@ -3,20 +3,23 @@
 import asyncio
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
-from redis.asyncio import BlockingConnectionPool, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.retry import Retry
 from redis.driver_info import DriverInfo
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.config import RedisConfig
-from aioredis_monitored.errors import ConfigurationError, EventLoopError, PoolClosedError
+from aioredis_monitored.abandon import abandon
+from aioredis_monitored.config import RedisConfig, read_arguments
+from aioredis_monitored.errors import EventLoopError, PoolClosedError
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import command_call, server_of
 from aioredis_monitored.telemetry.instruments import SCOPE, Telemetry
@@ -40,10 +43,10 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
         connection_arguments: What redis-py's connection classes take: ``host``, ``port``, ``db``, ``password``,
-            ``socket_timeout`` (seconds), ``connection_class`` and so on.
+            ``socket_timeout`` (seconds or a timespan), ``connection_class`` and so on.
 
     Raises:
-        ConfigurationError: ``max_connections`` is less than 1.
+        ConfigurationError: A value cannot be used; it names every such value at once.
         TypeError: An argument is unknown, or one of redis-py's retry arguments: its retries repeat commands that
             may have run.
     """
@@ -60,21 +63,20 @@ class MonitoredConnectionPool(BlockingConnectionPool):
     ) -> None:
         for argument in _RETRY_ARGUMENTS:
             if connection_arguments.pop(argument, None):
-                message = f"{argument}= is refused: redis-py's retries repeat commands that may already have run"
-                raise TypeError(message)
-        if max_connections < 1:
-            raise ConfigurationError(("max_connections", f"must be at least 1, not {max_connections}"))
+                _refuse_retries(argument)
+        arguments = read_arguments({"max_connections": max_connections, "timeout": timeout, **connection_arguments})
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
-        connection_arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
-        connection_arguments.setdefault("driver_info", _DRIVER_INFO)
-        super().__init__(max_connections=max_connections, timeout=timeout, **connection_arguments)
+        arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
+        arguments.setdefault("driver_info", _DRIVER_INFO)
+        super().__init__(**arguments)
         # An unknown argument would otherwise be noticed by the first command.
-        self.make_connection()  # type: ignore[no-untyped-call]
+        self.make_connection()
         server = server_of(self)
         self.telemetry = Telemetry(server, tracer_provider=tracer_provider, meter_provider=meter_provider)
-        address = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
-        self._address = f"{address}/{server.attributes[semconv.DB_NAMESPACE]}"
-        self.name = name or self._address
+        host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
+        address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
+        self.name = name or address
+        self._label = repr(self.name) if self.name == address else f"{self.name!r} ({address})"
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -87,28 +89,10 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         """
         return cls(**{**RedisConfig.from_mapping({"url": url}, "").pool_arguments(), **kwargs})
 
-    @classmethod
-    def from_arguments(
-        cls,
-        *,
-        unix_socket_path: str | None = None,
-        ssl: bool = False,
-        max_connections: int | None = None,
-        **kwargs: Any,
-    ) -> Self:
-        """A pool for the keyword arguments of ``redis.asyncio.Redis``."""
-        if unix_socket_path is not None:
-            kwargs |= {"connection_class": UnixDomainSocketConnection, "path": unix_socket_path}
-        elif ssl:
-            kwargs["connection_class"] = SSLConnection
-        if max_connections is not None:
-            kwargs["max_connections"] = max_connections
-        return cls(**kwargs)
-
     def __repr__(self) -> str:
         used, idle = len(self._in_use_connections), sum(c.is_connected for c in self._available_connections)
         state = "closed" if self._closed else f"{used} used, {idle} idle, at most {self.max_connections}"
-        return f"<{type(self).__name__} {self.name!r} {self._address} [{state}]>"
+        return f"<{type(self).__name__} {self._label} [{state}]>"
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
@@ -117,19 +101,42 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             redis.exceptions.RedisError: The server cannot be used; the same class that a command would raise, the
                 text starts with the pool's name and address.
         """
-        with Operation(self.telemetry, command_call(("PING",)), None):
-            try:
-                connection = await self.get_connection()
-                try:
-                    await connection.send_command("PING")
-                    await connection.read_response()
-                finally:
-                    await self.release(connection)
-            except PoolClosedError:
-                raise
-            except RedisError as error:
-                error.args = (f"pool {self.name!r} ({self._address}): {error}", *error.args[1:])
-                raise
+        try:
+            await Operation(self.telemetry, command_call(("PING",)), None).observe(self._ping())
+        except PoolClosedError:
+            raise
+        except RedisError as error:
+            error.args = (f"pool {self._label}: {error}", *error.args[1:])
+            raise
+
+    async def _ping(self) -> None:
+        connection = await self.get_connection()
+        try:
+            await connection.send_command("PING")
+            await connection.read_response()
+        finally:
+            await self.release(connection)
+
+    def set_retry(self, retry: Retry) -> None:  # noqa: ARG002 - redis-py's signature
+        """Refuse a retry policy, as the constructor does.
+
+        Raises:
+            TypeError: Always.
+        """
+        _refuse_retries("retry")
+
+    def make_connection(self) -> AbstractConnection:
+        """Make a connection that asks this pool whether it may connect."""
+        connection: AbstractConnection = super().make_connection()  # type: ignore[no-untyped-call]
+        connection.register_connect_callback(self._on_connect)  # type: ignore[no-untyped-call]
+        return connection
+
+    async def _on_connect(self, connection: AbstractConnection) -> None:
+        # redis-py reconnects whenever it is asked to send. A connection that was out when the pool closed would come
+        # back to life: a WATCH would be forgotten, a subscription would outlive the pool.
+        if connection not in self._in_use_connections:
+            await connection.disconnect(nowait=True)
+            raise self._closed_error()
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
         """Borrow a connection; give it back with ``release``.
@@ -139,29 +146,72 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             EventLoopError: The pool belongs to another event loop.
             redis.exceptions.ConnectionError: No connection became free in time, or the server cannot be reached.
         """
-        self._check_open()
-        self._check_loop()
-        connection: AbstractConnection = await super().get_connection()  # type: ignore[no-untyped-call]
         if self._closed:
-            # Closed while this call waited; release() closes what a closed pool gets back.
-            await self.release(connection)
-            self._check_open()
+            raise self._closed_error()
+        self.check_event_loop()
+        condition = self._condition
+        try:
+            connection: AbstractConnection = await super().get_connection()  # type: ignore[no-untyped-call]
+        except BaseException as error:
+            async with condition:
+                # On Python 3.11, a waiter that is cancelled just as it is woken keeps the wake-up to itself.
+                condition.notify()
+            if isinstance(error, Exception) and condition is not self._condition:
+                raise self._closed_error() from error
+            raise
         return connection
+
+    def can_get_connection(self) -> bool:
+        """Whether a connection is free, or may still be made; what waiting calls wait for."""
+        if self._closed:
+            raise self._closed_error()
+        return bool(super().can_get_connection())
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance."""
+        try:
+            await super().ensure_connection(connection)
+        except BaseException:
+            await connection.disconnect(nowait=True)
+            raise
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give a borrowed connection back."""
-        if self._closed:
-            await connection.disconnect(nowait=True)
-        await super().release(connection)
+        if connection in self._in_use_connections:
+            with suppress(KeyError):  # the pool is closed meanwhile
+                await super().release(connection)
+                return
+        await connection.disconnect(nowait=True)
 
     async def aclose(self) -> None:
-        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``."""
-        self._closed = True
-        loop, self._loop = self._loop, None
-        if loop not in (None, asyncio.get_running_loop()):
+        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``.
+
+        Raises:
+            EventLoopError: The pool belongs to another event loop, which is not closed yet.
+        """
+        if self._loop is not None and self._loop.is_closed():
             self._abandon_connections()
-            return
-        await asyncio.shield(super().aclose())
+            self._forget()
+        else:
+            self.check_event_loop()
+            await asyncio.shield(self._close_connections())
+
+    async def _close_connections(self) -> None:
+        connections = [*self._available_connections, *self._in_use_connections]
+        waiting = self._condition
+        self._forget()
+        async with waiting:
+            waiting.notify_all()
+        closing = (connection.disconnect() for connection in connections)
+        errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
+        if errors:
+            raise errors[0]
+
+    def _forget(self) -> None:
+        """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
+        self._closed = True
+        self._available_connections, self._in_use_connections = [], set()
+        self._condition, self._lock, self._loop = asyncio.Condition(), asyncio.Lock(), None
 
     async def __aenter__(self) -> Self:
         self._closed = False
@@ -178,12 +228,12 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             _warn(f"pool {self.name!r} was never closed: use 'async with' or aclose()", ResourceWarning, source=self)
         super().__del__()
 
-    def _check_open(self) -> None:
-        if self._closed:
-            message = f"pool {self.name!r} is closed"
-            raise PoolClosedError(message)
+    def check_event_loop(self) -> None:
+        """Bind the pool to the running event loop, if it is not yet bound.
 
-    def _check_loop(self) -> None:
+        Raises:
+            EventLoopError: It is bound to another one.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
@@ -191,11 +241,13 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             message = f"pool {self.name!r} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
 
+    def _closed_error(self) -> PoolClosedError:
+        return PoolClosedError(f"pool {self.name!r} is closed")
+
     def _abandon_connections(self) -> int:
-        """Close the sockets without their event loop, which may be closed; return how many there were."""
         connected = [c for c in (*self._available_connections, *self._in_use_connections) if c.is_connected]
         for connection in connected:
-            _abandon(connection)
+            abandon(connection, self._loop)
         return len(connected)
 
 
@@ -223,15 +275,12 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **arguments, **kwargs})
 
 
-def _abandon(connection: AbstractConnection) -> None:
-    writer: Any = connection._writer  # noqa: SLF001 - redis-py offers no way to close without an event loop
-    connection._writer = connection._reader = None  # noqa: SLF001
-    transport = writer.transport
-    try:
-        transport.abort()
-    except RuntimeError:
-        # The loop is closed and will never run the callback that closes the socket.
-        sock = getattr(transport, "_sock", None)
-        if sock is not None:
-            sock.close()
-            transport._sock = None  # noqa: SLF001
+def check_event_loop(pool: ConnectionPool) -> None:
+    """``MonitoredConnectionPool.check_event_loop`` for a call that already holds its connection; other pools pass."""
+    if isinstance(pool, MonitoredConnectionPool):
+        pool.check_event_loop()
+
+
+def _refuse_retries(argument: str) -> None:
+    message = f"{argument}= is refused: redis-py's retries repeat commands that may already have run"
+    raise TypeError(message)

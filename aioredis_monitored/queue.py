@@ -1,7 +1,6 @@
 """An asynchronous message queue on a Redis list."""
 
 import math
-from numbers import Real
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +10,8 @@ from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
+
+_MOST_SECONDS = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
 
 
 class MessageQueue:
@@ -28,6 +29,7 @@ class MessageQueue:
         client: A pool or a client; a pool is not closed by the queue.
 
     Raises:
+        TypeError: ``client`` is neither a pool nor a client.
         ValueError: The name is empty.
     """
 
@@ -39,6 +41,9 @@ class MessageQueue:
             self.client = client
         else:
             pool = client.connection_pool if isinstance(client, Redis) else client
+            if not isinstance(pool, ConnectionPool):
+                message = f"a queue needs a pool or a client, not {type(client).__name__}"
+                raise TypeError(message)
             self.client = MonitoredRedisConnection(connection_pool=pool)
 
     def __repr__(self) -> str:
@@ -53,8 +58,9 @@ class MessageQueue:
 
         Raises:
             TimedOutError: The queue stayed empty for that long.
-            ValueError: The timeout is negative, not finite, or not a number.
+            ValueError: The timeout is negative, not a number, or more than a billion seconds.
             redis.exceptions.ConnectionError: The server cannot be reached; a queue that cannot be seen is not empty.
+            redis.exceptions.TimeoutError: The server did not answer, not even that the queue is empty.
         """
         seconds = _whole_seconds(timeout)
         if seconds == 0:
@@ -76,7 +82,7 @@ class MessageQueue:
 
         Raises:
             redis.exceptions.DataError: The message is of another type.
-            ValueError: The timeout is negative, not finite, or not a number.
+            ValueError: The timeout is negative, not a number, or more than a billion seconds.
         """
         _whole_seconds(timeout)
         await self.client.rpush(self.name, message)
@@ -111,7 +117,7 @@ def _whole_seconds(timeout: Any) -> int | None:
     """BLPOP's timeout: rounded up, since 0 would mean for ever and older servers take no fractions."""
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, Real) or not math.isfinite(timeout) or timeout < 0:
-        message = f"timeout must be None or a finite number of seconds, at least 0, not {timeout!r}"
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout <= _MOST_SECONDS:
+        message = f"timeout must be None or a number of seconds from 0 to {_MOST_SECONDS}, not {timeout!r}"
         raise ValueError(message)
     return math.ceil(float(timeout))

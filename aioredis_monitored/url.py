@@ -1,4 +1,4 @@
-"""Redis URLs, read strictly; no reason repeats a part of the URL, since any part may hold a piece of a password."""
+"""Redis URLs, read strictly; no reason repeats more of a URL than its scheme, since all else may hold a password."""
 
 import re
 from dataclasses import dataclass, field

@@ -4,9 +4,13 @@ import http.server
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
+import tempfile
 import threading
+import time
+from pathlib import Path
 
 import pytest
 import redis
@@ -86,9 +90,48 @@ def test_a_server_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capsys
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1")
 
     assert 1 == main(["demo"])
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert output.startswith("The demo cannot run: pool 'redis' (127.0.0.1:1/0): Error 111")
     assert "hunter2" not in output
+
+
+def test_a_server_that_does_not_start_is_told(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    for binary in ("/bin/true", "/no/such/server"):
+        monkeypatch.setenv("AIOREDIS_MONITORED_SERVER", binary)
+        assert 1 == main(["demo"])
+        assert capsys.readouterr().err.startswith("The demo cannot run: ")
+
+    assert [] == list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, number):
+    """The server is frozen, so that the demo is surely in the middle of something."""
+    own_server.freeze()
+    environment = {**os.environ, "REDIS_URL": own_server.url, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "aioredis_monitored", "demo"], env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 20
+    while not _connected_to(own_server.port, process.pid) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=20)
+
+    assert (130, "") == (process.returncode, errors)
+    assert [] == list(tmp_path.iterdir())
+
+
+def _connected_to(port, pid):
+    """Whether the process has a TCP socket to the port, as Linux tells it."""
+    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        columns = line.split()
+        if columns[2].endswith(f":{port:04X}") and f"socket:[{columns[9]}]" in sockets:
+            return True
+    return False
 
 
 def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):

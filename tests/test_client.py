@@ -61,8 +61,8 @@ def test_arguments_that_nobody_would_heed_are_refused(pool):
         MonitoredRedisConnection(connection_pool=pool, db=3)
     with pytest.raises(TypeError, match="bogus"):
         MonitoredRedisConnection(bogus=1)
-    with pytest.raises(TypeError, match="ssl_ca_certs"):
-        MonitoredRedisConnection(ssl_ca_certs="ca.pem")
+    with pytest.raises(TypeError, match="ssl_check_hostname"):
+        MonitoredRedisConnection(ssl_check_hostname=False)
 
 
 @pytest.mark.parametrize("pool_class", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
@@ -105,11 +105,22 @@ async def test_client_keeps_name_and_parent(pool):
     assert ("cache", None) == (single.context_name, single.server_span)
 
 
+async def test_a_client_with_its_own_pool_can_be_entered_again(server):
+    client = MonitoredRedisConnection.from_url(server.url)
+    for _ in range(2):
+        async with client:
+            assert await client.ping() is True
+    with pytest.raises(redis.exceptions.ConnectionError, match="is closed"):
+        await client.ping()
+
+
 @pytest.mark.parametrize(
     ("arguments", "transaction", "name"),
     [
         ((), True, None),
         ((False,), False, None),
+        ((0,), False, None),
+        (("",), True, None),
         ((True, None), True, None),
         ((False, "hint"), False, None),
         (("cart",), True, "cart"),
@@ -124,6 +135,11 @@ async def test_pipeline_takes_both_forms(client, arguments, transaction, name):
     assert (transaction, name) == (pipe.is_transaction, pipe.name)
     assert ("hint" if "hint" in arguments else None) == pipe.shard_hint
     assert [True, b"1"] == await pipe.set("key", 1).get("key").execute()
+
+
+async def test_pipeline_takes_no_other_name(client):
+    with pytest.raises(TypeError, match="a pipeline's name is text, not bytes"):
+        client.pipeline(b"cart")
 
 
 async def test_pipeline_takes_keywords(client):
@@ -228,6 +244,10 @@ async def test_blocking_commands_outlive_the_socket_timeout(make_pool, server):
     await client.xgroup_create("stream", "group", mkstream=True)
 
     assert await client.blpop("nothing", timeout=1) is None
+    assert [None, True] == await client.pipeline(False).blpop("nothing", timeout=1).execute_command("PING").execute()
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        assert await pipe.blpop("nothing", timeout=1) is None
     assert not await client.xread({"stream": "$"}, block=500)
     assert not await client.xreadgroup("group", "consumer", {"stream": ">"}, block=500)
 
@@ -240,10 +260,12 @@ async def test_a_pool_without_a_socket_timeout_keeps_none(make_pool, server):
     assert [None] == [connection.socket_timeout for connection in client.connection_pool._available_connections]
 
 
-async def test_a_pipeline_annotates_errors_as_redis_py_does(client):
+async def test_a_pipeline_annotates_errors_as_redis_py_does_but_without_values(client):
     ours, theirs = redis.exceptions.ResponseError("WRONGTYPE x"), redis.exceptions.ResponseError("WRONGTYPE x")
-    client.pipeline().annotate_exception(ours, 1, ("GET", "key"))
-    redis.asyncio.client.Pipeline(client.connection_pool, {}, True, None).annotate_exception(theirs, 1, ("GET", "key"))
+    client.pipeline().annotate_exception(ours, 1, ("SET", "key", "hunter2"))
+    redis.asyncio.client.Pipeline(client.connection_pool, {}, True, None).annotate_exception(
+        theirs, 1, ("SET", "key", "?")
+    )
 
     assert theirs.args == ours.args
 

@@ -1,6 +1,7 @@
 """The decorator: what it can decorate, which pool it finds, and how configuration changes under way."""
 
 import asyncio
+import functools
 import inspect
 import logging
 from contextlib import asynccontextmanager
@@ -77,9 +78,9 @@ async def test_an_async_generator_function(components, client):
     closed = keys(9)
     await anext(closed)
     await closed.aclose()
+    finished = await client.get("finished")
 
-    assert b"message" == await client.get("sent")
-    assert b"1" == await client.get("finished")
+    assert (b"1", b"message") == (finished, await client.get("sent"))
 
 
 async def test_an_async_context_manager_function(components):
@@ -182,12 +183,84 @@ async def test_the_decorator_of_an_instance_needs_no_other(server):
 
 
 async def test_the_latest_components_are_in_use(server):
-    first, second = (Components({"redis.logs.url": f"{server.url}/{db}"}) for db in (1, 2))
+    first, second, third = (Components({"redis.logs.url": f"{server.url}/{db}"}) for db in (1, 2, 3))
     async with first:
         second.use()
-        assert 2 == (await pool_of()).connection_kwargs["db"]
+        second.use()
+        third.use()
         await second.aclose()
+        assert 3 == (await pool_of()).connection_kwargs["db"]
+        await third.aclose()
         assert 1 == (await pool_of()).connection_kwargs["db"]
+
+
+async def test_closed_components_make_no_pools(server, store):
+    components = Components(store)
+    await store.set("redis", "logs", {"url": server.url})
+
+    @components.redis_connection("logs", wait=0)
+    async def call(conn):
+        return await conn.ping()
+
+    async with components:
+        await call()
+        late = asyncio.create_task(call())
+        await asyncio.sleep(0)
+    for closed in (late, call()):
+        with pytest.raises(NoComponentsError, match="are closed"):
+            await closed
+    async with components:
+        assert await call() is True
+
+
+@pytest.mark.slow
+async def test_a_config_server_that_hangs_stops_nobody_who_can_go_on(own_server, make_pool, server):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    await store.set("redis", "logs", {"url": server.url})
+
+    @redis_connection("logs", wait=0)
+    async def call(conn):
+        return await conn.ping()
+
+    async with Components(store):
+        await call()
+        own_server.freeze()
+        async with asyncio.timeout(2):
+            assert [True] * 20 == await asyncio.gather(*(call() for _ in range(20)))
+            for _ in range(20):
+                assert await call() is True
+        own_server.thaw()
+
+
+async def test_positional_only_and_variable_parameters_take_the_connection(components):
+    @redis_connection("logs")
+    async def positional(conn, /, key):
+        return await conn.incr(key)
+
+    @redis_connection("logs")
+    async def variable(*args, **kwargs):
+        return type(args[0]).__name__, args[1:], kwargs
+
+    assert ("(key)", "(*args, **kwargs)") == (str(inspect.signature(positional)), str(inspect.signature(variable)))
+    assert 1 == await positional("counter")
+    assert ("MonitoredRedisConnection", (1,), {"b": 2}) == await variable(1, b=2)
+
+
+def test_a_plain_function_around_a_generator_is_refused():
+    @functools.wraps(log)
+    def plain(conn):
+        return conn
+
+    async def generator(conn):
+        yield conn
+
+    @functools.wraps(generator)
+    def wrapped(conn):
+        return generator(conn)
+
+    for function in (plain, wrapped):
+        with pytest.raises(TypeError, match="is no coroutine function"):
+            redis_connection("logs")(function)
 
 
 def test_each_event_loop_has_its_own(server):
@@ -221,7 +294,7 @@ async def test_a_component_that_was_never_configured_is_named(components):
         await call()
 
 
-async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(store, server):
+async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(store, server, until):
     await store.set("redis", "logs", {"url": server.url, "db": 1})
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -244,7 +317,7 @@ async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(s
         leave.set()
 
         assert (True, old) == await running
-        assert "closed" in repr(old)
+        await until(lambda: "closed" in repr(old))
 
 
 async def test_a_replaced_pool_that_will_not_close_harms_nobody(store, server, caplog, monkeypatch):

@@ -85,7 +85,22 @@ async def test_a_cancelled_reader_harms_nobody(own_server, make_pool):
     assert [{"db": 1}, {"db": 1}] == results[1:]
 
 
-@pytest.mark.parametrize("value", ["not json: hunter2", "[1]", "3", '"hunter2"'])
+async def test_patience_is_for_the_read_and_not_for_each_reader(own_server, make_pool):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    await store.set("redis", "logs", {"db": 1})
+    own_server.freeze()
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    for _ in range(20):
+        with pytest.raises(TimeoutError, match=r"reading config:redis:logs takes longer than 0\.2 s"):
+            await store.get("redis", "logs", patience=0.2)
+    assert loop.time() - started < 2
+    own_server.thaw()
+
+    assert {"db": 1} == await store.get("redis", "logs")
+
+
+@pytest.mark.parametrize("value", ["not json: hunter2", "[1]", "3", '"hunter2"', "[" * 100_000])
 async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, client, value):
     await client.set("config:redis:logs", value)
 

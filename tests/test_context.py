@@ -114,6 +114,9 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
         await websocket.send_text(websocket.state.cache.context_name)
         await websocket.close()
 
+    # Without the lifespan, so that the middleware alone serves the WebSocket.
+    with FastAPITestClient(app).websocket_connect("/socket") as opened:
+        assert "cache" == opened.receive_text()
     with FastAPITestClient(app) as web:
         assert "cache" == web.get("/state/key").json()
         web.get("/start")
@@ -121,8 +124,6 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
         assert 6 == web.get("/bound/counter").json()
         assert 422 == web.get("/decorated/counter", params={"by": "x"}).status_code
         web.get("/stop")
-        with web.websocket_connect("/socket") as opened:
-            assert "cache" == opened.receive_text()
     assert "conn" not in str(app.openapi())
 
     inside = next(span for span in telemetry.spans if span.name == "inside")
@@ -142,6 +143,11 @@ async def test_the_middleware_serves_applications_without_state(make_factory):
 
     assert isinstance(seen[0]["state"]["redis"], MonitoredRedisConnection)
     assert {"type": "lifespan"} == seen[1]
+
+
+def test_a_factory_needs_a_pool():
+    with pytest.raises(TypeError, match="connection_pool must be a pool, not NoneType"):
+        RedisContextFactory(None)
 
 
 async def test_attach_sets_an_attribute(make_factory):

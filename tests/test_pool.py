@@ -5,6 +5,7 @@ import gc
 import warnings
 
 import pytest
+import redis.asyncio
 import redis.exceptions
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -23,6 +24,14 @@ from aioredis_monitored import (
 from aioredis_monitored.testing import RedisServer
 
 SECRET = "hunter2-" * 3
+
+
+def _run_until_complete(coroutine):
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
 
 
 async def test_an_environment_is_enough_to_serve_a_command(server):
@@ -85,7 +94,7 @@ def test_an_unknown_argument_is_noticed_before_the_first_command():
 
 
 def test_zero_connections_are_refused():
-    with pytest.raises(ConfigurationError, match="max_connections: must be at least 1, not 0"):
+    with pytest.raises(ConfigurationError, match="max_connections: must be a whole number, 1 or more"):
         MonitoredConnectionPool(max_connections=0)
 
 
@@ -129,16 +138,129 @@ async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_p
         await waiting
 
 
-async def test_what_is_used_after_closing_is_closed_when_it_comes_back(make_pool, server):
-    pool = make_pool(server.url)
-    borrowed = await pool.get_connection()
+async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, timeout=None)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
+    await until(lambda: len(pool._condition._waiters) == 3)
     await pool.aclose()
-    await borrowed.send_command("PING")
-    assert borrowed.is_connected
 
-    await pool.release(borrowed)
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(error, PoolClosedError)
+    await pool.release(held)
 
-    assert not borrowed.is_connected
+
+async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_pool, server):
+    pool = make_pool(server.url, name="left")
+    client = MonitoredRedisConnection(connection_pool=pool)
+    single, pipe, pubsub = client.client(), client.pipeline(), client.pubsub()
+    await single.ping()
+    await pipe.watch("key")
+    await pubsub.subscribe("news")
+    await pubsub.get_message(timeout=5)
+    await pool.aclose()
+
+    with pytest.raises(PoolClosedError, match="pool 'left' is closed"):
+        await single.ping()
+    with pytest.raises(redis.exceptions.WatchError):
+        await pipe.execute()
+    with pytest.raises(PoolClosedError):
+        await pubsub.get_message(timeout=5)
+    async with MonitoredRedisConnection.from_url(server.url) as other:
+        assert 0 == await other.publish("news", "hello")
+    async with pool:
+        await pubsub.aclose()
+        await single.aclose()
+        assert "[0 used, 0 idle," in repr(pool)
+
+
+async def test_a_call_that_is_connecting_while_the_pool_closes_is_told(own_server, make_pool, until):
+    pool = make_pool(own_server.url)
+    own_server.freeze()
+    connecting = asyncio.create_task(pool.get_connection())
+    await until(lambda: any(c.is_connected for c in pool._in_use_connections))
+    await pool.aclose()
+    own_server.thaw()
+
+    with pytest.raises(PoolClosedError):
+        await connecting
+
+
+async def test_closing_goes_on_when_its_caller_is_cancelled(make_pool, server, until):
+    pool = make_pool(server.url)
+    connections = [await pool.get_connection() for _ in range(3)]
+    closing = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+    assert closing.cancelled()
+    await until(lambda: not any(connection.is_connected for connection in connections))
+
+
+async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1)
+    held = await pool.get_connection()
+    first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
+    await until(lambda: len(pool._condition._waiters) == 2)
+    await pool.release(held)
+    first.cancel()
+    await asyncio.wait([first])
+    if not first.cancelled():
+        await pool.release(first.result())
+
+    await pool.release(await asyncio.wait_for(second, 5))
+
+
+async def test_a_half_made_connection_is_not_kept(make_pool, server):
+    # No configuration lets such a password through; a credential provider may.
+    class Provider(redis.CredentialProvider):
+        def get_credentials(self):
+            return ("user", "\udce9")
+
+    pool = make_pool(f"{server.url}/4", credential_provider=Provider())
+    with pytest.raises(UnicodeEncodeError):
+        await pool.get_connection()
+
+    assert "0 used, 0 idle" in repr(pool)
+
+
+def test_a_reopened_pool_works_under_contention_in_another_loop(server):
+    pool = MonitoredConnectionPool.from_url(server.url, max_connections=2)
+    client = MonitoredRedisConnection(connection_pool=pool)
+
+    async def serve():
+        async with pool:
+            return await asyncio.gather(*(client.ping() for _ in range(20)))
+
+    for _ in range(2):
+        assert [True] * 20 == asyncio.run(serve())
+
+
+def test_closing_from_another_loop_while_the_first_may_run_is_refused(server):
+    pool = MonitoredConnectionPool.from_url(server.url, name="mine")
+    with asyncio.Runner() as first:
+        first.run(pool.ping())
+        with pytest.raises(EventLoopError, match="pool 'mine' belongs to another event loop"):
+            asyncio.run(pool.aclose())
+        first.run(pool.ping())
+        first.run(pool.aclose())
+
+
+def test_calls_that_hold_their_connection_are_told_about_the_loop_too(server):
+    pool = MonitoredConnectionPool.from_url(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    single, pipe = client.client(), client.pipeline()
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(single.ping())
+        first.run(pipe.watch("key"))
+        pipe.multi()
+        for call in (single.ping(), pipe.execute(), pipe.immediate_execute_command("GET", "key")):
+            with pytest.raises(EventLoopError):
+                second.run(call)
+        first.run(single.aclose())
+        first.run(pipe.aclose())
+        first.run(pool.aclose())
 
 
 def test_a_second_event_loop_gets_one_clear_error(server):
@@ -163,7 +285,8 @@ def test_a_pool_can_be_closed_from_another_loop(server):
 
 
 @pytest.mark.parametrize("while_running", [True, False])
-def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_running):
+@pytest.mark.parametrize("run", [asyncio.run, _run_until_complete])
+def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_running, run):
     async def forget():
         pool = MonitoredConnectionPool.from_url(server.url, name="forgotten")
         await pool.ping()
@@ -177,7 +300,7 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_runni
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pool = asyncio.run(forget())
+        pool = run(forget())
         del pool
         gc.collect()
 
@@ -248,3 +371,53 @@ async def test_client_list_shows_who_we_are(make_pool, server):
         f"redis-py(aioredis_monitored_v{__version__})",
         "unknown to Redis 7.0",
     }
+
+
+def test_a_pool_forgotten_in_a_stopped_loop_leaves_no_socket(server):
+    loop = asyncio.new_event_loop()
+    pool = MonitoredConnectionPool.from_url(server.url, name="stopped")
+    loop.run_until_complete(pool.ping())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del pool
+        gc.collect()
+        loop.close()
+        gc.collect()
+
+    assert ["pool 'stopped' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+async def test_set_retry_is_refused_with_the_reason(client, server):
+    with pytest.raises(TypeError, match="may already have run"):
+        client.set_retry(Retry(NoBackoff(), 3))
+    async with redis.asyncio.ConnectionPool.from_url(server.url) as plain:
+        MonitoredRedisConnection(connection_pool=plain).set_retry(Retry(NoBackoff(), 3))
+
+    assert client.connection_pool.connection_kwargs.get("retry") is None
+    assert 3 == plain.connection_kwargs["retry"].get_retries()
+
+
+def test_explicit_arguments_are_checked_like_configuration():
+    with pytest.raises(ConfigurationError) as caught:
+        MonitoredConnectionPool(timeout="2 parsecs", db="x", socket_timeout="200 milliseconds")
+
+    assert ["db", "timeout"] == sorted(key for key, _ in caught.value.problems)
+    assert 0.2 == MonitoredConnectionPool(socket_timeout="200 milliseconds").connection_kwargs["socket_timeout"]
+
+
+async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool, telemetry):
+    async with MonitoredRedisConnection.from_url(own_server.url) as admin:
+        await admin.config_set("lua-time-limit", 1)
+        script = asyncio.create_task(admin.eval("while true do end", 0))
+        pool = make_pool(own_server.url)
+        error = None
+        while error is None:
+            try:
+                await pool.ping()
+            except redis.exceptions.ResponseError as caught:
+                error = caught
+        await admin.script_kill()
+        await asyncio.wait([script])
+
+    assert "BUSY" in str(error)
+    assert "BUSY" == telemetry.spans[-1].attributes["error.type"]

@@ -75,9 +75,9 @@ async def test_none_blocks_for_longer_than_redis_py_does(queue, client):
     assert b"late" == await waiting
 
 
-@pytest.mark.parametrize("timeout", [-1, -0.1, math.nan, math.inf, True, False, "1", []])
+@pytest.mark.parametrize("timeout", [-1, -0.1, math.nan, math.inf, 10**400, 1e300, True, False, "1", []])
 async def test_a_bad_timeout_is_refused_before_anything_is_sent(queue, telemetry, timeout):
-    with pytest.raises(ValueError, match="timeout must be None or a finite number of seconds"):
+    with pytest.raises(ValueError, match="timeout must be None or a number of seconds from 0 to 1000000000"):
         await queue.get(timeout)
     with pytest.raises(ValueError, match="timeout"):
         await queue.put(b"message", timeout)
@@ -93,6 +93,12 @@ async def test_a_bad_message_is_refused(queue):
 def test_a_queue_needs_a_name(pool):
     with pytest.raises(ValueError, match="needs a name"):
         MessageQueue("", pool)
+
+
+@pytest.mark.parametrize("client", [None, 5, "redis://localhost"])
+def test_a_queue_needs_a_pool_or_a_client(client):
+    with pytest.raises(TypeError, match="a queue needs a pool or a client, not"):
+        MessageQueue("mail", client)
 
 
 async def test_payloads_are_never_decoded(make_pool, server):

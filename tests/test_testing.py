@@ -36,6 +36,18 @@ def test_a_server_that_does_not_start_says_what_it_printed():
         RedisServer("--no-such-option", "1").start()
 
 
+def test_a_long_temporary_directory_is_no_place_for_a_unix_socket(monkeypatch, tmp_path):
+    import tempfile
+
+    deep = tmp_path / ("x" * 90)
+    deep.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with RedisServer() as running, redis.Redis(unix_socket_path=running.unix_socket_path) as client:
+        assert client.ping()
+
+    assert [] == list(deep.iterdir())
+
+
 def test_a_missing_binary_is_named(monkeypatch):
     monkeypatch.setenv(server.BINARY_VARIABLE, "/no/such/redis-server")
 

@@ -1,6 +1,7 @@
 """The demo: a web shop on a real server, its traces as waterfalls, its metrics as a table."""
 
 import asyncio
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -24,6 +25,7 @@ from aioredis_monitored.telemetry.semconv import DB_CLIENT_OPERATION_DURATION
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
 
 _COLLECTOR_SECONDS = 2.0
+_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
 _NEXT_STEPS = """
 Where to go next
   In your service:   async with pool_from_config(config_from_env()) as pool: ...
@@ -33,7 +35,7 @@ Where to go next
 
 
 def run(environ: Mapping[str, str], otlp: str | None) -> int:
-    """Run the demo and return the exit code: 0, or 1 with the reason when the server cannot be used.
+    """Run the demo and return the exit code: 0; 1, with the reason, when the server cannot be used; 130 when stopped.
 
     Args:
         environ: The environment; without ``REDIS_URL`` an embedded server is started.
@@ -41,15 +43,29 @@ def run(environ: Mapping[str, str], otlp: str | None) -> int:
     """
     console = Console(highlight=False)
     try:
-        with _configuration(environ) as config, _telemetry(otlp) as capture:
+        with _terminable(), _configuration(environ) as config, _telemetry(otlp) as capture:
             spans, points = asyncio.run(_shop(config, capture))
-    except (ConfigurationError, RedisError, FileNotFoundError) as error:
-        console.print(f"The demo cannot run: {error}", style="red", markup=False, soft_wrap=True)
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except (ConfigurationError, RedisError, RuntimeError, OSError) as error:
+        Console(stderr=True).print(f"The demo cannot run: {error}", style="red", markup=False, soft_wrap=True)
         return 1
     print_waterfalls(console, spans)
     print_durations(console, points)
     console.print(_NEXT_STEPS, soft_wrap=True)
     return 0
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does, so that nothing is left behind."""
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, signal.default_int_handler) for number in signals]
+    try:
+        yield
+    finally:
+        for number, handler in zip(signals, before, strict=True):
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_BAR_COLUMNS = 24
 _NANOSECONDS = 1e6  # in a millisecond
 
 
@@ -20,11 +19,12 @@ def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
     for span in sorted(spans, key=_start):
         traces[span.context.trace_id].append(span)
     error_columns = max(1, *(len(_error(span)) for span in spans))
+    bar_columns = max(6, console.width // 4)
     mark = "=" if console.options.ascii_only else "━"
     for trace in traces.values():
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
         table.add_column(no_wrap=True, overflow="crop", ratio=1)
-        table.add_column(no_wrap=True, width=_BAR_COLUMNS)
+        table.add_column(no_wrap=True, width=bar_columns)
         table.add_column(no_wrap=True, justify="right", width=10)
         table.add_column(no_wrap=True, width=error_columns)
         first, last = _start(trace[0]), max(_end(span) for span in trace)
@@ -32,7 +32,7 @@ def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
             failed = span.status.status_code is StatusCode.ERROR
             style = "red" if failed else "cyan" if depth else "bold"
             label = Text("  " * depth + _label(span), style=style)
-            bar = Text(_bar(span, first, last, mark), style=style)
+            bar = Text(_bar(span, first, last, mark * bar_columns), style=style)
             milliseconds = (_end(span) - _start(span)) / _NANOSECONDS
             table.add_row(label, bar, f"{milliseconds:.2f} ms", Text(_error(span), style=style))
         console.print(table)
@@ -72,11 +72,11 @@ def _tree(trace: Sequence[ReadableSpan]) -> Iterator[tuple[ReadableSpan, int]]:
         yield span, depth
 
 
-def _bar(span: ReadableSpan, first: int, last: int, mark: str) -> str:
-    column = (last - first) / _BAR_COLUMNS or 1
-    begin = min(int((_start(span) - first) / column), _BAR_COLUMNS - 1)
+def _bar(span: ReadableSpan, first: int, last: int, full: str) -> str:
+    column = (last - first) / len(full) or 1
+    begin = min(int((_start(span) - first) / column), len(full) - 1)
     length = max(1, round((_end(span) - _start(span)) / column))
-    return (" " * begin + mark * length)[:_BAR_COLUMNS]
+    return (" " * begin + full[:length])[: len(full)]
 
 
 def _start(span: ReadableSpan) -> int:

@@ -12,6 +12,8 @@ from aioredis_monitored.components import Components, redis_connection
 from aioredis_monitored.context import RedisContextFactory
 from aioredis_monitored.queue import MessageQueue
 
+_KEYS = ("product:42", "views", "lock:user:7", "stock:42", "cart:7", "orders", "done")
+
 
 class Shop:
     """Two requests and a worker, on keys of their own that ``clean_up`` removes.
@@ -24,7 +26,7 @@ class Shop:
     def __init__(self, factory: RedisContextFactory, tracer: Tracer) -> None:
         self._factory = factory
         self._tracer = tracer
-        self._prefix = f"demo:{uuid4().hex[:8]}"
+        self._prefix = f"demo:{uuid4().hex[:6]}"
         self._orders = MessageQueue(f"{self._prefix}:orders", factory.connection_pool)
 
     async def serve(self, components: Components) -> None:
@@ -37,9 +39,7 @@ class Shop:
     async def clean_up(self) -> None:
         """Leave nothing behind on the server."""
         redis = self._factory.make_object_for_context("clean-up", None)
-        async for key in redis.scan_iter(f"{self._prefix}:*"):
-            await redis.delete(key)
-        await self._orders.close()
+        await redis.delete(*(f"{self._prefix}:{name}" for name in _KEYS))
 
     async def _product_page(self) -> None:
         with self._tracer.start_as_current_span("GET /products/42", kind=SpanKind.SERVER):

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored import commands
 from aioredis_monitored.telemetry import semconv
@@ -120,10 +120,12 @@ def failure_of(error: BaseException) -> Failure | None:
 
     ``error.type`` is the prefix of Redis's error reply (``WRONGTYPE``), or else the class with its module, as the
     SDK writes ``exception.type``: ``redis.exceptions.ConnectionError`` is not the builtin ``ConnectionError``.
-    A cancellation gives a type but is no error; a ``WatchError`` is the answer that optimistic locking asks for.
+    A cancellation gives a type but is no error; a ``WatchError`` is the answer that optimistic locking asks for, unless
+    redis-py raises it in place of a broken connection's error.
     """
     if isinstance(error, WatchError):
-        return None
+        broken = error.__context__
+        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
     code = _status_code(error)
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
@@ -131,11 +133,10 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _status_code(error: BaseException) -> str | None:
-    if not isinstance(error, RedisError):
-        return None
-    code: str | None = error.status_code
-    if code is None and isinstance(error, ResponseError) and error.args:
+    # Error classes of an application may have forgotten their base's constructor.
+    code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
+    text = error.args[0] if isinstance(error, ResponseError) and error.args else None
+    if code is None and isinstance(text, str) and (match := _ERROR_PREFIX.match(text)):
         # redis-py strips and keeps only the prefixes it has a class for; all others still lead the text.
-        match = _ERROR_PREFIX.match(str(error.args[0]))
-        code = match[0] if match else None
+        return match[0]
     return code

@@ -1,10 +1,9 @@
 """The recorder: one operation is one span and one histogram point, and what goes wrong in telemetry stays here."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from time import perf_counter
-from types import TracebackType
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
@@ -22,7 +21,7 @@ _ERROR = Status(StatusCode.ERROR)
 
 
 class Operation:
-    """The record of one logical call, as a context manager around it; the exception that leaves it is its outcome.
+    """The record of one logical call: ``await Operation(…).observe(call)``; what the call raises is its outcome.
 
     Args:
         telemetry: Where to record.
@@ -30,31 +29,38 @@ class Operation:
         parent: The parent span; ``None`` means the current one.
     """
 
-    __slots__ = ("_call", "_elapsed", "_failure", "_noted", "_parent", "_span", "_started", "_telemetry")
+    __slots__ = ("_call", "_elapsed", "_failure", "_noted", "_parent", "_span", "_telemetry")
 
     def __init__(self, telemetry: Telemetry, call: Call, parent: trace.Span | None) -> None:
         self._telemetry = telemetry
         self._call = call
         self._parent = parent
+        self._span: trace.Span = trace.INVALID_SPAN
         self._failure: Failure | None = None
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
 
-    def __enter__(self) -> Self:
-        self._span = _guarded(self._start_span) or trace.INVALID_SPAN
-        if self._span.is_recording():
-            _guarded(self._add_query_text)
-        self._started = perf_counter()
-        return self
-
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._elapsed = perf_counter() - self._started
-        if exc is not None:
-            self.fail(exc)
-        _guarded(self._add_failure)
-        _guarded(self._record_duration)
-        _guarded(self._span.end)
+    async def observe(self, awaitable: Awaitable[T]) -> T:
+        """Await the call, record it, and return or raise what it did, the very same object."""
+        _guarded(self._start)
+        error: BaseException | None = None
+        started = perf_counter()
+        try:
+            result = await awaitable
+        except BaseException as caught:  # noqa: BLE001 - raised again below
+            error = caught
+        # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
+        # the context of its own.
+        self._elapsed = perf_counter() - started
+        if error is None:
+            self._end()
+            return result
+        try:
+            self.fail(error)
+            self._end()
+            raise error
+        finally:
+            # The traceback refers to this frame.
+            del error
 
     def note(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
@@ -65,7 +71,12 @@ class Operation:
         noted = next((failure for known, failure in self._noted if known is error), None)
         self._failure = noted or failure_of(error)
 
-    def _start_span(self) -> trace.Span:
+    def _end(self) -> None:
+        _guarded(self._add_failure)
+        _guarded(self._record_duration)
+        _guarded(lambda: self._span.end())  # noqa: PLW0108 - looking it up may fail too
+
+    def _start(self) -> None:
         telemetry, call = self._telemetry, self._call
         attributes = {**telemetry.server.attributes, semconv.DB_OPERATION_NAME: call.operation}
         if call.batch_size is not None:
@@ -75,7 +86,7 @@ class Operation:
         if call.summary is not None:
             attributes[semconv.DB_QUERY_SUMMARY] = call.summary
         context = None if self._parent is None else trace.set_span_in_context(self._parent)
-        return telemetry.tracer.start_span(
+        self._span = telemetry.tracer.start_span(
             call.span_name(telemetry.server.target),
             context,
             SpanKind.CLIENT,
@@ -83,10 +94,9 @@ class Operation:
             record_exception=False,
             set_status_on_exception=False,
         )
-
-    def _add_query_text(self) -> None:
-        # Not at creation: samplers do not need it, and a span that is not recorded must not pay for it.
-        self._span.set_attribute(semconv.DB_QUERY_TEXT, self._call.query_text())
+        # Not at creation: samplers do not need the text, and a span that is not recorded must not pay for it.
+        if self._span.is_recording() and (text := call.query_text()):
+            self._span.set_attribute(semconv.DB_QUERY_TEXT, text)
 
     def _add_failure(self) -> None:
         if self._failure is not None:
@@ -104,14 +114,15 @@ class Operation:
         self._telemetry.operation_duration.record(self._elapsed, attributes)
 
 
-def _guarded(record: Callable[[], T]) -> T | None:
+def _guarded(record: Callable[[], object]) -> None:
     """The one place where an exporter, a processor, a sampler or a view may raise; the caller's call goes on."""
     try:
-        return record()
-    except Exception as error:  # noqa: BLE001 - whatever they raise, Redis did not
+        record()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001 - whatever they raise, Redis did not; not even a cancellation is one
         kind = f"{type(error).__module__}.{type(error).__qualname__}"
         if kind not in _reported:
             _reported.add(kind)
             # Neither its text nor its traceback: both may quote the attributes of the span.
             _logger.warning("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
-        return None

@@ -1,6 +1,7 @@
 """A TCP proxy between client and server that breaks connections on purpose."""
 
 import asyncio
+import ssl
 from types import TracebackType
 from typing import Self
 
@@ -13,10 +14,12 @@ class FaultProxy:
     Args:
         host: The server's host.
         port: The server's port.
+        tls: What it serves TLS with, in front of a server that has none; default: nothing, it passes bytes as they are.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._upstream = (host, port)
+        self._tls = tls
         self._server: asyncio.Server | None = None
         self._links: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -29,8 +32,8 @@ class FaultProxy:
 
     @property
     def url(self) -> str:
-        """The ``redis://`` URL of the way through the proxy."""
-        return f"redis://{self.host}:{self.port}"
+        """The URL of the way through the proxy, ``rediss://`` if it serves TLS."""
+        return f"{'rediss' if self._tls else 'redis'}://{self.host}:{self.port}"
 
     def cut(self) -> None:
         """Cut every connection that there is now (RST)."""
@@ -38,7 +41,7 @@ class FaultProxy:
             writer.transport.abort()
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self._server = await asyncio.start_server(self._accept, self.host, 0, ssl=self._tls)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 

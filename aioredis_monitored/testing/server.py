@@ -16,6 +16,7 @@ BINARY_VARIABLE = "AIOREDIS_MONITORED_SERVER"
 _START_ATTEMPTS = 5
 _START_SECONDS = 10.0
 _POLL_SECONDS = 0.005
+_LONGEST_DIRECTORY = 80  # the path of a Unix socket takes 104 bytes at most
 
 
 def server_binary() -> str:
@@ -71,23 +72,27 @@ class RedisServer:
         """Start it and return when it accepts connections.
 
         Raises:
+            FileNotFoundError: There is no server to start.
             RuntimeError: It did not start; the message ends with what it printed.
         """
-        self._directory = self._directory or tempfile.mkdtemp(prefix="aioredis_monitored-")
-        # A port that was free when we looked may be taken when the server binds it.
-        attempts = 1 if self.port else _START_ATTEMPTS
-        for attempt in range(1, attempts + 1):
-            port = self.port or _free_port()
-            if self._launch(port):
-                self.port = port
-                return
-            if attempt == attempts:
-                output = Path(self._directory, "redis.log").read_text(errors="replace")[-2000:]
-                self.stop()
-                message = f"the Redis server did not start:\n{output}"
-                raise RuntimeError(message)
+        binary = server_binary()
+        self._directory = self._directory or _directory()
+        try:
+            # A port that was free when we looked may be taken when the server binds it.
+            for _ in range(1 if self.port else _START_ATTEMPTS):
+                port = self.port or _free_port()
+                if self._launch(binary, port):
+                    self.port = port
+                    return
+            output = Path(self._directory, "redis.log").read_text(errors="replace")[-2000:]
+        except BaseException:
+            self.stop()
+            raise
+        self.stop()
+        message = f"the Redis server did not start:\n{output}"
+        raise RuntimeError(message)
 
-    def _launch(self, port: int) -> bool:
+    def _launch(self, binary: str, port: int) -> bool:
         options = {
             "--bind": self.host,
             "--port": str(port),
@@ -100,7 +105,7 @@ class RedisServer:
         configuration = Path(str(self._directory), "redis.conf")
         configuration.touch()
         command = [
-            server_binary(),
+            binary,
             str(configuration),
             *(word for option in options.items() for word in option),
             *self._arguments,
@@ -157,6 +162,14 @@ class RedisServer:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
+
+
+def _directory() -> str:
+    directory = tempfile.mkdtemp(prefix="aioredis_monitored-")
+    if len(directory) > _LONGEST_DIRECTORY:
+        Path(directory).rmdir()
+        directory = tempfile.mkdtemp(prefix="aioredis_monitored-", dir="/tmp")
+    return directory
 
 
 def _free_port() -> int:
