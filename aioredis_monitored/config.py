@@ -44,9 +44,9 @@ class RedisConfig:
         client_name: What ``CLIENT LIST`` calls the connections.
         protocol: 2 or 3, the version of RESP.
         decode_responses: Whether replies are text instead of bytes.
-        ssl_ca_certs: File of the authorities to trust.
-        ssl_certfile: File of the client's certificate.
-        ssl_keyfile: File of the key to it.
+        ssl_ca_certs: PEM file of the authorities to trust, beside the system's.
+        ssl_certfile: PEM file of the client's certificate, and of the key to it if there is no ``ssl_keyfile``.
+        ssl_keyfile: PEM file of the key, unencrypted.
         ssl_check_hostname: Whether the server's certificate must be for its name.
         ssl_min_version: The oldest TLS to accept.
     """
@@ -181,9 +181,9 @@ class _Reading:
             self._note("socket_keepalive", "does not apply to a Unix socket")
         if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
             self._note("ssl_keyfile", "needs ssl_certfile")
-        pair = {"ssl_certfile", "ssl_keyfile"} & self._sources.keys()
-        # If one of the files is not even there, that has been said.
-        if "ssl_certfile" in pair <= self.values.keys() and not _is_key_pair(**{name: self.values[name] for name in pair}):
+        certificate, key = self.values.get("ssl_certfile"), self.values.get("ssl_keyfile")
+        # A key that could not be read has been told already.
+        if certificate and (key or "ssl_keyfile" not in self._sources) and not _is_key_pair(certificate, key):
             self._note("ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted")
 
     def _read(self, name: str, value: object, option: Option, source: str) -> None:
@@ -201,10 +201,10 @@ class _Reading:
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
 
 
-def _is_key_pair(ssl_certfile: str, ssl_keyfile: str | None = None) -> bool:
+def _is_key_pair(certificate: str, key: str | None) -> bool:
     try:
         # Without a passphrase, an encrypted key would have it asked for on the terminal.
-        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(ssl_certfile, ssl_keyfile, password="")
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_cert_chain(certificate, key, password="")
     except OSError:
         return False
     return True
@@ -225,8 +225,15 @@ _KUBERNETES = re.compile(
     "(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
 # What others call our keys, and a slip in a word so short that it no longer resembles the right one.
-_ALIASES = {"URI": "URL", "ULR": "URL", "HOST": "URL", "USER": "USERNAME", "DATABASE": "DB"}
-_ALIASES |= dict.fromkeys(("PASS", "PWD"), "PASSWORD")
+_ALIASES = {
+    "URI": "URL",
+    "ULR": "URL",
+    "HOST": "URL",
+    "USER": "USERNAME",
+    "PASS": "PASSWORD",
+    "PWD": "PASSWORD",
+    "DATABASE": "DB",
+}
 _RESEMBLANCE = 0.85  # one wrong letter in a word of seven
 
 
@@ -256,18 +263,19 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
         # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
         if unexplained and f"{start}{unexplained}_URL" not in environ:
             meant = _near_miss(tail, unexplained) or meant
-        if meant and name != start + meant:
-            _logger.warning("The environment variable %r looks like a misspelt %s", name, start + meant)
+        if meant and start + meant not in environ:
+            _logger.warning("Environment variable %r: did you mean %s?", name, start + meant)
     return config
 
 
 def _near_miss(tail: str, unexplained: str) -> str | None:
-    """Return what the tail was meant to be, if it resembles a key that begins at one of its unexplained words."""
+    """Return what the tail was meant to be, if from one of its unexplained words on it resembles a key."""
     keys = [key for key in map(str.upper, _KEYS) if not tail.endswith(key)]
     words = tail.split("_")
     # From the shortest on: "A_MAX_CONECTIONS" resembles "MAX_CONNECTIONS", but has a pool in front.
     for at in reversed(range(unexplained.count("_") + 1)):
         word = "_".join(words[at:])
-        for key in [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, 1, _RESEMBLANCE):
-            return "_".join([*words[:at], key])
+        close = [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, n=1, cutoff=_RESEMBLANCE)
+        if close:
+            return "_".join([*words[:at], *close])
     return None

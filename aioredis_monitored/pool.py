@@ -197,12 +197,14 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             await asyncio.shield(self._close_connections())
 
     async def _close_connections(self) -> None:
-        connections = [*self._available_connections, *self._in_use_connections]
-        waiting = self._condition
+        idle, lent, waiting = self._available_connections, self._in_use_connections, self._condition
         self._forget()
         async with waiting:
             waiting.notify_all()
-        closing = (connection.disconnect() for connection in connections)
+        for connection in lent:
+            # Waiting for the end of what another task may be reading from could take as long as that task does.
+            await connection.disconnect(nowait=True)
+        closing = (connection.disconnect() for connection in idle)
         errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
         if errors:
             raise errors[0]
