@@ -22,6 +22,7 @@ class BlockingCommandsMixin:
     ) -> Any:
         if commands.server_wait(args) is None:
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        await conn.connect()  # type: ignore[no-untyped-call]  # under its own timeouts
         with patience(conn, [args]):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
 

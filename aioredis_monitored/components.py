@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import Context
 from types import TracebackType
@@ -42,7 +42,8 @@ class Components:
         self._pool_arguments = pool_arguments
         self._pools: dict[str, _ComponentPool] = {}
         self._troubled: set[str] = set()
-        self._closing = _Closing()
+        self._retired: set[_ComponentPool] = set()
+        self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
 
     def redis_connection(self, component: str, wait: float = 1) -> Injector:
@@ -74,11 +75,14 @@ class Components:
         stack = _in_use.get(asyncio.get_running_loop(), [])
         if self in stack:
             stack.remove(self)
-        pools, self._pools = self._pools, {}
+        pools = [*self._pools.values(), *self._retired]
+        self._pools.clear()
+        self._retired.clear()
         async with AsyncExitStack() as closing:
-            closing.push_async_callback(self._closing.join)
-            for pool in pools.values():
+            for pool in pools:
                 closing.push_async_callback(pool.aclose)
+            if self._closing:
+                await asyncio.wait(self._closing)
 
     async def __aenter__(self) -> Self:
         self.use()
@@ -116,8 +120,9 @@ class Components:
         if current is None or current.config != config:
             pool = pool_from_config(config, f"redis.{component}.", **self._pool_arguments)
             if current is not None:
-                current.retire()
-            current = self._pools[component] = _ComponentPool(pool, config, component, self._closing)
+                self._retired.add(current)
+                current.retire(self._close_drained)
+            current = self._pools[component] = _ComponentPool(pool, config, component)
         self._troubled.discard(component)
         return current
 
@@ -132,45 +137,28 @@ class Components:
             _logger.warning("component %r goes on with its last good configuration: %s", component, error)
         return current
 
+    def _close_drained(self, pool: "_ComponentPool") -> None:
+        """Close a replaced pool, in the background: no call waits for a server that it has nothing to do with."""
+        if pool in self._retired:
+            self._retired.remove(pool)
+            task = asyncio.get_running_loop().create_task(_close(pool), context=Context())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
     def _check_open(self) -> None:
         if self._closed:
             raise NoComponentsError("these Components are closed: put them in use again with use() or 'async with'")
 
 
-class _Closing:
-    """Pools that close in the background: no call waits for a server that it has nothing to do with."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    def add(self, pool: MonitoredConnectionPool) -> None:
-        task = asyncio.get_running_loop().create_task(self._close(pool), context=Context())
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def join(self) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-
-    async def _close(self, pool: MonitoredConnectionPool) -> None:
-        try:
-            await pool.aclose()
-        except RedisError as error:
-            _logger.warning("closing a replaced pool failed: %s", error)
-
-
 class _ComponentPool:
     """A pool and how many calls hold it, so that a replaced one closes when the last of them is done."""
 
-    def __init__(
-        self, pool: MonitoredConnectionPool, config: Mapping[str, Any], component: str, closing: _Closing
-    ) -> None:
+    def __init__(self, pool: MonitoredConnectionPool, config: Mapping[str, Any], component: str) -> None:
         self.config = config
         self._pool = pool
         self._connection = MonitoredRedisConnection(component, connection_pool=pool)
-        self._closing = closing
         self._holders = 0
-        self._retired = False
+        self._drained: Callable[[_ComponentPool], None] | None = None
 
     def __enter__(self) -> MonitoredRedisConnection:
         self._holders += 1
@@ -178,18 +166,26 @@ class _ComponentPool:
 
     def __exit__(self, *_: object) -> None:
         self._holders -= 1
-        self._close_when_drained()
+        self._tell_when_drained()
 
-    def retire(self) -> None:
-        self._retired = True
-        self._close_when_drained()
+    def retire(self, drained: Callable[["_ComponentPool"], None]) -> None:
+        """Call ``drained`` as soon as no call holds it any more, which may be now."""
+        self._drained = drained
+        self._tell_when_drained()
 
     async def aclose(self) -> None:
         await self._pool.aclose()
 
-    def _close_when_drained(self) -> None:
-        if self._retired and not self._holders:
-            self._closing.add(self._pool)
+    def _tell_when_drained(self) -> None:
+        if self._drained is not None and not self._holders:
+            self._drained(self)
+
+
+async def _close(pool: _ComponentPool) -> None:
+    try:
+        await pool.aclose()
+    except RedisError as error:
+        _logger.warning("closing a replaced pool failed: %s", error)
 
 
 def redis_connection(component: str, wait: float = 1) -> Injector:

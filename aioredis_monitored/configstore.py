@@ -5,12 +5,15 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from contextvars import Context
+from copy import copy
 from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any
 
 from redis.asyncio import Redis
+
+from aioredis_monitored.errors import MonitoredRedisError
 
 _Parser = Callable[[bytes | str | None], Any]
 
@@ -54,12 +57,12 @@ class ConfigStore:
             type_: What kind of component it is: ``redis``, ``statistics``, ….
             component: The component's name.
             wait: Seconds for which an earlier answer will do; default 1.
-            patience: Seconds that a read may have taken, whoever began it; it goes on when they have passed. ``None``,
-                the default, leaves it to the client's timeouts.
+            patience: Seconds that a read may take, whoever began it, before an older answer will do, however old; the
+                read goes on. ``None``, the default, waits as long as the client does.
 
         Raises:
             ValueError: What is kept there is not a JSON object; the text does not quote it.
-            TimeoutError: The read took longer than ``patience``.
+            TimeoutError: The read takes longer than ``patience``, and there is no older answer.
             redis.exceptions.RedisError: The server cannot be read.
         """
         key = _key(type_, component)
@@ -79,7 +82,8 @@ class ConfigStore:
         if monotonic() - entry.checked_at >= wait:
             await entry.refresh(self._client, key, parse, patience)
         if entry.error is not None:
-            raise entry.error.with_traceback(None)
+            # A copy: what one caller makes of it is not shown to another.
+            raise copy(entry.error)
         return entry.value
 
 
@@ -92,16 +96,25 @@ class _Entry:
         self.error: Exception | None = None
         self._reading: asyncio.Task[None] | None = None
         self._began_at = 0.0
+        self._has_answer = False
 
     async def refresh(self, client: Redis, key: str, parse: _Parser, patience: float | None) -> None:
-        """Read it in a task that all who ask meanwhile share, and that none of them can cancel."""
-        if self._reading is None or self._reading.done():
+        """Read it in a task that all who ask meanwhile share, and that none of them can cancel.
+
+        Raises:
+            TimeoutError: ``patience`` is at an end, and there is no older answer.
+        """
+        if self._reading is None or self._reading.done() or self._reading.get_loop() is not asyncio.get_running_loop():
             self._began_at = monotonic()
             # In an empty context: the read belongs to no caller's trace.
             self._reading = asyncio.get_running_loop().create_task(self._read(client, key, parse), context=Context())
+        reading = self._reading
         left = None if patience is None else max(0.0, self._began_at + patience - monotonic())
-        done, _ = await asyncio.wait({self._reading}, timeout=left)
-        if not done:
+        await asyncio.wait({reading}, timeout=left)
+        if reading.done() and reading.cancelled():
+            # By somebody who cancels all there is; whoever still asks is not meant.
+            await self.refresh(client, key, parse, patience)
+        elif not reading.done() and not self._has_answer:
             message = f"reading {key} takes longer than {patience} s"
             raise TimeoutError(message)
 
@@ -109,8 +122,11 @@ class _Entry:
         try:
             self.value, self.error = parse(await client.get(key)), None
         except Exception as error:  # noqa: BLE001 - raised by whoever asks
-            self.error = error
-        self.checked_at = monotonic()
+            self.error = error.with_traceback(None)
+            error.__context__ = None
+        self._has_answer = True
+        # That this process closed its pool, or uses it in the wrong loop, says nothing about the next time.
+        self.checked_at = -inf if isinstance(self.error, MonitoredRedisError) else monotonic()
 
 
 def _key(type_: str, component: str) -> str:

@@ -67,6 +67,7 @@ class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[m
     async def _execute_pipeline(
         self, connection: Connection, commands: CommandStackT, raise_on_error: bool
     ) -> list[Any]:
+        await connection.connect()  # type: ignore[no-untyped-call]  # under its own timeouts
         with patience(connection, (args for args, _ in commands)):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
             return replies

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self, cast
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -28,6 +28,18 @@ from aioredis_monitored.telemetry.operation import Operation
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
+
+
+class _Condition(asyncio.Condition):
+    """Where calls wait for a connection; those that wait when the pool closes do not wait for its next opening."""
+
+    closed = False
+
+    async def wait(self) -> Literal[True]:
+        woken = await super().wait()
+        if self.closed:
+            raise PoolClosedError("closed while waiting for a connection")
+        return woken
 
 
 class MonitoredConnectionPool(BlockingConnectionPool):
@@ -77,6 +89,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
         self.name = name or address
         self._label = repr(self.name) if self.name == address else f"{self.name!r} ({address})"
+        self._condition: _Condition = _Condition()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
 
@@ -98,8 +111,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         """Return if the server answers ``PING``: the readiness check, in one attempt.
 
         Raises:
-            redis.exceptions.RedisError: The server cannot be used; the same class that a command would raise, the
-                text starts with the pool's name and address.
+            redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
             await Operation(self.telemetry, command_call(("PING",)), None).observe(self._ping())
@@ -134,7 +146,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
     async def _on_connect(self, connection: AbstractConnection) -> None:
         # redis-py reconnects whenever it is asked to send. A connection that was out when the pool closed would come
         # back to life: a WATCH would be forgotten, a subscription would outlive the pool.
-        if connection not in self._in_use_connections:
+        if connection not in self._in_use_connections and connection not in self._available_connections:
             await connection.disconnect(nowait=True)
             raise self._closed_error()
 
@@ -151,7 +163,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         self.check_event_loop()
         condition = self._condition
         try:
-            connection: AbstractConnection = await super().get_connection()  # type: ignore[no-untyped-call]
+            return cast("AbstractConnection", await super().get_connection())  # type: ignore[no-untyped-call]
         except BaseException as error:
             async with condition:
                 # On Python 3.11, a waiter that is cancelled just as it is woken keeps the wake-up to itself.
@@ -159,7 +171,6 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             if isinstance(error, Exception) and condition is not self._condition:
                 raise self._closed_error() from error
             raise
-        return connection
 
     def can_get_connection(self) -> bool:
         """Whether a connection is free, or may still be made; what waiting calls wait for."""
@@ -199,6 +210,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
     async def _close_connections(self) -> None:
         idle, lent, waiting = self._available_connections, self._in_use_connections, self._condition
         self._forget()
+        waiting.closed = True
         async with waiting:
             waiting.notify_all()
         for connection in lent:
@@ -213,7 +225,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
         self._closed = True
         self._available_connections, self._in_use_connections = [], set()
-        self._condition, self._lock, self._loop = asyncio.Condition(), asyncio.Lock(), None
+        self._condition, self._lock, self._loop = _Condition(), asyncio.Lock(), None
 
     async def __aenter__(self) -> Self:
         self._closed = False
@@ -244,7 +256,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             raise EventLoopError(message)
 
     def _closed_error(self) -> PoolClosedError:
-        return PoolClosedError(f"pool {self.name!r} is closed")
+        return PoolClosedError(f"pool {self.name!r} {'is' if self._closed else 'was'} closed")
 
     def _abandon_connections(self) -> int:
         connected = [c for c in (*self._available_connections, *self._in_use_connections) if c.is_connected]
@@ -256,10 +268,9 @@ class MonitoredConnectionPool(BlockingConnectionPool):
 def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
     """Make a pool from an application's configuration.
 
-    Keys, each with the prefix in front: ``url`` (required), ``max_connections``, ``timeout``, ``socket_timeout``,
-    ``socket_connect_timeout``, ``health_check_interval``, ``socket_keepalive``, ``client_name``, ``username``,
-    ``password``, ``password_file``, ``db``, ``protocol``, ``decode_responses`` and ``ssl_*``. Durations are timespans
-    such as ``200 milliseconds``, or seconds. The prefix without its dot is the pool's name.
+    Keys, each with the prefix in front: ``url`` (required), ``password_file``, and the fields of ``RedisConfig`` from
+    ``username`` on. Durations are timespans such as ``200 milliseconds``, or seconds. The prefix without its dot is the
+    pool's name.
 
     Args:
         app_config: The configuration, such as ``config_from_env()``.

@@ -1,5 +1,6 @@
 """The demo: what it prints, what it leaves, how it ends."""
 
+import contextlib
 import http.server
 import os
 import re
@@ -126,7 +127,10 @@ def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, number):
 
 def _connected_to(port, pid):
     """Whether the process has a TCP socket to the port, as Linux tells it."""
-    sockets = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir() if link.is_symlink()}
+    sockets = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            sockets.add(str(link.readlink()))
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
         columns = line.split()
         if columns[2].endswith(f":{port:04X}") and f"socket:[{columns[9]}]" in sockets:

@@ -270,6 +270,19 @@ async def test_a_pipeline_annotates_errors_as_redis_py_does_but_without_values(c
     assert theirs.args == ours.args
 
 
+async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make_pool, until):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2)).client()
+    await client.ping()
+    await client.connection.disconnect()
+    own_server.freeze()
+
+    async with asyncio.timeout(3):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.blpop("nothing", timeout=0)
+    own_server.thaw()
+    await client.aclose()
+
+
 async def test_a_frozen_server_is_noticed_by_blocking_commands_too(own_server, make_pool):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2))
     await client.ping()

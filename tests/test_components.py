@@ -320,6 +320,30 @@ async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(s
         await until(lambda: "closed" in repr(old))
 
 
+async def test_closing_ends_replaced_pools_that_are_still_held(store, server):
+    await store.set("redis", "logs", {"url": server.url, "db": 1})
+    entered, leave = asyncio.Event(), asyncio.Event()
+
+    @redis_connection("logs")
+    async def hold(conn):
+        await conn.ping()
+        entered.set()
+        await leave.wait()
+        return conn.connection_pool
+
+    async with Components(store):
+        holding = asyncio.create_task(hold())
+        await entered.wait()
+        await store.set("redis", "logs", {"url": server.url, "db": 2})
+        await log("key")
+    tasks = asyncio.all_tasks()
+    leave.set()
+    pool = await holding
+
+    assert "closed" in repr(pool)
+    assert {asyncio.current_task()} == asyncio.all_tasks() - (tasks - {asyncio.current_task()})
+
+
 async def test_a_replaced_pool_that_will_not_close_harms_nobody(store, server, caplog, monkeypatch):
     await store.set("redis", "logs", {"url": server.url})
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import redis.exceptions
 
-from aioredis_monitored import ConfigStore, MonitoredRedisConnection, configstore
+from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection, configstore
 
 
 @pytest.fixture
@@ -159,3 +159,67 @@ async def test_maintenance_is_cached_for_a_second(store, client, clock):
     clock.now += 0.1
 
     assert await store.is_under_maintenance() is True
+
+
+async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, make_pool, until):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    other = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    await store.set("redis", "logs", {"db": 1})
+    await store.get("redis", "logs")
+    await other.set("config:redis:logs", '{"db": 2}')
+    own_server.freeze()
+    assert {"db": 1} == await store.get("redis", "logs", wait=0, patience=0.01)
+    own_server.thaw()
+    await until(lambda: store._entries["config:redis:logs"].value == {"db": 2})
+    own_server.freeze()
+
+    # However slow the server is, what it did answer is used.
+    assert {"db": 2} == await store.get("redis", "logs", wait=0, patience=0)
+    own_server.thaw()
+    await store.get("redis", "logs", wait=0)
+
+
+async def test_each_caller_has_an_error_of_his_own(store, client, clock):
+    await client.set("config:redis:logs", "{")
+    errors = []
+    for _ in range(2):
+        try:
+            raise KeyError("of one caller")
+        except KeyError:
+            try:
+                await store.get("redis", "logs")
+            except ValueError as error:
+                errors.append(error)
+
+    assert errors[0] is not errors[1]
+    assert str(errors[0]) == str(errors[1])
+
+
+async def test_a_read_that_somebody_cancels_is_begun_again(own_server, make_pool, until):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    await store.set("redis", "logs", {"db": 1})
+    own_server.freeze()
+    asking = asyncio.create_task(store.get("redis", "logs"))
+    await until(lambda: "config:redis:logs" in store._entries)
+    reading = store._entries["config:redis:logs"]._reading
+    while not reading.done():
+        reading.cancel()
+        await asyncio.sleep(0)
+    own_server.thaw()
+
+    assert {"db": 1} == await asking
+
+
+def test_a_store_may_go_on_in_another_loop(server):
+    pool = MonitoredConnectionPool.from_url(server.url)
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=pool))
+
+    async def serve(db):
+        async with pool:
+            await store.set("redis", "logs", {"db": db})
+            answer = await store.get("redis", "logs")
+        with pytest.raises(redis.exceptions.ConnectionError, match="is closed"):
+            await store.get("redis", "logs", wait=0)
+        return answer
+
+    assert [{"db": 1}, {"db": 2}] == [asyncio.run(serve(db)) for db in (1, 2)]

@@ -150,6 +150,42 @@ async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server
     await pool.release(held)
 
 
+async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, timeout=None)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
+    await until(lambda: len(pool._condition._waiters) == 3)
+    condition = pool._condition
+    closing = asyncio.create_task(pool.aclose())
+    while pool._condition is condition:
+        await asyncio.sleep(0)
+    async with pool:
+        taken = await pool.get_connection()
+        for error in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(error, PoolClosedError)
+        await closing
+        await pool.release(taken)
+        await pool.release(held)
+
+
+async def test_credentials_that_change_reach_idle_connections(make_pool, server):
+    class Token:
+        def try_get(self, key):
+            return "default"
+
+        def get_value(self):
+            return "anything"
+
+    pool = make_pool(server.url)
+    connected, idle = await pool.get_connection(), await pool.get_connection()
+    await idle.disconnect()
+    await pool.release(idle)
+    await pool.release(connected)
+
+    await pool.re_auth_callback(Token())
+    assert "0 used, 2 idle" in repr(pool)
+
+
 async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_pool, server):
     pool = make_pool(server.url, name="left")
     client = MonitoredRedisConnection(connection_pool=pool)

@@ -421,6 +421,51 @@ async def test_a_connection_that_breaks_while_watching_is_a_failure(server, make
     )
 
 
+async def test_what_the_caller_is_handling_is_not_the_calls_failure(client, telemetry):
+    async with client.pipeline("guarded") as pipe:
+        await pipe.watch("key")
+        await client.set("key", "changed")
+        pipe.multi()
+        pipe.get("key")
+        pipe.get("key")
+        try:
+            raise redis.exceptions.ConnectionError("of another server")
+        except redis.exceptions.ConnectionError:
+            with pytest.raises(redis.exceptions.WatchError):
+                await pipe.execute()
+
+    assert "error.type" not in by_name(telemetry)["guarded"].attributes
+
+
+async def test_the_context_of_an_exception_is_what_redis_py_made_it(server):
+    def chain(error):
+        while error is not None:
+            yield type(error)
+            error = error.__context__
+
+    async def fail(client, proxy):
+        try:
+            raise KeyError
+        except KeyError:
+            async with client.pipeline() as pipe:
+                await pipe.watch("key")
+                pipe.multi()
+                pipe.set("key", 1)
+                proxy.cut_replies = 1
+                try:
+                    await pipe.execute()
+                except redis.exceptions.WatchError as error:
+                    return list(chain(error))
+
+    async with FaultProxy(server.host, server.port) as proxy:
+        async with redis.asyncio.Redis.from_url(proxy.url) as plain:
+            expected = await fail(plain, proxy)
+        async with MonitoredRedisConnection.from_url(proxy.url) as monitored:
+            assert expected == await fail(monitored, proxy)
+
+    assert redis.exceptions.ConnectionError in expected
+
+
 async def test_a_batch_that_loads_its_scripts_is_one_span(client, telemetry):
     script = client.register_script("return KEYS[1]")
     pipe = client.pipeline("scripted")

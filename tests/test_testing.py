@@ -21,6 +21,25 @@ def test_a_server_starts_stops_and_leaves_nothing_on_disk():
         running.freeze()
 
 
+def test_a_server_is_not_started_twice(own_server):
+    with pytest.raises(RuntimeError, match="the server is running already"):
+        own_server.start()
+
+
+@pytest.mark.slow
+async def test_a_server_that_does_not_heed_the_signal_is_stopped_all_the_same():
+    running = RedisServer()
+    running.start()
+    client = redis.asyncio.Redis.from_url(running.url)
+    with pytest.raises(redis.exceptions.TimeoutError):
+        await redis.asyncio.Redis.from_pool(
+            redis.asyncio.ConnectionPool.from_url(running.url, socket_timeout=0.1)
+        ).eval("while true do end", 0)
+    await client.aclose()
+    running.stop()
+    running.stop()
+
+
 def test_a_killed_server_comes_back_on_its_port(own_server):
     url = own_server.url
     own_server.kill()

@@ -4,7 +4,8 @@ import asyncio
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from types import FrameType, TracebackType
+from typing import Any, Self
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -43,29 +44,45 @@ def run(environ: Mapping[str, str], otlp: str | None) -> int:
     """
     console = Console(highlight=False)
     try:
-        with _terminable(), _configuration(environ) as config, _telemetry(otlp) as capture:
-            spans, points = asyncio.run(_shop(config, capture))
-    except KeyboardInterrupt:
+        with _Termination() as termination, _configuration(environ) as config, _telemetry(otlp) as capture:
+            spans, points = asyncio.run(_shop(config, capture, termination))
+        print_waterfalls(console, spans)
+        print_durations(console, points)
+        console.print(_NEXT_STEPS, soft_wrap=True)
+    except (KeyboardInterrupt, asyncio.CancelledError):
         return _INTERRUPTED
     except (ConfigurationError, RedisError, RuntimeError, OSError) as error:
         Console(stderr=True).print(f"The demo cannot run: {error}", style="red", markup=False, soft_wrap=True)
         return 1
-    print_waterfalls(console, spans)
-    print_durations(console, points)
-    console.print(_NEXT_STEPS, soft_wrap=True)
     return 0
 
 
-@contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the demo as Ctrl-C does, so that nothing is left behind."""
-    signals = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.signal(number, signal.default_int_handler) for number in signals]
-    try:
-        yield
-    finally:
-        for number, handler in zip(signals, before, strict=True):
+class _Termination:
+    """Lets SIGTERM and SIGHUP end the demo as Ctrl-C does, so that nothing is left behind.
+
+    In the event loop they cancel ``task``: raised there, an exception could leave a lock locked.
+    """
+
+    def __init__(self) -> None:
+        self.task: asyncio.Task[Any] | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+                self._before[number] = signal.signal(number, self._terminate)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+        if self.task is None:
+            raise KeyboardInterrupt
+        self.task.get_loop().call_soon_threadsafe(self.task.cancel)
 
 
 @contextmanager
@@ -90,14 +107,20 @@ def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
         yield capture
 
 
-async def _shop(config: Mapping[str, str], capture: TelemetryCapture) -> tuple[Sequence[ReadableSpan], list[Any]]:
+async def _shop(
+    config: Mapping[str, str], capture: TelemetryCapture, termination: _Termination
+) -> tuple[Sequence[ReadableSpan], list[Any]]:
     providers: dict[str, Any] = {"tracer_provider": capture.tracer_provider, "meter_provider": capture.meter_provider}
-    async with pool_from_config(config, **providers) as pool:
-        await pool.ping()
-        shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
-        statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
-        try:
-            await shop.serve(Components(statistics, **providers))
-            return capture.spans, capture.points(DB_CLIENT_OPERATION_DURATION)
-        finally:
-            await shop.clean_up()
+    termination.task = asyncio.current_task()
+    try:
+        async with pool_from_config(config, **providers) as pool:
+            await pool.ping()
+            shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
+            statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
+            try:
+                await shop.serve(Components(statistics, **providers))
+                return capture.spans, capture.points(DB_CLIENT_OPERATION_DURATION)
+            finally:
+                await shop.clean_up()
+    finally:
+        termination.task = None

@@ -1,6 +1,7 @@
 """What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
 
 import re
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -125,7 +126,9 @@ def failure_of(error: BaseException) -> Failure | None:
     """
     if isinstance(error, WatchError):
         broken = error.__context__
-        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
+        # What the caller is handling is every error's context, and none of this call's business.
+        is_broken = isinstance(broken, ConnectionError | TimeoutError) and broken is not sys.exc_info()[1]
+        return failure_of(broken) if broken is not None and is_broken else None
     code = _status_code(error)
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

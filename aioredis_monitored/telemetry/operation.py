@@ -54,13 +54,16 @@ class Operation:
         if error is None:
             self._end()
             return result
+        context = error.__context__
         try:
             self.fail(error)
             self._end()
             raise error
         finally:
-            # The traceback refers to this frame.
-            del error
+            # Raised anew, it would get whatever the caller is handling as its context; and its traceback refers to
+            # this frame.
+            error.__context__ = context
+            del error, context
 
     def note(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""

@@ -15,6 +15,7 @@ BINARY_VARIABLE = "AIOREDIS_MONITORED_SERVER"
 
 _START_ATTEMPTS = 5
 _START_SECONDS = 10.0
+_STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.005
 _LONGEST_DIRECTORY = 80  # the path of a Unix socket takes 104 bytes at most
 
@@ -73,8 +74,10 @@ class RedisServer:
 
         Raises:
             FileNotFoundError: There is no server to start.
-            RuntimeError: It did not start; the message ends with what it printed.
+            RuntimeError: It is running already, or did not start; then the message ends with what it printed.
         """
+        if self._process is not None:
+            raise RuntimeError("the server is running already")
         binary = server_binary()
         self._directory = self._directory or _directory()
         try:
@@ -119,7 +122,8 @@ class RedisServer:
                     probe.sendall(b"PING\r\n")
                     # Any reply will do: a server with a password answers NOAUTH.
                     if probe.recv(1):
-                        return True
+                        # Unless it was somebody else who answered, and ours ended because the port is taken.
+                        return self._process.poll() is None
             except OSError:
                 pass
             time.sleep(_POLL_SECONDS)
@@ -128,18 +132,27 @@ class RedisServer:
 
     def stop(self) -> None:
         """Stop it and remove what it left on disk."""
-        self.kill(signal.SIGTERM)
-        if self._directory is not None:
-            shutil.rmtree(self._directory, ignore_errors=True)
-            self._directory = None
+        try:
+            self.kill(signal.SIGTERM)
+        finally:
+            if self._directory is not None:
+                shutil.rmtree(self._directory, ignore_errors=True)
+                self._directory = None
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
         """End the process at once, as a crash would; ``start`` brings it back on the same port."""
-        if self._process is not None:
-            self._process.send_signal(signal_number)
-            self._process.send_signal(signal.SIGCONT)
-            self._process.wait()
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                process.send_signal(signal_number)
+                process.send_signal(signal.SIGCONT)
+                process.wait(_STOP_SECONDS)
+            except BaseException as error:
+                # It does not heed the signal, or we are told to stop while we wait.
+                process.kill()
+                process.wait()
+                if not isinstance(error, subprocess.TimeoutExpired):
+                    raise
 
     def freeze(self) -> None:
         """Stop its clock (SIGSTOP): it accepts connections, by way of the kernel, and answers nothing."""
