@@ -125,6 +125,28 @@ def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, number):
     assert [] == list(tmp_path.iterdir())
 
 
+def test_a_signal_cancels_what_runs_and_the_handlers_are_put_back(own_server, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", own_server.url)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    own_server.freeze()
+
+    def terminate():
+        deadline = time.monotonic() + 20
+        while not _connected_to(own_server.port, os.getpid()) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGHUP)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    try:
+        assert 130 == main(["demo"])
+        assert (signal.SIG_IGN, signal.SIG_DFL) == (signal.getsignal(signal.SIGHUP), signal.getsignal(signal.SIGTERM))
+    finally:
+        thread.join()
+        signal.signal(signal.SIGHUP, before)
+
+
 def _connected_to(port, pid):
     """Whether the process has a TCP socket to the port, as Linux tells it."""
     sockets = set()
