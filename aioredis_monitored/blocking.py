@@ -1,7 +1,7 @@
 """Blocking commands: the time for which the server holds a reply back does not count against ``socket_timeout``."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from math import isinf
 from typing import Any
 
@@ -22,21 +22,24 @@ class BlockingCommandsMixin:
     ) -> Any:
         if commands.server_wait(args) is None:
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
-        await conn.connect()  # type: ignore[no-untyped-call]  # under its own timeouts
-        with patience(conn, [args]):
+        async with patience(conn, [args]):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
 
 
-@contextmanager
-def patience(connection: AbstractConnection, batch: Iterable[Sequence[Any]]) -> Iterator[None]:
+@asynccontextmanager
+async def patience(connection: AbstractConnection, batch: Iterable[Sequence[Any]]) -> AsyncIterator[None]:
     """Add to the connection's ``socket_timeout`` the seconds for which the server may hold these commands back.
 
     The connection is the caller's alone while it is borrowed.
     """
     socket_timeout = connection.socket_timeout
     wait = sum(commands.server_wait(args) or 0 for args in batch)
-    if socket_timeout is not None and wait:
-        connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
+    if not wait or socket_timeout is None:
+        yield
+        return
+    # Connecting, if it comes to that, gets no more time than ever.
+    await connection.connect()  # type: ignore[no-untyped-call]
+    connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
     try:
         yield
     finally:

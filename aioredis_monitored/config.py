@@ -123,8 +123,8 @@ def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         if arguments.get(name) is not None:
             try:
                 read[name] = option.read(arguments[name])
-            except (LookupError, OSError, ValueError):
-                problems.append((name, f"must be {option.expected}"))
+            except ValueError as error:
+                problems.append((name, str(error)))
     if problems:
         raise ConfigurationError(*problems)
     return read
@@ -190,8 +190,8 @@ class _Reading:
         self._sources[name] = source
         try:
             read = option.read(value)
-        except (LookupError, OSError, ValueError):
-            self._note(name, f"must be {option.expected}")
+        except ValueError as error:
+            self._note(name, str(error))
         else:
             if self.values.setdefault(name, read) != read:
                 self._note(name, f"differs from the one in {self.prefix}url")

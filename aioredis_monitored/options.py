@@ -16,13 +16,24 @@ class Option(NamedTuple):
     """How an option is read.
 
     Attributes:
-        read: Turns a value, never blank, into what redis-py expects; raises LookupError, OSError or ValueError, whose
-            message must not be shown: the value may be a password that was pasted in the wrong place.
+        convert: Turns a value, never blank, into what redis-py expects; raises LookupError, OSError or ValueError,
+            whose message must not be shown: the value may be a password that was pasted in the wrong place.
         expected: What may be shown instead, after "must be".
     """
 
-    read: Callable[[object], Any]
+    convert: Callable[[object], Any]
     expected: str
+
+    def read(self, value: object) -> Any:
+        """What redis-py expects for ``value``.
+
+        Raises:
+            ValueError: The value cannot be meant; the text does not repeat it.
+        """
+        try:
+            return self.convert(value)
+        except (LookupError, OSError, ValueError):
+            raise ValueError(f"must be {self.expected}") from None
 
 
 def _whole_number(value: object) -> int:

@@ -59,7 +59,8 @@ class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[m
         if self.connection is not None:
             check_event_loop(self.connection_pool)
         results = await super().execute(raise_on_error)
-        first_error = next((result for result in results if isinstance(result, Exception)), None)
+        errors = () if raise_on_error else (result for result in results if isinstance(result, Exception))
+        first_error = next(iter(errors), None)
         if first_error is not None:
             operation.fail(first_error)
         return results
@@ -67,8 +68,7 @@ class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[m
     async def _execute_pipeline(
         self, connection: Connection, commands: CommandStackT, raise_on_error: bool
     ) -> list[Any]:
-        await connection.connect()  # type: ignore[no-untyped-call]  # under its own timeouts
-        with patience(connection, (args for args, _ in commands)):
+        async with patience(connection, (args for args, _ in commands)):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
             return replies
 
