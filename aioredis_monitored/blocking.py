@@ -7,7 +7,7 @@ from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored import commands
+from aioredis_monitored import traits
 
 
 class BlockingCommandsMixin:
@@ -20,7 +20,7 @@ class BlockingCommandsMixin:
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
     ) -> Any:
-        if commands.server_wait(args) is None:
+        if traits.server_wait(args) is None:
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
         async with patience(conn, [args]):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
@@ -33,7 +33,7 @@ async def patience(connection: AbstractConnection, batch: Iterable[Sequence[Any]
     The connection is the caller's alone while it is borrowed.
     """
     socket_timeout = connection.socket_timeout
-    wait = sum(commands.server_wait(args) or 0 for args in batch)
+    wait = sum(traits.server_wait(args) or 0 for args in batch)
     if not wait or socket_timeout is None:
         yield
         return

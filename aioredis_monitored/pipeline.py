@@ -8,8 +8,8 @@ from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
 
 from aioredis_monitored.blocking import BlockingCommandsMixin, patience
-from aioredis_monitored.commands import query_text
 from aioredis_monitored.pool import check_event_loop
+from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry.attributes import batch_call, command_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 
-from aioredis_monitored import commands
-from aioredis_monitored.commands import operation_name, query_text, server_wait, stored_procedure
+from aioredis_monitored import commands, traits
+from aioredis_monitored.commands import operation_name, stored_procedure
+from aioredis_monitored.querytext import query_text
+from aioredis_monitored.traits import server_wait
 
 command_table = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("command_table.py"))))
 ROWS = json.loads(command_table.TABLE.read_text())
@@ -59,11 +61,11 @@ async def test_the_table_is_what_the_server_says(async_inspector):
 
 
 def test_what_a_server_calls_blocking_has_a_wait():
-    assert {name for name, row in ROWS.items() if "blocking" in row.get("flags", "")} == commands._WAITS.keys()
+    assert {name for name, row in ROWS.items() if "blocking" in row.get("flags", "")} == traits._WAITS.keys()
 
 
 def keys_of(args):
-    call = commands._call(args)
+    call = commands.parse(args)
     spans = [span.positions(call.arguments, call.total) for span in call.command.keys]
     return sorted(str(call.arguments[position]) for span in spans for position in span)
 
@@ -347,7 +349,7 @@ WAITING = {
 }
 
 
-@pytest.mark.parametrize("name", commands._WAITS)
+@pytest.mark.parametrize("name", traits._WAITS)
 def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, name):
     skip_without(inspector, name)
     inspector.xgroup_create("stream", "block", mkstream=True)

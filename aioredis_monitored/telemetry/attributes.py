@@ -9,7 +9,7 @@ from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
-from aioredis_monitored import commands
+from aioredis_monitored import commands, querytext
 from aioredis_monitored.telemetry import semconv
 
 _DEFAULT_PORT = 6379
@@ -67,11 +67,11 @@ class Call(NamedTuple):
     def query_text(self) -> str:
         """The commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
         if self.batch_size is None:
-            return commands.query_text(self.commands[0])
+            return querytext.query_text(self.commands[0])
         texts: list[str] = []
         room = _MOST_CHARACTERS
         for args in self.commands[:_MOST_TEXTS]:
-            texts.append(commands.query_text(args))
+            texts.append(querytext.query_text(args))
             room -= len(texts[-1])
             if room < 0:
                 break

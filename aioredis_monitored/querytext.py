@@ -1,0 +1,50 @@
+"""What of a command may be shown: its keys and its own words, and no value."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, Invocation, parse, printable, text_of
+
+_ELLIPSIS = "…"
+
+
+def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
+    """The command as one would type it into ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
+
+    Keys, hash fields and the command's own words are shown, all else is hidden; everything is hidden if the command is
+    not in the table, or if the arguments do not fit it. A value shows only where one of the command's own words could
+    stand, and only if it is that very word. It never raises, and looks at no more than it can show.
+
+    Args:
+        args: The arguments of ``execute_command``.
+        limit: The most characters to return; what is longer ends with an ellipsis.
+    """
+    # An argument and the space before it take two characters, so that these are more than there is room for.
+    call = parse(args, most=limit // 2 + 2)
+    parts = [call.name]
+    room = limit - len(call.name)
+    for part in _shown(call, limit):
+        parts.append(part)
+        room -= len(part) + 1
+        if room < 0:
+            break
+    text = " ".join(parts)
+    return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
+
+
+def _shown(call: Invocation, limit: int) -> Iterator[str]:
+    """What to show for each argument."""
+    spans = (*call.command.keys, *call.command.fields)
+    words, words_from = call.command.words, call.command.words_from
+    try:
+        visible = {position for span in spans for position in span.positions(call.arguments, call.total)}
+    except (IndexError, ValueError):
+        visible, words = set(), frozenset()
+    for position, argument in enumerate(call.arguments):
+        if position in visible:
+            # A character takes up to four bytes: with less, a key could seem to end where it was cut.
+            yield printable(text_of(argument, 4 * limit))
+        elif words and position >= words_from and (word := text_of(argument, LONGEST_WORD)).upper() in words:
+            yield word
+        else:
+            yield HIDDEN

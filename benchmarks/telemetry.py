@@ -1,0 +1,127 @@
+"""OpenTelemetry as a service would set it up, with an exporter that counts, so that lost spans can be told."""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+
+METRICS_EVERY_MS = 1000
+
+
+class CountingExporter(SpanExporter):
+    """Counts the spans it is given, and hands them to another exporter if there is one."""
+
+    def __init__(self, target: SpanExporter | None) -> None:
+        self.target = target
+        self.exported = 0
+        self.attributes = 0
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Count what arrived."""
+        result = SpanExportResult.SUCCESS if self.target is None else self.target.export(spans)
+        if result is SpanExportResult.SUCCESS:
+            self.exported += len(spans)
+            self.attributes = len(spans[-1].attributes or ())
+        return result
+
+    def shutdown(self) -> None:
+        """End the other exporter."""
+        if self.target is not None:
+            self.target.shutdown()
+
+
+class CountingProcessor(BatchSpanProcessor):
+    """The SDK's processor, which drops what its queue cannot hold; it counts what was recorded."""
+
+    recorded = 0
+
+    def on_end(self, span: ReadableSpan) -> None:
+        """Count a span that was recorded."""
+        self.recorded += 1
+        super().on_end(span)
+
+
+class Recorder:
+    """The providers of one process; those that were not asked for are ``None``, which means the API's default.
+
+    Args:
+        spans: Record spans.
+        metrics: Record metrics.
+        ratio: The share of root spans that is sampled.
+        otlp: Export to a receiver in a process of its own, over OTLP/HTTP; default: to nowhere.
+    """
+
+    def __init__(self, *, spans: bool = False, metrics: bool = False, ratio: float = 1.0, otlp: bool = False) -> None:
+        self.tracer_provider: TracerProvider | None = None
+        self.meter_provider: MeterProvider | None = None
+        self._receiver: subprocess.Popen[str] | None = None
+        endpoint = self._start_receiver() if otlp else None
+        if spans:
+            self._exporter = CountingExporter(_span_exporter(endpoint))
+            self._processor = CountingProcessor(self._exporter)
+            self.tracer_provider = TracerProvider(ParentBased(TraceIdRatioBased(ratio)))
+            self.tracer_provider.add_span_processor(self._processor)
+        if metrics:
+            self._memory = InMemoryMetricReader()
+            readers: list[MetricReader] = [self._memory]
+            if endpoint:
+                readers.append(_otlp_reader(endpoint))
+            self.meter_provider = MeterProvider(readers)
+
+    def _start_receiver(self) -> str:
+        command = [sys.executable, str(Path(__file__).with_name("receiver.py"))]
+        self._receiver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own script
+        return self._receiver.stdout.readline().strip()
+
+    def finish(self) -> dict[str, Any]:
+        """Export what is left, and tell what was recorded, what was lost, and whether points carry exemplars."""
+        told: dict[str, Any] = {}
+        if self.meter_provider is not None:
+            told |= self._points()
+        if self.tracer_provider is not None:
+            self.tracer_provider.force_flush()
+            told |= {
+                "spans": self._processor.recorded,
+                "dropped": self._processor.recorded - self._exporter.exported,
+                "span_attributes": self._exporter.attributes,
+            }
+        if self._receiver is not None:
+            # Before the receiver goes: the exporters would retry until they give up.
+            self.tracer_provider.shutdown()
+            self.meter_provider.shutdown()
+            self._receiver.kill()
+            self._receiver.wait()
+        return told
+
+    def _points(self) -> dict[str, Any]:
+        data = self._memory.get_metrics_data()
+        durations = [
+            point
+            for resource in data.resource_metrics
+            for scope in resource.scope_metrics
+            for metric in scope.metrics
+            if metric.name == "db.client.operation.duration"
+            for point in metric.data.data_points
+        ]
+        return {"points": sum(p.count for p in durations), "exemplars": any(p.exemplars for p in durations)}
+
+
+def _span_exporter(endpoint: str | None) -> SpanExporter | None:
+    if endpoint is None:
+        return None
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 - not for peers
+
+    return OTLPSpanExporter(f"{endpoint}/v1/traces")
+
+
+def _otlp_reader(endpoint: str) -> MetricReader:
+    from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter  # noqa: PLC0415
+
+    return PeriodicExportingMetricReader(OTLPMetricExporter(f"{endpoint}/v1/metrics"), METRICS_EVERY_MS)

@@ -1,0 +1,72 @@
+"""What the callers ask for, in terms that every client can answer; needs nothing but the standard library."""
+
+import random
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+SMALL, LARGE, HUGE = "bench:64", "bench:10k", "bench:1m"
+SIZES = {SMALL: 64, LARGE: 10_000, HUGE: 1_000_000}
+BATCH = 4
+
+Operation = Callable[[], Awaitable[Any]]
+
+
+class Client(NamedTuple):
+    """A connected client as the callers see it: bound methods, so that the benchmark adds the same to each."""
+
+    version: str
+    get: Callable[[str], Awaitable[Any]]
+    set: Callable[[str, bytes], Awaitable[Any]]
+    incr: Callable[[str], Awaitable[Any]]
+    batch: Callable[[], Awaitable[Any]]  # one pipeline without MULTI of BATCH GETs of SMALL
+    telemetry: Callable[[], dict[str, Any]] = dict  # asked after the measurement
+
+
+class Workload(NamedTuple):
+    """What each measured caller repeats, and what others repeat beside them unmeasured."""
+
+    operations: list[Operation]
+    commands_per_call: float = 1
+    background: Operation | None = None
+
+
+def workload(name: str, client: Client, seed: int) -> Workload:
+    """The workload of this name, the order of its operations drawn from the seed."""
+    small, large = b"x" * SIZES[SMALL], b"x" * SIZES[LARGE]
+    match name:
+        case "get":
+            return Workload([partial(client.get, SMALL)])
+        case "10kB":
+            return Workload([partial(client.get, LARGE), partial(client.set, LARGE, large)])
+        case "mix":
+            operations: list[Operation] = [
+                *[partial(client.get, SMALL)] * 14,
+                *[partial(client.set, SMALL, small)] * 4,
+                partial(client.incr, "bench:counter"),
+                client.batch,
+            ]
+            random.Random(seed).shuffle(operations)  # noqa: S311 - nothing to guess
+            return Workload(operations, (len(operations) - 1 + BATCH) / len(operations))
+        case "large":
+            return Workload([partial(client.get, SMALL)], background=partial(client.get, HUGE))
+    raise ValueError(f"no workload {name!r}")
+
+
+async def check(client: Client) -> None:
+    """Try everything once: a client that answers nonsense may be fast.
+
+    Raises:
+        RuntimeError: A reply is wrong.
+    """
+    large = b"x" * SIZES[LARGE]
+    await client.set(LARGE, large)
+    before = await client.incr("bench:counter")
+    replies = {
+        "GET": (await client.get(LARGE), large),
+        "INCR": (await client.incr("bench:counter"), before + 1),
+        "pipeline": (list(await client.batch()), [b"x" * SIZES[SMALL]] * BATCH),
+    }
+    wrong = [name for name, (reply, expected) in replies.items() if reply != expected]
+    if wrong:
+        raise RuntimeError(f"wrong replies to {', '.join(wrong)}")
