@@ -78,3 +78,10 @@ def commands(session: nox.Session) -> None:
     """Regenerate the command table from the embedded server."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/command_table.py")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure the speed beside redis-py, its peers and the limit; ``-- --quick`` for a first look."""
+    install(session, [".[demo]"], "bench")
+    session.run("python", "benchmarks/run.py", *session.posargs)

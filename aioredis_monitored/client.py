@@ -11,10 +11,10 @@ from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.typing import KeyT
 
-from aioredis_monitored.blocking import BlockingCommandsMixin
+from aioredis_monitored.calls import CallsMixin
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
-from aioredis_monitored.pool import MonitoredConnectionPool, check_event_loop
+from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import command_call, server_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
@@ -22,7 +22,7 @@ from aioredis_monitored.telemetry.operation import Operation
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(BlockingCommandsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:
@@ -121,13 +121,20 @@ class MonitoredRedisConnection(BlockingCommandsMixin, Redis):  # type: ignore[mi
         super().set_response_callback(command, callback)
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command and return its parsed reply, as redis-py does."""
-        operation = Operation(self._telemetry, command_call(args), self.server_span)
-        return await operation.observe(self._execute_command(*args, **options))
+        """Run one command and return its parsed reply, as redis-py does.
 
-    async def _execute_command(self, *args: Any, **options: Any) -> Any:
-        if self.connection is not None:
-            check_event_loop(self.connection_pool)
+        Raises:
+            OwnConnectionError: The command is about its own connection, and this handle keeps to none.
+        """
+        operation = Operation(self._telemetry, command_call(args), self.server_span)
+        return await operation.observe(self._execute(args, options))
+
+    async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        pool = self.connection_pool
+        if isinstance(pool, MonitoredConnectionPool):
+            if not self.single_connection_client:
+                return await self._call(pool, args, options)
+            pool.check_usable()
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     @overload

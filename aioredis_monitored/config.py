@@ -24,8 +24,8 @@ _KEYS = ("url", "password_file", *OPTIONS)
 class RedisConfig:
     """What a pool of connections to one server needs to know.
 
-    Every field but ``tls`` is an argument of redis-py's with the same name; None leaves redis-py's default. Durations
-    are in seconds.
+    Every field but ``tls`` is an argument of ``MonitoredConnectionPool`` or redis-py's with the same name; None leaves
+    the default. Durations are in seconds.
 
     Attributes:
         host: Name or address of the server.
@@ -37,6 +37,9 @@ class RedisConfig:
         db: Number of the database.
         max_connections: The most connections that the pool may have.
         timeout: How long to wait for one of them.
+        multiplex: Whether ordinary commands share a connection.
+        retries: How often a call that surely did not run is tried again.
+        retry_backoff: The first pause before that.
         socket_timeout: How long to wait for a reply.
         socket_connect_timeout: How long connecting may take.
         health_check_interval: How long a connection may be idle before it is checked; 0 never checks.
@@ -60,6 +63,9 @@ class RedisConfig:
     db: int = 0
     max_connections: int = 50
     timeout: float = 20.0
+    multiplex: bool | None = None
+    retries: int | None = None
+    retry_backoff: float | None = None
     socket_timeout: float | None = None
     socket_connect_timeout: float | None = None
     health_check_interval: float | None = None
@@ -103,7 +109,7 @@ class RedisConfig:
         return cls(host=url.host, port=url.port, path=url.path, tls=url.scheme == "rediss", **reading.values)
 
     def pool_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments for ``redis.asyncio.BlockingConnectionPool`` or a subclass of it."""
+        """Return the keyword arguments for ``MonitoredConnectionPool``."""
         arguments = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
         tls = arguments.pop("tls")
         if self.path is None:

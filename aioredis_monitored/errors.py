@@ -3,6 +3,7 @@
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import MaxConnectionsError, RedisError
 
 
 class MonitoredRedisError(Exception):
@@ -32,6 +33,18 @@ class TimedOutError(MonitoredRedisError, TimeoutError):
 
 class PoolClosedError(MonitoredRedisError, RedisConnectionError):
     """The pool was closed; enter it again with ``async with`` to open it again."""
+
+    __module__ = "aioredis_monitored"
+
+
+class PoolExhaustedError(MonitoredRedisError, MaxConnectionsError):
+    """No connection became free, or too much was in flight on the shared one, for as long as a call may wait."""
+
+    __module__ = "aioredis_monitored"
+
+
+class OwnConnectionError(MonitoredRedisError, RedisError):
+    """The command is about its own connection, and was called where every call may get another one."""
 
     __module__ = "aioredis_monitored"
 

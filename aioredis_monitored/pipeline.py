@@ -1,21 +1,29 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
+import asyncio
 from collections.abc import Iterable, MutableMapping
+from functools import partial
 from typing import Any
 
 from opentelemetry.trace import Span
-from redis.asyncio import Connection, ConnectionPool
-from redis.asyncio.client import CommandStackT, Pipeline
+from redis.asyncio import ConnectionPool
+from redis.asyncio.client import NEVER_DECODE, CommandStackT, Pipeline
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import RedisError
 
-from aioredis_monitored.blocking import BlockingCommandsMixin, patience
-from aioredis_monitored.pool import check_event_loop
+from aioredis_monitored.attempts import persist
+from aioredis_monitored.calls import CallsMixin, borrowed
+from aioredis_monitored.inflight import Lost
+from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
+from aioredis_monitored.ride import Ride
 from aioredis_monitored.telemetry.attributes import batch_call, command_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.traits import Traits, traits_of_batch
 
 
-class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     Args:
@@ -56,19 +64,67 @@ class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[m
             self._operation = None
 
     async def _execute(self, operation: Operation, raise_on_error: bool) -> list[Any]:
-        if self.connection is not None:
-            check_event_loop(self.connection_pool)
-        results = await super().execute(raise_on_error)
+        results = await self._run(raise_on_error)
         errors = () if raise_on_error else (result for result in results if isinstance(result, Exception))
         first_error = next(iter(errors), None)
         if first_error is not None:
             operation.fail(first_error)
         return results
 
-    async def _execute_pipeline(
-        self, connection: Connection, commands: CommandStackT, raise_on_error: bool
+    async def _run(self, raise_on_error: bool) -> list[Any]:
+        pool, stack = self.connection_pool, self.command_stack
+        if not isinstance(pool, MonitoredConnectionPool) or self.connection is not None or not stack:
+            return await self._run_on_own_connection(raise_on_error)
+        started = asyncio.get_running_loop().time()
+        traits = traits_of_batch([args for args, _ in stack])
+        attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
+        try:
+            if self.scripts:
+                await self.load_scripts()
+            try:
+                return await attempt()
+            except Lost as lost:
+                failure = lost
+            return await persist(pool, traits, attempt, failure, started)
+        finally:
+            await self.reset()
+
+    async def _run_on_own_connection(self, raise_on_error: bool) -> list[Any]:
+        """As redis-py does: on the connection that watches, or on a plain pool's."""
+        if isinstance(self.connection_pool, MonitoredConnectionPool):
+            self.connection_pool.check_usable()
+        results: list[Any] = await super().execute(raise_on_error)
+        return results
+
+    async def _attempt_batch(
+        self, pool: MonitoredConnectionPool, traits: Traits, stack: CommandStackT, raise_on_error: bool
     ) -> list[Any]:
-        async with patience(connection, (args for args, _ in commands)):
+        is_transaction = self.is_transaction or self.explicit_transaction
+        multiplexer = pool.multiplexer
+        if multiplexer is None or not traits.shares:
+            async with borrowed(pool) as connection:
+                execute = self._execute_transaction if is_transaction else self._execute_pipeline
+                return await execute(connection, stack, raise_on_error)
+        raws = () if is_transaction else [NEVER_DECODE in options for _, options in stack]
+        ride = Ride(multiplexer, raws)
+        execute = super()._execute_transaction if is_transaction else super()._execute_pipeline
+        try:
+            return await execute(ride, stack, raise_on_error)
+        except RedisError as error:
+            raise Lost(error, written=True) from error
+
+    async def _execute_transaction(
+        self, connection: AbstractConnection, commands: CommandStackT, raise_on_error: bool
+    ) -> list[Any]:
+        # Nothing blocks in a transaction.
+        self._note_altered(connection, [args for args, _ in commands])
+        replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
+        return replies
+
+    async def _execute_pipeline(
+        self, connection: AbstractConnection, commands: CommandStackT, raise_on_error: bool
+    ) -> list[Any]:
+        async with self._heeded(connection, [args for args, _ in commands]):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
             return replies
 
@@ -80,8 +136,11 @@ class MonitoredRedisPipeline(BlockingCommandsMixin, Pipeline):  # type: ignore[m
         return await Operation(self._telemetry, command_call(args), self.server_span).observe(call)
 
     async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
-        if self.connection is not None:
-            check_event_loop(self.connection_pool)
+        pool = self.connection_pool
+        if isinstance(pool, MonitoredConnectionPool):
+            if self._operation is not None and self.connection is None:
+                return await self._call(pool, args, options)
+            pool.check_usable()
         return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:

@@ -6,7 +6,7 @@ of ``ECHO``. What neither knows gets the careful answer to every question.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -179,6 +179,21 @@ def traits_of(args: Sequence[Any]) -> Traits:
     if name in _MAY_WAIT and any(text_of(argument, LONGEST_WORD).upper() == "BLOCK" for argument in call.arguments):
         return traits._replace(shares=False)
     return traits
+
+
+def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:
+    """The traits of commands that are sent, and sent again, all together or not at all.
+
+    An error may come after some of them were done, unless all of them may be repeated.
+    """
+    each = [traits_of(args) for args in batch]
+    repeatable = all(traits.repeatable for traits in each)
+    return Traits(
+        shares=all(traits.shares for traits in each),
+        alters=any(traits.alters for traits in each),
+        repeatable=repeatable,
+        runs_code=not repeatable,
+    )
 
 
 def counts_own_writes(args: Sequence[Any]) -> bool:

@@ -6,17 +6,17 @@ Usage: python benchmarks/driver.py JSON, which is what ``Measurement`` holds.
 import asyncio
 import importlib
 import json
-import resource
 import sys
 import time
 from array import array
 from itertools import cycle, islice
+from operator import ne
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from workloads import Operation, Workload, check, workload
+from workloads import Operation, Workload, check, peak_memory_mb, workload
 
-LONGEST_US = 2_000_000
+LONGEST_US = 1_000_000
 BACKGROUND_CALLERS = 4
 
 
@@ -39,17 +39,18 @@ class Callers:
     A count per microsecond takes the same memory and the same time for a fast client as for a slow one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, number: int) -> None:
         self.running = True
-        self.latencies = array("L", bytes(8 * (LONGEST_US + 1)))
+        self.waiting_since = [0.0] * number
+        self.latencies = array("I", bytes(4 * (LONGEST_US + 1)))
 
-    async def repeat(self, operations: list[Operation], first: int) -> None:
+    async def repeat(self, operations: list[Operation], number: int) -> None:
         """One measured caller; callers start at different operations, so that they do not march in step."""
-        latencies = self.latencies
-        for operation in cycle([*islice(cycle(operations), first, first + len(operations))]):
+        latencies, waiting_since = self.latencies, self.waiting_since
+        for operation in islice(cycle(operations), number % len(operations), None):
             if not self.running:
                 return
-            started = perf_counter()
+            waiting_since[number] = started = perf_counter()
             await operation()
             latencies[min(int((perf_counter() - started) * 1e6), LONGEST_US)] += 1
 
@@ -58,9 +59,9 @@ class Callers:
         while self.running:
             await operation()
 
-    def start(self, load: Workload, callers: int) -> list[asyncio.Task[None]]:
+    def start(self, load: Workload) -> list[asyncio.Task[None]]:
         """All the callers, as tasks."""
-        repeating = [self.repeat(load.operations, number) for number in range(callers)]
+        repeating = [self.repeat(load.operations, number) for number in range(len(self.waiting_since))]
         if load.background is not None:
             repeating += [self.repeat_unmeasured(load.background) for _ in range(BACKGROUND_CALLERS)]
         return [asyncio.create_task(coroutine) for coroutine in repeating]
@@ -72,15 +73,17 @@ async def measure(what: Measurement) -> dict[str, Any]:
     async with importlib.import_module(f"adapters.{adapter}").connect(variant, what.url, what.callers) as client:
         await check(client)
         load = workload(what.workload, client, what.seed)
-        callers = Callers()
-        tasks = callers.start(load, what.callers)
-        await pause(what.warm_up, tasks)
-        callers.latencies[:] = array("L", bytes(8 * (LONGEST_US + 1)))
+        callers = Callers(what.callers)
+        tasks = callers.start(load)
+        await warm_up(what.warm_up, callers, tasks)
+        callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
         started, used = perf_counter(), time.process_time()
         await pause(what.seconds, tasks)
         elapsed, used = perf_counter() - started, time.process_time() - used
         callers.running = False
         latencies = callers.latencies[:]
+        # No quantile shows them: a call that is never answered is never counted.
+        starved = sum(since < started for since in callers.waiting_since)
         await asyncio.gather(*tasks)
         calls = sum(latencies)
         if not calls:
@@ -91,11 +94,25 @@ async def measure(what: Measurement) -> dict[str, Any]:
             "cpu_us": used / commands * 1e6,
             "p50_ms": quantile(latencies, calls * 0.50) / 1e3,
             "p99_ms": quantile(latencies, calls * 0.99) / 1e3,
-            "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "memory_mb": peak_memory_mb(),
             "calls": calls,
+            "starved": starved,
             "version": client.version,
             "telemetry": client.telemetry(),
         }
+
+
+async def warm_up(seconds: float, callers: Callers, tasks: list[asyncio.Task[None]]) -> None:
+    """Let the callers run for so long, and on while there are callers that get their first answer.
+
+    Connecting 1,024 times takes longer than any fixed time; but waiting for all would never end where some starve.
+    """
+    await asyncio.sleep(0)
+    asked = callers.waiting_since[:]
+    answered, before = 0, -1
+    while not answered or before < answered < len(asked):
+        await pause(seconds, tasks)
+        before, answered = answered, sum(map(ne, callers.waiting_since, asked))
 
 
 async def pause(seconds: float, tasks: list[asyncio.Task[None]]) -> None:

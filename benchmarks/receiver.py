@@ -8,7 +8,7 @@ class Receiver(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
 
-    def do_POST(self) -> None:  # noqa: N802 - the name that http.server looks for
+    def do_POST(self) -> None:
         """Take it."""
         self.rfile.read(int(self.headers["Content-Length"]))
         self.send_response(200)

@@ -5,7 +5,6 @@ context of the span, so that the SDK keeps an exemplar.
 """
 
 import json
-import resource
 import sys
 import time
 from typing import Any
@@ -14,6 +13,7 @@ from driver import Measurement
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from telemetry import Recorder
+from workloads import peak_memory_mb
 
 BETWEEN_LOOKS = 100
 SPAN = {
@@ -36,9 +36,7 @@ def measure(what: Measurement) -> dict[str, Any]:
     in_context = what.client.endswith("exemplar")
 
     def record() -> None:
-        span = tracer.start_span(
-            "GET 127.0.0.1:16379", None, SpanKind.CLIENT, dict(SPAN), record_exception=False
-        )
+        span = tracer.start_span("GET 127.0.0.1:16379", None, SpanKind.CLIENT, dict(SPAN), record_exception=False)
         histogram.record(0.0001, dict(POINT), trace.set_span_in_context(span) if in_context else None)
         span.end()
 
@@ -49,7 +47,7 @@ def measure(what: Measurement) -> dict[str, Any]:
     return {
         "throughput": count / elapsed,
         "cpu_us": used / count * 1e6,
-        "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "memory_mb": peak_memory_mb(),
         "calls": count,
         "version": "opentelemetry-sdk",
         "telemetry": recorder.finish(),

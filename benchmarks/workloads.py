@@ -1,8 +1,10 @@
-"""What the callers ask for, in terms that every client can answer; needs nothing but the standard library."""
+"""What the callers ask for, in terms that every client can answer, with the standard library alone."""
 
 import random
+import resource
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 SMALL, LARGE, HUGE = "bench:64", "bench:10k", "bench:1m"
@@ -70,3 +72,13 @@ async def check(client: Client) -> None:
     wrong = [name for name, (reply, expected) in replies.items() if reply != expected]
     if wrong:
         raise RuntimeError(f"wrong replies to {', '.join(wrong)}")
+
+
+def peak_memory_mb() -> float:
+    """The most memory that this process had at a time."""
+    try:
+        status = Path("/proc/self/status").read_text("ascii")
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # Not from getrusage: on Linux, a process inherits the peak of the one that started it.
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024

@@ -1,0 +1,55 @@
+"""Trying again: the pauses between the attempts of one call, and the deadline over all of them."""
+
+import asyncio
+import builtins
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.exceptions import ReadOnlyError, TimeoutError  # noqa: A004
+
+from aioredis_monitored.inflight import Lost
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.traits import Traits
+
+T = TypeVar("T")
+
+
+async def persist(
+    pool: MonitoredConnectionPool, traits: Traits, attempt: Callable[[], Awaitable[T]], failure: Lost, started: float
+) -> T:
+    """Go on after a first attempt has failed, for as long as the policy allows.
+
+    Args:
+        pool: Whose policy it is.
+        traits: Those of the command, or of a whole pipeline.
+        attempt: Tries once more; raises ``Lost``.
+        failure: Of the first attempt.
+        started: The loop's time when the call began.
+
+    Raises:
+        redis.exceptions.RedisError: The error of the last attempt.
+    """
+    loop = asyncio.get_running_loop()
+    policy = pool.retry_policy
+    deadline = None if policy.deadline is None else started + policy.deadline
+    failures = 1
+    while True:
+        pause = policy.pause(
+            failure.error, written=failure.written, traits=traits, failures=failures, elapsed=loop.time() - started
+        )
+        if pause is None:
+            raise failure.error
+        if isinstance(failure.error, ReadOnlyError):
+            # Behind the same name there may be another server by now.
+            pool.renew()
+        await asyncio.sleep(pause)
+        try:
+            async with asyncio.timeout_at(deadline):
+                result = await attempt()
+        except Lost as lost:
+            failure = lost
+        except builtins.TimeoutError:
+            failure = Lost(TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts"), written=True)
+        else:
+            return result
+        failures += 1

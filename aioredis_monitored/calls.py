@@ -1,0 +1,147 @@
+"""How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, MutableMapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from inspect import isawaitable
+from math import isinf
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+
+from aioredis_monitored.attempts import persist
+from aioredis_monitored.errors import OwnConnectionError
+from aioredis_monitored.inflight import Lost
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.traits import Traits, counts_own_writes, server_wait, traits_of
+
+Orphan = Callable[[Any], object]
+
+# What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
+_NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
+
+
+class CallsMixin:
+    """Replaces redis-py's way of sending one command, in its client and its pipeline, where the pool is ours."""
+
+    connection_pool: ConnectionPool
+    response_callbacks: MutableMapping[str | bytes, Callable[..., Any]]
+
+    async def _call(
+        self,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        orphan: Orphan | None = None,
+    ) -> Any:
+        """Run one command, trying again where that is safe; ``orphan`` gets the reply if the caller leaves first."""
+        started = asyncio.get_running_loop().time()
+        traits = traits_of(args)
+        try:
+            return await self._attempt(pool, traits, args, options, orphan)
+        except Lost as lost:
+            failure = lost
+        again = partial(self._attempt, pool, traits, args, options, orphan)
+        return await persist(pool, traits, again, failure, started)
+
+    async def _attempt(
+        self,
+        pool: MonitoredConnectionPool,
+        traits: Traits,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        orphan: Orphan | None,
+    ) -> Any:
+        multiplexer = pool.multiplexer
+        if multiplexer is None or not traits.shares:
+            return await self._call_borrowed(pool, args, options)
+        future = multiplexer.send(args, raw=NEVER_DECODE in options, orphan=orphan)
+        try:
+            reply = await future
+        except asyncio.CancelledError:
+            if orphan is not None and not future.cancelled():
+                # It came in the very tick in which its caller left.
+                orphan(future.result())
+            raise
+        if isinstance(reply, Exception):
+            if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
+                return options[EMPTY_RESPONSE]
+            raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
+        pool.retry_policy.is_out_of_reach = False
+        name = args[0]
+        if name not in self.response_callbacks:
+            return reply
+        for_parsing = {option: value for option, value in options.items() if option not in _NOT_FOR_PARSING}
+        parsed = self.response_callbacks[name](reply, **for_parsing)
+        return await parsed if isawaitable(parsed) else parsed
+
+    async def _call_borrowed(
+        self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any]
+    ) -> Any:
+        if counts_own_writes(args):
+            message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
+            raise OwnConnectionError(message)
+        async with borrowed(pool) as connection:
+            reply = await self._send_command_parse_response(connection, args[0], *args, **options)
+        pool.retry_policy.is_out_of_reach = False
+        return reply
+
+    async def _send_command_parse_response(
+        self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
+    ) -> Any:
+        if traits_of(args).shares:
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+        async with self._heeded(conn, [args]):
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+
+    @asynccontextmanager
+    async def _heeded(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> AsyncIterator[None]:
+        """Heed what the commands do to a connection that is the caller's alone, which redis-py does not.
+
+        It reads with a five-second ``socket_timeout`` whatever the command, so that every BLPOP that waits longer
+        fails; and it lends a connection that saw SELECT to the next caller as it is.
+        """
+        self._note_altered(connection, commands)
+        socket_timeout = connection.socket_timeout
+        wait = sum(server_wait(args) or 0 for args in commands)
+        if not wait or socket_timeout is None:
+            yield
+            return
+        # Connecting, if it comes to that, gets no more time than ever.
+        await connection.connect()  # type: ignore[no-untyped-call]
+        connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
+        try:
+            yield
+        finally:
+            connection.socket_timeout = socket_timeout
+
+    def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
+        pool = self.connection_pool
+        if isinstance(pool, MonitoredConnectionPool) and any(traits_of(args).alters for args in commands):
+            pool.alter(connection)
+
+
+@asynccontextmanager
+async def borrowed(pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
+    """A connection for one attempt.
+
+    Raises:
+        Lost: The attempt failed.
+    """
+    try:
+        connection = await pool.get_connection()
+    except RedisError as error:
+        raise Lost(error, written=False) from error
+    try:
+        yield connection
+    except RedisError as error:
+        if isinstance(error, ReadOnlyError):
+            # Behind the same name there may be another server by now.
+            pool.alter(connection)
+        raise Lost(error, written=True) from error
+    finally:
+        await pool.release(connection)

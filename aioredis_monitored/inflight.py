@@ -1,0 +1,226 @@
+"""Which calls a shared connection owes replies to, and what becomes of them; nothing here does I/O or reads a clock."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final
+
+import hiredis
+
+# What a parser returns when it needs more bytes: every other value can be a reply.
+NO_REPLY: Final = object()
+# What may be in flight on one connection: it keeps any server busy, and bounds the memory that a stopped one costs.
+MOST_BYTES: Final = 16 * 2**20
+MOST_CALLS: Final = 16_384
+
+
+class Lost(Exception):  # noqa: N818 - never raised: it stands in the place of a reply
+    """There will be no reply, because of ``error``; ``written`` tells whether the server may have got the call."""
+
+    def __init__(self, error: Exception, *, written: bool) -> None:
+        super().__init__(error, written)
+        self.error = error
+        self.written = written
+
+
+class Reply(asyncio.Future[Any]):
+    """The reply to one command; errors are values too, so that nobody has to fetch what its caller has left.
+
+    Attributes:
+        args: The command, which is packed again if it has to wait.
+        size: Its bytes when packed.
+        raw: Whether its reply is bytes on a connection that decodes.
+        orphan: Gets the reply if the caller no longer awaits it.
+    """
+
+    __slots__ = ("args", "orphan", "raw", "size")
+
+    args: Sequence[Any]
+    size: int
+    raw: bool
+    orphan: Callable[[Any], object] | None
+
+    def deliver(self, reply: Any, now: float) -> bool:  # noqa: ARG002 - as Run.deliver
+        """Take the reply, which is the last one."""
+        if not self.done():
+            self.set_result(reply)
+        elif self.orphan is not None:
+            # Not here: what it raises is not the reader's.
+            self.get_loop().call_soon(self.orphan, reply)
+        return True
+
+    def is_late(self, limit: float) -> bool:  # noqa: ARG002 - as Run.is_late
+        """Whether a reply that was due at ``limit`` is still awaited."""
+        return not self.done()
+
+
+class Run(asyncio.Future[list[Any]]):
+    """The replies to several commands that are sent in one piece.
+
+    Attributes:
+        commands: Their arguments, which are packed again if they have to wait.
+        size: Their bytes when packed.
+        raws: For each of them, what ``Reply.raw`` is; empty if all are decoded.
+        replies: What came so far.
+        progressed: When the last of it came.
+    """
+
+    __slots__ = ("commands", "progressed", "raws", "replies", "size")
+
+    orphan = None
+    commands: Sequence[Sequence[Any]]
+    size: int
+    raws: Sequence[bool]
+    replies: list[Any]
+    progressed: float
+
+    @property
+    def raw(self) -> bool:
+        """Whether the next reply is bytes on a connection that decodes."""
+        return bool(self.raws) and self.raws[len(self.replies)]
+
+    def deliver(self, reply: Any, now: float) -> bool:
+        """Take the next reply; return whether it is the last one."""
+        # Nobody will read what a caller has left behind.
+        self.replies.append(None if self.done() else reply)
+        self.progressed = now
+        if len(self.replies) < len(self.commands):
+            return False
+        if not self.done():
+            self.set_result(self.replies)
+        return True
+
+    def is_late(self, limit: float) -> bool:
+        """Whether replies are awaited, and none has come since ``limit``."""
+        return not self.done() and self.progressed <= limit
+
+
+class InFlight:
+    """The calls of one connection in the order in which they are written, which is that of the replies.
+
+    Args:
+        timeout: Seconds that a reply may take from the moment in which its call was written; ``None`` for ever.
+
+    Attributes:
+        calls: Those that the connection still owes a reply.
+        unwritten: How many of them, the last ones, are not written yet.
+        size: The bytes of all of them.
+        replied: When the last reply came.
+    """
+
+    def __init__(self, timeout: float | None) -> None:
+        self.timeout = timeout
+        self.calls: deque[Reply | Run] = deque()
+        self.unwritten = 0
+        self.size = 0
+        self.replied = -1.0
+        self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
+
+    def add(self, call: Reply | Run) -> None:
+        """Queue a call behind all others."""
+        self.calls.append(call)
+        self.unwritten += 1
+        self.size += call.size
+
+    def has_room(self, size: int) -> bool:
+        """Whether a call of so many bytes may be added; one that is larger than all room may go alone."""
+        calls = self.calls
+        return (self.size + size <= MOST_BYTES and len(calls) < MOST_CALLS) or not calls
+
+    def overtake(self, call: Reply) -> None:
+        """Queue a call in front of all others, of which none may be written."""
+        self.calls.appendleft(call)
+        self.unwritten += 1
+        self.size += call.size
+
+    def write(self, count: int, now: float) -> None:
+        """Note that the first ``count`` of the unwritten calls are written now."""
+        self.unwritten -= count
+        self._batches.append([now, count])
+
+    def receive(self, parse: Callable[[], Any], now: float) -> int:
+        """Hand every reply that has come to the call it belongs to; return how many calls that completes.
+
+        Args:
+            parse: Returns the next reply, or ``NO_REPLY``.
+            now: The time.
+
+        Raises:
+            LookupError: A reply has come that nobody is owed.
+        """
+        calls = self.calls
+        owed = len(calls) - self.unwritten
+        completed = 0
+        while True:
+            try:
+                reply = parse()
+            except UnicodeDecodeError as error:
+                reply = error
+            if reply is NO_REPLY:
+                break
+            if reply.__class__ is hiredis.PushNotification:
+                continue
+            if completed == owed:
+                raise LookupError("a reply that nobody asked for")
+            self.replied = now
+            call = calls[0]
+            if call.deliver(reply, now):
+                calls.popleft()
+                self.size -= call.size
+                completed += 1
+        self._complete(completed)
+        return completed
+
+    def _complete(self, count: int) -> None:
+        batches = self._batches
+        while count:
+            batch = batches[0]
+            if batch[1] > count:
+                batch[1] -= count
+                return
+            count -= int(batch[1])
+            batches.popleft()
+
+    def overdue(self, now: float) -> Iterator[Reply | Run]:
+        """The calls whose reply takes longer than it may."""
+        if self.timeout is None:
+            return
+        limit = now - self.timeout
+        calls = iter(self.calls)
+        for written, count in self._batches:
+            if written > limit:
+                return
+            for call in islice(calls, int(count)):
+                if call.is_late(limit):
+                    yield call
+
+    def is_stuck(self, now: float) -> bool:
+        """Whether replies are owed, and none came for as long as one may take."""
+        if self.timeout is None or not self._batches:
+            return False
+        return max(self.replied, self._batches[0][0]) <= now - self.timeout
+
+    def next_check(self, now: float) -> float | None:
+        """When to look again for overdue calls; ``None`` if no call is written."""
+        if self.timeout is None or not self._batches:
+            return None
+        # Of a run, every reply gets its time anew.
+        ends = (start + self.timeout for start in (self.replied, *(written for written, _ in self._batches)))
+        return min((end for end in ends if end > now), default=now + self.timeout)
+
+    def is_awaited(self, now: float) -> bool:
+        """Whether somebody waits for one of the replies, or would take it; of a stuck connection, nobody would."""
+        if any(not call.done() for call in self.calls):
+            return True
+        return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
+
+    def lose(self, error: Callable[[], Exception]) -> None:
+        """Tell every call that its reply will not come."""
+        unwritten_from = len(self.calls) - self.unwritten
+        for position, call in enumerate(self.calls):
+            if not call.done():
+                call.set_result(Lost(error(), written=position < unwritten_from))  # type: ignore[arg-type]
+        self.calls.clear()
+        self._batches.clear()
+        self.unwritten = self.size = 0

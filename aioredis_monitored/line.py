@@ -1,0 +1,262 @@
+"""One socket that many callers share: what they send leaves in one write per loop tick, what comes is handed out."""
+
+import asyncio
+import select
+from collections.abc import Callable
+from contextvars import Context
+from typing import Any, Protocol, cast
+
+import hiredis
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.auth.token import TokenInterface
+from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
+
+from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
+
+_BUFFER = 65_536
+# Larger replies keep others waiting, bytes.
+LARGE = 65_536
+# After so many seconds without traffic the socket is looked at before it is written to.
+_IDLE = 0.01
+# What has arrived is read one tick after the next at the latest.
+_TICKS_TO_READ = 3
+
+
+def can_share(connection: AbstractConnection) -> bool:
+    """Whether connections of this kind can be written to and read from past redis-py's own methods.
+
+    These cost ten times as much as all else, and there is no public way round them: hence the private attributes.
+    """
+    own_way = any(
+        getattr(type(connection), name) is not getattr(AbstractConnection, name)
+        for name in ("read_response", "send_packed_command", "disconnect")
+    )
+    config = connection.maint_notifications_config
+    return (
+        not own_way
+        and not (config and config.enabled)
+        and hasattr(connection, "_writer")
+        and isinstance(getattr(connection, "_parser", None), DefaultParser)
+    )
+
+
+class Owner(Protocol):
+    """What a line tells whoever made it."""
+
+    def line_has_room(self) -> None:
+        """Replies have made room for further calls."""
+
+    def line_was_slowed(self, call: Reply | Run) -> None:
+        """The reply to this call was so large that others had to wait for it."""
+
+    def line_retired(self, line: "Line") -> None:
+        """It takes no further calls, but may still owe replies."""
+
+    def line_ended(self, line: "Line") -> None:
+        """Its socket is closed."""
+
+
+class Line(asyncio.BufferedProtocol):
+    """Takes over the socket of a connection that redis-py has made, until it ends.
+
+    Args:
+        connection: A connection for which ``can_share`` holds.
+        owner: Who is told what happens.
+
+    Attributes:
+        inflight: The calls that are owed a reply.
+        is_open: Whether it takes calls.
+        ended: Done when the socket is closed.
+    """
+
+    def __init__(self, connection: AbstractConnection, owner: Owner) -> None:
+        self.connection = connection
+        self.inflight = InFlight(connection.socket_timeout)
+        self.is_open = True
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._owner = owner
+        self._loop = asyncio.get_running_loop()
+        self._context = Context()
+        self._outbox: list[bytes] = []
+        self._flushing = False
+        self._ticks_waited = 0
+        self._checking: Reply | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._unfinished = 0
+        self._last_active = self._loop.time()
+        self._buffer = bytearray(_BUFFER)
+        encoder = connection.encoder
+        options = {"encoding": encoder.encoding, "errors": encoder.encoding_errors} if encoder.decode_responses else {}
+        self._reader = hiredis.Reader(
+            protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY, **options
+        )
+        self._parse = self._parse_decoded if encoder.decode_responses else self._reader.gets
+        self._transport = cast("asyncio.Transport", connection._writer.transport)  # noqa: SLF001 - can_share has looked
+        self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
+        self._transport.set_protocol(self)
+
+    def send(self, call: Reply | Run, packed: bytes) -> None:
+        """Queue a call; it is written at the end of this tick."""
+        self.inflight.add(call)
+        self._outbox.append(packed)
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush, context=self._context)
+
+    def command(self, *args: Any) -> Reply:
+        """Make a call of the line's own."""
+        reply = Reply(loop=self._loop)
+        reply.args, reply.raw, reply.orphan, reply.size = args, False, None, 0
+        return reply
+
+    def re_authenticate(self, token: TokenInterface) -> None:
+        """Send new credentials between the calls; the line ends if the server refuses them."""
+        reply = self.command()
+        self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
+        reply.add_done_callback(self._end_unless_ok, context=self._context)
+
+    def _flush(self) -> None:
+        if self._checking is not None or self.ended.done():
+            return
+        inflight = self.inflight
+        now = self._loop.time()
+        if inflight.unwritten == len(inflight.calls) and now - self._last_active > _IDLE and not self._is_fit(now):
+            return
+        self._flushing = False
+        self._ticks_waited = 0
+        self._last_active = now
+        self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
+        inflight.write(inflight.unwritten, now)
+        if self._timer is None:
+            self._watch(now)
+
+    def _is_fit(self, now: float) -> bool:
+        """Look at a socket that was idle before anything is written that would be written in vain."""
+        if self._ticks_waited < _TICKS_TO_READ and _is_readable(self._transport):
+            # Most likely the server has closed it, which the event loop has not read yet.
+            self._ticks_waited += 1
+            self._loop.call_soon(self._flush, context=self._context)
+            return False
+        interval = self.connection.health_check_interval
+        if interval and now - self._last_active > interval:
+            self._checking = self.command()
+            self._checking.add_done_callback(self._checked, context=self._context)
+            self.inflight.overtake(self._checking)
+            self._transport.write(b"".join(self.connection.pack_command("PING")))
+            self.inflight.write(1, now)
+            self._watch(now)
+            return False
+        return True
+
+    def _checked(self, reply: Reply) -> None:
+        self._checking = None
+        self._last_active = self._loop.time()
+        if reply.result() in {b"PONG", "PONG"}:
+            self._flush()
+        else:
+            self.end(lambda: ConnectionError("Bad response from PING health check"))
+
+    def _end_unless_ok(self, reply: Reply) -> None:
+        if isinstance(reply.result(), Exception):
+            self.end(lambda: ConnectionError("The server refused new credentials"))
+
+    # What asyncio calls.
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+        """Where the next bytes go."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Hand out the replies that have come."""
+        self._reader.feed(self._buffer, 0, nbytes)
+        self._unfinished += nbytes
+        inflight = self.inflight
+        calls = inflight.calls
+        head = calls[0] if calls else None
+        now = self._loop.time()
+        try:
+            completed = inflight.receive(self._parse, now)
+        except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
+            text = f"Error while reading from {self._where()} : {error!r}"
+            self.end(lambda: ConnectionError(text))
+            return
+        self._last_active = now
+        if completed:
+            if self._unfinished > LARGE and head is not None:
+                self._owner.line_was_slowed(head)
+            self._unfinished = 0
+            if self.is_open:
+                self._owner.line_has_room()
+            else:
+                self._end_if_left()
+
+    def _parse_decoded(self) -> Any:
+        calls = self.inflight.calls
+        return self._reader.gets(not (calls and calls[0].raw))
+
+    def eof_received(self) -> None:
+        """The server has closed the connection."""
+        self.end(lambda: ConnectionError("Connection closed by server."))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        reason = f"Error while reading from {self._where()} : {exc}" if exc else "Connection closed by server."
+        self.end(lambda: ConnectionError(reason))
+        # redis-py waits for it.
+        self._streams.connection_lost(exc)
+
+    # When replies take too long.
+
+    def _watch(self, now: float) -> None:
+        due = self.inflight.next_check(now)
+        self._timer = None if due is None else self._loop.call_at(due, self._check, context=self._context)
+
+    def _check(self) -> None:
+        now = self._loop.time()
+        text = f"Timeout reading from {self._where()}"
+        for call in self.inflight.overdue(now):
+            call.set_result(Lost(TimeoutError(text), written=True))
+        if self.inflight.is_stuck(now):
+            self.retire()
+        self._watch(now)
+        if not self.is_open:
+            self._end_if_left()
+
+    def retire(self) -> None:
+        """Take no further calls, and end when nobody awaits a reply any more."""
+        if self.is_open:
+            self.is_open = False
+            self._owner.line_retired(self)
+            self._end_if_left()
+
+    def _end_if_left(self) -> None:
+        if not self.inflight.is_awaited(self._loop.time()):
+            self.end(lambda: ConnectionError("Connection retired."))
+
+    def end(self, error: Callable[[], Exception]) -> None:
+        """Close the socket at once; whoever still awaits a reply gets an error."""
+        if self.ended.done():
+            return
+        self.ended.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+        self.inflight.lose(error)
+        self._outbox.clear()
+        if self._transport.get_write_buffer_size():
+            # Closing would wait for the server to read it.
+            self._transport.abort()
+        self.connection._close()  # noqa: SLF001 - redis-py's public way is a coroutine, and this is a callback
+        if self.is_open:
+            self.is_open = False
+            self._owner.line_retired(self)
+        self._owner.line_ended(self)
+
+    def _where(self) -> str:
+        return ":".join(str(value) for name, value in self.connection.repr_pieces() if name in {"host", "port", "path"})
+
+
+def _is_readable(transport: asyncio.Transport) -> bool:
+    sockets = select.poll()
+    sockets.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(sockets.poll(0))

@@ -1,0 +1,83 @@
+"""Retry or raise: only what surely did not run is tried again, decided without I/O."""
+
+import ssl
+from typing import Final
+
+from redis.backoff import EqualJitterBackoff
+from redis.exceptions import (
+    AuthenticationError,
+    AuthorizationError,
+    BusyLoadingError,
+    ClusterDownError,
+    ConnectionError,  # noqa: A004
+    MasterDownError,
+    MaxConnectionsError,
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+    TryAgainError,
+)
+
+from aioredis_monitored.errors import PoolClosedError
+from aioredis_monitored.traits import Traits
+
+# The longest pause: a server that has come back is found within it.
+_LONGEST_PAUSE: Final = 0.5
+_NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+_MAX_CLIENTS: Final = "max number of clients reached"
+_FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
+
+
+class RetryPolicy:
+    """When the calls on one pool are tried again, and whether its server is out of reach.
+
+    A call is tried again if the server surely did not run it: nothing of it was written, or the server answered that it
+    does not serve now. If it was written and not answered, that holds only where running it twice does no harm. When
+    calls have tried in vain for a whole deadline, later ones get one attempt each until one succeeds.
+
+    Args:
+        retries: The most further attempts of one call; 0 for none.
+        backoff: Seconds of the first pause, of which up to half is random; it doubles with each failure, to 0.5 s.
+        deadline: Seconds from a call's beginning in which an attempt may start; ``None`` for no such bound.
+    """
+
+    def __init__(self, retries: int, backoff: float, deadline: float | None) -> None:
+        self.is_out_of_reach = False
+        self.deadline = deadline
+        self._retries = retries
+        self._backoff = EqualJitterBackoff(cap=_LONGEST_PAUSE, base=backoff / 2)
+
+    def pause(self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float) -> float | None:
+        """Seconds to wait before the next attempt; ``None`` if the error is to be raised.
+
+        Args:
+            error: What the last attempt raised.
+            written: Whether any of it was handed to the transport.
+            traits: Those of the command.
+            failures: The attempts that have failed, at least 1.
+            elapsed: Seconds since the call's beginning.
+        """
+        if not _may_retry(error, written=written, traits=traits):
+            return None
+        pause = float(self._backoff.compute(failures))
+        is_late = self.deadline is not None and elapsed + pause >= self.deadline
+        if self.is_out_of_reach or failures > self._retries or is_late:
+            # A reply that merely took too long says nothing about the next call.
+            self.is_out_of_reach = not written or _is_answer(error)
+            return None
+        return pause
+
+
+def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
+    if isinstance(error, _FINAL) or isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
+        return False
+    if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
+        # What a script has done before the error came is done.
+        return not (written and traits.runs_code)
+    is_broken = isinstance(error, ConnectionError | TimeoutError) and not _is_answer(error)
+    return is_broken and (not written or traits.repeatable)
+
+
+def _is_answer(error: Exception) -> bool:
+    """Whether the server said it; redis-py makes some of its replies connection errors."""
+    return isinstance(error, ResponseError) or getattr(error, "status_code", None) is not None

@@ -1,0 +1,45 @@
+"""A connection as redis-py's pipeline wants it, whose commands are one run on the shared connection."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from aioredis_monitored.inflight import Lost
+from aioredis_monitored.multiplexer import Multiplexer
+
+
+class Ride:
+    """Has what ``Pipeline._execute_pipeline`` and ``Pipeline._execute_transaction`` use of a connection.
+
+    Args:
+        multiplexer: The shared connection.
+        raws: For each command whether its reply is not decoded; empty if all are.
+    """
+
+    himport_registry = None
+
+    def __init__(self, multiplexer: Multiplexer, raws: Sequence[bool] = ()) -> None:
+        self._multiplexer = multiplexer
+        self._raws = raws
+        self._replies: Iterator[Any] = iter(())
+
+    def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
+        """The commands as they are: it is the shared connection that packs."""
+        return [tuple(args) for args in commands]
+
+    async def send_packed_command(self, commands: Sequence[tuple[Any, ...]]) -> None:
+        """Send the commands and wait for all replies.
+
+        Raises:
+            Lost: They will not come.
+        """
+        replies = await self._multiplexer.run(commands, self._raws)
+        if isinstance(replies, Lost):
+            raise replies
+        self._replies = iter(replies)
+
+    async def read_response(self, disable_decoding: bool = False) -> Any:  # noqa: ARG002 - redis-py's signature
+        """The next reply, raised if it is an error."""
+        reply = next(self._replies)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply

@@ -1,0 +1,179 @@
+"""Counts the function calls, Python's and C's, that a command costs the client: the same on every machine.
+
+Usage: python benchmarks/calls.py, which prints JSON; or ``calls_per_command()`` in a test.
+
+The server is real, but replies come through a relay in the same thread, which always delivers everything that was asked
+for at once: on sockets of its own, how many replies one read finds depends on the machine.
+"""
+
+import asyncio
+import gc
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import urlsplit
+
+import hiredis
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from redis.asyncio import BlockingConnectionPool, Redis
+
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.testing import RedisServer
+
+COMMANDS = 2000
+WARM_UP = 5  # calls of each caller before counting: connections are there, caches are filled
+CHUNK = 1 << 20
+
+Maker = Callable[[str], Redis]
+
+
+class Relay:
+    """Hands each connection's commands to a real server and waits for their replies, blocking the event loop."""
+
+    def __init__(self, url: str) -> None:
+        address = urlsplit(url)
+        self.server = (address.hostname, address.port)
+        self.loop = asyncio.get_running_loop()
+        self.listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+        self.listener.setblocking(False)
+        self.loop.add_reader(self.listener, self.accept)
+        self.sockets: list[socket.socket] = []
+        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
+
+    def accept(self) -> None:
+        """Take a client and connect it to the server."""
+        client, _ = self.listener.accept()
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = socket.create_connection(self.server)
+        server.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.sockets += [client, server]
+        self.loop.add_reader(client, self.relay, client, server, hiredis.Reader(), hiredis.Reader())
+
+    def relay(
+        self, client: socket.socket, server: socket.socket, asked: hiredis.Reader, answered: hiredis.Reader
+    ) -> None:
+        """Pass on what is there, and its replies when all have come."""
+        commands = client.recv(CHUNK)
+        if not commands:
+            self.loop.remove_reader(client)
+            return
+        asked.feed(commands)
+        missing = 0
+        while asked.gets() is not False:
+            missing += 1
+        server.sendall(commands)
+        replies = b""
+        while missing > 0:
+            answered.feed(part := server.recv(CHUNK))
+            replies += part
+            while missing > 0 and answered.gets() is not False:
+                missing -= 1
+        client.sendall(replies)
+
+    def close(self) -> None:
+        """Close all sockets."""
+        for each in [self.listener, *self.sockets]:
+            self.loop.remove_reader(each)
+            each.close()
+
+
+class Counter:
+    """Counts calls between ``start`` and ``stop``, without those that the relay makes."""
+
+    RELAY = frozenset({Relay.relay.__code__, Relay.accept.__code__})
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.relaying = False
+
+    def __call__(self, frame: Any, event: str, _: Any) -> None:
+        """What the interpreter tells of each call and return."""
+        if event == "call" and frame.f_code in self.RELAY:
+            self.relaying = True
+        elif event == "return" and frame.f_code in self.RELAY:
+            self.relaying = False
+        elif event in {"call", "c_call"} and not self.relaying:
+            self.calls += 1
+
+
+async def count(make: Maker, url: str, callers: int, commands: int) -> float:
+    """Calls per GET of a client, made by ``make`` from a URL, with so many callers at once."""
+    relay = Relay(url)
+    try:
+        async with make(relay.url) as client:
+            await client.set("bench:calls", b"x" * 64)
+
+            async def caller(gets: int) -> None:
+                for _ in range(gets):
+                    await client.get("bench:calls")
+
+            await asyncio.gather(*(caller(WARM_UP) for _ in range(callers)))
+            each = commands // callers
+            counter = Counter()
+            tasks = [asyncio.create_task(caller(each)) for _ in range(callers)]
+            with nothing_collected():
+                sys.setprofile(counter)
+                try:
+                    await asyncio.wait(tasks)
+                finally:
+                    sys.setprofile(None)
+            for task in tasks:
+                task.result()
+            return counter.calls / (each * callers)
+    finally:
+        relay.close()
+
+
+@contextmanager
+def nothing_collected() -> Iterator[None]:
+    """Without the garbage collector, which runs finalizers whenever it likes."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def redis_py(url: str) -> Redis:
+    """The measure of the others."""
+    return Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=50))
+
+
+def ours(**providers: Any) -> Maker:
+    """This package, recording to these providers."""
+    return lambda url: MonitoredRedisConnection.from_url(url, **providers)
+
+
+def makers() -> dict[str, Maker]:
+    """The clients that are counted; spans end without a processor, whose thread would come and go."""
+    metrics = {"meter_provider": MeterProvider([InMemoryMetricReader()])}
+    return {
+        "redis-py pool": redis_py,
+        "no SDK": ours(),
+        "metrics": ours(**metrics),
+        "everything": ours(**metrics, tracer_provider=TracerProvider()),
+    }
+
+
+def calls_per_command(url: str, callers: tuple[int, ...] = (1, 128), commands: int = COMMANDS) -> dict[str, float]:
+    """The figures of all clients, by ``"client, number of callers"``, on the server at this URL."""
+    return {
+        f"{name}, {number}": round(asyncio.run(count(make, url, number, commands)), 2)
+        for name, make in makers().items()
+        for number in callers
+    }
+
+
+if __name__ == "__main__":
+    if found := shutil.which("redis-server"):
+        os.environ.setdefault("AIOREDIS_MONITORED_SERVER", found)
+    with RedisServer() as running:
+        print(json.dumps(calls_per_command(running.url)))  # noqa: T201 - the result

@@ -1,0 +1,62 @@
+"""Where clients run: an environment for each peer, and what to call the machine."""
+
+import os
+import platform
+import subprocess
+import sys
+import venv
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import redis
+
+PEERS = {
+    "glide": ["valkey-glide>=2.6", "uvloop>=0.22"],
+    "coredis": ["coredis[otel]>=6.9", "uvloop>=0.22"],
+}
+NAMED_VERSIONS = ("redis", "hiredis", "uvloop", "opentelemetry-sdk", "opentelemetry-instrumentation-redis")
+
+
+def pythons(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """The Pythons of these environments, made anew when they are not there; and why some could not be made."""
+    found, failed = {"own": sys.executable}, {}
+    for name in wanted & PEERS.keys():
+        # Inside this environment, so that removing this one removes them.
+        directory = Path(sys.prefix, "peers", name)
+        python = str(directory / "bin" / "python")
+        try:
+            if not Path(python).exists():
+                venv.create(directory, with_pip=True)
+            command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[name]]
+            subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own list
+            found[name] = python
+        except subprocess.CalledProcessError as error:
+            failed[name] = (error.stderr or str(error)).strip().splitlines()[-1]
+    return found, failed
+
+
+def machine(url: str) -> dict[str, Any]:
+    """What the figures were measured on."""
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        server = client.info("server")
+    name = server.get("server_name", "redis")
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": _cpu(),
+        "cores": os.cpu_count(),
+        "kernel": f"{platform.system()} {platform.release()}",
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "server": f"{name} {server.get(f'{name}_version', server['redis_version'])}",
+        "packages": {package: version(package) for package in NAMED_VERSIONS},
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.machine()

@@ -1,0 +1,47 @@
+"""The figures of one run, and how one compares to another."""
+
+import statistics
+from typing import Any, NamedTuple
+
+from matrix import Cell
+
+
+class Result(NamedTuple):
+    """What the repeats of one cell gave."""
+
+    median: dict[str, float]
+    failures: list[str]
+    runs: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, runs: list[dict[str, Any]]) -> "Result":
+        """The median of each figure over the runs that succeeded, and the reasons of those that did not."""
+        succeeded = [run for run in runs if "failed" not in run]
+        names = [name for name, value in succeeded[0].items() if isinstance(value, int | float)] if succeeded else []
+        return cls(
+            {name: statistics.median(run[name] for run in succeeded) for name in names},
+            [run["failed"] for run in runs if "failed" in run],
+            runs,
+        )
+
+
+class Results(dict[Cell, Result]):
+    """The results by cell; a figure that is not there is ``None``."""
+
+    def figure(self, cell: Cell, name: str = "throughput") -> float | None:
+        """The median."""
+        return self[cell].median.get(name) if cell in self else None
+
+    def ratio(self, cell: Cell, other: Cell, name: str = "throughput") -> float | None:
+        """One median by another."""
+        above, below = self.figure(cell, name), self.figure(other, name)
+        return above / below if above is not None and below else None
+
+    def failed(self, cell: Cell) -> bool:
+        """Whether it was tried in vain."""
+        return cell in self and not self[cell].median
+
+    def telemetry(self, cell: Cell, name: str) -> list[Any]:
+        """What each run told of its telemetry under this name."""
+        runs = self[cell].runs if cell in self else []
+        return [run["telemetry"][name] for run in runs if name in run.get("telemetry", {})]

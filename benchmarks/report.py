@@ -1,0 +1,166 @@
+"""The tables of a run, in markdown: one row for each client, everything a ratio to redis-py."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from figures import Results
+from matrix import BASE, CONTESTANTS, MANY, SDK_ALONE, Cell
+
+MISSING, FAILED = "-", "failed"
+ONE = Cell(BASE, "get", MANY)
+CLIENTS = [client for client in CONTESTANTS if client not in SDK_ALONE]
+
+SMALL_GETS = """\
+GET of 64 bytes, asyncio's loop. Throughput by number of callers, the rest at 128 callers; throughput, CPU and latency
+as ratios to redis-py's `BlockingConnectionPool(50)` in the same run. *Starved* are callers that got no answer at all
+during the measurement, which no quantile shows.
+"""
+OTHERS = """\
+Other values, commands and loops: throughput as a ratio to the same pool in the same cell; the last two columns are
+ratios to redis-py's `Redis` at 128 callers of the first table.
+"""
+
+Column = Callable[[str], str]
+
+
+def tables(named: dict[str, Any], results: Results) -> str:
+    """All of them, headed by the machine."""
+
+    def versus_pool(*cell: Any, name: str = "throughput", unit: str = "/s") -> Column:
+        return lambda client: as_ratio(results, Cell(client, *cell), Cell(BASE, *cell), name, unit)
+
+    def versus_redis(name: str, unit: str) -> Column:
+        at_128 = ("get", MANY)
+        return lambda client: as_ratio(results, Cell(client, *at_128), Cell("redis_py/redis", *at_128), name, unit)
+
+    def number(*cell: Any, name: str) -> Column:
+        return lambda client: as_number(results, Cell(client, *cell), name)
+
+    cpu = {"name": "cpu_us", "unit": " µs"}
+    return "\n".join(
+        [
+            provenance(named, results),
+            SMALL_GETS,
+            table(
+                {
+                    "1": versus_pool("get", 1),
+                    "16": versus_pool("get", 16),
+                    "128": versus_pool("get", MANY),
+                    "1,024": versus_pool("get", 1024),
+                    "CPU/command": versus_pool("get", MANY, **cpu),
+                    "p50": versus_pool("get", MANY, name="p50_ms", unit=" ms"),
+                    "p99": versus_pool("get", MANY, name="p99_ms", unit=" ms"),
+                    "starved": number("get", MANY, name="starved"),
+                    "connections": number("get", MANY, name="connections"),
+                    "… of 1,024": number("get", 1024, name="connections"),
+                    "MB": number("get", MANY, name="memory_mb"),
+                    "spans lost": lambda client: lost_spans(results, Cell(client, "get", MANY)),
+                }
+            ),
+            OTHERS,
+            table(
+                {
+                    "10 kB, 1": versus_pool("10kB", 1),
+                    "10 kB, 128": versus_pool("10kB", MANY),
+                    "mix, 128": versus_pool("mix", MANY),
+                    "uvloop, 1": versus_pool("get", 1, "uvloop"),
+                    "uvloop, 128": versus_pool("get", MANY, "uvloop"),
+                    "throughput / `Redis`": versus_redis("throughput", "/s"),
+                    "CPU / `Redis`": versus_redis("cpu_us", " µs"),
+                }
+            ),
+            "Eight callers of small GETs beside four that read 1 MB in a loop: the small GETs.\n",
+            table(
+                {
+                    "p99": versus_pool("large", 8, name="p99_ms", unit=" ms"),
+                    "p50": versus_pool("large", 8, name="p50_ms", unit=" ms"),
+                    "throughput": versus_pool("large", 8),
+                }
+            ),
+            "What the SDK alone takes of the CPU.\n",
+            table({"µs": number("get", 1, name="cpu_us")}, SDK_ALONE),
+            calls_table(named.get("calls", {})),
+            failures(results),
+        ]
+    )
+
+
+def table(columns: dict[str, Column], clients: Iterable[str] = CLIENTS) -> str:
+    """A row for each client of which anything was tried."""
+    rows = [[CONTESTANTS[client].label, *(column(client) for column in columns.values())] for client in clients]
+    lines = [["client", *columns], ["---", *("--:" for _ in columns)], *(r for r in rows if set(r[1:]) != {MISSING})]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def as_ratio(results: Results, cell: Cell, base: Cell, name: str, unit: str) -> str:
+    """The ratio; in the row of the base itself, what 1 is."""
+    if cell == base and (one := results.figure(base, name)) is not None:
+        return f"1 = {digits(one)}{unit}"
+    value = results.ratio(cell, base, name)
+    return absent(results, cell) if value is None else digits(value)
+
+
+def as_number(results: Results, cell: Cell, name: str) -> str:
+    """The figure itself."""
+    value = results.figure(cell, name)
+    return absent(results, cell) if value is None else digits(value)
+
+
+def lost_spans(results: Results, cell: Cell) -> str:
+    """The share of the recorded spans that the batch processor dropped."""
+    recorded, dropped = sum(results.telemetry(cell, "spans")), sum(results.telemetry(cell, "dropped"))
+    return f"{dropped / recorded:.1%}" if recorded else absent(results, cell)
+
+
+def absent(results: Results, cell: Cell) -> str:
+    """Why there is no figure."""
+    return FAILED if results.failed(cell) else MISSING
+
+
+def digits(value: float) -> str:
+    """As many as mean something."""
+    if value == int(value) or value >= 100:  # noqa: PLR2004 - three digits are enough
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004 - the same
+
+
+def calls_table(calls: dict[str, float]) -> str:
+    """What ``calls.py`` counted."""
+    if not calls:
+        return "Function calls per command: not counted.\n"
+    clients = dict.fromkeys(key.rpartition(", ")[0] for key in calls)
+    numbers = dict.fromkeys(key.rpartition(", ")[2] for key in calls)
+    lines = ["| function calls per GET | ", " | ".join(f"{number} at once" for number in numbers), " |\n"]
+    lines += ["| --- | ", " | ".join("--:" for _ in numbers), " |\n"]
+    for client in clients:
+        lines += [f"| {client} | ", " | ".join(f"{calls[f'{client}, {number}']:.1f}" for number in numbers), " |\n"]
+    return "".join(lines)
+
+
+def provenance(named: dict[str, Any], results: Results) -> str:
+    """Where, when and of what these are the figures."""
+    machine, settings = named["machine"], named["settings"]
+    packages = {f"{name} {version}" for name, version in machine["packages"].items()}
+    clients = {run["version"] for result in results.values() for run in result.runs if "starved" in run}
+    pool = [run["throughput"] for run in results[ONE].runs if "throughput" in run] if ONE in results else []
+    spread = (
+        f" Between them, redis-py's pool at {MANY} callers ranged from {min(pool):,.0f} to {max(pool):,.0f}/s."
+        if pool
+        else ""
+    )
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
+        f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
+        f"Seed {settings['seed']}; medians of {settings['repeats']} runs of {settings['seconds']} s each.{spread}\n"
+    )
+
+
+def failures(results: Results) -> str:
+    """What could not be measured, and why."""
+    lines = [
+        f"- {CONTESTANTS[cell.client].label} ({cell.workload}, {cell.callers}, {cell.loop}): "
+        f"{len(result.failures)} of {len(result.runs)} failed: {'; '.join(sorted(set(result.failures)))}\n"
+        for cell, result in results.items()
+        if result.failures
+    ]
+    return "Failed:\n\n" + "".join(lines) if lines else "Nothing failed.\n"

@@ -1,0 +1,77 @@
+"""What the client must show and aims at, and whether this run shows it."""
+
+from typing import NamedTuple
+
+from figures import Results
+from matrix import BASE, LIMIT, MANY, Cell
+
+
+class Bound(NamedTuple):
+    """One row: a figure and how large it must be, or, with ``at_most``, how small."""
+
+    text: str
+    value: float | None
+    must: float
+    aim: float | None = None
+    unit: str = "x"
+    at_most: bool = False
+
+    def reached(self, bound: float | None) -> str:
+        """Whether the bound is kept."""
+        if bound is None:
+            return ""
+        if self.value is None:
+            return f"{self.show(bound)}: not measured"
+        kept = self.value <= bound if self.at_most else self.value >= bound
+        return f"{self.show(bound)}: {'yes' if kept else 'NO'}"
+
+    def show(self, value: float) -> str:
+        """The figure with its unit."""
+        return f"{value:.0%}" if self.unit == "%" else f"{value:.3g}{self.unit}"
+
+
+def bounds(results: Results) -> list[Bound]:
+    """All rows, from one run."""
+
+    def of_base(client: str, callers: int) -> float | None:
+        return at(client, callers, BASE)
+
+    def at(client: str, callers: int, other: str) -> float | None:
+        return results.ratio(Cell(client, "get", callers), Cell(other, "get", callers))
+
+    own, recorded = "ours/no-sdk", "ours/everything"
+    many = Cell(own, "get", 1024)
+    small, of_pool = Cell(own, "large", 8), Cell(BASE, "large", 8)
+    return [
+        Bound("no SDK, 128 callers, throughput", of_base(own, MANY), 6, 10),
+        Bound("no SDK, 1 caller", of_base(own, 1), 1.3, 1.7),
+        Bound("1 % sampled + duration metric, 128 callers", of_base("ours/sampled", MANY), 2.5, 3),
+        Bound("every span recorded + duration metric, 128 callers", of_base(recorded, MANY), 1.3, 1.5),
+        Bound("… against redis-py with contrib spans + native metrics", at(recorded, MANY, "redis_py/both"), 4, 6),
+        Bound("… client CPU per command beyond the SDK alone", beyond_sdk(results), 20, 12, " µs", at_most=True),
+        Bound("no SDK, 128 callers, against valkey-glide", at(own, MANY, "glide/plain"), 2, 3),
+        Bound("no SDK, 128 callers, share of the limit", at(own, MANY, LIMIT), 0.25, 0.45, "%"),
+        Bound("1,024 callers: connections", results.figure(many, "connections"), 2, unit="", at_most=True),
+        Bound("1,024 callers: throughput by that of 128", results.ratio(many, many._replace(callers=MANY)), 0.8),
+        Bound(
+            "small GETs beside 1 MB: p99 by redis-py's", results.ratio(small, of_pool, "p99_ms"), 1, 0.4, at_most=True
+        ),
+    ]
+
+
+def beyond_sdk(results: Results) -> float | None:
+    """Client CPU for a command with a span and a point, less what the SDK takes for such ones."""
+    recorded = Cell("ours/everything", "get", MANY)
+    alone = Cell("sdk/exemplar" if any(results.telemetry(recorded, "exemplars")) else "sdk/plain", "get", 1)
+    whole, part = results.figure(recorded, "cpu_us"), results.figure(alone, "cpu_us")
+    return None if whole is None or part is None else whole - part
+
+
+def verdict(results: Results) -> str:
+    """The table of must and aim."""
+    rows = [
+        f"| {b.text} | {'-' if b.value is None else b.show(b.value)} | {b.reached(b.must)} | {b.reached(b.aim)} |\n"
+        for b in bounds(results)
+    ]
+    head = "| against redis-py's pool unless said otherwise | measured | must | aim |\n| --- | --: | --- | --- |\n"
+    return head + "".join(rows)
