@@ -9,8 +9,8 @@ from math import isinf
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.asyncio.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.asyncio.connection import AbstractConnection
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from aioredis_monitored.attempts import persist
@@ -106,11 +106,11 @@ class CallsMixin:
         fails; and it lends a connection that saw SELECT to the next caller as it is.
         """
         self._note_altered(connection, commands)
-        socket_timeout = connection.socket_timeout
         wait = sum(server_wait(args) or 0 for args in commands)
-        if not wait or socket_timeout is None:
+        if not wait or connection.socket_timeout is None:
             yield
             return
+        socket_timeout = connection.socket_timeout
         # Connecting, if it comes to that, gets no more time than ever.
         await connection.connect()  # type: ignore[no-untyped-call]
         connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
@@ -121,7 +121,7 @@ class CallsMixin:
 
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         pool = self.connection_pool
-        if isinstance(pool, MonitoredConnectionPool) and any(traits_of(args).alters for args in commands):
+        if any(traits_of(args).alters for args in commands) and isinstance(pool, MonitoredConnectionPool):
             pool.alter(connection)
 
 

@@ -134,7 +134,7 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         if isinstance(pool, MonitoredConnectionPool):
             if not self.single_connection_client:
                 return await self._call(pool, args, options)
-            pool.check_usable()
+            pool.check_event_loop()
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     @overload

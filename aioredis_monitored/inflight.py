@@ -55,7 +55,7 @@ class Reply(asyncio.Future[Any]):
         return not self.done()
 
 
-class Run(asyncio.Future[list[Any]]):
+class Run(asyncio.Future[Any]):
     """The replies to several commands that are sent in one piece.
 
     Attributes:
@@ -220,7 +220,7 @@ class InFlight:
         unwritten_from = len(self.calls) - self.unwritten
         for position, call in enumerate(self.calls):
             if not call.done():
-                call.set_result(Lost(error(), written=position < unwritten_from))  # type: ignore[arg-type]
+                call.set_result(Lost(error(), written=position < unwritten_from))
         self.calls.clear()
         self._batches.clear()
         self.unwritten = self.size = 0

@@ -5,11 +5,11 @@ import os
 import warnings
 from collections import deque
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.event import AsyncAfterConnectionReleasedEvent
+from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import RedisError
 
 from aioredis_monitored.abandon import abandon
@@ -33,7 +33,7 @@ class LendingPool(BlockingConnectionPool):
         self._closed = False
 
     def check_usable(self) -> None:
-        """Bind the pool to the running event loop, if it is not yet bound.
+        """See that a call may begin.
 
         Raises:
             PoolClosedError: The pool was closed.
@@ -41,6 +41,14 @@ class LendingPool(BlockingConnectionPool):
         """
         if self._closed:
             raise self.closed_error()
+        self.check_event_loop()
+
+    def check_event_loop(self) -> None:
+        """Bind the pool to the running event loop, if it is not yet bound.
+
+        Raises:
+            EventLoopError: It is bound to another one.
+        """
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop, self._process = loop, os.getpid()
@@ -125,10 +133,11 @@ class LendingPool(BlockingConnectionPool):
             await connection.disconnect(nowait=True)
             return
         try:
-            if connection in self._altered or connection.should_reconnect():
+            if connection in self._altered or connection.should_reconnect():  # type: ignore[no-untyped-call]
                 await connection.disconnect(nowait=True)
             # Credentials that have changed while it was out.
-            await self._event_dispatcher.dispatch_async(AsyncAfterConnectionReleasedEvent(connection))
+            released = AsyncAfterConnectionReleasedEvent(connection)  # type: ignore[no-untyped-call]
+            await cast("EventDispatcher", self._event_dispatcher).dispatch_async(released)
         except RedisError:
             await connection.disconnect(nowait=True)
         finally:
@@ -160,8 +169,7 @@ class LendingPool(BlockingConnectionPool):
             self._abandon_connections()
             self._forget()
             return
-        if not self._closed:
-            self.check_usable()
+        self.check_event_loop()
         await asyncio.shield(self._close_connections())
 
     async def _close_connections(self) -> None:

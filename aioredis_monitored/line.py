@@ -91,7 +91,7 @@ class Line(asyncio.BufferedProtocol):
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY, **options
         )
         self._parse = self._parse_decoded if encoder.decode_responses else self._reader.gets
-        self._transport = cast("asyncio.Transport", connection._writer.transport)  # noqa: SLF001 - can_share has looked
+        self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
 
@@ -169,7 +169,7 @@ class Line(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand out the replies that have come."""
-        self._reader.feed(self._buffer, 0, nbytes)
+        self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
         self._unfinished += nbytes
         inflight = self.inflight
         calls = inflight.calls
@@ -246,14 +246,16 @@ class Line(asyncio.BufferedProtocol):
         if self._transport.get_write_buffer_size():
             # Closing would wait for the server to read it.
             self._transport.abort()
-        self.connection._close()  # noqa: SLF001 - redis-py's public way is a coroutine, and this is a callback
+        cast("Any", self.connection)._close()  # noqa: SLF001 - the public way is a coroutine, this a callback
         if self.is_open:
             self.is_open = False
             self._owner.line_retired(self)
         self._owner.line_ended(self)
 
     def _where(self) -> str:
-        return ":".join(str(value) for name, value in self.connection.repr_pieces() if name in {"host", "port", "path"})
+        return ":".join(
+            str(value) for name, value in cast("Any", self.connection).repr_pieces() if name in {"host", "port", "path"}
+        )
 
 
 def _is_readable(transport: asyncio.Transport) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 from weakref import ref
 
 import hiredis
@@ -243,7 +243,7 @@ class Multiplexer:
         # hiredis does not take a name of several words apart, and knows no encoding but UTF-8.
         if self._is_utf8 and args[0] in _ONE_WORD:
             try:
-                return hiredis.pack_command(args)
+                return cast("bytes", hiredis.pack_command(cast("Any", args)))
             except TypeError:
                 pass  # redis-py takes more types, and refuses others with its own error
         return b"".join(self._packer.pack_command(*args))

@@ -7,8 +7,8 @@ from typing import Any
 
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
-from redis.asyncio.client import NEVER_DECODE, CommandStackT, Pipeline
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.client import CommandStackT, Pipeline
+from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
@@ -80,19 +80,19 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
         try:
             if self.scripts:
-                await self.load_scripts()
+                await self.load_scripts()  # type: ignore[no-untyped-call]
             try:
                 return await attempt()
             except Lost as lost:
                 failure = lost
             return await persist(pool, traits, attempt, failure, started)
         finally:
-            await self.reset()
+            await self.reset()  # type: ignore[no-untyped-call]
 
     async def _run_on_own_connection(self, raise_on_error: bool) -> list[Any]:
         """As redis-py does: on the connection that watches, or on a plain pool's."""
         if isinstance(self.connection_pool, MonitoredConnectionPool):
-            self.connection_pool.check_usable()
+            self.connection_pool.check_event_loop()
         results: list[Any] = await super().execute(raise_on_error)
         return results
 
@@ -103,27 +103,24 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         multiplexer = pool.multiplexer
         if multiplexer is None or not traits.shares:
             async with borrowed(pool) as connection:
-                execute = self._execute_transaction if is_transaction else self._execute_pipeline
-                return await execute(connection, stack, raise_on_error)
-        raws = () if is_transaction else [NEVER_DECODE in options for _, options in stack]
-        ride = Ride(multiplexer, raws)
-        execute = super()._execute_transaction if is_transaction else super()._execute_pipeline
+                if is_transaction:
+                    return await self._execute_transaction(connection, stack, raise_on_error)
+                return await self._execute_pipeline(connection, stack, raise_on_error)
         try:
-            return await execute(ride, stack, raise_on_error)
+            if is_transaction:
+                return await self._execute_transaction(Ride(multiplexer), stack, raise_on_error)
+            raws = [NEVER_DECODE in options for _, options in stack]
+            return await self._execute_pipeline(Ride(multiplexer, raws), stack, raise_on_error)
         except RedisError as error:
             raise Lost(error, written=True) from error
 
-    async def _execute_transaction(
-        self, connection: AbstractConnection, commands: CommandStackT, raise_on_error: bool
-    ) -> list[Any]:
+    async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
         replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
         return replies
 
-    async def _execute_pipeline(
-        self, connection: AbstractConnection, commands: CommandStackT, raise_on_error: bool
-    ) -> list[Any]:
+    async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         async with self._heeded(connection, [args for args, _ in commands]):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
             return replies
@@ -140,7 +137,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         if isinstance(pool, MonitoredConnectionPool):
             if self._operation is not None and self.connection is None:
                 return await self._call(pool, args, options)
-            pool.check_usable()
+            pool.check_event_loop()
         return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:

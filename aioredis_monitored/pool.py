@@ -70,7 +70,7 @@ class MonitoredConnectionPool(LendingPool):
         for argument in _RETRY_ARGUMENTS:
             if connection_arguments.pop(argument, None):
                 _refuse_retries(argument)
-        own = {"multiplex": multiplex, "retries": retries, "retry_backoff": retry_backoff}
+        own: dict[str, Any] = {"multiplex": multiplex, "retries": retries, "retry_backoff": retry_backoff}
         arguments = read_arguments(
             {"max_connections": max_connections, "timeout": timeout, **own, **connection_arguments}
         )

@@ -69,13 +69,18 @@ class RetryPolicy:
 
 
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
-    if isinstance(error, _FINAL) or isinstance(error.__cause__ or error.__context__, ssl.SSLCertVerificationError):
+    if isinstance(error, _FINAL) or _is_refusal(error.__cause__ or error.__context__):
         return False
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # What a script has done before the error came is done.
         return not (written and traits.runs_code)
     is_broken = isinstance(error, ConnectionError | TimeoutError) and not _is_answer(error)
     return is_broken and (not written or traits.repeatable)
+
+
+def _is_refusal(cause: BaseException | None) -> bool:
+    """Whether TLS was refused by either side, which the next attempt will not change."""
+    return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
 def _is_answer(error: Exception) -> bool:

@@ -1,6 +1,6 @@
 """Counts the function calls, Python's and C's, that a command costs the client: the same on every machine.
 
-Usage: python benchmarks/calls.py, which prints JSON; or ``calls_per_command()`` in a test.
+Usage: python benchmarks/calls.py [COMMANDS], which prints JSON; or ``calls_per_command()`` in a test.
 
 The server is real, but replies come through a relay in the same thread, which always delivers everything that was asked
 for at once: on sockets of its own, how many replies one read finds depends on the machine.
@@ -176,4 +176,5 @@ if __name__ == "__main__":
     if found := shutil.which("redis-server"):
         os.environ.setdefault("AIOREDIS_MONITORED_SERVER", found)
     with RedisServer() as running:
-        print(json.dumps(calls_per_command(running.url)))  # noqa: T201 - the result
+        commands = int(sys.argv[1]) if len(sys.argv) > 1 else COMMANDS
+        print(json.dumps(calls_per_command(running.url, commands=commands)))  # noqa: T201 - the result

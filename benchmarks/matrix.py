@@ -67,7 +67,7 @@ def cells() -> list[Cell]:
 
 def quick_cells() -> list[Cell]:
     """What the rows of must and aim need, once; for development."""
-    telemetry = ("ours/sampled", "ours/everything", "redis_py/both")
+    telemetry = ("ours/sampled", "redis_py/both")
     return [
         *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk", *SDK_ALONE)),
         *(Cell(c, "get", MANY) for c in (*CORE, *telemetry, "ours/unshared") if c != "coredis/plain"),

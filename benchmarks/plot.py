@@ -18,6 +18,8 @@ TEXT, GRID, OURS, OTHERS = "#808890", "#80889055", "#e0701a", "#4a90d0"
 
 def plot(path: Path, results: Results) -> None:
     """Write it; the same results give the same bytes."""
+    # A picture of an earlier run beside the tables of this one would be worse than none.
+    path.unlink(missing_ok=True)
     one = results.figure(Cell(BASE, "get", MANY))
     clients = [client for client in CLIENTS if results.figure(Cell(client, "get", MANY))]
     if not one or not clients:

@@ -79,7 +79,7 @@ def tables(named: dict[str, Any], results: Results) -> str:
             ),
             "What the SDK alone takes of the CPU.\n",
             table({"µs": number("get", 1, name="cpu_us")}, SDK_ALONE),
-            calls_table(named.get("calls", {})),
+            calls_table(named.get("calls", "not counted")),
             failures(results),
         ]
     )
@@ -124,10 +124,10 @@ def digits(value: float) -> str:
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004 - the same
 
 
-def calls_table(calls: dict[str, float]) -> str:
+def calls_table(calls: dict[str, float] | str) -> str:
     """What ``calls.py`` counted."""
-    if not calls:
-        return "Function calls per command: not counted.\n"
+    if isinstance(calls, str):
+        return f"Function calls per command: {calls}\n"
     clients = dict.fromkeys(key.rpartition(", ")[0] for key in calls)
     numbers = dict.fromkeys(key.rpartition(", ")[2] for key in calls)
     lines = ["| function calls per GET | ", " | ".join(f"{number} at once" for number in numbers), " |\n"]
@@ -145,7 +145,7 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     pool = [run["throughput"] for run in results[ONE].runs if "throughput" in run] if ONE in results else []
     spread = (
         f" Between them, redis-py's pool at {MANY} callers ranged from {min(pool):,.0f} to {max(pool):,.0f}/s."
-        if pool
+        if len(pool) > 1
         else ""
     )
     return (

@@ -10,12 +10,13 @@ import random
 import resource
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import redis
-from calls import COMMANDS, calls_per_command
+from calls import COMMANDS
 from driver import Measurement
 from environments import machine, pythons
 from figures import Result, Results
@@ -110,8 +111,20 @@ class Bench:
             process.communicate()
             raise Failed(f"no result within {DEADLINE:.0f} s")
         if process.returncode:
-            raise Failed(errors.strip().splitlines()[-1][:200] if errors.strip() else f"exit {process.returncode}")
+            raise Failed(reason(errors, process.returncode))
         return {**json.loads(output), "connections": connections}
+
+
+def reason(errors: str, status: int) -> str:
+    """Why a process failed: the end of its traceback."""
+    return errors.strip().splitlines()[-1][:200] if errors.strip() else f"exit status {status}"
+
+
+def count_calls(commands: int) -> dict[str, float] | str:
+    """Function calls per command, or why they could not be counted."""
+    command = [sys.executable, str(HERE / "calls.py"), str(commands)]
+    counted = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own script
+    return f"failed: {reason(counted.stderr, counted.returncode)}" if counted.returncode else json.loads(counted.stdout)
 
 
 def say(text: str) -> None:
@@ -135,13 +148,13 @@ def arguments() -> argparse.Namespace:
     return chosen
 
 
-def write(directory: Path, named: dict[str, Any], results: Results) -> None:
-    """Write the JSON file, the table and the plot."""
+def write(directory: Path, named: dict[str, Any], results: Results, told: str) -> None:
+    """Write the JSON file, the tables and the plot."""
     directory.mkdir(parents=True, exist_ok=True)
     # A line for each cell, which a diff shows well.
     lines = ",\n".join(json.dumps({**cell._asdict(), **result._asdict()}) for cell, result in results.items())
     (directory / "results.json").write_text(f'{json.dumps(named)[:-1]}, "cells": [\n{lines}\n]}}\n', "utf-8")
-    (directory / "results.md").write_text(tables(named, results), "utf-8")
+    (directory / "results.md").write_text(told, "utf-8")
     plot(directory / "throughput.svg", results)
 
 
@@ -167,17 +180,16 @@ def main() -> None:
     with RedisServer() as server:
         named = {"machine": machine(server.url), "settings": vars(asked)}
         results = Bench(server.url, python, missing, asked).run(chosen)
-        if not asked.only:
-            named["calls"] = calls_per_command(server.url, commands=QUICK_CALLS if asked.quick else COMMANDS)
+    if not asked.only:
+        named["calls"] = count_calls(QUICK_CALLS if asked.quick else COMMANDS)
     # A part must not take the place of the whole.
     whole = not asked.quick and not asked.only
     directory = HERE / "results" if whole else HERE / "results" / "partial"
-    write(directory, named, results)
-    table = tables(named, results)
-    judged = verdict(results)
+    told = f"{tables(named, results)}\n{verdict(results)}"
+    write(directory, named, results, told)
     if whole:
-        put_into_readme(table + judged)
-    say(f"\n{table}\n{judged}\nwritten to {directory}")
+        put_into_readme(told)
+    say(f"\n{told}\nwritten to {directory}")
 
 
 if __name__ == "__main__":

@@ -393,7 +393,7 @@ async def test_wait_is_how_long_a_look_up_lasts(store, server):
 
 async def test_trouble_with_the_configuration_keeps_the_last_good_one_and_logs_once(make_pool, server, caplog):
     with RedisServer() as config_server:
-        client = MonitoredRedisConnection(connection_pool=make_pool(config_server.url))
+        client = MonitoredRedisConnection(connection_pool=make_pool(config_server.url, retries=0))
         store = ConfigStore(client)
         await store.set("redis", "logs", {"url": server.url})
 

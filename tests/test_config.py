@@ -235,7 +235,7 @@ def test_a_blank_value_counts_as_not_given(value):
         ("max_conections", "unknown key; did you mean max_connections?"),
         ("URL", "unknown key; did you mean url?"),
         ("pasword_file", "unknown key; did you mean password_file?"),
-        ("multiplex", "unknown key"),
+        ("pipelined", "unknown key"),
         ("host", "unknown key"),
         ("", "unknown key"),
     ],

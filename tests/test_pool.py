@@ -105,7 +105,7 @@ async def test_entering_does_not_connect_and_leaving_closes_every_connection(ser
     async with MonitoredConnectionPool.from_url(server.url) as pool:
         borrowed, idle = await pool.get_connection(), await pool.get_connection()
         await pool.release(idle)
-        assert "[1 used, 1 idle, at most 50]" in repr(pool)
+        assert "[1 used, 1 idle, at most 50; shared: 0 in flight, 0 waiting]" in repr(pool)
 
     assert (False, False) == (borrowed.is_connected, idle.is_connected)
     await pool.release(borrowed)
@@ -130,7 +130,7 @@ async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_p
     pool = make_pool(server.url, max_connections=1)
     borrowed = await pool.get_connection()
     waiting = asyncio.create_task(pool.get_connection())
-    await until(lambda: pool._condition._waiters)
+    await until(lambda: pool._waiting)
     await pool.aclose()
     await pool.release(borrowed)
 
@@ -142,7 +142,7 @@ async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
-    await until(lambda: len(pool._condition._waiters) == 3)
+    await until(lambda: len(pool._waiting) == 3)
     await pool.aclose()
 
     for error in await asyncio.gather(*waiting, return_exceptions=True):
@@ -154,10 +154,10 @@ async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool,
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
-    await until(lambda: len(pool._condition._waiters) == 3)
-    condition = pool._condition
+    await until(lambda: len(pool._waiting) == 3)
+    lent = pool._in_use_connections
     closing = asyncio.create_task(pool.aclose())
-    while pool._condition is condition:
+    while pool._in_use_connections is lent:
         await asyncio.sleep(0)
     async with pool:
         taken = await pool.get_connection()
@@ -238,7 +238,7 @@ async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool,
     pool = make_pool(server.url, max_connections=1)
     held = await pool.get_connection()
     first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
-    await until(lambda: len(pool._condition._waiters) == 2)
+    await until(lambda: len(pool._waiting) == 2)
     await pool.release(held)
     first.cancel()
     await asyncio.wait([first])

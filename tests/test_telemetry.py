@@ -476,7 +476,8 @@ async def test_a_batch_that_loads_its_scripts_is_one_span(client, telemetry):
     assert ["scripted"] == [span.name for span in telemetry.spans]
 
 
-async def test_the_exception_is_the_very_object(client):
+async def test_the_exception_is_the_very_object(make_pool, server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=False))
     await client.set("string", "value")
     raised = []
 

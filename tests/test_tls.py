@@ -68,7 +68,12 @@ async def tls_proxy(server, identity):
 
 
 def configured(url, **keys):
-    defaults = {"redis.url": url, "redis.socket_connect_timeout": CONNECT_TIMEOUT}
+    # Calls that surely did not run are tried again until socket_timeout.
+    defaults = {
+        "redis.url": url,
+        "redis.socket_connect_timeout": CONNECT_TIMEOUT,
+        "redis.socket_timeout": CONNECT_TIMEOUT,
+    }
     return pool_from_config(defaults | {f"redis.{key}": value for key, value in keys.items()})
 
 
