@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 from collections.abc import Awaitable, Callable
+from time import monotonic
 from typing import TypeVar
 
 from redis.exceptions import ReadOnlyError, TimeoutError  # noqa: A004
@@ -24,18 +25,16 @@ async def persist(
         traits: Those of the command, or of a whole pipeline.
         attempt: Tries once more; raises ``Lost``.
         failure: Of the first attempt.
-        started: The loop's time when the call began.
+        started: The monotonic clock's time when the call began.
 
     Raises:
         redis.exceptions.RedisError: The error of the last attempt.
     """
-    loop = asyncio.get_running_loop()
     policy = pool.retry_policy
-    deadline = None if policy.deadline is None else started + policy.deadline
     failures = 1
     while True:
         pause = policy.pause(
-            failure.error, written=failure.written, traits=traits, failures=failures, elapsed=loop.time() - started
+            failure.error, written=failure.written, traits=traits, failures=failures, elapsed=monotonic() - started
         )
         if pause is None:
             raise failure.error
@@ -44,7 +43,7 @@ async def persist(
             pool.renew()
         await asyncio.sleep(pause)
         try:
-            async with asyncio.timeout_at(deadline):
+            async with asyncio.timeout(policy.deadline and started + policy.deadline - monotonic()):
                 result = await attempt()
         except Lost as lost:
             failure = lost

@@ -1,11 +1,12 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import isawaitable
 from math import isinf
+from time import monotonic
 from typing import Any
 
 from redis.asyncio import ConnectionPool
@@ -29,7 +30,7 @@ class CallsMixin:
     """Replaces redis-py's way of sending one command, in its client and its pipeline, where the pool is ours."""
 
     connection_pool: ConnectionPool
-    response_callbacks: MutableMapping[str | bytes, Callable[..., Any]]
+    response_callbacks: dict[str | bytes, Callable[..., Any]]
 
     async def _call(
         self,
@@ -39,7 +40,7 @@ class CallsMixin:
         orphan: Orphan | None = None,
     ) -> Any:
         """Run one command, trying again where that is safe; ``orphan`` gets the reply if the caller leaves first."""
-        started = asyncio.get_running_loop().time()
+        started = monotonic()
         traits = traits_of(args)
         try:
             return await self._attempt(pool, traits, args, options, orphan)
@@ -72,11 +73,11 @@ class CallsMixin:
                 return options[EMPTY_RESPONSE]
             raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
         pool.retry_policy.is_out_of_reach = False
-        name = args[0]
-        if name not in self.response_callbacks:
+        # Past the look-up of redis-py's own dict, which is in Python.
+        callback = dict.get(self.response_callbacks, args[0].upper())
+        if callback is None:
             return reply
-        for_parsing = {option: value for option, value in options.items() if option not in _NOT_FOR_PARSING}
-        parsed = self.response_callbacks[name](reply, **for_parsing)
+        parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
         return await parsed if isawaitable(parsed) else parsed
 
     async def _call_borrowed(

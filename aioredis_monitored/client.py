@@ -1,7 +1,7 @@
 """The client: redis-py's, with every call recorded as a span and a histogram point."""
 
 import copy
-from typing import Any, Self, overload
+from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
@@ -15,7 +15,7 @@ from aioredis_monitored.calls import CallsMixin
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.telemetry.attributes import command_call, server_of
+from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
@@ -62,6 +62,8 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         self.context_name = context_name
         self.server_span = server_span
         self._telemetry = _telemetry_of(self.connection_pool)
+        is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client
+        self._pool = cast("MonitoredConnectionPool", connection_pool) if is_ours else None
 
     @classmethod
     def from_url(
@@ -126,15 +128,16 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         Raises:
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
-        operation = Operation(self._telemetry, command_call(args), self.server_span)
-        return await operation.observe(self._execute(args, options))
+        pool, telemetry = self._pool, self._telemetry
+        calling = self._call_elsewhere(args, options) if pool is None else self._call(pool, args, options)
+        if not telemetry.is_heard():
+            return await calling
+        return await Operation(telemetry, telemetry.command_call(args), (args,), self.server_span).observe(calling)
 
-    async def _execute(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        pool = self.connection_pool
-        if isinstance(pool, MonitoredConnectionPool):
-            if not self.single_connection_client:
-                return await self._call(pool, args, options)
-            pool.check_event_loop()
+    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        """As redis-py does: on the one connection of this handle, or on a plain pool's."""
+        if isinstance(self.connection_pool, MonitoredConnectionPool):
+            self.connection_pool.check_event_loop()
         return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
 
     @overload

@@ -108,6 +108,8 @@ _UNKNOWN = Command()
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
 # What almost every command is found in, with one look: a name that no sub-command can follow.
 _COMPLETE = frozenset(TABLE.keys() - _CONTAINERS)
+# … and that calls no procedure: the same name is always the same operation.
+SIMPLE = _COMPLETE - _PROCEDURES
 
 
 def operation_name(args: Sequence[Any]) -> str:
@@ -124,7 +126,7 @@ def operation_name(args: Sequence[Any]) -> str:
 def stored_procedure(args: Sequence[Any]) -> str | None:
     """The digest of the script or the name of the function that the command calls; ``None`` if it calls neither."""
     name = args[0] if args else None
-    if type(name) is str and name in _COMPLETE and name not in _PROCEDURES:
+    if type(name) is str and name in SIMPLE:
         return None
     call = parse(args, most=3)
     if call.name.upper() not in _PROCEDURES or not call.arguments:

@@ -34,21 +34,10 @@ class Reply(asyncio.Future[Any]):
         orphan: Gets the reply if the caller no longer awaits it.
     """
 
-    __slots__ = ("args", "orphan", "raw", "size")
-
     args: Sequence[Any]
     size: int
-    raw: bool
-    orphan: Callable[[Any], object] | None
-
-    def deliver(self, reply: Any, now: float) -> bool:  # noqa: ARG002 - as Run.deliver
-        """Take the reply, which is the last one."""
-        if not self.done():
-            self.set_result(reply)
-        elif self.orphan is not None:
-            # Not here: what it raises is not the reader's.
-            self.get_loop().call_soon(self.orphan, reply)
-        return True
+    raw = False
+    orphan: Callable[[Any], object] | None = None
 
     def is_late(self, limit: float) -> bool:  # noqa: ARG002 - as Run.is_late
         """Whether a reply that was due at ``limit`` is still awaited."""
@@ -65,8 +54,6 @@ class Run(asyncio.Future[Any]):
         replies: What came so far.
         progressed: When the last of it came.
     """
-
-    __slots__ = ("commands", "progressed", "raws", "replies", "size")
 
     orphan = None
     commands: Sequence[Sequence[Any]]
@@ -117,16 +104,16 @@ class InFlight:
         self.replied = -1.0
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
 
-    def add(self, call: Reply | Run) -> None:
-        """Queue a call behind all others."""
+    def add(self, call: Reply | Run) -> bool:
+        """Queue a call behind all others; return whether there is room for a further one."""
         self.calls.append(call)
         self.unwritten += 1
         self.size += call.size
+        return self.size < MOST_BYTES and len(self.calls) < MOST_CALLS
 
-    def has_room(self, size: int) -> bool:
-        """Whether a call of so many bytes may be added; one that is larger than all room may go alone."""
-        calls = self.calls
-        return (self.size + size <= MOST_BYTES and len(calls) < MOST_CALLS) or not calls
+    def is_full(self) -> bool:
+        """Whether no further call may be added."""
+        return self.size >= MOST_BYTES or len(self.calls) >= MOST_CALLS
 
     def overtake(self, call: Reply) -> None:
         """Queue a call in front of all others, of which none may be written."""
@@ -165,10 +152,17 @@ class InFlight:
                 raise LookupError("a reply that nobody asked for")
             self.replied = now
             call = calls[0]
-            if call.deliver(reply, now):
-                calls.popleft()
-                self.size -= call.size
-                completed += 1
+            if isinstance(call, Run):
+                if not call.deliver(reply, now):
+                    continue
+            elif not call.done():
+                call.set_result(reply)
+            elif call.orphan is not None:
+                # Not here: what it raises is not the reader's.
+                call.get_loop().call_soon(call.orphan, reply)
+            calls.popleft()
+            self.size -= call.size
+            completed += 1
         self._complete(completed)
         return completed
 

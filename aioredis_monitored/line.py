@@ -43,6 +43,9 @@ def can_share(connection: AbstractConnection) -> bool:
 class Owner(Protocol):
     """What a line tells whoever made it."""
 
+    def line_is_full(self) -> None:
+        """It has no room for further calls."""
+
     def line_has_room(self) -> None:
         """Replies have made room for further calls."""
 
@@ -97,7 +100,8 @@ class Line(asyncio.BufferedProtocol):
 
     def send(self, call: Reply | Run, packed: bytes) -> None:
         """Queue a call; it is written at the end of this tick."""
-        self.inflight.add(call)
+        if not self.inflight.add(call):
+            self._owner.line_is_full()
         self._outbox.append(packed)
         if not self._flushing:
             self._flushing = True
@@ -106,7 +110,7 @@ class Line(asyncio.BufferedProtocol):
     def command(self, *args: Any) -> Reply:
         """Make a call of the line's own."""
         reply = Reply(loop=self._loop)
-        reply.args, reply.raw, reply.orphan, reply.size = args, False, None, 0
+        reply.args, reply.size = args, 0
         return reply
 
     def re_authenticate(self, token: TokenInterface) -> None:

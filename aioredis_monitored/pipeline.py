@@ -1,8 +1,8 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
-import asyncio
 from collections.abc import Iterable, MutableMapping
 from functools import partial
+from time import monotonic
 from typing import Any
 
 from opentelemetry.trace import Span
@@ -17,7 +17,7 @@ from aioredis_monitored.inflight import Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
 from aioredis_monitored.ride import Ride
-from aioredis_monitored.telemetry.attributes import batch_call, command_call
+from aioredis_monitored.telemetry.attributes import batch_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import Traits, traits_of_batch
@@ -56,8 +56,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
         kind = "MULTI" if self.is_transaction or self.explicit_transaction else "PIPELINE"
-        call = batch_call(kind, [args for args, _ in self.command_stack], self.name)
-        self._operation = Operation(self._telemetry, call, self.server_span)
+        batch = [args for args, _ in self.command_stack]
+        call = batch_call(self._telemetry.server, kind, batch, self.name)
+        self._operation = Operation(self._telemetry, call, batch, self.server_span)
         try:
             return await self._operation.observe(self._execute(self._operation, raise_on_error))
         finally:
@@ -75,7 +76,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         pool, stack = self.connection_pool, self.command_stack
         if not isinstance(pool, MonitoredConnectionPool) or self.connection is not None or not stack:
             return await self._run_on_own_connection(raise_on_error)
-        started = asyncio.get_running_loop().time()
+        started = monotonic()
         traits = traits_of_batch([args for args, _ in stack])
         attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
         try:
@@ -130,7 +131,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         call = self._execute_immediately(*args, **options)
         if self._operation is not None:
             return await call
-        return await Operation(self._telemetry, command_call(args), self.server_span).observe(call)
+        described = self._telemetry.command_call(args)
+        return await Operation(self._telemetry, described, (args,), self.server_span).observe(call)
 
     async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
         pool = self.connection_pool

@@ -19,7 +19,7 @@ from aioredis_monitored.line import can_share
 from aioredis_monitored.multiplexer import Multiplexer
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.attributes import command_call, server_of
+from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE, Telemetry
 from aioredis_monitored.telemetry.operation import Operation
 
@@ -120,7 +120,8 @@ class MonitoredConnectionPool(LendingPool):
             redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
-            await Operation(self.telemetry, command_call(("PING",)), None).observe(self._ping())
+            call = self.telemetry.command_call(("PING",))
+            await Operation(self.telemetry, call, [("PING",)], None).observe(self._ping())
         except PoolClosedError:
             raise
         except RedisError as error:

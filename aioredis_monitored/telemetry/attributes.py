@@ -49,56 +49,71 @@ def server_of(pool: ConnectionPool) -> Server:
 
 
 class Call(NamedTuple):
-    """One logical call as the application made it: a command, or a batch of commands."""
+    """What calls that look alike have in common: the name of their span, its attributes, and those of their points."""
 
-    operation: str
-    commands: Sequence[Sequence[Any]]
-    batch_size: int | None = None
-    summary: str | None = None
-    stored_procedure: str | None = None
-
-    def span_name(self, target: str | None) -> str:
-        """The summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md leaves out the db)."""
-        if self.summary:
-            return self.summary
-        target = self.stored_procedure or target
-        return f"{self.operation} {target}" if target else self.operation
-
-    def query_text(self) -> str:
-        """The commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
-        if self.batch_size is None:
-            return querytext.query_text(self.commands[0])
-        texts: list[str] = []
-        room = _MOST_CHARACTERS
-        for args in self.commands[:_MOST_TEXTS]:
-            texts.append(querytext.query_text(args))
-            room -= len(texts[-1])
-            if room < 0:
-                break
-        if len(texts) == len(self.commands) and len(set(texts)) == 1:
-            return texts[0]
-        if len(texts) < len(self.commands):
-            texts.append("…")
-        return "; ".join(texts)
+    span_name: str
+    span_attributes: dict[str, Any]
+    point_attributes: dict[str, Any]
 
 
-def command_call(args: Sequence[Any], summary: str | None = None) -> Call:
+def describe(
+    server: Server,
+    operation: str,
+    *,
+    batch_size: int | None = None,
+    summary: str | None = None,
+    stored_procedure: str | None = None,
+) -> Call:
+    """A call by the conventions for Redis.
+
+    The name of the span is the summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md
+    leaves out the database).
+    """
+    given = {semconv.DB_OPERATION_NAME: operation}
+    if summary is not None:
+        given[semconv.DB_QUERY_SUMMARY] = summary
+    span_attributes = {**server.attributes, **given}
+    if batch_size is not None:
+        span_attributes[semconv.DB_OPERATION_BATCH_SIZE] = batch_size
+    if stored_procedure is not None:
+        span_attributes[semconv.DB_STORED_PROCEDURE_NAME] = stored_procedure
+    target = stored_procedure or server.target
+    point_attributes = {**server.attributes, **given}
+    point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
+    return Call(summary or (f"{operation} {target}" if target else operation), span_attributes, point_attributes)
+
+
+def command_call(server: Server, args: Sequence[Any], summary: str | None = None) -> Call:
     """One command."""
-    return Call(
-        operation=commands.operation_name(args),
-        commands=(args,),
-        summary=summary,
-        stored_procedure=commands.stored_procedure(args),
-    )
+    procedure = commands.stored_procedure(args)
+    return describe(server, commands.operation_name(args), summary=summary, stored_procedure=procedure)
 
 
-def batch_call(kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
+def batch_call(server: Server, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
     """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
     if len(batch) == 1:
-        return command_call(batch[0], summary)
+        return command_call(server, batch[0], summary)
     names = {commands.operation_name(args) for args in batch}
     operation = f"{kind} {names.pop()}" if len(names) == 1 else kind
-    return Call(operation=operation, commands=batch, batch_size=len(batch), summary=summary)
+    return describe(server, operation, batch_size=len(batch), summary=summary)
+
+
+def text_of(batch: Sequence[Sequence[Any]]) -> str:
+    """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
+    if len(batch) == 1:
+        return querytext.query_text(batch[0])
+    texts: list[str] = []
+    room = _MOST_CHARACTERS
+    for args in batch[:_MOST_TEXTS]:
+        texts.append(querytext.query_text(args))
+        room -= len(texts[-1])
+        if room < 0:
+            break
+    if len(texts) == len(batch) and len(set(texts)) == 1:
+        return texts[0]
+    if len(texts) < len(batch):
+        texts.append("…")
+    return "; ".join(texts)
 
 
 class Failure(NamedTuple):

@@ -1,11 +1,14 @@
 """A TCP proxy between client and server that breaks connections on purpose."""
 
 import asyncio
+import socket
 import ssl
+import struct
 from types import TracebackType
 from typing import Self
 
 _CHUNK = 65536
+_RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 
 
 class FaultProxy:
@@ -27,6 +30,12 @@ class FaultProxy:
         self.port = 0
         self.cut_replies = 0
         """How many replies will not arrive: each cuts its connection instead, after the server has answered."""
+        self.cut_after = 0
+        """How many bytes of a reply that is cut arrive nonetheless."""
+        self.silent = False
+        """Whether it swallows all that it gets, both ways: to its two ends, every connection is half-open."""
+        self.reply_pause = 0.0
+        """Seconds between one byte of a reply and the next; 0 passes replies as they come."""
         self.accepted = 0
         """How many connections were made through it so far."""
 
@@ -38,7 +47,9 @@ class FaultProxy:
     def cut(self) -> None:
         """Cut every connection that there is now (RST)."""
         for writer in self._links:
-            writer.transport.abort()
+            if not writer.is_closing():
+                writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                writer.transport.abort()
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, self.host, 0, ssl=self._tls)
@@ -79,12 +90,25 @@ class FaultProxy:
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         try:
             while chunk := await reader.read(_CHUNK):
-                if replies and self.cut_replies > 0:
+                if self.silent:
+                    continue
+                is_cut = replies and self.cut_replies > 0
+                if is_cut:
                     self.cut_replies -= 1
-                    break
-                writer.write(chunk)
+                    chunk = chunk[: self.cut_after]
+                if replies and self.reply_pause:
+                    await self._trickle(chunk, writer)
+                else:
+                    writer.write(chunk)
                 await writer.drain()
+                if is_cut:
+                    break
         except OSError:
             pass
         finally:
             writer.transport.abort()
+
+    async def _trickle(self, chunk: bytes, writer: asyncio.StreamWriter) -> None:
+        for byte in chunk:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(self.reply_pause)

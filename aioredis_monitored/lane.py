@@ -1,0 +1,176 @@
+"""Sending calls in the order in which they came: at once, or when the line is connected and has room."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from contextvars import Context
+from copy import copy
+from typing import Final, Protocol
+from weakref import ref
+
+from redis._defaults import DEFAULT_SOCKET_TIMEOUT
+from redis.asyncio.connection import AbstractConnection
+from redis.auth.token import TokenInterface
+from redis.exceptions import ConnectionError  # noqa: A004
+
+from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
+from aioredis_monitored.inflight import Lost, Reply, Run
+from aioredis_monitored.line import Line
+
+# So many waiting calls are not worth looking for those that have left.
+_PURGE: Final = 1024
+
+
+class Lender(Protocol):
+    """Where the connections come from."""
+
+    timeout: float | None
+
+    def check_usable(self) -> None:
+        """Raise if it cannot be used in the running event loop."""
+
+    def closed_error(self) -> PoolClosedError:
+        """What a call on a closed pool raises."""
+
+    async def get_connection(self) -> AbstractConnection:
+        """Borrow a connection."""
+
+    def discard(self, connection: AbstractConnection) -> None:
+        """Take back a borrowed connection that is closed."""
+
+
+class Lane:
+    """One line at a time, and the calls that wait until it is connected or has room.
+
+    Attributes:
+        ready: The line, if a call can be sent on it at once.
+    """
+
+    def __init__(
+        self, lender: Lender, pack: Callable[[Reply | Run], bytes], learn: Callable[[Reply | Run], None]
+    ) -> None:
+        self.ready: Line | None = None
+        self.line: Line | None = None
+        self.waiting: deque[tuple[float, Reply | Run]] = deque()
+        self.line_was_slowed = learn
+        # Not the pool itself: the event loop refers to the line, and a forgotten pool would never be noticed.
+        self._lender = ref(lender)
+        self._timeout = lender.timeout
+        self._pack = pack
+        self._lines: set[Line] = set()
+        self._connecting: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._purge_at = _PURGE
+
+    def wait(self, call: Reply | Run) -> None:
+        """Send a call when it is its turn."""
+        if len(self.waiting) >= self._purge_at:
+            # Those who have left must not fill the memory behind one who stays.
+            self.waiting = deque(entry for entry in self.waiting if not entry[1].done())
+            self._purge_at = 2 * len(self.waiting) + _PURGE
+        loop = call.get_loop()
+        self.waiting.append((loop.time(), call))
+        if self._timer is None:
+            self._watch(loop)
+        self.line_has_room()
+
+    def line_is_full(self) -> None:
+        """Let calls wait."""
+        self.ready = None
+
+    def line_has_room(self) -> None:
+        """Send what waits, first come, first served."""
+        if self.ready is not None:
+            return
+        line = self.line
+        while self.waiting:
+            call = self.waiting[0][1]
+            if call.done():
+                self.waiting.popleft()
+            elif line is None:
+                if self._connecting is None:
+                    self._connecting = call.get_loop().create_task(self._connect(), context=Context())
+                return
+            elif line.inflight.is_full():
+                return
+            else:
+                self.waiting.popleft()
+                line.send(call, self._pack(call))
+        if line is not None and not line.inflight.is_full():
+            self.ready = line
+
+    async def _connect(self) -> None:
+        lender = self._lender()
+        if lender is None:
+            return
+        try:
+            self.line = Line(await lender.get_connection(), self)
+            self._lines.add(self.line)
+        except Exception as error:  # noqa: BLE001 - it is for those who wait
+            self._lose(error)
+        finally:
+            self._connecting = None
+        self.line_has_room()
+
+    def line_retired(self, line: Line) -> None:
+        """Connect anew for the next call."""
+        if self.line is line:
+            self.line = self.ready = None
+            self.line_has_room()
+
+    def line_ended(self, line: Line) -> None:
+        """Give the connection back."""
+        self._lines.discard(line)
+        lender = self._lender()
+        if lender is not None:
+            lender.discard(line.connection)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if self.waiting and self._timeout is not None:
+            self._timer = loop.call_at(self.waiting[0][0] + self._timeout, self._expire, context=Context())
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        text = f"no room on the shared connection in {self._timeout} s"
+        while self.waiting and (self.waiting[0][1].done() or self.waiting[0][0] + (self._timeout or 0) <= loop.time()):
+            self._waiting_ends(PoolExhaustedError(text))
+        self._watch(loop)
+
+    def _lose(self, error: Exception) -> None:
+        for _ in range(len(self.waiting)):
+            # One for each: raising an error writes into it.
+            own = copy(error)
+            own.__cause__ = error.__cause__ or error.__context__
+            self._waiting_ends(own)
+
+    def _waiting_ends(self, error: Exception) -> None:
+        _, call = self.waiting.popleft()
+        if not call.done():
+            call.set_result(Lost(error, written=False))
+
+    def re_authenticate(self, token: TokenInterface) -> None:
+        """Send new credentials on every line."""
+        for line in self._lines:
+            line.re_authenticate(token)
+
+    def in_flight(self) -> int:
+        """How many calls are owed a reply."""
+        return sum(len(line.inflight.calls) for line in self._lines)
+
+    async def aclose(self, error: Exception) -> None:
+        """Let what is written come to its end, for ``socket_timeout`` at most."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._connecting is not None:
+            self._connecting.cancel()
+        self._lose(error)
+        lines = list(self._lines)
+        for line in lines:
+            line.retire()
+        if lines:
+            await asyncio.wait(
+                [line.ended for line in lines], timeout=lines[0].inflight.timeout or DEFAULT_SOCKET_TIMEOUT
+            )
+        for line in lines:
+            line.end(lambda: ConnectionError("closed before the reply came"))
