@@ -32,6 +32,7 @@ async def persist(
     """
     policy = pool.retry_policy
     failures = 1
+    attempted = started
     while True:
         pause = policy.pause(
             failure.error, written=failure.written, traits=traits, failures=failures, elapsed=monotonic() - started
@@ -40,15 +41,18 @@ async def persist(
             raise failure.error
         if isinstance(failure.error, ReadOnlyError):
             # Behind the same name there may be another server by now.
-            pool.renew()
+            pool.renew(attempted)
         await asyncio.sleep(pause)
+        attempted = monotonic()
         try:
             async with asyncio.timeout(policy.deadline and started + policy.deadline - monotonic()):
                 result = await attempt()
         except Lost as lost:
             failure = lost
         except builtins.TimeoutError:
-            failure = Lost(TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts"), written=True)
+            failure = Lost(
+                TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts"), written=failure.written
+            )
         else:
             return result
         failures += 1

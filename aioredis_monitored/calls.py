@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from contextvars import Context
 from functools import partial
 from inspect import isawaitable
 from math import isinf
@@ -60,19 +61,21 @@ class CallsMixin:
         multiplexer = pool.multiplexer
         if multiplexer is None or not traits.shares:
             return await self._call_borrowed(pool, args, options)
-        future = multiplexer.send(args, raw=NEVER_DECODE in options, orphan=orphan)
+        future = multiplexer.send(args, orphan)
         try:
             reply = await future
         except asyncio.CancelledError:
-            if orphan is not None and not future.cancelled():
+            if orphan is not None and not future.cancelled() and not isinstance(future.result(), Lost):
                 # It came in the very tick in which its caller left.
-                orphan(future.result())
+                future.get_loop().call_soon(orphan, future.result(), context=Context())
             raise
         if isinstance(reply, Exception):
             if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                 return options[EMPTY_RESPONSE]
             raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
         pool.retry_policy.is_out_of_reach = False
+        if pool.decodes and NEVER_DECODE not in options:
+            reply = pool.decode(reply)
         # Past the look-up of redis-py's own dict, which is in Python.
         callback = dict.get(self.response_callbacks, args[0].upper())
         if callback is None:
@@ -87,9 +90,7 @@ class CallsMixin:
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
             raise OwnConnectionError(message)
         async with borrowed(pool) as connection:
-            reply = await self._send_command_parse_response(connection, args[0], *args, **options)
-        pool.retry_policy.is_out_of_reach = False
-        return reply
+            return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
@@ -144,5 +145,7 @@ async def borrowed(pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConne
             # Behind the same name there may be another server by now.
             pool.alter(connection)
         raise Lost(error, written=True) from error
+    else:
+        pool.retry_policy.is_out_of_reach = False
     finally:
         await pool.release(connection)

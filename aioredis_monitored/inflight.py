@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import Context
 from itertools import islice
 from typing import Any, Final
 
@@ -30,13 +31,13 @@ class Reply(asyncio.Future[Any]):
     Attributes:
         args: The command, which is packed again if it has to wait.
         size: Its bytes when packed.
-        raw: Whether its reply is bytes on a connection that decodes.
+        packed: These bytes, if what ``args`` refer to may change while it waits.
         orphan: Gets the reply if the caller no longer awaits it.
     """
 
-    args: Sequence[Any]
+    args: tuple[Any, ...]
     size: int
-    raw = False
+    packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
 
     def is_late(self, limit: float) -> bool:  # noqa: ARG002 - as Run.is_late
@@ -50,22 +51,17 @@ class Run(asyncio.Future[Any]):
     Attributes:
         commands: Their arguments, which are packed again if they have to wait.
         size: Their bytes when packed.
-        raws: For each of them, what ``Reply.raw`` is; empty if all are decoded.
+        packed: As for ``Reply``.
         replies: What came so far.
         progressed: When the last of it came.
     """
 
     orphan = None
-    commands: Sequence[Sequence[Any]]
+    commands: Sequence[tuple[Any, ...]]
     size: int
-    raws: Sequence[bool]
+    packed: bytes | None = None
     replies: list[Any]
-    progressed: float
-
-    @property
-    def raw(self) -> bool:
-        """Whether the next reply is bytes on a connection that decodes."""
-        return bool(self.raws) and self.raws[len(self.replies)]
+    progressed: float = -1.0
 
     def deliver(self, reply: Any, now: float) -> bool:
         """Take the next reply; return whether it is the last one."""
@@ -140,10 +136,7 @@ class InFlight:
         owed = len(calls) - self.unwritten
         completed = 0
         while True:
-            try:
-                reply = parse()
-            except UnicodeDecodeError as error:
-                reply = error
+            reply = parse()
             if reply is NO_REPLY:
                 break
             if reply.__class__ is hiredis.PushNotification:
@@ -159,7 +152,7 @@ class InFlight:
                 call.set_result(reply)
             elif call.orphan is not None:
                 # Not here: what it raises is not the reader's.
-                call.get_loop().call_soon(call.orphan, reply)
+                call.get_loop().call_soon(call.orphan, reply, context=Context())
             calls.popleft()
             self.size -= call.size
             completed += 1
@@ -209,12 +202,14 @@ class InFlight:
             return True
         return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
 
-    def lose(self, error: Callable[[], Exception]) -> None:
-        """Tell every call that its reply will not come."""
-        unwritten_from = len(self.calls) - self.unwritten
-        for position, call in enumerate(self.calls):
+    def lose(self, error: Callable[[], Exception]) -> list[Reply | Run]:
+        """Tell every call that is written that its reply will not come; return those that are not written."""
+        written = len(self.calls) - self.unwritten
+        for call in islice(self.calls, written):
             if not call.done():
-                call.set_result(Lost(error(), written=position < unwritten_from))
+                call.set_result(Lost(error(), written=True))
+        unwritten = list(islice(self.calls, written, None))
         self.calls.clear()
         self._batches.clear()
         self.unwritten = self.size = 0
+        return unwritten

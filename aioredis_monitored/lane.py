@@ -2,10 +2,11 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from copy import copy
-from typing import Final, Protocol
+from typing import Final, Protocol, cast
 from weakref import ref
 
 from redis._defaults import DEFAULT_SOCKET_TIMEOUT
@@ -61,6 +62,7 @@ class Lane:
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._purge_at = _PURGE
+        self._closed: Exception | None = None
 
     def wait(self, call: Reply | Run) -> None:
         """Send a call when it is its turn."""
@@ -68,10 +70,9 @@ class Lane:
             # Those who have left must not fill the memory behind one who stays.
             self.waiting = deque(entry for entry in self.waiting if not entry[1].done())
             self._purge_at = 2 * len(self.waiting) + _PURGE
-        loop = call.get_loop()
-        self.waiting.append((loop.time(), call))
+        self.waiting.append((call.get_loop().time(), call))
         if self._timer is None:
-            self._watch(loop)
+            self._watch()
         self.line_has_room()
 
     def line_is_full(self) -> None:
@@ -118,30 +119,41 @@ class Lane:
             self.line = self.ready = None
             self.line_has_room()
 
-    def line_ended(self, line: Line) -> None:
-        """Give the connection back."""
+    def line_ended(self, line: Line, unwritten: Sequence[Reply | Run]) -> None:
+        """Give the connection back; what was not written to it goes on the next one, before all others."""
         self._lines.discard(line)
         lender = self._lender()
         if lender is not None:
             lender.discard(line.connection)
+        self.waiting.extendleft((call.get_loop().time(), call) for call in reversed(unwritten))
+        if self._closed is not None:
+            self._lose(self._closed)
+        elif self.waiting:
+            self._watch()
+            self.line_has_room()
 
-    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
+    def _watch(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if self.waiting and self._timeout is not None:
-            self._timer = loop.call_at(self.waiting[0][0] + self._timeout, self._expire, context=Context())
+            since, call = self.waiting[0]
+            self._timer = call.get_loop().call_at(since + self._timeout, self._expire, context=Context())
 
     def _expire(self) -> None:
-        loop = asyncio.get_running_loop()
+        now = asyncio.get_running_loop().time()
         text = f"no room on the shared connection in {self._timeout} s"
-        while self.waiting and (self.waiting[0][1].done() or self.waiting[0][0] + (self._timeout or 0) <= loop.time()):
+        while self.waiting and (self.waiting[0][1].done() or self.waiting[0][0] + cast("float", self._timeout) <= now):
             self._waiting_ends(PoolExhaustedError(text))
-        self._watch(loop)
+        self._watch()
 
     def _lose(self, error: Exception) -> None:
-        for _ in range(len(self.waiting)):
+        while self.waiting:
             # One for each: raising an error writes into it.
-            own = copy(error)
-            own.__cause__ = error.__cause__ or error.__context__
+            own = error
+            with suppress(Exception):  # not every class can be copied
+                own = copy(error)
+                own.__cause__ = error.__cause__ or error.__context__
             self._waiting_ends(own)
 
     def _waiting_ends(self, error: Exception) -> None:
@@ -158,19 +170,26 @@ class Lane:
         """How many calls are owed a reply."""
         return sum(len(line.inflight.calls) for line in self._lines)
 
-    async def aclose(self, error: Exception) -> None:
-        """Let what is written come to its end, for ``socket_timeout`` at most."""
+    def close(self, error: Exception) -> None:
+        """Take no further calls; those that wait get the error."""
+        self._closed = error
         if self._timer is not None:
             self._timer.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
         self._lose(error)
-        lines = list(self._lines)
-        for line in lines:
+        for line in list(self._lines):
             line.retire()
-        if lines:
+
+    async def drain(self) -> None:
+        """Let what is written come to its end, for ``socket_timeout`` at most."""
+        lines = list(self._lines)
+        ends: list[asyncio.Future[None]] = [line.ended for line in lines]
+        if self._connecting is not None:
+            ends.append(self._connecting)
+        if ends:
             await asyncio.wait(
-                [line.ended for line in lines], timeout=lines[0].inflight.timeout or DEFAULT_SOCKET_TIMEOUT
+                ends, timeout=max((line.inflight.timeout or 0 for line in lines), default=0) or DEFAULT_SOCKET_TIMEOUT
             )
         for line in lines:
             line.end(lambda: ConnectionError("closed before the reply came"))

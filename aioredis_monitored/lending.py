@@ -12,8 +12,8 @@ from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import RedisError
 
-from aioredis_monitored.abandon import abandon
 from aioredis_monitored.errors import EventLoopError, PoolClosedError, PoolExhaustedError
+from aioredis_monitored.sockets import abandon, is_readable
 
 
 class LendingPool(BlockingConnectionPool):
@@ -116,6 +116,9 @@ class LendingPool(BlockingConnectionPool):
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance."""
+        if connection.is_connected and is_readable(connection):
+            # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's.
+            await connection.disconnect(nowait=True)
         try:
             await super().ensure_connection(connection)
         except BaseException:

@@ -1,9 +1,9 @@
 """One socket that many callers share: what they send leaves in one write per loop tick, what comes is handed out."""
 
 import asyncio
-import select
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextvars import Context
+from time import monotonic
 from typing import Any, Protocol, cast
 
 import hiredis
@@ -12,6 +12,7 @@ from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
 from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
+from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536
 # Larger replies keep others waiting, bytes.
@@ -55,8 +56,8 @@ class Owner(Protocol):
     def line_retired(self, line: "Line") -> None:
         """It takes no further calls, but may still owe replies."""
 
-    def line_ended(self, line: "Line") -> None:
-        """Its socket is closed."""
+    def line_ended(self, line: "Line", unwritten: Sequence[Reply | Run]) -> None:
+        """Its socket is closed; these calls were not written to it."""
 
 
 class Line(asyncio.BufferedProtocol):
@@ -69,6 +70,7 @@ class Line(asyncio.BufferedProtocol):
     Attributes:
         inflight: The calls that are owed a reply.
         is_open: Whether it takes calls.
+        since: When it was connected, by the monotonic clock.
         ended: Done when the socket is closed.
     """
 
@@ -76,6 +78,7 @@ class Line(asyncio.BufferedProtocol):
         self.connection = connection
         self.inflight = InFlight(connection.socket_timeout)
         self.is_open = True
+        self.since = monotonic()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
         self._loop = asyncio.get_running_loop()
@@ -88,12 +91,10 @@ class Line(asyncio.BufferedProtocol):
         self._unfinished = 0
         self._last_active = self._loop.time()
         self._buffer = bytearray(_BUFFER)
-        encoder = connection.encoder
-        options = {"encoding": encoder.encoding, "errors": encoder.encoding_errors} if encoder.decode_responses else {}
+        # It does not decode: a value for which that fails is its caller's trouble, and nobody else's.
         self._reader = hiredis.Reader(
-            protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY, **options
+            protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
         )
-        self._parse = self._parse_decoded if encoder.decode_responses else self._reader.gets
         self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
@@ -137,7 +138,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _is_fit(self, now: float) -> bool:
         """Look at a socket that was idle before anything is written that would be written in vain."""
-        if self._ticks_waited < _TICKS_TO_READ and _is_readable(self._transport):
+        if self._ticks_waited < _TICKS_TO_READ and is_readable(self.connection):
             # Most likely the server has closed it, which the event loop has not read yet.
             self._ticks_waited += 1
             self._loop.call_soon(self._flush, context=self._context)
@@ -156,7 +157,7 @@ class Line(asyncio.BufferedProtocol):
     def _checked(self, reply: Reply) -> None:
         self._checking = None
         self._last_active = self._loop.time()
-        if reply.result() in {b"PONG", "PONG"}:
+        if reply.result() == b"PONG":
             self._flush()
         else:
             self.end(lambda: ConnectionError("Bad response from PING health check"))
@@ -180,7 +181,7 @@ class Line(asyncio.BufferedProtocol):
         head = calls[0] if calls else None
         now = self._loop.time()
         try:
-            completed = inflight.receive(self._parse, now)
+            completed = inflight.receive(self._reader.gets, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
             text = f"Error while reading from {self._where()} : {error!r}"
             self.end(lambda: ConnectionError(text))
@@ -194,10 +195,6 @@ class Line(asyncio.BufferedProtocol):
                 self._owner.line_has_room()
             else:
                 self._end_if_left()
-
-    def _parse_decoded(self) -> Any:
-        calls = self.inflight.calls
-        return self._reader.gets(not (calls and calls[0].raw))
 
     def eof_received(self) -> None:
         """The server has closed the connection."""
@@ -245,7 +242,7 @@ class Line(asyncio.BufferedProtocol):
         self.ended.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
-        self.inflight.lose(error)
+        unwritten = self.inflight.lose(error)
         self._outbox.clear()
         if self._transport.get_write_buffer_size():
             # Closing would wait for the server to read it.
@@ -254,15 +251,9 @@ class Line(asyncio.BufferedProtocol):
         if self.is_open:
             self.is_open = False
             self._owner.line_retired(self)
-        self._owner.line_ended(self)
+        self._owner.line_ended(self, unwritten)
 
     def _where(self) -> str:
         return ":".join(
             str(value) for name, value in cast("Any", self.connection).repr_pieces() if name in {"host", "port", "path"}
         )
-
-
-def _is_readable(transport: asyncio.Transport) -> bool:
-    sockets = select.poll()
-    sockets.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
-    return bool(sockets.poll(0))

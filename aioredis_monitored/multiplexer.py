@@ -41,16 +41,15 @@ class Multiplexer:
         self._bulk = Lane(lender, self._pack_again, self._learn) if bulk else self._main
         self._lanes = {self._main, self._bulk}
 
-    def send(self, args: Sequence[Any], *, raw: bool = False, orphan: Callable[[Any], object] | None = None) -> Reply:
+    def send(self, args: tuple[Any, ...], orphan: Callable[[Any], object] | None = None) -> Reply:
         """Send one command.
 
         Args:
             args: The command, one that shares.
-            raw: Do not decode the reply, also where the connection decodes.
             orphan: Gets the reply if the caller no longer awaits it.
 
         Returns:
-            A future of the reply as it was parsed: error replies are values, and so is ``Lost``.
+            A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.
 
         Raises:
             redis.exceptions.DataError: An argument cannot be sent.
@@ -62,8 +61,6 @@ class Multiplexer:
         packed = self._pack(args)
         reply = Reply(loop=loop)
         reply.args, reply.size = args, len(packed)
-        if raw:
-            reply.raw = True
         if orphan is not None:
             reply.orphan = orphan
         lane = self._main
@@ -72,22 +69,26 @@ class Multiplexer:
         if lane.ready is not None:
             lane.ready.send(reply, packed)
         else:
+            if _may_change(args):
+                reply.packed = packed
             lane.wait(reply)
         return reply
 
-    def run(self, commands: Sequence[Sequence[Any]], raws: Sequence[bool] = ()) -> Run:
+    def run(self, commands: Sequence[tuple[Any, ...]]) -> Run:
         """Send several commands in one piece; see ``send``."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
         run = Run(loop=loop)
-        run.commands, run.raws, run.replies, run.progressed = commands, raws, [], 0.0
-        packed = self._pack_again(run)
+        run.commands, run.replies = commands, []
+        packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
         lane = self._bulk if run.size > LARGE else self._main
         if lane.ready is not None:
             lane.ready.send(run, packed)
         else:
+            if any(map(_may_change, commands)):
+                run.packed = packed
             lane.wait(run)
         return run
 
@@ -97,16 +98,19 @@ class Multiplexer:
             lender.check_usable()
         self._loop = loop
 
-    def _pack(self, args: Sequence[Any]) -> bytes:
-        # hiredis does not take a name of several words apart, and knows no encoding but UTF-8.
-        if args[0] in self._for_hiredis:
+    def _pack(self, args: tuple[Any, ...]) -> bytes:
+        # hiredis does not take a name of several words apart, knows no encoding but UTF-8, and reads past the end of a
+        # memoryview whose bytes are not in one piece.
+        if args[0] in self._for_hiredis and memoryview not in map(type, args):
             try:
-                return hiredis.pack_command(args)  # type: ignore[no-any-return,arg-type]
+                return hiredis.pack_command(args)  # type: ignore[no-any-return]
             except TypeError:
                 pass  # redis-py takes more types, and refuses others with its own error
         return b"".join(self._packer.pack_command(*args))
 
     def _pack_again(self, call: Reply | Run) -> bytes:
+        if call.packed is not None:
+            return call.packed
         return self._pack(call.args) if isinstance(call, Reply) else b"".join(map(self._pack, call.commands))
 
     def _is_large(self, args: Sequence[Any]) -> bool:
@@ -123,10 +127,10 @@ class Multiplexer:
             if len(self._large_keys) > _MOST_LARGE_KEYS:
                 del self._large_keys[next(iter(self._large_keys))]
 
-    def renew(self) -> None:
-        """Send further calls on new connections."""
+    def renew(self, older_than: float) -> None:
+        """Send further calls on other connections than those made before that time of the monotonic clock."""
         for lane in self._lanes:
-            if lane.line is not None:
+            if lane.line is not None and lane.line.since < older_than:
                 lane.line.retire()
 
     def re_authenticate(self, token: TokenInterface) -> None:
@@ -145,4 +149,9 @@ class Multiplexer:
     async def aclose(self, error: Exception) -> None:
         """Refuse calls that wait, and let those that are written come to their end, for ``socket_timeout`` at most."""
         for lane in self._lanes:
-            await lane.aclose(error)
+            lane.close(error)
+        await asyncio.gather(*(lane.drain() for lane in self._lanes))
+
+
+def _may_change(args: Sequence[Any]) -> bool:
+    return any(isinstance(argument, bytearray | memoryview) for argument in args)

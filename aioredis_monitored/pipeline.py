@@ -8,7 +8,6 @@ from typing import Any
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
-from redis.client import NEVER_DECODE
 from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
@@ -104,16 +103,15 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         multiplexer = pool.multiplexer
         if multiplexer is None or not traits.shares:
             async with borrowed(pool) as connection:
-                if is_transaction:
-                    return await self._execute_transaction(connection, stack, raise_on_error)
-                return await self._execute_pipeline(connection, stack, raise_on_error)
+                execute = self._execute_transaction if is_transaction else self._execute_pipeline
+                return await execute(connection, stack, raise_on_error)
         try:
-            if is_transaction:
-                return await self._execute_transaction(Ride(multiplexer), stack, raise_on_error)
-            raws = [NEVER_DECODE in options for _, options in stack]
-            return await self._execute_pipeline(Ride(multiplexer, raws), stack, raise_on_error)
+            execute = self._execute_transaction if is_transaction else self._execute_pipeline
+            results = await execute(Ride(multiplexer, pool.decode), stack, raise_on_error)
         except RedisError as error:
             raise Lost(error, written=True) from error
+        pool.retry_policy.is_out_of_reach = False
+        return results
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         # Nothing blocks in a transaction.

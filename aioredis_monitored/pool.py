@@ -13,7 +13,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config import RedisConfig, read_arguments
+from aioredis_monitored.decoding import decoded
 from aioredis_monitored.errors import PoolClosedError
+from aioredis_monitored.greeting import greet
 from aioredis_monitored.lending import LendingPool
 from aioredis_monitored.line import can_share
 from aioredis_monitored.multiplexer import Multiplexer
@@ -26,6 +28,7 @@ from aioredis_monitored.telemetry.operation import Operation
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _LEAST_FOR_BULK = 3
+_RESP2 = 2
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
@@ -78,10 +81,13 @@ class MonitoredConnectionPool(LendingPool):
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
         arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
         arguments.setdefault("driver_info", _DRIVER_INFO)
+        if arguments.get("protocol") == _RESP2:
+            arguments.setdefault("redis_connect_func", greet)
         super().__init__(**arguments)
         # It is never connected. An unknown argument would otherwise be noticed by the first command.
         self._sample = self.make_connection()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and can_share(self._sample)
+        self.decodes = self._sample.encoder.decode_responses
         self.retry_policy = RetryPolicy(own["retries"], own["retry_backoff"], self._sample.socket_timeout)
         server = server_of(self)
         self.telemetry = Telemetry(server, tracer_provider=tracer_provider, meter_provider=meter_provider)
@@ -144,10 +150,15 @@ class MonitoredConnectionPool(LendingPool):
         """
         _refuse_retries("retry")
 
-    def renew(self) -> None:
-        """Connect anew for further calls on the shared connection; those that it owes replies get them."""
+    def decode(self, reply: Any) -> Any:
+        """A reply of the shared connection as this pool's callers want it."""
+        encoder = self._sample.encoder
+        return decoded(reply, encoder.encoding, encoder.encoding_errors) if self.decodes else reply
+
+    def renew(self, older_than: float) -> None:
+        """Share another connection from now on, if the present one was made before that time (monotonic clock)."""
         if self.multiplexer is not None:
-            self.multiplexer.renew()
+            self.multiplexer.renew(older_than)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Send new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""

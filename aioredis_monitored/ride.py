@@ -1,6 +1,6 @@
 """A connection as redis-py's pipeline wants it, whose commands are one run on the shared connection."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from aioredis_monitored.inflight import Lost
@@ -12,14 +12,14 @@ class Ride:
 
     Args:
         multiplexer: The shared connection.
-        raws: For each command whether its reply is not decoded; empty if all are.
+        decode: Decodes replies.
     """
 
     himport_registry = None
 
-    def __init__(self, multiplexer: Multiplexer, raws: Sequence[bool] = ()) -> None:
+    def __init__(self, multiplexer: Multiplexer, decode: Callable[[Any], Any]) -> None:
         self._multiplexer = multiplexer
-        self._raws = raws
+        self._decode = decode
         self._replies: Iterator[Any] = iter(())
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
@@ -32,14 +32,14 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        replies = await self._multiplexer.run(commands, self._raws)
+        replies = await self._multiplexer.run(commands)
         if isinstance(replies, Lost):
             raise replies
         self._replies = iter(replies)
 
-    async def read_response(self, disable_decoding: bool = False) -> Any:  # noqa: ARG002 - redis-py's signature
+    async def read_response(self, disable_decoding: bool = False) -> Any:
         """The next reply, raised if it is an error."""
         reply = next(self._replies)
         if isinstance(reply, Exception):
             raise reply
-        return reply
+        return reply if disable_decoding else self._decode(reply)

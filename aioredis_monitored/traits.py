@@ -176,9 +176,14 @@ def traits_of(args: Sequence[Any]) -> Traits:
     # An unknown sub-command, which may do anything, is found under the name of the commands that it is one of.
     if traits is None or (name in _CONTAINERS and call.total):
         return _MODULE if "." in name else _UNKNOWN
-    if name in _MAY_WAIT and any(text_of(argument, LONGEST_WORD).upper() == "BLOCK" for argument in call.arguments):
+    if name in _MAY_WAIT and any(_word(argument) == "BLOCK" for argument in call.arguments):
         return traits._replace(shares=False)
     return traits
+
+
+def _word(argument: object) -> str:
+    # Servers compare as C does, to the first zero byte.
+    return text_of(argument, LONGEST_WORD).partition("\0")[0].upper()
 
 
 def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:

@@ -110,5 +110,7 @@ class FaultProxy:
 
     async def _trickle(self, chunk: bytes, writer: asyncio.StreamWriter) -> None:
         for byte in chunk:
+            if writer.is_closing():
+                break
             writer.write(bytes([byte]))
             await asyncio.sleep(self.reply_pause)

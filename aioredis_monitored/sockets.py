@@ -1,6 +1,7 @@
-"""Closing a connection whose event loop will not do it."""
+"""What redis-py has no public way for: looking at a connection's socket, and closing it without its event loop."""
 
 import asyncio
+import select
 from contextlib import suppress
 from typing import Any
 
@@ -31,3 +32,17 @@ def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | No
     if sock is not None:
         sock.close()
         transport._sock = None  # noqa: SLF001
+
+
+def is_readable(connection: AbstractConnection) -> bool:
+    """Whether something has come that the event loop has not read yet; of an idle connection, most likely its end."""
+    writer: Any = getattr(connection, "_writer", None)
+    sock = getattr(writer, "get_extra_info", lambda _: None)("socket")
+    if sock is None:
+        # It has none, or asyncio has closed it.
+        return writer is not None and writer.is_closing()
+    if sock.fileno() < 0:
+        return True
+    sockets = select.poll()
+    sockets.register(sock.fileno(), select.POLLIN)
+    return bool(sockets.poll(0))
