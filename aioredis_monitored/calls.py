@@ -17,9 +17,9 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.inflight import Lost
+from aioredis_monitored.inflight import Lost, Reply
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.traits import Traits, counts_own_writes, server_wait, traits_of
+from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
 Orphan = Callable[[Any], object]
 
@@ -39,49 +39,48 @@ class CallsMixin:
         args: tuple[Any, ...],
         options: dict[str, Any],
         orphan: Orphan | None = None,
+        *,
+        again: bool = True,
     ) -> Any:
-        """Run one command, trying again where that is safe; ``orphan`` gets the reply if the caller leaves first."""
+        """Run one command.
+
+        Args:
+            pool: The pool of this handle.
+            args: The command.
+            options: Those of redis-py's ``execute_command``.
+            orphan: Gets the reply, bytes not decoded, if the caller leaves before it is read. Not every command can
+                have one: those that do not share have their reply read by nobody.
+            again: Whether to try again where that is safe; default ``True``.
+
+        Raises:
+            Lost: An attempt that is not to be tried again has failed.
+        """
         started = monotonic()
         traits = traits_of(args)
-        try:
-            return await self._attempt(pool, traits, args, options, orphan)
-        except Lost as lost:
-            failure = lost
-        again = partial(self._attempt, pool, traits, args, options, orphan)
-        return await persist(pool, traits, again, failure, started)
-
-    async def _attempt(
-        self,
-        pool: MonitoredConnectionPool,
-        traits: Traits,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        orphan: Orphan | None,
-    ) -> Any:
         multiplexer = pool.multiplexer
-        if multiplexer is None or not traits.shares:
-            return await self._call_borrowed(pool, args, options)
-        future = multiplexer.send(args, orphan)
         try:
-            reply = await future
-        except asyncio.CancelledError:
-            if orphan is not None and not future.cancelled() and not isinstance(future.result(), Lost):
-                # It came in the very tick in which its caller left.
-                future.get_loop().call_soon(orphan, future.result(), context=Context())
-            raise
-        if isinstance(reply, Exception):
-            if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
-                return options[EMPTY_RESPONSE]
-            raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
-        pool.retry_policy.is_out_of_reach = False
-        if pool.decodes and NEVER_DECODE not in options:
-            reply = pool.decode(reply)
-        # Past the look-up of redis-py's own dict, which is in Python.
-        callback = dict.get(self.response_callbacks, args[0].upper())
-        if callback is None:
-            return reply
-        parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
-        return await parsed if isawaitable(parsed) else parsed
+            if multiplexer is None or not traits.shares:
+                return await self._call_borrowed(pool, args, options)
+            reply = await (multiplexer.send(args) if orphan is None else _taken(multiplexer.send(args, orphan), orphan))
+            if isinstance(reply, Exception):
+                if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
+                    return options[EMPTY_RESPONSE]
+                raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
+            pool.retry_policy.is_out_of_reach = False
+            if pool.decodes and NEVER_DECODE not in options:
+                reply = pool.decode(reply)
+            # Past the look-up of redis-py's own dict, which is in Python.
+            callback = dict.get(self.response_callbacks, args[0].upper())
+            if callback is None:
+                return reply
+            parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+            return await parsed if isawaitable(parsed) else parsed
+        except Lost as lost:
+            if not again:
+                raise
+            failure = lost
+        attempt = partial(self._call, pool, args, options, orphan, again=False)
+        return await persist(pool, traits, attempt, failure, started)
 
     async def _call_borrowed(
         self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any]
@@ -125,6 +124,16 @@ class CallsMixin:
         pool = self.connection_pool
         if any(traits_of(args).alters for args in commands) and isinstance(pool, MonitoredConnectionPool):
             pool.alter(connection)
+
+
+async def _taken(reply: Reply, orphan: Orphan) -> Any:
+    """The reply, which is an orphan's even if it came in the very tick in which its caller left."""
+    try:
+        return await reply
+    except asyncio.CancelledError:
+        if not reply.cancelled() and not isinstance(reply.result(), Lost):
+            reply.get_loop().call_soon(orphan, reply.result(), context=Context())
+        raise
 
 
 @asynccontextmanager

@@ -151,7 +151,9 @@ class LendingPool(BlockingConnectionPool):
         """Take back a borrowed connection that is closed."""
         if connection in self._in_use_connections:
             self._in_use_connections.remove(connection)
-            self._available_connections.append(connection)
+            # The last one is lent first: one that is connected, if there is any.
+            last = len(self._available_connections) if connection.is_connected else 0
+            self._available_connections.insert(last, connection)
             self._serve()
 
     def _serve(self) -> None:

@@ -3,9 +3,17 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, Invocation, parse, printable, text_of
+from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, SIMPLE, TABLE, Invocation, Span, parse, printable, text_of
 
 _ELLIPSIS = "…"
+_HIDDEN_ONE = f" {HIDDEN}"
+_FEW = 16
+# What most calls are, with one look: a key, and then nothing but values.
+_KEY_AND_VALUES = frozenset(
+    name
+    for name, row in TABLE.items()
+    if row.keys == (Span(0),) and not row.fields and not row.words and name in SIMPLE
+)
 
 
 def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
@@ -19,6 +27,9 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
         args: The arguments of ``execute_command``.
         limit: The most characters to return; what is longer ends with an ellipsis.
     """
+    name = args[0] if args else None
+    if type(name) is str and name in _KEY_AND_VALUES and 1 < len(args) < _FEW and type(args[1]) is str:
+        return _cut(f"{name} {printable(args[1][:limit])}{_HIDDEN_ONE * (len(args) - 2)}", limit)
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
@@ -28,7 +39,10 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
         room -= len(part) + 1
         if room < 0:
             break
-    text = " ".join(parts)
+    return _cut(" ".join(parts), limit)
+
+
+def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
 
 
