@@ -71,9 +71,18 @@ class Lane:
             self.waiting = deque(entry for entry in self.waiting if not entry[1].done())
             self._purge_at = 2 * len(self.waiting) + _PURGE
         self.waiting.append((call.get_loop().time(), call))
+        call.add_done_callback(self._left, context=Context())
         if self._timer is None:
             self._watch()
         self.line_has_room()
+
+    def _left(self, call: Reply | Run) -> None:
+        if call.cancelled() and self._connecting is not None:
+            while self.waiting and self.waiting[0][1].done():
+                self.waiting.popleft()
+            if not self.waiting:
+                # Nobody would be there to see it fail, or to end it before the event loop ends.
+                self._connecting.cancel()
 
     def line_is_full(self) -> None:
         """Let calls wait."""
