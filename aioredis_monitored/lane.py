@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from copy import copy
+from math import inf
 from typing import Final, Protocol, cast
 from weakref import ref
 
@@ -113,14 +114,18 @@ class Lane:
         lender = self._lender()
         if lender is None:
             return
+        began = asyncio.get_running_loop().time()
         try:
             self.line = Line(await lender.get_connection(), self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
-            self._lose(error)
+            # Those who came later have all their time before them, and get another attempt.
+            self._lose(error, began)
         finally:
             self._connecting = None
-        self.line_has_room()
+            # Also after a cancellation: another caller may have come in the tick after the last one had left.
+            if self._closed is None:
+                self.line_has_room()
 
     def line_retired(self, line: Line) -> None:
         """Connect anew for the next call."""
@@ -156,8 +161,8 @@ class Lane:
             self._waiting_ends(PoolExhaustedError(text))
         self._watch()
 
-    def _lose(self, error: Exception) -> None:
-        while self.waiting:
+    def _lose(self, error: Exception, waiting_since: float = inf) -> None:
+        while self.waiting and self.waiting[0][0] <= waiting_since:
             # One for each: raising an error writes into it.
             own = error
             with suppress(Exception):  # not every class can be copied

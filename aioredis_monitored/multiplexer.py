@@ -106,7 +106,9 @@ class Multiplexer:
                 return hiredis.pack_command(args)  # type: ignore[no-any-return]
             except TypeError:
                 pass  # redis-py takes more types, and refuses others with its own error
-        return b"".join(self._packer.pack_command(*args))
+        # redis-py counts a memoryview's items, and would announce fewer bytes than it sends.
+        views = (argument.tobytes() if isinstance(argument, memoryview) else argument for argument in args)
+        return b"".join(self._packer.pack_command(*views))
 
     def _pack_again(self, call: Reply | Run) -> bytes:
         if call.packed is not None:

@@ -1,6 +1,7 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
-from collections.abc import Iterable, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
+from contextlib import contextmanager
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -116,13 +117,25 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
-        replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
-        return replies
+        with self._doubted(connection):
+            replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
+            return replies
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         async with self._heeded(connection, [args for args, _ in commands]):
-            replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
-            return replies
+            with self._doubted(connection):
+                replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
+                return replies
+
+    @contextmanager
+    def _doubted(self, connection: Any) -> Iterator[None]:
+        """Lend a connection to nobody else after an error: it may have kept redis-py from reading all replies."""
+        try:
+            yield
+        except BaseException:
+            if isinstance(self.connection_pool, MonitoredConnectionPool) and not isinstance(connection, Ride):
+                self.connection_pool.alter(connection)
+            raise
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
