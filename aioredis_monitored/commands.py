@@ -26,7 +26,7 @@ HIDDEN = "?"
 # Longer than every name, word or number that means something to a server; the rest of a longer argument is not read.
 LONGEST_WORD = 64
 # redis-py takes a whole command in one string; more than this of it is not read.
-_LONGEST_NAME = 65_536
+LONGEST_NAME = 65_536
 
 
 class Span(NamedTuple):
@@ -140,7 +140,7 @@ def parse(args: Sequence[Any], most: int | None = None) -> Invocation:
     if type(name) is str and name in _COMPLETE:
         return Invocation(name, TABLE[name], args[1:most], len(args) - 1)
     # redis-py splits the first argument, and sends each of its words as an argument of its own.
-    words = text_of(name, _LONGEST_NAME).encode(errors="backslashreplace").split() or [HIDDEN.encode()]
+    words = text_of(name, LONGEST_NAME).encode(errors="backslashreplace").split() or [HIDDEN.encode()]
     sent = [*words, *args[1:most]]
     total = len(words) + len(args) - 1
     name = words[0].decode()[:LONGEST_WORD]

@@ -115,6 +115,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         return results
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
+        if isinstance(connection, Ride):
+            return await super()._execute_transaction(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
         with self._doubted(connection):
@@ -122,6 +124,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             return replies
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
+        if isinstance(connection, Ride):
+            return await super()._execute_pipeline(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
         async with self._heeded(connection, [args for args, _ in commands]):
             with self._doubted(connection):
                 replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
@@ -133,7 +137,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         try:
             yield
         except BaseException:
-            if isinstance(self.connection_pool, MonitoredConnectionPool) and not isinstance(connection, Ride):
+            if isinstance(self.connection_pool, MonitoredConnectionPool):
                 self.connection_pool.alter(connection)
             raise
 

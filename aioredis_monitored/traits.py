@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from aioredis_monitored.commands import LONGEST_WORD, TABLE, operation_name, parse, text_of
+from aioredis_monitored.commands import LONGEST_NAME, LONGEST_WORD, TABLE, operation_name, parse, text_of
 
 
 class Traits(NamedTuple):
@@ -170,6 +170,8 @@ def traits_of(args: Sequence[Any]) -> Traits:
     name = args[0] if args else None
     if type(name) is str and (known := CERTAIN.get(name)) is not None:
         return known
+    if isinstance(name, str | bytes) and len(name) > LONGEST_NAME:
+        return _UNKNOWN
     call = parse(args)
     name = call.name.upper()
     traits = _TRAITS.get(name)

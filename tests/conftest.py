@@ -1,6 +1,7 @@
 """Real servers, a client with captured telemetry, and a look at what each test leaves behind."""
 
 import asyncio
+import os
 import time
 
 import pytest
@@ -10,6 +11,14 @@ from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
 
 DEADLINE = 5.0
+
+if os.environ.get("AIOREDIS_MONITORED_UVLOOP"):
+
+    def pytest_asyncio_loop_factories(config, item):
+        """Run the tests on uvloop."""
+        import uvloop
+
+        return {"uvloop": uvloop.new_event_loop}
 
 
 @pytest.fixture(scope="session")
