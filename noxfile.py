@@ -40,7 +40,8 @@ def build(session: nox.Session) -> None:
     session.run("python", "-m", "build", "--outdir", str(directory))
     (wheel,) = directory.glob("*.whl")
     install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
-    shutil.copytree("tests", directory / "tests")
+    for name in ("tests", "benchmarks"):
+        shutil.copytree(name, directory / name)
     for name in ("README.md", "pyproject.toml"):
         shutil.copy(name, directory)
     session.chdir(directory)
