@@ -11,7 +11,9 @@ from aioredis_monitored.errors import (
     EventLoopError,
     MonitoredRedisError,
     NoComponentsError,
+    OwnConnectionError,
     PoolClosedError,
+    PoolExhaustedError,
     TimedOutError,
 )
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
@@ -29,7 +31,9 @@ __all__ = [
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
     "NoComponentsError",
+    "OwnConnectionError",
     "PoolClosedError",
+    "PoolExhaustedError",
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",

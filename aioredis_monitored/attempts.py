@@ -50,9 +50,9 @@ async def persist(
         except Lost as lost:
             failure = lost
         except builtins.TimeoutError:
-            failure = Lost(
-                TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts"), written=failure.written
-            )
+            cut = TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts")
+            cut.__cause__ = failure.error
+            failure = Lost(cut, written=failure.written)
         else:
             return result
         failures += 1

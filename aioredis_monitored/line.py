@@ -15,6 +15,8 @@ from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
 from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536
+# More than this is not written in one piece.
+_PIECE = 65_536
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
 # After so many seconds without traffic the socket is looked at before it is written to.
@@ -115,10 +117,10 @@ class Line(asyncio.BufferedProtocol):
         return reply
 
     def re_authenticate(self, token: TokenInterface) -> None:
-        """Send new credentials between the calls; the line ends if the server refuses them."""
+        """Send new credentials between the calls; the line retires if the server refuses them."""
         reply = self.command()
         self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
-        reply.add_done_callback(self._end_unless_ok, context=self._context)
+        reply.add_done_callback(self._retire_unless_ok, context=self._context)
 
     def _flush(self) -> None:
         if self._checking is not None or self.ended.done():
@@ -130,11 +132,20 @@ class Line(asyncio.BufferedProtocol):
         self._flushing = False
         self._ticks_waited = 0
         self._last_active = now
-        self._transport.write(b"".join(self._outbox))
-        self._outbox.clear()
+        self._write()
         inflight.write(inflight.unwritten, now)
         if self._timer is None:
             self._watch(now)
+
+    def _write(self) -> None:
+        outbox, self._outbox = self._outbox, []
+        if sum(map(len, outbox)) <= _PIECE:
+            self._transport.write(b"".join(outbox))
+            return
+        # All in one would be there three times for a moment: in pieces, joined, and in the transport's buffer.
+        outbox.reverse()
+        while outbox:
+            self._transport.write(outbox.pop())
 
     def _is_fit(self, now: float) -> bool:
         """Look at a socket that was idle before anything is written that would be written in vain."""
@@ -162,9 +173,10 @@ class Line(asyncio.BufferedProtocol):
         else:
             self.end(lambda: ConnectionError("Bad response from PING health check"))
 
-    def _end_unless_ok(self, reply: Reply) -> None:
+    def _retire_unless_ok(self, reply: Reply) -> None:
         if isinstance(reply.result(), Exception):
-            self.end(lambda: ConnectionError("The server refused new credentials"))
+            # What is written behind it is answered, if only with an error.
+            self.retire()
 
     # What asyncio calls.
 

@@ -154,7 +154,7 @@ def _traits(name: str) -> Traits:
     return Traits(
         shares=name not in _ALTERS | _OVERTAKES and (not waits or name in _MAY_WAIT),
         alters=name in _ALTERS,
-        repeatable=name in _HARMLESS or ("readonly" in TABLE[name].flags and not waits),
+        repeatable=name in _HARMLESS or ("readonly" in TABLE[name].flags and (not waits or name in _MAY_WAIT)),
         runs_code=name in _RUNS_CODE,
     )
 
@@ -179,7 +179,7 @@ def traits_of(args: Sequence[Any]) -> Traits:
     if traits is None or (name in _CONTAINERS and call.total):
         return _MODULE if "." in name else _UNKNOWN
     if name in _MAY_WAIT and any(_word(argument) == "BLOCK" for argument in call.arguments):
-        return traits._replace(shares=False)
+        return traits._replace(shares=False, repeatable=False)
     return traits
 
 

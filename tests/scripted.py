@@ -2,31 +2,38 @@
 
 import asyncio
 from contextlib import asynccontextmanager
+from inspect import isawaitable
 
 
 @asynccontextmanager
 async def scripted(answer):
-    """Yield the port; ``answer(connection, args)`` returns bytes, or ``None`` to close the connection.
+    """Yield the port; ``answer(connection, args)`` returns bytes, or ``None`` to close the connection, or awaits first.
 
-    ``connection`` counts from 1. What redis-py sends while it connects is answered with OK: use ``protocol=2``.
+    ``connection`` counts from 1. What is sent while it connects is answered well: use ``protocol=2``.
     """
     tasks, connections = set(), []
 
     async def serve(reader, writer):
         tasks.add(asyncio.current_task())
         connections.append(writer)
-        connection = len(connections)
+        connection, is_greeted = len(connections), False
         try:
             while count := await reader.readline():
                 args = []
                 for _ in range(int(count[1:])):
                     size = int((await reader.readline())[1:])
                     args.append((await reader.readexactly(size + 2))[:-2])
-                reply = b"+OK\r\n" if args[0] == b"CLIENT" else answer(connection, args)
+                if args[0] == b"CLIENT" or (args[0] == b"PING" and not is_greeted):
+                    reply = b"+PONG\r\n" if args[0] == b"PING" else b"+OK\r\n"
+                else:
+                    reply = answer(connection, args)
+                is_greeted = True
+                if isawaitable(reply):
+                    reply = await reply
                 if reply is None:
                     break
                 writer.write(reply)
-        except (OSError, asyncio.IncompleteReadError):
+        except (OSError, RuntimeError, asyncio.IncompleteReadError):  # uvloop's transports raise RuntimeError
             pass
         finally:
             writer.transport.abort()

@@ -1,0 +1,373 @@
+"""Only what surely did not run is tried again: the rule without I/O, and what callers see of it."""
+
+import asyncio
+import runpy
+import ssl
+import time
+from collections import Counter
+from itertools import count
+from pathlib import Path
+
+import pytest
+import redis
+from redis import exceptions as errors
+
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored.errors import OwnConnectionError, PoolExhaustedError
+from aioredis_monitored.retry import RetryPolicy
+from aioredis_monitored.testing import RedisServer
+from aioredis_monitored.traits import traits_of, traits_of_batch
+
+scripted = runpy.run_path(str(Path(__file__).with_name("scripted.py")))["scripted"]
+
+READ, WRITE, SCRIPT = traits_of(["GET"]), traits_of(["INCR"]), traits_of(["EVAL"])
+READS, MIXED = traits_of_batch([["GET"], ["PING"]]), traits_of_batch([["GET"], ["INCR"]])
+ALL = [READ, WRITE, SCRIPT, READS, MIXED]
+BOTH = pytest.mark.parametrize("multiplex", [True, False])
+
+
+def caused_by(cause, error):
+    error.__cause__ = cause
+    return error
+
+
+def answer(kind, code="CODE"):
+    return kind("said by the server", status_code=code)
+
+
+MAX_CLIENTS = errors.ConnectionError("max number of clients reached", status_code="ERR")
+# error, and who may try again when it was (not written, written).
+RULES = [
+    (errors.ConnectionError("lost"), ALL, [READ, READS]),
+    (errors.TimeoutError("late"), ALL, [READ, READS]),
+    (answer(errors.BusyLoadingError), ALL, [READ, WRITE, READS]),
+    (answer(errors.ReadOnlyError), ALL, [READ, WRITE, READS]),
+    (answer(errors.MasterDownError), ALL, [READ, WRITE, READS]),
+    (answer(errors.ClusterDownError), ALL, [READ, WRITE, READS]),
+    (answer(errors.TryAgainError), ALL, [READ, WRITE, READS]),
+    (MAX_CLIENTS, ALL, [READ, WRITE, READS]),
+    (answer(errors.AuthenticationError), [], []),
+    (answer(errors.AuthenticationWrongNumberOfArgsError), [], []),
+    (answer(errors.AuthorizationError), [], []),
+    (answer(errors.NoPermissionError), [], []),
+    (answer(errors.ResponseError), [], []),
+    (answer(errors.OutOfMemoryError), [], []),
+    (answer(errors.NoScriptError), [], []),
+    (answer(errors.ConnectionError), [], []),
+    (errors.DataError("no"), [], []),
+    (errors.WatchError("no"), [], []),
+    (errors.InvalidResponse("no"), [], []),
+    (PoolClosedError("no"), [], []),
+    (PoolExhaustedError("no"), [], []),
+    (OwnConnectionError("no"), [], []),
+    (caused_by(ssl.SSLCertVerificationError("no"), errors.ConnectionError("tls")), [], []),
+    (caused_by(ssl.SSLEOFError("cut"), errors.ConnectionError("tls")), ALL, [READ, READS]),
+    (caused_by(OSError("refused"), errors.ConnectionError("tcp")), ALL, [READ, READS]),
+    (UnicodeDecodeError("utf-8", b"", 0, 1, "no"), [], []),
+]
+
+
+@pytest.fixture
+def inspector(server):
+    with redis.Redis.from_url(server.url, decode_responses=True) as inspector:
+        yield inspector
+
+
+def client_of(make_pool, url, **options):
+    return MonitoredRedisConnection(
+        connection_pool=make_pool(url, **{"protocol": 2, "retry_backoff": 0.005, **options})
+    )
+
+
+def answers(*replies):
+    """A scripted answer: one reply after the other, the last one again and again; and what was asked."""
+    asked, left = [], iter(replies)
+
+    def answered(connection, args):
+        asked.append((connection, args[0].decode()))
+        return next(left, replies[-1])
+
+    return answered, asked
+
+
+# The rule.
+
+
+@pytest.mark.parametrize(
+    ("error", "unwritten", "written"), RULES, ids=[f"{n}-{type(rule[0]).__name__}" for n, rule in enumerate(RULES)]
+)
+def test_what_may_be_tried_again(error, unwritten, written):
+    def may(traits, *, was_written):
+        policy = RetryPolicy(20, 0.02, 5.0)
+        return policy.pause(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
+
+    assert [traits in unwritten for traits in ALL] == [may(traits, was_written=False) for traits in ALL]
+    assert [traits in written for traits in ALL] == [may(traits, was_written=True) for traits in ALL]
+
+
+def failed(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
+    error = error or errors.ConnectionError("lost")
+    return policy.pause(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
+
+
+def test_pauses_double_up_to_half_a_second_and_half_of_each_is_random():
+    policy = RetryPolicy(20, 0.02, None)
+
+    pauses = [[failed(policy, failures=failures) for _ in range(200)] for failures in range(1, 11)]
+
+    for most, some in zip([0.02, 0.04, 0.08, 0.16, 0.32, *[0.5] * 5], pauses, strict=True):
+        assert most / 2 <= min(some) < max(some) <= most
+
+
+def test_no_attempt_begins_after_the_deadline():
+    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=0.97) is not None
+    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=0.99) is None
+    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=1.5) is None
+
+
+def test_retries_bound_the_attempts_with_and_without_a_deadline():
+    for deadline in (None, 5.0):
+        assert failed(RetryPolicy(3, 0.02, deadline), failures=3) is not None
+        assert failed(RetryPolicy(3, 0.02, deadline), failures=4) is None
+        assert failed(RetryPolicy(0, 0.02, deadline)) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "written", "starts"),
+    [
+        (errors.ConnectionError("refused"), False, True),
+        (errors.TimeoutError("connecting"), False, True),
+        (answer(errors.BusyLoadingError), True, True),
+        (errors.TimeoutError("late"), True, False),
+        (errors.ConnectionError("cut"), True, False),
+    ],
+)
+def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, starts):
+    policy = RetryPolicy(20, 0.02, 1.0)
+    assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
+    assert not policy.is_out_of_reach
+
+    assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
+
+    assert starts == policy.is_out_of_reach
+    assert starts == (failed(policy, error, written=written, traits=READ) is None)
+
+
+def test_what_is_never_tried_again_says_nothing_about_an_outage():
+    policy = RetryPolicy(20, 0.02, 1.0)
+
+    assert failed(policy, answer(errors.AuthenticationError), elapsed=2.0) is None
+
+    assert not policy.is_out_of_reach
+
+
+# What callers see.
+
+
+@BOTH
+async def test_a_call_that_begins_while_the_server_is_down_succeeds_when_it_is_back(make_pool, own_server, multiplex):
+    client = client_of(make_pool, own_server.url, multiplex=multiplex)
+    await client.incr("key")
+    own_server.kill()
+    await asyncio.sleep(0)
+    calls = [client.incr("key") for _ in range(20)] + [client.pipeline(t).incr("key").execute() for t in (True, False)]
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(own_server.start)
+
+    replies = await asyncio.gather(*waiting)
+
+    values = [reply[0] if isinstance(reply, list) else reply for reply in replies]
+    assert list(range(1, 23)) == sorted(values)
+
+
+@BOTH
+async def test_writes_whose_reply_is_cut_are_not_repeated_and_reads_are(make_pool, proxy, inspector, multiplex):
+    client = client_of(make_pool, proxy.url, multiplex=multiplex)
+    writes = {
+        "incr": client.incr,
+        "eval": lambda key: client.eval("return redis.call('INCR', KEYS[1])", 1, key),
+        "multi": lambda key: client.pipeline().incr(key).get(key).execute(),
+        "batch": lambda key: client.pipeline(transaction=False).get(key).incr(key).execute(),
+    }
+    for name, write in writes.items():
+        for number in range(10):
+            await client.ping()
+            proxy.cut_replies = 1
+            with pytest.raises(redis.ConnectionError):
+                await write(f"{name}-{number}")
+    inspector.set("key", "value")
+    for read in (client.get, lambda key: client.pipeline().get(key).ping().execute()):
+        await client.ping()
+        proxy.cut_replies = 1
+        assert b"value" in await read("key")
+
+    assert {"1"} == {inspector.get(f"{name}-{number}") for name in writes for number in range(10)}
+
+
+@BOTH
+@pytest.mark.parametrize("command", ["INCR", "GET"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-LOADING Redis is loading the dataset in memory",
+        b"-READONLY You can't write against a read only replica.",
+        b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        b"-CLUSTERDOWN The cluster is down",
+        b"-TRYAGAIN Multiple keys request during rehashing of slot",
+        b"-ERR max number of clients reached",
+    ],
+)
+async def test_an_answer_that_means_not_executed_is_tried_again(make_pool, reply, command, multiplex):
+    answered, asked = answers(*[reply + b"\r\n"] * 3, b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        assert 7 == await client.execute_command(command, "key")
+
+        assert [command] * 4 == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+@BOTH
+@pytest.mark.parametrize("args", [("EVAL", "return 1", 0), ("EVALSHA", "0" * 40, 0), ("FCALL", "f", 0), ("NEW.ONE",)])
+async def test_the_errors_of_code_prove_nothing(make_pool, args, multiplex):
+    answered, asked = answers(b"-READONLY said by a script\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        with pytest.raises(redis.ReadOnlyError):
+            await client.execute_command(*args)
+
+        assert [args[0]] == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+@BOTH
+async def test_a_batch_is_tried_again_only_if_all_of_it_is_read_only(make_pool, multiplex):
+    answered, asked = answers(*[b"-LOADING not yet\r\n"] * 2, b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        assert [7, 7] == await client.pipeline(transaction=False).get("key").exists("key").execute()
+        assert [("GET", 2), ("EXISTS", 2)] == list(Counter(name for _, name in asked).items())
+        await client.connection_pool.aclose()
+
+    answered, asked = answers(b"-LOADING not yet\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+        with pytest.raises(redis.BusyLoadingError):
+            await client.pipeline(transaction=False).get("key").incr("key").execute()
+        assert ["GET", "INCRBY"] == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, server, own_server, until):
+    with redis.Redis.from_url(own_server.url) as demoted:
+        client = client_of(make_pool, own_server.url)
+        before = await client.client_id()
+        demoted.replicaof(server.host, server.port)
+        writes = [asyncio.ensure_future(client.incr("key")) for _ in range(50)]
+        await until(lambda: demoted.info("commandstats").get("cmdstat_incrby", {}).get("rejected_calls", 0) >= 100)
+        demoted.replicaof("NO", "ONE")
+
+        assert list(range(1, 51)) == sorted(await asyncio.gather(*writes))
+
+        # Behind the same name there might be another server: it connects anew, but not once for each caller.
+        assert before != await client.client_id()
+        assert demoted.info("stats")["total_connections_received"] < 30
+
+
+@BOTH
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_too_many_clients_are_waited_for(make_pool, own_server, until, protocol, multiplex):
+    with redis.Redis.from_url(own_server.url) as inspector:
+        inspector.config_set("maxclients", 1 + inspector.info("clients")["connected_clients"] - 1)
+        client = client_of(make_pool, own_server.url, protocol=protocol, multiplex=multiplex)
+        calls = [asyncio.ensure_future(client.incr("key")) for _ in range(5)]
+        await until(lambda: inspector.info("stats")["rejected_connections"] >= 2)
+        inspector.config_set("maxclients", 100)
+
+        assert [1, 2, 3, 4, 5] == sorted(await asyncio.gather(*calls))
+
+
+@BOTH
+async def test_a_wrong_password_is_one_attempt(make_pool, multiplex):
+    with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as root:
+        client = client_of(make_pool, server.url, password="wrong", multiplex=multiplex)
+
+        for _ in range(2):
+            with pytest.raises(errors.AuthenticationError):
+                await client.get("key")
+
+        assert 2 == root.info("commandstats")["cmdstat_auth"]["failed_calls"]
+
+
+@BOTH
+async def test_retries_0_is_one_attempt(make_pool, proxy, own_server, multiplex):
+    client = client_of(make_pool, own_server.url, retries=0, multiplex=multiplex)
+    own_server.kill()
+    started = time.monotonic()
+
+    for call in (client.get, client.incr, lambda key: client.pipeline().get(key).execute()):
+        with pytest.raises(redis.ConnectionError):
+            await call("key")
+
+    assert time.monotonic() - started < 0.5
+
+
+@pytest.mark.parametrize(("multiplex", "is_seen"), [(True, False), (True, True), (False, True)])
+async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, server, inspector, multiplex, is_seen):
+    client = client_of(make_pool, server.url, retries=0, multiplex=multiplex)
+
+    for number in range(10):
+        identity = await client.client_id()
+        inspector.client_kill_filter(_id=identity)
+        # Nobody looks at a connection that was in use a moment ago.
+        time.sleep(0.011)  # noqa: ASYNC251 - the event loop is not to see that the connection is closed
+        if is_seen:
+            await asyncio.sleep(0)
+        assert number + 1 == await client.incr("key")
+
+
+async def test_without_socket_timeout_retries_bound_the_attempts(make_pool, proxy):
+    client = client_of(make_pool, proxy.url, socket_timeout=None, retries=3, retry_backoff=0.001)
+    proxy._upstream = ("127.0.0.1", 1)
+
+    with pytest.raises(redis.ConnectionError):
+        await client.incr("key")
+
+    assert 4 == proxy.accepted
+
+
+@pytest.mark.parametrize("argument", ["retry", "retry_on_error", "retry_on_timeout"])
+def test_redis_pys_retries_are_refused_with_the_reason(argument):
+    with pytest.raises(TypeError, match=f"{argument}= is refused: redis-py's retries repeat commands that may"):
+        MonitoredConnectionPool(**{argument: [redis.ConnectionError]})
+
+
+async def test_each_caller_gets_an_error_of_its_own(make_pool):
+    client = client_of(make_pool, "redis://127.0.0.1:1", retries=0)
+
+    raised = await asyncio.gather(*(client.get("key") for _ in range(10)), return_exceptions=True)
+
+    assert 10 == len(set(map(id, raised)))
+    assert 1 == len(set(map(str, raised)))
+
+
+async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, server):
+    class OddError(redis.ConnectionError):
+        def __init__(self, first, second):
+            super().__init__(f"{first} {second}")
+
+    class Provider(redis.CredentialProvider):
+        async def get_credentials_async(self):
+            raise OddError(next(numbers), "th")
+
+    numbers = count()
+    client = client_of(make_pool, server.url, credential_provider=Provider(), timeout=0.5, retries=0)
+
+    raised = await asyncio.gather(client.get("key"), client.get("key"), return_exceptions=True)
+
+    assert [OddError, OddError] == list(map(type, raised))

@@ -1,0 +1,109 @@
+"""An outage: one whole deadline is waited, then each call gets one attempt until one succeeds."""
+
+import asyncio
+import socket
+import time
+from contextlib import contextmanager
+
+import pytest
+import redis
+
+from aioredis_monitored import MonitoredRedisConnection
+
+# The deadline may cut the last attempt short.
+UNREACHABLE = (redis.ConnectionError, redis.TimeoutError)
+BOTH = pytest.mark.parametrize("multiplex", [True, False])
+
+
+def client_of(make_pool, url, **options):
+    return MonitoredRedisConnection(
+        connection_pool=make_pool(url, **{"protocol": 2, "retry_backoff": 0.005, **options})
+    )
+
+
+@contextmanager
+def black_hole():
+    """A port that answers no connection attempt."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        address = listener.getsockname()
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(address)
+        yield address[1]
+        for filler in fillers:
+            filler.close()
+
+
+@BOTH
+async def test_in_an_outage_one_whole_deadline_is_waited_and_then_one_attempt_each(make_pool, proxy, multiplex):
+    client = client_of(make_pool, proxy.url, socket_timeout=0.3, multiplex=multiplex)
+    proxy._upstream = ("127.0.0.1", 1)
+    attempts, took = [], []
+
+    for _ in range(4):
+        accepted, started = proxy.accepted, time.monotonic()
+        with pytest.raises(UNREACHABLE):
+            await client.incr("key")
+        attempts.append(proxy.accepted - accepted)
+        took.append(time.monotonic() - started)
+
+    assert attempts[0] > 3
+    assert [1, 1, 1] == attempts[1:]
+    assert took[0] < 0.5
+
+
+@BOTH
+async def test_in_an_outage_callers_do_not_hang_one_after_the_other(make_pool, proxy, multiplex):
+    client = client_of(make_pool, proxy.url, socket_timeout=0.3, multiplex=multiplex, max_connections=3)
+    proxy._upstream = ("127.0.0.1", 1)
+    started = time.monotonic()
+
+    replies = await asyncio.gather(*(client.incr("key") for _ in range(100)), return_exceptions=True)
+
+    assert {*UNREACHABLE} >= set(map(type, replies))
+    assert time.monotonic() - started < 0.3 + 0.2
+    # Also those whose last attempt the deadline has cut short were in vain.
+    assert client.connection_pool.retry_policy.is_out_of_reach
+
+
+@BOTH
+async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool, multiplex):
+    with black_hole() as port:
+        options = {"socket_timeout": 0.4, "socket_connect_timeout": 0.28, "multiplex": multiplex}
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", **options)
+        took = []
+
+        for _ in range(3):
+            started = time.monotonic()
+            with pytest.raises(redis.TimeoutError):
+                await client.incr("key")
+            took.append(time.monotonic() - started)
+
+    assert 0.39 <= took[0] < 0.5
+    # Less if the attempt that the deadline cut short was still under way.
+    assert max(took[1:]) < 0.36
+
+
+@BOTH
+@pytest.mark.parametrize("kind", ["command", "MULTI", "batch", "own"])
+async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, proxy, server, kind, multiplex):
+    client = client_of(make_pool, proxy.url, socket_timeout=0.15, multiplex=multiplex)
+    policy = client.connection_pool.retry_policy
+    proxy._upstream = ("127.0.0.1", 1)
+    with pytest.raises(UNREACHABLE):
+        await client.incr("key")
+    assert policy.is_out_of_reach
+    proxy._upstream = (server.host, server.port)
+
+    match kind:
+        case "command":
+            await client.incr("key")
+        case "MULTI" | "batch":
+            await client.pipeline(kind == "MULTI").incr("key").execute()
+        case "own":
+            await client.client_setname("name")
+
+    assert not policy.is_out_of_reach
