@@ -88,6 +88,7 @@ class InFlight:
     Attributes:
         calls: Those that the connection still owes a reply.
         unwritten: How many of them, the last ones, are not written yet.
+        unwritten_size: Their bytes.
         size: The bytes of all of them.
         replied: When the last reply came.
     """
@@ -95,7 +96,7 @@ class InFlight:
     def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
         self.calls: deque[Reply | Run] = deque()
-        self.unwritten = 0
+        self.unwritten = self.unwritten_size = 0
         self.size = 0
         self.replied = -1.0
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
@@ -104,6 +105,7 @@ class InFlight:
         """Queue a call behind all others; return whether there is room for a further one."""
         self.calls.append(call)
         self.unwritten += 1
+        self.unwritten_size += call.size
         self.size += call.size
         return self.size < MOST_BYTES and len(self.calls) < MOST_CALLS
 
@@ -120,6 +122,8 @@ class InFlight:
     def write(self, count: int, now: float) -> None:
         """Note that the first ``count`` of the unwritten calls are written now."""
         self.unwritten -= count
+        if not self.unwritten:
+            self.unwritten_size = 0
         self._batches.append([now, count])
 
     def receive(self, parse: Callable[[], Any], now: float) -> int:
@@ -211,5 +215,5 @@ class InFlight:
         unwritten = list(islice(self.calls, written, None))
         self.calls.clear()
         self._batches.clear()
-        self.unwritten = self.size = 0
+        self.unwritten = self.unwritten_size = self.size = 0
         return unwritten

@@ -15,7 +15,8 @@ from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
 from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536
-# More than this is not written in one piece.
+# What is held until the end of the tick, bytes; it is written in one piece if it is smaller than the other.
+_MOST_HELD = 2**20
 _PIECE = 65_536
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
@@ -109,6 +110,9 @@ class Line(asyncio.BufferedProtocol):
         if not self._flushing:
             self._flushing = True
             self._loop.call_soon(self._flush, context=self._context)
+        elif self.inflight.unwritten_size > _MOST_HELD and not self._ticks_waited:
+            # At the end of the tick, all of it would be there twice: here and in the transport's buffer.
+            self._flush()
 
     def command(self, *args: Any) -> Reply:
         """Make a call of the line's own."""
@@ -123,7 +127,7 @@ class Line(asyncio.BufferedProtocol):
         reply.add_done_callback(self._retire_unless_ok, context=self._context)
 
     def _flush(self) -> None:
-        if self._checking is not None or self.ended.done():
+        if self._checking is not None or not self._outbox:
             return
         inflight = self.inflight
         now = self._loop.time()

@@ -1,5 +1,7 @@
 """The room for tests: servers that start or say why not, connections that break when told to."""
 
+import asyncio
+
 import pytest
 import redis
 import redis.asyncio
@@ -99,3 +101,53 @@ async def test_the_proxy_refuses_when_the_server_is_gone():
     async with FaultProxy("127.0.0.1", 1) as proxy, redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
         with pytest.raises(redis.exceptions.ConnectionError):
             await pool.get_connection()
+
+
+async def test_the_proxy_resets_connections(proxy):
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    writer.write(b"PING\r\n")
+    assert await reader.readexactly(7) == b"+PONG\r\n"
+
+    proxy.cut()
+
+    with pytest.raises(ConnectionResetError):
+        await reader.read(1)
+    writer.close()
+
+
+async def test_the_proxy_cuts_in_the_middle_of_a_reply(proxy):
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    proxy.cut_after, proxy.cut_replies = 3, 1
+    writer.write(b"PING\r\n")
+
+    assert await reader.read() == b"+PO"
+    writer.close()
+
+
+async def test_the_proxy_falls_silent_and_keeps_its_connections(proxy):
+    async with redis.asyncio.Redis.from_pool(
+        redis.asyncio.ConnectionPool.from_url(proxy.url, socket_timeout=0.1, retry=None)
+    ) as client:
+        await client.ping()
+        proxy.silent = True
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.ping()
+        proxy.silent = False
+        assert await client.ping()
+
+
+async def test_the_proxy_passes_replies_byte_by_byte(proxy):
+    reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
+    proxy.reply_pause = 0.001
+    for _ in range(2):
+        writer.write(b"PING\r\n")
+        chunks = []
+        while b"".join(chunks) != b"+PONG\r\n":
+            chunks.append(await reader.read(100))
+
+        assert 3 <= len(chunks)
+    # It does not go on for one who has left.
+    writer.write(b"INFO\r\n")
+    await reader.read(1)
+    writer.close()
+    await writer.wait_closed()

@@ -1,0 +1,216 @@
+"""Fault 15: every error that a server may answer has its type, costs one attempt, and harms no connection."""
+
+import operator
+import time
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+import redis.asyncio
+import redis.exceptions
+
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.testing import RedisServer
+
+LOGINS = {"cmdstat_auth", "cmdstat_hello"}
+DURATION = "db.client.operation.duration"
+
+
+@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
+def multiplex(request):
+    return request.param
+
+
+@pytest.fixture
+def make_client(make_pool, multiplex):
+    def make(server, **arguments):
+        return MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex, **arguments))
+
+    return make
+
+
+class ErrorCase(NamedTuple):
+    """An error that a server answers.
+
+    Attributes:
+        status: What the reply begins with.
+        error: What is raised.
+        arrange: Makes the server answer so to ``call``, given a client that administers it.
+        call: Is answered so.
+        cure: Makes it answer something else.
+        keeps: Whether the connection is still the same afterwards.
+        options: Those of the server.
+    """
+
+    status: str
+    error: type[Exception]
+    arrange: Callable[[redis.Redis], object]
+    call: Callable[[redis.asyncio.Redis], Coroutine[Any, Any, Any]]
+    cure: Callable[[redis.Redis], object]
+    keeps: bool = True
+    options: tuple[str, ...] = ()
+
+
+def nothing(admin):
+    """Change nothing: the next call is another one."""
+
+
+def wait_until(condition):
+    deadline = time.monotonic() + 5
+    while not condition():
+        assert time.monotonic() < deadline
+
+
+def start(admin, *args):
+    """Send a command whose reply nobody reads."""
+    admin.connection_pool.get_connection().send_command(*args)
+
+
+def be_busy(admin):
+    start(admin, "CONFIG", "SET", "lua-time-limit", 1)
+    admin.ping()  # connects while the server still lets it
+    start(admin, "EVAL", "while true do end", 0)
+
+
+def end_script(admin):
+    def has_ended():
+        with suppress(redis.exceptions.ResponseError):
+            return admin.ping()
+
+    admin.script_kill()
+    wait_until(has_ended)
+
+
+def load(admin):
+    admin.config_set("key-load-delay", 200)
+    admin.config_set("loading-process-events-interval-bytes", 1024)
+    admin.mset({f"key:{number}": "v" * 100 for number in range(4_000)})
+    start(admin, "DEBUG", "RELOAD")
+    wait_until(lambda: admin.info("persistence")["loading"])
+
+
+def finish_loading(admin):
+    wait_until(lambda: not admin.info("persistence")["loading"])
+
+
+def fail_to_save(admin):
+    Path(admin.config_get("dir")["dir"], admin.config_get("dbfilename")["dbfilename"]).mkdir()
+    admin.config_set("save", "3600 1")
+    admin.config_set("stop-writes-on-bgsave-error", "yes")
+    admin.bgsave()
+    wait_until(lambda: admin.info("persistence")["rdb_last_bgsave_status"] == "err")
+
+
+CASES = [
+    ErrorCase(
+        "OOM",
+        redis.exceptions.OutOfMemoryError,
+        lambda admin: admin.config_set("maxmemory", 1),
+        lambda client: client.set("key", "value"),
+        lambda admin: admin.config_set("maxmemory", 0),
+    ),
+    ErrorCase(
+        "READONLY",
+        redis.exceptions.ReadOnlyError,
+        lambda admin: admin.replicaof("127.0.0.1", 1),
+        lambda client: client.set("key", "value"),
+        lambda admin: admin.replicaof("NO", "ONE"),
+        keeps=False,  # behind the name there may be another server
+    ),
+    ErrorCase(
+        "NOPERM",
+        redis.exceptions.NoPermissionError,
+        lambda admin: admin.execute_command("ACL", "SETUSER", "default", "-set"),
+        lambda client: client.set("key", "value"),
+        lambda admin: admin.execute_command("ACL", "SETUSER", "default", "+set"),
+    ),
+    ErrorCase(
+        "WRONGTYPE",
+        redis.exceptions.ResponseError,
+        lambda admin: admin.rpush("key", "element"),
+        lambda client: client.incr("key"),
+        nothing,
+    ),
+    ErrorCase(
+        "MISCONF",
+        redis.exceptions.ResponseError,
+        fail_to_save,
+        lambda client: client.set("key", "value"),
+        lambda admin: admin.config_set("save", ""),  # else it would try to save when it is stopped
+    ),
+    ErrorCase(
+        "NOSCRIPT",
+        redis.exceptions.NoScriptError,
+        nothing,
+        lambda client: client.evalsha("0" * 40, 0),
+        nothing,
+    ),
+    ErrorCase(
+        "BUSY",
+        redis.exceptions.ResponseError,
+        be_busy,
+        lambda client: client.set("key", "value"),
+        end_script,
+    ),
+    ErrorCase(
+        "LOADING",
+        redis.exceptions.BusyLoadingError,
+        load,
+        lambda client: client.set("key", "value"),
+        finish_loading,
+        options=("--enable-debug-command", "yes"),
+    ),
+]
+
+
+def error_types(telemetry):
+    """The ``error.type`` of the last span, and those of all points of the duration."""
+    points = {point.attributes.get("error.type") for point in telemetry.points(DURATION)}
+    return telemetry.spans[-1].attributes.get("error.type"), points - {None}
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.status)
+async def test_an_error_reply_has_its_type_and_leaves_the_connection_usable(make_client, telemetry, multiplex, case):
+    with RedisServer(*case.options) as server, redis.Redis.from_url(server.url) as admin:
+        client = make_client(server, socket_timeout=0.3)
+        connection = await client.client_id()
+        case.arrange(admin)
+
+        with pytest.raises(case.error) as caught:
+            await case.call(client)
+
+        assert case.error is type(caught.value)
+        assert (case.status, {case.status}) == error_types(telemetry)
+        case.cure(admin)
+        assert await client.set("other", "value") is True
+        # On connections of one's own, redis-py closes what answers LOADING.
+        keeps = case.keeps and (multiplex or case.status != "LOADING")
+        assert keeps == (connection == await client.client_id())
+        await client.connection_pool.aclose()
+
+
+def handshakes(admin):
+    """The connections that the server has got, and the attempts to log in."""
+    calls = [details["calls"] for name, details in admin.info("commandstats").items() if name in LOGINS]
+    return admin.info("stats")["total_connections_received"], sum(calls)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.parametrize(("password", "status"), [("wrong", "WRONGPASS"), (None, "NOAUTH")])
+async def test_a_password_that_is_wrong_or_missing_is_tried_once(make_client, telemetry, password, status, protocol):
+    with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as admin:
+        client = make_client(server, password=password, protocol=protocol)
+        before = handshakes(admin)
+
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            await client.set("key", "value")
+
+        assert (status, {status}) == error_types(telemetry)
+        # Without a password, RESP2 has nothing to say.
+        assert (1, int(password is not None or protocol == 3)) == tuple(map(operator.sub, handshakes(admin), before))
+        admin.config_set("requirepass", password or "")
+        assert await client.set("key", "value") is True
+        await client.connection_pool.aclose()
