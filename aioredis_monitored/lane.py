@@ -53,7 +53,7 @@ class Lane:
     ) -> None:
         self.ready: Line | None = None
         self.line: Line | None = None
-        self.waiting: deque[tuple[float, Reply | Run]] = deque()
+        self.waiting: deque[Reply | Run] = deque()
         self.line_was_slowed = learn
         # Not the pool itself: the event loop refers to the line, and a forgotten pool would never be noticed.
         self._lender = ref(lender)
@@ -64,26 +64,31 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._purge_at = _PURGE
         self._closed: Exception | None = None
+        # One of each for all calls that wait, which may be many.
+        self._context = Context()
+        self._on_leaving = self._left
 
     def wait(self, call: Reply | Run) -> None:
         """Send a call when it is its turn."""
         if len(self.waiting) >= self._purge_at:
             # Those who have left must not fill the memory behind one who stays.
-            self.waiting = deque(entry for entry in self.waiting if not entry[1].done())
+            self.waiting = deque(each for each in self.waiting if not each.done())
             self._purge_at = 2 * len(self.waiting) + _PURGE
-        self.waiting.append((call.get_loop().time(), call))
-        call.add_done_callback(self._left, context=Context())
+        call.since = call.get_loop().time()
+        self.waiting.append(call)
+        call.on_leaving = self._on_leaving
         if self._timer is None:
             self._watch()
         self.line_has_room()
 
-    def _left(self, call: Reply | Run) -> None:
-        if call.cancelled() and self._connecting is not None:
-            while self.waiting and self.waiting[0][1].done():
+    def _left(self) -> None:
+        if self._connecting is not None:
+            while self.waiting and self.waiting[0].done():
                 self.waiting.popleft()
             if not self.waiting:
                 # Nobody would be there to see it fail, or to end it before the event loop ends.
                 self._connecting.cancel()
+                self._connecting = None
 
     def line_is_full(self) -> None:
         """Let calls wait."""
@@ -95,17 +100,18 @@ class Lane:
             return
         line = self.line
         while self.waiting:
-            call = self.waiting[0][1]
+            call = self.waiting[0]
             if call.done():
                 self.waiting.popleft()
             elif line is None:
                 if self._connecting is None:
-                    self._connecting = call.get_loop().create_task(self._connect(), context=Context())
+                    self._connecting = call.get_loop().create_task(self._connect(), context=self._context)
                 return
             elif line.inflight.is_full():
                 return
             else:
                 self.waiting.popleft()
+                call.on_leaving = None
                 line.send(call, self._pack(call))
         if line is not None and not line.inflight.is_full():
             self.ready = line
@@ -122,10 +128,9 @@ class Lane:
             # Those who came later have all their time before them, and get another attempt.
             self._lose(error, began)
         finally:
-            self._connecting = None
-            # Also after a cancellation: another caller may have come in the tick after the last one had left.
-            if self._closed is None:
-                self.line_has_room()
+            if self._connecting is asyncio.current_task():
+                self._connecting = None
+        self.line_has_room()
 
     def line_retired(self, line: Line) -> None:
         """Connect anew for the next call."""
@@ -139,7 +144,9 @@ class Lane:
         lender = self._lender()
         if lender is not None:
             lender.discard(line.connection)
-        self.waiting.extendleft((call.get_loop().time(), call) for call in reversed(unwritten))
+        for call in reversed(unwritten):
+            call.since = call.get_loop().time()
+            self.waiting.appendleft(call)
         if self._closed is not None:
             self._lose(self._closed)
         elif self.waiting:
@@ -151,18 +158,18 @@ class Lane:
             self._timer.cancel()
             self._timer = None
         if self.waiting and self._timeout is not None:
-            since, call = self.waiting[0]
-            self._timer = call.get_loop().call_at(since + self._timeout, self._expire, context=Context())
+            call = self.waiting[0]
+            self._timer = call.get_loop().call_at(call.since + self._timeout, self._expire, context=self._context)
 
     def _expire(self) -> None:
         now = asyncio.get_running_loop().time()
         text = f"no room on the shared connection in {self._timeout} s"
-        while self.waiting and (self.waiting[0][1].done() or self.waiting[0][0] + cast("float", self._timeout) <= now):
+        while self.waiting and (self.waiting[0].done() or self.waiting[0].since + cast("float", self._timeout) <= now):
             self._waiting_ends(PoolExhaustedError(text))
         self._watch()
 
     def _lose(self, error: Exception, waiting_since: float = inf) -> None:
-        while self.waiting and self.waiting[0][0] <= waiting_since:
+        while self.waiting and self.waiting[0].since <= waiting_since:
             # One for each: raising an error writes into it.
             own = error
             with suppress(Exception):  # not every class can be copied
@@ -171,7 +178,7 @@ class Lane:
             self._waiting_ends(own)
 
     def _waiting_ends(self, error: Exception) -> None:
-        _, call = self.waiting.popleft()
+        call = self.waiting.popleft()
         if not call.done():
             call.set_result(Lost(error, written=False))
 

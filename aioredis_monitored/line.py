@@ -16,7 +16,7 @@ from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536
 # What is held until the end of the tick, bytes; it is written in one piece if it is smaller than the other.
-_MOST_HELD = 2**20
+_MOST_HELD = 2**18
 _PIECE = 65_536
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
