@@ -421,7 +421,7 @@ async def test_trouble_with_the_configuration_keeps_the_last_good_one_and_logs_o
 
 
 async def test_a_dead_config_server_and_no_configuration_ever_is_an_error(own_server, make_pool):
-    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.5)))
     own_server.kill()
     async with Components(store):
         with pytest.raises(

@@ -117,7 +117,7 @@ async def test_only_objects_can_be_set(store):
 
 
 async def test_a_dead_server_is_asked_once_for_each_wait(own_server, make_pool, telemetry, clock):
-    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.5)))
     own_server.kill()
     for _ in range(5):
         with pytest.raises(redis.exceptions.ConnectionError):
