@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from redis.exceptions import ReadOnlyError, TimeoutError  # noqa: A004
 
-from aioredis_monitored.inflight import Lost
+from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.traits import Traits
 

@@ -17,7 +17,7 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.inflight import Lost, Reply
+from aioredis_monitored.multiplexer import Lost, Reply
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 

@@ -13,10 +13,9 @@ from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed
-from aioredis_monitored.inflight import Lost
+from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
-from aioredis_monitored.ride import Ride
 from aioredis_monitored.telemetry.attributes import batch_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation

@@ -17,8 +17,7 @@ from aioredis_monitored.decoding import decoded
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.greeting import greet
 from aioredis_monitored.lending import LendingPool
-from aioredis_monitored.line import can_share
-from aioredis_monitored.multiplexer import Multiplexer
+from aioredis_monitored.multiplexer import Multiplexer, can_share
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import server_of

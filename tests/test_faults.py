@@ -10,8 +10,7 @@ import redis.exceptions
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
-from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 
 # What is recorded is not the point here, and would take most of the time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}

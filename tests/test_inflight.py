@@ -9,8 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from aioredis_monitored import inflight
-from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
+from aioredis_monitored.multiplexer import inflight
+from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight, Lost, Reply, Run
 
 TIMEOUT = 1.0
 PUSH = hiredis.PushNotification([b"invalidate", [b"key"]])

@@ -13,8 +13,7 @@ import redis
 from redis.auth.token import SimpleToken
 from redis.exceptions import AuthenticationError, WatchError
 
-from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.errors import OwnConnectionError
+from aioredis_monitored import MonitoredRedisConnection, OwnConnectionError
 from aioredis_monitored.testing import RedisServer
 
 scripted = runpy.run_path(str(Path(__file__).with_name("scripted.py")))["scripted"]

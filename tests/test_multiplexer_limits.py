@@ -18,9 +18,9 @@ from aioredis_monitored import (
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolClosedError,
-    inflight,
+    PoolExhaustedError,
 )
-from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored.multiplexer import inflight
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000

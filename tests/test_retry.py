@@ -12,8 +12,13 @@ import pytest
 import redis
 from redis import exceptions as errors
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored.errors import OwnConnectionError, PoolExhaustedError
+from aioredis_monitored import (
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    OwnConnectionError,
+    PoolClosedError,
+    PoolExhaustedError,
+)
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.testing import RedisServer
 from aioredis_monitored.traits import traits_of, traits_of_batch

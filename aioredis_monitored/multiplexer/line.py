@@ -11,7 +11,7 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
-from aioredis_monitored.inflight import NO_REPLY, InFlight, Lost, Reply, Run
+from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight, Lost, Reply, Run
 from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from aioredis_monitored.inflight import Lost
-from aioredis_monitored.multiplexer import Multiplexer
+from aioredis_monitored.multiplexer.inflight import Lost
+from aioredis_monitored.multiplexer.multiplexer import Multiplexer
 
 
 class Ride:

@@ -16,8 +16,8 @@ from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
 
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
-from aioredis_monitored.inflight import Lost, Reply, Run
-from aioredis_monitored.line import Line
+from aioredis_monitored.multiplexer.inflight import Lost, Reply, Run
+from aioredis_monitored.multiplexer.line import Line
 
 # So many waiting calls are not worth looking for those that have left.
 _PURGE: Final = 1024

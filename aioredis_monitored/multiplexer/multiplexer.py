@@ -1,4 +1,4 @@
-"""The shared connection: the calls of all callers in an event loop, sent together and answered in order."""
+"""Packing calls, and sending each on the connection that suits it: the main one, or the one for large values."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -11,9 +11,9 @@ from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored.commands import TABLE
-from aioredis_monitored.inflight import Reply, Run
-from aioredis_monitored.lane import Lane, Lender
-from aioredis_monitored.line import LARGE
+from aioredis_monitored.multiplexer.inflight import Reply, Run
+from aioredis_monitored.multiplexer.lane import Lane, Lender
+from aioredis_monitored.multiplexer.line import LARGE
 
 _MOST_LARGE_KEYS: Final = 1024
 
