@@ -63,7 +63,7 @@ class RetryPolicy:
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
         if self.is_out_of_reach or failures > self._retries or is_late:
             # A reply that merely took too long says nothing about the next call.
-            self.is_out_of_reach = not written or _is_answer(error)
+            self.is_out_of_reach |= not written or _is_answer(error)
             return None
         return pause
 

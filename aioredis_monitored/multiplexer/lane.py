@@ -70,6 +70,9 @@ class Lane:
 
     def wait(self, call: Reply | Run) -> None:
         """Send a call when it is its turn."""
+        if self._closed is not None:
+            call.set_result(Lost(self._closed, written=False))
+            return
         if len(self.waiting) >= self._purge_at:
             # Those who have left must not fill the memory behind one who stays.
             self.waiting = deque(each for each in self.waiting if not each.done())

@@ -15,9 +15,8 @@ from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight, Lost, Re
 from aioredis_monitored.sockets import is_readable
 
 _BUFFER = 65_536
-# What is held until the end of the tick, bytes; it is written in one piece if it is smaller than the other.
+# What is held until the end of the tick, bytes.
 _MOST_HELD = 2**18
-_PIECE = 65_536
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
 # After so many seconds without traffic the socket is looked at before it is written to.
@@ -111,7 +110,7 @@ class Line(asyncio.BufferedProtocol):
             self._flushing = True
             self._loop.call_soon(self._flush, context=self._context)
         elif self.inflight.unwritten_size > _MOST_HELD and not self._ticks_waited:
-            # At the end of the tick, all of it would be there twice: here and in the transport's buffer.
+            # At the end of the tick, all of it would be there three times: here, joined and in the transport's buffer.
             self._flush()
 
     def command(self, *args: Any) -> Reply:
@@ -129,6 +128,10 @@ class Line(asyncio.BufferedProtocol):
     def _flush(self) -> None:
         if self._checking is not None or not self._outbox:
             return
+        if self._transport.is_closing():
+            # Somebody has closed the pool's connections, for instance.
+            self.end(lambda: ConnectionError("Connection closed."))
+            return
         inflight = self.inflight
         now = self._loop.time()
         if inflight.unwritten == len(inflight.calls) and now - self._last_active > _IDLE and not self._is_fit(now):
@@ -136,20 +139,11 @@ class Line(asyncio.BufferedProtocol):
         self._flushing = False
         self._ticks_waited = 0
         self._last_active = now
-        self._write()
+        self._transport.write(b"".join(self._outbox))
+        self._outbox.clear()
         inflight.write(inflight.unwritten, now)
         if self._timer is None:
             self._watch(now)
-
-    def _write(self) -> None:
-        outbox, self._outbox = self._outbox, []
-        if sum(map(len, outbox)) <= _PIECE:
-            self._transport.write(b"".join(outbox))
-            return
-        # All in one would be there three times for a moment: in pieces, joined, and in the transport's buffer.
-        outbox.reverse()
-        while outbox:
-            self._transport.write(outbox.pop())
 
     def _is_fit(self, now: float) -> bool:
         """Look at a socket that was idle before anything is written that would be written in vain."""
