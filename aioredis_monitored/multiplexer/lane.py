@@ -114,10 +114,18 @@ class Lane:
                 return
             else:
                 self.waiting.popleft()
-                call.on_leaving = None
-                line.send(call, self._pack(call))
+                self._send(line, call)
         if line is not None and not line.inflight.is_full():
             self.ready = line
+
+    def _send(self, line: Line, call: Reply | Run) -> None:
+        call.on_leaving = None
+        try:
+            packed = self._pack(call)
+        except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on
+            call.set_result(Lost(error, written=False))
+        else:
+            line.send(call, packed)
 
     async def _connect(self) -> None:
         lender = self._lender()

@@ -1,0 +1,93 @@
+"""Calls that wait for the shared connection: sent as they were when they were made, forgotten when they are left."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
+
+VALUE = b"x" * 100_000
+
+
+class Token:
+    """New credentials, as redis-py's streaming providers hand them over."""
+
+    def __init__(self, password):
+        self.password = password
+
+    def try_get(self, key):
+        return "nobody"
+
+    def get_value(self):
+        return self.password
+
+
+async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
+    key, value = bytearray(b"key"), bytearray(b"before")
+    pipeline = client.pipeline(transaction=False).set("other", value).get("other")
+    calls = [asyncio.ensure_future(call) for call in (client.set(key, value), pipeline.execute())]
+    await asyncio.sleep(0)
+    assert 2 == client.connection_pool.multiplexer.waiting()
+    key[:], value[:] = b"***", b"******"
+
+    assert [True, [True, b"before"]] == await asyncio.gather(*calls)
+    assert b"before" == await client.get("key")
+
+
+async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_server, make_pool):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    own_server.freeze()
+    first = asyncio.ensure_future(client.get("key"))
+    most = 0
+    for _ in range(50):
+        calls = [asyncio.ensure_future(client.get("key")) for _ in range(100)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        most = max(most, client.connection_pool.multiplexer.waiting())
+    own_server.thaw()
+
+    assert await first is None
+    assert most < 2500
+
+
+async def test_a_key_that_cannot_be_remembered_is_served_all_the_same(client):
+    await client.set("large", VALUE)
+    assert [VALUE] * 3 == [await client.get("large") for _ in range(3)]
+
+    assert VALUE == await client.get(bytearray(b"large"))
+    pipeline = client.pipeline().set(b"large", VALUE).get(b"large")
+    assert [True, VALUE] == await pipeline.execute()
+
+
+async def test_a_call_on_a_shared_connection_that_was_closed_meanwhile_is_told(client, pool):
+    await client.ping()
+    multiplexer = pool.multiplexer
+    await pool.aclose()
+    async with pool:
+        lost = await multiplexer.send(("PING",))
+
+    assert isinstance(lost.error, PoolClosedError)
+    assert not lost.written
+
+
+async def test_a_borrowed_connection_whose_new_credentials_are_refused_is_closed(pool):
+    connection = await pool.get_connection()
+    connection.set_re_auth_token(Token("wrong"))
+
+    await pool.release(connection)
+
+    assert not connection.is_connected
+    assert Counter(used=0, idle=1) == Counter(used=len(pool._in_use_connections), idle=len(pool._available_connections))
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_closing_the_connections_of_a_pool_in_redis_pys_way_fails_no_call(make_pool, server, multiplex):
+    pool = make_pool(server.url, multiplex=multiplex)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set("key", 0)
+    for number in range(1, 20):
+        await pool.disconnect()
+        assert number == await client.incr("key")
