@@ -1,12 +1,12 @@
 """Trying again: the pauses between the attempts of one call, and the deadline over all of them."""
 
 import asyncio
-import builtins
 from collections.abc import Awaitable, Callable
+from math import isinf
 from time import monotonic
 from typing import TypeVar
 
-from redis.exceptions import ReadOnlyError, TimeoutError  # noqa: A004
+from redis.exceptions import ReadOnlyError
 
 from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -16,7 +16,12 @@ T = TypeVar("T")
 
 
 async def persist(
-    pool: MonitoredConnectionPool, traits: Traits, attempt: Callable[[], Awaitable[T]], failure: Lost, started: float
+    pool: MonitoredConnectionPool,
+    traits: Traits,
+    attempt: Callable[[], Awaitable[T]],
+    failure: Lost,
+    started: float,
+    wait: float = 0,
 ) -> T:
     """Go on after a first attempt has failed, for as long as the policy allows.
 
@@ -26,11 +31,13 @@ async def persist(
         attempt: Tries once more; raises ``Lost``.
         failure: Of the first attempt.
         started: The monotonic clock's time when the call began.
+        wait: Seconds for which the server may hold the reply back, beside what it may take anyway.
 
     Raises:
-        redis.exceptions.RedisError: The error of the last attempt.
+        redis.exceptions.RedisError: The error of the last attempt that was not cut by the deadline.
     """
     policy = pool.retry_policy
+    bound = None if policy.deadline is None or isinf(wait) else policy.deadline + wait
     failures = 1
     attempted = started
     while True:
@@ -45,14 +52,15 @@ async def persist(
         await asyncio.sleep(pause)
         attempted = monotonic()
         try:
-            async with asyncio.timeout(policy.deadline and started + policy.deadline - monotonic()):
+            async with asyncio.timeout(None if bound is None else started + bound - monotonic()) as limit:
                 result = await attempt()
         except Lost as lost:
             failure = lost
-        except builtins.TimeoutError:
-            cut = TimeoutError(f"No reply in {policy.deadline} s, with {failures + 1} attempts")
-            cut.__cause__ = failure.error
-            failure = Lost(cut, written=failure.written)
+        except TimeoutError:
+            if not limit.expired():
+                # A response callback's own.
+                raise
+            # The attempt before this one tells more: that the server refuses, for instance.
         else:
             return result
         failures += 1

@@ -80,7 +80,7 @@ class CallsMixin:
                 raise
             failure = lost
         attempt = partial(self._call, pool, args, options, orphan, again=False)
-        return await persist(pool, traits, attempt, failure, started)
+        return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0)
 
     async def _call_borrowed(
         self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any]

@@ -62,7 +62,9 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         self.context_name = context_name
         self.server_span = server_span
         self._telemetry = _telemetry_of(self.connection_pool)
-        is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client
+        # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
+        parses = type(self).parse_response is not Redis.parse_response
+        is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client and not parses
         self._pool = cast("MonitoredConnectionPool", connection_pool) if is_ours else None
 
     @classmethod

@@ -6,6 +6,7 @@ import warnings
 from collections import deque
 from types import TracebackType
 from typing import Any, Self, cast
+from weakref import finalize
 
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
@@ -14,6 +15,30 @@ from redis.exceptions import RedisError
 
 from aioredis_monitored.errors import EventLoopError, PoolClosedError, PoolExhaustedError
 from aioredis_monitored.sockets import abandon, is_readable
+
+
+class _Held:
+    """The connections of a pool, which outlive it for a moment if it is forgotten."""
+
+    def __init__(self, idle: list[AbstractConnection], lent: set[AbstractConnection]) -> None:
+        self.idle = idle
+        self.lent = lent
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.process = 0
+        self.name = ""
+
+    def abandon(self) -> int:
+        """Close all sockets without the event loop; return how many there were."""
+        connected = [connection for connection in (*self.idle, *self.lent) if connection.is_connected]
+        for connection in connected:
+            abandon(connection, self.loop, forked=os.getpid() != self.process)
+        return len(connected)
+
+    def forget(self) -> None:
+        """Close what a pool has left open that nobody closed."""
+        if self.abandon():
+            text = f"pool {self.name!r} was never closed: use 'async with' or aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2)
 
 
 class LendingPool(BlockingConnectionPool):
@@ -29,8 +54,13 @@ class LendingPool(BlockingConnectionPool):
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._process = 0
+        # How many connections are kept for those who ask for a reserved one.
+        self._reserved = 0
         self._closed = False
+        self._closing: asyncio.Task[None] | None = None
+        self._held = _Held(self._available_connections, self._in_use_connections)
+        # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
+        finalize(self, self._held.forget)
 
     def check_usable(self) -> None:
         """See that a call may begin.
@@ -51,7 +81,8 @@ class LendingPool(BlockingConnectionPool):
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
-            self._loop, self._process = loop, os.getpid()
+            self._loop = loop
+            self._held.loop, self._held.process, self._held.name = loop, os.getpid(), self.name
         elif self._loop is not loop:
             message = f"pool {self.name!r} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
@@ -83,10 +114,29 @@ class LendingPool(BlockingConnectionPool):
             redis.exceptions.ConnectionError: The server cannot be reached.
         """
         self.check_usable()
-        if self._waiting or not self.can_get_connection():
-            connection = await self._wait_for_turn()
-        else:
+        if self.has_free_connection():
             connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        else:
+            connection = await self._wait_for_turn()
+        return await self._connected(connection)
+
+    def has_free_connection(self) -> bool:
+        """Whether borrowing would not have to wait."""
+        return not self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections
+
+    def reserve(self) -> None:
+        """Keep a connection for ``get_reserved_connection``."""
+        self._reserved += 1
+
+    async def get_reserved_connection(self) -> AbstractConnection:
+        """Borrow the connection that ``reserve`` keeps, without waiting; raises as ``get_connection``."""
+        self.check_usable()
+        connection = await self._connected(self.get_available_connection())  # type: ignore[no-untyped-call]
+        self._reserved -= 1
+        self._serve()
+        return connection
+
+    async def _connected(self, connection: AbstractConnection) -> AbstractConnection:
         try:
             await self.ensure_connection(connection)
         except BaseException as error:
@@ -147,17 +197,19 @@ class LendingPool(BlockingConnectionPool):
             self._altered.discard(connection)
             self.discard(connection)
 
-    def discard(self, connection: AbstractConnection) -> None:
-        """Take back a borrowed connection that is closed."""
+    def discard(self, connection: AbstractConnection, *, reserve: bool = False) -> None:
+        """Take back a borrowed connection that is closed; with ``reserve``, keep its place."""
         if connection in self._in_use_connections:
+            self._reserved += reserve
             self._in_use_connections.remove(connection)
+            connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
             # The last one is lent first: one that is connected, if there is any.
             last = len(self._available_connections) if connection.is_connected else 0
             self._available_connections.insert(last, connection)
             self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and self.can_get_connection():
+        while self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections:
             turn = self._waiting.popleft()
             if turn.done():
                 continue
@@ -171,11 +223,21 @@ class LendingPool(BlockingConnectionPool):
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
         if self._loop is not None and self._loop.is_closed():
-            self._abandon_connections()
+            self._held.abandon()
             self._forget()
+            self._closing = None
             return
         self.check_event_loop()
-        await asyncio.shield(self._close_connections())
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close_connections())
+            self._closing.add_done_callback(self._is_closed)
+        await asyncio.shield(self._closing)
+
+    def _is_closed(self, closing: asyncio.Task[None]) -> None:
+        self._closing = None
+        if not closing.cancelled():
+            # Whoever has waited for it has been told.
+            closing.exception()
 
     async def _close_connections(self) -> None:
         idle, lent, waiting = self._available_connections, self._in_use_connections, self._waiting
@@ -195,10 +257,14 @@ class LendingPool(BlockingConnectionPool):
         """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
         self._closed = True
         self._available_connections, self._in_use_connections = [], set()
-        self._waiting, self._altered = deque(), set()
+        self._waiting, self._altered, self._reserved = deque(), set(), 0
         self._lock, self._loop = asyncio.Lock(), None
+        self._held.idle, self._held.lent, self._held.loop = self._available_connections, self._in_use_connections, None
 
     async def __aenter__(self) -> Self:
+        if self._closing is not None:
+            # An earlier one, whose caller was cancelled, would close what is opened now.
+            await asyncio.wait([self._closing])
         self._closed = False
         return self
 
@@ -206,15 +272,3 @@ class LendingPool(BlockingConnectionPool):
         self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.aclose()
-
-    def __del__(self, _warn: Any = warnings.warn) -> None:
-        # An instance whose constructor raised has no connections.
-        if hasattr(self, "_waiting") and self._abandon_connections():
-            _warn(f"pool {self.name!r} was never closed: use 'async with' or aclose()", ResourceWarning, source=self)
-        super().__del__()
-
-    def _abandon_connections(self) -> int:
-        connected = [c for c in (*self._available_connections, *self._in_use_connections) if c.is_connected]
-        for connection in connected:
-            abandon(connection, self._loop, forked=os.getpid() != self._process)
-        return len(connected)

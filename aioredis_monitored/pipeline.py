@@ -1,6 +1,6 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
-from collections.abc import Iterable, Iterator, MutableMapping
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
@@ -13,13 +13,16 @@ from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed
+from aioredis_monitored.commands import operation_name
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry.attributes import batch_call
 from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
-from aioredis_monitored.traits import Traits, traits_of_batch
+from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
+
+_UNDONE = frozenset({"UNWATCH", "WATCH"})
 
 
 class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
@@ -85,9 +88,18 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 return await attempt()
             except Lost as lost:
                 failure = lost
-            return await persist(pool, traits, attempt, failure, started)
+            return await persist(pool, traits, attempt, failure, started, self._server_wait())
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
+
+    def _server_wait(self) -> float:
+        # Nothing blocks in a transaction.
+        is_transaction = self.is_transaction or self.explicit_transaction
+        return 0 if is_transaction else sum(server_wait(args) or 0 for args, _ in self.command_stack)
+
+    def _note_altered(self, connection: Any, commands: Collection[Sequence[Any]]) -> None:
+        # What it watches, it unwatches itself before it gives the connection back.
+        super()._note_altered(connection, [args for args in commands if operation_name(args).upper() not in _UNDONE])
 
     async def _run_on_own_connection(self, raise_on_error: bool) -> list[Any]:
         """As redis-py does: on the connection that watches, or on a plain pool's."""

@@ -99,6 +99,7 @@ class MonitoredConnectionPool(LendingPool):
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
             return None
+        self.reserve()
         # The two shared connections must leave one for what cannot share.
         return Multiplexer(self, self._sample, bulk=self.max_connections >= _LEAST_FOR_BULK)
 
@@ -160,16 +161,25 @@ class MonitoredConnectionPool(LendingPool):
             self.multiplexer.renew(older_than)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
-        """Send new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        """Use new credentials everywhere; redis-py calls it when a streaming provider has renewed them.
+
+        The shared connection gets them at once, a borrowed one when it is given back, an idle one when it is connected
+        anew: redis-py would use it while somebody may borrow it.
+        """
         if self.multiplexer is not None:
             self.multiplexer.re_authenticate(token)
-        await super().re_auth_callback(token)
+        for connection in self._in_use_connections:
+            connection.set_re_auth_token(token)
+        for connection in list(self._available_connections):
+            await connection.disconnect(nowait=True)
 
     async def _close_connections(self) -> None:
         multiplexer, self.multiplexer, self._closed = self.multiplexer, None, True
-        if multiplexer is not None:
-            await multiplexer.aclose(self.closed_error())
-        await super()._close_connections()
+        try:
+            if multiplexer is not None:
+                await multiplexer.aclose(self.closed_error())
+        finally:
+            await super()._close_connections()
 
     def _forget(self) -> None:
         super()._forget()

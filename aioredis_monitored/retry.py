@@ -61,9 +61,11 @@ class RetryPolicy:
             return None
         pause = float(self._backoff.compute(failures))
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
+        is_over = is_late if self.deadline is not None else failures > self._retries
+        if is_over and (not written or _is_answer(error)):
+            # A reply that merely took too long would say nothing about the next call.
+            self.is_out_of_reach = True
         if self.is_out_of_reach or failures > self._retries or is_late:
-            # A reply that merely took too long says nothing about the next call.
-            self.is_out_of_reach |= not written or _is_answer(error)
             return None
         return pause
 

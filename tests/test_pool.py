@@ -183,7 +183,8 @@ async def test_credentials_that_change_reach_idle_connections(make_pool, server)
     await pool.release(connected)
 
     await pool.re_auth_callback(Token())
-    assert "0 used, 2 idle" in repr(pool)
+    # They are connected anew, with the new credentials.
+    assert "0 used, 0 idle" in repr(pool)
 
 
 async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_pool, server):

@@ -21,6 +21,8 @@ from aioredis_monitored.multiplexer.line import Line
 
 # So many waiting calls are not worth looking for those that have left.
 _PURGE: Final = 1024
+# Seconds that TLS has to say goodbye.
+_GOODBYE: Final = 1.0
 
 
 class Lender(Protocol):
@@ -37,7 +39,13 @@ class Lender(Protocol):
     async def get_connection(self) -> AbstractConnection:
         """Borrow a connection."""
 
-    def discard(self, connection: AbstractConnection) -> None:
+    async def get_reserved_connection(self) -> AbstractConnection:
+        """Borrow the one that is kept for this purpose."""
+
+    def has_free_connection(self) -> bool:
+        """Whether borrowing would not have to wait."""
+
+    def discard(self, connection: AbstractConnection, *, reserve: bool) -> None:
         """Take back a borrowed connection that is closed."""
 
 
@@ -49,7 +57,12 @@ class Lane:
     """
 
     def __init__(
-        self, lender: Lender, pack: Callable[[Reply | Run], bytes], learn: Callable[[Reply | Run], None]
+        self,
+        lender: Lender,
+        pack: Callable[[Reply | Run], bytes],
+        learn: Callable[[Reply | Run], None],
+        *,
+        is_reserved: bool,
     ) -> None:
         self.ready: Line | None = None
         self.line: Line | None = None
@@ -58,6 +71,7 @@ class Lane:
         # Not the pool itself: the event loop refers to the line, and a forgotten pool would never be noticed.
         self._lender = ref(lender)
         self._timeout = lender.timeout
+        self._is_reserved = is_reserved
         self._pack = pack
         self._lines: set[Line] = set()
         self._connecting: asyncio.Task[None] | None = None
@@ -108,7 +122,8 @@ class Lane:
                 self.waiting.popleft()
             elif line is None:
                 if self._connecting is None:
-                    self._connecting = call.get_loop().create_task(self._connect(), context=self._context)
+                    # Never an eager task, which could be done before it is known here.
+                    self._connecting = asyncio.Task(self._connect(), loop=call.get_loop(), context=self._context)
                 return
             elif line.inflight.is_full():
                 return
@@ -133,7 +148,13 @@ class Lane:
             return
         began = asyncio.get_running_loop().time()
         try:
-            self.line = Line(await lender.get_connection(), self)
+            connection = await lender.get_reserved_connection() if self._is_reserved else await lender.get_connection()
+            if self._connecting is not asyncio.current_task():
+                # On Python 3.11, redis-py's handshake may swallow the cancellation of one that nobody waited for.
+                await connection.disconnect(nowait=True)
+                lender.discard(connection, reserve=self._is_reserved)
+                return
+            self.line = Line(connection, self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
             # Those who came later have all their time before them, and get another attempt.
@@ -141,22 +162,25 @@ class Lane:
         finally:
             if self._connecting is asyncio.current_task():
                 self._connecting = None
-        self.line_has_room()
+                # Also when somebody else has cancelled it.
+                self.line_has_room()
 
     def line_retired(self, line: Line) -> None:
         """Connect anew for the next call."""
         if self.line is line:
             self.line = self.ready = None
-            self.line_has_room()
+            if self._closed is None:
+                self.line_has_room()
 
     def line_ended(self, line: Line, unwritten: Sequence[Reply | Run]) -> None:
         """Give the connection back; what was not written to it goes on the next one, before all others."""
         self._lines.discard(line)
         lender = self._lender()
         if lender is not None:
-            lender.discard(line.connection)
+            lender.discard(line.connection, reserve=self._is_reserved)
         for call in reversed(unwritten):
             call.since = call.get_loop().time()
+            call.on_leaving = self._on_leaving
             self.waiting.appendleft(call)
         if self._closed is not None:
             self._lose(self._closed)
@@ -173,6 +197,12 @@ class Lane:
             self._timer = call.get_loop().call_at(call.since + self._timeout, self._expire, context=self._context)
 
     def _expire(self) -> None:
+        if self.line is None:
+            # Connecting has clocks of its own.
+            self._timer = asyncio.get_running_loop().call_later(
+                cast("float", self._timeout), self._expire, context=self._context
+            )
+            return
         now = asyncio.get_running_loop().time()
         text = f"no room on the shared connection in {self._timeout} s"
         while self.waiting and (self.waiting[0].done() or self.waiting[0].since + cast("float", self._timeout) <= now):
@@ -225,3 +255,7 @@ class Lane:
             )
         for line in lines:
             line.end(lambda: ConnectionError("closed before the reply came"))
+        if lines:
+            await asyncio.wait([line.lost for line in lines], timeout=_GOODBYE)
+        for line in lines:
+            line.abort()

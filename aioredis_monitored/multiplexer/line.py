@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any, Protocol, cast
 
 import hiredis
+from redis._parsers import Encoder
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
@@ -32,11 +33,12 @@ def can_share(connection: AbstractConnection) -> bool:
     """
     own_way = any(
         getattr(type(connection), name) is not getattr(AbstractConnection, name)
-        for name in ("read_response", "send_packed_command", "disconnect")
+        for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
     )
     config = connection.maint_notifications_config
     return (
         not own_way
+        and type(connection.encoder) is Encoder
         and not (config and config.enabled)
         and hasattr(connection, "_writer")
         and isinstance(getattr(connection, "_parser", None), DefaultParser)
@@ -73,7 +75,8 @@ class Line(asyncio.BufferedProtocol):
         inflight: The calls that are owed a reply.
         is_open: Whether it takes calls.
         since: When it was connected, by the monotonic clock.
-        ended: Done when the socket is closed.
+        ended: Done when it owes nothing any more, and its socket is being closed.
+        lost: Done when its socket is closed.
     """
 
     def __init__(self, connection: AbstractConnection, owner: Owner) -> None:
@@ -82,6 +85,7 @@ class Line(asyncio.BufferedProtocol):
         self.is_open = True
         self.since = monotonic()
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._context = Context()
@@ -159,7 +163,8 @@ class Line(asyncio.BufferedProtocol):
             self.inflight.overtake(self._checking)
             self._transport.write(b"".join(self.connection.pack_command("PING")))
             self.inflight.write(1, now)
-            self._watch(now)
+            if self._timer is None:
+                self._watch(now)
             return False
         return True
 
@@ -216,6 +221,8 @@ class Line(asyncio.BufferedProtocol):
         self.end(lambda: ConnectionError(reason))
         # redis-py waits for it.
         self._streams.connection_lost(exc)
+        if not self.lost.done():
+            self.lost.set_result(None)
 
     # When replies take too long.
 
@@ -252,6 +259,7 @@ class Line(asyncio.BufferedProtocol):
         self.ended.set_result(None)
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         unwritten = self.inflight.lose(error)
         self._outbox.clear()
         if self._transport.get_write_buffer_size():
@@ -262,6 +270,11 @@ class Line(asyncio.BufferedProtocol):
             self.is_open = False
             self._owner.line_retired(self)
         self._owner.line_ended(self, unwritten)
+
+    def abort(self) -> None:
+        """Close the socket without a word, if it is not closed yet."""
+        if not self.lost.done():
+            self._transport.abort()
 
     def _where(self) -> str:
         return ":".join(

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from time import monotonic
 from typing import Any, Final
 from weakref import ref
 
@@ -16,6 +16,10 @@ from aioredis_monitored.multiplexer.lane import Lane, Lender
 from aioredis_monitored.multiplexer.line import LARGE
 
 _MOST_LARGE_KEYS: Final = 1024
+_LONGEST_LARGE_KEY: Final = 1024
+
+# Seconds between one renewal and the next.
+_LEAST_AGE: Final = 0.5
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
 
@@ -37,9 +41,10 @@ class Multiplexer:
         self._for_hiredis = _ONE_WORD if is_utf8 else frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large_keys: dict[tuple[Any, Any], None] = {}
-        self._main = Lane(lender, self._pack_again, self._learn)
-        self._bulk = Lane(lender, self._pack_again, self._learn) if bulk else self._main
+        self._main = Lane(lender, self._pack_again, self._learn, is_reserved=True)
+        self._bulk = Lane(lender, self._pack_again, self._learn, is_reserved=False) if bulk else self._main
         self._lanes = {self._main, self._bulk}
+        self._renewed = -_LEAST_AGE
 
     def send(self, args: tuple[Any, ...], orphan: Callable[[Any], object] | None = None) -> Reply:
         """Send one command.
@@ -65,7 +70,7 @@ class Multiplexer:
             reply.orphan = orphan
         lane = self._main
         if reply.size > LARGE or (self._large_keys and self._is_large(args)):
-            lane = self._bulk
+            lane = self._lane_for_large()
         if lane.ready is not None:
             lane.ready.send(reply, packed)
         else:
@@ -83,7 +88,7 @@ class Multiplexer:
         run.commands, run.replies = commands, []
         packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
-        lane = self._bulk if run.size > LARGE else self._main
+        lane = self._lane_for_large() if run.size > LARGE else self._main
         if lane.ready is not None:
             lane.ready.send(run, packed)
         else:
@@ -91,6 +96,11 @@ class Multiplexer:
                 run.packed = packed
             lane.wait(run)
         return run
+
+    def _lane_for_large(self) -> Lane:
+        lender = self._lender()
+        can_connect = lender is not None and lender.has_free_connection()
+        return self._bulk if self._bulk.line is not None or can_connect else self._main
 
     def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
         lender = self._lender()
@@ -123,16 +133,21 @@ class Multiplexer:
 
     def _learn(self, call: Reply | Run) -> None:
         """Remember whose reply was large: it is likely to be large again."""
-        if isinstance(call, Reply) and len(call.args) > 1:
-            with suppress(TypeError):
-                self._large_keys[tuple(call.args[:2])] = None
+        key = call.args[1] if isinstance(call, Reply) and len(call.args) > 1 else None
+        if isinstance(call, Reply) and isinstance(key, str | bytes) and len(key) <= _LONGEST_LARGE_KEY:
+            self._large_keys[tuple(call.args[:2])] = None
             if len(self._large_keys) > _MOST_LARGE_KEYS:
                 del self._large_keys[next(iter(self._large_keys))]
 
     def renew(self, older_than: float) -> None:
         """Send further calls on other connections than those made before that time of the monotonic clock."""
+        now = monotonic()
+        if now - self._renewed < _LEAST_AGE:
+            # Not for each of many callers that try again.
+            return
         for lane in self._lanes:
             if lane.line is not None and lane.line.since < older_than:
+                self._renewed = now
                 lane.line.retire()
 
     def re_authenticate(self, token: TokenInterface) -> None:
