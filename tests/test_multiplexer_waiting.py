@@ -91,3 +91,65 @@ async def test_closing_the_connections_of_a_pool_in_redis_pys_way_fails_no_call(
     for number in range(1, 20):
         await pool.disconnect()
         assert number == await client.incr("key")
+
+
+async def test_a_connect_that_outlives_its_callers_is_not_used(make_pool, server):
+    for ticks in range(12):
+        pool = make_pool(server.url)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        left = asyncio.ensure_future(client.get("key"))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        left.cancel()
+        assert await client.ping() is True
+        await asyncio.wait([left])
+        assert await client.ping() is True
+        assert len(pool._in_use_connections) == 1
+        await pool.aclose()
+
+
+async def test_a_large_call_takes_the_connection_that_is_there_if_no_other_can_be_had(make_pool, server, client):
+    pool = make_pool(server.url, max_connections=4, timeout=0.2)
+    other = MonitoredRedisConnection(connection_pool=pool)
+    await other.ping()
+    blocked = [asyncio.ensure_future(other.blpop("list", 5)) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    assert [True, [VALUE]] == [await other.set("large", VALUE), await other.pipeline().get("large").execute()]
+    await client.rpush("list", 1, 2, 3)
+    await asyncio.gather(*blocked)
+
+
+async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
+    pool = make_pool(own_server.url, socket_timeout=0.3)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    own_server.freeze()
+    call = asyncio.ensure_future(client.get("key"))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(pool.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    own_server.thaw()
+    async with pool:
+        assert await client.ping() is True
+    assert await call is None
+
+
+async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(make_pool, own_server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+
+    async def fail(reply, **options):
+        raise TimeoutError("mine")
+
+    client.set_response_callback("INCRBY", fail)
+    await client.ping()
+    own_server.kill()
+    call = asyncio.ensure_future(client.incr("key"))
+    await asyncio.wait([call], timeout=0.1)
+    own_server.start()
+
+    with pytest.raises(TimeoutError, match="mine"):
+        await call
+    assert b"1" == await client.get("key")
