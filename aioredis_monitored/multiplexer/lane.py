@@ -15,7 +15,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
 
-from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
+from aioredis_monitored.errors import PoolExhaustedError
 from aioredis_monitored.multiplexer.inflight import Lost, Reply, Run
 from aioredis_monitored.multiplexer.line import Line
 
@@ -32,9 +32,6 @@ class Lender(Protocol):
 
     def check_usable(self) -> None:
         """Raise if it cannot be used in the running event loop."""
-
-    def closed_error(self) -> PoolClosedError:
-        """What a call on a closed pool raises."""
 
     async def get_connection(self) -> AbstractConnection:
         """Borrow a connection."""
@@ -164,6 +161,7 @@ class Lane:
                 self._connecting = None
                 # Also when somebody else has cancelled it.
                 self.line_has_room()
+                self._watch()
 
     def line_retired(self, line: Line) -> None:
         """Connect anew for the next call."""
@@ -198,10 +196,8 @@ class Lane:
 
     def _expire(self) -> None:
         if self.line is None:
-            # Connecting has clocks of its own.
-            self._timer = asyncio.get_running_loop().call_later(
-                cast("float", self._timeout), self._expire, context=self._context
-            )
+            # Connecting has clocks of its own; it sets this one again.
+            self._timer = None
             return
         now = asyncio.get_running_loop().time()
         text = f"no room on the shared connection in {self._timeout} s"
