@@ -3,13 +3,13 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
-from contextvars import Context
 from functools import partial
 from inspect import isawaitable
 from math import isinf
 from time import monotonic
 from typing import Any
 
+from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
@@ -19,10 +19,13 @@ from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
 from aioredis_monitored.multiplexer import Lost, Reply
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
 Orphan = Callable[[Any], object]
 
+# With these callbacks, a call whose reply is no error has succeeded.
+_NEVER_FAIL = (None, bool, bool_ok, parse_set_result)
 # What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
 _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 
@@ -39,6 +42,7 @@ class CallsMixin:
         args: tuple[Any, ...],
         options: dict[str, Any],
         orphan: Orphan | None = None,
+        operation: Operation | None = None,
         *,
         again: bool = True,
     ) -> Any:
@@ -50,6 +54,7 @@ class CallsMixin:
             options: Those of redis-py's ``execute_command``.
             orphan: Gets the reply, bytes not decoded, if the caller leaves before it is read. Not every command can
                 have one: those that do not share have their reply read by nobody.
+            operation: Ended as soon as the reply has come, if it is certain by then that the call will succeed.
             again: Whether to try again where that is safe; default ``True``.
 
         Raises:
@@ -61,16 +66,21 @@ class CallsMixin:
         try:
             if multiplexer is None or not traits.shares:
                 return await self._call_borrowed(pool, args, options)
-            reply = await (multiplexer.send(args) if orphan is None else _taken(multiplexer.send(args, orphan), orphan))
+            # Past the look-up of redis-py's own dict, which is in Python.
+            callback = dict.get(self.response_callbacks, args[0].upper())
+            decodes = pool.decodes and NEVER_DECODE not in options
+            heard = None
+            if operation is not None and callback in _NEVER_FAIL:
+                heard = partial(_answered, operation, pool) if decodes else operation.answered
+            reply = multiplexer.send(args, orphan, heard)
+            reply = await (reply if orphan is None else _taken(reply))
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                     return options[EMPTY_RESPONSE]
                 raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
             pool.retry_policy.is_out_of_reach = False
-            if pool.decodes and NEVER_DECODE not in options:
+            if decodes:
                 reply = pool.decode(reply)
-            # Past the look-up of redis-py's own dict, which is in Python.
-            callback = dict.get(self.response_callbacks, args[0].upper())
             if callback is None:
                 return reply
             parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
@@ -79,7 +89,7 @@ class CallsMixin:
             if not again:
                 raise
             failure = lost
-        attempt = partial(self._call, pool, args, options, orphan, again=False)
+        attempt = partial(self._call, pool, args, options, orphan, operation, again=False)
         return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0)
 
     async def _call_borrowed(
@@ -126,13 +136,19 @@ class CallsMixin:
             pool.alter(connection)
 
 
-async def _taken(reply: Reply, orphan: Orphan) -> Any:
+def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object) -> None:
+    # What may not decode is for the caller to find out.
+    if pool.surely_decodes(reply):
+        operation.answered(reply)
+
+
+async def _taken(reply: Reply) -> Any:
     """The reply, which is an orphan's even if it came in the very tick in which its caller left."""
     try:
         return await reply
     except asyncio.CancelledError:
         if not reply.cancelled() and not isinstance(reply.result(), Lost):
-            reply.get_loop().call_soon(orphan, reply.result(), context=Context())
+            reply.leave_behind(reply.result())
         raise
 
 

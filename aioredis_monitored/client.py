@@ -131,10 +131,14 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
         pool, telemetry = self._pool, self._telemetry
-        calling = self._call_elsewhere(args, options) if pool is None else self._call(pool, args, options)
-        if not telemetry.is_heard():
-            return await calling
-        return await Operation(telemetry, telemetry.command_call(args), (args,), self.server_span).observe(calling)
+        operation = None
+        if telemetry.is_heard():
+            operation = Operation(telemetry, telemetry.command_call(args), (args,), self.server_span)
+        if pool is None:
+            calling = self._call_elsewhere(args, options)
+        else:
+            calling = self._call(pool, args, options, operation=operation)
+        return await (calling if operation is None else operation.observe(calling))
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         """As redis-py does: on the one connection of this handle, or on a plain pool's."""

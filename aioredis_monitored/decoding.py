@@ -2,6 +2,8 @@
 
 from typing import Any
 
+_LIKE_ASCII = frozenset({"ascii", "latin-1", "latin1", "utf-8", "utf8"})
+
 
 def decoded(reply: Any, encoding: str, errors: str) -> Any:
     """The reply with all bytes in it decoded, however deep.
@@ -16,3 +18,10 @@ def decoded(reply: Any, encoding: str, errors: str) -> Any:
     if isinstance(reply, dict):
         return {decoded(key, encoding, errors): decoded(value, encoding, errors) for key, value in reply.items()}
     return reply
+
+
+def surely_decodes(reply: Any, encoding: str) -> bool:
+    """Whether the reply can be decoded, as far as that is told without doing it."""
+    if isinstance(reply, bytes):
+        return reply.isascii() and encoding.lower() in _LIKE_ASCII
+    return reply is None or isinstance(reply, int | float)

@@ -13,7 +13,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config import RedisConfig, read_arguments
-from aioredis_monitored.decoding import decoded
+from aioredis_monitored.decoding import decoded, surely_decodes
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.greeting import greet
 from aioredis_monitored.lending import LendingPool
@@ -154,6 +154,10 @@ class MonitoredConnectionPool(LendingPool):
         """A reply of the shared connection as this pool's callers want it."""
         encoder = self._sample.encoder
         return decoded(reply, encoder.encoding, encoder.encoding_errors) if self.decodes else reply
+
+    def surely_decodes(self, reply: Any) -> bool:
+        """Whether ``decode`` cannot fail, as far as that is told without doing it."""
+        return surely_decodes(reply, self._sample.encoder.encoding)
 
     def renew(self, older_than: float) -> None:
         """Share another connection from now on, if the present one was made before that time (monotonic clock)."""

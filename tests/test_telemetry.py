@@ -357,15 +357,16 @@ class Interrupted(SpanProcessor):
         raise KeyboardInterrupt
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the call is never begun
-async def test_ctrl_c_in_a_processor_is_no_broken_telemetry(server):
-    provider = TracerProvider()
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
-        await client.ping()
+@pytest.mark.parametrize("command", ["GET key", "HGETALL key", "NOSUCH"])
+def test_ctrl_c_in_a_processor_is_no_broken_telemetry(server, command):
+    async def main():
+        provider = TracerProvider()
         provider.add_span_processor(Interrupted())
-        call = client.ping()
-        with pytest.raises(KeyboardInterrupt):
-            call.send(None)
+        async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+            await client.execute_command(*command.split())
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(main())
 
 
 async def test_what_an_exporter_logs_does_not_quote_the_calls_error(server, caplog):

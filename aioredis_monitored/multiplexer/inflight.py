@@ -32,6 +32,7 @@ class _Call(asyncio.Future[Any]):
         size: Its bytes when packed.
         packed: These bytes, if it waits and what its arguments refer to may change meanwhile.
         orphan: Gets the reply if the caller no longer awaits it.
+        heard: Called with the reply before the caller goes on.
         since: When it began to wait, by the loop's clock.
         on_leaving: Called when the caller leaves before it is sent.
     """
@@ -39,6 +40,7 @@ class _Call(asyncio.Future[Any]):
     size: int
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
+    heard: Callable[[Any], object] | None = None
     since: float
     on_leaving: Callable[[], None] | None = None
 
@@ -49,6 +51,12 @@ class _Call(asyncio.Future[Any]):
         if has_left and self.on_leaving is not None:
             self.on_leaving()
         return has_left
+
+    def leave_behind(self, reply: Any) -> None:
+        """Hand over a reply that the caller no longer awaits."""
+        if self.orphan is not None:
+            # Not here: what it raises is not the reader's.
+            self.get_loop().call_soon(self.orphan, reply, context=Context())
 
 
 class Reply(_Call):
@@ -154,6 +162,7 @@ class InFlight:
         calls = self.calls
         owed = len(calls) - self.unwritten
         completed = 0
+        heard: list[tuple[Callable[[Any], object], Any]] = []
         while True:
             reply = parse()
             if reply is NO_REPLY:
@@ -169,13 +178,17 @@ class InFlight:
                     continue
             elif not call.done():
                 call.set_result(reply)
-            elif call.orphan is not None:
-                # Not here: what it raises is not the reader's.
-                call.get_loop().call_soon(call.orphan, reply, context=Context())
+                if call.heard is not None:
+                    heard.append((call.heard, reply))
+            else:
+                call.leave_behind(reply)
             calls.popleft()
             self.size -= call.size
             completed += 1
         self._complete(completed)
+        # One right after the other: that is faster than each in its turn.
+        for hear, reply in heard:
+            hear(reply)
         return completed
 
     def _complete(self, count: int) -> None:

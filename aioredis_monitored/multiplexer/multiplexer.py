@@ -46,12 +46,18 @@ class Multiplexer:
         self._lanes = {self._main, self._bulk}
         self._renewed = -_LEAST_AGE
 
-    def send(self, args: tuple[Any, ...], orphan: Callable[[Any], object] | None = None) -> Reply:
+    def send(
+        self,
+        args: tuple[Any, ...],
+        orphan: Callable[[Any], object] | None = None,
+        heard: Callable[[Any], object] | None = None,
+    ) -> Reply:
         """Send one command.
 
         Args:
             args: The command, one that shares.
             orphan: Gets the reply if the caller no longer awaits it.
+            heard: Called with the reply before the caller goes on.
 
         Returns:
             A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.
@@ -68,6 +74,8 @@ class Multiplexer:
         reply.args, reply.size = args, len(packed)
         if orphan is not None:
             reply.orphan = orphan
+        if heard is not None:
+            reply.heard = heard
         lane = self._main
         if reply.size > LARGE or (self._large_keys and self._is_large(args)):
             lane = self._lane_for_large()

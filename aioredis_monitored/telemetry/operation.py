@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Coroutine, Sequence
-from time import perf_counter
+from contextvars import copy_context
+from time import perf_counter, time_ns
 from typing import Any, TypeVar
 
 from opentelemetry import trace
@@ -23,14 +24,27 @@ _ERROR = Status(StatusCode.ERROR)
 class Operation:
     """The record of one logical call: ``await Operation(…).observe(call)``; what the call raises is its outcome.
 
+    The span is made when the outcome is known, and begins when the call did: of a batch of replies, all calls are then
+    recorded one right after the other, which costs a fifth less than one here and one there.
+
     Args:
         telemetry: Where to record.
         call: What is called.
         commands: The commands that it consists of.
-        parent: The parent span; ``None`` means the current one.
+        parent: The parent span; ``None`` means the one that is current now.
     """
 
-    __slots__ = ("_call", "_commands", "_failure", "_noted", "_parent", "_span", "_telemetry")
+    __slots__ = (
+        "_call",
+        "_commands",
+        "_context",
+        "_failure",
+        "_noted",
+        "_parent",
+        "_recorded",
+        "_started",
+        "_telemetry",
+    )
 
     def __init__(
         self, telemetry: Telemetry, call: Call, commands: Sequence[Sequence[Any]], parent: trace.Span | None
@@ -39,36 +53,28 @@ class Operation:
         self._call = call
         self._commands = commands
         self._parent = parent
-        self._span: trace.Span | None = None
+        self._recorded = False
         self._failure: Failure | None = None
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
+        self._context = copy_context()
+        self._started = perf_counter()
 
     async def observe(self, call: Coroutine[Any, Any, T]) -> T:
         """Await the call, record it, and return or raise what it did, the very same object."""
-        if self._telemetry.is_traced:
-            try:
-                self._start()
-            except (KeyboardInterrupt, SystemExit):
-                call.close()
-                raise
-            except BaseException as trouble:  # noqa: BLE001 - see _report
-                _report(trouble)
         error: BaseException | None = None
-        started = perf_counter()
         try:
             result = await call
         except BaseException as caught:  # noqa: BLE001 - raised again below
             error = caught
         # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
         # the context of its own.
-        elapsed = perf_counter() - started
         if error is None:
-            self._end(elapsed)
+            self._end()
             return result
         context = error.__context__
         try:
             self.fail(error)
-            self._end(elapsed)
+            self._end()
             raise error
         finally:
             # Raised anew, it would get whatever the caller is handling as its context; and its traceback refers to
@@ -85,44 +91,52 @@ class Operation:
         noted = next((failure for known, failure in self._noted if known is error), None)
         self._failure = noted or failure_of(error)
 
-    def _start(self) -> None:
-        context = None if self._parent is None else trace.set_span_in_context(self._parent)
-        call = self._call
-        span = self._span = self._telemetry.tracer.start_span(
-            call.span_name,
-            context,
-            SpanKind.CLIENT,
-            call.span_attributes,
-            record_exception=False,
-            set_status_on_exception=False,
-        )
-        # Not at creation: samplers do not need the text, and a span that is not recorded must not pay for it.
-        if span.is_recording() and (text := text_of(self._commands)):
-            span.set_attribute(semconv.DB_QUERY_TEXT, text)
+    def answered(self, reply: object) -> None:
+        """Record the call because its reply is there, before its caller goes on; an error is the caller's to raise."""
+        if not isinstance(reply, Exception):
+            self._end()
 
-    def _end(self, elapsed: float) -> None:
-        span, failure, telemetry = self._span, self._failure, self._telemetry
-        if span is not None and failure is not None:
+    def _end(self) -> None:
+        if not self._recorded:
+            self._recorded = True
+            self._context.run(self._record, perf_counter() - self._started)
+
+    def _record(self, elapsed: float) -> None:
+        telemetry = self._telemetry
+        failed = {} if self._failure is None else self._failure.attributes()
+        if telemetry.is_traced:
             try:
-                # The exception's text may hold arguments, so neither a description nor an exception event carries it.
-                span.set_attributes(failure.attributes())
-                if failure.is_error:
-                    span.set_status(_ERROR)
+                self._trace(elapsed, failed)
             except BaseException as trouble:  # noqa: BLE001 - see _report
                 _report(trouble)
         if telemetry.is_measured:
             try:
                 attributes = self._call.point_attributes
-                if failure is not None:
-                    attributes = {**attributes, **failure.attributes()}
-                telemetry.operation_duration.record(elapsed, attributes)
+                telemetry.operation_duration.record(elapsed, {**attributes, **failed} if failed else attributes)
             except BaseException as trouble:  # noqa: BLE001 - see _report
                 _report(trouble)
-        if span is not None:
-            try:
-                span.end()
-            except BaseException as trouble:  # noqa: BLE001 - see _report
-                _report(trouble)
+
+    def _trace(self, elapsed: float, failed: dict[str, str]) -> None:
+        ended = time_ns()
+        call, failure = self._call, self._failure
+        span = self._telemetry.tracer.start_span(
+            call.span_name,
+            None if self._parent is None else trace.set_span_in_context(self._parent),
+            SpanKind.CLIENT,
+            {**call.span_attributes, **failed} if failed else call.span_attributes,
+            start_time=ended - int(elapsed * 1e9),
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        try:
+            # Not at creation: samplers do not need the text, and a span that is not recorded must not pay for it.
+            if span.is_recording() and (text := text_of(self._commands)):
+                span.set_attribute(semconv.DB_QUERY_TEXT, text)
+            if failure is not None and failure.is_error:
+                # The exception's text may hold arguments, so neither a description nor an exception event carries it.
+                span.set_status(_ERROR)
+        finally:
+            span.end(ended)
 
 
 def _report(trouble: BaseException) -> None:

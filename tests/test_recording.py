@@ -1,0 +1,142 @@
+"""When, and where, a call on the shared connection is recorded: before its caller goes on, but as the caller's own."""
+
+import asyncio
+from contextvars import ContextVar
+
+import pytest
+import redis.exceptions
+from opentelemetry import trace
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from aioredis_monitored import MonitoredRedisConnection
+
+DURATION = "db.client.operation.duration"
+
+
+def points(telemetry):
+    """How many points there are for each operation and error type."""
+    return {
+        (point.attributes["db.operation.name"], point.attributes.get("error.type")): point.count
+        for point in telemetry.points(DURATION)
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"decode_responses": True, "encoding": "latin-1"}])
+async def test_all_calls_of_a_batch_are_recorded_before_the_first_caller_goes_on(make_pool, server, telemetry, options):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
+    await client.set("key", "value")
+    seen = []
+
+    async def caller(call):
+        await call
+        seen.append(len(telemetry.spans))
+
+    async with asyncio.TaskGroup() as group:
+        for call in (
+            client.get("key"),
+            client.get("none"),
+            client.incr("number"),
+            client.set("key", 1),
+            client.ttl("a"),
+        ):
+            group.create_task(caller(call))
+
+    assert [6] * 5 == seen
+    assert 6 == sum(points(telemetry).values())
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
+async def test_every_call_is_recorded_once(make_pool, server, telemetry, options):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
+    await client.hset("hash", "field", "value")
+    await client.set("string", "naïve")
+    for call in (client.get("string"), client.get("string"), client.hgetall("hash"), client.expire("hash", 10)):
+        await call
+    for call in (client.get("hash"), client.hgetall("string")):
+        with pytest.raises(redis.exceptions.ResponseError):
+            await call
+
+    assert 8 == len(telemetry.spans)
+    assert {
+        ("HSET", None): 1,
+        ("SET", None): 1,
+        ("GET", None): 2,
+        ("HGETALL", None): 1,
+        ("EXPIRE", None): 1,
+        ("GET", "WRONGTYPE"): 1,
+        ("HGETALL", "WRONGTYPE"): 1,
+    } == points(telemetry)
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({"decode_responses": True}, b"\xff"),
+        ({"decode_responses": True, "encoding": "utf-16"}, b"odd"),
+        ({"decode_responses": True, "encoding": "ascii"}, b"\xff"),
+    ],
+)
+async def test_a_reply_that_does_not_decode_is_a_failure(make_pool, server, telemetry, options, value):
+    writer = MonitoredRedisConnection(connection_pool=make_pool(server.url))
+    await writer.set("key", value)
+    reader = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
+    with pytest.raises(UnicodeDecodeError):
+        await reader.get("key")
+
+    assert {("SET", None): 1, ("GET", "UnicodeDecodeError"): 1} == points(telemetry)
+
+
+async def test_a_callback_that_raises_is_a_failure(client, telemetry):
+    def callback(reply, **_):
+        raise LookupError
+
+    client.set_response_callback("GET", callback)
+    with pytest.raises(LookupError):
+        await client.get("key")
+
+    assert {("GET", "LookupError"): 1} == points(telemetry)
+
+
+async def test_processors_see_the_callers_context(server):
+    request = ContextVar("request", default="none")
+    seen = []
+
+    class Curious(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            seen.append((request.get(), trace.get_current_span()))
+
+    exporter, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(Curious())
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    tracer = provider.get_tracer("test")
+    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+        await client.get("key")
+
+        async def handle(number):
+            request.set(number)
+            with tracer.start_as_current_span(f"request {number}") as span:
+                await client.get("key")
+                await client.hgetall("hash")
+                return span
+
+        parents = await asyncio.gather(handle(1), handle(2))
+
+    assert [("none", trace.INVALID_SPAN)] == seen[:1]
+    of_redis = [each for each in seen[1:] if each[1] is not trace.INVALID_SPAN]
+    assert {(1, parents[0]): 2, (2, parents[1]): 2} == {each: of_redis.count(each) for each in of_redis}
+    children = [span.parent.span_id for span in exporter.get_finished_spans() if span.parent]
+    assert sorted(2 * [parent.context.span_id for parent in parents]) == sorted(children)
+
+
+async def test_a_span_begins_when_the_call_did(client, telemetry, proxy, make_pool):
+    slow = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
+    await slow.get("key")
+    proxy.reply_pause = 0.2
+    await slow.get("key")
+    span = telemetry.spans[-1]
+    (point,) = telemetry.points(DURATION)
+
+    assert 0.2e9 <= span.end_time - span.start_time < 5e9
+    assert 0.2 <= point.max < 5
