@@ -114,30 +114,42 @@ class LendingPool(BlockingConnectionPool):
             redis.exceptions.ConnectionError: The server cannot be reached.
         """
         self.check_usable()
-        if self.has_free_connection():
-            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
-        else:
-            connection = await self._wait_for_turn()
-        return await self._connected(connection)
+        return await self._connected(await self._next_connection())
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
         return not self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections
 
     def reserve(self) -> None:
-        """Keep a connection for ``get_reserved_connection``."""
+        """Keep a connection for ``get_fresh_connection``."""
         self._reserved += 1
 
-    async def get_reserved_connection(self) -> AbstractConnection:
-        """Borrow the connection that ``reserve`` keeps, without waiting; raises as ``get_connection``."""
+    async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
+        """Borrow a connection that is connected anew: who had it before may have altered it unseen.
+
+        Args:
+            reserved: Whether it is the one that ``reserve`` keeps, which nobody has to wait for.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
         self.check_usable()
-        connection = await self._connected(self.get_available_connection())  # type: ignore[no-untyped-call]
-        self._reserved -= 1
-        self._serve()
+        connection = self.get_available_connection() if reserved else await self._next_connection()  # type: ignore[no-untyped-call]
+        await self._connected(connection, anew=True)
+        if reserved:
+            self._reserved -= 1
+            self._serve()
         return connection
 
-    async def _connected(self, connection: AbstractConnection) -> AbstractConnection:
+    async def _next_connection(self) -> AbstractConnection:
+        if self.has_free_connection():
+            return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
+        return await self._wait_for_turn()
+
+    async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> AbstractConnection:
         try:
+            if anew:
+                await connection.disconnect(nowait=True)
             await self.ensure_connection(connection)
         except BaseException as error:
             is_closed = connection not in self._in_use_connections

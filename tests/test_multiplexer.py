@@ -403,3 +403,58 @@ async def test_an_error_reply_harms_no_other_call_on_the_connection(inspector, n
     assert [b"%d" % n for n in range(100)] == replies[::3]
     assert [b"%d" % -n for n in range(100)] == replies[2::3]
     assert 1 == len(connections(inspector))
+
+
+@pytest.mark.parametrize("arguments", [{}, {"max_connections": 3}])
+async def test_what_was_done_to_a_borrowed_connection_is_not_shared(inspector, server, make_pool, arguments):
+    pool = make_pool(server.url, **arguments)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    borrowed = [await pool.get_connection() for _ in range(2)]
+    for connection in borrowed:
+        await connection.send_command("SELECT", 5)
+        await connection.read_response()
+        await pool.release(connection)
+
+    await client.set("small", "value")
+    await client.set("large", "x" * 100_000)
+    assert 2 == inspector.dbsize()
+
+
+async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(make_pool):
+    async with scripted(lambda connection, args: b":%d\r\n" % connection) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert 1 == await client.incr("key")
+        calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
+        await asyncio.sleep(0)
+        await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "somebody"}))
+        line_of(pool).end(lambda: ConnectionError("broken"))
+
+        assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]
+        await pool.aclose()
+
+
+async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
+    pool = make_pool(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    value = bytearray(b"before")
+    call = asyncio.ensure_future(client.set("key", value))
+    await asyncio.sleep(0)
+    line_of(pool).end(lambda: ConnectionError("broken"))
+    value[:] = b"behind"
+
+    assert await call
+    assert b"before" == await client.get("key")
+
+
+async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, make_pool, until):
+    pool = make_pool(server.url, socket_timeout=None)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    line = line_of(pool)
+    async with frozen_with(server, client.ping()) as calls:
+        line.retire()
+        assert not line.ended.done()
+        calls[0].cancel()
+        await until(line.ended.done)

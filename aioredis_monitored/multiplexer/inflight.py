@@ -30,10 +30,10 @@ class _Call(asyncio.Future[Any]):
 
     Attributes:
         size: Its bytes when packed.
-        packed: These bytes, if it waits and what its arguments refer to may change meanwhile.
+        packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
         orphan: Gets the reply if the caller no longer awaits it.
         heard: Called with the reply before the caller goes on.
-        since: When it began to wait, by the loop's clock.
+        since: When it began to wait, by the loop's clock; 0 if it does not.
         on_leaving: Called when the caller leaves before it is sent.
     """
 
@@ -41,7 +41,7 @@ class _Call(asyncio.Future[Any]):
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
     heard: Callable[[Any], object] | None = None
-    since: float
+    since: float = 0.0
     on_leaving: Callable[[], None] | None = None
 
     def cancel(self, msg: Any = None) -> bool:

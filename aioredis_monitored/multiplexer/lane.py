@@ -33,11 +33,8 @@ class Lender(Protocol):
     def check_usable(self) -> None:
         """Raise if it cannot be used in the running event loop."""
 
-    async def get_connection(self) -> AbstractConnection:
-        """Borrow a connection."""
-
-    async def get_reserved_connection(self) -> AbstractConnection:
-        """Borrow the one that is kept for this purpose."""
+    async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
+        """Borrow a connection on which nothing was sent yet: the one that is kept for this purpose, or any other."""
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
@@ -145,7 +142,7 @@ class Lane:
             return
         began = asyncio.get_running_loop().time()
         try:
-            connection = await lender.get_reserved_connection() if self._is_reserved else await lender.get_connection()
+            connection = await lender.get_fresh_connection(reserved=self._is_reserved)
             if self._connecting is not asyncio.current_task():
                 # On Python 3.11, redis-py's handshake may swallow the cancellation of one that nobody waited for.
                 await connection.disconnect(nowait=True)
@@ -177,7 +174,7 @@ class Lane:
         if lender is not None:
             lender.discard(line.connection, reserve=self._is_reserved)
         for call in reversed(unwritten):
-            call.since = call.get_loop().time()
+            call.since = call.since or call.get_loop().time()
             call.on_leaving = self._on_leaving
             self.waiting.appendleft(call)
         if self._closed is not None:

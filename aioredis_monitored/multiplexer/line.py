@@ -41,6 +41,7 @@ def can_share(connection: AbstractConnection) -> bool:
         and type(connection.encoder) is Encoder
         and not (config and config.enabled)
         and hasattr(connection, "_writer")
+        and hasattr(connection, "_close")
         and isinstance(getattr(connection, "_parser", None), DefaultParser)
     )
 
@@ -117,15 +118,14 @@ class Line(asyncio.BufferedProtocol):
             # At the end of the tick, all of it would be there three times: here, joined and in the transport's buffer.
             self._flush()
 
-    def command(self, *args: Any) -> Reply:
-        """Make a call of the line's own."""
+    def _own_call(self) -> Reply:
         reply = Reply(loop=self._loop)
-        reply.args, reply.size = args, 0
+        reply.args, reply.size = (), 0
         return reply
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls; the line retires if the server refuses them."""
-        reply = self.command()
+        reply = self._own_call()
         self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
         reply.add_done_callback(self._retire_unless_ok, context=self._context)
 
@@ -158,7 +158,7 @@ class Line(asyncio.BufferedProtocol):
             return False
         interval = self.connection.health_check_interval
         if interval and now - self._last_active > interval:
-            self._checking = self.command()
+            self._checking = self._own_call()
             self._checking.add_done_callback(self._checked, context=self._context)
             self.inflight.overtake(self._checking)
             self._transport.write(b"".join(self.connection.pack_command("PING")))
@@ -246,6 +246,10 @@ class Line(asyncio.BufferedProtocol):
         if self.is_open:
             self.is_open = False
             self._owner.line_retired(self)
+            if self.inflight.timeout is None:
+                # Otherwise, that time's end finds out.
+                for call in self.inflight.calls:
+                    call.on_leaving = self._end_if_left
             self._end_if_left()
 
     def _end_if_left(self) -> None:
@@ -261,6 +265,9 @@ class Line(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         unwritten = self.inflight.lose(error)
+        for call, packed in zip(unwritten, self._outbox, strict=True):
+            # As it was when it was called, whatever has become of its arguments.
+            call.packed = packed
         self._outbox.clear()
         if self._transport.get_write_buffer_size():
             # Closing would wait for the server to read it.
@@ -269,7 +276,8 @@ class Line(asyncio.BufferedProtocol):
         if self.is_open:
             self.is_open = False
             self._owner.line_retired(self)
-        self._owner.line_ended(self, unwritten)
+        # The next line has no use for what this one sent itself.
+        self._owner.line_ended(self, [call for call in unwritten if isinstance(call, Run) or call.args])
 
     def abort(self) -> None:
         """Close the socket without a word, if it is not closed yet."""
