@@ -2,10 +2,12 @@
 
 import asyncio
 import os
+import random
 import time
 
 import pytest
 import redis
+from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
@@ -29,21 +31,54 @@ def server():
 
 
 @pytest.fixture(scope="session")
-def _inspector(server):
+def _cleaner(server):
+    with redis.Redis.from_url(server.url) as cleaner:
+        yield cleaner
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing(_cleaner):
+    """Every test starts on an empty server and ends without a connection of its own."""
+    yield
+    deadline = time.monotonic() + DEADLINE
+    while len(clients := _cleaner.client_list()) > 1 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    _cleaner.flushall()
+    _cleaner.script_flush()
+    assert len(clients) == 1, clients
+
+
+@pytest.fixture
+def inspector(server):
+    """redis-py's blocking client, for what the tests look at or do behind the back of the client under test."""
     with redis.Redis.from_url(server.url) as inspector:
         yield inspector
 
 
-@pytest.fixture(autouse=True)
-def leaves_nothing(_inspector):
-    """Every test starts on an empty server and ends without a connection of its own."""
-    yield
-    deadline = time.monotonic() + DEADLINE
-    while len(clients := _inspector.client_list()) > 1 and time.monotonic() < deadline:
-        time.sleep(0.005)
-    _inspector.flushall()
-    _inspector.script_flush()
-    assert len(clients) == 1, clients
+@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
+def multiplex(request):
+    return request.param
+
+
+@pytest.fixture
+def make_client(make_pool, multiplex):
+    """Make clients with and without a shared connection."""
+
+    def make(url, *, is_recorded=False, **arguments):
+        providers = {} if is_recorded else UNRECORDED
+        return MonitoredRedisConnection(
+            connection_pool=make_pool(url, **{**providers, "multiplex": multiplex, **arguments})
+        )
+
+    return make
+
+
+@pytest.fixture
+def dice():
+    """Random numbers; pytest shows the seed of a test that fails."""
+    seed = random.randrange(2**32)
+    print(f"seed {seed}")
+    return random.Random(seed)
 
 
 @pytest.fixture

@@ -3,12 +3,10 @@
 import json
 import math
 import random
-import runpy
 import time
 import tracemalloc
-from pathlib import Path
-from types import SimpleNamespace
 
+import command_table
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +18,6 @@ from aioredis_monitored.commands import operation_name, stored_procedure
 from aioredis_monitored.querytext import query_text
 from aioredis_monitored.traits import server_wait
 
-command_table = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("command_table.py"))))
 ROWS = json.loads(command_table.TABLE.read_text())
 
 SECRET = "hunter2"
@@ -139,7 +136,7 @@ class Sentence:
     """A command as its grammar in ``COMMAND DOCS`` allows it, in which every value is the secret."""
 
     def __init__(self, name, grammar, seed):
-        self._random = random.Random(seed)  # noqa: S311 - nothing to guess
+        self._random = random.Random(seed)
         # The same everywhere in a sentence: XREAD wants as many ids as keys.
         self._repetitions = self._random.randint(1, 3)
         self.keys, self.fields, self._counts = [], [], []

@@ -1,52 +1,28 @@
 """Faults that callers and connections meet on a server that is well: cancelled, stale, closed, killed, exhausted."""
 
 import asyncio
-import random
 import select
 import statistics
+from functools import partial
 
 import pytest
 import redis.exceptions
-from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import NoOpTracerProvider
+from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 
-# What is recorded is not the point here, and would take most of the time.
-UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
+
+@pytest.fixture
+def make_client(make_client, server):
+    return partial(make_client, server.url)
 
 
 @pytest.fixture
-def dice():
-    seed = random.randrange(2**32)  # noqa: S311 - no secret  # noqa: T201 - pytest shows it when the test fails
-    return random.Random(seed)  # noqa: S311
-
-
-@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
-def multiplex(request):
-    return request.param
-
-
-@pytest.fixture
-def make_client(make_pool, server, multiplex):
-    def make(**arguments):
-        pool = make_pool(server.url, **{**UNRECORDED, "multiplex": multiplex, **arguments})
-        return MonitoredRedisConnection(connection_pool=pool)
-
-    return make
-
-
-@pytest.fixture
-def admin(_inspector):
-    return _inspector
-
-
-@pytest.fixture
-def connections_made(admin):
+def connections_made(inspector):
     """How many connections the server has got since the test began."""
 
     def count():
-        return admin.info("stats")["total_connections_received"] - before
+        return inspector.info("stats")["total_connections_received"] - before
 
     before = 0
     before = count()
@@ -188,7 +164,7 @@ async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool,
 
 @pytest.mark.parametrize("sees_it_first", [True, False])
 async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
-    make_client, multiplex, until, admin, sees_it_first
+    make_client, multiplex, until, inspector, sees_it_first
 ):
     client = make_client(max_connections=11)
     pool = client.connection_pool
@@ -206,7 +182,7 @@ async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
         idle_from = loop.time()
         await until(lambda start=idle_from: loop.time() > start + 0.02)
         assert 10 + multiplex == connected()
-        admin.client_kill_filter(_type="normal", skipme=True)
+        inspector.client_kill_filter(_type="normal", skipme=True)
         if sees_it_first:
             await asyncio.sleep(0)
         # Writes, which are not tried again once they are written; of their own connections too.
@@ -217,7 +193,7 @@ async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
 
 
 async def test_calls_whose_shared_connection_is_closed_before_they_are_written_do_not_fail(
-    make_pool, server, until, admin
+    make_pool, server, until, inspector
 ):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     loop = asyncio.get_running_loop()
@@ -226,7 +202,7 @@ async def test_calls_whose_shared_connection_is_closed_before_they_are_written_d
         idle_from = loop.time()
         await until(lambda start=idle_from: loop.time() > start + 0.02)
         calls = [asyncio.ensure_future(client.incr("key")) for _ in range(10)]
-        loop.call_soon(lambda: admin.client_kill_filter(_type="normal", skipme=True))
+        loop.call_soon(lambda: inspector.client_kill_filter(_type="normal", skipme=True))
 
         assert list(range(10 * number + 1, 10 * number + 11)) == await asyncio.gather(*calls)
 
@@ -235,7 +211,9 @@ async def test_calls_whose_shared_connection_is_closed_before_they_are_written_d
 
 
 @pytest.mark.slow
-async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(make_client, multiplex, until, dice, admin):
+async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
+    make_client, multiplex, until, dice, inspector
+):
     client = make_client(max_connections=20, retry_backoff=0.001)
     attempted, acknowledged, wrong, failed = set(), set(), [], []
     killing = True
@@ -262,11 +240,11 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(make_cl
     for _ in range(300):
         enough = len(acknowledged) + 5
         await until(lambda enough=enough: len(acknowledged) >= enough)
-        admin.client_kill_filter(_type="normal", skipme=True)
+        inspector.client_kill_filter(_type="normal", skipme=True)
     killing = False
     await asyncio.gather(*workers)
 
-    stored = admin.lrange("list", 0, -1)
+    stored = inspector.lrange("list", 0, -1)
     assert [] == wrong
     assert len(stored) == len(set(stored))
     assert acknowledged <= set(stored) <= attempted
@@ -280,9 +258,9 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(make_cl
 # 13: more callers than connections
 
 
-async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, connections_made, admin):
+async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, connections_made, inspector):
     client = make_client(max_connections=8)
-    admin.rpush("list", *range(1_000))
+    inspector.rpush("list", *range(1_000))
     loop = asyncio.get_running_loop()
     waits = []
 

@@ -12,24 +12,10 @@ import redis
 import redis.asyncio
 import redis.exceptions
 
-from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import RedisServer
 
 LOGINS = {"cmdstat_auth", "cmdstat_hello"}
 DURATION = "db.client.operation.duration"
-
-
-@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
-def multiplex(request):
-    return request.param
-
-
-@pytest.fixture
-def make_client(make_pool, multiplex):
-    def make(server, **arguments):
-        return MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex, **arguments))
-
-    return make
 
 
 class ErrorCase(NamedTuple):
@@ -175,7 +161,7 @@ def error_types(telemetry):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.status)
 async def test_an_error_reply_has_its_type_and_leaves_the_connection_usable(make_client, telemetry, multiplex, case):
     with RedisServer(*case.options) as server, redis.Redis.from_url(server.url) as admin:
-        client = make_client(server, socket_timeout=0.3)
+        client = make_client(server.url, is_recorded=True, socket_timeout=0.3)
         connection = await client.client_id()
         case.arrange(admin)
 
@@ -202,7 +188,7 @@ def handshakes(admin):
 @pytest.mark.parametrize(("password", "status"), [("wrong", "WRONGPASS"), (None, "NOAUTH")])
 async def test_a_password_that_is_wrong_or_missing_is_tried_once(make_client, telemetry, password, status, protocol):
     with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as admin:
-        client = make_client(server, password=password, protocol=protocol)
+        client = make_client(server.url, is_recorded=True, password=password, protocol=protocol)
         before = handshakes(admin)
 
         with pytest.raises(redis.exceptions.AuthenticationError):

@@ -1,48 +1,21 @@
 """Faults of the network between client and server: reset, cut, slow and half-open connections."""
 
 import asyncio
-import random
+from functools import partial
 
 import pytest
 import redis.exceptions
-from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import NoOpTracerProvider
-
-from aioredis_monitored import MonitoredRedisConnection
-
-# What is recorded is not the point here, and would take most of the time.
-UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
 
 
 @pytest.fixture
-def dice():
-    seed = random.randrange(2**32)  # noqa: S311 - no secret  # noqa: T201 - pytest shows it when the test fails
-    return random.Random(seed)  # noqa: S311
-
-
-@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
-def multiplex(request):
-    return request.param
-
-
-@pytest.fixture
-def admin(_inspector):
-    return _inspector
-
-
-@pytest.fixture
-def make_client(make_pool, proxy, multiplex):
-    def make(**arguments):
-        settings = {**UNRECORDED, "multiplex": multiplex, "retry_backoff": 0.001}
-        return MonitoredRedisConnection(connection_pool=make_pool(proxy.url, **{**settings, **arguments}))
-
-    return make
+def make_client(make_client, proxy):
+    return partial(make_client, proxy.url, retry_backoff=0.001)
 
 
 # 4: reset while idle
 
 
-async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, proxy, dice, admin):
+async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, proxy, dice, inspector):
     client = make_client()
     raised = []
     for number in range(100):
@@ -56,7 +29,7 @@ async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, prox
         except redis.exceptions.RedisError as error:
             raised.append(error)
 
-    stored = admin.lrange("list", 0, -1)
+    stored = inspector.lrange("list", 0, -1)
     assert 100 == len({*stored}) + len(raised) == len(stored) + len(raised)
 
 
@@ -77,11 +50,11 @@ async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, 
 
 
 @pytest.mark.slow
-async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_client, proxy, dice, admin):
+async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_client, proxy, dice, inspector):
     client = make_client(max_connections=4)
     value = b"v" * 1_000
     reply_size = len(b"$1000\r\n\r\n") + len(value)
-    admin.set("key", value)
+    inspector.set("key", value)
     offsets = dice.sample(range(reply_size), 1_000)
     outcomes = []
     for number, offset in enumerate(offsets):
@@ -104,7 +77,7 @@ async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_cl
 
 
 @pytest.mark.slow
-async def test_a_thousand_writes_whose_replies_are_cut_run_once_each(make_client, proxy, admin):
+async def test_a_thousand_writes_whose_replies_are_cut_run_once_each(make_client, proxy, inspector):
     client = make_client(max_connections=4)
     for number in range(1_000):
         await client.ping()
@@ -113,14 +86,14 @@ async def test_a_thousand_writes_whose_replies_are_cut_run_once_each(make_client
         with pytest.raises(redis.exceptions.ConnectionError):
             await write
 
-    with admin.pipeline(transaction=False) as pipe:
+    with inspector.pipeline(transaction=False) as pipe:
         for number in range(1_000):
             (pipe.llen(f"list:{number}") if number % 2 else pipe.get(f"counter:{number}"))
         assert [1] * 1_000 == [int(times) for times in pipe.execute()]
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_pipelines_whose_replies_are_cut_run_once_each(make_client, proxy, admin, transaction):
+async def test_pipelines_whose_replies_are_cut_run_once_each(make_client, proxy, inspector, transaction):
     client = make_client(max_connections=4)
     for number in range(100):
         await client.ping()
@@ -128,12 +101,12 @@ async def test_pipelines_whose_replies_are_cut_run_once_each(make_client, proxy,
         with pytest.raises(redis.exceptions.ConnectionError):
             await client.pipeline(transaction).incr(f"counter:{number}").get("key").execute()
 
-    assert [b"1"] * 100 == admin.mget(f"counter:{number}" for number in range(100))
+    assert [b"1"] * 100 == inspector.mget(f"counter:{number}" for number in range(100))
 
 
-async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, admin):
+async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, inspector):
     client = make_client(max_connections=4)
-    admin.set("key", "value")
+    inspector.set("key", "value")
     for number in range(200):
         await client.ping()
         proxy.cut_replies = 1 + number % 10 // 9 * 2
@@ -148,12 +121,12 @@ async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, admin
 
 
 @pytest.mark.slow
-async def test_five_hundred_replies_that_come_byte_by_byte_are_whole(make_client, proxy, admin):
+async def test_five_hundred_replies_that_come_byte_by_byte_are_whole(make_client, proxy, inspector):
     clients = [make_client(protocol=2 + number % 2, max_connections=2) for number in range(50)]
-    admin.hset("hash", "field", "value")
-    admin.zadd("sorted", {"member": 0.5})
-    admin.sadd("set", "member")
-    admin.rpush("list", "a", "b")
+    inspector.hset("hash", "field", "value")
+    inspector.zadd("sorted", {"member": 0.5})
+    inspector.sadd("set", "member")
+    inspector.rpush("list", "a", "b")
     calls = [
         (lambda client: client.hgetall("hash"), {b"field": b"value"}),
         (lambda client: client.zscore("sorted", "member"), 0.5),

@@ -30,11 +30,6 @@ run = {"asyncio.run": asyncio.run, "run_until_complete": run_until_complete}[sys
 FORGOTTEN = "ResourceWarning: pool 'mine' was never closed: use 'async with' or aclose()"
 
 
-@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
-def multiplex(request):
-    return request.param
-
-
 @pytest.fixture(params=["asyncio.run", "run_until_complete"])
 def run(request):
     return request.param

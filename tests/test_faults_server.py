@@ -7,28 +7,10 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 import redis.exceptions
-from opentelemetry.metrics import NoOpMeterProvider
-from opentelemetry.trace import NoOpTracerProvider
+from sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
 from aioredis_monitored.testing import RedisServer
-
-# What is recorded is not the point here, and would take most of the time.
-UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
-
-
-@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
-def multiplex(request):
-    return request.param
-
-
-@pytest.fixture
-def make_client(make_pool, multiplex):
-    def make(server, **arguments):
-        pool = make_pool(server.url, **{**UNRECORDED, "multiplex": multiplex, **arguments})
-        return MonitoredRedisConnection(connection_pool=pool)
-
-    return make
 
 
 class Outcome(NamedTuple):
@@ -168,7 +150,7 @@ async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool
 
 
 async def test_calls_have_their_own_time_also_when_others_began_to_connect(make_client, own_server, until):
-    client = make_client(own_server, socket_timeout=0.4)
+    client = make_client(own_server.url, socket_timeout=0.4)
     loop = asyncio.get_running_loop()
     await client.ping()
     own_server.freeze()
@@ -232,7 +214,7 @@ def admin(own_server):
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_too_many_clients_is_what_the_error_says(make_client, own_server, admin, protocol):
-    client = make_client(own_server, protocol=protocol, max_connections=20, socket_timeout=0.5)
+    client = make_client(own_server.url, protocol=protocol, max_connections=20, socket_timeout=0.5)
     admin.config_set("maxclients", 1)
 
     outcomes = await asyncio.gather(*(outcome_of(client.incr("counter")) for _ in range(20)))
@@ -249,7 +231,7 @@ async def test_too_many_clients_is_what_the_error_says(make_client, own_server, 
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_too_many_clients_is_waited_out(make_client, own_server, admin, protocol, until):
-    client = make_client(own_server, protocol=protocol, max_connections=20)
+    client = make_client(own_server.url, protocol=protocol, max_connections=20)
     admin.config_set("maxclients", 1)
     calls = [asyncio.create_task(client.incr("counter")) for _ in range(20)]
     await until(lambda: admin.info("stats")["rejected_connections"] > 20)
@@ -260,7 +242,7 @@ async def test_too_many_clients_is_waited_out(make_client, own_server, admin, pr
 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_callers_get_by_with_as_many_connections_as_the_server_allows(make_client, own_server, admin, protocol):
-    client = make_client(own_server, protocol=protocol, max_connections=20, socket_timeout=2)
+    client = make_client(own_server.url, protocol=protocol, max_connections=20, socket_timeout=2)
     admin.config_set("maxclients", 5)
     admin.rpush("list", *range(20))
 

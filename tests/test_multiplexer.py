@@ -2,39 +2,27 @@
 
 import asyncio
 import random
-import runpy
 import time
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import hiredis
 import pytest
 import redis
 from redis.auth.token import SimpleToken
 from redis.exceptions import AuthenticationError, WatchError
+from scripted import scripted
+from sharing import begun, connections, frozen, line_of
 
 from aioredis_monitored import MonitoredRedisConnection, OwnConnectionError
 from aioredis_monitored.testing import RedisServer
-
-scripted = runpy.run_path(str(Path(__file__).with_name("scripted.py")))["scripted"]
 
 CALLERS = 1024
 PING = b"*1\r\n$4\r\nPING\r\n"
 
 
 @pytest.fixture
-def inspector(server):
-    with redis.Redis.from_url(server.url, decode_responses=True, protocol=3) as inspector:
-        yield inspector
-
-
-@pytest.fixture
 def named_pool(make_pool, server):
     return make_pool(server.url, client_name="tested")
-
-
-def connections(inspector):
-    return [int(info["id"]) for info in inspector.client_list() if info["name"] == "tested"]
 
 
 class RecordedTransport:
@@ -57,13 +45,9 @@ class RecordedTransport:
         return list(iter(reader.gets, False))
 
 
-def line_of(pool):
-    return pool.multiplexer._main.line
-
-
 async def record(client):
     await client.ping()
-    line = line_of(client.connection_pool)
+    line = line_of(client)
     line._transport = recorded = RecordedTransport(line._transport)
     return recorded
 
@@ -71,14 +55,8 @@ async def record(client):
 @asynccontextmanager
 async def frozen_with(server, *calls):
     """Calls that are written, and unanswered as long as the server is frozen."""
-    server.freeze()
-    try:
-        tasks = [asyncio.ensure_future(call) for call in calls]
-        for _ in range(3):
-            await asyncio.sleep(0)
-        yield tasks
-    finally:
-        server.thaw()
+    async with frozen(server):
+        yield await begun(*calls)
 
 
 # One connection for all.
@@ -127,7 +105,7 @@ async def test_a_plain_redis_py_pool_is_used_as_it_is(inspector, server):
 async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server, protocol, seed):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=protocol))
     await client.set("text", "x")
-    rng = random.Random(seed)  # noqa: S311 - no secret
+    rng = random.Random(seed)
 
     async def call(number):
         match rng.randrange(5):
@@ -259,7 +237,7 @@ async def test_pipelines_need_no_connection_of_their_own(client, inspector, name
 
     await asyncio.gather(*(client.pipeline(number % 2).incr("key").execute() for number in range(200)))
 
-    assert (1, "200") == (len(connections(inspector)), inspector.get("key"))
+    assert (1, b"200") == (len(connections(inspector)), inspector.get("key"))
 
 
 async def test_watch_gets_a_connection_of_its_own_and_notices_a_change(inspector, named_pool):
@@ -291,7 +269,7 @@ async def test_a_batch_with_a_command_that_cannot_share_gets_its_own_connection_
     replies = await client.pipeline(transaction=False).execute_command("SELECT", 3).client_id().execute()
 
     assert shared != replies[1]
-    await until(lambda: connections(inspector) == [shared])
+    await until(lambda: connections(inspector) == {shared})
 
 
 # What comes or goes between the calls.
@@ -302,16 +280,16 @@ async def test_a_batch_with_a_command_that_cannot_share_gets_its_own_connection_
 async def test_a_push_message_is_nobodys_reply(make_pool, server, inspector, key, decode):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=3, decode_responses=decode))
     shared = await client.client_id()
-    connection = inspector.connection_pool.get_connection()
-    connection.send_command("CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", shared)
-    connection.read_response()
+    tracking = redis.Connection(host=server.host, port=server.port)
+    tracking.send_command("CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", shared)
+    tracking.read_response()
 
     batch = client.pipeline(transaction=False).incr("run").set(key, 2).incr("run")
     before = await asyncio.gather(client.incr("one"), client.set(key, 1), batch.execute())
     # It has arrived before the next calls are written.
     inspector.set(key, 3)
     after = await asyncio.gather(client.incr("one"), client.incr("two"), client.client_id(), return_exceptions=True)
-    connection.disconnect()
+    tracking.disconnect()
 
     assert [1, True, [1, True, 2]] == before
     assert [2, 1, shared] == after
@@ -321,7 +299,7 @@ async def test_after_idleness_a_ping_goes_first(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, health_check_interval=30))
     recorded = await record(client)
     await client.echo("no ping")
-    line_of(client.connection_pool)._last_active -= 31
+    line_of(client)._last_active -= 31
 
     replies = await asyncio.gather(*(client.echo(number) for number in range(3)))
     await client.echo("no ping")
@@ -344,7 +322,7 @@ async def test_a_bad_answer_to_a_health_check_replaces_the_connection_and_loses_
         pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2, health_check_interval=30, socket_timeout=2, timeout=1)
         client = MonitoredRedisConnection(connection_pool=pool)
         broken.append(await client.incr("key"))
-        line_of(pool)._last_active -= 31
+        line_of(client)._last_active -= 31
 
         assert [2, 2, 2] == await asyncio.gather(*(client.incr("key") for _ in range(3)))
         await pool.aclose()
@@ -360,7 +338,7 @@ async def test_new_credentials_go_between_the_calls_of_the_shared_connection(ins
             await named_pool.re_auth_callback(token)
             calls += [asyncio.ensure_future(client.acl_whoami())]
         assert [b"%d" % number for number in range(10)] + ["renewed"] == await asyncio.gather(*calls)
-        assert [shared] == connections(inspector)
+        assert {shared} == connections(inspector)
     finally:
         await named_pool.aclose()
         inspector.acl_deluser("renewed")
@@ -428,7 +406,7 @@ async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(ma
         calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
         await asyncio.sleep(0)
         await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "somebody"}))
-        line_of(pool).end(lambda: ConnectionError("broken"))
+        line_of(client).end(lambda: ConnectionError("broken"))
 
         assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]
         await pool.aclose()
@@ -441,7 +419,7 @@ async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
     value = bytearray(b"before")
     call = asyncio.ensure_future(client.set("key", value))
     await asyncio.sleep(0)
-    line_of(pool).end(lambda: ConnectionError("broken"))
+    line_of(client).end(lambda: ConnectionError("broken"))
     value[:] = b"behind"
 
     assert await call
@@ -452,7 +430,7 @@ async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, mak
     pool = make_pool(server.url, socket_timeout=None)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    line = line_of(pool)
+    line = line_of(client)
     async with frozen_with(server, client.ping()) as calls:
         line.retire()
         assert not line.ended.done()

@@ -7,11 +7,11 @@ import sys
 import time
 import warnings
 from collections import Counter
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 import redis
+from sharing import begun, client_of, connections, frozen
 
 from aioredis_monitored import (
     EventLoopError,
@@ -25,41 +25,6 @@ from aioredis_monitored.multiplexer import inflight
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
 LARGE = b"x" * 200_000
-
-
-@pytest.fixture
-def inspector(server):
-    with redis.Redis.from_url(server.url, decode_responses=True) as inspector:
-        yield inspector
-
-
-def client_of(make_pool, url, **options):
-    return MonitoredRedisConnection(connection_pool=make_pool(url, client_name="tested", **options))
-
-
-def connections(inspector):
-    return {int(info["id"]) for info in inspector.client_list() if info["name"] == "tested"}
-
-
-def line_of(client):
-    return client.connection_pool.multiplexer._main.line
-
-
-@asynccontextmanager
-async def frozen(server):
-    server.freeze()
-    try:
-        yield
-    finally:
-        server.thaw()
-
-
-async def begun(*calls):
-    """Tasks whose calls are written, or wait."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    for _ in range(5):
-        await asyncio.sleep(0)
-    return tasks
 
 
 # Backpressure.

@@ -316,7 +316,7 @@ async def test_a_callback_that_raises_leaves_no_reply_to_others(make_pool, serve
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_a_reply_that_cannot_be_decoded_belongs_to_one_caller(make_pool, server, protocol, seed):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=protocol, decode_responses=True))
-    rng = random.Random(seed)  # noqa: S311 - no secret
+    rng = random.Random(seed)
     await client.set("binary", BINARY)
     await client.hset("hash", mapping={"text": "x", BINARY: BINARY})
     shared = await client.client_id()

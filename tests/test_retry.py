@@ -1,16 +1,15 @@
 """Only what surely did not run is tried again: the rule without I/O, and what callers see of it."""
 
 import asyncio
-import runpy
 import ssl
 import time
 from collections import Counter
 from itertools import count
-from pathlib import Path
 
 import pytest
 import redis
 from redis import exceptions as errors
+from scripted import scripted
 
 from aioredis_monitored import (
     MonitoredConnectionPool,
@@ -22,8 +21,6 @@ from aioredis_monitored import (
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.testing import RedisServer
 from aioredis_monitored.traits import traits_of, traits_of_batch
-
-scripted = runpy.run_path(str(Path(__file__).with_name("scripted.py")))["scripted"]
 
 READ, WRITE, SCRIPT = traits_of(["GET"]), traits_of(["INCR"]), traits_of(["EVAL"])
 READS, MIXED = traits_of_batch([["GET"], ["PING"]]), traits_of_batch([["GET"], ["INCR"]])
