@@ -21,7 +21,7 @@ async def persist(
     attempt: Callable[[], Awaitable[T]],
     failure: Lost,
     started: float,
-    wait: float = 0,
+    wait: float,
 ) -> T:
     """Go on after a first attempt has failed, for as long as the policy allows.
 
@@ -41,14 +41,14 @@ async def persist(
     failures = 1
     attempted = started
     while True:
+        if isinstance(failure.error, ReadOnlyError):
+            # Behind the same name there may be another server by now.
+            pool.renew(attempted)
         pause = policy.pause(
             failure.error, written=failure.written, traits=traits, failures=failures, elapsed=monotonic() - started
         )
         if pause is None:
             raise failure.error
-        if isinstance(failure.error, ReadOnlyError):
-            # Behind the same name there may be another server by now.
-            pool.renew(attempted)
         await asyncio.sleep(pause)
         attempted = monotonic()
         try:

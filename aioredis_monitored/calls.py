@@ -24,8 +24,8 @@ from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
 Orphan = Callable[[Any], object]
 
-# With these callbacks, a call whose reply is no error has succeeded.
-_NEVER_FAIL = (None, bool, bool_ok, parse_set_result)
+# These raise for no reply.
+_NEVER_FAIL = (bool, bool_ok, parse_set_result)
 # What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
 _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 
@@ -70,7 +70,7 @@ class CallsMixin:
             callback = dict.get(self.response_callbacks, args[0].upper())
             decodes = pool.decodes and NEVER_DECODE not in options
             heard = None
-            if operation is not None and callback in _NEVER_FAIL:
+            if operation is not None and (callback is None or (not options and callback in _NEVER_FAIL)):
                 heard = partial(_answered, operation, pool) if decodes else operation.answered
             reply = multiplexer.send(args, orphan, heard)
             reply = await (reply if orphan is None else _taken(reply))

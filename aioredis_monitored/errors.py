@@ -1,5 +1,6 @@
 """The errors that this package raises beside redis-py's own; tracebacks and ``error.type`` show their public name."""
 
+import sys
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
@@ -59,3 +60,9 @@ class NoComponentsError(MonitoredRedisError, LookupError):
     """``redis_connection`` was called while no ``Components`` is in use in this event loop."""
 
     __module__ = "aioredis_monitored"
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """What an error came from; what its caller is handling is every error's context, and none of its business."""
+    cause = error.__cause__ or error.__context__
+    return None if cause is sys.exc_info()[1] else cause

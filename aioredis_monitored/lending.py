@@ -195,6 +195,7 @@ class LendingPool(BlockingConnectionPool):
         """Give a borrowed connection back."""
         if connection not in self._in_use_connections:
             # The pool was closed meanwhile.
+            self._altered.discard(connection)
             await connection.disconnect(nowait=True)
             return
         try:

@@ -9,7 +9,7 @@ from typing import Any
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import ReadOnlyError, RedisError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed
@@ -19,7 +19,7 @@ from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry.attributes import batch_call
 from aioredis_monitored.telemetry.instruments import Telemetry
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.operation import Operation, observed
 from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
 
 _UNDONE = frozenset({"UNWATCH", "WATCH"})
@@ -54,24 +54,31 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self.server_span = server_span
         self._telemetry = telemetry
         self._operation: Operation | None = None
+        self._is_executing = False
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
-        kind = "MULTI" if self.is_transaction or self.explicit_transaction else "PIPELINE"
-        batch = [args for args, _ in self.command_stack]
-        call = batch_call(self._telemetry.server, kind, batch, self.name)
-        self._operation = Operation(self._telemetry, call, batch, self.server_span)
+        if self._telemetry.is_heard():
+            batch = [args for args, _ in self.command_stack]
+            call = batch_call(self._telemetry.server, "MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
+            self._operation = Operation(self._telemetry, call, batch, self.server_span)
+        self._is_executing = True
         try:
-            return await self._operation.observe(self._execute(self._operation, raise_on_error))
+            executing = self._execute(raise_on_error)
+            return await (executing if self._operation is None else self._operation.observe(executing))
         finally:
-            self._operation = None
+            self._operation, self._is_executing = None, False
 
-    async def _execute(self, operation: Operation, raise_on_error: bool) -> list[Any]:
+    @property
+    def _is_transaction(self) -> bool:
+        return self.is_transaction or self.explicit_transaction
+
+    async def _execute(self, raise_on_error: bool) -> list[Any]:
         results = await self._run(raise_on_error)
         errors = () if raise_on_error else (result for result in results if isinstance(result, Exception))
         first_error = next(iter(errors), None)
-        if first_error is not None:
-            operation.fail(first_error)
+        if first_error is not None and self._operation is not None:
+            self._operation.fail(first_error)
         return results
 
     async def _run(self, raise_on_error: bool) -> list[Any]:
@@ -88,14 +95,11 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 return await attempt()
             except Lost as lost:
                 failure = lost
-            return await persist(pool, traits, attempt, failure, started, self._server_wait())
+            # Nothing blocks in a transaction.
+            wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
+            return await persist(pool, traits, attempt, failure, started, wait)
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
-
-    def _server_wait(self) -> float:
-        # Nothing blocks in a transaction.
-        is_transaction = self.is_transaction or self.explicit_transaction
-        return 0 if is_transaction else sum(server_wait(args) or 0 for args, _ in self.command_stack)
 
     def _note_altered(self, connection: Any, commands: Collection[Sequence[Any]]) -> None:
         # What it watches, it unwatches itself before it gives the connection back.
@@ -111,17 +115,20 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def _attempt_batch(
         self, pool: MonitoredConnectionPool, traits: Traits, stack: CommandStackT, raise_on_error: bool
     ) -> list[Any]:
-        is_transaction = self.is_transaction or self.explicit_transaction
-        multiplexer = pool.multiplexer
+        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
+        multiplexer, started = pool.multiplexer, monotonic()
         if multiplexer is None or not traits.shares:
             async with borrowed(pool) as connection:
-                execute = self._execute_transaction if is_transaction else self._execute_pipeline
-                return await execute(connection, stack, raise_on_error)
+                results = await execute(connection, stack, raise_on_error)
+                if _is_demoted(results):
+                    pool.alter(connection)
+                return results
         try:
-            execute = self._execute_transaction if is_transaction else self._execute_pipeline
             results = await execute(Ride(multiplexer, pool.decode), stack, raise_on_error)
         except RedisError as error:
             raise Lost(error, written=True) from error
+        if _is_demoted(results):
+            pool.renew(started)
         pool.retry_policy.is_out_of_reach = False
         return results
 
@@ -155,15 +162,12 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
         call = self._execute_immediately(*args, **options)
-        if self._operation is not None:
-            return await call
-        described = self._telemetry.command_call(args)
-        return await Operation(self._telemetry, described, (args,), self.server_span).observe(call)
+        return await (call if self._is_executing else observed(self._telemetry, args, self.server_span, call))
 
     async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            if self._operation is not None and self.connection is None:
+            if self._is_executing and self.connection is None:
                 return await self._call(pool, args, options)
             pool.check_event_loop()
         return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
@@ -174,3 +178,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             self._operation.note(exception)
         text = f"Command # {number} ({query_text(tuple(command))}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])
+
+
+def _is_demoted(results: list[Any]) -> bool:
+    """Whether there may be another server behind the same name by now."""
+    return any(isinstance(result, ReadOnlyError) for result in results)

@@ -14,15 +14,15 @@ from redis.maint_notifications import MaintNotificationsConfig
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config import RedisConfig, read_arguments
 from aioredis_monitored.decoding import decoded, surely_decodes
-from aioredis_monitored.errors import PoolClosedError
+from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
 from aioredis_monitored.greeting import greet
 from aioredis_monitored.lending import LendingPool
-from aioredis_monitored.multiplexer import Multiplexer, can_share
+from aioredis_monitored.multiplexer import Lost, Multiplexer, can_share
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE, Telemetry
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.operation import observed
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
@@ -126,21 +126,26 @@ class MonitoredConnectionPool(LendingPool):
             redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
-            call = self.telemetry.command_call(("PING",))
-            await Operation(self.telemetry, call, [("PING",)], None).observe(self._ping())
-        except PoolClosedError:
+            await observed(self.telemetry, ("PING",), None, self._ping())
+        except (PoolClosedError, PoolExhaustedError):
             raise
         except RedisError as error:
             error.args = (f"pool {self._label}: {error}", *error.args[1:])
             raise
 
     async def _ping(self) -> None:
-        connection = await self.get_connection()
-        try:
-            await connection.send_command("PING")
-            await connection.read_response()
-        finally:
-            await self.release(connection)
+        if self.multiplexer is not None:
+            reply = await self.multiplexer.send(("PING",))
+            if isinstance(reply, Exception):
+                raise reply.error if isinstance(reply, Lost) else reply
+        else:
+            connection = await self.get_connection()
+            try:
+                await connection.send_command("PING")
+                await connection.read_response()
+            finally:
+                await self.release(connection)
+        self.retry_policy.is_out_of_reach = False
 
     def set_retry(self, retry: Retry) -> None:  # noqa: ARG002 - redis-py's signature
         """Refuse a retry policy, as the constructor does.

@@ -18,7 +18,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from aioredis_monitored.errors import PoolClosedError
+from aioredis_monitored.errors import PoolClosedError, cause_of
 from aioredis_monitored.traits import Traits
 
 # The longest pause: a server that has come back is found within it.
@@ -62,8 +62,9 @@ class RetryPolicy:
         pause = float(self._backoff.compute(failures))
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
-        if is_over and (not written or _is_answer(error)):
-            # A reply that merely took too long would say nothing about the next call.
+        if is_over and failures > 1 and (not written or _is_answer(error)):
+            # A reply that merely took too long would say nothing about the next call, nor would one attempt after a
+            # long wait for its turn.
             self.is_out_of_reach = True
         if self.is_out_of_reach or failures > self._retries or is_late:
             return None
@@ -71,7 +72,7 @@ class RetryPolicy:
 
 
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
-    if isinstance(error, _FINAL) or _is_refusal(error.__cause__ or error.__context__):
+    if isinstance(error, _FINAL) or _is_refusal(cause_of(error)):
         return False
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # What a script has done before the error came is done.

@@ -162,13 +162,13 @@ def _traits(name: str) -> Traits:
 _TRAITS = {name: _traits(name) for name in TABLE}
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
 # What almost every call is found in, with one look: its traits do not hang on its arguments.
-CERTAIN = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_WAIT | _CONTAINERS}
+_CERTAIN = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_WAIT | _CONTAINERS}
 
 
 def traits_of(args: Sequence[Any]) -> Traits:
     """The traits of a call; those of a command that is not in the table are the careful ones."""
     name = args[0] if args else None
-    if type(name) is str and (known := CERTAIN.get(name)) is not None:
+    if type(name) is str and (known := _CERTAIN.get(name)) is not None:
         return known
     if isinstance(name, str | bytes) and len(name) > LONGEST_NAME:
         return _UNKNOWN
@@ -215,7 +215,7 @@ def server_wait(args: Sequence[Any]) -> float | None:
         ``None`` if it answers at once, also because the time that was given is none.
     """
     name = args[0] if args else None
-    if type(name) is str and name in CERTAIN and name not in _WAITS:
+    if type(name) is str and name in _CERTAIN and name not in _WAITS:
         return None
     wait = _WAITS.get(operation_name(args).upper())
     if wait is None:

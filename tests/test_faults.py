@@ -215,7 +215,7 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
     make_client, multiplex, until, dice, inspector
 ):
     client = make_client(max_connections=20, retry_backoff=0.001)
-    attempted, acknowledged, wrong, failed = set(), set(), [], []
+    attempted, acknowledged, failed, wrong = set(), set(), set(), []
     killing = True
 
     async def work(worker):
@@ -233,8 +233,8 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
                 else:
                     reply = await client.pipeline(transaction=dice.random() < 0.5).echo(token).ping().execute()
                     wrong.extend([] if [token, True] == reply else [(token, reply)])
-            except redis.exceptions.RedisError as error:
-                failed.append((token, error))
+            except redis.exceptions.RedisError:
+                failed.add(token)
 
     workers = [asyncio.create_task(work(worker)) for worker in range(20)]
     for _ in range(300):
@@ -248,9 +248,9 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
     assert [] == wrong
     assert len(stored) == len(set(stored))
     assert acknowledged <= set(stored) <= attempted
-    assert set() == {token for token, _ in failed} & acknowledged
-    # Reads are tried again.
-    assert {token for token, _ in failed} <= attempted
+    # Reads are tried again, writes that may have run are not: the kills did hit them.
+    assert failed <= attempted
+    assert failed
     assert await client.ping() is True
     assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
 

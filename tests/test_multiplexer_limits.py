@@ -2,15 +2,21 @@
 
 import asyncio
 import gc
+import socket
+import struct
 import subprocess
 import sys
 import time
 import warnings
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import redis
+from redis._parsers import Encoder, _AsyncRESP3Parser
+from redis.asyncio import Connection
+from redis.maint_notifications import MaintNotificationsConfig
 from sharing import begun, client_of, connections, frozen
 
 from aioredis_monitored import (
@@ -20,7 +26,7 @@ from aioredis_monitored import (
     PoolClosedError,
     PoolExhaustedError,
 )
-from aioredis_monitored.multiplexer import inflight
+from aioredis_monitored.multiplexer import can_share, inflight
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
@@ -74,7 +80,7 @@ async def test_a_call_larger_than_all_room_goes_alone(client):
 
 
 MEMORY = """
-import asyncio, gc, os, resource, sys
+import asyncio, gc, os, sys
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 
 async def main(url, size):
@@ -84,25 +90,24 @@ async def main(url, size):
     sys.stdin.readline()
     value = b"x" * size
     gc.collect()
-    before = resident()
+    before = memory("VmRSS")
     tasks = [asyncio.ensure_future(client.set("key", value)) for _ in range(100_000)]
     for _ in range(10):
         await asyncio.sleep(0)
     assert client.connection_pool.multiplexer.in_flight() + client.connection_pool.multiplexer.waiting() == len(tasks)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print(resident() - before, peak - before, flush=True)
+    print(memory("VmRSS") - before, memory("VmHWM") - before, flush=True)
     os._exit(0)
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def memory(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(name))
 
 asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
 def test_100_000_calls_of_10_kb_to_a_stopped_server_cost_the_bound_beyond_what_they_cost_without_a_value(own_server):
     processes = [
         subprocess.Popen(  # noqa: S603 - this Python
@@ -277,3 +282,77 @@ def test_another_event_loop_is_refused_with_a_clear_error(server, run):
     run(client.set("key", LARGE))
     run(refused())
     run(pool.aclose())
+
+
+async def test_a_connection_that_is_reset_while_many_calls_wait_for_it_is_left_behind(make_pool):
+    connections = []
+
+    async def serve(reader, writer):
+        connections.append(writer)
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while line := await reader.readline():
+                arguments = [
+                    await reader.readuntil(b"\r\n") and await reader.readuntil(b"\r\n") for _ in range(int(line[1:]))
+                ]
+                writer.write(b"+PONG\r\n" if arguments[0] == b"PING\r\n" else b"+OK\r\n")
+                if len(connections) == 1 and b"LIB-VER\r\n" in arguments:
+                    # The handshake's end: what waits is written to a socket that is being reset.
+                    linger = struct.pack("ii", 1, 0)
+                    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                    writer.transport.abort()
+                    return
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=2)
+    calls = await begun(*(client.set(f"key:{number}", b"x" * 10_000) for number in range(200)))
+
+    done, _ = await asyncio.wait(calls, timeout=5)
+
+    assert 200 == len(done)
+    failed = [call.exception() for call in done if call.exception()]
+    assert {redis.ConnectionError} >= set(map(type, failed))
+    assert len(failed) < 100
+    assert await client.set("later", 1)
+    await client.connection_pool.aclose()
+    listening.close()
+    for writer in connections:
+        writer.transport.abort()
+
+
+class OwnEncoder(Connection):
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.encoder = type("Own", (Encoder,), {})("utf-8", "strict", False)
+
+
+class OwnReading(Connection):
+    async def read_response(self, *arguments, **options):
+        return await super().read_response(*arguments, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"connection_class": OwnEncoder},
+        {"connection_class": OwnReading},
+        {"parser_class": _AsyncRESP3Parser},
+        {"protocol": 3, "maint_notifications_config": MaintNotificationsConfig(enabled="auto")},
+    ],
+    ids=["encoder", "reading", "parser", "notifications"],
+)
+async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_pool, server, arguments):
+    pool = make_pool(server.url, **arguments)
+    client = MonitoredRedisConnection(connection_pool=pool)
+
+    assert pool.multiplexer is None
+    assert [True, b"value"] == [await client.set("key", "value"), await client.get("key")]
+
+
+@pytest.mark.parametrize("attribute", ["_writer", "_parser"])
+def test_without_redis_pys_private_attributes_nothing_is_shared(attribute):
+    connection = Connection()
+    assert can_share(connection)
+    delattr(connection, attribute)
+
+    assert not can_share(connection)

@@ -17,6 +17,7 @@ from aioredis_monitored import (
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolClosedError,
+    PoolExhaustedError,
     __version__,
     config_from_env,
     pool_from_config,
@@ -358,6 +359,19 @@ async def test_ping_makes_one_attempt_and_names_pool_and_address():
         await pool.ping()
 
     assert SECRET not in str(caught.value) + repr(pool)
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_ping_of_an_exhausted_pool_is_answered_if_commands_are(make_pool, server, multiplex):
+    pool = make_pool(server.url, name="mine", max_connections=2, timeout=0.05, multiplex=multiplex)
+    held = [await pool.get_connection() for _ in range(1 if multiplex else 2)]
+    if multiplex:
+        await pool.ping()
+    else:
+        with pytest.raises(PoolExhaustedError, match=r"^pool 'mine': no connection became free in 0.05 s$"):
+            await pool.ping()
+    for connection in held:
+        await pool.release(connection)
 
 
 async def test_ping_of_a_wrong_password_authenticates_once():

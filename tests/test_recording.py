@@ -1,6 +1,8 @@
 """When, and where, a call on the shared connection is recorded: before its caller goes on, but as the caller's own."""
 
 import asyncio
+import subprocess
+import sys
 from contextvars import ContextVar
 
 import pytest
@@ -140,3 +142,55 @@ async def test_a_span_begins_when_the_call_did(client, telemetry, proxy, make_po
 
     assert 0.2e9 <= span.end_time - span.start_time < 5e9
     assert 0.2 <= point.max < 5
+
+
+async def test_an_option_that_the_reply_cannot_be_parsed_with_is_a_failure(client, telemetry):
+    with pytest.raises(TypeError):
+        await client.execute_command("EXPIRE", "key", 1, unexpected=True)
+
+    assert {("EXPIRE", "TypeError"): 1} == points(telemetry)
+
+
+async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(client, telemetry):
+    await client.ping()
+    call = asyncio.ensure_future(client.get("key"))
+    await asyncio.sleep(0)
+    reply = client.connection_pool.multiplexer.send(("PING",), heard=lambda _: call.cancel())
+    await asyncio.wait([call])
+
+    assert await reply == b"PONG"
+    assert call.cancelled()
+    assert {("PING", None): 1, ("GET", None): 1} == points(telemetry)
+
+
+PROVIDERS_LATER = """
+import asyncio, sys
+from opentelemetry import metrics, trace
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored.testing import TelemetryCapture
+
+async def main():
+    async with MonitoredConnectionPool.from_url(sys.argv[1]) as pool:
+        with TelemetryCapture() as capture:
+            trace.set_tracer_provider(capture.tracer_provider)
+            metrics.set_meter_provider(capture.meter_provider)
+            {call}
+            print(len(capture.spans), sum(p.count for p in capture.points("db.client.operation.duration")))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "await pool.ping()",
+        "await MonitoredRedisConnection(connection_pool=pool).ping()",
+        "await MonitoredRedisConnection(connection_pool=pool).pipeline().ping().execute()",
+        "await MonitoredRedisConnection(connection_pool=pool).pipeline().watch('key')",
+    ],
+)
+def test_every_kind_of_call_is_recorded_by_an_sdk_that_came_after_the_pool(server, call):
+    command = [sys.executable, "-c", PROVIDERS_LATER.format(call=call), server.url]
+
+    assert "1 1" == subprocess.check_output(command, text=True, timeout=20).strip()  # noqa: S603 - this Python

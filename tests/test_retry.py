@@ -4,12 +4,14 @@ import asyncio
 import ssl
 import time
 from collections import Counter
+from contextlib import suppress
 from itertools import count
 
 import pytest
 import redis
 from redis import exceptions as errors
 from scripted import scripted
+from sharing import line_of
 
 from aioredis_monitored import (
     MonitoredConnectionPool,
@@ -147,9 +149,11 @@ def test_retries_bound_the_attempts_with_and_without_a_deadline():
 def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, starts):
     policy = RetryPolicy(20, 0.02, 1.0)
     assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
+    # One attempt after a long wait for its turn.
+    assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
     assert not policy.is_out_of_reach
 
-    assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
+    assert failed(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
 
     assert starts == policy.is_out_of_reach
     assert starts == (failed(policy, error, written=written, traits=READ) is None)
@@ -285,7 +289,7 @@ async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, 
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_too_many_clients_are_waited_for(make_pool, own_server, until, protocol, multiplex):
     with redis.Redis.from_url(own_server.url) as inspector:
-        inspector.config_set("maxclients", 1 + inspector.info("clients")["connected_clients"] - 1)
+        inspector.config_set("maxclients", inspector.info("clients")["connected_clients"])
         client = client_of(make_pool, own_server.url, protocol=protocol, multiplex=multiplex)
         calls = [asyncio.ensure_future(client.incr("key")) for _ in range(5)]
         await until(lambda: inspector.info("stats")["rejected_connections"] >= 2)
@@ -326,8 +330,9 @@ async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, se
     for number in range(10):
         identity = await client.client_id()
         inspector.client_kill_filter(_id=identity)
-        # Nobody looks at a connection that was in use a moment ago.
-        time.sleep(0.011)  # noqa: ASYNC251 - the event loop is not to see that the connection is closed
+        if multiplex:
+            # Nobody looks at a connection that was in use a moment ago.
+            line_of(client)._last_active -= 1
         if is_seen:
             await asyncio.sleep(0)
         assert number + 1 == await client.incr("key")
@@ -373,3 +378,42 @@ async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, serv
     raised = await asyncio.gather(client.get("key"), client.get("key"), return_exceptions=True)
 
     assert [OddError, OddError] == list(map(type, raised))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda client: client.pipeline().incr("key").execute(),
+        lambda client: client.pipeline(transaction=False).incr("key").execute(),
+        lambda client: client.pipeline(transaction=False).incr("key").execute(raise_on_error=False),
+        lambda client: client.eval("return redis.call('incr', KEYS[1])", 1, "key"),
+        lambda client: client.incr("key"),
+    ],
+    ids=["MULTI", "batch", "errors returned", "script", "command"],
+)
+async def test_a_demoted_server_is_left_also_where_nothing_is_tried_again(
+    make_pool, server, own_server, write, multiplex
+):
+    with redis.Redis.from_url(own_server.url) as demoted:
+        client = client_of(make_pool, own_server.url, retries=0, multiplex=multiplex)
+        before = await client.client_id()
+        demoted.replicaof(server.host, server.port)
+        with suppress(redis.RedisError):
+            await write(client)
+
+        assert before != await client.client_id()
+        demoted.replicaof("NO", "ONE")
+
+
+@BOTH
+async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex):
+    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+        try:
+            raise ssl.SSLError("of another connection")
+        except ssl.SSLError:
+            assert 7 == await client.incr("key")
+
+    assert 2 == len(asked)

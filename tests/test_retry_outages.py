@@ -88,7 +88,7 @@ async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool,
 
 
 @BOTH
-@pytest.mark.parametrize("kind", ["command", "MULTI", "batch", "own"])
+@pytest.mark.parametrize("kind", ["command", "MULTI", "batch", "own", "ping"])
 async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, proxy, server, kind, multiplex):
     client = client_of(make_pool, proxy.url, socket_timeout=0.15, multiplex=multiplex)
     policy = client.connection_pool.retry_policy
@@ -105,5 +105,7 @@ async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, prox
             await client.pipeline(kind == "MULTI").incr("key").execute()
         case "own":
             await client.client_setname("name")
+        case "ping":
+            await client.connection_pool.ping()
 
     assert not policy.is_out_of_reach

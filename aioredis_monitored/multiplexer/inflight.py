@@ -16,8 +16,11 @@ MOST_BYTES: Final = 16 * 2**20
 MOST_CALLS: Final = 16_384
 
 
-class Lost(Exception):  # noqa: N818 - never raised: it stands in the place of a reply
-    """There will be no reply, because of ``error``; ``written`` tells whether the server may have got the call."""
+class Lost(Exception):  # noqa: N818 - the error is inside
+    """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
+
+    It stands in the place of a reply that will not come, and is raised only to whoever decides about the next attempt.
+    """
 
     def __init__(self, error: Exception, *, written: bool) -> None:
         super().__init__(error, written)
@@ -68,10 +71,6 @@ class Reply(_Call):
 
     args: tuple[Any, ...]
 
-    def is_late(self, limit: float) -> bool:  # noqa: ARG002 - as Run.is_late
-        """Whether a reply that was due at ``limit`` is still awaited."""
-        return not self.done()
-
 
 class Run(_Call):
     """The replies to several commands that are sent in one piece.
@@ -96,10 +95,6 @@ class Run(_Call):
         if not self.done():
             self.set_result(self.replies)
         return True
-
-    def is_late(self, limit: float) -> bool:
-        """Whether replies are awaited, and none has come since ``limit``."""
-        return not self.done() and self.progressed <= limit
 
 
 class InFlight:
@@ -140,13 +135,17 @@ class InFlight:
         """Queue a call in front of all others, of which none may be written."""
         self.calls.appendleft(call)
         self.unwritten += 1
+        self.unwritten_size += call.size
         self.size += call.size
 
     def write(self, count: int, now: float) -> None:
         """Note that the first ``count`` of the unwritten calls are written now."""
-        self.unwritten -= count
-        if not self.unwritten:
+        if count == self.unwritten:
             self.unwritten_size = 0
+        else:
+            first = len(self.calls) - self.unwritten
+            self.unwritten_size -= sum(call.size for call in islice(self.calls, first, first + count))
+        self.unwritten -= count
         self._batches.append([now, count])
 
     def receive(self, parse: Callable[[], Any], now: float) -> int:
@@ -211,7 +210,8 @@ class InFlight:
             if written > limit:
                 return
             for call in islice(calls, int(count)):
-                if call.is_late(limit):
+                # Of a run, every reply gets its time anew.
+                if not call.done() and (isinstance(call, Reply) or call.progressed <= limit):
                     yield call
 
     def is_stuck(self, now: float) -> bool:
@@ -224,7 +224,6 @@ class InFlight:
         """When to look again for overdue calls; ``None`` if no call is written."""
         if self.timeout is None or not self._batches:
             return None
-        # Of a run, every reply gets its time anew.
         ends = (start + self.timeout for start in (self.replied, *(written for written, _ in self._batches)))
         return min((end for end in ends if end > now), default=now + self.timeout)
 

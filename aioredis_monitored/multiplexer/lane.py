@@ -10,7 +10,6 @@ from math import inf
 from typing import Final, Protocol, cast
 from weakref import ref
 
-from redis._defaults import DEFAULT_SOCKET_TIMEOUT
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
@@ -21,6 +20,8 @@ from aioredis_monitored.multiplexer.line import Line
 
 # So many waiting calls are not worth looking for those that have left.
 _PURGE: Final = 1024
+# Seconds that replies get on closing, if they had all the time in the world before.
+_DRAIN: Final = 5.0
 # Seconds that TLS has to say goodbye.
 _GOODBYE: Final = 1.0
 
@@ -99,7 +100,6 @@ class Lane:
             if not self.waiting:
                 # Nobody would be there to see it fail, or to end it before the event loop ends.
                 self._connecting.cancel()
-                self._connecting = None
 
     def line_is_full(self) -> None:
         """Let calls wait."""
@@ -109,23 +109,25 @@ class Lane:
         """Send what waits, first come, first served."""
         if self.ready is not None:
             return
-        line = self.line
         while self.waiting:
-            call = self.waiting[0]
+            # Sending may have ended the line that was there for the call before.
+            line, call = self.line, self.waiting[0]
             if call.done():
                 self.waiting.popleft()
             elif line is None:
                 if self._connecting is None:
                     # Never an eager task, which could be done before it is known here.
                     self._connecting = asyncio.Task(self._connect(), loop=call.get_loop(), context=self._context)
+                    # Nor by itself: a task that is cancelled before its first step does nothing.
+                    self._connecting.add_done_callback(self._has_connected, context=self._context)
                 return
             elif line.inflight.is_full():
                 return
             else:
                 self.waiting.popleft()
                 self._send(line, call)
-        if line is not None and not line.inflight.is_full():
-            self.ready = line
+        if self.line is not None and not self.line.inflight.is_full():
+            self.ready = self.line
 
     def _send(self, line: Line, call: Reply | Run) -> None:
         call.on_leaving = None
@@ -143,22 +145,21 @@ class Lane:
         began = asyncio.get_running_loop().time()
         try:
             connection = await lender.get_fresh_connection(reserved=self._is_reserved)
-            if self._connecting is not asyncio.current_task():
-                # On Python 3.11, redis-py's handshake may swallow the cancellation of one that nobody waited for.
+            if self._closed is not None:
+                # On Python 3.11, redis-py's handshake may swallow a cancellation.
                 await connection.disconnect(nowait=True)
-                lender.discard(connection, reserve=self._is_reserved)
                 return
             self.line = Line(connection, self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
             # Those who came later have all their time before them, and get another attempt.
             self._lose(error, began)
-        finally:
-            if self._connecting is asyncio.current_task():
-                self._connecting = None
-                # Also when somebody else has cancelled it.
-                self.line_has_room()
-                self._watch()
+
+    def _has_connected(self, _: asyncio.Task[None]) -> None:
+        # Or has failed, or was cancelled, while others have begun to wait.
+        self._connecting = None
+        self.line_has_room()
+        self._watch()
 
     def line_retired(self, line: Line) -> None:
         """Connect anew for the next call."""
@@ -174,7 +175,9 @@ class Lane:
         if lender is not None:
             lender.discard(line.connection, reserve=self._is_reserved)
         for call in reversed(unwritten):
-            call.since = call.since or call.get_loop().time()
+            # It came before all that wait, whether or not it had to wait itself.
+            oldest = self.waiting[0].since if self.waiting else call.get_loop().time()
+            call.since = min(call.since or oldest, oldest)
             call.on_leaving = self._on_leaving
             self.waiting.appendleft(call)
         if self._closed is not None:
@@ -218,7 +221,7 @@ class Lane:
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials on every line."""
-        for line in self._lines:
+        for line in list(self._lines):
             line.re_authenticate(token)
 
     def in_flight(self) -> int:
@@ -237,15 +240,13 @@ class Lane:
             line.retire()
 
     async def drain(self) -> None:
-        """Let what is written come to its end, for ``socket_timeout`` at most."""
+        """Let what is written come to its end, within ``socket_timeout`` or else 5 s."""
         lines = list(self._lines)
         ends: list[asyncio.Future[None]] = [line.ended for line in lines]
         if self._connecting is not None:
             ends.append(self._connecting)
         if ends:
-            await asyncio.wait(
-                ends, timeout=max((line.inflight.timeout or 0 for line in lines), default=0) or DEFAULT_SOCKET_TIMEOUT
-            )
+            await asyncio.wait(ends, timeout=max((line.inflight.timeout or _DRAIN for line in lines), default=_DRAIN))
         for line in lines:
             line.end(lambda: ConnectionError("closed before the reply came"))
         if lines:

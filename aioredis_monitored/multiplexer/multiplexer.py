@@ -19,7 +19,7 @@ _MOST_LARGE_KEYS: Final = 1024
 _LONGEST_LARGE_KEY: Final = 1024
 
 # Seconds between one renewal and the next.
-_LEAST_AGE: Final = 0.5
+_LEAST_PAUSE: Final = 0.5
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
 
@@ -44,7 +44,7 @@ class Multiplexer:
         self._main = Lane(lender, self._pack_again, self._learn, is_reserved=True)
         self._bulk = Lane(lender, self._pack_again, self._learn, is_reserved=False) if bulk else self._main
         self._lanes = {self._main, self._bulk}
-        self._renewed = -_LEAST_AGE
+        self._renewed = -_LEAST_PAUSE
 
     def send(
         self,
@@ -150,7 +150,7 @@ class Multiplexer:
     def renew(self, older_than: float) -> None:
         """Send further calls on other connections than those made before that time of the monotonic clock."""
         now = monotonic()
-        if now - self._renewed < _LEAST_AGE:
+        if now - self._renewed < _LEAST_PAUSE:
             # Not for each of many callers that try again.
             return
         for lane in self._lanes:
@@ -172,7 +172,7 @@ class Multiplexer:
         return sum(len(lane.waiting) for lane in self._lanes)
 
     async def aclose(self, error: Exception) -> None:
-        """Refuse calls that wait, and let those that are written come to their end, for ``socket_timeout`` at most."""
+        """Refuse calls that wait, and let those that are written end, within ``socket_timeout`` or else 5 s."""
         for lane in self._lanes:
             lane.close(error)
         await asyncio.gather(*(lane.drain() for lane in self._lanes))

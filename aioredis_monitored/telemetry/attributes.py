@@ -1,7 +1,6 @@
 """What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
 
 import re
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -10,6 +9,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored import commands, querytext
+from aioredis_monitored.errors import cause_of
 from aioredis_monitored.telemetry import semconv
 
 _DEFAULT_PORT = 6379
@@ -140,10 +140,8 @@ def failure_of(error: BaseException) -> Failure | None:
     redis-py raises it in place of a broken connection's error.
     """
     if isinstance(error, WatchError):
-        broken = error.__context__
-        # What the caller is handling is every error's context, and none of this call's business.
-        is_broken = isinstance(broken, ConnectionError | TimeoutError) and broken is not sys.exc_info()[1]
-        return failure_of(broken) if broken is not None and is_broken else None
+        broken = cause_of(error)
+        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
     code = _status_code(error)
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"

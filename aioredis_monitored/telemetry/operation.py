@@ -139,6 +139,15 @@ class Operation:
             span.end(ended)
 
 
+async def observed(
+    telemetry: Telemetry, args: Sequence[Any], parent: trace.Span | None, call: Coroutine[Any, Any, T]
+) -> T:
+    """Await one command's call, and record it if anybody listens."""
+    if not telemetry.is_heard():
+        return await call
+    return await Operation(telemetry, telemetry.command_call(args), (args,), parent).observe(call)
+
+
 def _report(trouble: BaseException) -> None:
     """Take note of what an exporter, a processor, a sampler or a view has raised; the caller's call goes on.
 
