@@ -1,12 +1,13 @@
 """Trying again: the pauses between the attempts of one call, and the deadline over all of them."""
 
 import asyncio
+import builtins
 from collections.abc import Awaitable, Callable
 from math import isinf
 from time import monotonic
 from typing import TypeVar
 
-from redis.exceptions import ReadOnlyError
+from redis.exceptions import ReadOnlyError, TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -34,10 +35,12 @@ async def persist(
         wait: Seconds for which the server may hold the reply back, beside what it may take anyway.
 
     Raises:
-        redis.exceptions.RedisError: The error of the last attempt that was not cut by the deadline.
+        redis.exceptions.TimeoutError: The deadline has cut the last attempt short.
+        redis.exceptions.RedisError: The error of the last attempt.
     """
     policy = pool.retry_policy
     bound = None if policy.deadline is None or isinf(wait) else policy.deadline + wait
+    outcome = failure.error
     failures = 1
     attempted = started
     while True:
@@ -48,19 +51,20 @@ async def persist(
             failure.error, written=failure.written, traits=traits, failures=failures, elapsed=monotonic() - started
         )
         if pause is None:
-            raise failure.error
+            raise outcome
         await asyncio.sleep(pause)
         attempted = monotonic()
         try:
             async with asyncio.timeout(None if bound is None else started + bound - monotonic()) as limit:
-                result = await attempt()
+                return await attempt()
         except Lost as lost:
             failure = lost
-        except TimeoutError:
+            outcome = lost.error
+        except builtins.TimeoutError:
             if not limit.expired():
                 # A response callback's own.
                 raise
-            # The attempt before this one tells more: that the server refuses, for instance.
-        else:
-            return result
+            # Whether the server got this attempt is unknown, whatever came of those before it.
+            outcome = TimeoutError(f"no reply in {bound} s")
+            outcome.__cause__ = failure.error
         failures += 1

@@ -25,7 +25,7 @@ from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 Orphan = Callable[[Any], object]
 
 # These raise for no reply.
-_NEVER_FAIL = (bool, bool_ok, parse_set_result)
+_NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
 # What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
 _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 
@@ -70,7 +70,7 @@ class CallsMixin:
             callback = dict.get(self.response_callbacks, args[0].upper())
             decodes = pool.decodes and NEVER_DECODE not in options
             heard = None
-            if operation is not None and (callback is None or (not options and callback in _NEVER_FAIL)):
+            if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
                 heard = partial(_answered, operation, pool) if decodes else operation.answered
             reply = multiplexer.send(args, orphan, heard)
             reply = await (reply if orphan is None else _taken(reply))
@@ -136,10 +136,10 @@ class CallsMixin:
             pool.alter(connection)
 
 
-def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object) -> None:
+def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object, now: float) -> None:
     # What may not decode is for the caller to find out.
     if pool.surely_decodes(reply):
-        operation.answered(reply)
+        operation.answered(reply, now)
 
 
 async def _taken(reply: Reply) -> Any:
@@ -170,6 +170,11 @@ async def borrowed(pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConne
             # Behind the same name there may be another server by now.
             pool.alter(connection)
         raise Lost(error, written=True) from error
+    except AttributeError as error:
+        if pool.lends(connection):
+            raise
+        # Closed while redis-py was about to write to it.
+        raise pool.closed_error() from error
     else:
         pool.retry_policy.is_out_of_reach = False
     finally:

@@ -1,6 +1,8 @@
 """The client: redis-py's, with every call recorded as a span and a histogram point."""
 
+import asyncio
 import copy
+from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
 
@@ -107,7 +109,19 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
     async def __aenter__(self) -> Self:
         if self.auto_close_connection_pool:
             await self.connection_pool.__aenter__()
-        return await super().__aenter__()
+        try:
+            return await super().__aenter__()
+        except asyncio.CancelledError:
+            self._usage_counter -= 1
+            raise
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # redis-py's closes nothing if it is cancelled.
+        self._usage_counter -= 1
+        if not self._usage_counter:
+            await asyncio.shield(asyncio.ensure_future(self.aclose()))
 
     def set_retry(self, retry: Retry) -> None:
         """Set the retry policy of a plain redis-py pool.

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import warnings
 from collections import deque
 from types import TracebackType
 from typing import Any, Self, cast
@@ -11,34 +10,10 @@ from weakref import finalize
 from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored.errors import EventLoopError, PoolClosedError, PoolExhaustedError
-from aioredis_monitored.sockets import abandon, is_readable
-
-
-class _Held:
-    """The connections of a pool, which outlive it for a moment if it is forgotten."""
-
-    def __init__(self, idle: list[AbstractConnection], lent: set[AbstractConnection]) -> None:
-        self.idle = idle
-        self.lent = lent
-        self.loop: asyncio.AbstractEventLoop | None = None
-        self.process = 0
-        self.name = ""
-
-    def abandon(self) -> int:
-        """Close all sockets without the event loop; return how many there were."""
-        connected = [connection for connection in (*self.idle, *self.lent) if connection.is_connected]
-        for connection in connected:
-            abandon(connection, self.loop, forked=os.getpid() != self.process)
-        return len(connected)
-
-    def forget(self) -> None:
-        """Close what a pool has left open that nobody closed."""
-        if self.abandon():
-            text = f"pool {self.name!r} was never closed: use 'async with' or aclose()"
-            warnings.warn(text, ResourceWarning, stacklevel=2)
+from aioredis_monitored.sockets import Held, is_readable
 
 
 class LendingPool(BlockingConnectionPool):
@@ -54,11 +29,11 @@ class LendingPool(BlockingConnectionPool):
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        # How many connections are kept for those who ask for a reserved one.
+        # How many places are kept for the shared connection while there is none: 0 or 1.
         self._reserved = 0
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        self._held = _Held(self._available_connections, self._in_use_connections)
+        self._held = Held(self._available_connections, self._in_use_connections)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
         finalize(self, self._held.forget)
 
@@ -120,48 +95,57 @@ class LendingPool(BlockingConnectionPool):
         """Whether borrowing would not have to wait."""
         return not self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections
 
+    def lends(self, connection: AbstractConnection) -> bool:
+        """Whether a connection is borrowed from this pool, which was not closed since."""
+        return connection in self._in_use_connections
+
     def reserve(self) -> None:
-        """Keep a connection for ``get_fresh_connection``."""
-        self._reserved += 1
+        """Keep a place for ``get_fresh_connection``."""
+        self._reserved = 1
 
     async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
         """Borrow a connection that is connected anew: who had it before may have altered it unseen.
 
         Args:
-            reserved: Whether it is the one that ``reserve`` keeps, which nobody has to wait for.
+            reserved: Whether it may take the place that ``reserve`` keeps, or if that is taken, the next that is free.
 
         Raises:
             redis.exceptions.RedisError: As ``get_connection``.
         """
         self.check_usable()
-        connection = self.get_available_connection() if reserved else await self._next_connection()  # type: ignore[no-untyped-call]
-        await self._connected(connection, anew=True)
-        if reserved:
-            self._reserved -= 1
-            self._serve()
-        return connection
+        if reserved and self._reserved:
+            self._reserved = 0
+            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+        else:
+            connection = await self._next_connection(first=reserved)
+        return await self._connected(connection, anew=True, reserve=reserved)
 
-    async def _next_connection(self) -> AbstractConnection:
+    async def _next_connection(self, *, first: bool = False) -> AbstractConnection:
         if self.has_free_connection():
             return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
-        return await self._wait_for_turn()
+        return await self._wait_for_turn(first=first)
 
-    async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> AbstractConnection:
+    async def _connected(
+        self, connection: AbstractConnection, *, anew: bool = False, reserve: bool = False
+    ) -> AbstractConnection:
         try:
             if anew:
                 await connection.disconnect(nowait=True)
             await self.ensure_connection(connection)
+            if anew:
+                # Credentials that have changed while it was being connected.
+                await connection.re_auth()  # type: ignore[no-untyped-call]
         except BaseException as error:
-            is_closed = connection not in self._in_use_connections
-            await self.release(connection)
+            is_closed = not self.lends(connection)
+            await self._take_back(connection, reserve=reserve)
             if is_closed and isinstance(error, Exception):
                 raise self.closed_error() from error
             raise
         return connection
 
-    async def _wait_for_turn(self) -> AbstractConnection:
+    async def _wait_for_turn(self, *, first: bool) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.insert(0 if first else len(self._waiting), turn)
         try:
             async with asyncio.timeout(self.timeout):
                 return await turn
@@ -183,8 +167,11 @@ class LendingPool(BlockingConnectionPool):
             await connection.disconnect(nowait=True)
         try:
             await super().ensure_connection(connection)
-        except BaseException:
+        except BaseException as error:
             await connection.disconnect(nowait=True)
+            if type(error) is RuntimeError and "closed" in str(error):
+                # What uvloop raises when it writes to a socket that was reset.
+                raise ConnectionError(f"Error while connecting: {error}") from error
             raise
 
     def alter(self, connection: AbstractConnection) -> None:
@@ -193,7 +180,10 @@ class LendingPool(BlockingConnectionPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give a borrowed connection back."""
-        if connection not in self._in_use_connections:
+        await self._take_back(connection, reserve=False)
+
+    async def _take_back(self, connection: AbstractConnection, *, reserve: bool) -> None:
+        if not self.lends(connection):
             # The pool was closed meanwhile.
             self._altered.discard(connection)
             await connection.disconnect(nowait=True)
@@ -208,12 +198,13 @@ class LendingPool(BlockingConnectionPool):
             await connection.disconnect(nowait=True)
         finally:
             self._altered.discard(connection)
-            self.discard(connection)
+            self.discard(connection, reserve=reserve)
 
-    def discard(self, connection: AbstractConnection, *, reserve: bool = False) -> None:
+    def discard(self, connection: AbstractConnection, *, reserve: bool) -> None:
         """Take back a borrowed connection that is closed; with ``reserve``, keep its place."""
-        if connection in self._in_use_connections:
-            self._reserved += reserve
+        if self.lends(connection):
+            if reserve:
+                self.reserve()
             self._in_use_connections.remove(connection)
             connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
             # The last one is lent first: one that is connected, if there is any.

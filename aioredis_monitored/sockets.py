@@ -1,7 +1,9 @@
 """What redis-py has no public way for: looking at a connection's socket, and closing it without its event loop."""
 
 import asyncio
+import os
 import select
+import warnings
 from contextlib import suppress
 from typing import Any
 
@@ -46,3 +48,27 @@ def is_readable(connection: AbstractConnection) -> bool:
     sockets = select.poll()
     sockets.register(sock.fileno(), select.POLLIN)
     return bool(sockets.poll(0))
+
+
+class Held:
+    """The connections of a pool, which outlive it for a moment if it is forgotten."""
+
+    def __init__(self, idle: list[AbstractConnection], lent: set[AbstractConnection]) -> None:
+        self.idle = idle
+        self.lent = lent
+        self.loop: asyncio.AbstractEventLoop | None = None
+        self.process = 0
+        self.name = ""
+
+    def abandon(self) -> int:
+        """Close all sockets without the event loop; return how many there were."""
+        connected = [connection for connection in (*self.idle, *self.lent) if connection.is_connected]
+        for connection in connected:
+            abandon(connection, self.loop, forked=os.getpid() != self.process)
+        return len(connected)
+
+    def forget(self) -> None:
+        """Close what a pool has left open that nobody closed."""
+        if self.abandon():
+            text = f"pool {self.name!r} was never closed: use 'async with' or aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2)

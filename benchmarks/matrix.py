@@ -70,7 +70,7 @@ def quick_cells() -> list[Cell]:
     telemetry = ("ours/sampled", "redis_py/both")
     return [
         *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk", *SDK_ALONE)),
-        *(Cell(c, "get", MANY) for c in (*CORE, *telemetry, "ours/unshared") if c != "coredis/plain"),
+        *(Cell(c, "get", MANY) for c in (*CORE, *telemetry) if c not in {"coredis/plain", "redis_py/redis"}),
         Cell("ours/no-sdk", "get", 1024),
         *(Cell(c, "large", 8) for c in (BASE, "ours/no-sdk")),
     ]

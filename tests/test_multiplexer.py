@@ -45,6 +45,20 @@ class RecordedTransport:
         return list(iter(reader.gets, False))
 
 
+class RecordedReader:
+    """Counts push messages; everything else is the real parser."""
+
+    def __init__(self, reader):
+        self.pushed = 0
+        self.feed = reader.feed
+        self._gets = reader.gets
+
+    def gets(self):
+        reply = self._gets()
+        self.pushed += isinstance(reply, hiredis.PushNotification)
+        return reply
+
+
 async def record(client):
     await client.ping()
     line = line_of(client)
@@ -284,13 +298,17 @@ async def test_a_push_message_is_nobodys_reply(make_pool, server, inspector, key
     tracking.send_command("CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", shared)
     tracking.read_response()
 
+    line_of(client)._reader = reader = RecordedReader(line_of(client)._reader)
+
     batch = client.pipeline(transaction=False).incr("run").set(key, 2).incr("run")
     before = await asyncio.gather(client.incr("one"), client.set(key, 1), batch.execute())
+    pushed = reader.pushed
     # It has arrived before the next calls are written.
     inspector.set(key, 3)
     after = await asyncio.gather(client.incr("one"), client.incr("two"), client.client_id(), return_exceptions=True)
     tracking.disconnect()
 
+    assert 0 < pushed < reader.pushed
     assert [1, True, [1, True, 2]] == before
     assert [2, 1, shared] == after
 
@@ -344,14 +362,14 @@ async def test_new_credentials_go_between_the_calls_of_the_shared_connection(ins
         inspector.acl_deluser("renewed")
 
 
-async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_pool):
-    ran = []
+async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_pool, until):
+    ran, is_retired = [], asyncio.Event()
 
     async def answered(connection, args):
         if args[0] == b"AUTH":
             return b"-WRONGPASS no\r\n"
-        # After the refusal has been read.
-        await asyncio.sleep(0.02)
+        if ran:
+            await is_retired.wait()
         ran.append(connection)
         return b":%d\r\n" % len(ran)
 
@@ -359,9 +377,13 @@ async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_
         pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
         client = MonitoredRedisConnection(connection_pool=pool)
         assert 1 == await client.incr("key")
+        line = line_of(client)
         await pool.re_auth_callback(SimpleToken("wrong", time.time() * 1000 + 60_000, 0, {"oid": "nobody"}))
+        calls = await begun(*(client.incr("key") for _ in range(3)))
+        await until(lambda: not line.is_open)
+        is_retired.set()
 
-        assert [2, 3, 4] == sorted(await asyncio.gather(*(client.incr("key") for _ in range(3))))
+        assert [2, 3, 4] == sorted(await asyncio.gather(*calls))
         assert 5 == await client.incr("key")
         assert [1, 1, 1, 1, 2] == ran
         await pool.aclose()

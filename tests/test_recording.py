@@ -3,6 +3,8 @@
 import asyncio
 import subprocess
 import sys
+import threading
+import time
 from contextvars import ContextVar
 
 import pytest
@@ -11,8 +13,10 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.telemetry import operation
 
 DURATION = "db.client.operation.duration"
 
@@ -155,7 +159,7 @@ async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(cl
     await client.ping()
     call = asyncio.ensure_future(client.get("key"))
     await asyncio.sleep(0)
-    reply = client.connection_pool.multiplexer.send(("PING",), heard=lambda _: call.cancel())
+    reply = client.connection_pool.multiplexer.send(("PING",), heard=lambda *_: call.cancel())
     await asyncio.wait([call])
 
     assert await reply == b"PONG"
@@ -194,3 +198,87 @@ def test_every_kind_of_call_is_recorded_by_an_sdk_that_came_after_the_pool(serve
     command = [sys.executable, "-c", PROVIDERS_LATER.format(call=call), server.url]
 
     assert "1 1" == subprocess.check_output(command, text=True, timeout=20).strip()  # noqa: S603 - this Python
+
+
+async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(server):
+    recorded = []
+
+    class Slow(SpanProcessor):
+        def on_end(self, span):
+            recorded.append((time.time_ns(), span))
+            threading.Event().wait(0.001)
+
+    provider = TracerProvider()
+    provider.add_span_processor(Slow())
+    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+        await client.ping()
+        recorded.clear()
+        await asyncio.gather(*(client.get("key") for _ in range(50)))
+
+    assert 50 == len(recorded)
+    assert recorded[0][0] >= max(span.end_time for _, span in recorded)
+
+
+class Strange:
+    """A callback that compares as its author thought best."""
+
+    __hash__ = None
+
+    def __init__(self, equal):
+        self.equal = equal
+
+    def __eq__(self, other):
+        if self.equal is None:
+            raise RuntimeError("not to be compared")
+        return self.equal
+
+    def __call__(self, reply, **options):
+        raise LookupError
+
+
+@pytest.mark.parametrize("equal", [None, True, False])
+async def test_a_callback_is_compared_with_nothing(client, telemetry, equal):
+    client.set_response_callback("GET", Strange(equal))
+    with pytest.raises(LookupError):
+        await client.get("key")
+
+    assert {("GET", "LookupError"): 1} == points(telemetry)
+
+
+async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_next(server):
+    names, seen = iter(["alice"]), []
+
+    class Writing(Sampler):
+        def should_sample(self, parent_context, trace_id, name, kind=None, attributes=None, *_):
+            if user := next(names, None):
+                attributes["user.name"] = user
+            seen.append(attributes.get("user.name"))
+            return SamplingResult(Decision.RECORD_AND_SAMPLE, attributes)
+
+        def get_description(self):
+            return "writing"
+
+    provider = TracerProvider(sampler=Writing())
+    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+        await client.get("key")
+        await client.get("key")
+
+    assert ["alice", None] == seen
+
+
+async def test_a_logging_filter_that_raises_harms_no_call(server, monkeypatch):
+    class Broken(SpanProcessor):
+        def on_end(self, span):
+            raise RuntimeError
+
+    def refuse(record):
+        raise LookupError
+
+    monkeypatch.setattr(operation, "_reported", set())
+    provider = TracerProvider()
+    provider.add_span_processor(Broken())
+    monkeypatch.setattr(operation._logger, "filters", [refuse])
+    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+        identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
+
+        assert [[1, 2], identity] == [replies, await client.client_id()]

@@ -1,7 +1,9 @@
 """Only what surely did not run is tried again: the rule without I/O, and what callers see of it."""
 
 import asyncio
+import socket
 import ssl
+import struct
 import time
 from collections import Counter
 from contextlib import suppress
@@ -417,3 +419,39 @@ async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex)
             assert 7 == await client.incr("key")
 
     assert 2 == len(asked)
+
+
+@BOTH
+async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_pool, multiplex):
+    asked, is_over = [], asyncio.Event()
+
+    async def answered(connection, args):
+        asked.append(args[0])
+        if len(asked) > 1:
+            await is_over.wait()
+        return b"-LOADING not yet\r\n"
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=0.3)
+        with pytest.raises(redis.TimeoutError, match=r"^no reply in 0\.3 s$") as caught:
+            await client.rpush("list", "x")
+        is_over.set()
+        await client.connection_pool.aclose()
+
+    assert isinstance(caught.value.__cause__, redis.BusyLoadingError)
+    assert [b"RPUSH"] * 2 == asked
+
+
+@BOTH
+async def test_a_server_that_resets_while_connecting_gives_redis_pys_errors(make_pool, multiplex):
+    def reset(_, writer):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    listening = await asyncio.start_server(reset, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    client = client_of(make_pool, url, multiplex=multiplex, retries=0)
+    raised = [(await asyncio.gather(client.get("key"), return_exceptions=True))[0] for _ in range(100)]
+    listening.close()
+
+    assert [] == [error for error in raised if not isinstance(error, redis.ConnectionError)]

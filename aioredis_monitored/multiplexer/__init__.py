@@ -1,8 +1,7 @@
 """The shared connection: the calls of all callers in an event loop, sent together and answered in order."""
 
 from aioredis_monitored.multiplexer.inflight import Lost, Reply
-from aioredis_monitored.multiplexer.line import can_share
-from aioredis_monitored.multiplexer.multiplexer import Multiplexer
+from aioredis_monitored.multiplexer.multiplexer import Multiplexer, can_share
 from aioredis_monitored.multiplexer.ride import Ride
 
 __all__ = ["Lost", "Multiplexer", "Reply", "Ride", "can_share"]

@@ -35,7 +35,8 @@ class _Call(asyncio.Future[Any]):
         size: Its bytes when packed.
         packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
         orphan: Gets the reply if the caller no longer awaits it.
-        heard: Called with the reply before the caller goes on.
+        heard: Called with the reply before the caller goes on, and with the performance counter's time of its reading.
+        is_own: Whether it is nobody's but the connection's.
         since: When it began to wait, by the loop's clock; 0 if it does not.
         on_leaving: Called when the caller leaves before it is sent.
     """
@@ -43,7 +44,8 @@ class _Call(asyncio.Future[Any]):
     size: int
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
-    heard: Callable[[Any], object] | None = None
+    heard: Callable[[Any, float], object] | None = None
+    is_own = False
     since: float = 0.0
     on_leaving: Callable[[], None] | None = None
 
@@ -109,6 +111,7 @@ class InFlight:
         unwritten_size: Their bytes.
         size: The bytes of all of them.
         replied: When the last reply came.
+        heard: The replies that somebody wants to hear of, for whoever receives them to tell.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -117,6 +120,7 @@ class InFlight:
         self.unwritten = self.unwritten_size = 0
         self.size = 0
         self.replied = -1.0
+        self.heard: list[tuple[Callable[[Any, float], object], Any]] = []
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
 
     def add(self, call: Reply | Run) -> bool:
@@ -161,7 +165,6 @@ class InFlight:
         calls = self.calls
         owed = len(calls) - self.unwritten
         completed = 0
-        heard: list[tuple[Callable[[Any], object], Any]] = []
         while True:
             reply = parse()
             if reply is NO_REPLY:
@@ -178,16 +181,13 @@ class InFlight:
             elif not call.done():
                 call.set_result(reply)
                 if call.heard is not None:
-                    heard.append((call.heard, reply))
+                    self.heard.append((call.heard, reply))
             else:
                 call.leave_behind(reply)
             calls.popleft()
             self.size -= call.size
             completed += 1
         self._complete(completed)
-        # One right after the other: that is faster than each in its turn.
-        for hear, reply in heard:
-            hear(reply)
         return completed
 
     def _complete(self, count: int) -> None:
@@ -229,7 +229,7 @@ class InFlight:
 
     def is_awaited(self, now: float) -> bool:
         """Whether somebody waits for one of the replies, or would take it; of a stuck connection, nobody would."""
-        if any(not call.done() for call in self.calls):
+        if any(not call.done() and not call.is_own for call in self.calls):
             return True
         return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
 

@@ -35,7 +35,7 @@ class Lender(Protocol):
         """Raise if it cannot be used in the running event loop."""
 
     async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
-        """Borrow a connection on which nothing was sent yet: the one that is kept for this purpose, or any other."""
+        """Borrow a connection on which nothing was sent yet; ``reserved`` if a place is kept for it."""
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
@@ -47,8 +47,16 @@ class Lender(Protocol):
 class Lane:
     """One line at a time, and the calls that wait until it is connected or has room.
 
+    Args:
+        lender: Where the connections come from.
+        pack: Packs a call that has waited.
+        learn: Told of each call whose reply was large.
+        overflow: Where calls go if there is no connection for this lane; default: one is reserved for it.
+
     Attributes:
         ready: The line, if a call can be sent on it at once.
+        line: The line, if it is connected and takes calls.
+        waiting: The calls that are to be sent, the oldest first.
     """
 
     def __init__(
@@ -57,7 +65,7 @@ class Lane:
         pack: Callable[[Reply | Run], bytes],
         learn: Callable[[Reply | Run], None],
         *,
-        is_reserved: bool,
+        overflow: "Lane | None" = None,
     ) -> None:
         self.ready: Line | None = None
         self.line: Line | None = None
@@ -66,7 +74,8 @@ class Lane:
         # Not the pool itself: the event loop refers to the line, and a forgotten pool would never be noticed.
         self._lender = ref(lender)
         self._timeout = lender.timeout
-        self._is_reserved = is_reserved
+        self._overflow = overflow
+        self._is_reserved = overflow is None
         self._pack = pack
         self._lines: set[Line] = set()
         self._connecting: asyncio.Task[None] | None = None
@@ -107,7 +116,7 @@ class Lane:
 
     def line_has_room(self) -> None:
         """Send what waits, first come, first served."""
-        if self.ready is not None:
+        if self.ready is not None and not self.waiting:
             return
         while self.waiting:
             # Sending may have ended the line that was there for the call before.
@@ -142,6 +151,12 @@ class Lane:
         lender = self._lender()
         if lender is None:
             return
+        if self._overflow is not None and not lender.has_free_connection():
+            # Others were faster.
+            waiting, self.waiting = self.waiting, deque()
+            for call in waiting:
+                self._overflow.wait(call)
+            return
         began = asyncio.get_running_loop().time()
         try:
             connection = await lender.get_fresh_connection(reserved=self._is_reserved)
@@ -173,7 +188,9 @@ class Lane:
         self._lines.discard(line)
         lender = self._lender()
         if lender is not None:
-            lender.discard(line.connection, reserve=self._is_reserved)
+            # Its successor, if there is one, has a place by now, or is the first in the queue for this one.
+            is_last = not self._lines and self._connecting is None
+            lender.discard(line.connection, reserve=self._is_reserved and is_last)
         for call in reversed(unwritten):
             # It came before all that wait, whether or not it had to wait itself.
             oldest = self.waiting[0].since if self.waiting else call.get_loop().time()

@@ -7,7 +7,8 @@ from typing import Any, Final
 from weakref import ref
 
 import hiredis
-from redis.asyncio.connection import AbstractConnection
+from redis._parsers import Encoder
+from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored.commands import TABLE
@@ -22,6 +23,26 @@ _LONGEST_LARGE_KEY: Final = 1024
 _LEAST_PAUSE: Final = 0.5
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
+
+
+def can_share(connection: AbstractConnection) -> bool:
+    """Whether connections of this kind can be written to and read from past redis-py's own methods.
+
+    These cost ten times as much as all else, and there is no public way round them: hence the private attributes.
+    """
+    own_way = any(
+        getattr(type(connection), name) is not getattr(AbstractConnection, name)
+        for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
+    )
+    config = connection.maint_notifications_config
+    return (
+        not own_way
+        and type(connection.encoder) is Encoder
+        and not (config and config.enabled)
+        and hasattr(connection, "_writer")
+        and hasattr(connection, "_close")
+        and isinstance(getattr(connection, "_parser", None), DefaultParser)
+    )
 
 
 class Multiplexer:
@@ -41,8 +62,8 @@ class Multiplexer:
         self._for_hiredis = _ONE_WORD if is_utf8 else frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large_keys: dict[tuple[Any, Any], None] = {}
-        self._main = Lane(lender, self._pack_again, self._learn, is_reserved=True)
-        self._bulk = Lane(lender, self._pack_again, self._learn, is_reserved=False) if bulk else self._main
+        self._main = Lane(lender, self._pack_again, self._learn)
+        self._bulk = Lane(lender, self._pack_again, self._learn, overflow=self._main) if bulk else self._main
         self._lanes = {self._main, self._bulk}
         self._renewed = -_LEAST_PAUSE
 
@@ -50,14 +71,14 @@ class Multiplexer:
         self,
         args: tuple[Any, ...],
         orphan: Callable[[Any], object] | None = None,
-        heard: Callable[[Any], object] | None = None,
+        heard: Callable[[Any, float], object] | None = None,
     ) -> Reply:
         """Send one command.
 
         Args:
             args: The command, one that shares.
             orphan: Gets the reply if the caller no longer awaits it.
-            heard: Called with the reply before the caller goes on.
+            heard: Called with the reply before the caller goes on, and with the performance counter's time.
 
         Returns:
             A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Coroutine, Sequence
+from contextlib import suppress
 from contextvars import copy_context
 from time import perf_counter, time_ns
 from typing import Any, TypeVar
@@ -35,6 +36,7 @@ class Operation:
     """
 
     __slots__ = (
+        "_began",
         "_call",
         "_commands",
         "_context",
@@ -57,6 +59,7 @@ class Operation:
         self._failure: Failure | None = None
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
         self._context = copy_context()
+        self._began = time_ns()
         self._started = perf_counter()
 
     async def observe(self, call: Coroutine[Any, Any, T]) -> T:
@@ -69,12 +72,13 @@ class Operation:
         # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
         # the context of its own.
         if error is None:
-            self._end()
+            self._end(perf_counter())
             return result
         context = error.__context__
+        now = perf_counter()
         try:
             self.fail(error)
-            self._end()
+            self._end(now)
             raise error
         finally:
             # Raised anew, it would get whatever the caller is handling as its context; and its traceback refers to
@@ -87,19 +91,24 @@ class Operation:
         self._noted += ((error, failure_of(error)),)
 
     def fail(self, error: BaseException) -> None:
-        """Tell the outcome of a call that returns its error instead of raising it."""
+        """Tell the outcome: the error that the call raises, or returns in its place."""
         noted = next((failure for known, failure in self._noted if known is error), None)
         self._failure = noted or failure_of(error)
 
-    def answered(self, reply: object) -> None:
-        """Record the call because its reply is there, before its caller goes on; an error is the caller's to raise."""
-        if not isinstance(reply, Exception):
-            self._end()
+    def answered(self, reply: object, now: float) -> None:
+        """Record the call before its caller goes on; an error is the caller's to raise.
 
-    def _end(self) -> None:
+        Args:
+            reply: The reply.
+            now: When it was read, by the performance counter.
+        """
+        if not isinstance(reply, Exception):
+            self._end(now)
+
+    def _end(self, now: float) -> None:
         if not self._recorded:
             self._recorded = True
-            self._context.run(self._record, perf_counter() - self._started)
+            self._context.run(self._record, now - self._started)
 
     def _record(self, elapsed: float) -> None:
         telemetry = self._telemetry
@@ -117,14 +126,15 @@ class Operation:
                 _report(trouble)
 
     def _trace(self, elapsed: float, failed: dict[str, str]) -> None:
-        ended = time_ns()
+        ended = self._began + int(elapsed * 1e9)
         call, failure = self._call, self._failure
         span = self._telemetry.tracer.start_span(
             call.span_name,
             None if self._parent is None else trace.set_span_in_context(self._parent),
             SpanKind.CLIENT,
-            {**call.span_attributes, **failed} if failed else call.span_attributes,
-            start_time=ended - int(elapsed * 1e9),
+            # A copy: a sampler may write into it, and what it is told of one call must not be told of the next.
+            {**call.span_attributes, **failed},
+            start_time=self._began,
             record_exception=False,
             set_status_on_exception=False,
         )
@@ -159,4 +169,6 @@ def _report(trouble: BaseException) -> None:
     if kind not in _reported:
         _reported.add(kind)
         # Neither its text nor its traceback: both may quote the attributes of the span.
-        _logger.warning("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
+        text = "Telemetry failed with %s; calls go on, further failures of this kind are not logged"
+        with suppress(Exception):  # what a logging filter raises
+            _logger.warning(text, kind)

@@ -76,6 +76,11 @@ class FaultProxy:
         except OSError:
             writer.transport.abort()
             return
+        if self._server is None or not self._server.is_serving():
+            # Closed meanwhile.
+            writer.transport.abort()
+            server_writer.transport.abort()
+            return
         ends = {writer, server_writer}
         self._links |= ends
         try:
@@ -103,7 +108,7 @@ class FaultProxy:
                 await writer.drain()
                 if is_cut:
                     break
-        except OSError:
+        except (OSError, RuntimeError):  # uvloop's transports raise RuntimeError
             pass
         finally:
             writer.transport.abort()
