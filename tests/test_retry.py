@@ -21,6 +21,7 @@ from aioredis_monitored import (
     OwnConnectionError,
     PoolClosedError,
     PoolExhaustedError,
+    pool_from_config,
 )
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.testing import RedisServer
@@ -455,3 +456,14 @@ async def test_a_server_that_resets_while_connecting_gives_redis_pys_errors(make
     listening.close()
 
     assert [] == [error for error in raised if not isinstance(error, redis.ConnectionError)]
+
+
+async def test_how_often_is_tried_again_comes_from_the_configuration(proxy):
+    config = {"redis.url": proxy.url, "redis.retries": "2", "redis.retry_backoff": "1 ms", "redis.multiplex": "false"}
+    proxy._upstream = ("127.0.0.1", 1)
+    async with pool_from_config(config) as pool:
+        assert pool.multiplexer is None
+        with pytest.raises(redis.ConnectionError):
+            await MonitoredRedisConnection(connection_pool=pool).get("key")
+
+    assert 3 == proxy.accepted
