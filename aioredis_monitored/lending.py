@@ -107,23 +107,30 @@ class LendingPool(BlockingConnectionPool):
         """Borrow a connection that is connected anew: who had it before may have altered it unseen.
 
         Args:
-            reserved: Whether it may take the place that ``reserve`` keeps, or if that is taken, the next that is free.
+            reserved: Whether it takes the place that ``reserve`` keeps, or, if that is taken, the next that is free.
 
         Raises:
             redis.exceptions.RedisError: As ``get_connection``.
         """
         self.check_usable()
-        if reserved and self._reserved:
-            self._reserved = 0
-            connection = self.get_available_connection()  # type: ignore[no-untyped-call]
-        else:
-            connection = await self._next_connection(first=reserved)
+        connection = await (self._reserved_connection() if reserved else self._next_connection())
         return await self._connected(connection, anew=True, reserve=reserved)
 
-    async def _next_connection(self, *, first: bool = False) -> AbstractConnection:
+    async def _reserved_connection(self) -> AbstractConnection:
+        self._reserved = 0
+        if len(self._in_use_connections) < self.max_connections:
+            return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
+        # A retired one still has the place that was kept.
+        try:
+            return await self._wait_for_turn(first=True)
+        except BaseException:
+            self.reserve()
+            raise
+
+    async def _next_connection(self) -> AbstractConnection:
         if self.has_free_connection():
             return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
-        return await self._wait_for_turn(first=first)
+        return await self._wait_for_turn(first=False)
 
     async def _connected(
         self, connection: AbstractConnection, *, anew: bool = False, reserve: bool = False

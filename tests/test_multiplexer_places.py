@@ -171,3 +171,27 @@ async def test_a_call_that_is_about_to_be_written_when_the_pool_closes_is_told(m
 
     assert [] == [error for error in raised if not isinstance(error, RedisError)]
     assert any(isinstance(error, PoolClosedError) for error in raised)
+
+
+async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_pool, proxy, inspector, until):
+    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=1)
+    pool = client.connection_pool
+    await client.ping()
+    blocked = asyncio.ensure_future(client.blpop("list", timeout=2))
+    await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
+    proxy.silent = True
+    late = asyncio.ensure_future(client.get("key"))
+    await until(lambda: pool.multiplexer.in_flight() == 1)
+    line = line_of(client)
+    line.retire()
+    waits = asyncio.ensure_future(client.get("key"))
+    await until(lambda: len(pool._waiting) == 1)
+    waits.cancel()
+    await asyncio.wait([late, waits])
+    proxy.silent = False
+    await until(line.ended.done)
+
+    assert (1, 1) == places(pool)
+    assert await client.ping()
+    assert await blocked is None
+    assert (1, 0) == places(pool)
