@@ -46,12 +46,14 @@ async def test_while_a_retired_connection_lives_nothing_is_lent_twice(
 async def test_whoever_leaves_while_connecting_leaves_the_place_to_the_next(make_pool, server, until):
     class Slow(CredentialProvider):
         def __init__(self):
+            self.asked = asyncio.Event()
             self.leaving = asyncio.Event()
             self.may_go = asyncio.Event()
 
         async def get_credentials_async(self):
-            if blocked.done() or self.leaving.is_set():
+            if self.leaving.is_set():
                 return ("default", "any")
+            self.asked.set()
             try:
                 await asyncio.Event().wait()
             except asyncio.CancelledError:
@@ -60,11 +62,10 @@ async def test_whoever_leaves_while_connecting_leaves_the_place_to_the_next(make
                 raise
 
     provider = Slow()
-    blocked = asyncio.get_running_loop().create_future()
     client = client_of(make_pool, server.url, credential_provider=provider, max_connections=2, timeout=5)
     pool = client.connection_pool
     leaves = asyncio.ensure_future(client.get("key"))
-    await until(lambda: pool._in_use_connections)
+    await until(provider.asked.is_set)
     leaves.cancel()
     await until(provider.leaving.is_set)
     own = asyncio.ensure_future(client.blpop("list", timeout=1))
