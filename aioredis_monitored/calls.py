@@ -171,9 +171,9 @@ async def borrowed(pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConne
             pool.alter(connection)
         raise Lost(error, written=True) from error
     except AttributeError as error:
-        if pool.lends(connection):
+        if error.obj is not None or pool.lends(connection):
             raise
-        # Closed while redis-py was about to write to it.
+        # Closed while redis-py was about to write to it, and found no writer any more.
         raise pool.closed_error() from error
     else:
         pool.retry_policy.is_out_of_reach = False

@@ -121,7 +121,12 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         # redis-py's closes nothing if it is cancelled.
         self._usage_counter -= 1
         if not self._usage_counter:
-            await asyncio.shield(asyncio.ensure_future(self.aclose()))
+            await asyncio.shield(asyncio.ensure_future(self._close_unless_used()))
+
+    async def _close_unless_used(self) -> None:
+        # Somebody may have entered since.
+        if not self._usage_counter:
+            await self.aclose()
 
     def set_retry(self, retry: Retry) -> None:
         """Set the retry policy of a plain redis-py pool.

@@ -29,8 +29,10 @@ class LendingPool(BlockingConnectionPool):
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
-        # How many places are kept for the shared connection while there is none: 0 or 1.
-        self._reserved = 0
+        # Whether one place is kept for the shared connection, who has it, and who waits for it.
+        self._reserves = False
+        self._holder: AbstractConnection | None = None
+        self._first: deque[asyncio.Future[AbstractConnection]] = deque()
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         self._held = Held(self._available_connections, self._in_use_connections)
@@ -93,7 +95,14 @@ class LendingPool(BlockingConnectionPool):
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
-        return not self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections
+        return not self._waiting and self._has_place()
+
+    def _has_place(self) -> bool:
+        return len(self._in_use_connections) + self.keeps_place() < self.max_connections
+
+    def keeps_place(self) -> bool:
+        """Whether a place is kept, and nobody has it."""
+        return self._reserves and self._holder is None
 
     def lends(self, connection: AbstractConnection) -> bool:
         """Whether a connection is borrowed from this pool, which was not closed since."""
@@ -101,7 +110,7 @@ class LendingPool(BlockingConnectionPool):
 
     def reserve(self) -> None:
         """Keep a place for ``get_fresh_connection``."""
-        self._reserved = 1
+        self._reserves = True
 
     async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
         """Borrow a connection that is connected anew: who had it before may have altered it unseen.
@@ -113,28 +122,22 @@ class LendingPool(BlockingConnectionPool):
             redis.exceptions.RedisError: As ``get_connection``.
         """
         self.check_usable()
-        connection = await (self._reserved_connection() if reserved else self._next_connection())
-        return await self._connected(connection, anew=True, reserve=reserved)
-
-    async def _reserved_connection(self) -> AbstractConnection:
-        self._reserved = 0
-        if len(self._in_use_connections) < self.max_connections:
-            return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
-        # A retired one still has the place that was kept.
-        try:
-            return await self._wait_for_turn(first=True)
-        except BaseException:
-            self.reserve()
-            raise
+        if not reserved:
+            connection = await self._next_connection()
+        elif len(self._in_use_connections) < self.max_connections:
+            connection = self._holder = self.get_available_connection()  # type: ignore[no-untyped-call]
+        else:
+            # A retired one still has the place that is kept.
+            connection = self._holder = await self._wait_for_turn(self._first)
+        self._serve()
+        return await self._connected(connection, anew=True)
 
     async def _next_connection(self) -> AbstractConnection:
         if self.has_free_connection():
             return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
-        return await self._wait_for_turn(first=False)
+        return await self._wait_for_turn(self._waiting)
 
-    async def _connected(
-        self, connection: AbstractConnection, *, anew: bool = False, reserve: bool = False
-    ) -> AbstractConnection:
+    async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> AbstractConnection:
         try:
             if anew:
                 await connection.disconnect(nowait=True)
@@ -144,21 +147,21 @@ class LendingPool(BlockingConnectionPool):
                 await connection.re_auth()  # type: ignore[no-untyped-call]
         except BaseException as error:
             is_closed = not self.lends(connection)
-            await self._take_back(connection, reserve=reserve)
+            await self.release(connection)
             if is_closed and isinstance(error, Exception):
                 raise self.closed_error() from error
             raise
         return connection
 
-    async def _wait_for_turn(self, *, first: bool) -> AbstractConnection:
+    async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
-        self._waiting.insert(0 if first else len(self._waiting), turn)
+        queue.append(turn)
         try:
             async with asyncio.timeout(self.timeout):
                 return await turn
         except BaseException as error:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
+            if turn in queue:
+                queue.remove(turn)
             elif not turn.cancelled() and turn.exception() is None:
                 # The connection came when its caller was no longer there.
                 await self.release(turn.result())
@@ -187,9 +190,6 @@ class LendingPool(BlockingConnectionPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give a borrowed connection back."""
-        await self._take_back(connection, reserve=False)
-
-    async def _take_back(self, connection: AbstractConnection, *, reserve: bool) -> None:
         if not self.lends(connection):
             # The pool was closed meanwhile.
             self._altered.discard(connection)
@@ -205,14 +205,14 @@ class LendingPool(BlockingConnectionPool):
             await connection.disconnect(nowait=True)
         finally:
             self._altered.discard(connection)
-            self.discard(connection, reserve=reserve)
+            self.discard(connection)
 
-    def discard(self, connection: AbstractConnection, *, reserve: bool) -> None:
-        """Take back a borrowed connection that is closed; with ``reserve``, keep its place."""
+    def discard(self, connection: AbstractConnection) -> None:
+        """Take back a borrowed connection that is closed."""
         if self.lends(connection):
-            if reserve:
-                self.reserve()
             self._in_use_connections.remove(connection)
+            if connection is self._holder:
+                self._holder = None
             connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
             # The last one is lent first: one that is connected, if there is any.
             last = len(self._available_connections) if connection.is_connected else 0
@@ -220,10 +220,14 @@ class LendingPool(BlockingConnectionPool):
             self._serve()
 
     def _serve(self) -> None:
-        while self._waiting and len(self._in_use_connections) + self._reserved < self.max_connections:
-            turn = self._waiting.popleft()
-            if turn.done():
-                continue
+        while self._first and len(self._in_use_connections) < self.max_connections:
+            self._serve_next(self._first)
+        while self._waiting and self._has_place():
+            self._serve_next(self._waiting)
+
+    def _serve_next(self, queue: deque[asyncio.Future[AbstractConnection]]) -> None:
+        turn = queue.popleft()
+        if not turn.done():
             # With the connection: whoever comes between now and then would take it.
             turn.set_result(self.get_available_connection())  # type: ignore[no-untyped-call]
 
@@ -251,7 +255,7 @@ class LendingPool(BlockingConnectionPool):
             closing.exception()
 
     async def _close_connections(self) -> None:
-        idle, lent, waiting = self._available_connections, self._in_use_connections, self._waiting
+        idle, lent, waiting = self._available_connections, self._in_use_connections, (*self._first, *self._waiting)
         self._forget()
         for turn in waiting:
             if not turn.done():
@@ -268,7 +272,8 @@ class LendingPool(BlockingConnectionPool):
         """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
         self._closed = True
         self._available_connections, self._in_use_connections = [], set()
-        self._waiting, self._altered, self._reserved = deque(), set(), 0
+        self._waiting, self._first, self._altered = deque(), deque(), set()
+        self._reserves, self._holder = False, None
         self._lock, self._loop = asyncio.Lock(), None
         self._held.idle, self._held.lent, self._held.loop = self._available_connections, self._in_use_connections, None
 

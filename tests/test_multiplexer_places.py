@@ -8,7 +8,7 @@ from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
 from sharing import begun, client_of, frozen, line_of
 
-from aioredis_monitored import PoolClosedError
+from aioredis_monitored import MonitoredRedisConnection, PoolClosedError, PoolExhaustedError
 
 LARGE = b"x" * 200_000
 TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
@@ -16,7 +16,7 @@ TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
 
 def places(pool):
     """How many are taken and how many are kept."""
-    return len(pool._in_use_connections), pool._reserved
+    return len(pool._in_use_connections), int(pool.keeps_place())
 
 
 @pytest.mark.parametrize(("others", "before"), [(1, 1), (1, 0), (3, 3), (3, 2)])
@@ -186,7 +186,7 @@ async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_po
     line = line_of(client)
     line.retire()
     waits = asyncio.ensure_future(client.get("key"))
-    await until(lambda: len(pool._waiting) == 1)
+    await until(lambda: len(pool._first) == 1)
     waits.cancel()
     await asyncio.wait([late, waits])
     proxy.silent = False
@@ -196,3 +196,68 @@ async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_po
     assert await client.ping()
     assert await blocked is None
     assert (1, 0) == places(pool)
+
+
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize("timeout", [None, 2])
+async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, proxy, inspector, until, ticks, timeout):
+    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=timeout)
+    pool = client.connection_pool
+    await client.ping()
+    blocked = asyncio.ensure_future(client.blpop("list", timeout=1))
+    await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
+    proxy.silent = True
+    late = asyncio.ensure_future(client.get("key"))
+    await until(lambda: pool.multiplexer.in_flight() == 1)
+    line = line_of(client)
+    line.retire()
+    successor = asyncio.ensure_future(client.get("key"))
+    await until(lambda: len(pool._first) == 1)
+    own = asyncio.ensure_future(client.blpop("list", timeout=1))
+    await until(lambda: len(pool._waiting) == 1)
+    late.cancel()
+    for _ in range(ticks):
+        await asyncio.sleep(0)
+    successor.cancel()
+    await asyncio.wait([late, successor])
+    proxy.silent = False
+    await until(line.ended.done)
+
+    assert (1, 1) == places(pool)
+    assert not own.done()
+    assert await client.ping()
+    assert [None, None] == await asyncio.gather(blocked, own)
+
+
+async def test_a_client_that_is_entered_as_another_user_leaves_it_stays_open(server):
+    client = MonitoredRedisConnection.from_url(server.url)
+    leaves = asyncio.Event()
+
+    async def first():
+        async with client:
+            await client.ping()
+            leaves.set()
+
+    async def second():
+        await leaves.wait()
+        async with client:
+            return [await client.ping() for _ in range(3)]
+
+    assert [None, [True] * 3] == await asyncio.gather(first(), second())
+
+
+async def test_the_place_is_not_that_of_a_connection_which_serves_somebody_else_by_now(make_pool, server, until):
+    client = client_of(make_pool, server.url, max_connections=2, timeout=0.1)
+    pool = client.connection_pool
+    await client.ping()
+    line = line_of(client)
+    line.retire()
+    await until(line.ended.done)
+    borrowed = await pool.get_connection()
+
+    assert borrowed is line.connection
+    assert (1, 1) == places(pool)
+    with pytest.raises(PoolExhaustedError):
+        await pool.get_connection()
+    assert await client.ping()
+    await pool.release(borrowed)

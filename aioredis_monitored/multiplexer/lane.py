@@ -40,7 +40,7 @@ class Lender(Protocol):
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
 
-    def discard(self, connection: AbstractConnection, *, reserve: bool) -> None:
+    def discard(self, connection: AbstractConnection) -> None:
         """Take back a borrowed connection that is closed."""
 
 
@@ -188,9 +188,7 @@ class Lane:
         self._lines.discard(line)
         lender = self._lender()
         if lender is not None:
-            # Its successor, if there is one, has a place by now, or is the first in the queue for this one.
-            is_last = not self._lines and self._connecting is None
-            lender.discard(line.connection, reserve=self._is_reserved and is_last)
+            lender.discard(line.connection)
         for call in reversed(unwritten):
             # It came before all that wait, whether or not it had to wait itself.
             oldest = self.waiting[0].since if self.waiting else call.get_loop().time()
