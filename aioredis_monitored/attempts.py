@@ -35,8 +35,8 @@ async def persist(
         wait: Seconds for which the server may hold the reply back, beside what it may take anyway.
 
     Raises:
-        redis.exceptions.TimeoutError: The deadline has cut the last attempt short.
-        redis.exceptions.RedisError: The error of the last attempt.
+        redis.exceptions.RedisError: The error of the last attempt, or of the one before it if the deadline has cut the
+            last one short; of a write, that is a ``TimeoutError`` then, as it may have run.
     """
     policy = pool.retry_policy
     bound = None if policy.deadline is None or isinf(wait) else policy.deadline + wait
@@ -64,7 +64,8 @@ async def persist(
             if not limit.expired():
                 # A response callback's own.
                 raise
-            # Whether the server got this attempt is unknown, whatever came of those before it.
-            outcome = TimeoutError(f"no reply in {bound} s")
-            outcome.__cause__ = failure.error
+            # What came of the attempt before tells more, unless it would deny what this one may have done.
+            if not traits.repeatable:
+                outcome = TimeoutError(f"no reply in {bound} s")
+                outcome.__cause__ = failure.error
         failures += 1
