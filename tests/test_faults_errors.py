@@ -145,7 +145,7 @@ CASES = [
         "LOADING",
         redis.exceptions.BusyLoadingError,
         load,
-        # A write whose last attempt the deadline cuts short has a TimeoutError: the server answers slowly while loading.
+        # A write may have a TimeoutError: while loading, the server is slow, and the deadline cuts an attempt short.
         lambda client: client.get("key"),
         finish_loading,
         options=("--enable-debug-command", "yes"),
