@@ -212,7 +212,7 @@ async def test_calls_whose_shared_connection_is_closed_before_they_are_written_d
 
 @pytest.mark.slow
 async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
-    make_client, multiplex, until, dice, inspector
+    make_client, multiplex, until, dice, inspector, connections_made
 ):
     client = make_client(max_connections=20, retry_backoff=0.001)
     attempted, acknowledged, failed, wrong = set(), set(), set(), []
@@ -248,9 +248,10 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
     assert [] == wrong
     assert len(stored) == len(set(stored))
     assert acknowledged <= set(stored) <= attempted
-    # Reads are tried again, writes that may have run are not: the kills did hit them.
+    # Reads are tried again, writes that may have run are not.
     assert failed <= attempted
-    assert failed
+    # The kills did hit.
+    assert connections_made() > 100
     assert await client.ping() is True
     assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
 
