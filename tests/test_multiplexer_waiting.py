@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored.multiplexer import Reply
 
 VALUE = b"x" * 100_000
 
@@ -153,3 +154,15 @@ async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(mak
     with pytest.raises(TimeoutError, match="mine"):
         await call
     assert b"1" == await client.get("key")
+
+
+async def test_so_many_large_keys_are_remembered_and_no_more(client):
+    await client.ping()
+    multiplexer = client.connection_pool.multiplexer
+    for number in range(2000):
+        call = Reply(loop=asyncio.get_running_loop())
+        call.args = ("GET", str(number))
+        multiplexer._learn(call)
+
+    assert 1024 == len(multiplexer._large_keys)
+    assert ("GET", "1999") in multiplexer._large_keys

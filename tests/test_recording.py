@@ -14,9 +14,13 @@ from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
+from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.sockets import is_readable
 from aioredis_monitored.telemetry import operation
+from aioredis_monitored.telemetry.attributes import Server
+from aioredis_monitored.telemetry.instruments import Telemetry
 
 DURATION = "db.client.operation.duration"
 
@@ -282,3 +286,27 @@ async def test_a_logging_filter_that_raises_harms_no_call(server, monkeypatch):
         identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
 
         assert [[1, 2], identity] == [replies, await client.client_id()]
+
+
+def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemetry):
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    heard = Telemetry(Server({}, None))
+    assert [False, False, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
+    assert [True, True, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+
+    monkeypatch.setattr(heard.operation_duration, "_real_instrument", object())
+    assert [True, True, True] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+
+
+async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):
+    pool = make_pool(server.url, decode_responses=True)
+
+    assert [True, True, True, False, False] == [
+        pool.surely_decodes(reply) for reply in (None, 1, b"text", b"\xff", [b"text"])
+    ]
+
+
+async def test_an_idle_connection_without_a_writer_is_not_readable():
+    assert not is_readable(Connection())
