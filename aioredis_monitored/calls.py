@@ -1,7 +1,7 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import isawaitable
@@ -17,10 +17,10 @@ from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import Lost, Reply
+from aioredis_monitored.multiplexer import Late, Lost, Multiplexer
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.operation import Operation
-from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
+from aioredis_monitored.traits import Traits, counts_own_writes, server_wait, traits_of
 
 Orphan = Callable[[Any], object]
 
@@ -43,10 +43,8 @@ class CallsMixin:
         options: dict[str, Any],
         orphan: Orphan | None = None,
         operation: Operation | None = None,
-        *,
-        again: bool = True,
     ) -> Any:
-        """Run one command.
+        """Run one command, and again where that is safe.
 
         Args:
             pool: The pool of this handle.
@@ -55,50 +53,69 @@ class CallsMixin:
             orphan: Gets the reply, bytes not decoded, if the caller leaves before it is read. Not every command can
                 have one: those that do not share have their reply read by nobody.
             operation: Ended as soon as the reply has come, if it is certain by then that the call will succeed.
-            again: Whether to try again where that is safe; default ``True``.
-
-        Raises:
-            Lost: An attempt that is not to be tried again has failed.
         """
         started = monotonic()
         traits = traits_of(args)
-        multiplexer = pool.multiplexer
+        attempt = partial(self._attempt, pool, traits, args, options, orphan, operation)
         try:
-            if multiplexer is None or not traits.shares:
-                return await self._call_borrowed(pool, args, options)
-            # Past the look-up of redis-py's own dict, which is in Python.
-            callback = dict.get(self.response_callbacks, args[0].upper())
-            decodes = pool.decodes and NEVER_DECODE not in options
-            heard = None
-            if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
-                heard = partial(_answered, operation, pool) if decodes else operation.answered
-            reply = multiplexer.send(args, orphan, heard)
-            reply = await (reply if orphan is None else _taken(reply))
-            if isinstance(reply, Exception):
-                if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
-                    return options[EMPTY_RESPONSE]
-                raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
-            pool.retry_policy.is_out_of_reach = False
-            if decodes:
-                reply = pool.decode(reply)
-            if callback is None:
-                return reply
-            parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
-            return await parsed if isawaitable(parsed) else parsed
+            return await attempt(None)
         except Lost as lost:
-            if not again:
-                raise
             failure = lost
-        attempt = partial(self._call, pool, args, options, orphan, operation, again=False)
         return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0)
 
-    async def _call_borrowed(
-        self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any]
+    def _attempt(
+        self,
+        pool: MonitoredConnectionPool,
+        traits: Traits,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        orphan: Orphan | None,
+        operation: Operation | None,
+        seconds: float | None,
+    ) -> Coroutine[Any, Any, Any]:
+        if pool.multiplexer is None or not traits.shares:
+            return self._attempt_borrowed(pool, args, options, seconds)
+        return self._attempt_shared(pool, pool.multiplexer, args, options, orphan, operation, seconds)
+
+    async def _attempt_shared(
+        self,
+        pool: MonitoredConnectionPool,
+        multiplexer: Multiplexer,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        orphan: Orphan | None,
+        operation: Operation | None,
+        seconds: float | None,
+    ) -> Any:
+        # Past the look-up of redis-py's own dict, which is in Python.
+        callback = dict.get(self.response_callbacks, args[0].upper())
+        decodes = pool.decodes and NEVER_DECODE not in options
+        heard = None
+        if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
+            heard = partial(_answered, operation, pool) if decodes else operation.answered
+        started = monotonic()
+        reply = multiplexer.send(args, orphan, heard)
+        reply = await (reply if orphan is None and seconds is None else reply.within(seconds))
+        if isinstance(reply, Exception):
+            if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
+                return options[EMPTY_RESPONSE]
+            heed_demotion(pool, reply, since=started)
+            raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
+        pool.retry_policy.is_out_of_reach = False
+        if decodes:
+            reply = pool.decode(reply)
+        if callback is None:
+            return reply
+        parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+        return await parsed if isawaitable(parsed) else parsed
+
+    async def _attempt_borrowed(
+        self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any], seconds: float | None
     ) -> Any:
         if counts_own_writes(args):
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
             raise OwnConnectionError(message)
-        async with borrowed(pool) as connection:
+        async with borrowed(pool, seconds) as connection:
             return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     async def _send_command_parse_response(
@@ -142,40 +159,55 @@ def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object
         operation.answered(reply, now)
 
 
-async def _taken(reply: Reply) -> Any:
-    """The reply, which is an orphan's even if it came in the very tick in which its caller left."""
-    try:
-        return await reply
-    except asyncio.CancelledError:
-        if not reply.cancelled() and not isinstance(reply.result(), Lost):
-            reply.leave_behind(reply.result())
-        raise
-
-
 @asynccontextmanager
-async def borrowed(pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
-    """A connection for one attempt.
+async def borrowed(pool: MonitoredConnectionPool, seconds: float | None) -> AsyncIterator[AbstractConnection]:
+    """A connection for one attempt, which may take so many seconds; ``None`` for no bound but those of each reply.
 
     Raises:
         Lost: The attempt failed.
     """
+    is_lent = False
     try:
-        connection = await pool.get_connection()
+        async with asyncio.timeout(seconds) as limit:
+            connection = await pool.get_connection()
+            is_lent = True
+            try:
+                yield connection
+            except ReadOnlyError as error:
+                heed_demotion(pool, error, connection)
+                raise
+            except AttributeError as error:
+                if error.obj is not None or pool.lends(connection):
+                    raise
+                # Closed while redis-py was about to write to it, and found no writer any more.
+                raise pool.closed_error() from error
+            finally:
+                await pool.release(connection)
     except RedisError as error:
-        raise Lost(error, written=False) from error
-    try:
-        yield connection
-    except RedisError as error:
-        if isinstance(error, ReadOnlyError):
-            # Behind the same name there may be another server by now.
-            pool.alter(connection)
-        raise Lost(error, written=True) from error
-    except AttributeError as error:
-        if error.obj is not None or pool.lends(connection):
+        raise Lost(error, written=is_lent) from error
+    except TimeoutError:
+        if not limit.expired():
+            # A response callback's own.
             raise
-        # Closed while redis-py was about to write to it, and found no writer any more.
-        raise pool.closed_error() from error
+        raise Late(written=is_lent) from None
+    pool.retry_policy.is_out_of_reach = False
+
+
+def heed_demotion(
+    pool: MonitoredConnectionPool, outcome: object, connection: AbstractConnection | None = None, *, since: float = 0.0
+) -> None:
+    """Leave the connection if its server refuses writes: behind the same name there may be another one by now.
+
+    Args:
+        pool: Whose connection it is.
+        outcome: An error, or the results of a pipeline.
+        connection: A borrowed one; default the shared one.
+        since: When the attempt began, by the monotonic clock.
+    """
+    results = outcome if isinstance(outcome, list) else (outcome,)
+    if not any(isinstance(result, ReadOnlyError) for result in results):
+        return
+    if connection is not None:
+        pool.alter(connection)
     else:
-        pool.retry_policy.is_out_of_reach = False
-    finally:
-        await pool.release(connection)
+        pool.renew(since)

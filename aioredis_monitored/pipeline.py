@@ -9,10 +9,10 @@ from typing import Any
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
-from redis.exceptions import ReadOnlyError, RedisError
+from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
-from aioredis_monitored.calls import CallsMixin, borrowed
+from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -92,7 +92,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             if self.scripts:
                 await self.load_scripts()  # type: ignore[no-untyped-call]
             try:
-                return await attempt()
+                return await attempt(None)
             except Lost as lost:
                 failure = lost
             # Nothing blocks in a transaction.
@@ -113,22 +113,26 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         return results
 
     async def _attempt_batch(
-        self, pool: MonitoredConnectionPool, traits: Traits, stack: CommandStackT, raise_on_error: bool
+        self,
+        pool: MonitoredConnectionPool,
+        traits: Traits,
+        stack: CommandStackT,
+        raise_on_error: bool,
+        seconds: float | None,
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         multiplexer, started = pool.multiplexer, monotonic()
         if multiplexer is None or not traits.shares:
-            async with borrowed(pool) as connection:
+            async with borrowed(pool, seconds) as connection:
                 results = await execute(connection, stack, raise_on_error)
-                if _is_demoted(results):
-                    pool.alter(connection)
+                heed_demotion(pool, results, connection)
                 return results
         try:
-            results = await execute(Ride(multiplexer, pool.decode), stack, raise_on_error)
+            results = await execute(Ride(multiplexer, pool.decode, seconds), stack, raise_on_error)
         except RedisError as error:
+            heed_demotion(pool, error, since=started)
             raise Lost(error, written=True) from error
-        if _is_demoted(results):
-            pool.renew(started)
+        heed_demotion(pool, results, since=started)
         pool.retry_policy.is_out_of_reach = False
         return results
 
@@ -178,8 +182,3 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             self._operation.note(exception)
         text = f"Command # {number} ({query_text(tuple(command))}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])
-
-
-def _is_demoted(results: list[Any]) -> bool:
-    """Whether there may be another server behind the same name by now."""
-    return any(isinstance(result, ReadOnlyError) for result in results)

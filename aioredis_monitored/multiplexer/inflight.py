@@ -1,6 +1,7 @@
 """Which calls a shared connection owes replies to, and what becomes of them; nothing here does I/O or reads a clock."""
 
 import asyncio
+import builtins
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
@@ -8,6 +9,7 @@ from itertools import islice
 from typing import Any, Final
 
 import hiredis
+from redis.exceptions import TimeoutError  # noqa: A004
 
 # What a parser returns when it needs more bytes: every other value can be a reply.
 NO_REPLY: Final = object()
@@ -26,6 +28,13 @@ class Lost(Exception):  # noqa: N818 - the error is inside
         super().__init__(error, written)
         self.error = error
         self.written = written
+
+
+class Late(Lost):
+    """The deadline over all attempts has cut this one short."""
+
+    def __init__(self, *, written: bool) -> None:
+        super().__init__(TimeoutError("no reply in time"), written=written)
 
 
 class _Call(asyncio.Future[Any]):
@@ -56,6 +65,18 @@ class _Call(asyncio.Future[Any]):
         if has_left and self.on_leaving is not None:
             self.on_leaving()
         return has_left
+
+    async def within(self, seconds: float | None) -> Any:
+        """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self
+        except asyncio.CancelledError:
+            if not self.cancelled() and not isinstance(self.result(), Lost):
+                self.leave_behind(self.result())
+            raise
+        except builtins.TimeoutError:
+            return Late(written=self.on_leaving is None) if self.cancelled() else self.result()
 
     def leave_behind(self, reply: Any) -> None:
         """Hand over a reply that the caller no longer awaits."""

@@ -13,13 +13,15 @@ class Ride:
     Args:
         multiplexer: The shared connection.
         decode: Decodes replies.
+        seconds: How long all may take; ``None`` for no bound but those of each reply.
     """
 
     himport_registry = None
 
-    def __init__(self, multiplexer: Multiplexer, decode: Callable[[Any], Any]) -> None:
+    def __init__(self, multiplexer: Multiplexer, decode: Callable[[Any], Any], seconds: float | None) -> None:
         self._multiplexer = multiplexer
         self._decode = decode
+        self._seconds = seconds
         self._replies: Iterator[Any] = iter(())
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
@@ -32,7 +34,7 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        replies = await self._multiplexer.run(commands)
+        replies = await self._multiplexer.run(commands).within(self._seconds)
         if isinstance(replies, Lost):
             raise replies
         self._replies = iter(replies)
