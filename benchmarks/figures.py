@@ -1,6 +1,8 @@
 """The figures of one run, and how one compares to another."""
 
 import statistics
+from collections.abc import Callable
+from operator import sub, truediv
 from typing import Any, NamedTuple
 
 from matrix import Cell
@@ -33,9 +35,20 @@ class Results(dict[Cell, Result]):
         return self[cell].median.get(name) if cell in self else None
 
     def ratio(self, cell: Cell, other: Cell, name: str = "throughput") -> float | None:
-        """One median by another."""
-        above, below = self.figure(cell, name), self.figure(other, name)
-        return above / below if above is not None and below else None
+        """One by another: the median of what each repeat gives."""
+        return self._compare(truediv, cell, other, name)
+
+    def difference(self, cell: Cell, other: Cell, name: str) -> float | None:
+        """One less another: the median of what each repeat gives."""
+        return self._compare(sub, cell, other, name)
+
+    def _compare(self, compare: Callable[[Any, Any], float], cell: Cell, other: Cell, name: str) -> float | None:
+        # Within a repeat, what is compared was measured at nearly the same time, in the same mood of the machine.
+        if cell not in self or other not in self:
+            return None
+        repeats = zip(self[cell].runs, self[other].runs, strict=True)
+        compared = [compare(one[name], another[name]) for one, another in repeats if name in one and name in another]
+        return statistics.median(compared) if compared else None
 
     def failed(self, cell: Cell) -> bool:
         """Whether it was tried in vain."""

@@ -49,6 +49,11 @@ class Cell(NamedTuple):
         """What it is a ratio to."""
         return self._replace(client=BASE)
 
+    @property
+    def group(self) -> tuple[str, int, str]:
+        """What it has in common with those that it is compared with."""
+        return self[1:]
+
 
 CORE = (LIMIT, "ours/no-sdk", "ours/everything", BASE, "redis_py/redis", "glide/plain", "coredis/plain")
 
@@ -61,15 +66,15 @@ def cells() -> list[Cell]:
         *(Cell(c, "10kB", n) for c in CORE for n in (1, MANY)),
         *(Cell(c, "mix", MANY) for c in (*CORE, "redis_py/both")),
         *(Cell(c, "large", 8) for c in (BASE, "ours/no-sdk", "ours/unshared")),
-        *(Cell(c, "get", 1) for c in SDK_ALONE),
+        *(Cell(c, "get", MANY) for c in SDK_ALONE),
     ]
 
 
 def quick_cells() -> list[Cell]:
     """What the rows of must and aim need, once; for development."""
-    telemetry = ("ours/sampled", "redis_py/both")
+    telemetry = ("ours/sampled", "redis_py/both", *SDK_ALONE)
     return [
-        *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk", *SDK_ALONE)),
+        *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk")),
         *(Cell(c, "get", MANY) for c in (*CORE, *telemetry) if c not in {"coredis/plain", "redis_py/redis"}),
         Cell("ours/no-sdk", "get", 1024),
         *(Cell(c, "large", 8) for c in (BASE, "ours/no-sdk")),

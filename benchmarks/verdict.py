@@ -62,9 +62,8 @@ def bounds(results: Results) -> list[Bound]:
 def beyond_sdk(results: Results) -> float | None:
     """Client CPU for a command with a span and a point, less what the SDK takes for such ones."""
     recorded = Cell("ours/everything", "get", MANY)
-    alone = Cell("sdk/exemplar" if any(results.telemetry(recorded, "exemplars")) else "sdk/plain", "get", 1)
-    whole, part = results.figure(recorded, "cpu_us"), results.figure(alone, "cpu_us")
-    return None if whole is None or part is None else whole - part
+    alone = "sdk/exemplar" if any(results.telemetry(recorded, "exemplars")) else "sdk/plain"
+    return results.difference(recorded, recorded._replace(client=alone), "cpu_us")
 
 
 def verdict(results: Results) -> str:

@@ -27,26 +27,24 @@ def test_a_command_costs_no_more_calls_than_it_did(server):
     assert counted["redis-py pool, 128"] > 8 * counted["no SDK, 128"]
 
 
-def results(**medians):
-    """Results of cells at 128 callers: figures by client, an underscore for the slash."""
-    return Results(
-        {
-            Cell(client.replace("_", "/", 1), "get", MANY if "sdk_" not in client else 1): Result(figures, [], [])
-            for client, figures in medians.items()
-        }
-    )
+def result(*runs):
+    return Result.of(list(runs))
+
+
+def at_128(client):
+    return Cell(client, "get", MANY)
 
 
 def test_the_verdict_compares_in_the_right_direction():
-    run = results(
-        **{
-            "ours_no-sdk": {"throughput": 70.0},
-            "ours_everything": {"throughput": 12.0, "cpu_us": 90.0},
-            "sdk_plain": {"cpu_us": 75.0},
-            "limit_hiredis": {"throughput": 200.0},
+    run = Results(
+        {
+            at_128(BASE): result({"throughput": 10.0}),
+            at_128("ours/no-sdk"): result({"throughput": 70.0}),
+            at_128("ours/everything"): result({"throughput": 12.0, "cpu_us": 90.0}),
+            at_128("sdk/plain"): result({"cpu_us": 75.0}),
+            at_128("limit/hiredis"): result({"throughput": 200.0}),
         }
     )
-    run[Cell(BASE, "get", MANY)] = Result({"throughput": 10.0}, [], [])
     reached = {bound.text: (bound.reached(bound.must), bound.reached(bound.aim)) for bound in bounds(run)}
 
     assert ("6x: yes", "10x: NO") == reached["no SDK, 128 callers, throughput"]
@@ -58,7 +56,23 @@ def test_the_verdict_compares_in_the_right_direction():
 
 
 def test_a_figure_is_the_median_of_the_runs_that_succeeded():
-    result = Result.of([{"cpu_us": 3.0}, {"failed": "why"}, {"cpu_us": 1.0}, {"cpu_us": 2.0}])
+    figure = result({"cpu_us": 3.0}, {"failed": "why"}, {"cpu_us": 1.0}, {"cpu_us": 2.0})
 
-    assert ({"cpu_us": 2.0}, ["why"]) == (result.median, result.failures)
-    assert ({}, ["why"]) == Result.of([{"failed": "why"}])[:2]
+    assert ({"cpu_us": 2.0}, ["why"]) == (figure.median, figure.failures)
+    assert ({}, ["why"]) == result({"failed": "why"})[:2]
+
+
+def test_what_is_compared_was_measured_in_the_same_repeat():
+    one, other, broken = map(at_128, (BASE, "ours/no-sdk", "ours/otlp"))
+    moods = [1.0, 2.0, 2.0, 1.0]
+    run = Results(
+        {
+            one: result(*({"cpu_us": 10 * mood} for mood in moods)),
+            other: result({"failed": "why"}, *({"cpu_us": 30 * mood} for mood in moods[1:])),
+            broken: result(*[{"failed": "why"}] * 4),
+        }
+    )
+
+    assert 3 == run.ratio(other, one, "cpu_us")
+    assert 40 == run.difference(other, one, "cpu_us")
+    assert [None, None] == [run.ratio(other, broken, "cpu_us"), run.ratio(at_128("glide/plain"), one, "cpu_us")]

@@ -1,6 +1,7 @@
 """The places of the shared connections in their pool: one is kept, none is counted twice, none is lost."""
 
 import asyncio
+from contextlib import asynccontextmanager
 
 import pytest
 from redis.auth.token import SimpleToken
@@ -174,34 +175,9 @@ async def test_a_call_that_is_about_to_be_written_when_the_pool_closes_is_told(m
     assert any(isinstance(error, PoolClosedError) for error in raised)
 
 
-async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_pool, proxy, inspector, until):
-    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=1)
-    pool = client.connection_pool
-    await client.ping()
-    blocked = asyncio.ensure_future(client.blpop("list", timeout=2))
-    await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
-    proxy.silent = True
-    late = asyncio.ensure_future(client.get("key"))
-    await until(lambda: pool.multiplexer.in_flight() == 1)
-    line = line_of(client)
-    line.retire()
-    waits = asyncio.ensure_future(client.get("key"))
-    await until(lambda: len(pool._first) == 1)
-    waits.cancel()
-    await asyncio.wait([late, waits])
-    proxy.silent = False
-    await until(line.ended.done)
-
-    assert (1, 1) == places(pool)
-    assert await client.ping()
-    assert await blocked is None
-    assert (1, 0) == places(pool)
-
-
-@pytest.mark.parametrize("ticks", range(5))
-@pytest.mark.parametrize("timeout", [None, 2])
-async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, proxy, inspector, until, ticks, timeout):
-    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=timeout)
+@asynccontextmanager
+async def retired_while_it_owes(client, proxy, inspector, until):
+    """The shared connection owes a reply, its successor waits for the place, the other place is taken."""
     pool = client.connection_pool
     await client.ping()
     blocked = asyncio.ensure_future(client.blpop("list", timeout=1))
@@ -213,15 +189,35 @@ async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, pr
     line.retire()
     successor = asyncio.ensure_future(client.get("key"))
     await until(lambda: len(pool._first) == 1)
-    own = asyncio.ensure_future(client.blpop("list", timeout=1))
-    await until(lambda: len(pool._waiting) == 1)
-    late.cancel()
-    for _ in range(ticks):
-        await asyncio.sleep(0)
-    successor.cancel()
+    yield blocked, late, successor
     await asyncio.wait([late, successor])
     proxy.silent = False
     await until(line.ended.done)
+
+
+async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_pool, proxy, inspector, until):
+    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=1)
+    async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, _, successor):
+        successor.cancel()
+
+    assert (1, 1) == places(client.connection_pool)
+    assert await client.ping()
+    assert await blocked is None
+    assert (1, 0) == places(client.connection_pool)
+
+
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize("timeout", [None, 2])
+async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, proxy, inspector, until, ticks, timeout):
+    client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=timeout)
+    pool = client.connection_pool
+    async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, late, successor):
+        own = asyncio.ensure_future(client.blpop("list", timeout=1))
+        await until(lambda: len(pool._waiting) == 1)
+        late.cancel()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        successor.cancel()
 
     assert (1, 1) == places(pool)
     assert not own.done()

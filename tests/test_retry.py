@@ -441,6 +441,79 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
 
     assert isinstance(caught.value.__cause__, redis.BusyLoadingError)
     assert [b"RPUSH"] * 2 == asked
+    # It is slow, but there.
+    assert not client.connection_pool.retry_policy.is_out_of_reach
+
+
+@BOTH
+async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had_no_reply(
+    make_pool, proxy, until, multiplex
+):
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=0.3, socket_connect_timeout=5)
+    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.incr("key"))
+    await until(lambda: proxy.accepted == 1)
+    proxy.silent, proxy._upstream = True, upstream
+
+    with pytest.raises(redis.ConnectionError):
+        await call
+
+    assert client.connection_pool.retry_policy.is_out_of_reach
+
+
+@BOTH
+async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_pool, proxy, until, multiplex):
+    asked, is_over = [], asyncio.Event()
+
+    async def answered(connection, args):
+        asked.append(args[0])
+        await is_over.wait()
+
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=0.3)
+    proxy._upstream = ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.pipeline().incr("key").execute())
+    await until(lambda: proxy.accepted == 1)
+    async with scripted(answered) as port:
+        proxy._upstream = ("127.0.0.1", port)
+        with pytest.raises(redis.TimeoutError, match=r"^no reply in 0\.3 s$"):
+            await call
+        is_over.set()
+        await client.connection_pool.aclose()
+
+    assert [b"MULTI"] == asked
+    assert not client.connection_pool.retry_policy.is_out_of_reach
+
+
+async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, until):
+    answered, _ = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    started = time.monotonic()
+
+    async def parse(reply):
+        await until(lambda: time.monotonic() - started > 0.3)
+        return reply + 1
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", socket_timeout=0.2)
+        client.set_response_callback("INCRBY", parse)
+
+        assert 8 == await client.incr("key")
+
+
+@BOTH
+async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, multiplex):
+    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+
+    async def parse(reply):
+        raise TimeoutError(reply)
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+        client.set_response_callback("INCRBY", parse)
+
+        with pytest.raises(TimeoutError, match=r"^7$"):
+            await client.incr("key")
+
+    assert 2 == len(asked)
 
 
 @BOTH
