@@ -70,7 +70,7 @@ async def test_in_an_outage_callers_do_not_hang_one_after_the_other(make_pool, p
 @BOTH
 async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool, multiplex):
     with black_hole() as port:
-        options = {"socket_timeout": 0.4, "socket_connect_timeout": 0.28, "multiplex": multiplex}
+        options = {"socket_timeout": 0.8, "socket_connect_timeout": 0.5, "multiplex": multiplex}
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", **options)
         took = []
 
@@ -80,9 +80,10 @@ async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool,
                 await client.incr("key")
             took.append(time.monotonic() - started)
 
-    assert 0.39 <= took[0] < 0.5
+    # Neither one attempt nor two.
+    assert 0.79 <= took[0] < 1
     # Less if the attempt that the deadline cut short was still under way.
-    assert max(took[1:]) < 0.36
+    assert max(took[1:]) < 0.75
 
 
 @BOTH
