@@ -141,15 +141,12 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short repeat of what must and aim need")
-    parser.add_argument("--repeats", type=int, help="default 5, quick 1")
-    parser.add_argument(
-        "--seconds", type=float, help="of each measurement, after a quarter of it; default 1.2, quick 0.8"
-    )
+    parser.add_argument("--repeats", type=int, help="default 7, quick 1")
+    parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement, after a quarter of it")
     parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
     chosen = parser.parse_args()
-    chosen.repeats = chosen.repeats or (1 if chosen.quick else 5)
-    chosen.seconds = chosen.seconds or (0.8 if chosen.quick else 1.2)
+    chosen.repeats = chosen.repeats or (1 if chosen.quick else 7)
     return chosen
 
 

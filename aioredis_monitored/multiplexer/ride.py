@@ -34,7 +34,8 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        replies = await self._multiplexer.run(commands).within(self._seconds)
+        run = self._multiplexer.run(commands)
+        replies = await (run if self._seconds is None else run.within(self._seconds))
         if isinstance(replies, Lost):
             raise replies
         self._replies = iter(replies)
