@@ -38,24 +38,31 @@ async def persist(
             last one short; of a write that was sent by then, it is a ``TimeoutError``, as it may have run.
     """
     policy = pool.retry_policy
-    bound = None if policy.deadline is None or isinf(wait) else policy.deadline + wait
-    error = failure.error
+    deadline = policy.deadline
+    bound = None if deadline is None or isinf(wait) else deadline + wait
     failures = 1
-    while True:
+    late: Late | None = None
+    while late is None:
         pause = policy.pause(
             failure.error, written=failure.written, traits=traits, failures=failures, elapsed=monotonic() - started
         )
         if pause is None:
-            raise error
+            break
         await asyncio.sleep(pause)
+        elapsed = monotonic() - started
+        if deadline is not None and elapsed >= deadline:
+            # The event loop was busy.
+            break
         try:
-            return await attempt(None if bound is None else started + bound - monotonic())
-        except Late as late:
-            failure = late
-            # What came of the attempt before tells more, unless it would deny what this one may have done.
-            if late.written and not traits.repeatable:
-                cause, error = error, TimeoutError(f"no reply in {bound} s")
-                error.__cause__ = cause
+            return await attempt(None if bound is None else bound - elapsed)
+        except Late as cut:
+            late = cut
         except Lost as lost:
-            failure, error = lost, lost.error
-        failures += 1
+            failure = lost
+            failures += 1
+    if late is not None and late.written and not traits.repeatable:
+        raise TimeoutError(f"no reply in {bound} s") from failure.error
+    if late is not None and not pool.is_connected():
+        policy.is_out_of_reach = True
+    # What came of the attempt before the one that was cut tells more, unless it would deny what that may have done.
+    raise failure.error

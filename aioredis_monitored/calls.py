@@ -14,6 +14,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
@@ -88,7 +89,7 @@ class CallsMixin:
                 reply = pool.decode(reply)
             if callback is None:
                 return reply
-            parsed = callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+            parsed = _parsed(callback, reply, options)
             return await parsed if isawaitable(parsed) else parsed
         except Lost as lost:
             if not again:
@@ -103,8 +104,21 @@ class CallsMixin:
         if counts_own_writes(args):
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
             raise OwnConnectionError(message)
+        decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
         async with borrowed(pool, seconds) as connection:
-            return await self._send_command_parse_response(connection, args[0], *args, **options)
+            try:
+                # Under a name without a callback: what one raises is neither the server's nor the connection's.
+                reply = await self._send_command_parse_response(connection, "", *args, **decoding)
+            except ResponseError:
+                if EMPTY_RESPONSE in options:
+                    return options[EMPTY_RESPONSE]
+                raise
+        callback = dict.get(self.response_callbacks, args[0].upper())
+        # redis-py sends more for HIMPORT SET, and has parsed its reply.
+        if callback is None or parse_himport_set_args(args):  # type: ignore[no-untyped-call]
+            return reply
+        parsed = _parsed(callback, reply, options)
+        return await parsed if isawaitable(parsed) else parsed
 
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
@@ -141,6 +155,10 @@ class CallsMixin:
             pool.alter(connection)
 
 
+def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
+    return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+
+
 def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object, now: float) -> None:
     # What may not decode is for the caller to find out.
     if pool.surely_decodes(reply):
@@ -154,12 +172,14 @@ async def borrowed(pool: MonitoredConnectionPool, seconds: float | None) -> Asyn
     Raises:
         Lost: The attempt failed.
     """
-    is_lent = False
+    is_usable = False
     try:
         async with asyncio.timeout(seconds) as limit:
             connection = await pool.get_connection()
-            is_lent = True
             try:
+                # redis-py would do it on sending; but if it fails, nothing was sent.
+                await connection.check_health()  # type: ignore[no-untyped-call]
+                is_usable = True
                 yield connection
             except ReadOnlyError as error:
                 heed_demotion(pool, error, connection)
@@ -172,12 +192,12 @@ async def borrowed(pool: MonitoredConnectionPool, seconds: float | None) -> Asyn
             finally:
                 await pool.release(connection)
     except RedisError as error:
-        raise Lost(error, written=is_lent) from error
+        raise Lost(error, written=is_usable) from error
     except TimeoutError:
         if not limit.expired():
-            # A response callback's own.
+            # A pipeline's response callback's own.
             raise
-        raise Late(written=is_lent) from None
+        raise Late(written=is_usable) from None
     pool.retry_policy.is_out_of_reach = False
 
 

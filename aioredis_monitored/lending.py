@@ -108,6 +108,10 @@ class LendingPool(BlockingConnectionPool):
         """Whether a connection is borrowed from this pool, which was not closed since."""
         return connection in self._in_use_connections
 
+    def is_connected(self) -> bool:
+        """Whether there is a connection, whoever has it."""
+        return any(connection.is_connected for connection in (*self._in_use_connections, *self._available_connections))
+
     def reserve(self) -> None:
         """Keep a place for ``get_fresh_connection``."""
         self._reserves = True

@@ -458,8 +458,6 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
     with pytest.raises(redis.ConnectionError):
         await call
 
-    assert client.connection_pool.retry_policy.is_out_of_reach
-
 
 @BOTH
 async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_pool, proxy, until, multiplex):
@@ -484,7 +482,8 @@ async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_p
     assert not client.connection_pool.retry_policy.is_out_of_reach
 
 
-async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, until):
+@BOTH
+async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, until, multiplex):
     answered, _ = answers(b"-LOADING not yet\r\n", b":7\r\n")
     started = time.monotonic()
 
@@ -493,27 +492,99 @@ async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, 
         return reply + 1
 
     async with scripted(answered) as port:
-        client = client_of(make_pool, f"redis://127.0.0.1:{port}", socket_timeout=0.2)
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=0.2)
         client.set_response_callback("INCRBY", parse)
 
         assert 8 == await client.incr("key")
 
 
 @BOTH
-async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, multiplex):
-    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+@pytest.mark.parametrize("error", [TimeoutError("own"), redis.BusyLoadingError("own"), redis.ReadOnlyError("own")])
+async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, server, error, multiplex):
+    def parse(reply):
+        raise error
 
-    async def parse(reply):
-        raise TimeoutError(reply)
+    client = client_of(make_pool, server.url, multiplex=multiplex)
+    client.set_response_callback("INCRBY", parse)
+    client.set_response_callback("BLPOP", parse)
+    await client.rpush("list", "a", "b")
 
+    with pytest.raises(type(error), match=r"^own$"):
+        await client.incr("key")
+    with pytest.raises(type(error), match=r"^own$"):
+        await client.blpop("list")
+
+    assert [b"1", [b"b"]] == [await client.get("key"), await client.lrange("list", 0, -1)]
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Call to experimental method")
+async def test_the_reply_to_himport_set_is_parsed_once(make_pool, multiplex):
+    answered, asked = answers(b"+OK\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
-        client.set_response_callback("INCRBY", parse)
 
-        with pytest.raises(TimeoutError, match=r"^7$"):
-            await client.incr("key")
+        assert await client.execute_command("HIMPORT SET", "key", "fields", "value")
+        assert await client.himport_prepare("fields", ["field"])
+        assert await client.himport_set("key", "fields", ["value"])
 
-    assert 2 == len(asked)
+        assert ["HIMPORT"] * len(asked) == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+async def test_a_write_that_waits_for_a_health_check_is_not_written(make_pool, proxy, inspector):
+    client = client_of(make_pool, proxy.url, multiplex=False, health_check_interval=1)
+    assert 1 == await client.incr("key")
+    [connection] = client.connection_pool._available_connections
+    connection.next_health_check -= 2
+    proxy.cut_replies = 1
+
+    assert 2 == await client.incr("key")
+
+    assert 0 == proxy.cut_replies
+    assert "2" == inspector.get("key")
+
+
+@BOTH
+async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline(make_pool, until, multiplex):
+    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(
+            make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=0.2, retry_backoff=0.1
+        )
+        call = asyncio.ensure_future(client.incr("key"))
+        await until(lambda: len(asked) == 1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        time.sleep(0.3)  # noqa: ASYNC251 - that is the point
+
+        with pytest.raises(redis.BusyLoadingError):
+            await call
+        await client.connection_pool.aclose()
+
+    assert 1 == len(asked)
+    assert not client.connection_pool.retry_policy.is_out_of_reach
+
+
+@BOTH
+async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_server_is_away(
+    make_pool, proxy, inspector, until, multiplex
+):
+    client = client_of(
+        make_pool, proxy.url, multiplex=multiplex, socket_timeout=0.3, retry_backoff=0.2, max_connections=2
+    )
+    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.client_setname("name"))
+    await until(lambda: proxy.accepted == 1 and not client.connection_pool._in_use_connections)
+    proxy._upstream = upstream
+    blocked = [asyncio.ensure_future(client.blpop("list", timeout=1)) for _ in range(1 if multiplex else 2)]
+    await until(lambda: inspector.info("clients")["blocked_clients"] == len(blocked))
+
+    with pytest.raises(redis.ConnectionError):
+        await call
+
+    assert not client.connection_pool.retry_policy.is_out_of_reach
+    await asyncio.gather(*blocked)
 
 
 @BOTH

@@ -46,8 +46,9 @@ class _Call(asyncio.Future[Any]):
         orphan: Gets the reply if the caller no longer awaits it.
         heard: Called with the reply before the caller goes on, and with the performance counter's time of its reading.
         is_own: Whether it is nobody's but the connection's.
-        since: When it began to wait, by the loop's clock; 0 if it does not.
-        on_leaving: Called when the caller leaves before it is sent.
+        waits: Whether it is yet to be sent.
+        since: When it began to wait, by the loop's clock; 0 if it never did.
+        on_leaving: Called when the caller leaves, while somebody has to know.
     """
 
     size: int
@@ -55,6 +56,7 @@ class _Call(asyncio.Future[Any]):
     orphan: Callable[[Any], object] | None = None
     heard: Callable[[Any, float], object] | None = None
     is_own = False
+    waits = False
     since: float = 0.0
     on_leaving: Callable[[], None] | None = None
 
@@ -76,7 +78,7 @@ class _Call(asyncio.Future[Any]):
                 self.leave_behind(self.result())
             raise
         except builtins.TimeoutError:
-            return Late(written=self.on_leaving is None) if self.cancelled() else self.result()
+            return Late(written=not self.waits) if self.cancelled() else self.result()
 
     def leave_behind(self, reply: Any) -> None:
         """Hand over a reply that the caller no longer awaits."""

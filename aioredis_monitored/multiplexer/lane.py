@@ -97,7 +97,7 @@ class Lane:
             self._purge_at = 2 * len(self.waiting) + _PURGE
         call.since = call.get_loop().time()
         self.waiting.append(call)
-        call.on_leaving = self._on_leaving
+        call.waits, call.on_leaving = True, self._on_leaving
         if self._timer is None:
             self._watch()
         self.line_has_room()
@@ -139,7 +139,7 @@ class Lane:
             self.ready = self.line
 
     def _send(self, line: Line, call: Reply | Run) -> None:
-        call.on_leaving = None
+        call.waits, call.on_leaving = False, None
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on
@@ -193,7 +193,7 @@ class Lane:
             # It came before all that wait, whether or not it had to wait itself.
             oldest = self.waiting[0].since if self.waiting else call.get_loop().time()
             call.since = min(call.since or oldest, oldest)
-            call.on_leaving = self._on_leaving
+            call.waits, call.on_leaving = True, self._on_leaving
             self.waiting.appendleft(call)
         if self._closed is not None:
             self._lose(self._closed)
