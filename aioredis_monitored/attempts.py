@@ -60,9 +60,10 @@ async def persist(
         except Lost as lost:
             failure = lost
             failures += 1
-    if late is not None and late.written and not traits.repeatable:
-        raise TimeoutError(f"no reply in {bound} s") from failure.error
-    if late is not None and not pool.is_connected():
-        policy.is_out_of_reach = True
-    # What came of the attempt before the one that was cut tells more, unless it would deny what that may have done.
+    if late is not None:
+        if late.written and not traits.repeatable:
+            # The error of the attempt before would deny what this one may have done.
+            raise TimeoutError(f"no reply in {bound} s") from failure.error
+        if not (late.written or pool.is_connected()):
+            policy.is_out_of_reach = True
     raise failure.error
