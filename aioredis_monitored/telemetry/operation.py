@@ -20,6 +20,7 @@ _reported: set[str] = set()
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
+_CLIENT = SpanKind.CLIENT
 
 
 class Operation:
@@ -102,8 +103,9 @@ class Operation:
             reply: The reply.
             now: When it was read, by the performance counter.
         """
-        if not isinstance(reply, Exception):
-            self._end(now)
+        if not isinstance(reply, Exception) and not self._recorded:
+            self._recorded = True
+            self._context.run(self._record, now - self._started)
 
     def _end(self, now: float) -> None:
         if not self._recorded:
@@ -111,30 +113,31 @@ class Operation:
             self._context.run(self._record, now - self._started)
 
     def _record(self, elapsed: float) -> None:
-        telemetry = self._telemetry
-        failed = {} if self._failure is None else self._failure.attributes()
+        telemetry, call = self._telemetry, self._call
+        span_attributes, point_attributes = call.span_attributes, call.point_attributes
+        if self._failure is not None:
+            failed = self._failure.attributes()
+            span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
         if telemetry.is_traced:
             try:
-                self._trace(elapsed, failed)
+                self._trace(elapsed, span_attributes)
             except BaseException as trouble:  # noqa: BLE001 - see _report
                 _report(trouble)
         if telemetry.is_measured:
             try:
-                attributes = self._call.point_attributes
-                telemetry.operation_duration.record(elapsed, {**attributes, **failed} if failed else attributes)
+                telemetry.operation_duration.record(elapsed, point_attributes)
             except BaseException as trouble:  # noqa: BLE001 - see _report
                 _report(trouble)
 
-    def _trace(self, elapsed: float, failed: dict[str, str]) -> None:
-        ended = self._began + int(elapsed * 1e9)
-        call, failure = self._call, self._failure
+    def _trace(self, elapsed: float, attributes: dict[str, Any]) -> None:
+        began, failure = self._began, self._failure
         span = self._telemetry.tracer.start_span(
-            call.span_name,
+            self._call.span_name,
             None if self._parent is None else trace.set_span_in_context(self._parent),
-            SpanKind.CLIENT,
+            _CLIENT,
             # A copy: a sampler may write into it, and what it is told of one call must not be told of the next.
-            {**call.span_attributes, **failed},
-            start_time=self._began,
+            attributes.copy(),
+            start_time=began,
             record_exception=False,
             set_status_on_exception=False,
         )
@@ -146,7 +149,7 @@ class Operation:
                 # The exception's text may hold arguments, so neither a description nor an exception event carries it.
                 span.set_status(_ERROR)
         finally:
-            span.end(ended)
+            span.end(began + int(elapsed * 1e9))
 
 
 async def observed(
