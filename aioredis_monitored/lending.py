@@ -28,6 +28,7 @@ class LendingPool(BlockingConnectionPool):
         super().__init__(**arguments)
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
+        self._connecting: set[AbstractConnection] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         # Whether one place is kept for the shared connection, who has it, and who waits for it.
         self._reserves = False
@@ -109,8 +110,9 @@ class LendingPool(BlockingConnectionPool):
         return connection in self._in_use_connections
 
     def is_connected(self) -> bool:
-        """Whether there is a connection, whoever has it."""
-        return any(connection.is_connected for connection in (*self._in_use_connections, *self._available_connections))
+        """Whether there is a connection on which the server has answered, whoever has it."""
+        connections = {*self._in_use_connections, *self._available_connections} - self._connecting
+        return any(connection.is_connected for connection in connections)
 
     def reserve(self) -> None:
         """Keep a place for ``get_fresh_connection``."""
@@ -142,6 +144,7 @@ class LendingPool(BlockingConnectionPool):
         return await self._wait_for_turn(self._waiting)
 
     async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> AbstractConnection:
+        self._connecting.add(connection)
         try:
             if anew:
                 await connection.disconnect(nowait=True)
@@ -155,6 +158,8 @@ class LendingPool(BlockingConnectionPool):
             if is_closed and isinstance(error, Exception):
                 raise self.closed_error() from error
             raise
+        finally:
+            self._connecting.discard(connection)
         return connection
 
     async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:

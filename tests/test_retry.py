@@ -461,6 +461,9 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
     with pytest.raises(redis.ConnectionError):
         await call
 
+    # It takes connections and answers nothing.
+    assert client.connection_pool.retry_policy.is_out_of_reach
+
 
 @BOTH
 async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_pool, proxy, until, multiplex):

@@ -20,7 +20,6 @@ _reported: set[str] = set()
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
-_CLIENT = SpanKind.CLIENT
 
 
 class Operation:
@@ -103,9 +102,8 @@ class Operation:
             reply: The reply.
             now: When it was read, by the performance counter.
         """
-        if not isinstance(reply, Exception) and not self._recorded:
-            self._recorded = True
-            self._context.run(self._record, now - self._started)
+        if not isinstance(reply, Exception):
+            self._end(now)
 
     def _end(self, now: float) -> None:
         if not self._recorded:
@@ -134,7 +132,7 @@ class Operation:
         span = self._telemetry.tracer.start_span(
             self._call.span_name,
             None if self._parent is None else trace.set_span_in_context(self._parent),
-            _CLIENT,
+            SpanKind.CLIENT,
             # A copy: a sampler may write into it, and what it is told of one call must not be told of the next.
             attributes.copy(),
             start_time=began,
