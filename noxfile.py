@@ -26,8 +26,10 @@ def install(session: nox.Session, package: list[str], *groups: str) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests; without further arguments all of them, and the coverage gate."""
     install(session, ["-e", ".[demo]"], "tests")
-    session.run("coverage", "run", "-m", "pytest", *session.posargs)
-    if not session.posargs:
+    if session.posargs:
+        session.run("pytest", *session.posargs)
+    else:
+        session.run("coverage", "run", "-m", "pytest")
         session.run("coverage", "report")
 
 

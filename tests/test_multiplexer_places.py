@@ -180,7 +180,7 @@ async def retired_while_it_owes(client, proxy, inspector, until):
     """The shared connection owes a reply, its successor waits for the place, the other place is taken."""
     pool = client.connection_pool
     await client.ping()
-    blocked = asyncio.ensure_future(client.blpop("list", timeout=1))
+    blocked = asyncio.ensure_future(client.blpop("list", timeout=0))
     await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
     proxy.silent = True
     late = asyncio.ensure_future(client.get("key"))
@@ -202,17 +202,18 @@ async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_po
 
     assert (1, 1) == places(client.connection_pool)
     assert await client.ping()
-    assert await blocked is None
+    inspector.rpush("list", "for one who waits")
+    assert (b"list", b"for one who waits") == await blocked
     assert (1, 0) == places(client.connection_pool)
 
 
 @pytest.mark.parametrize("ticks", range(5))
-@pytest.mark.parametrize("timeout", [None, 2])
+@pytest.mark.parametrize("timeout", [None, 1])
 async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, proxy, inspector, until, ticks, timeout):
     client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=timeout)
     pool = client.connection_pool
     async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, late, successor):
-        own = asyncio.ensure_future(client.blpop("list", timeout=1))
+        own = asyncio.ensure_future(client.blpop("list", timeout=0))
         await until(lambda: len(pool._waiting) == 1)
         late.cancel()
         for _ in range(ticks):
@@ -222,7 +223,8 @@ async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, pr
     assert (1, 1) == places(pool)
     assert not own.done()
     assert await client.ping()
-    assert [None, None] == await asyncio.gather(blocked, own)
+    inspector.rpush("list", "for one", "for the other")
+    assert [(b"list", b"for one"), (b"list", b"for the other")] == await asyncio.gather(blocked, own)
 
 
 async def test_a_client_that_is_entered_as_another_user_leaves_it_stays_open(server):
