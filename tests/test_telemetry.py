@@ -11,7 +11,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import Sampler, SamplingResult
+from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, __version__
@@ -235,15 +235,15 @@ async def test_the_given_span_is_the_parent_and_otherwise_the_current_one(pool, 
     assert [given_id, given_id, current_id] == [span.parent.span_id for span in telemetry.spans]
 
 
-async def test_a_sampler_sees_every_required_attribute(server):
-    seen = {}
+async def test_a_sampler_sees_every_attribute_also_those_of_the_outcome(server):
+    seen = []
 
     class Curious(Sampler):
         def should_sample(
             self, parent_context, trace_id, name, kind=None, attributes=None, links=None, trace_state=None
         ):
-            seen.update(attributes, name=name)
-            return SamplingResult(decision=0)
+            seen.append((name, attributes))
+            return SamplingResult(Decision.DROP)
 
         def get_description(self):
             return "curious"
@@ -251,9 +251,28 @@ async def test_a_sampler_sees_every_required_attribute(server):
     async with MonitoredRedisConnection.from_url(
         server.url, tracer_provider=TracerProvider(sampler=Curious())
     ) as client:
-        await client.get("key")
+        await client.set("key", SECRET)
+        with pytest.raises(redis.exceptions.ResponseError):
+            await client.lpush("key", SECRET)
 
-    assert {"name", "db.system.name", "db.namespace", "db.operation.name", "server.address", "server.port"} < set(seen)
+    server_attributes = {
+        "db.system.name": "redis",
+        "db.namespace": "0",
+        "server.address": "127.0.0.1",
+        "server.port": server.port,
+        "network.transport": "tcp",
+    }
+    success = {"db.operation.name": "SET", "db.query.text": "SET key ?"}
+    failure = {
+        "db.operation.name": "LPUSH",
+        "db.query.text": "LPUSH key ?",
+        "error.type": "WRONGTYPE",
+        "db.response.status_code": "WRONGTYPE",
+    }
+    assert [
+        (f"SET 127.0.0.1:{server.port}", server_attributes | success),
+        (f"LPUSH 127.0.0.1:{server.port}", server_attributes | failure),
+    ] == seen
 
 
 class Broken(SpanProcessor):
