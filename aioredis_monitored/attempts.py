@@ -51,8 +51,8 @@ async def persist(
         await asyncio.sleep(pause)
         elapsed = monotonic() - started
         if deadline is not None and elapsed >= deadline:
-            # The event loop was busy.
-            break
+            # The event loop was busy; the policy notes that all attempts were in vain.
+            continue
         try:
             return await attempt(None if bound is None else bound - elapsed)
         except Late as cut:

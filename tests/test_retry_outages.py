@@ -68,6 +68,24 @@ async def test_in_an_outage_callers_do_not_hang_one_after_the_other(make_pool, p
 
 
 @BOTH
+async def test_an_outage_is_one_as_well_if_the_event_loop_was_busy_at_the_deadline(make_pool, proxy, until, multiplex):
+    client = client_of(make_pool, proxy.url, socket_timeout=0.3, multiplex=multiplex)
+    pool = client.connection_pool
+    proxy._upstream = ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.incr("key"))
+    await until(lambda: proxy.accepted == 4 and not pool._in_use_connections)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    time.sleep(0.3)  # noqa: ASYNC251 - that is the point
+
+    with pytest.raises(redis.ConnectionError):
+        await call
+
+    assert 4 == proxy.accepted
+    assert pool.retry_policy.is_out_of_reach
+
+
+@BOTH
 async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool, multiplex):
     with black_hole() as port:
         options = {"socket_timeout": 0.8, "socket_connect_timeout": 0.5, "multiplex": multiplex}
