@@ -72,34 +72,37 @@ async def measure(what: Measurement) -> dict[str, Any]:
     adapter, variant = what.client.split("/")
     async with importlib.import_module(f"adapters.{adapter}").connect(variant, what.url, what.callers) as client:
         await check(client)
-        load = workload(what.workload, client, what.seed)
-        callers = Callers(what.callers)
-        tasks = callers.start(load)
-        await warm_up(what.warm_up, callers, tasks)
-        callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
-        started, used = perf_counter(), time.process_time()
-        await pause(what.seconds, tasks)
-        elapsed, used = perf_counter() - started, time.process_time() - used
-        callers.running = False
-        latencies = callers.latencies[:]
-        # No quantile shows them: a call that is never answered is never counted.
-        starved = sum(since < started for since in callers.waiting_since)
-        await asyncio.gather(*tasks)
-        calls = sum(latencies)
-        if not calls:
-            raise RuntimeError("no call was answered")
-        commands = calls * load.commands_per_call
-        return {
-            "throughput": commands / elapsed,
-            "cpu_us": used / commands * 1e6,
-            "p50_ms": quantile(latencies, calls * 0.50) / 1e3,
-            "p99_ms": quantile(latencies, calls * 0.99) / 1e3,
-            "memory_mb": peak_memory_mb(),
-            "calls": calls,
-            "starved": starved,
-            "version": client.version,
-            "telemetry": client.telemetry(),
-        }
+        measured = await run(workload(what.workload, client, what.seed), what)
+        return {**measured, "version": client.version, "telemetry": client.telemetry()}
+
+
+async def run(load: Workload, what: Measurement) -> dict[str, Any]:
+    """Let callers repeat the load, and measure all but the time in which they warm up."""
+    callers = Callers(what.callers)
+    tasks = callers.start(load)
+    await warm_up(what.warm_up, callers, tasks)
+    callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
+    started, used = perf_counter(), time.process_time()
+    await pause(what.seconds, tasks)
+    elapsed, used = perf_counter() - started, time.process_time() - used
+    callers.running = False
+    latencies = callers.latencies[:]
+    # No quantile shows them: a call that is never answered is never counted.
+    starved = sum(since < started for since in callers.waiting_since)
+    await asyncio.gather(*tasks)
+    calls = sum(latencies)
+    if not calls:
+        raise RuntimeError("no call was answered")
+    commands = calls * load.commands_per_call
+    return {
+        "throughput": commands / elapsed,
+        "cpu_us": used / commands * 1e6,
+        "p50_ms": quantile(latencies, calls * 0.50) / 1e3,
+        "p99_ms": quantile(latencies, calls * 0.99) / 1e3,
+        "memory_mb": peak_memory_mb(),
+        "calls": calls,
+        "starved": starved,
+    }
 
 
 async def warm_up(seconds: float, callers: Callers, tasks: list[asyncio.Task[None]]) -> None:

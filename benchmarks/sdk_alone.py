@@ -4,18 +4,20 @@ Usage: python benchmarks/sdk_alone.py JSON, as for ``driver.py``; the variant ``
 context of the span, so that the SDK keeps an exemplar.
 """
 
+import asyncio
 import json
 import sys
-import time
+from itertools import cycle
 from typing import Any
 
-from driver import Measurement
+from driver import Measurement, run
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind
 from telemetry import Recorder
-from workloads import peak_memory_mb
+from workloads import Workload
 
-BETWEEN_LOOKS = 100
+# Records between two looks at the time, so many that the looks cost next to nothing.
+IN_ONE_TURN = 100
 SPAN = {
     "db.system.name": "redis",
     "db.namespace": "0",
@@ -28,41 +30,25 @@ SPAN = {
 POINT = {name: value for name, value in SPAN.items() if name not in {"network.transport", "db.query.text"}}
 
 
-def measure(what: Measurement) -> dict[str, Any]:
-    """Record in a loop, with the same processor and exporter as the clients have."""
+async def measure(what: Measurement) -> dict[str, Any]:
+    """Record in the clients' own surroundings: processor, exporter, and a caller, whose own work is thus in both."""
     recorder = Recorder(spans=True, metrics=True)
     tracer = recorder.tracer_provider.get_tracer("bench")
     histogram = recorder.meter_provider.get_meter("bench").create_histogram("db.client.operation.duration", "s")
     in_context = what.client.endswith("exemplar")
+    turns = cycle([*[False] * (IN_ONE_TURN - 1), True])
 
-    def record() -> None:
+    async def record() -> None:
         span = tracer.start_span("GET 127.0.0.1:16379", None, SpanKind.CLIENT, dict(SPAN), record_exception=False)
         histogram.record(0.0001, dict(POINT), trace.set_span_in_context(span) if in_context else None)
         span.end()
+        if next(turns):
+            await asyncio.sleep(0)
 
-    repeat(record, what.warm_up)
-    started, used = time.perf_counter(), time.process_time()
-    count = repeat(record, what.seconds)
-    elapsed, used = time.perf_counter() - started, time.process_time() - used
-    return {
-        "throughput": count / elapsed,
-        "cpu_us": used / count * 1e6,
-        "memory_mb": peak_memory_mb(),
-        "calls": count,
-        "version": "opentelemetry-sdk",
-        "telemetry": recorder.finish(),
-    }
-
-
-def repeat(record: Any, seconds: float) -> int:
-    """How often it was recorded in this time."""
-    count, end = 0, time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        for _ in range(BETWEEN_LOOKS):
-            record()
-        count += BETWEEN_LOOKS
-    return count
+    # None of them ever waits: one does what many would do in turn.
+    measured = await run(Workload([record]), what._replace(callers=1))
+    return {**measured, "version": "opentelemetry-sdk", "telemetry": recorder.finish()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(Measurement(**json.loads(sys.argv[1])))))  # noqa: T201 - the result
+    print(json.dumps(asyncio.run(measure(Measurement(**json.loads(sys.argv[1]))))))  # noqa: T201 - the result
