@@ -160,6 +160,23 @@ async def test_a_large_reply_is_learnt_and_the_next_one_keeps_nobody_waiting(mak
     assert 2 == len(connections(inspector))
 
 
+async def test_large_values_go_with_the_small_ones_if_the_server_has_no_room_for_a_second_connection(
+    make_pool, own_server
+):
+    client = client_of(make_pool, own_server.url)
+    with redis.Redis.from_url(own_server.url) as admin:
+        await client.ping()
+        admin.config_set("maxclients", 2)
+
+        assert await client.set("key", LARGE)
+        assert [LARGE] * 3 == [await client.get("key") for _ in range(3)]
+        assert [True] == await client.pipeline().set("key", LARGE).execute()
+
+        admin.config_set("maxclients", 20)
+        assert await client.set("key", LARGE)
+        assert client.connection_pool.multiplexer._bulk.line is not None
+
+
 @pytest.mark.parametrize(("most", "expected"), [(2, 1), (3, 2)])
 async def test_the_shared_connections_leave_one_for_what_cannot_share(make_pool, server, inspector, most, expected):
     client = client_of(make_pool, server.url, max_connections=most)

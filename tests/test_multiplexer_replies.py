@@ -128,6 +128,8 @@ def commands():
     yield "execute_command", ["EVAL", "redis.setresp(3); return {map={a=1}, double=1.5}", 0], {}
     yield "execute_command", ["EVAL", "redis.setresp(3); return {double=1.5}", 0], {}
     yield "execute_command", ["EVAL", "redis.setresp(3); return true", 0], {}
+    yield "execute_command", ["EVAL", "return {redis.error_reply('LOADING not yet'), 1}", 0], {}
+    yield "execute_command", ["EVAL", "return {1, redis.error_reply('LOADING not yet')}", 0], {}
     yield "execute_command", ["SET", "binary", BINARY], {}
     yield "execute_command", ["GET", "binary"], {}
     yield "execute_command", ["GET", "binary"], {NEVER_DECODE: True}

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any, Final
 
 import hiredis
-from redis.exceptions import TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
 
 # What a parser returns when it needs more bytes: every other value can be a reply.
 NO_REPLY: Final = object()
@@ -192,8 +192,12 @@ class InFlight:
             reply = parse()
             if reply is NO_REPLY:
                 break
-            if reply.__class__ is hiredis.PushNotification:
+            kind = reply.__class__
+            if kind is hiredis.PushNotification:
                 continue
+            if kind is list and reply and isinstance(reply[0], ConnectionError):
+                # As redis-py's parser has it.
+                reply = reply[0]
             if completed == owed:
                 raise LookupError("a reply that nobody asked for")
             self.replied = now

@@ -153,9 +153,7 @@ class Lane:
             return
         if self._overflow is not None and not lender.has_free_connection():
             # Others were faster.
-            waiting, self.waiting = self.waiting, deque()
-            for call in waiting:
-                self._overflow.wait(call)
+            self._spill(self._overflow)
             return
         began = asyncio.get_running_loop().time()
         try:
@@ -167,8 +165,17 @@ class Lane:
             self.line = Line(connection, self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
-            # Those who came later have all their time before them, and get another attempt.
-            self._lose(error, began)
+            if self._overflow is not None and self._overflow.line is not None:
+                # The server may have no room for a second connection.
+                self._spill(self._overflow)
+            else:
+                # Those who came later have all their time before them, and get another attempt.
+                self._lose(error, began)
+
+    def _spill(self, overflow: "Lane") -> None:
+        waiting, self.waiting = self.waiting, deque()
+        for call in waiting:
+            overflow.wait(call)
 
     def _has_connected(self, _: asyncio.Task[None]) -> None:
         # Or has failed, or was cancelled, while others have begun to wait.
