@@ -141,7 +141,7 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     """Where, when and of what these are the figures."""
     machine, settings = named["machine"], named["settings"]
     packages = {f"{name} {version}" for name, version in machine["packages"].items()}
-    clients = {run["version"] for result in results.values() for run in result.runs if "starved" in run}
+    clients = {run["version"] for result in results.values() for run in result.runs if "version" in run}
     pool = [run["throughput"] for run in results[ONE].runs if "throughput" in run] if ONE in results else []
     spread = (
         f" Between them, redis-py's pool at {MANY} callers ranged from {min(pool):,.0f} to {max(pool):,.0f}/s."

@@ -47,7 +47,7 @@ async def measure(what: Measurement) -> dict[str, Any]:
 
     # None of them ever waits: one does what many would do in turn.
     measured = await run(Workload([record]), what._replace(callers=1))
-    return {**measured, "version": "opentelemetry-sdk", "telemetry": recorder.finish()}
+    return {**measured, "telemetry": recorder.finish()}
 
 
 if __name__ == "__main__":
