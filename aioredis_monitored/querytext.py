@@ -6,8 +6,8 @@ from typing import Any
 from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, SIMPLE, TABLE, Invocation, Span, parse, printable, text_of
 
 _ELLIPSIS = "…"
+_HIDDEN_ONE = f" {HIDDEN}"
 _FEW = 16
-_HIDDEN_VALUES = tuple(f" {HIDDEN}" * count for count in range(_FEW))
 # What most calls are, with one look: a key, and then nothing but values.
 _KEY_AND_VALUES = frozenset(
     name
@@ -28,10 +28,8 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
         limit: The most characters to return; what is longer ends with an ellipsis.
     """
     name = args[0] if args else None
-    if type(name) is str and name in _KEY_AND_VALUES and 1 < len(args) < _FEW:
-        key = args[1]
-        if type(key) is str and len(key) < limit:
-            return _cut(f"{name} {printable(key)}{_HIDDEN_VALUES[len(args) - 2]}", limit)
+    if type(name) is str and name in _KEY_AND_VALUES and 1 < len(args) < _FEW and type(args[1]) is str:
+        return _cut(f"{name} {printable(args[1][:limit])}{_HIDDEN_ONE * (len(args) - 2)}", limit)
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
