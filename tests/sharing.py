@@ -1,7 +1,10 @@
-"""How tests of the shared connection hold it still, and what they look at."""
+"""How tests of the shared connection hold it still, what they look at, and how they time calls on a busy machine."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager
+from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
@@ -42,3 +45,47 @@ async def begun(*calls):
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
+
+
+class _LoopClock:
+    """Stands still while the event loop does, if that is for more than a tick."""
+
+    TICK = 0.05
+
+    def __init__(self, loop):
+        self._loop = loop
+        self._lost = 0.0
+        self._due = loop.time()
+        self._tick()
+
+    def seconds(self):
+        return min(self._loop.time(), self._due) - self._lost
+
+    def _tick(self):
+        now = self._loop.time()
+        self._lost += max(0.0, now - self._due)
+        self._due = now + self.TICK
+        self._loop.call_at(self._due, self._tick)
+
+
+_clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClock] = WeakKeyDictionary()
+
+
+class Took(NamedTuple):
+    """What a call took, in seconds, and how much of that the event loop did run: no call ends while it does not."""
+
+    seconds: float
+    running: float
+
+    def within(self, least, most):
+        return least <= self.seconds and self.running <= most
+
+
+def stopwatch():
+    """Start to measure a time that a busy machine does not lengthen; the function returned says what it ``Took``."""
+    loop = asyncio.get_running_loop()
+    if loop not in _clocks:
+        _clocks[loop] = _LoopClock(loop)
+    clock, started = _clocks[loop], time.monotonic()
+    running = clock.seconds()
+    return lambda: Took(time.monotonic() - started, clock.seconds() - running)

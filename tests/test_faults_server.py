@@ -6,27 +6,26 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 import redis.exceptions
-from sharing import UNRECORDED
+from sharing import UNRECORDED, Took, stopwatch
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
 from aioredis_monitored.testing import RedisServer
 
 
 class Outcome(NamedTuple):
-    """What became of a call, and after how many seconds."""
+    """What became of a call, and what it took."""
 
     result: Any
-    seconds: float
+    took: Took
 
 
 async def outcome_of(call):
-    loop = asyncio.get_running_loop()
-    start = loop.time()
+    took = stopwatch()
     try:
         result = await call
     except (redis.exceptions.RedisError, TimedOutError) as error:
         result = error
-    return Outcome(result, loop.time() - start)
+    return Outcome(result, took())
 
 
 async def in_both_modes(ordeal, *options):
@@ -68,7 +67,7 @@ class Load:
         if not isinstance(outcome.result, Exception):
             self.last_success = asyncio.get_running_loop().time()
             return True
-        if outcome.seconds > self.deadline + 0.2:
+        if outcome.took.running > self.deadline + 0.2:
             self.late.append(outcome)
         return False
 
@@ -89,9 +88,9 @@ async def test_ten_kills_and_restarts_lose_no_acknowledged_write_and_hang_nobody
             killed = loop.time()
             await until(lambda killed=killed: loop.time() >= killed + 1)
             await asyncio.to_thread(server.start)
-            ready = loop.time()
+            ready, took = loop.time(), stopwatch()
             await until(lambda ready=ready: load.last_success > ready)
-            recovered.append(load.last_success - ready)
+            recovered.append(took().running)
         load.working = False
         _, hung = await asyncio.wait(tasks, timeout=5)
         with redis.Redis.from_url(server.url) as admin:
@@ -138,9 +137,11 @@ async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool
         await pool.aclose()
 
         assert set() == stuck
-        assert [] == [outcome for outcome in outcomes if outcome.seconds > 0.7]
+        assert [] == [outcome for outcome in outcomes if outcome.took.running > 0.7]
         # Not those that the server, once it was back, kept waiting.
-        late = [outcome for outcome in gets if outcome.seconds > 1.7 and not isinstance(outcome.result, TimedOutError)]
+        late = [
+            outcome for outcome in gets if outcome.took.running > 1.7 and not isinstance(outcome.result, TimedOutError)
+        ]
         assert [] == late
         assert {redis.exceptions.TimeoutError} == {type(outcome.result) for outcome in outcomes[:100]}
         assert [True] * 200 == [outcome.result for outcome in after]
@@ -197,7 +198,7 @@ async def test_a_pause_is_waited_out_or_times_out(make_pool, mode):
             # On a shared connection it is behind a write.
             assert b"value" == failed.pop().result
         assert {redis.exceptions.TimeoutError} == {type(outcome.result) for outcome in failed}
-        assert [] == [outcome for outcome in failed if not 0.3 <= outcome.seconds <= 0.7]
+        assert [] == [outcome for outcome in failed if not outcome.took.within(0.3, 0.7)]
 
     await in_both_modes(ordeal)
 
@@ -221,7 +222,7 @@ async def test_too_many_clients_is_what_the_error_says(make_client, own_server, 
     assert {(redis.exceptions.ConnectionError, "max number of clients reached")} == {
         (type(outcome.result), str(outcome.result)) for outcome in outcomes
     }
-    assert [] == [outcome for outcome in outcomes if outcome.seconds > 0.7]
+    assert [] == [outcome for outcome in outcomes if outcome.took.running > 0.7]
     assert set() == client.connection_pool._in_use_connections
     assert 1 == len(admin.client_list())
     admin.config_set("maxclients", 100)

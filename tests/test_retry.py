@@ -13,7 +13,7 @@ import pytest
 import redis
 from redis import exceptions as errors
 from scripted import scripted
-from sharing import line_of
+from sharing import line_of, stopwatch
 
 from aioredis_monitored import (
     MonitoredConnectionPool,
@@ -317,13 +317,13 @@ async def test_a_wrong_password_is_one_attempt(make_pool, multiplex):
 async def test_retries_0_is_one_attempt(make_pool, proxy, own_server, multiplex):
     client = client_of(make_pool, own_server.url, retries=0, multiplex=multiplex)
     own_server.kill()
-    started = time.monotonic()
+    took = stopwatch()
 
     for call in (client.get, client.incr, lambda key: client.pipeline().get(key).execute()):
         with pytest.raises(redis.ConnectionError):
             await call("key")
 
-    assert time.monotonic() - started < 0.5
+    assert took().running < 2
 
 
 @pytest.mark.parametrize(("multiplex", "is_seen"), [(True, False), (True, True), (False, True)])
