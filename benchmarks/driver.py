@@ -4,13 +4,13 @@ Usage: python benchmarks/driver.py JSON, which is what ``Measurement`` holds.
 """
 
 import asyncio
+import gc
 import importlib
 import json
 import sys
 import time
 from array import array
 from itertools import cycle, islice
-from operator import ne
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -18,6 +18,10 @@ from workloads import Operation, Workload, check, peak_memory_mb, workload
 
 LONGEST_US = 1_000_000
 BACKGROUND_CALLERS = 4
+SLICE = 0.06  # seconds, in which the machine mostly keeps its mood
+# After a probe, in which the server has had time for everybody's reply.
+SETTLING = 0.005
+WORDS = [str(number) for number in range(3000)]
 
 
 class Measurement(NamedTuple):
@@ -29,42 +33,64 @@ class Measurement(NamedTuple):
     loop: str
     url: str
     seed: int
-    warm_up: float  # seconds
     seconds: float
+
+
+class Slice(NamedTuple):
+    """A short part of a measurement, and how long a piece of work that is always the same took beside it."""
+
+    probe_ms: float
+    commands: float
+    seconds: float
+    cpu: float  # seconds
 
 
 class Callers:
     """Tasks that repeat operations until told to stop, and count each call by its latency in whole microseconds.
 
     A count per microsecond takes the same memory and the same time for a fast client as for a slow one.
+
+    Args:
+        load: What they repeat.
+        number: How many they are, without those of the background.
     """
 
-    def __init__(self, number: int) -> None:
+    def __init__(self, load: Workload, number: int) -> None:
         self.running = True
         self.waiting_since = [0.0] * number
+        self.answered = [0] * number
         self.latencies = array("I", bytes(4 * (LONGEST_US + 1)))
+        repeating = [self.repeat(load.operations, caller) for caller in range(number)]
+        if load.background is not None:
+            repeating += [self.repeat_unmeasured(load.background) for _ in range(BACKGROUND_CALLERS)]
+        self.all = asyncio.gather(*repeating)
 
     async def repeat(self, operations: list[Operation], number: int) -> None:
         """One measured caller; callers start at different operations, so that they do not march in step."""
-        latencies, waiting_since = self.latencies, self.waiting_since
+        latencies, waiting_since, answered = self.latencies, self.waiting_since, self.answered
         for operation in islice(cycle(operations), number % len(operations), None):
             if not self.running:
                 return
             waiting_since[number] = started = perf_counter()
             await operation()
             latencies[min(int((perf_counter() - started) * 1e6), LONGEST_US)] += 1
+            answered[number] += 1
 
     async def repeat_unmeasured(self, operation: Operation) -> None:
         """One caller of the background."""
         while self.running:
             await operation()
 
-    def start(self, load: Workload) -> list[asyncio.Task[None]]:
-        """All the callers, as tasks."""
-        repeating = [self.repeat(load.operations, number) for number in range(len(self.waiting_since))]
-        if load.background is not None:
-            repeating += [self.repeat_unmeasured(load.background) for _ in range(BACKGROUND_CALLERS)]
-        return [asyncio.create_task(coroutine) for coroutine in repeating]
+    async def work(self, seconds: float) -> None:
+        """Let them; raise what the first of them raised."""
+        await asyncio.wait([self.all], timeout=seconds)
+        if self.all.done():
+            self.all.result()
+
+    async def stop(self) -> None:
+        """Let each of them get its last answer."""
+        self.running = False
+        await self.all
 
 
 async def measure(what: Measurement) -> dict[str, Any]:
@@ -77,52 +103,77 @@ async def measure(what: Measurement) -> dict[str, Any]:
 
 
 async def run(load: Workload, what: Measurement) -> dict[str, Any]:
-    """Let callers repeat the load, and measure all but the time in which they warm up."""
-    callers = Callers(what.callers)
-    tasks = callers.start(load)
-    await warm_up(what.warm_up, callers, tasks)
-    callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
-    started, used = perf_counter(), time.process_time()
-    await pause(what.seconds, tasks)
-    elapsed, used = perf_counter() - started, time.process_time() - used
-    callers.running = False
-    latencies = callers.latencies[:]
-    # No quantile shows them: a call that is never answered is never counted.
-    starved = sum(since < started for since in callers.waiting_since)
-    await asyncio.gather(*tasks)
-    calls = sum(latencies)
-    if not calls:
-        raise RuntimeError("no call was answered")
-    commands = calls * load.commands_per_call
-    return {
-        "throughput": commands / elapsed,
-        "cpu_us": used / commands * 1e6,
-        "p50_ms": quantile(latencies, calls * 0.50) / 1e3,
-        "p99_ms": quantile(latencies, calls * 0.99) / 1e3,
-        "memory_mb": peak_memory_mb(),
-        "calls": calls,
-        "starved": starved,
-    }
+    """Let callers repeat the load: to warm up, then for their latencies, then slice by slice for all else."""
+    callers = Callers(load, what.callers)
+    await warm_up(what.seconds / 4, callers)
+    measured = await latencies(what.seconds / 2, callers)
+    slices = await slices_of(what.seconds, callers, load.commands_per_call)
+    await callers.stop()
+    return {**measured, "slices": slices, "memory_mb": peak_memory_mb()}
 
 
-async def warm_up(seconds: float, callers: Callers, tasks: list[asyncio.Task[None]]) -> None:
+async def warm_up(seconds: float, callers: Callers) -> None:
     """Let the callers run for so long, and on while there are callers that get their first answer.
 
     Connecting 1,024 times takes longer than any fixed time; but waiting for all would never end where some starve.
     """
-    await asyncio.sleep(0)
-    asked = callers.waiting_since[:]
-    answered, before = 0, -1
-    while not answered or before < answered < len(asked):
-        await pause(seconds, tasks)
-        before, answered = answered, sum(map(ne, callers.waiting_since, asked))
+    before = -1
+    while (now := sum(map(bool, callers.answered))) == 0 or before < now < len(callers.answered):
+        before = now
+        await callers.work(seconds)
 
 
-async def pause(seconds: float, tasks: list[asyncio.Task[None]]) -> None:
-    """Let the callers run; raise what the first of them raised."""
-    done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_EXCEPTION)
-    for task in done:
-        task.result()
+async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
+    """Latencies over this time, and what a probe took before and after it."""
+    probes = probe()
+    callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
+    started = perf_counter()
+    await callers.work(seconds)
+    # No quantile shows them: a call that is never answered is never counted.
+    starved = sum(since < started for since in callers.waiting_since)
+    counts = callers.latencies[:]
+    probes += probe()
+    if not (calls := sum(counts)):
+        raise RuntimeError("no call was answered")
+    return {
+        "probe_ms": probes / 2,
+        "p50_ms": quantile(counts, calls * 0.50) / 1e3,
+        "p99_ms": quantile(counts, calls * 0.99) / 1e3,
+        "starved": starved,
+    }
+
+
+async def slices_of(seconds: float, callers: Callers, commands_per_call: float) -> list[Slice]:
+    """Throughput and CPU in slices of this time, with a probe before and after each."""
+    found, after = [], probe()
+    for _ in range(round(seconds / SLICE)):
+        before = after
+        await callers.work(SETTLING)
+        calls, started, used = sum(callers.answered), perf_counter(), time.process_time()
+        await callers.work(SLICE)
+        elapsed, used = perf_counter() - started, time.process_time() - used
+        calls = sum(callers.answered) - calls
+        after = probe()
+        found.append(Slice(round((before + after) / 2, 3), calls * commands_per_call, elapsed, used))
+    return found
+
+
+def probe() -> float:
+    """How long a fixed piece of Python that touches memory takes now, in milliseconds: the machine's mood."""
+    # What the client has left to collect is not the machine's.
+    gc.disable()
+    taken = min(timed_words() for _ in range(2))
+    gc.enable()
+    return taken * 1e3
+
+
+def timed_words() -> float:
+    """One piece of work; the second in a row finds the caches as it left them."""
+    started = perf_counter()
+    found = {word: (word, len(word)) for word in WORDS}
+    for word in WORDS:
+        found[word][0].encode()
+    return perf_counter() - started
 
 
 def quantile(latencies: array, rank: float) -> int:

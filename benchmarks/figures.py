@@ -1,58 +1,72 @@
 """The figures of one run, and how one compares to another."""
 
 import statistics
-from collections.abc import Callable
-from operator import sub, truediv
+from math import ceil
 from typing import Any, NamedTuple
 
 from matrix import Cell
+
+# Of the slices for throughput and CPU, of the repeats for latencies: those beside which the machine was quickest.
+SLICES, REPEATS = 1 / 7, 3 / 7
+LATENCIES = ("p50_ms", "p99_ms")
+USUAL = ("memory_mb", "starved", "connections")
 
 
 class Result(NamedTuple):
     """What the repeats of one cell gave."""
 
-    median: dict[str, float]
+    figures: dict[str, float]
     failures: list[str]
     runs: list[dict[str, Any]]
 
     @classmethod
     def of(cls, runs: list[dict[str, Any]]) -> "Result":
-        """The median of each figure over the runs that succeeded, and the reasons of those that did not."""
+        """The figures of the runs that succeeded, and the reasons of those that did not.
+
+        What the machine's mood changes comes from its quickest moments. A probe tells them, and not the figure itself:
+        what comes seldom, as a garbage collection, is in them as often as elsewhere.
+        """
         succeeded = [run for run in runs if "failed" not in run]
-        names = [name for name, value in succeeded[0].items() if isinstance(value, int | float)] if succeeded else []
-        return cls(
-            {name: statistics.median(run[name] for run in succeeded) for name in names},
-            [run["failed"] for run in runs if "failed" in run],
-            runs,
-        )
+        figures = {**_of_slices(succeeded), **_of_repeats(succeeded)} if succeeded else {}
+        return cls(figures, [run["failed"] for run in runs if "failed" in run], runs)
+
+
+def _of_slices(runs: list[dict[str, Any]]) -> dict[str, float]:
+    slices = sorted(cut for run in runs for cut in run["slices"])
+    probes, commands, seconds, cpu = zip(*slices[: ceil(len(slices) * SLICES)], strict=True)
+    return {
+        "throughput": sum(commands) / sum(seconds),
+        "cpu_us": sum(cpu) / sum(commands) * 1e6,
+        "probe_ms": statistics.mean(probes),
+    }
+
+
+def _of_repeats(runs: list[dict[str, Any]]) -> dict[str, float]:
+    quickest = sorted(runs, key=lambda run: run["probe_ms"])[: ceil(len(runs) * REPEATS)]
+    chosen = {**dict.fromkeys(LATENCIES, quickest), **dict.fromkeys(USUAL, runs)}
+    return {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
 
 
 class Results(dict[Cell, Result]):
     """The results by cell; a figure that is not there is ``None``."""
 
     def figure(self, cell: Cell, name: str = "throughput") -> float | None:
-        """The median."""
-        return self[cell].median.get(name) if cell in self else None
+        """The figure of this name."""
+        return self[cell].figures.get(name) if cell in self else None
 
     def ratio(self, cell: Cell, other: Cell, name: str = "throughput") -> float | None:
-        """One by another: the median of what each repeat gives."""
-        return self._compare(truediv, cell, other, name)
+        """One by another."""
+        one, another = self.figure(cell, name), self.figure(other, name)
+        return None if one is None or another is None else one / another
 
     def difference(self, cell: Cell, other: Cell, name: str) -> float | None:
-        """One less another: the median of what each repeat gives."""
-        return self._compare(sub, cell, other, name)
-
-    def _compare(self, compare: Callable[[Any, Any], float], cell: Cell, other: Cell, name: str) -> float | None:
-        # Within a repeat, what is compared was measured at nearly the same time, in the same mood of the machine.
-        if cell not in self or other not in self:
-            return None
-        repeats = zip(self[cell].runs, self[other].runs, strict=True)
-        compared = [compare(one[name], another[name]) for one, another in repeats if name in one and name in another]
-        return statistics.median(compared) if compared else None
+        """One less another."""
+        one, another = self.figure(cell, name), self.figure(other, name)
+        return None if one is None or another is None else one - another
 
     def failed(self, cell: Cell) -> bool:
         """Whether it was tried in vain."""
-        return cell in self and not self[cell].median
+        return cell in self and not self[cell].figures
 
     def telemetry(self, cell: Cell, name: str) -> list[Any]:
         """What each run told of its telemetry under this name."""

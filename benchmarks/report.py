@@ -1,5 +1,6 @@
 """The tables of a run, in markdown: one row for each client, everything a ratio to redis-py."""
 
+import statistics
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -7,7 +8,6 @@ from figures import Results
 from matrix import BASE, CONTESTANTS, MANY, SDK_ALONE, Cell
 
 MISSING, FAILED = "-", "failed"
-ONE = Cell(BASE, "get", MANY)
 CLIENTS = [client for client in CONTESTANTS if client not in SDK_ALONE]
 
 SMALL_GETS = """\
@@ -142,16 +142,18 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     machine, settings = named["machine"], named["settings"]
     packages = {f"{name} {version}" for name, version in machine["packages"].items()}
     clients = {run["version"] for result in results.values() for run in result.runs if "version" in run}
-    pool = [run["throughput"] for run in results[ONE].runs if "throughput" in run] if ONE in results else []
-    spread = (
-        f" Between them, redis-py's pool at {MANY} callers ranged from {min(pool):,.0f} to {max(pool):,.0f}/s."
-        if len(pool) > 1
+    probes = [cut[0] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
+    beside = [result.figures["probe_ms"] for result in results.values() if result.figures]
+    mood = (
+        f" The probe took {statistics.median(probes):.2f} ms beside the median of all slices, and {min(beside):.2f} to "
+        f"{max(beside):.2f} ms beside those that the figures of a cell are from."
+        if probes
         else ""
     )
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
         f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
-        f"Seed {settings['seed']}; medians of {settings['repeats']} runs of {settings['seconds']} s each.{spread}\n"
+        f"Seed {settings['seed']}; {settings['repeats']} repeats of {settings['seconds']} s each.{mood}\n"
     )
 
 

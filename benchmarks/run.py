@@ -75,7 +75,8 @@ class Bench:
                 count += 1
                 try:
                     outcome = self.measure(cell)
-                    told = f"{outcome['throughput']:10,.0f}/s {outcome['cpu_us']:7.1f} µs"
+                    now = Result.of([outcome]).figures
+                    told = f"{now['throughput']:10,.0f}/s {now['cpu_us']:7.1f} µs, probe {now['probe_ms']:.2f} ms"
                 except Failed as failure:
                     outcome = {"failed": str(failure)}
                     told = f"failed: {failure}"
@@ -94,9 +95,7 @@ class Bench:
         if environment in self.missing:
             raise Failed(f"no environment: {self.missing[environment]}")
         script = "sdk_alone.py" if cell.client in SDK_ALONE else "driver.py"
-        what = Measurement(
-            *cell, self.url, self.arguments.seed, warm_up=self.arguments.seconds / 4, seconds=self.arguments.seconds
-        )
+        what = Measurement(*cell, self.url, self.arguments.seed, self.arguments.seconds)
         process = subprocess.Popen(  # noqa: S603 - our own script
             [self.python[environment], str(HERE / script), json.dumps(what._asdict())],
             stdout=subprocess.PIPE,
@@ -142,7 +141,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short repeat of what must and aim need")
     parser.add_argument("--repeats", type=int, help="default 7, quick 1")
-    parser.add_argument("--seconds", type=float, default=0.8, help="of each measurement, after a quarter of it")
+    parser.add_argument("--seconds", type=float, default=0.8, help="that throughput is measured, latency half as long")
     parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
     chosen = parser.parse_args()

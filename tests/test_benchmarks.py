@@ -1,8 +1,10 @@
 """The benchmark's verdict, and the one figure of it that is the same on every machine."""
 
+from operator import itemgetter
+
 import calls
 import pytest
-from figures import Result, Results
+from figures import LATENCIES, USUAL, Result, Results
 from matrix import BASE, MANY, Cell
 from verdict import bounds, verdict
 
@@ -27,8 +29,13 @@ def test_a_command_costs_no_more_calls_than_it_did(server):
     assert counted["redis-py pool, 128"] > 8 * counted["no SDK, 128"]
 
 
-def result(*runs):
-    return Result.of(list(runs))
+def measured(*, slices=((1.0, 1, 1, 1),), probe_ms=1.0, **figures):
+    """What the driver of one repeat prints."""
+    return {"slices": slices, "probe_ms": probe_ms, **dict.fromkeys((*LATENCIES, *USUAL), 0), **figures}
+
+
+def result(throughput=1.0, cpu_us=1.0):
+    return Result.of([measured(slices=[(1.0, throughput, 1, throughput * cpu_us / 1e6)])])
 
 
 def at_128(client):
@@ -38,11 +45,11 @@ def at_128(client):
 def test_the_verdict_compares_in_the_right_direction():
     run = Results(
         {
-            at_128(BASE): result({"throughput": 10.0}),
-            at_128("ours/no-sdk"): result({"throughput": 70.0}),
-            at_128("ours/everything"): result({"throughput": 12.0, "cpu_us": 90.0}),
-            at_128("sdk/plain"): result({"cpu_us": 75.0}),
-            at_128("limit/hiredis"): result({"throughput": 200.0}),
+            at_128(BASE): result(10),
+            at_128("ours/no-sdk"): result(70),
+            at_128("ours/everything"): result(12, cpu_us=90),
+            at_128("sdk/plain"): result(cpu_us=75),
+            at_128("limit/hiredis"): result(200),
         }
     )
     reached = {bound.text: (bound.reached(bound.must), bound.reached(bound.aim)) for bound in bounds(run)}
@@ -55,24 +62,31 @@ def test_the_verdict_compares_in_the_right_direction():
     assert "| no SDK, 128 callers, throughput | 7x | 6x: yes | 10x: NO |" in verdict(run)
 
 
-def test_a_figure_is_the_median_of_the_runs_that_succeeded():
-    figure = result({"cpu_us": 3.0}, {"failed": "why"}, {"cpu_us": 1.0}, {"cpu_us": 2.0})
+def test_figures_are_of_the_moments_in_which_the_machine_was_quickest():
+    quick = [(1.0, 100, 1.0, 0.5), (1.1, 300, 1.0, 0.5)]
+    # Faster and cheaper: that is not what chooses them.
+    slow = [(2.0 + number, 9000, 0.1, 0.001) for number in range(12)]
+    figures = Result.of([measured(slices=slow[:6] + quick[1:]), measured(slices=quick[:1] + slow[6:])]).figures
 
-    assert ({"cpu_us": 2.0}, ["why"]) == (figure.median, figure.failures)
-    assert ({}, ["why"]) == result({"failed": "why"})[:2]
+    assert 14 == len(quick + slow)
+    assert (200, 2500, 1.05) == (figures["throughput"], figures["cpu_us"], figures["probe_ms"])
 
 
-def test_what_is_compared_was_measured_in_the_same_repeat():
-    one, other, broken = map(at_128, (BASE, "ours/no-sdk", "ours/otlp"))
-    moods = [1.0, 2.0, 2.0, 1.0]
-    run = Results(
-        {
-            one: result(*({"cpu_us": 10 * mood} for mood in moods)),
-            other: result({"failed": "why"}, *({"cpu_us": 30 * mood} for mood in moods[1:])),
-            broken: result(*[{"failed": "why"}] * 4),
-        }
+def test_latencies_are_of_the_repeats_in_which_the_machine_was_quickest_and_the_rest_of_all():
+    runs = [
+        measured(probe_ms=probe, p99_ms=p99, memory_mb=10 * probe) for probe, p99 in enumerate([5, 7, 6, 1, 1, 1, 1])
+    ]
+
+    assert (6, 30) == itemgetter("p99_ms", "memory_mb")(Result.of([*runs[2:], *runs[:2]]).figures)
+
+
+def test_a_repeat_that_failed_counts_for_nothing():
+    failed, broken = {"failed": "why"}, at_128("ours/otlp")
+    run = Results({at_128(BASE): result(10), broken: Result.of([failed] * 2)})
+
+    assert (["why"], 1) == (
+        Result.of([failed, measured()]).failures,
+        Result.of([failed, measured()]).figures["throughput"],
     )
-
-    assert 3 == run.ratio(other, one, "cpu_us")
-    assert 40 == run.difference(other, one, "cpu_us")
-    assert [None, None] == [run.ratio(other, broken, "cpu_us"), run.ratio(at_128("glide/plain"), one, "cpu_us")]
+    assert (True, False) == (run.failed(broken), run.failed(at_128(BASE)))
+    assert [None, None] == [run.ratio(at_128(BASE), broken), run.difference(at_128("glide/plain"), broken, "cpu_us")]
