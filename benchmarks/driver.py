@@ -11,6 +11,7 @@ import sys
 import time
 from array import array
 from itertools import cycle, islice
+from pathlib import Path
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -37,8 +38,9 @@ class Measurement(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A short part of a measurement, and how long a piece of work that is always the same took beside it."""
+    """A short part of a measurement, and how much the machine was disturbed beside it."""
 
+    stolen: int
     probe_ms: float
     commands: float
     seconds: float
@@ -124,19 +126,20 @@ async def warm_up(seconds: float, callers: Callers) -> None:
 
 
 async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
-    """Latencies over this time, and what a probe took before and after it."""
-    probes = probe()
+    """Latencies over this time, and how much the machine was disturbed."""
+    before, stolen = probe(), stolen_ticks()
     callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
     started = perf_counter()
     await callers.work(seconds)
     # No quantile shows them: a call that is never answered is never counted.
     starved = sum(since < started for since in callers.waiting_since)
     counts = callers.latencies[:]
-    probes += probe()
+    stolen = stolen_ticks() - stolen
     if not (calls := sum(counts)):
         raise RuntimeError("no call was answered")
     return {
-        "probe_ms": probes / 2,
+        "stolen": stolen,
+        "probe_ms": (before + probe()) / 2,
         "p50_ms": quantile(counts, calls * 0.50) / 1e3,
         "p99_ms": quantile(counts, calls * 0.99) / 1e3,
         "starved": starved,
@@ -149,13 +152,22 @@ async def slices_of(seconds: float, callers: Callers, commands_per_call: float) 
     for _ in range(round(seconds / SLICE)):
         before = after
         await callers.work(SETTLING)
-        calls, started, used = sum(callers.answered), perf_counter(), time.process_time()
+        calls, stolen = sum(callers.answered), stolen_ticks()
+        started, used = perf_counter(), time.process_time()
         await callers.work(SLICE)
         elapsed, used = perf_counter() - started, time.process_time() - used
-        calls = sum(callers.answered) - calls
+        calls, stolen = sum(callers.answered) - calls, stolen_ticks() - stolen
         after = probe()
-        found.append(Slice(round((before + after) / 2, 3), calls * commands_per_call, elapsed, used))
+        found.append(Slice(stolen, round((before + after) / 2, 3), calls * commands_per_call, elapsed, used))
     return found
+
+
+def stolen_ticks() -> int:
+    """Ticks (10 ms) in which one of the machine's processors was given to another machine."""
+    try:
+        return int(Path("/proc/stat").read_text("ascii").split(maxsplit=9)[8])
+    except OSError:
+        return 0
 
 
 def probe() -> float:

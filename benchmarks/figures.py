@@ -2,11 +2,12 @@
 
 import statistics
 from math import ceil
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from matrix import Cell
 
-# Of the slices for throughput and CPU, of the repeats for latencies: those beside which the machine was quickest.
+# Of the slices for throughput and CPU, of the repeats for latencies: those in which the machine was quickest.
 SLICES, REPEATS = 1 / 7, 3 / 7
 LATENCIES = ("p50_ms", "p99_ms")
 USUAL = ("memory_mb", "starved", "connections")
@@ -23,8 +24,8 @@ class Result(NamedTuple):
     def of(cls, runs: list[dict[str, Any]]) -> "Result":
         """The figures of the runs that succeeded, and the reasons of those that did not.
 
-        What the machine's mood changes comes from its quickest moments. A probe tells them, and not the figure itself:
-        what comes seldom, as a garbage collection, is in them as often as elsewhere.
+        What the machine's mood changes comes from its quickest moments. What is stolen and a probe tell them, and not
+        the figure itself: what comes seldom, as a garbage collection, is in them as often as elsewhere.
         """
         succeeded = [run for run in runs if "failed" not in run]
         figures = {**_of_slices(succeeded), **_of_repeats(succeeded)} if succeeded else {}
@@ -32,17 +33,19 @@ class Result(NamedTuple):
 
 
 def _of_slices(runs: list[dict[str, Any]]) -> dict[str, float]:
+    # By what was stolen, then by the probe.
     slices = sorted(cut for run in runs for cut in run["slices"])
-    probes, commands, seconds, cpu = zip(*slices[: ceil(len(slices) * SLICES)], strict=True)
+    stolen, probes, commands, seconds, cpu = zip(*slices[: ceil(len(slices) * SLICES)], strict=True)
     return {
         "throughput": sum(commands) / sum(seconds),
         "cpu_us": sum(cpu) / sum(commands) * 1e6,
+        "stolen": sum(stolen),
         "probe_ms": statistics.mean(probes),
     }
 
 
 def _of_repeats(runs: list[dict[str, Any]]) -> dict[str, float]:
-    quickest = sorted(runs, key=lambda run: run["probe_ms"])[: ceil(len(runs) * REPEATS)]
+    quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))[: ceil(len(runs) * REPEATS)]
     chosen = {**dict.fromkeys(LATENCIES, quickest), **dict.fromkeys(USUAL, runs)}
     return {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
 

@@ -142,7 +142,7 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     machine, settings = named["machine"], named["settings"]
     packages = {f"{name} {version}" for name, version in machine["packages"].items()}
     clients = {run["version"] for result in results.values() for run in result.runs if "version" in run}
-    probes = [cut[0] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
+    probes = [cut[1] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
     beside = [result.figures["probe_ms"] for result in results.values() if result.figures]
     mood = (
         f" The probe took {statistics.median(probes):.2f} ms beside the median of all slices, and {min(beside):.2f} to "

@@ -29,13 +29,19 @@ def test_a_command_costs_no_more_calls_than_it_did(server):
     assert counted["redis-py pool, 128"] > 8 * counted["no SDK, 128"]
 
 
-def measured(*, slices=((1.0, 1, 1, 1),), probe_ms=1.0, **figures):
+def measured(*, slices=((0, 1.0, 1, 1, 1),), stolen=0, probe_ms=1.0, **figures):
     """What the driver of one repeat prints."""
-    return {"slices": slices, "probe_ms": probe_ms, **dict.fromkeys((*LATENCIES, *USUAL), 0), **figures}
+    return {
+        "slices": slices,
+        "stolen": stolen,
+        "probe_ms": probe_ms,
+        **dict.fromkeys((*LATENCIES, *USUAL), 0),
+        **figures,
+    }
 
 
 def result(throughput=1.0, cpu_us=1.0):
-    return Result.of([measured(slices=[(1.0, throughput, 1, throughput * cpu_us / 1e6)])])
+    return Result.of([measured(slices=[(0, 1.0, throughput, 1, throughput * cpu_us / 1e6)])])
 
 
 def at_128(client):
@@ -63,9 +69,9 @@ def test_the_verdict_compares_in_the_right_direction():
 
 
 def test_figures_are_of_the_moments_in_which_the_machine_was_quickest():
-    quick = [(1.0, 100, 1.0, 0.5), (1.1, 300, 1.0, 0.5)]
+    quick = [(0, 1.0, 100, 1.0, 0.5), (0, 1.1, 300, 1.0, 0.5)]
     # Faster and cheaper: that is not what chooses them.
-    slow = [(2.0 + number, 9000, 0.1, 0.001) for number in range(12)]
+    slow = [(0, 2.0, 9000, 0.1, 0.001)] * 6 + [(1, 0.9, 9000, 0.1, 0.001)] * 6
     figures = Result.of([measured(slices=slow[:6] + quick[1:]), measured(slices=quick[:1] + slow[6:])]).figures
 
     assert 14 == len(quick + slow)
