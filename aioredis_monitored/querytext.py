@@ -14,6 +14,8 @@ _KEY_AND_VALUES = frozenset(
     for name, row in TABLE.items()
     if row.keys == (Span(0),) and not row.fields and not row.words and name in SIMPLE
 )
+# The characters beside the key.
+_MOST_BESIDE = max(map(len, _KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
 
 
 def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
@@ -27,9 +29,10 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
         args: The arguments of ``execute_command``.
         limit: The most characters to return; what is longer ends with an ellipsis.
     """
-    name = args[0] if args else None
-    if type(name) is str and name in _KEY_AND_VALUES and 1 < len(args) < _FEW and type(args[1]) is str:
-        return _cut(f"{name} {printable(args[1][:limit])}{_HIDDEN_ONE * (len(args) - 2)}", limit)
+    if 1 < (count := len(args)) < _FEW and type(name := args[0]) is str and name in _KEY_AND_VALUES:
+        key = args[1]
+        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
+            return f"{name} {key}{_HIDDEN_ONE * (count - 2)}"
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
