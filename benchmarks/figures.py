@@ -1,14 +1,15 @@
 """The figures of one run, and how one compares to another."""
 
 import statistics
-from math import ceil
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 from matrix import Cell
 
-# Of the slices for throughput and CPU, of the repeats for latencies: those in which the machine was quickest.
-SLICES, REPEATS = 1 / 7, 3 / 7
+# How many slices give throughput and CPU, and how many repeats the latencies: those in which the machine was quickest.
+SLICES, REPEATS = 8, 3
+# Up to what ratio of probes the machine was as quick.
+AS_QUICK = 1.15
 LATENCIES = ("p50_ms", "p99_ms")
 USUAL = ("memory_mb", "starved", "connections")
 
@@ -35,7 +36,7 @@ class Result(NamedTuple):
 def _of_slices(runs: list[dict[str, Any]]) -> dict[str, float]:
     # By what was stolen, then by the probe.
     slices = sorted(cut for run in runs for cut in run["slices"])
-    stolen, probes, commands, seconds, cpu = zip(*slices[: ceil(len(slices) * SLICES)], strict=True)
+    stolen, probes, commands, seconds, cpu = zip(*slices[:SLICES], strict=True)
     return {
         "throughput": sum(commands) / sum(seconds),
         "cpu_us": sum(cpu) / sum(commands) * 1e6,
@@ -45,7 +46,7 @@ def _of_slices(runs: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _of_repeats(runs: list[dict[str, Any]]) -> dict[str, float]:
-    quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))[: ceil(len(runs) * REPEATS)]
+    quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))[:REPEATS]
     chosen = {**dict.fromkeys(LATENCIES, quickest), **dict.fromkeys(USUAL, runs)}
     return {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
 
@@ -66,6 +67,14 @@ class Results(dict[Cell, Result]):
         """One less another."""
         one, another = self.figure(cell, name), self.figure(other, name)
         return None if one is None or another is None else one - another
+
+    def disturbed(self) -> list[Cell]:
+        """The cells that the machine was not as quick for as it can be."""
+        measured = {cell: result.figures for cell, result in self.items() if result.figures}
+        quickest = min((figures["probe_ms"] for figures in measured.values() if not figures["stolen"]), default=0)
+        return [
+            cell for cell, figures in measured.items() if figures["stolen"] or figures["probe_ms"] > AS_QUICK * quickest
+        ]
 
     def failed(self, cell: Cell) -> bool:
         """Whether it was tried in vain."""

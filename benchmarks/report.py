@@ -150,10 +150,12 @@ def provenance(named: dict[str, Any], results: Results) -> str:
         if probes
         else ""
     )
+    repeats = [len(result.runs) for result in results.values()]
+    fewest, most = min(repeats), max(repeats)
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
         f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
-        f"Seed {settings['seed']}; {settings['repeats']} repeats of {settings['seconds']} s each.{mood}\n"
+        f"Seed {settings['seed']}; {fewest} to {most} repeats of {settings['seconds']} s each.{mood}\n"
     )
 
 

@@ -4,7 +4,7 @@ from operator import itemgetter
 
 import calls
 import pytest
-from figures import LATENCIES, USUAL, Result, Results
+from figures import AS_QUICK, LATENCIES, SLICES, USUAL, Result, Results
 from matrix import BASE, MANY, Cell
 from verdict import bounds, verdict
 
@@ -69,13 +69,12 @@ def test_the_verdict_compares_in_the_right_direction():
 
 
 def test_figures_are_of_the_moments_in_which_the_machine_was_quickest():
-    quick = [(0, 1.0, 100, 1.0, 0.5), (0, 1.1, 300, 1.0, 0.5)]
+    quick = [(0, 1.0, 100, 1.0, 0.5), (0, 1.2, 300, 1.0, 0.5)] * (SLICES // 2)
     # Faster and cheaper: that is not what chooses them.
     slow = [(0, 2.0, 9000, 0.1, 0.001)] * 6 + [(1, 0.9, 9000, 0.1, 0.001)] * 6
-    figures = Result.of([measured(slices=slow[:6] + quick[1:]), measured(slices=quick[:1] + slow[6:])]).figures
+    figures = Result.of([measured(slices=slow[:6] + quick[3:]), measured(slices=quick[:3] + slow[6:])]).figures
 
-    assert 14 == len(quick + slow)
-    assert (200, 2500, 1.05) == (figures["throughput"], figures["cpu_us"], figures["probe_ms"])
+    assert (200, 2500, 1.1) == (figures["throughput"], figures["cpu_us"], figures["probe_ms"])
 
 
 def test_latencies_are_of_the_repeats_in_which_the_machine_was_quickest_and_the_rest_of_all():
@@ -96,3 +95,15 @@ def test_a_repeat_that_failed_counts_for_nothing():
     )
     assert (True, False) == (run.failed(broken), run.failed(at_128(BASE)))
     assert [None, None] == [run.ratio(at_128(BASE), broken), run.difference(at_128("glide/plain"), broken, "cpu_us")]
+
+
+def test_a_cell_for_which_the_machine_was_slower_than_for_others_is_known():
+    def beside(probe_ms, stolen=0):
+        return Result.of([measured(slices=[(0, probe_ms, 1, 1, 1)] * 7 + [(stolen, probe_ms, 1, 1, 1)])])
+
+    quick, slow, stolen, failed = map(at_128, (BASE, "ours/no-sdk", "ours/metrics", "ours/otlp"))
+    broken = Result.of([{"failed": "why"}])
+    run = Results({quick: beside(1.0), slow: beside(1.01 * AS_QUICK), stolen: beside(0.5, stolen=1), failed: broken})
+
+    assert [slow, stolen] == run.disturbed()
+    assert [] == Results({quick: beside(1.0), slow: beside(0.99 * AS_QUICK)}).disturbed()
