@@ -146,9 +146,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short repeat of what must and aim need")
-    parser.add_argument(
-        "--repeats", type=int, help="default 7, quick 1; three times as many of what the machine disturbs"
-    )
+    parser.add_argument("--repeats", type=int, help="default 7, quick 1; of what is disturbed, thrice that")
     parser.add_argument("--seconds", type=float, default=0.8, help="that throughput is measured, latency half as long")
     parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
