@@ -98,10 +98,8 @@ def batch_call(server: Server, kind: str, batch: Sequence[Sequence[Any]], summar
     return describe(server, operation, batch_size=len(batch), summary=summary)
 
 
-def text_of(batch: Sequence[Sequence[Any]]) -> str:
+def batch_text(batch: Sequence[Sequence[Any]]) -> str:
     """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
-    if len(batch) == 1:
-        return querytext.query_text(batch[0])
     texts: list[str] = []
     room = _MOST_CHARACTERS
     for args in batch[:_MOST_TEXTS]:

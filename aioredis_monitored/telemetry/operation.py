@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
+from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of, text_of
+from aioredis_monitored.telemetry.attributes import Call, Failure, batch_text, failure_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 
 _logger = logging.getLogger("aioredis_monitored.telemetry")
@@ -132,7 +133,9 @@ class Operation:
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
-        if text := text_of(self._commands):
+        commands = self._commands
+        # Past the one that takes batches: a call less.
+        if text := query_text(commands[0]) if len(commands) == 1 else batch_text(commands):
             attributes[semconv.DB_QUERY_TEXT] = text
         span = self._telemetry.tracer.start_span(
             self._call.span_name,
