@@ -7,7 +7,7 @@ from functools import partial
 from inspect import isawaitable
 from math import isinf
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import ConnectionPool
@@ -18,7 +18,7 @@ from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import Late, Lost
+from aioredis_monitored.multiplexer import Late, Listener, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
@@ -74,10 +74,10 @@ class CallsMixin:
             # Past the look-up of redis-py's own dict, which is in Python.
             callback = dict.get(self.response_callbacks, args[0].upper())
             decodes = pool.decodes and NEVER_DECODE not in options
-            heard = None
+            listener: Listener | None = None
             if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
-                heard = partial(_answered, operation, pool) if decodes else operation.answered
-            reply = multiplexer.send(args, orphan, heard)
+                listener = _IfItDecodes(operation, pool) if decodes else operation
+            reply = multiplexer.send(args, orphan, listener)
             reply = await (reply if orphan is None and seconds is None else reply.within(seconds))
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
@@ -159,10 +159,15 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
 
 
-def _answered(operation: Operation, pool: MonitoredConnectionPool, reply: object, now: float) -> None:
-    # What may not decode is for the caller to find out.
-    if pool.surely_decodes(reply):
-        operation.answered(reply, now)
+class _IfItDecodes(NamedTuple):
+    """An operation's listener: what may not decode is for the caller to find out."""
+
+    operation: Operation
+    pool: MonitoredConnectionPool
+
+    def answered(self, reply: object, now: float) -> None:
+        if self.pool.surely_decodes(reply):
+            self.operation.answered(reply, now)
 
 
 @asynccontextmanager

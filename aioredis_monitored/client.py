@@ -152,7 +152,7 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         pool, telemetry = self._pool, self._telemetry
         operation = None
         if telemetry.is_heard():
-            operation = Operation(telemetry, telemetry.command_call(args), (args,), self.server_span)
+            operation = Operation(telemetry, telemetry.command_call(args), args, self.server_span)
         if pool is None:
             calling = self._call_elsewhere(args, options)
         else:

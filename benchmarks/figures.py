@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from matrix import Cell
 
-# How many slices give throughput and CPU, and how many repeats the latencies: those in which the machine was quickest.
-SLICES, REPEATS = 8, 3
-# Up to what ratio of probes the machine was as quick.
-AS_QUICK = 1.2
+# A moment counts as undisturbed if nothing was stolen and the probe took at most this ratio of the run's shortest.
+AS_QUICK = 1.1
+# Where there are fewer of them, as many of the quickest slices and repeats count.
+SLICES, REPEATS = 20, 3
 LATENCIES = ("p50_ms", "p99_ms")
 USUAL = ("memory_mb", "starved", "connections")
 
@@ -22,37 +22,51 @@ class Result(NamedTuple):
     runs: list[dict[str, Any]]
 
     @classmethod
-    def of(cls, runs: list[dict[str, Any]]) -> "Result":
+    def of(cls, runs: list[dict[str, Any]], quick_ms: float = 0.0) -> "Result":
         """The figures of the runs that succeeded, and the reasons of those that did not.
 
-        What the machine's mood changes comes from its quickest moments. What is stolen and a probe tell them, and not
-        the figure itself: what comes seldom, as a garbage collection, is in them as often as elsewhere.
+        What the machine's mood changes comes from its undisturbed moments: throughput and CPU from slices, latencies
+        from repeats. What is stolen and a probe tell them, and not the figure itself: what comes seldom, as a garbage
+        collection, is in them as often as elsewhere.
+
+        Args:
+            runs: What the driver printed, or ``failed`` and a reason.
+            quick_ms: What the probe takes at most while the machine is undisturbed.
         """
         succeeded = [run for run in runs if "failed" not in run]
-        figures = {**_of_slices(succeeded), **_of_repeats(succeeded)} if succeeded else {}
+        figures = {**_of_slices(succeeded, quick_ms), **_of_repeats(succeeded, quick_ms)} if succeeded else {}
         return cls(figures, [run["failed"] for run in runs if "failed" in run], runs)
 
 
-def _of_slices(runs: list[dict[str, Any]]) -> dict[str, float]:
+def _of_slices(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]:
     # By what was stolen, then by the probe.
     slices = sorted(cut for run in runs for cut in run["slices"])
-    stolen, probes, commands, seconds, cpu = zip(*slices[:SLICES], strict=True)
+    undisturbed = sum(stolen == 0 and probe_ms <= quick_ms for stolen, probe_ms, *_ in slices)
+    _, probes, commands, seconds, cpu = zip(*slices[: max(undisturbed, SLICES)], strict=True)
     return {
         "throughput": sum(commands) / sum(seconds),
         "cpu_us": sum(cpu) / sum(commands) * 1e6,
-        "stolen": sum(stolen),
         "probe_ms": max(probes),
+        "undisturbed": undisturbed,
     }
 
 
-def _of_repeats(runs: list[dict[str, Any]]) -> dict[str, float]:
-    quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))[:REPEATS]
-    chosen = {**dict.fromkeys(LATENCIES, quickest), **dict.fromkeys(USUAL, runs)}
+def _of_repeats(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]:
+    quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))
+    undisturbed = sum(run["stolen"] == 0 and run["probe_ms"] <= quick_ms for run in runs)
+    chosen = {**dict.fromkeys(LATENCIES, quickest[: max(undisturbed, REPEATS)]), **dict.fromkeys(USUAL, runs)}
     return {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
 
 
 class Results(dict[Cell, Result]):
     """The results by cell; a figure that is not there is ``None``."""
+
+    @classmethod
+    def of(cls, runs: dict[Cell, list[dict[str, Any]]]) -> "Results":
+        """The results of all runs, the shortest probe of which tells how quick the machine can be."""
+        slices = (cut for repeats in runs.values() for run in repeats for cut in run.get("slices", ()))
+        quick_ms = AS_QUICK * min((probe_ms for stolen, probe_ms, *_ in slices if not stolen), default=0.0)
+        return cls({cell: Result.of(repeats, quick_ms) for cell, repeats in runs.items()})
 
     def figure(self, cell: Cell, name: str = "throughput") -> float | None:
         """The figure of this name."""
@@ -69,12 +83,8 @@ class Results(dict[Cell, Result]):
         return None if one is None or another is None else one - another
 
     def disturbed(self) -> list[Cell]:
-        """The cells that the machine was not as quick for as it can be."""
-        measured = {cell: result.figures for cell, result in self.items() if result.figures}
-        quickest = min((figures["probe_ms"] for figures in measured.values() if not figures["stolen"]), default=0)
-        return [
-            cell for cell, figures in measured.items() if figures["stolen"] or figures["probe_ms"] > AS_QUICK * quickest
-        ]
+        """The cells whose slices were nearly all disturbed."""
+        return [cell for cell, result in self.items() if result.figures and result.figures["undisturbed"] < SLICES]
 
     def failed(self, cell: Cell) -> bool:
         """Whether it was tried in vain."""

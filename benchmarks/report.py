@@ -145,8 +145,9 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     probes = [cut[1] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
     beside = [result.figures["probe_ms"] for result in results.values() if result.figures]
     mood = (
-        f" The probe took {statistics.median(probes):.2f} ms beside the median of all slices, and {min(beside):.2f} to "
-        f"{max(beside):.2f} ms beside those that the figures of a cell are from."
+        f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, and half of the times over "
+        f"{statistics.median(probes):.2f}; beside those slices that count, at most {statistics.median(beside):.2f} in "
+        f"the median cell and {max(beside):.2f} in the worst."
         if probes
         else ""
     )

@@ -69,11 +69,10 @@ class Bench:
         The machine changes its mood between one minute and the next: what it disturbed is measured on.
         """
         runs: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in chosen}
-        results = Results()
         order = random.Random(self.arguments.seed)  # noqa: S311 - nothing to guess
         started, left = time.monotonic(), chosen
         for repeat in range(self.arguments.repeats * ON):
-            if repeat >= self.arguments.repeats and not (left := results.disturbed()):
+            if repeat >= self.arguments.repeats and not (left := Results.of(runs).disturbed()):
                 break
             place: dict[Any, float] = defaultdict(order.random)
             ordered = sorted(left, key=lambda cell: (place[cell.group], order.random()))
@@ -86,10 +85,9 @@ class Bench:
                     outcome = {"failed": str(failure)}
                     told = f"failed: {failure}"
                 runs[cell].append(outcome)
-                results[cell] = Result.of(runs[cell])
                 progress = f"{repeat + 1}: {count}/{len(left)} {time.monotonic() - started:5.0f} s"
                 say(f"{progress}  {cell.client:16} {cell.workload:5} {cell.callers:5} {cell.loop:8} {told}")
-        return results
+        return Results.of(runs)
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell once.

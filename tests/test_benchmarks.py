@@ -68,21 +68,36 @@ def test_the_verdict_compares_in_the_right_direction():
     assert "| no SDK, 128 callers, throughput | 7x | 6x: yes | 10x: NO |" in verdict(run)
 
 
-def test_figures_are_of_the_moments_in_which_the_machine_was_quickest():
-    quick = [(0, 1.0, 100, 1.0, 0.5), (0, 1.2, 300, 1.0, 0.5)] * (SLICES // 2)
+def test_throughput_and_cpu_are_of_the_undisturbed_slices():
+    undisturbed = [(0, 1.0, 100, 1.0, 0.5), (0, 0.99 * AS_QUICK, 300, 1.0, 0.5)] * SLICES
     # Faster and cheaper: that is not what chooses them.
-    slow = [(0, 2.0, 9000, 0.1, 0.001)] * 6 + [(1, 0.9, 9000, 0.1, 0.001)] * 6
-    figures = Result.of([measured(slices=slow[:6] + quick[3:]), measured(slices=quick[:3] + slow[6:])]).figures
+    disturbed = [(0, 1.01 * AS_QUICK, 9000, 0.1, 0.001), (1, 1.0, 9000, 0.1, 0.001)] * SLICES
+    runs = [measured(slices=disturbed[3:] + undisturbed[3:]), measured(slices=undisturbed[:3] + disturbed[:3])]
+    figures = Results.of({at_128(BASE): runs})[at_128(BASE)].figures
 
-    assert (200, 2500, 1.2) == (figures["throughput"], figures["cpu_us"], figures["probe_ms"])
+    assert (200, 2500, 2 * SLICES) == itemgetter("throughput", "cpu_us", "undisturbed")(figures)
 
 
-def test_latencies_are_of_the_repeats_in_which_the_machine_was_quickest_and_the_rest_of_all():
-    runs = [
-        measured(probe_ms=probe, p99_ms=p99, memory_mb=10 * probe) for probe, p99 in enumerate([5, 7, 6, 1, 1, 1, 1])
-    ]
+def test_where_the_machine_was_disturbed_the_quickest_slices_count_and_it_is_known():
+    quick, slow, stolen, failed = map(at_128, (BASE, "ours/no-sdk", "ours/metrics", "ours/otlp"))
+    runs = {
+        quick: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES)],
+        slow: [measured(slices=[(0, 1.0, 1, 1, 1)] * (SLICES - 2) + [(0, 1.5, 11, 1, 1)] * 2 + [(0, 2.0, 9000, 1, 1)])],
+        stolen: [measured(slices=[(1, 1.0, 1, 1, 1)] * SLICES)],
+        failed: [{"failed": "why"}],
+    }
+    results = Results.of(runs)
 
-    assert (6, 30) == itemgetter("p99_ms", "memory_mb")(Result.of([*runs[2:], *runs[:2]]).figures)
+    assert [slow, stolen] == results.disturbed()
+    assert 2 == results.figure(slow)
+
+
+def test_latencies_are_of_the_undisturbed_repeats_and_the_rest_of_all():
+    quick = [measured(probe_ms=1.0, p99_ms=p99, memory_mb=10) for p99 in (5, 6, 7, 8, 9)]
+    slow = [measured(probe_ms=3.0, p99_ms=1, memory_mb=20)] * 4 + [measured(stolen=1, p99_ms=1, memory_mb=20)] * 4
+
+    assert (7, 20) == itemgetter("p99_ms", "memory_mb")(Result.of(slow + quick, 1.0).figures)
+    assert (6, 20) == itemgetter("p99_ms", "memory_mb")(Result.of(slow + quick[:3], 1.0).figures)
 
 
 def test_a_repeat_that_failed_counts_for_nothing():
@@ -95,15 +110,3 @@ def test_a_repeat_that_failed_counts_for_nothing():
     )
     assert (True, False) == (run.failed(broken), run.failed(at_128(BASE)))
     assert [None, None] == [run.ratio(at_128(BASE), broken), run.difference(at_128("glide/plain"), broken, "cpu_us")]
-
-
-def test_a_cell_for_which_the_machine_was_slower_than_for_others_is_known():
-    def beside(probe_ms, stolen=0):
-        return Result.of([measured(slices=[(0, probe_ms, 1, 1, 1)] * 7 + [(stolen, probe_ms, 1, 1, 1)])])
-
-    quick, slow, stolen, failed = map(at_128, (BASE, "ours/no-sdk", "ours/metrics", "ours/otlp"))
-    broken = Result.of([{"failed": "why"}])
-    run = Results({quick: beside(1.0), slow: beside(1.01 * AS_QUICK), stolen: beside(0.5, stolen=1), failed: broken})
-
-    assert [slow, stolen] == run.disturbed()
-    assert [] == Results({quick: beside(1.0), slow: beside(0.99 * AS_QUICK)}).disturbed()

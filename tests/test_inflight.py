@@ -28,7 +28,7 @@ def loop():
 
 def reply_of(loop, size=1, orphan=None):
     reply = Reply(loop=loop)
-    reply.args, reply.size = ("ECHO", "x"), size
+    reply.args, reply.size, reply.listener = ("ECHO", "x"), size, None
     if orphan is not None:
         reply.orphan = orphan
     return reply

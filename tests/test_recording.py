@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from contextvars import ContextVar
+from types import SimpleNamespace
 
 import pytest
 import redis.exceptions
@@ -163,7 +164,8 @@ async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(cl
     await client.ping()
     call = asyncio.ensure_future(client.get("key"))
     await asyncio.sleep(0)
-    reply = client.connection_pool.multiplexer.send(("PING",), heard=lambda *_: call.cancel())
+    listener = SimpleNamespace(answered=lambda *_: call.cancel())
+    reply = client.connection_pool.multiplexer.send(("PING",), listener=listener)
     await asyncio.wait([call])
 
     assert await reply == b"PONG"

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import Context
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import hiredis
 from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
@@ -37,24 +37,33 @@ class Late(Lost):
         super().__init__(TimeoutError("no reply in time"), written=written)
 
 
+class Listener(Protocol):
+    """Who wants to know of a reply before the caller goes on."""
+
+    def answered(self, reply: object, now: float) -> object:
+        """Take the reply, and the performance counter's time of its reading."""
+
+
 class _Call(asyncio.Future[Any]):
     """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
+
+    What few calls have is in no slot: until it is set, it takes neither memory nor time.
 
     Attributes:
         size: Its bytes when packed.
         packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
         orphan: Gets the reply if the caller no longer awaits it.
-        heard: Called with the reply before the caller goes on, and with the performance counter's time of its reading.
         is_own: Whether it is nobody's but the connection's.
         waits: Whether it is yet to be sent.
         since: When it began to wait, by the loop's clock; 0 if it never did.
         on_leaving: Called when the caller leaves, while somebody has to know.
     """
 
+    __slots__ = ("size",)
+
     size: int
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
-    heard: Callable[[Any, float], object] | None = None
     is_own = False
     waits = False
     since: float = 0.0
@@ -92,9 +101,13 @@ class Reply(_Call):
 
     Attributes:
         args: The command, which is packed again if it has to wait.
+        listener: Told of the reply.
     """
 
+    __slots__ = ("args", "listener")
+
     args: tuple[Any, ...]
+    listener: Listener | None
 
 
 class Run(_Call):
@@ -134,7 +147,7 @@ class InFlight:
         unwritten_size: Their bytes.
         size: The bytes of all of them.
         replied: When the last reply came.
-        heard: The replies that somebody wants to hear of, for whoever receives them to tell.
+        heard: The replies that a listener wants to know of, for whoever receives them to tell.
     """
 
     def __init__(self, timeout: float | None) -> None:
@@ -143,7 +156,7 @@ class InFlight:
         self.unwritten = self.unwritten_size = 0
         self.size = 0
         self.replied = -1.0
-        self.heard: list[tuple[Callable[[Any, float], object], Any]] = []
+        self.heard: list[tuple[Listener, Any]] = []
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
 
     def add(self, call: Reply | Run) -> bool:
@@ -207,8 +220,8 @@ class InFlight:
                     continue
             elif not call.done():
                 call.set_result(reply)
-                if call.heard is not None:
-                    self.heard.append((call.heard, reply))
+                if call.listener is not None:
+                    self.heard.append((call.listener, reply))
             else:
                 call.leave_behind(reply)
             calls.popleft()

@@ -100,7 +100,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _own_call(self) -> Reply:
         reply = Reply(loop=self._loop)
-        reply.args, reply.size, reply.is_own = (), 0, True
+        reply.args, reply.size, reply.listener, reply.is_own = (), 0, None, True
         return reply
 
     def re_authenticate(self, token: TokenInterface) -> None:
@@ -198,8 +198,8 @@ class Line(asyncio.BufferedProtocol):
         if heard:
             self.inflight.heard = []
             # One right after the other: that is faster than each in its turn.
-            for hear, reply in heard:
-                hear(reply, now)
+            for listener, reply in heard:
+                listener.answered(reply, now)
 
     def eof_received(self) -> None:
         """The server has closed the connection."""

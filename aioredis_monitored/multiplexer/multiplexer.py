@@ -12,7 +12,7 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored.commands import TABLE
-from aioredis_monitored.multiplexer.inflight import Reply, Run
+from aioredis_monitored.multiplexer.inflight import Listener, Reply, Run
 from aioredis_monitored.multiplexer.lane import Lane, Lender
 from aioredis_monitored.multiplexer.line import LARGE
 
@@ -71,14 +71,14 @@ class Multiplexer:
         self,
         args: tuple[Any, ...],
         orphan: Callable[[Any], object] | None = None,
-        heard: Callable[[Any, float], object] | None = None,
+        listener: Listener | None = None,
     ) -> Reply:
         """Send one command.
 
         Args:
             args: The command, one that shares.
             orphan: Gets the reply if the caller no longer awaits it.
-            heard: Called with the reply before the caller goes on, and with the performance counter's time.
+            listener: Told of the reply, if the caller awaits it.
 
         Returns:
             A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.
@@ -92,11 +92,9 @@ class Multiplexer:
             self._bind(loop)
         packed = self._pack(args)
         reply = Reply(loop=loop)
-        reply.args, reply.size = args, len(packed)
+        reply.args, reply.size, reply.listener = args, len(packed), listener
         if orphan is not None:
             reply.orphan = orphan
-        if heard is not None:
-            reply.heard = heard
         lane = self._main
         if reply.size > LARGE or (self._large_keys and self._is_large(args)):
             lane = self._lane_for_large()

@@ -1,7 +1,7 @@
 """What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
@@ -49,11 +49,15 @@ def server_of(pool: ConnectionPool) -> Server:
 
 
 class Call(NamedTuple):
-    """What calls that look alike have in common: the name of their span, its attributes, and those of their points."""
+    """What calls that look alike have in common: the name of their span, its attributes, and those of their points.
+
+    What tells them apart is their query text: that of the arguments of a command, or of the commands of a batch.
+    """
 
     span_name: str
     span_attributes: dict[str, Any]
     point_attributes: dict[str, Any]
+    text_of: Callable[[Sequence[Any]], str] = querytext.query_text
 
 
 def describe(
@@ -92,10 +96,10 @@ def command_call(server: Server, args: Sequence[Any], summary: str | None = None
 def batch_call(server: Server, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
     """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
     if len(batch) == 1:
-        return command_call(server, batch[0], summary)
+        return command_call(server, batch[0], summary)._replace(text_of=batch_text)
     names = {commands.operation_name(args) for args in batch}
     operation = f"{kind} {names.pop()}" if len(names) == 1 else kind
-    return describe(server, operation, batch_size=len(batch), summary=summary)
+    return describe(server, operation, batch_size=len(batch), summary=summary)._replace(text_of=batch_text)
 
 
 def batch_text(batch: Sequence[Sequence[Any]]) -> str:

@@ -10,9 +10,8 @@ from typing import Any, TypeVar
 from opentelemetry import trace
 from opentelemetry.trace import SpanKind, Status, StatusCode
 
-from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.attributes import Call, Failure, batch_text, failure_of
+from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.instruments import Telemetry
 
 _logger = logging.getLogger("aioredis_monitored.telemetry")
@@ -32,14 +31,14 @@ class Operation:
     Args:
         telemetry: Where to record.
         call: What is called.
-        commands: The commands that it consists of.
+        called: The arguments of the command, or the commands of the batch.
         parent: The parent span; ``None`` means the one that is current now.
     """
 
     __slots__ = (
         "_began",
         "_call",
-        "_commands",
+        "_called",
         "_context",
         "_failure",
         "_noted",
@@ -49,12 +48,10 @@ class Operation:
         "_telemetry",
     )
 
-    def __init__(
-        self, telemetry: Telemetry, call: Call, commands: Sequence[Sequence[Any]], parent: trace.Span | None
-    ) -> None:
+    def __init__(self, telemetry: Telemetry, call: Call, called: Sequence[Any], parent: trace.Span | None) -> None:
         self._telemetry = telemetry
         self._call = call
-        self._commands = commands
+        self._called = called
         self._parent = parent
         self._recorded = False
         self._failure: Failure | None = None
@@ -133,9 +130,7 @@ class Operation:
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
-        commands = self._commands
-        # Past the one that takes batches: a call less.
-        if text := query_text(commands[0]) if len(commands) == 1 else batch_text(commands):
+        if text := self._call.text_of(self._called):
             attributes[semconv.DB_QUERY_TEXT] = text
         span = self._telemetry.tracer.start_span(
             self._call.span_name,
@@ -160,7 +155,7 @@ async def observed(
     """Await one command's call, and record it if anybody listens."""
     if not telemetry.is_heard():
         return await call
-    return await Operation(telemetry, telemetry.command_call(args), (args,), parent).observe(call)
+    return await Operation(telemetry, telemetry.command_call(args), args, parent).observe(call)
 
 
 def _report(trouble: BaseException) -> None:
