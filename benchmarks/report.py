@@ -145,18 +145,17 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     probes = [cut[1] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
     beside = [result.figures["probe_ms"] for result in results.values() if result.figures]
     mood = (
-        f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, and half of the times over "
-        f"{statistics.median(probes):.2f}; beside those slices that count, at most {statistics.median(beside):.2f} in "
-        f"the median cell and {max(beside):.2f} in the worst."
+        f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, half of the times over "
+        f"{statistics.median(probes):.2f}; beside the slices that count it took up to {statistics.median(beside):.2f} "
+        f"ms in the median cell, and {max(beside):.2f} in the worst."
         if probes
         else ""
     )
-    repeats = [len(result.runs) for result in results.values()]
-    fewest, most = min(repeats), max(repeats)
+    repeats = {min(numbers := [len(result.runs) for result in results.values()]), max(numbers)}
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
         f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
-        f"Seed {settings['seed']}; {fewest} to {most} repeats of {settings['seconds']} s each.{mood}\n"
+        f"Seed {settings['seed']}; {' to '.join(map(str, sorted(repeats)))} repeats of {settings['seconds']} s each.{mood}\n"
     )
 
 

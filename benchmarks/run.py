@@ -1,6 +1,6 @@
 """Measures everything in one run, in shuffled order, each figure in a process of its own; writes the results.
 
-Usage: python benchmarks/run.py [--quick] [--repeats N] [--seconds S] [--only TEXT] [--seed N]
+Usage: python benchmarks/run.py [--quick] [--repeats N] [--minutes M] [--seconds S] [--only TEXT] [--seed N]
 """
 
 import argparse
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,6 @@ from aioredis_monitored.testing import RedisServer
 
 HERE = Path(__file__).parent
 LOOK_EVERY = 0.2
-# Times as many repeats for what the machine disturbs.
-ON = 3
 DEADLINE = 60.0
 QUICK_CALLS = 256
 BEGIN, END = "<!-- figures begin: written by run.py -->", "<!-- figures end -->"
@@ -64,30 +63,42 @@ class Bench:
             self.server.set(key, b"x" * size)
 
     def run(self, chosen: list[Cell]) -> Results:
-        """Measure all cells, each repeat in an order of its own; those that are compared come one after the other.
-
-        The machine changes its mood between one minute and the next: what it disturbed is measured on.
-        """
+        """Measure all cells."""
         runs: dict[Cell, list[dict[str, Any]]] = {cell: [] for cell in chosen}
-        order = random.Random(self.arguments.seed)  # noqa: S311 - nothing to guess
-        started, left = time.monotonic(), chosen
-        for repeat in range(self.arguments.repeats * ON):
-            if repeat >= self.arguments.repeats and not (left := Results.of(runs).disturbed()):
-                break
-            place: dict[Any, float] = defaultdict(order.random)
-            ordered = sorted(left, key=lambda cell: (place[cell.group], order.random()))
-            for count, cell in enumerate(ordered, 1):
-                try:
-                    outcome = self.measure(cell)
-                    now = Result.of([outcome]).figures
-                    told = f"{now['throughput']:10,.0f}/s {now['cpu_us']:7.1f} µs, probe {now['probe_ms']:.2f} ms"
-                except Failed as failure:
-                    outcome = {"failed": str(failure)}
-                    told = f"failed: {failure}"
-                runs[cell].append(outcome)
-                progress = f"{repeat + 1}: {count}/{len(left)} {time.monotonic() - started:5.0f} s"
-                say(f"{progress}  {cell.client:16} {cell.workload:5} {cell.callers:5} {cell.loop:8} {told}")
+        started = time.monotonic()
+        for number, cell in enumerate(self.plan(runs), 1):
+            try:
+                outcome = self.measure(cell)
+                now = Result.of([outcome]).figures
+                told = f"{now['throughput']:10,.0f}/s {now['cpu_us']:7.1f} µs, probe {now['probe_ms']:.2f} ms"
+            except Failed as failure:
+                outcome = {"failed": str(failure)}
+                told = f"failed: {failure}"
+            runs[cell].append(outcome)
+            progress = f"{number}/{len(chosen) * self.arguments.repeats} {time.monotonic() - started:5.0f} s"
+            say(f"{progress}  {cell.client:16} {cell.workload:5} {cell.callers:5} {cell.loop:8} {told}")
         return Results.of(runs)
+
+    def plan(self, runs: dict[Cell, list[dict[str, Any]]]) -> Iterator[Cell]:
+        """All cells as often as asked for, then for a while those that the machine has disturbed.
+
+        It changes its mood between one minute and the next: each repeat has an order of its own, but what is compared
+        comes one after the other.
+        """
+        order = random.Random(self.arguments.seed)  # noqa: S311 - nothing to guess
+        end = time.monotonic() + 60 * self.arguments.minutes
+
+        def shuffled(cells: Iterable[Cell]) -> list[Cell]:
+            place: dict[Any, float] = defaultdict(order.random)
+            return sorted(cells, key=lambda cell: (place[cell.group], order.random()))
+
+        for _ in range(self.arguments.repeats):
+            yield from shuffled(runs)
+        while left := Results.of(runs).disturbed():
+            for cell in shuffled(left):
+                if time.monotonic() > end:
+                    return
+                yield cell
 
     def measure(self, cell: Cell) -> dict[str, Any]:
         """Measure one cell once.
@@ -144,12 +155,14 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="one short repeat of what must and aim need")
-    parser.add_argument("--repeats", type=int, help="default 7, quick 1; of what is disturbed, thrice that")
+    parser.add_argument("--repeats", type=int, help="default 5, quick 1")
+    parser.add_argument("--minutes", type=float, help="after which no further repeat begins; default 40, quick 1")
     parser.add_argument("--seconds", type=float, default=0.8, help="that throughput is measured, latency half as long")
     parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
     chosen = parser.parse_args()
-    chosen.repeats = chosen.repeats or (1 if chosen.quick else 7)
+    chosen.repeats = chosen.repeats or (1 if chosen.quick else 5)
+    chosen.minutes = chosen.minutes or (1 if chosen.quick else 40)
     return chosen
 
 

@@ -25,7 +25,8 @@ TIMEOUT_MS = 10_000
 @asynccontextmanager
 async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]:
     """Connect ``plain``, or with ``telemetry``, which its core writes to files."""
-    with tempfile.TemporaryDirectory() as directory:
+    # The core may still write while they go.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         if variant == "telemetry":
             OpenTelemetry.init(
                 OpenTelemetryConfig(
