@@ -32,7 +32,7 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
     if 1 < (count := len(args)) < _FEW and type(name := args[0]) is str and name in _KEY_AND_VALUES:
         key = args[1]
         if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
-            return f"{name} {key}" if count == 2 else f"{name} {key}{_HIDDEN_ONE * (count - 2)}"  # noqa: PLR2004
+            return f"{name} {key}" if count == 2 else f"{name} {key}{_HIDDEN_ONE * (count - 2)}"  # noqa: PLR2004 - a name and a key
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]

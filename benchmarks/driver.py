@@ -158,7 +158,8 @@ async def slices_of(seconds: float, callers: Callers, commands_per_call: float) 
         elapsed, used = perf_counter() - started, time.process_time() - used
         calls, stolen = sum(callers.answered) - calls, stolen_ticks() - stolen
         after = probe()
-        found.append(Slice(stolen, round((before + after) / 2, 3), calls * commands_per_call, elapsed, used))
+        commands, probe_ms = calls * commands_per_call, (before + after) / 2
+        found.append(Slice(stolen, round(probe_ms, 3), commands, round(elapsed, 6), round(used, 6)))
     return found
 
 

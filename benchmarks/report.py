@@ -151,11 +151,12 @@ def provenance(named: dict[str, Any], results: Results) -> str:
         if probes
         else ""
     )
-    repeats = {min(numbers := [len(result.runs) for result in results.values()]), max(numbers)}
+    numbers = [len(result.runs) for result in results.values()]
+    repeats = " to ".join(str(number) for number in sorted({min(numbers), max(numbers)}))
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
         f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
-        f"Seed {settings['seed']}; {' to '.join(map(str, sorted(repeats)))} repeats of {settings['seconds']} s each.{mood}\n"
+        f"Seed {settings['seed']}; {repeats} repeats of {settings['seconds']} s each.{mood}\n"
     )
 
 
