@@ -29,6 +29,7 @@ def loop():
 def reply_of(loop, size=1, orphan=None):
     reply = Reply(loop=loop)
     reply.args, reply.size, reply.listener = ("ECHO", "x"), size, None
+    reply.waits, reply.since, reply.on_leaving = False, 0.0, None
     if orphan is not None:
         reply.orphan = orphan
     return reply
@@ -37,6 +38,7 @@ def reply_of(loop, size=1, orphan=None):
 def run_of(loop, length, size=1):
     run = Run(loop=loop)
     run.commands, run.replies, run.size = [("ECHO", "x")] * length, [], size
+    run.waits, run.since, run.on_leaving = False, 0.0, None
     return run
 
 

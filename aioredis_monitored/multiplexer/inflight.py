@@ -47,7 +47,8 @@ class Listener(Protocol):
 class _Call(asyncio.Future[Any]):
     """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
 
-    What few calls have is in no slot: until it is set, it takes neither memory nor time.
+    Whoever makes one sets its slots, past a constructor in Python, which would be one call more. What few have is in no
+    slot: until it is set, it takes neither memory nor time.
 
     Attributes:
         size: Its bytes when packed.
@@ -59,15 +60,15 @@ class _Call(asyncio.Future[Any]):
         on_leaving: Called when the caller leaves, while somebody has to know.
     """
 
-    __slots__ = ("size",)
+    __slots__ = ("on_leaving", "since", "size", "waits")
 
     size: int
+    waits: bool
+    since: float
+    on_leaving: Callable[[], None] | None
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
     is_own = False
-    waits = False
-    since: float = 0.0
-    on_leaving: Callable[[], None] | None = None
 
     def cancel(self, msg: Any = None) -> bool:
         """Leave, as asyncio does when the caller is cancelled."""

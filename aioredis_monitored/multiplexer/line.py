@@ -101,6 +101,7 @@ class Line(asyncio.BufferedProtocol):
     def _own_call(self) -> Reply:
         reply = Reply(loop=self._loop)
         reply.args, reply.size, reply.listener, reply.is_own = (), 0, None, True
+        reply.waits, reply.since, reply.on_leaving = False, 0.0, None
         return reply
 
     def re_authenticate(self, token: TokenInterface) -> None:

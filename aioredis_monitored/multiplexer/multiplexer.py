@@ -93,6 +93,7 @@ class Multiplexer:
         packed = self._pack(args)
         reply = Reply(loop=loop)
         reply.args, reply.size, reply.listener = args, len(packed), listener
+        reply.waits, reply.since, reply.on_leaving = False, 0.0, None
         if orphan is not None:
             reply.orphan = orphan
         lane = self._main
@@ -113,6 +114,7 @@ class Multiplexer:
             self._bind(loop)
         run = Run(loop=loop)
         run.commands, run.replies = commands, []
+        run.waits, run.since, run.on_leaving = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
         lane = self._lane_for_large() if run.size > LARGE else self._main
