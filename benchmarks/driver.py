@@ -22,6 +22,8 @@ BACKGROUND_CALLERS = 4
 SLICE = 0.06  # seconds, in which the machine mostly keeps its mood
 # After a probe, in which the server has had time for everybody's reply.
 SETTLING = 0.005
+# The same before latencies are counted: a probe must be in none of them.
+SETTLED = 0.1
 WORDS = [str(number) for number in range(3000)]
 
 
@@ -127,8 +129,10 @@ async def warm_up(seconds: float, callers: Callers) -> None:
 
 async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
     """Latencies over this time, and how much the machine was disturbed."""
-    before, stolen = probe(), stolen_ticks()
-    callers.latencies[:] = array("I", bytes(4 * (LONGEST_US + 1)))
+    before, none = probe(), array("I", bytes(4 * (LONGEST_US + 1)))
+    await callers.work(SETTLED)
+    stolen = stolen_ticks()
+    callers.latencies[:] = none
     started = perf_counter()
     await callers.work(seconds)
     # No quantile shows them: a call that is never answered is never counted.
@@ -139,7 +143,7 @@ async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
         raise RuntimeError("no call was answered")
     return {
         "stolen": stolen,
-        "probe_ms": (before + probe()) / 2,
+        "probe_ms": max(before, probe()),
         "p50_ms": quantile(counts, calls * 0.50) / 1e3,
         "p99_ms": quantile(counts, calls * 0.99) / 1e3,
         "starved": starved,
@@ -158,7 +162,7 @@ async def slices_of(seconds: float, callers: Callers, commands_per_call: float) 
         elapsed, used = perf_counter() - started, time.process_time() - used
         calls, stolen = sum(callers.answered) - calls, stolen_ticks() - stolen
         after = probe()
-        commands, probe_ms = calls * commands_per_call, (before + after) / 2
+        commands, probe_ms = calls * commands_per_call, max(before, after)
         found.append(Slice(stolen, round(probe_ms, 3), commands, round(elapsed, 6), round(used, 6)))
     return found
 

@@ -55,7 +55,8 @@ def _of_repeats(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]
     quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))
     undisturbed = sum(run["stolen"] == 0 and run["probe_ms"] <= quick_ms for run in runs)
     chosen = {**dict.fromkeys(LATENCIES, quickest[: max(undisturbed, REPEATS)]), **dict.fromkeys(USUAL, runs)}
-    return {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
+    medians = {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
+    return {**medians, "undisturbed_repeats": undisturbed}
 
 
 class Results(dict[Cell, Result]):
@@ -83,8 +84,13 @@ class Results(dict[Cell, Result]):
         return None if one is None or another is None else one - another
 
     def disturbed(self) -> list[Cell]:
-        """The cells whose slices were nearly all disturbed."""
-        return [cell for cell, result in self.items() if result.figures and result.figures["undisturbed"] < SLICES]
+        """The cells for which too few slices or repeats were undisturbed."""
+        measured = {cell: result.figures for cell, result in self.items() if result.figures}
+        return [
+            cell
+            for cell, figures in measured.items()
+            if figures["undisturbed"] < SLICES or figures["undisturbed_repeats"] < REPEATS
+        ]
 
     def failed(self, cell: Cell) -> bool:
         """Whether it was tried in vain."""

@@ -154,15 +154,16 @@ def say(text: str) -> None:
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="one short repeat of what must and aim need")
+    parser.add_argument("--quick", action="store_true", help="only what must and aim need")
     parser.add_argument("--repeats", type=int, help="default 5, quick 1")
-    parser.add_argument("--minutes", type=float, help="after which no further repeat begins; default 40, quick 1")
+    parser.add_argument("--minutes", type=float, help="for which to repeat what was disturbed; default 40, quick 1")
     parser.add_argument("--seconds", type=float, default=0.8, help="that throughput is measured, latency half as long")
     parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
     parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
     chosen = parser.parse_args()
     chosen.repeats = chosen.repeats or (1 if chosen.quick else 5)
-    chosen.minutes = chosen.minutes or (1 if chosen.quick else 40)
+    if chosen.minutes is None:
+        chosen.minutes = 1 if chosen.quick else 40
     return chosen
 
 

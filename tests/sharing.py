@@ -48,31 +48,31 @@ async def begun(*calls):
 
 
 class _LoopClock:
-    """Stands still while the event loop does, if that is for more than a tick."""
+    """Stands still while an event loop waits for a processor, and goes on while it waits for events or uses one."""
 
     TICK = 0.05
+    LATENESS = 0.01
 
-    def __init__(self, loop):
-        self._loop = loop
-        self._lost = 0.0
-        self._due = loop.time()
+    def __init__(self):
+        self._ran = 0.0
+        self._ticked, self._used = time.monotonic(), time.thread_time()
         self._tick()
 
     def seconds(self):
-        return min(self._loop.time(), self._due) - self._lost
+        at_most = max(self.TICK + self.LATENESS, time.thread_time() - self._used)
+        return self._ran + min(time.monotonic() - self._ticked, at_most)
 
     def _tick(self):
-        now = self._loop.time()
-        self._lost += max(0.0, now - self._due)
-        self._due = now + self.TICK
-        self._loop.call_at(self._due, self._tick)
+        self._ran = self.seconds()
+        self._ticked, self._used = time.monotonic(), time.thread_time()
+        asyncio.get_running_loop().call_later(self.TICK, self._tick)
 
 
 _clocks: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopClock] = WeakKeyDictionary()
 
 
 class Took(NamedTuple):
-    """What a call took, in seconds, and how much of that the event loop did run: no call ends while it does not."""
+    """What a call took, in seconds, and what of that is not for want of a processor: no call ends without one."""
 
     seconds: float
     running: float
@@ -85,7 +85,7 @@ def stopwatch():
     """Start to measure a time that a busy machine does not lengthen; the function returned says what it ``Took``."""
     loop = asyncio.get_running_loop()
     if loop not in _clocks:
-        _clocks[loop] = _LoopClock(loop)
+        _clocks[loop] = _LoopClock()
     clock, started = _clocks[loop], time.monotonic()
     running = clock.seconds()
     return lambda: Took(time.monotonic() - started, clock.seconds() - running)

@@ -4,7 +4,7 @@ from operator import itemgetter
 
 import calls
 import pytest
-from figures import AS_QUICK, LATENCIES, SLICES, USUAL, Result, Results
+from figures import AS_QUICK, LATENCIES, REPEATS, SLICES, USUAL, Result, Results
 from matrix import BASE, MANY, Cell
 from verdict import bounds, verdict
 
@@ -79,16 +79,18 @@ def test_throughput_and_cpu_are_of_the_undisturbed_slices():
 
 
 def test_where_the_machine_was_disturbed_the_quickest_slices_count_and_it_is_known():
-    quick, slow, stolen, failed = map(at_128, (BASE, "ours/no-sdk", "ours/metrics", "ours/otlp"))
+    clients = (BASE, "ours/no-sdk", "ours/metrics", "ours/everything", "ours/otlp")
+    quick, slow, stolen, late, failed = map(at_128, clients)
     runs = {
-        quick: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES)],
+        quick: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES)] * REPEATS,
         slow: [measured(slices=[(0, 1.0, 1, 1, 1)] * (SLICES - 2) + [(0, 1.5, 11, 1, 1)] * 2 + [(0, 2.0, 9000, 1, 1)])],
-        stolen: [measured(slices=[(1, 1.0, 1, 1, 1)] * SLICES)],
+        stolen: [measured(slices=[(1, 1.0, 1, 1, 1)] * SLICES)] * REPEATS,
+        late: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES, probe_ms=1.01 * AS_QUICK)] * REPEATS,
         failed: [{"failed": "why"}],
     }
     results = Results.of(runs)
 
-    assert [slow, stolen] == results.disturbed()
+    assert [slow, stolen, late] == results.disturbed()
     assert 2 == results.figure(slow)
 
 
