@@ -8,6 +8,8 @@ from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, SIMPLE, TABLE, Inv
 _ELLIPSIS = "…"
 _HIDDEN_ONE = f" {HIDDEN}"
 _FEW = 16
+# Arguments: the name and the key.
+_NO_VALUE = 2
 # What most calls are, with one look: a key, and then nothing but values.
 _KEY_AND_VALUES = frozenset(
     name
@@ -32,7 +34,7 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
     if 1 < (count := len(args)) < _FEW and type(name := args[0]) is str and name in _KEY_AND_VALUES:
         key = args[1]
         if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
-            return f"{name} {key}" if count == 2 else f"{name} {key}{_HIDDEN_ONE * (count - 2)}"  # noqa: PLR2004 - a name and a key
+            return f"{name} {key}" if count == _NO_VALUE else f"{name} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]

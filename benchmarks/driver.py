@@ -151,18 +151,21 @@ async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
 
 
 async def slices_of(seconds: float, callers: Callers, commands_per_call: float) -> list[Slice]:
-    """Throughput and CPU in slices of this time, with a probe before and after each."""
+    """Throughput and CPU in slices of this time, with a probe before and after each; in each, a call is answered."""
     found, after = [], probe()
     for _ in range(round(seconds / SLICE)):
         before = after
         await callers.work(SETTLING)
         calls, stolen = sum(callers.answered), stolen_ticks()
         started, used = perf_counter(), time.process_time()
-        await callers.work(SLICE)
+        answered = 0
+        while not answered:
+            await callers.work(SLICE)
+            answered = sum(callers.answered) - calls
         elapsed, used = perf_counter() - started, time.process_time() - used
-        calls, stolen = sum(callers.answered) - calls, stolen_ticks() - stolen
+        stolen = stolen_ticks() - stolen
         after = probe()
-        commands, probe_ms = calls * commands_per_call, max(before, after)
+        commands, probe_ms = answered * commands_per_call, max(before, after)
         found.append(Slice(stolen, round(probe_ms, 3), commands, round(elapsed, 6), round(used, 6)))
     return found
 
