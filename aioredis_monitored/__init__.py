@@ -19,6 +19,7 @@ from aioredis_monitored.errors import (
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.queue import MessageQueue
+from aioredis_monitored.telemetry.options import TelemetryOptions
 
 __all__ = [
     "Components",
@@ -37,6 +38,7 @@ __all__ = [
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",
+    "TelemetryOptions",
     "TimedOutError",
     "__version__",
     "config_from_env",

@@ -7,7 +7,7 @@ from functools import partial
 from inspect import isawaitable
 from math import isinf
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any
 
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import ConnectionPool
@@ -18,8 +18,9 @@ from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import Late, Listener, Lost
+from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sockets import peer_of
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
@@ -70,14 +71,13 @@ class CallsMixin:
         multiplexer = pool.multiplexer
         try:
             if multiplexer is None or not traits.shares:
-                return await self._call_borrowed(pool, args, options, seconds)
+                return await self._call_borrowed(pool, args, options, seconds, operation)
             # Past the look-up of redis-py's own dict, which is in Python.
             callback = dict.get(self.response_callbacks, args[0].upper())
             decodes = pool.decodes and NEVER_DECODE not in options
-            listener: Listener | None = None
             if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
-                listener = _IfItDecodes(operation, pool) if decodes else operation
-            reply = multiplexer.send(args, orphan, listener)
+                operation.certain = pool.surely_decodes if decodes else True
+            reply = multiplexer.send(args, orphan, operation)
             reply = await (reply if orphan is None and seconds is None else reply.within(seconds))
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
@@ -99,13 +99,18 @@ class CallsMixin:
         return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0)
 
     async def _call_borrowed(
-        self, pool: MonitoredConnectionPool, args: tuple[Any, ...], options: dict[str, Any], seconds: float | None
+        self,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        seconds: float | None,
+        operation: Operation | None,
     ) -> Any:
         if counts_own_writes(args):
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
             raise OwnConnectionError(message)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        async with borrowed(pool, seconds) as connection:
+        async with borrowed(pool, seconds, operation) as connection:
             try:
                 # Under a name without a callback: what one raises is neither the server's nor the connection's.
                 reply = await self._send_command_parse_response(connection, "", *args, **decoding)
@@ -159,19 +164,10 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
 
 
-class _IfItDecodes(NamedTuple):
-    """An operation's listener: what may not decode is for the caller to find out."""
-
-    operation: Operation
-    pool: MonitoredConnectionPool
-
-    def answered(self, reply: object, now: float) -> None:
-        if self.pool.surely_decodes(reply):
-            self.operation.answered(reply, now)
-
-
 @asynccontextmanager
-async def borrowed(pool: MonitoredConnectionPool, seconds: float | None) -> AsyncIterator[AbstractConnection]:
+async def borrowed(
+    pool: MonitoredConnectionPool, seconds: float | None, operation: Operation | None
+) -> AsyncIterator[AbstractConnection]:
     """A connection for one attempt, which may take so many seconds; ``None`` for no bound but those of each reply.
 
     Raises:
@@ -180,8 +176,10 @@ async def borrowed(pool: MonitoredConnectionPool, seconds: float | None) -> Asyn
     is_usable = False
     try:
         async with asyncio.timeout(seconds) as limit:
-            connection = await pool.get_connection()
+            connection = await pool.borrow(None if operation is None else operation.waited)
             try:
+                if operation is not None:
+                    operation.reached(peer_of(connection))
                 # redis-py would do it on sending; but if it fails, nothing was sent.
                 await connection.check_health()  # type: ignore[no-untyped-call]
                 is_usable = True

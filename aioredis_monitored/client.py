@@ -18,8 +18,9 @@ from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.telemetry import Telemetry
 
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
@@ -63,7 +64,8 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         self.auto_close_connection_pool = owns_pool
         self.context_name = context_name
         self.server_span = server_span
-        self._telemetry = _telemetry_of(self.connection_pool)
+        self._request: RequestView | None = None
+        self.telemetry = _telemetry_of(self.connection_pool)
         # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
         parses = type(self).parse_response is not Redis.parse_response
         is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client and not parses
@@ -89,13 +91,20 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
 
-    def in_context(self, context_name: str, server_span: Span | None) -> Self:
-        """Another handle on the same pool, which it does not own; it costs a fraction of a constructor's call."""
+    def in_context(self, context_name: str, server_span: Span | None, request: RequestView | None = None) -> Self:
+        """Another handle on the same pool, which it does not own; it costs a fraction of a constructor's call.
+
+        Args:
+            context_name: The name under which the application knows it.
+            server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
+            request: Counts its calls.
+        """
         handle = self.__class__.__new__(self.__class__)
         handle.__dict__.update(
             self.__dict__,
             context_name=context_name,
             server_span=server_span,
+            _request=request,
             connection=None,
             auto_close_connection_pool=False,
             _usage_counter=0,
@@ -104,7 +113,11 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
 
     def client(self) -> Self:
         """A handle that keeps to one connection; close it to give the connection back."""
-        return self.__class__(self.context_name, self.server_span, self.connection_pool, single_connection_client=True)
+        handle = self.__class__(
+            self.context_name, self.server_span, self.connection_pool, single_connection_client=True
+        )
+        handle._request = self._request  # noqa: SLF001 - of its own class
+        return handle
 
     async def __aenter__(self) -> Self:
         if self.auto_close_connection_pool:
@@ -149,10 +162,11 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
         Raises:
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
-        pool, telemetry = self._pool, self._telemetry
+        pool, telemetry = self._pool, self.telemetry
         operation = None
         if telemetry.is_heard():
-            operation = Operation(telemetry, telemetry.command_call(args), args, self.server_span)
+            call = telemetry.command_call(args)
+            operation = Operation(telemetry, call, args, self.server_span, self._request)
         if pool is None:
             calling = self._call_elsewhere(args, options)
         else:
@@ -200,8 +214,9 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
             bool(transaction),
             shard_hint,
             name=name or None,
-            telemetry=self._telemetry,
+            telemetry=self.telemetry,
             server_span=self.server_span,
+            request=self._request,
         )
 
     def lock(

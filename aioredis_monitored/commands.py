@@ -18,7 +18,7 @@ false or 0.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -86,6 +86,14 @@ class Invocation(NamedTuple):
     arguments: Sequence[object]
     total: int
 
+    def positions(self, spans: Iterable[Span]) -> set[int]:
+        """Where the arguments stand that these are about.
+
+        Raises:
+            IndexError, ValueError: The arguments are not as the server would want them.
+        """
+        return {position for span in spans for position in span.positions(self.arguments, self.total)}
+
 
 def _read_table() -> dict[str, Command]:
     rows = json.loads(resources.files(__package__).joinpath("commands.json").read_text("utf-8"))
@@ -132,6 +140,15 @@ def stored_procedure(args: Sequence[Any]) -> str | None:
     if call.name.upper() not in _PROCEDURES or not call.arguments:
         return None
     return printable(text_of(call.arguments[0], LONGEST_WORD))
+
+
+def keys_of(args: Sequence[Any], most: int) -> list[object]:
+    """The keys among the first ``most`` arguments; none of a command that is not in the table or was given wrongly."""
+    call = parse(args, most)
+    try:
+        return [call.arguments[position] for position in sorted(call.positions(call.command.keys))]
+    except (IndexError, ValueError):
+        return []
 
 
 def parse(args: Sequence[Any], most: int | None = None) -> Invocation:

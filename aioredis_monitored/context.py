@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any
 
+from opentelemetry import trace
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 
 from aioredis_monitored.client import MonitoredRedisConnection
+from aioredis_monitored.telemetry.request import RequestView
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -41,7 +43,18 @@ class RedisContextFactory:
             name: Its ``context_name``.
             span: The parent of its spans; ``None`` means whichever span is current when a command is called.
         """
-        return self._prototype.in_context(name, span)
+        request = None if span is None else self._view(span, at_once=True)
+        return self._prototype.in_context(name, span, request)
+
+    def make_object_for_request(self, name: str) -> tuple[MonitoredRedisConnection, RequestView | None]:
+        """A connection object for the request whose span is current, and what has to be told when the request ends."""
+        request = self._view(trace.get_current_span(), at_once=False)
+        return self._prototype.in_context(name, None, request), request
+
+    def _view(self, span: Span, *, at_once: bool) -> RequestView | None:
+        if not span.is_recording():
+            return None
+        return RequestView(span, self._prototype.telemetry.options.repeated_calls, at_once=at_once)
 
     def attach(self, context: Any, name: str | None = None) -> MonitoredRedisConnection:
         """Set a connection object as an attribute of ``context`` and return it; default name: the factory's."""
@@ -71,7 +84,13 @@ class RedisMiddleware:
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Handle one connection."""
-        if scope["type"] in {"http", "websocket"}:
-            name = self.factory.name
-            scope.setdefault("state", {})[name] = self.factory.make_object_for_context(name, None)
-        await self.app(scope, receive, send)
+        if scope["type"] not in {"http", "websocket"}:
+            await self.app(scope, receive, send)
+            return
+        name = self.factory.name
+        scope.setdefault("state", {})[name], request = self.factory.make_object_for_request(name)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            if request is not None:
+                request.end()

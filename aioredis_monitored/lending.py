@@ -1,73 +1,51 @@
-"""Lending connections of their own: first come, first served, one event loop, and nothing outlives a close."""
+"""Lending connections of their own: first come, first served."""
 
 import asyncio
-import os
 from collections import deque
-from types import TracebackType
-from typing import Any, Self, cast
-from weakref import finalize
+from collections.abc import Callable
+from math import inf
+from time import perf_counter
+from typing import Any, cast
 
-from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004
 
-from aioredis_monitored.errors import EventLoopError, PoolClosedError, PoolExhaustedError
-from aioredis_monitored.sockets import Held, is_readable
+from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored.lifecycle import LivingPool
+from aioredis_monitored.sockets import is_readable
 
 
-class LendingPool(BlockingConnectionPool):
-    """redis-py's blocking pool, whose waiting callers are served in the order in which they came.
+class LendingPool(LivingPool):
+    """A pool whose waiting callers are served in the order in which they came.
 
     redis-py's own lets a caller that asks again and again overtake those that wait.
     """
-
-    name: str
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
         self._connecting: set[AbstractConnection] = set()
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lent_at: dict[AbstractConnection, float] = {}
         # Whether one place is kept for the shared connection, who has it, and who waits for it.
         self._reserves = False
         self._holder: AbstractConnection | None = None
         self._first: deque[asyncio.Future[AbstractConnection]] = deque()
-        self._closed = False
-        self._closing: asyncio.Task[None] | None = None
-        self._held = Held(self._available_connections, self._in_use_connections)
-        # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
-        finalize(self, self._held.forget)
 
-    def check_usable(self) -> None:
-        """See that a call may begin.
+    # What happens, for a subclass to report; in seconds.
 
-        Raises:
-            PoolClosedError: The pool was closed.
-            EventLoopError: It is bound to another event loop.
-        """
-        if self._closed:
-            raise self.closed_error()
-        self.check_event_loop()
+    def note_creation(self, seconds: float) -> None:
+        """A connection was made."""
 
-    def check_event_loop(self) -> None:
-        """Bind the pool to the running event loop, if it is not yet bound.
+    def note_wait(self, seconds: float) -> None:
+        """A call has got a connection, or room on the shared one if it had to wait for that."""
 
-        Raises:
-            EventLoopError: It is bound to another one.
-        """
-        loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
-            self._held.loop, self._held.process, self._held.name = loop, os.getpid(), self.name
-        elif self._loop is not loop:
-            message = f"pool {self.name!r} belongs to another event loop: make one pool for each loop"
-            raise EventLoopError(message)
+    def note_use(self, seconds: float) -> None:
+        """A connection was given back."""
 
-    def closed_error(self) -> PoolClosedError:
-        """What a call on a closed pool raises."""
-        return PoolClosedError(f"pool {self.name!r} {'is' if self._closed else 'was'} closed")
+    def note_refusal(self) -> None:
+        """A call has waited in vain."""
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
@@ -91,8 +69,28 @@ class LendingPool(BlockingConnectionPool):
             PoolExhaustedError: No connection became free in time.
             redis.exceptions.ConnectionError: The server cannot be reached.
         """
+        return await self.borrow()
+
+    async def borrow(self, told: Callable[[float, float], object] | None = None) -> AbstractConnection:
+        """As ``get_connection``.
+
+        Args:
+            told: Told in the end how many seconds it took, also in vain, and how many of them it was connecting.
+        """
         self.check_usable()
-        return await self._connected(await self._next_connection())
+        asked = perf_counter()
+        given = inf
+        try:
+            connection = await self._next_connection()
+            given = perf_counter()
+            await self._connected(connection)
+        finally:
+            now = perf_counter()
+            if told is not None:
+                told(now - asked, max(0.0, now - given))
+        self._lent_at[connection] = now
+        self.note_wait(now - asked)
+        return connection
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
@@ -104,6 +102,10 @@ class LendingPool(BlockingConnectionPool):
     def keeps_place(self) -> bool:
         """Whether a place is kept, and nobody has it."""
         return self._reserves and self._holder is None
+
+    def queued(self) -> int:
+        """How many callers wait for a connection."""
+        return sum(not turn.done() for turn in (*self._first, *self._waiting))
 
     def lends(self, connection: AbstractConnection) -> bool:
         """Whether a connection is borrowed from this pool, which was not closed since."""
@@ -136,14 +138,16 @@ class LendingPool(BlockingConnectionPool):
             # A retired one still has the place that is kept.
             connection = self._holder = await self._wait_for_turn(self._first)
         self._serve()
-        return await self._connected(connection, anew=True)
+        await self._connected(connection, anew=True)
+        self._lent_at[connection] = perf_counter()
+        return connection
 
     async def _next_connection(self) -> AbstractConnection:
         if self.has_free_connection():
             return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
         return await self._wait_for_turn(self._waiting)
 
-    async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> AbstractConnection:
+    async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> None:
         self._connecting.add(connection)
         try:
             if anew:
@@ -160,7 +164,6 @@ class LendingPool(BlockingConnectionPool):
             raise
         finally:
             self._connecting.discard(connection)
-        return connection
 
     async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
@@ -175,6 +178,7 @@ class LendingPool(BlockingConnectionPool):
                 # The connection came when its caller was no longer there.
                 await self.release(turn.result())
             if isinstance(error, TimeoutError):
+                self.note_refusal()
                 message = f"pool {self.name!r}: no connection became free in {self.timeout} s"
                 raise PoolExhaustedError(message) from error
             raise
@@ -184,8 +188,11 @@ class LendingPool(BlockingConnectionPool):
         if connection.is_connected and is_readable(connection):
             # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's.
             await connection.disconnect(nowait=True)
+        began = None if connection.is_connected else perf_counter()
         try:
             await super().ensure_connection(connection)
+            if began is not None:
+                self.note_creation(perf_counter() - began)
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if type(error) is RuntimeError and "closed" in str(error):
@@ -220,6 +227,8 @@ class LendingPool(BlockingConnectionPool):
         """Take back a borrowed connection that is closed."""
         if self.lends(connection):
             self._in_use_connections.remove(connection)
+            if (since := self._lent_at.pop(connection, None)) is not None:
+                self.note_use(perf_counter() - since)
             if connection is self._holder:
                 self._holder = None
             connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
@@ -240,60 +249,12 @@ class LendingPool(BlockingConnectionPool):
             # With the connection: whoever comes between now and then would take it.
             turn.set_result(self.get_available_connection())  # type: ignore[no-untyped-call]
 
-    async def aclose(self) -> None:
-        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``.
-
-        Raises:
-            EventLoopError: The pool belongs to another event loop, which is not closed yet.
-        """
-        if self._loop is not None and self._loop.is_closed():
-            self._held.abandon()
-            self._forget()
-            self._closing = None
-            return
-        self.check_event_loop()
-        if self._closing is None:
-            self._closing = asyncio.create_task(self._close_connections())
-            self._closing.add_done_callback(self._is_closed)
-        await asyncio.shield(self._closing)
-
-    def _is_closed(self, closing: asyncio.Task[None]) -> None:
-        self._closing = None
-        if not closing.cancelled():
-            # Whoever has waited for it has been told.
-            closing.exception()
-
-    async def _close_connections(self) -> None:
-        idle, lent, waiting = self._available_connections, self._in_use_connections, (*self._first, *self._waiting)
-        self._forget()
-        for turn in waiting:
-            if not turn.done():
-                turn.set_exception(self.closed_error())
-        for connection in lent:
-            # Waiting for the end of what another task may be reading from could take as long as that task does.
-            await connection.disconnect(nowait=True)
-        closing = (connection.disconnect() for connection in idle)
-        errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
-        if errors:
-            raise errors[0]
-
     def _forget(self) -> None:
-        """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
-        self._closed = True
-        self._available_connections, self._in_use_connections = [], set()
+        waiting = (*self._first, *self._waiting)
+        super()._forget()
         self._waiting, self._first, self._altered = deque(), deque(), set()
-        self._reserves, self._holder = False, None
-        self._lock, self._loop = asyncio.Lock(), None
-        self._held.idle, self._held.lent, self._held.loop = self._available_connections, self._in_use_connections, None
-
-    async def __aenter__(self) -> Self:
-        if self._closing is not None:
-            # An earlier one, whose caller was cancelled, would close what is opened now.
-            await asyncio.wait([self._closing])
-        self._closed = False
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
+        self._reserves, self._holder, self._lent_at = False, None, {}
+        for turn in waiting:
+            # Without an event loop, nobody waits.
+            if not turn.done() and not turn.get_loop().is_closed():
+                turn.set_exception(self.closed_error())

@@ -17,9 +17,9 @@ from aioredis_monitored.commands import operation_name
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
-from aioredis_monitored.telemetry.attributes import batch_call
-from aioredis_monitored.telemetry.instruments import Telemetry
 from aioredis_monitored.telemetry.operation import Operation, observed
+from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
 
 _UNDONE = frozenset({"UNWATCH", "WATCH"})
@@ -36,6 +36,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         name: The batch's name, ``db.query.summary``; it becomes the span's name.
         telemetry: Where to record.
         server_span: The parent span; ``None`` means the current one.
+        request: The request that it is a part of, if that is known.
     """
 
     def __init__(
@@ -48,11 +49,13 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         name: str | None,
         telemetry: Telemetry,
         server_span: Span | None,
+        request: RequestView | None,
     ) -> None:
         super().__init__(connection_pool, response_callbacks, transaction, shard_hint)
         self.name = name
         self.server_span = server_span
         self._telemetry = telemetry
+        self._request = request
         self._operation: Operation | None = None
         self._is_executing = False
 
@@ -60,8 +63,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         """Send the batch and return its replies, as redis-py does."""
         if self._telemetry.is_heard():
             batch = [args for args, _ in self.command_stack]
-            call = batch_call(self._telemetry.server, "MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
-            self._operation = Operation(self._telemetry, call, batch, self.server_span)
+            call = self._telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
+            self._operation = Operation(self._telemetry, call, batch, self.server_span, self._request)
         self._is_executing = True
         try:
             executing = self._execute(raise_on_error)
@@ -75,10 +78,10 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def _execute(self, raise_on_error: bool) -> list[Any]:
         results = await self._run(raise_on_error)
-        errors = () if raise_on_error else (result for result in results if isinstance(result, Exception))
-        first_error = next(iter(errors), None)
-        if first_error is not None and self._operation is not None:
-            self._operation.fail(first_error)
+        if self._operation is not None and not raise_on_error:
+            errors = [result for result in results if isinstance(result, Exception)]
+            if errors:
+                self._operation.fail(errors[0], commands=len(errors))
         return results
 
     async def _run(self, raise_on_error: bool) -> list[Any]:
@@ -123,12 +126,12 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         multiplexer, started = pool.multiplexer, monotonic()
         if multiplexer is None or not traits.shares:
-            async with borrowed(pool, seconds) as connection:
+            async with borrowed(pool, seconds, self._operation) as connection:
                 results = await execute(connection, stack, raise_on_error)
                 heed_demotion(pool, results, connection)
                 return results
         try:
-            results = await execute(Ride(multiplexer, pool.decode, seconds), stack, raise_on_error)
+            results = await execute(Ride(multiplexer, pool.decode, seconds, self._operation), stack, raise_on_error)
         except RedisError as error:
             heed_demotion(pool, error, since=started)
             raise Lost(error, written=True) from error
@@ -166,7 +169,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
         call = self._execute_immediately(*args, **options)
-        return await (call if self._is_executing else observed(self._telemetry, args, self.server_span, call))
+        if self._is_executing:
+            return await call
+        return await observed(self._telemetry, args, self.server_span, call, self._request)
 
     async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
         pool = self.connection_pool

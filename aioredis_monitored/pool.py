@@ -1,7 +1,10 @@
 """The connection pool: made from configuration, bound to one event loop, closed by whoever opened it."""
 
 from collections.abc import Mapping
+from itertools import chain, count
+from threading import Lock
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -21,13 +24,17 @@ from aioredis_monitored.multiplexer import Lost, Multiplexer, can_share
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.instruments import SCOPE, Telemetry
+from aioredis_monitored.telemetry.instruments import SCOPE
 from aioredis_monitored.telemetry.operation import observed
+from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.telemetry.telemetry import Telemetry
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _LEAST_FOR_BULK = 3
 _RESP2 = 2
+_naming = Lock()
+_named: WeakValueDictionary[str, "MonitoredConnectionPool"] = WeakValueDictionary()
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
@@ -39,7 +46,8 @@ class MonitoredConnectionPool(LendingPool):
     ``aclose``) closes every connection; entering opens the pool again. It belongs to the event loop that first used it.
 
     Args:
-        name: What messages call it; default ``host:port/db``.
+        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, the next
+            one is called ``name-2``.
         max_connections: The most connections at a time, at least 1; default 50. With 1, none is shared.
         timeout: Seconds to wait for a connection when all are in use; ``None`` waits for ever; default 20.
         multiplex: Whether ordinary commands share a connection; default ``True``.
@@ -47,6 +55,7 @@ class MonitoredConnectionPool(LendingPool):
         retry_backoff: Seconds of the first pause before that, doubled each time, to half a second; default 0.02.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
+        telemetry: What is reported, and how; default ``TelemetryOptions()``.
         connection_arguments: What redis-py's connection classes take: ``host``, ``port``, ``db``, ``password``,
             ``socket_timeout`` (seconds or a timespan), ``connection_class`` and so on.
 
@@ -67,6 +76,7 @@ class MonitoredConnectionPool(LendingPool):
         retry_backoff: float = 0.02,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        telemetry: TelemetryOptions | None = None,
         **connection_arguments: Any,
     ) -> None:
         for argument in _RETRY_ARGUMENTS:
@@ -89,12 +99,25 @@ class MonitoredConnectionPool(LendingPool):
         self.decodes = self._sample.encoder.decode_responses
         self.retry_policy = RetryPolicy(own["retries"], own["retry_backoff"], self._sample.socket_timeout)
         server = server_of(self)
-        self.telemetry = Telemetry(server, tracer_provider=tracer_provider, meter_provider=meter_provider)
+        self.telemetry = Telemetry(server, telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider)
         host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
-        address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
-        self.name = name or address
-        self._label = repr(self.name) if self.name == address else f"{self.name!r} ({address})"
+        self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
+        self._wanted_name = name or self._address
+        self._take_name()
         self.multiplexer = self._make_multiplexer()
+
+    def _take_name(self) -> None:
+        """Take the name for as long as the pool is open: what gauges tell of two pools must not be told of one."""
+        with _naming:
+            names = chain([self._wanted_name], (f"{self._wanted_name}-{number}" for number in count(2)))
+            self.name = next(name for name in names if _named.get(name, self) is self)
+            _named[self.name] = self
+        self.telemetry.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: self.name}
+        self.telemetry.instruments.watch(self)
+
+    @property
+    def _label(self) -> str:
+        return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
@@ -113,11 +136,52 @@ class MonitoredConnectionPool(LendingPool):
         return cls(**{**RedisConfig.from_mapping({"url": url}, "").pool_arguments(), **kwargs})
 
     def __repr__(self) -> str:
-        used, idle = len(self._in_use_connections), sum(c.is_connected for c in self._available_connections)
-        state = f"{used} used, {idle} idle, at most {self.max_connections}"
+        state = f"{self.used()} used, {self.idle()} idle, at most {self.max_connections}"
         if self.multiplexer is not None:
             state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.waiting()} waiting"
         return f"<{type(self).__name__} {self._label} [{'closed' if self._closed else state}]>"
+
+    # What the gauges look at, in the thread of an exporter: each copy is made in one step.
+
+    def used(self) -> int:
+        """How many connections are lent, the shared one among them."""
+        return len(self._in_use_connections)
+
+    def idle(self) -> int:
+        """How many connections are connected and lent to nobody."""
+        return sum(connection.is_connected for connection in list(self._available_connections))
+
+    def pending(self) -> int:
+        """How many callers wait for a connection, or for room on the shared one."""
+        multiplexer = self.multiplexer
+        return self.queued() + (0 if multiplexer is None else multiplexer.waiting())
+
+    def in_flight(self) -> int:
+        """How many calls on the shared connection are owed a reply."""
+        multiplexer = self.multiplexer
+        return 0 if multiplexer is None else multiplexer.in_flight()
+
+    # What happens, in seconds.
+
+    def note_creation(self, seconds: float) -> None:
+        """A connection was made."""
+        self.telemetry.measure(self.telemetry.instruments.create_time.record, seconds)
+
+    def note_wait(self, seconds: float) -> None:
+        """A call has got a connection, or room on the shared one if it had to wait for that."""
+        self.telemetry.measure(self.telemetry.instruments.wait_time.record, seconds)
+
+    def note_use(self, seconds: float) -> None:
+        """A connection was given back."""
+        self.telemetry.measure(self.telemetry.instruments.use_time.record, seconds)
+
+    def note_refusal(self) -> None:
+        """A call has waited in vain."""
+        self.telemetry.measure(self.telemetry.instruments.timeouts.add, 1)
+
+    def note_lag(self, seconds: float) -> None:
+        """Callers took so long to go on once their replies were read."""
+        self.telemetry.measure(self.telemetry.instruments.event_loop_lag.record, seconds)
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
@@ -190,8 +254,18 @@ class MonitoredConnectionPool(LendingPool):
         finally:
             await super()._close_connections()
 
+    async def __aenter__(self) -> Self:
+        is_new = self._closed
+        await super().__aenter__()
+        if is_new:
+            self._take_name()
+        return self
+
     def _forget(self) -> None:
         super()._forget()
+        self.telemetry.instruments.unwatch(self)
+        if _named.get(self.name) is self:
+            del _named[self.name]
         self.multiplexer = self._make_multiplexer()
 
 

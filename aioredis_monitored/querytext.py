@@ -1,6 +1,6 @@
 """What of a command may be shown: its keys and its own words, and no value."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, SIMPLE, TABLE, Invocation, Span, parse, printable, text_of
@@ -20,7 +20,7 @@ _KEY_AND_VALUES = frozenset(
 _MOST_BESIDE = max(map(len, _KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
 
 
-def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
+def query_text(args: Sequence[Any], *, limit: int = 1024, key_text: Callable[[object], str] | None = None) -> str:
     """The command as one would type it into ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
 
     Keys, hash fields and the command's own words are shown, all else is hidden; everything is hidden if the command is
@@ -30,8 +30,14 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
     Args:
         args: The arguments of ``execute_command``.
         limit: The most characters to return; what is longer ends with an ellipsis.
+        key_text: What to show for a key; default ``None``, for the key.
     """
-    if 1 < (count := len(args)) < _FEW and type(name := args[0]) is str and name in _KEY_AND_VALUES:
+    if (
+        key_text is None
+        and 1 < (count := len(args)) < _FEW
+        and type(name := args[0]) is str
+        and name in _KEY_AND_VALUES
+    ):
         key = args[1]
         if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
             return f"{name} {key}" if count == _NO_VALUE else f"{name} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
@@ -39,7 +45,7 @@ def query_text(args: Sequence[Any], *, limit: int = 1024) -> str:
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
     room = limit - len(call.name)
-    for part in _shown(call, limit):
+    for part in _shown(call, limit, key_text):
         parts.append(part)
         room -= len(part) + 1
         if room < 0:
@@ -51,16 +57,17 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
 
 
-def _shown(call: Invocation, limit: int) -> Iterator[str]:
+def _shown(call: Invocation, limit: int, key_text: Callable[[object], str] | None) -> Iterator[str]:
     """What to show for each argument."""
-    spans = (*call.command.keys, *call.command.fields)
     words, words_from = call.command.words, call.command.words_from
     try:
-        visible = {position for span in spans for position in span.positions(call.arguments, call.total)}
+        keys, fields = call.positions(call.command.keys), call.positions(call.command.fields)
     except (IndexError, ValueError):
-        visible, words = set(), frozenset()
+        keys, fields, words = set(), set(), frozenset()
     for position, argument in enumerate(call.arguments):
-        if position in visible:
+        if position in keys and key_text is not None:
+            yield printable(key_text(argument))
+        elif position in keys or position in fields:
             # A character takes up to four bytes: with less, a key could seem to end where it was cut.
             yield printable(text_of(argument, 4 * limit))
         elif words and position >= words_from and (word := text_of(argument, LONGEST_WORD)).upper() in words:

@@ -50,6 +50,15 @@ def is_readable(connection: AbstractConnection) -> bool:
     return bool(sockets.poll(0))
 
 
+def peer_of(connection: AbstractConnection) -> tuple[str, int | None] | None:
+    """The other end of a connection's socket, an address and a port; a path and no port of a Unix socket."""
+    writer: Any = getattr(connection, "_writer", None)
+    peer = getattr(writer, "get_extra_info", lambda _: None)("peername")
+    if isinstance(peer, tuple):
+        return str(peer[0]), int(peer[1])
+    return (peer, None) if isinstance(peer, str) and peer else None
+
+
 class Held:
     """The connections of a pool, which outlive it for a moment if it is forgotten."""
 

@@ -144,6 +144,8 @@ _MAY_WAIT = frozenset({"XREAD", "XREADGROUP"})
 # They count the writes of their own connection (https://redis.io/docs/latest/commands/wait/).
 _COUNTS_OWN_WRITES = frozenset({"WAIT", "WAITAOF"})
 
+_AWAIT_DATA = _WAITS.keys() - _COUNTS_OWN_WRITES
+
 _UNKNOWN = Traits(shares=False, alters=True, repeatable=False, runs_code=True)
 # A module's command, by the dot in its name: modules cannot alter a connection.
 _MODULE = _UNKNOWN._replace(alters=False)
@@ -206,6 +208,11 @@ def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:
 def counts_own_writes(args: Sequence[Any]) -> bool:
     """Whether the command is about the writes of the very connection that it is sent on."""
     return operation_name(args).upper() in _COUNTS_OWN_WRITES
+
+
+def awaits_data(args: Sequence[Any]) -> bool:
+    """Whether the command is one that consumers wait or look for data with, over and over."""
+    return operation_name(args).upper() in _AWAIT_DATA
 
 
 def server_wait(args: Sequence[Any]) -> float | None:

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aioredis_monitored.multiplexer import inflight
-from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight, Lost, Reply, Run
+from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
+from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
 
 TIMEOUT = 1.0
 PUSH = hiredis.PushNotification([b"invalidate", [b"key"]])
@@ -37,7 +38,7 @@ def reply_of(loop, size=1, orphan=None):
 
 def run_of(loop, length, size=1):
     run = Run(loop=loop)
-    run.commands, run.replies, run.size = [("ECHO", "x")] * length, [], size
+    run.commands, run.replies, run.size, run.listener = [("ECHO", "x")] * length, [], size, None
     run.waits, run.since, run.on_leaving = False, 0.0, None
     return run
 

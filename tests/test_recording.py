@@ -21,7 +21,7 @@ from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.sockets import is_readable
 from aioredis_monitored.telemetry import operation
 from aioredis_monitored.telemetry.attributes import Server
-from aioredis_monitored.telemetry.instruments import Telemetry
+from aioredis_monitored.telemetry.telemetry import Telemetry
 
 DURATION = "db.client.operation.duration"
 

@@ -1,139 +1,20 @@
 """Which calls a shared connection owes replies to, and what becomes of them; nothing here does I/O or reads a clock."""
 
-import asyncio
-import builtins
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import Context
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import hiredis
-from redis.exceptions import ConnectionError, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError  # noqa: A004
+
+from aioredis_monitored.multiplexer.replies import Listener, Lost, Reply, Run
 
 # What a parser returns when it needs more bytes: every other value can be a reply.
 NO_REPLY: Final = object()
 # What may be in flight on one connection: it keeps any server busy, and bounds the memory that a stopped one costs.
 MOST_BYTES: Final = 16 * 2**20
 MOST_CALLS: Final = 16_384
-
-
-class Lost(Exception):  # noqa: N818 - the error is inside
-    """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
-
-    It stands in the place of a reply that will not come, and is raised only to whoever decides about the next attempt.
-    """
-
-    def __init__(self, error: Exception, *, written: bool) -> None:
-        super().__init__(error, written)
-        self.error = error
-        self.written = written
-
-
-class Late(Lost):
-    """The deadline over all attempts has cut this one short."""
-
-    def __init__(self, *, written: bool) -> None:
-        super().__init__(TimeoutError("no reply in time"), written=written)
-
-
-class Listener(Protocol):
-    """Who wants to know of a reply before the caller goes on."""
-
-    def answered(self, reply: object, now: float) -> object:
-        """Take the reply, and the performance counter's time of its reading."""
-
-
-class _Call(asyncio.Future[Any]):
-    """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
-
-    Whoever makes one sets its slots, past a constructor in Python, which would be one call more. What few have is in no
-    slot: until it is set, it takes neither memory nor time.
-
-    Attributes:
-        size: Its bytes when packed.
-        packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
-        orphan: Gets the reply if the caller no longer awaits it.
-        is_own: Whether it is nobody's but the connection's.
-        waits: Whether it is yet to be sent.
-        since: When it began to wait, by the loop's clock; 0 if it never did.
-        on_leaving: Called when the caller leaves, while somebody has to know.
-    """
-
-    __slots__ = ("on_leaving", "since", "size", "waits")
-
-    size: int
-    waits: bool
-    since: float
-    on_leaving: Callable[[], None] | None
-    packed: bytes | None = None
-    orphan: Callable[[Any], object] | None = None
-    is_own = False
-
-    def cancel(self, msg: Any = None) -> bool:
-        """Leave, as asyncio does when the caller is cancelled."""
-        has_left = super().cancel(msg)
-        # Not a done callback: a hundred thousand of them take memory, and come a tick later.
-        if has_left and self.on_leaving is not None:
-            self.on_leaving()
-        return has_left
-
-    async def within(self, seconds: float | None) -> Any:
-        """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
-        try:
-            async with asyncio.timeout(seconds):
-                return await self
-        except asyncio.CancelledError:
-            if not self.cancelled() and not isinstance(self.result(), Lost):
-                self.leave_behind(self.result())
-            raise
-        except builtins.TimeoutError:
-            return Late(written=not self.waits) if self.cancelled() else self.result()
-
-    def leave_behind(self, reply: Any) -> None:
-        """Hand over a reply that the caller no longer awaits."""
-        if self.orphan is not None:
-            # Not here: what it raises is not the reader's.
-            self.get_loop().call_soon(self.orphan, reply, context=Context())
-
-
-class Reply(_Call):
-    """The reply to one command.
-
-    Attributes:
-        args: The command, which is packed again if it has to wait.
-        listener: Told of the reply.
-    """
-
-    __slots__ = ("args", "listener")
-
-    args: tuple[Any, ...]
-    listener: Listener | None
-
-
-class Run(_Call):
-    """The replies to several commands that are sent in one piece.
-
-    Attributes:
-        commands: The commands, which are packed again if they have to wait.
-        replies: What came so far.
-        progressed: When the last of it came.
-    """
-
-    commands: Sequence[tuple[Any, ...]]
-    replies: list[Any]
-    progressed: float = -1.0
-
-    def deliver(self, reply: Any, now: float) -> bool:
-        """Take the next reply; return whether it is the last one."""
-        # Nobody will read what a caller has left behind.
-        self.replies.append(None if self.done() else reply)
-        self.progressed = now
-        if len(self.replies) < len(self.commands):
-            return False
-        if not self.done():
-            self.set_result(self.replies)
-        return True
 
 
 class InFlight:
@@ -217,7 +98,7 @@ class InFlight:
             self.replied = now
             call = calls[0]
             if isinstance(call, Run):
-                if not call.deliver(reply, now):
+                if not call.deliver(reply, now, self.heard):
                     continue
             elif not call.done():
                 call.set_result(reply)
@@ -274,12 +155,19 @@ class InFlight:
             return True
         return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
 
+    def fail(self, call: Reply | Run, error: Exception) -> None:
+        """Tell a call that is written that its reply will not come."""
+        lost = Lost(error, written=True)
+        call.set_result(lost)
+        if call.listener is not None:
+            self.heard.append((call.listener, lost))
+
     def lose(self, error: Callable[[], Exception]) -> list[Reply | Run]:
         """Tell every call that is written that its reply will not come; return those that are not written."""
         written = len(self.calls) - self.unwritten
         for call in islice(self.calls, written):
             if not call.done():
-                call.set_result(Lost(error(), written=True))
+                self.fail(call, error())
         unwritten = list(islice(self.calls, written, None))
         self.calls.clear()
         self._batches.clear()

@@ -7,16 +7,17 @@ from contextlib import suppress
 from contextvars import Context
 from copy import copy
 from math import inf
-from typing import Final, Protocol, cast
+from time import perf_counter
+from typing import Final, cast
 from weakref import ref
 
-from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
 
 from aioredis_monitored.errors import PoolExhaustedError
-from aioredis_monitored.multiplexer.inflight import Lost, Reply, Run
+from aioredis_monitored.multiplexer.lender import Lender
 from aioredis_monitored.multiplexer.line import Line
+from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
 
 # So many waiting calls are not worth looking for those that have left.
 _PURGE: Final = 1024
@@ -24,24 +25,6 @@ _PURGE: Final = 1024
 _DRAIN: Final = 5.0
 # Seconds that TLS has to say goodbye.
 _GOODBYE: Final = 1.0
-
-
-class Lender(Protocol):
-    """Where the connections come from."""
-
-    timeout: float | None
-
-    def check_usable(self) -> None:
-        """Raise if it cannot be used in the running event loop."""
-
-    async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
-        """Borrow a connection on which nothing was sent yet; ``reserved`` if a place is kept for it."""
-
-    def has_free_connection(self) -> bool:
-        """Whether borrowing would not have to wait."""
-
-    def discard(self, connection: AbstractConnection) -> None:
-        """Take back a borrowed connection that is closed."""
 
 
 class Lane:
@@ -82,6 +65,8 @@ class Lane:
         self._timer: asyncio.TimerHandle | None = None
         self._purge_at = _PURGE
         self._closed: Exception | None = None
+        # When it began to connect, and when it had.
+        self._began = self._connected = -1.0
         # One of each for all calls that wait, which may be many.
         self._context = Context()
         self._on_leaving = self._left
@@ -138,8 +123,25 @@ class Lane:
         if self.line is not None and not self.line.inflight.is_full():
             self.ready = self.line
 
+    def _tell_wait(self, call: Reply | Run, now: float) -> None:
+        if call.listener is not None:
+            # While it still connects, it has not connected since.
+            connected = self._connected if self._connected > self._began else now
+            call.listener.waited(now - call.since, max(0.0, connected - max(self._began, call.since)))
+
+    def line_was_read(self, read: float) -> None:
+        """Tell how long callers took to go on; for large replies, that is no measure of the event loop."""
+        lender = self._lender()
+        if self._is_reserved and lender is not None:
+            lender.note_lag(perf_counter() - read)
+
     def _send(self, line: Line, call: Reply | Run) -> None:
         call.waits, call.on_leaving = False, None
+        now = call.get_loop().time()
+        self._tell_wait(call, now)
+        lender = self._lender()
+        if lender is not None:
+            lender.note_wait(now - call.since)
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on
@@ -155,13 +157,15 @@ class Lane:
             # Others were faster.
             self._spill(self._overflow)
             return
-        began = asyncio.get_running_loop().time()
+        loop = asyncio.get_running_loop()
+        began = self._began = loop.time()
         try:
             connection = await lender.get_fresh_connection(reserved=self._is_reserved)
             if self._closed is not None:
                 # On Python 3.11, redis-py's handshake may swallow a cancellation.
                 await connection.disconnect(nowait=True)
                 return
+            self._connected = loop.time()
             self.line = Line(connection, self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
@@ -224,7 +228,7 @@ class Lane:
         now = asyncio.get_running_loop().time()
         text = f"no room on the shared connection in {self._timeout} s"
         while self.waiting and (self.waiting[0].done() or self.waiting[0].since + cast("float", self._timeout) <= now):
-            self._waiting_ends(PoolExhaustedError(text))
+            self._refuse(PoolExhaustedError(text))
         self._watch()
 
     def _lose(self, error: Exception, waiting_since: float = inf) -> None:
@@ -236,9 +240,16 @@ class Lane:
                 own.__cause__ = error.__cause__ or error.__context__
             self._waiting_ends(own)
 
+    def _refuse(self, error: Exception) -> None:
+        lender = self._lender()
+        if lender is not None and not self.waiting[0].done():
+            lender.note_refusal()
+        self._waiting_ends(error)
+
     def _waiting_ends(self, error: Exception) -> None:
         call = self.waiting.popleft()
         if not call.done():
+            self._tell_wait(call, call.get_loop().time())
             call.set_result(Lost(error, written=False))
 
     def re_authenticate(self, token: TokenInterface) -> None:
@@ -248,7 +259,7 @@ class Lane:
 
     def in_flight(self) -> int:
         """How many calls are owed a reply."""
-        return sum(len(line.inflight.calls) for line in self._lines)
+        return sum(len(line.inflight.calls) for line in list(self._lines))
 
     def close(self, error: Exception) -> None:
         """Take no further calls; those that wait get the error."""

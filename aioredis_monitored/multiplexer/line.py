@@ -11,8 +11,9 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
-from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight, Lost, Reply, Run
-from aioredis_monitored.sockets import is_readable
+from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
+from aioredis_monitored.multiplexer.replies import Reply, Run
+from aioredis_monitored.sockets import is_readable, peer_of
 
 _BUFFER = 65_536
 # What is held until the end of the tick, bytes.
@@ -23,6 +24,8 @@ LARGE = 65_536
 _IDLE = 0.01
 # What has arrived is read one tick after the next at the latest.
 _TICKS_TO_READ = 3
+# Seconds between two looks at how long callers take to go on.
+_LAG_EVERY = 0.1
 
 
 class Owner(Protocol):
@@ -36,6 +39,9 @@ class Owner(Protocol):
 
     def line_was_slowed(self, call: Reply | Run) -> None:
         """The reply to this call was so large that others had to wait for it."""
+
+    def line_was_read(self, read: float) -> None:
+        """All those have gone on whose replies were read at that time of the performance counter."""
 
     def line_retired(self, line: "Line") -> None:
         """It takes no further calls, but may still owe replies."""
@@ -85,6 +91,8 @@ class Line(asyncio.BufferedProtocol):
         self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
+        self._peer = peer_of(connection)
+        self._lag_due = -1.0
 
     def send(self, call: Reply | Run, packed: bytes) -> None:
         """Queue a call; it is written at the end of this tick."""
@@ -186,6 +194,10 @@ class Line(asyncio.BufferedProtocol):
             self._tell(perf_counter())
         self._last_active = now
         if completed:
+            if now > self._lag_due:
+                self._lag_due = now + _LAG_EVERY
+                # Behind all those who go on with these replies.
+                self._loop.call_soon(self._owner.line_was_read, perf_counter(), context=self._context)
             if self._unfinished > LARGE and head is not None:
                 self._owner.line_was_slowed(head)
             self._unfinished = 0
@@ -200,7 +212,7 @@ class Line(asyncio.BufferedProtocol):
             self.inflight.heard = []
             # One right after the other: that is faster than each in its turn.
             for listener, reply in heard:
-                listener.answered(reply, now)
+                listener.answered(reply, now, self._peer)
 
     def eof_received(self) -> None:
         """The server has closed the connection."""
@@ -225,7 +237,8 @@ class Line(asyncio.BufferedProtocol):
         now = self._loop.time()
         text = f"Timeout reading from {self._where()}"
         for call in self.inflight.overdue(now):
-            call.set_result(Lost(TimeoutError(text), written=True))
+            self.inflight.fail(call, TimeoutError(text))
+        self._tell(perf_counter())
         if self.inflight.is_stuck(now):
             self.retire()
         self._watch(now)
@@ -263,6 +276,7 @@ class Line(asyncio.BufferedProtocol):
             self._timer.cancel()
             self._timer = None
         unwritten = self.inflight.lose(error)
+        self._tell(perf_counter())
         for call, packed in zip(unwritten, self._outbox, strict=True):
             # As it was when it was called, whatever has become of its arguments.
             call.packed = packed

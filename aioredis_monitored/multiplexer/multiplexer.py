@@ -12,9 +12,10 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored.commands import TABLE
-from aioredis_monitored.multiplexer.inflight import Listener, Reply, Run
-from aioredis_monitored.multiplexer.lane import Lane, Lender
+from aioredis_monitored.multiplexer.lane import Lane
+from aioredis_monitored.multiplexer.lender import Lender
 from aioredis_monitored.multiplexer.line import LARGE
+from aioredis_monitored.multiplexer.replies import Listener, Reply, Run
 
 _MOST_LARGE_KEYS: Final = 1024
 _LONGEST_LARGE_KEY: Final = 1024
@@ -78,7 +79,7 @@ class Multiplexer:
         Args:
             args: The command, one that shares.
             orphan: Gets the reply if the caller no longer awaits it.
-            listener: Told of the reply, if the caller awaits it.
+            listener: Told what becomes of the call, if the caller awaits it.
 
         Returns:
             A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.
@@ -107,13 +108,13 @@ class Multiplexer:
             lane.wait(reply)
         return reply
 
-    def run(self, commands: Sequence[tuple[Any, ...]]) -> Run:
+    def run(self, commands: Sequence[tuple[Any, ...]], listener: Listener | None = None) -> Run:
         """Send several commands in one piece; see ``send``."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind(loop)
         run = Run(loop=loop)
-        run.commands, run.replies = commands, []
+        run.commands, run.replies, run.listener = commands, [], listener
         run.waits, run.since, run.on_leaving = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
@@ -190,7 +191,7 @@ class Multiplexer:
 
     def waiting(self) -> int:
         """How many calls wait for a connection, or for room on it."""
-        return sum(len(lane.waiting) for lane in self._lanes)
+        return sum(not call.done() for lane in self._lanes for call in list(lane.waiting))
 
     async def aclose(self, error: Exception) -> None:
         """Refuse calls that wait, and let those that are written end, within ``socket_timeout`` or else 5 s."""

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from aioredis_monitored.multiplexer.inflight import Lost
 from aioredis_monitored.multiplexer.multiplexer import Multiplexer
+from aioredis_monitored.multiplexer.replies import Listener, Lost
 
 
 class Ride:
@@ -14,14 +14,22 @@ class Ride:
         multiplexer: The shared connection.
         decode: Decodes replies.
         seconds: How long all may take; ``None`` for no bound but those of each reply.
+        listener: Told what becomes of the run.
     """
 
     himport_registry = None
 
-    def __init__(self, multiplexer: Multiplexer, decode: Callable[[Any], Any], seconds: float | None) -> None:
+    def __init__(
+        self,
+        multiplexer: Multiplexer,
+        decode: Callable[[Any], Any],
+        seconds: float | None,
+        listener: Listener | None,
+    ) -> None:
         self._multiplexer = multiplexer
         self._decode = decode
         self._seconds = seconds
+        self._listener = listener
         self._replies: Iterator[Any] = iter(())
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
@@ -34,7 +42,7 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        run = self._multiplexer.run(commands)
+        run = self._multiplexer.run(commands, self._listener)
         replies = await (run if self._seconds is None else run.within(self._seconds))
         if isinstance(replies, Lost):
             raise replies

@@ -2,15 +2,20 @@
 
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, Self
 
+from opentelemetry.trace import SpanKind
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
-from aioredis_monitored import commands, querytext
+from aioredis_monitored import commands
 from aioredis_monitored.errors import cause_of
-from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.querytext import query_text
+from aioredis_monitored.telemetry import own, semconv
+from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.traits import awaits_data
 
 _DEFAULT_PORT = 6379
 _ERROR_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
@@ -57,65 +62,89 @@ class Call(NamedTuple):
     span_name: str
     span_attributes: dict[str, Any]
     point_attributes: dict[str, Any]
-    text_of: Callable[[Sequence[Any]], str] = querytext.query_text
+    text_of: Callable[[Sequence[Any]], str] = query_text
+    kind: SpanKind = SpanKind.CLIENT
+    is_wanted: bool = True
+    awaits_data: bool = False
+
+    def with_template(self, template: str) -> Self:
+        """The same with what its keys have in common."""
+        added = {own.KEY_TEMPLATE: template}
+        return self._replace(
+            span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
+        )
 
 
-def describe(
-    server: Server,
-    operation: str,
-    *,
-    batch_size: int | None = None,
-    summary: str | None = None,
-    stored_procedure: str | None = None,
-) -> Call:
-    """A call by the conventions for Redis.
+class Describer:
+    """Puts calls on one server into the conventions' terms.
 
-    The name of the span is the summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md
-    leaves out the database).
+    Args:
+        server: The server.
+        options: What users have chosen.
     """
-    given = {semconv.DB_OPERATION_NAME: operation}
-    if summary is not None:
-        given[semconv.DB_QUERY_SUMMARY] = summary
-    span_attributes = {**server.attributes, **given}
-    if batch_size is not None:
-        span_attributes[semconv.DB_OPERATION_BATCH_SIZE] = batch_size
-    if stored_procedure is not None:
-        span_attributes[semconv.DB_STORED_PROCEDURE_NAME] = stored_procedure
-    target = stored_procedure or server.target
-    point_attributes = {**server.attributes, **given}
-    point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
-    return Call(summary or (f"{operation} {target}" if target else operation), span_attributes, point_attributes)
 
+    def __init__(self, server: Server, options: TelemetryOptions) -> None:
+        self.server = server
+        self._options = options
+        hides = not options.show_keys or options.key_template is not None
+        self._query_text = partial(query_text, key_text=options.key_text) if hides else query_text
 
-def command_call(server: Server, args: Sequence[Any], summary: str | None = None) -> Call:
-    """One command."""
-    procedure = commands.stored_procedure(args)
-    return describe(server, commands.operation_name(args), summary=summary, stored_procedure=procedure)
+    def command(self, args: Sequence[Any], summary: str | None = None) -> Call:
+        """One command."""
+        operation, procedure = commands.operation_name(args), commands.stored_procedure(args)
+        call = self._call(operation, summary=summary, stored_procedure=procedure)
+        return call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
 
+    def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
+        """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
+        if len(batch) == 1:
+            return self.command(batch[0], summary)._replace(text_of=self.batch_text)
+        names = {commands.operation_name(args) for args in batch}
+        operation = f"{kind} {next(iter(names))}" if len(names) == 1 else kind
+        call = self._call(operation, batch_size=len(batch), summary=summary)
+        return call._replace(text_of=self.batch_text, is_wanted=self._options.wants(names))
 
-def batch_call(server: Server, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
-    """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
-    if len(batch) == 1:
-        return command_call(server, batch[0], summary)._replace(text_of=batch_text)
-    names = {commands.operation_name(args) for args in batch}
-    operation = f"{kind} {names.pop()}" if len(names) == 1 else kind
-    return describe(server, operation, batch_size=len(batch), summary=summary)._replace(text_of=batch_text)
+    def batch_text(self, batch: Sequence[Sequence[Any]]) -> str:
+        """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
+        texts: list[str] = []
+        room = _MOST_CHARACTERS
+        for args in batch[:_MOST_TEXTS]:
+            texts.append(self._query_text(args))
+            room -= len(texts[-1])
+            if room < 0:
+                break
+        if len(texts) == len(batch) and len(set(texts)) == 1:
+            return texts[0]
+        if len(texts) < len(batch):
+            texts.append("…")
+        return "; ".join(texts)
 
+    def _call(
+        self,
+        operation: str,
+        *,
+        batch_size: int | None = None,
+        summary: str | None = None,
+        stored_procedure: str | None = None,
+    ) -> Call:
+        """A call by the conventions for Redis.
 
-def batch_text(batch: Sequence[Sequence[Any]]) -> str:
-    """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
-    texts: list[str] = []
-    room = _MOST_CHARACTERS
-    for args in batch[:_MOST_TEXTS]:
-        texts.append(querytext.query_text(args))
-        room -= len(texts[-1])
-        if room < 0:
-            break
-    if len(texts) == len(batch) and len(set(texts)) == 1:
-        return texts[0]
-    if len(texts) < len(batch):
-        texts.append("…")
-    return "; ".join(texts)
+        The name of the span is the summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md
+        leaves out the database).
+        """
+        given = {semconv.DB_OPERATION_NAME: operation}
+        if summary is not None:
+            given[semconv.DB_QUERY_SUMMARY] = summary
+        span_attributes = {**self.server.attributes, **given}
+        if batch_size is not None:
+            span_attributes[semconv.DB_OPERATION_BATCH_SIZE] = batch_size
+        if stored_procedure is not None:
+            span_attributes[semconv.DB_STORED_PROCEDURE_NAME] = stored_procedure
+        target = stored_procedure or self.server.target
+        point_attributes = {**self.server.attributes, **given}
+        point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
+        name = summary or (f"{operation} {target}" if target else operation)
+        return Call(name, span_attributes, point_attributes, self._query_text)
 
 
 class Failure(NamedTuple):

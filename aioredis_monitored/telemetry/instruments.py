@@ -1,74 +1,165 @@
-"""The tracer and the meter of one pool, whether anybody listens to them, and what their calls have in common."""
+"""The instruments of one meter provider, however many pools report to it, and the gauges that look at these pools."""
 
-from collections.abc import Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator
+from threading import Lock
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary, ref
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.commands import SIMPLE
-from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.attributes import Call, Server, command_call
+from aioredis_monitored.telemetry import own, semconv
 
 SCOPE: Final = "aioredis_monitored"
 
 # The conventions advise 1 ms as the lowest bound, which is slower than most Redis calls: two finer ones go before it.
+# They advise none for what pools do, and the SDK's default would take seconds for milliseconds.
 DURATION_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
+_Measure = Callable[["MeasuredPool"], Iterable[tuple[int, dict[str, Any]]]]
 
-class Telemetry:
-    """Where the calls on one pool are reported: a tracer, ``db.client.operation.duration`` and the server's attributes.
 
-    Args:
-        server: The server that the pool connects to.
-        tracer_provider: Default: the global one, also when it is set later.
-        meter_provider: Default: the global one, also when it is set later.
+class MeasuredPool(Protocol):
+    """What the gauges read of a pool, in the thread of an exporter."""
 
-    Attributes:
-        is_traced: Whether spans are started, as far as ``is_heard`` has seen.
-        is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
+    name: str
+    max_connections: int
+
+    def used(self) -> int:
+        """How many connections are lent, the shared one among them."""
+
+    def idle(self) -> int:
+        """How many connections are connected and lent to nobody."""
+
+    def pending(self) -> int:
+        """How many callers wait for a connection, or for room on the shared one."""
+
+    def in_flight(self) -> int:
+        """How many calls on the shared connection are owed a reply."""
+
+
+class Instruments:
+    """The instruments of one meter provider, and the pools that its gauges look at.
+
+    The SDK keeps one callback for each gauge, whoever else asks for the same gauge later, and never lets go of it.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        *,
-        tracer_provider: trace.TracerProvider | None = None,
-        meter_provider: metrics.MeterProvider | None = None,
-    ) -> None:
-        self.server = server
-        self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, semconv.SCHEMA_URL)
-        meter = metrics.get_meter(SCOPE, __version__, meter_provider, semconv.SCHEMA_URL)
-        self.operation_duration = meter.create_histogram(
-            semconv.DB_CLIENT_OPERATION_DURATION,
-            unit="s",
-            description="Duration of database client operations.",
-            explicit_bucket_boundaries_advisory=DURATION_BOUNDS,
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._pools: dict[int, ref[MeasuredPool]] = {}
+        self.operation_duration = self._durations(
+            semconv.DB_CLIENT_OPERATION_DURATION, "Duration of database client operations."
         )
-        self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
-        self._awaits_meter = getattr(self.operation_duration, "_real_instrument", self) is None
-        self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
-        self.is_measured = not self._awaits_meter and not isinstance(self.operation_duration, metrics.NoOpHistogram)
-        self._calls: dict[str, Call] = {}
+        self.create_time = self._durations(
+            semconv.DB_CLIENT_CONNECTION_CREATE_TIME, "The time it took to create a new connection."
+        )
+        self.wait_time = self._durations(
+            semconv.DB_CLIENT_CONNECTION_WAIT_TIME, "The time it took to obtain an open connection from the pool."
+        )
+        self.use_time = self._durations(
+            semconv.DB_CLIENT_CONNECTION_USE_TIME,
+            "The time between borrowing a connection and returning it to the pool.",
+        )
+        self.event_loop_lag = self._durations(
+            own.EVENT_LOOP_LAG, "The time from the reading of replies until the last of their callers went on."
+        )
+        self.timeouts = meter.create_counter(
+            semconv.DB_CLIENT_CONNECTION_TIMEOUTS,
+            "{timeout}",
+            "The number of connection timeouts that have occurred trying to obtain a connection from the pool.",
+        )
+        self._gauges()
 
-    def is_heard(self) -> bool:
-        """Whether spans or points go anywhere; while nobody listens, nothing is built.
+    def _durations(self, name: str, description: str) -> Histogram:
+        return self._meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=DURATION_BOUNDS)
 
-        The API's own way to find out costs more than all else that a command does here, hence the private attributes;
-        should they go away, calls are recorded for nobody.
-        """
-        if self._awaits_tracer and getattr(trace, "_TRACER_PROVIDER", self) is not None:
-            self._awaits_tracer, self.is_traced = False, True
-        if self._awaits_meter and getattr(self.operation_duration, "_real_instrument", self) is not None:
-            self._awaits_meter, self.is_measured = False, True
-        return self.is_traced or self.is_measured
+    def _gauges(self) -> None:
+        gauges: tuple[tuple[str, str, str, _Measure], ...] = (
+            (
+                semconv.DB_CLIENT_CONNECTION_COUNT,
+                "{connection}",
+                "The number of connections that are currently in state described by the state attribute.",
+                lambda pool: (
+                    (pool.used(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
+                    (pool.idle(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
+                ),
+            ),
+            (
+                semconv.DB_CLIENT_CONNECTION_MAX,
+                "{connection}",
+                "The maximum number of open connections allowed.",
+                lambda pool: ((pool.max_connections, {}),),
+            ),
+            (
+                semconv.DB_CLIENT_CONNECTION_IDLE_MAX,
+                "{connection}",
+                "The maximum number of idle open connections allowed.",
+                # None is closed for being idle.
+                lambda pool: ((pool.max_connections, {}),),
+            ),
+            (
+                semconv.DB_CLIENT_CONNECTION_IDLE_MIN,
+                "{connection}",
+                "The minimum number of idle open connections allowed.",
+                # None is made before it is needed.
+                lambda _: ((0, {}),),
+            ),
+            (
+                semconv.DB_CLIENT_CONNECTION_PENDING_REQUESTS,
+                "{request}",
+                "The number of current pending requests for an open connection.",
+                lambda pool: ((pool.pending(), {}),),
+            ),
+            (
+                own.CONNECTION_IN_FLIGHT,
+                "{operation}",
+                "The number of operations on the shared connection that are owed a reply.",
+                lambda pool: ((pool.in_flight(), {}),),
+            ),
+        )
+        for name, unit, description, measure in gauges:
+            self._meter.create_observable_up_down_counter(name, [self._callback(measure)], unit, description)
 
-    def command_call(self, args: Sequence[Any]) -> Call:
-        """One command; those that differ only in their arguments are described once."""
-        name = args[0] if args else None
-        if type(name) is str and name in SIMPLE:
-            call = self._calls.get(name)
-            if call is None:
-                call = self._calls[name] = command_call(self.server, args)
-            return call
-        return command_call(self.server, args)
+    def _callback(self, measure: _Measure) -> Callable[[CallbackOptions], Iterable[Observation]]:
+        def observe(_: CallbackOptions) -> Iterator[Observation]:
+            # A copy, in one step: pools come and go in other threads.
+            for reference in list(self._pools.values()):
+                pool = reference()
+                if pool is not None:
+                    named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name}
+                    for value, attributes in measure(pool):
+                        yield Observation(value, named | attributes)
+
+        return observe
+
+    def watch(self, pool: MeasuredPool) -> None:
+        """Let the gauges look at a pool, until it is forgotten."""
+        key = id(pool)
+        self._pools[key] = ref(pool, lambda _: self._pools.pop(key, None))
+
+    def unwatch(self, pool: MeasuredPool) -> None:
+        """Let the gauges look at it no more."""
+        self._pools.pop(id(pool), None)
+
+
+_of_the_global_provider: list[Instruments] = []
+_of_others: WeakKeyDictionary[MeterProvider, Instruments] = WeakKeyDictionary()
+_lock = Lock()
+
+
+def instruments_of(meter_provider: MeterProvider | None) -> Instruments:
+    """The instruments of a meter provider; default: of the global one, also if that is set later."""
+    provider = meter_provider or metrics.get_meter_provider()
+    with _lock:
+        instruments = _of_others.get(provider)
+        if instruments is None and provider is metrics.get_meter_provider():
+            # It may have been a stand-in before: what was made then reports to the real one now.
+            instruments = next(iter(_of_the_global_provider), None)
+        if instruments is None:
+            instruments = Instruments(provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL))
+            if provider is metrics.get_meter_provider():
+                _of_the_global_provider.append(instruments)
+            else:
+                _of_others[provider] = instruments
+        return instruments

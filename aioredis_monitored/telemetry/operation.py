@@ -1,25 +1,34 @@
-"""The recorder: one operation is one span and one histogram point, and what goes wrong in telemetry stays here."""
+"""The recorder: one operation is one span and one histogram point, whatever its outcome."""
 
-import logging
-from collections.abc import Coroutine, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
 from time import perf_counter, time_ns
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
-from opentelemetry import trace
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry import context, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, Status, StatusCode
 
-from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
-from aioredis_monitored.telemetry.instruments import Telemetry
-
-_logger = logging.getLogger("aioredis_monitored.telemetry")
-_reported: set[str] = set()
+from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.telemetry.trouble import report
 
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
+# The API has no public name for it, and OpenTelemetry's own instrumentations write a second one beside it.
+_SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
+_SUPPRESSED_TOO: Final = "suppress_instrumentation"
+# A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
+_LONG_WAIT: Final = 0.01
+_LARGE_SHARE: Final = 0.5
+
+# Whether a reply makes sure that its call will succeed.
+Certainty = bool | Callable[[Any], bool]
+# An address and a port, which Unix sockets have none of.
+Peer = tuple[str, int | None]
 
 
 class Operation:
@@ -33,30 +42,53 @@ class Operation:
         call: What is called.
         called: The arguments of the command, or the commands of the batch.
         parent: The parent span; ``None`` means the one that is current now.
+        request: The request that it is a part of, if that is known.
+
+    Attributes:
+        certain: Whether the call is sure to succeed if its reply is no error; default ``False``. Then the call is
+            recorded as soon as the reply has come.
     """
 
     __slots__ = (
         "_began",
         "_call",
         "_called",
+        "_connecting",
         "_context",
+        "_failed_commands",
         "_failure",
         "_noted",
         "_parent",
+        "_peer",
         "_recorded",
+        "_request",
         "_started",
         "_telemetry",
+        "_waited",
+        "certain",
     )
 
-    def __init__(self, telemetry: Telemetry, call: Call, called: Sequence[Any], parent: trace.Span | None) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        call: Call,
+        called: Sequence[Any],
+        parent: Span | None,
+        request: RequestView | None = None,
+    ) -> None:
         self._telemetry = telemetry
         self._call = call
         self._called = called
         self._parent = parent
+        self._request = request
         self._recorded = False
         self._failure: Failure | None = None
+        self._failed_commands = 0
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
+        self._peer: Peer | None = None
+        self._waited = self._connecting = 0.0
         self._context = copy_context()
+        self.certain: Certainty = False
         self._began = time_ns()
         self._started = perf_counter()
 
@@ -70,72 +102,117 @@ class Operation:
         # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
         # the context of its own.
         if error is None:
-            self._end(perf_counter())
+            self._end(perf_counter(), result)
             return result
-        context = error.__context__
+        cause = error.__context__
         now = perf_counter()
         try:
             self.fail(error)
-            self._end(now)
+            self._end(now, error)
             raise error
         finally:
             # Raised anew, it would get whatever the caller is handling as its context; and its traceback refers to
             # this frame.
-            error.__context__ = context
-            del error, context
+            error.__context__ = cause
+            del error, cause
 
     def note(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
         self._noted += ((error, failure_of(error)),)
 
-    def fail(self, error: BaseException) -> None:
-        """Tell the outcome: the error that the call raises, or returns in its place."""
+    def fail(self, error: BaseException, commands: int = 0) -> None:
+        """Tell the outcome: the error that the call raises, or returns in its place; of a batch, how many failed."""
         noted = next((failure for known, failure in self._noted if known is error), None)
         self._failure = noted or failure_of(error)
+        self._failed_commands = commands
 
-    def answered(self, reply: object, now: float) -> None:
+    def waited(self, seconds: float, connecting: float) -> None:
+        """Take note of a wait for a connection, or of a place on the shared one.
+
+        Args:
+            seconds: How long it was until the command could be written.
+            connecting: How much of that was spent connecting.
+        """
+        self._waited += seconds - connecting
+        self._connecting += connecting
+
+    def reached(self, peer: Peer | None) -> None:
+        """Take note of the other end of the connection."""
+        self._peer = peer
+
+    def answered(self, reply: object, now: float, peer: Peer | None) -> None:
         """Record the call before its caller goes on; an error is the caller's to raise.
 
         Args:
             reply: The reply.
             now: When it was read, by the performance counter.
+            peer: Who has sent it.
         """
-        if not isinstance(reply, Exception):
-            self._end(now)
+        self._peer = peer
+        certain = self.certain
+        if certain and not isinstance(reply, Exception) and (certain is True or certain(reply)):
+            self._end(now, reply)
 
-    def _end(self, now: float) -> None:
+    def _end(self, now: float, reply: object) -> None:
         if not self._recorded:
             self._recorded = True
-            self._context.run(self._record, now - self._started)
+            elapsed = now - self._started
+            if self._request is not None:
+                self._request.add(self._call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
+            # What consumers do while there is nothing to consume.
+            is_idle = self._call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply))
+            self._context.run(self._record, elapsed, is_idle)
 
-    def _record(self, elapsed: float) -> None:
-        telemetry, call = self._telemetry, self._call
+    def _record(self, elapsed: float, is_idle: bool) -> None:
+        telemetry, call, failure = self._telemetry, self._call, self._failure
+        here = context.get_current()
+        if here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO):
+            return
+        if self._parent is not None:
+            here = trace.set_span_in_context(self._parent, here)
         span_attributes, point_attributes = call.span_attributes, call.point_attributes
-        if self._failure is not None:
-            failed = self._failure.attributes()
+        if failure is not None:
+            failed = failure.attributes()
             span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
-        if telemetry.is_traced:
+        if telemetry.is_traced and call.is_wanted and not is_idle and self._is_wanted(elapsed, here):
             try:
-                self._trace(elapsed, span_attributes)
-            except BaseException as trouble:  # noqa: BLE001 - see _report
-                _report(trouble)
+                span = self._trace(elapsed, span_attributes, here)
+                if span.get_span_context().trace_flags.sampled:
+                    # The point leads to the span.
+                    here = trace.set_span_in_context(span, here)
+            except BaseException as trouble:  # noqa: BLE001 - see report
+                report(trouble)
         if telemetry.is_measured:
             try:
-                telemetry.operation_duration.record(elapsed, point_attributes)
-            except BaseException as trouble:  # noqa: BLE001 - see _report
-                _report(trouble)
+                telemetry.instruments.operation_duration.record(elapsed, point_attributes, here)
+            except BaseException as trouble:  # noqa: BLE001 - see report
+                report(trouble)
 
-    def _trace(self, elapsed: float, attributes: dict[str, Any]) -> None:
+    def _is_wanted(self, elapsed: float, here: Context) -> bool:
+        telemetry = self._telemetry
+        if telemetry.slow_only is not None and elapsed < telemetry.slow_only and self._failure is None:
+            return False
+        return not telemetry.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
+
+    def _trace(self, elapsed: float, attributes: dict[str, Any], here: Context) -> Span:
         began, failure = self._began, self._failure
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
         if text := self._call.text_of(self._called):
             attributes[semconv.DB_QUERY_TEXT] = text
+        if self._peer is not None:
+            attributes[semconv.NETWORK_PEER_ADDRESS], port = self._peer
+            if port is not None:
+                attributes[semconv.NETWORK_PEER_PORT] = port
+        if self._failed_commands:
+            attributes[own.BATCH_FAILED] = self._failed_commands
+        if self._waited or self._connecting:
+            self._tell_waiting(elapsed, attributes)
         span = self._telemetry.tracer.start_span(
             self._call.span_name,
-            None if self._parent is None else trace.set_span_in_context(self._parent),
-            SpanKind.CLIENT,
+            here,
+            self._call.kind,
             attributes,
             start_time=began,
             record_exception=False,
@@ -147,28 +224,24 @@ class Operation:
                 span.set_status(_ERROR)
         finally:
             span.end(began + int(elapsed * 1e9))
+        return span
+
+    def _tell_waiting(self, elapsed: float, attributes: dict[str, Any]) -> None:
+        before = self._waited + self._connecting
+        if before > _LONG_WAIT or before > elapsed * _LARGE_SHARE:
+            attributes[own.WAIT_DURATION] = self._waited
+            attributes[own.CONNECT_DURATION] = self._connecting
+            attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
 
 
 async def observed(
-    telemetry: Telemetry, args: Sequence[Any], parent: trace.Span | None, call: Coroutine[Any, Any, T]
+    telemetry: Telemetry,
+    args: Sequence[Any],
+    parent: Span | None,
+    call: Coroutine[Any, Any, T],
+    request: RequestView | None = None,
 ) -> T:
     """Await one command's call, and record it if anybody listens."""
     if not telemetry.is_heard():
         return await call
-    return await Operation(telemetry, telemetry.command_call(args), args, parent).observe(call)
-
-
-def _report(trouble: BaseException) -> None:
-    """Take note of what an exporter, a processor, a sampler or a view has raised; the caller's call goes on.
-
-    Whatever it is, Redis did not raise it: not even a cancellation is one.
-    """
-    if isinstance(trouble, KeyboardInterrupt | SystemExit):
-        raise trouble
-    kind = f"{type(trouble).__module__}.{type(trouble).__qualname__}"
-    if kind not in _reported:
-        _reported.add(kind)
-        # Neither its text nor its traceback: both may quote the attributes of the span.
-        text = "Telemetry failed with %s; calls go on, further failures of this kind are not logged"
-        with suppress(Exception):  # what a logging filter raises
-            _logger.warning(text, kind)
+    return await Operation(telemetry, telemetry.command_call(args), args, parent, request).observe(call)

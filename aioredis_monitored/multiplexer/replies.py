@@ -1,0 +1,136 @@
+"""What a caller of a shared connection awaits, and what stands in the place of a reply that will not come."""
+
+import asyncio
+import builtins
+from collections.abc import Callable, Sequence
+from contextvars import Context
+from typing import Any, Protocol
+
+from redis.exceptions import TimeoutError  # noqa: A004
+
+
+class Lost(Exception):  # noqa: N818 - the error is inside
+    """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
+
+    It stands in the place of a reply that will not come, and is raised only to whoever decides about the next attempt.
+    """
+
+    def __init__(self, error: Exception, *, written: bool) -> None:
+        super().__init__(error, written)
+        self.error = error
+        self.written = written
+
+
+class Late(Lost):
+    """The deadline over all attempts has cut this one short."""
+
+    def __init__(self, *, written: bool) -> None:
+        super().__init__(TimeoutError("no reply in time"), written=written)
+
+
+# An address and a port, which Unix sockets have none of.
+Peer = tuple[str, int | None]
+
+
+class Listener(Protocol):
+    """Who wants to know what becomes of a call, before the caller goes on."""
+
+    def waited(self, seconds: float, connecting: float) -> object:
+        """Take note of how long the call waited before it could be written, and how much of that was connecting."""
+
+    def answered(self, reply: object, now: float, peer: Peer | None) -> object:
+        """Take the reply or ``Lost``, the performance counter's time of its reading, and the connection's other end."""
+
+
+class _Call(asyncio.Future[Any]):
+    """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
+
+    Whoever makes one sets its slots, past a constructor in Python, which would be one call more. What few have is in no
+    slot: until it is set, it takes neither memory nor time.
+
+    Attributes:
+        size: Its bytes when packed.
+        listener: Told what becomes of it.
+        packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
+        orphan: Gets the reply if the caller no longer awaits it.
+        is_own: Whether it is nobody's but the connection's.
+        waits: Whether it is yet to be sent.
+        since: When it began to wait, by the loop's clock; 0 if it never did.
+        on_leaving: Called when the caller leaves, while somebody has to know.
+    """
+
+    __slots__ = ("listener", "on_leaving", "since", "size", "waits")
+
+    listener: Listener | None
+    size: int
+    waits: bool
+    since: float
+    on_leaving: Callable[[], None] | None
+    packed: bytes | None = None
+    orphan: Callable[[Any], object] | None = None
+    is_own = False
+
+    def cancel(self, msg: Any = None) -> bool:
+        """Leave, as asyncio does when the caller is cancelled."""
+        has_left = super().cancel(msg)
+        # Not a done callback: a hundred thousand of them take memory, and come a tick later.
+        if has_left and self.on_leaving is not None:
+            self.on_leaving()
+        return has_left
+
+    async def within(self, seconds: float | None) -> Any:
+        """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
+        try:
+            async with asyncio.timeout(seconds):
+                return await self
+        except asyncio.CancelledError:
+            if not self.cancelled() and not isinstance(self.result(), Lost):
+                self.leave_behind(self.result())
+            raise
+        except builtins.TimeoutError:
+            return Late(written=not self.waits) if self.cancelled() else self.result()
+
+    def leave_behind(self, reply: Any) -> None:
+        """Hand over a reply that the caller no longer awaits."""
+        if self.orphan is not None:
+            # Not here: what it raises is not the reader's.
+            self.get_loop().call_soon(self.orphan, reply, context=Context())
+
+
+class Reply(_Call):
+    """The reply to one command.
+
+    Attributes:
+        args: The command, which is packed again if it has to wait.
+    """
+
+    __slots__ = ("args",)
+
+    args: tuple[Any, ...]
+
+
+class Run(_Call):
+    """The replies to several commands that are sent in one piece.
+
+    Attributes:
+        commands: The commands, which are packed again if they have to wait.
+        replies: What came so far.
+        progressed: When the last of it came.
+    """
+
+    commands: Sequence[tuple[Any, ...]]
+    replies: list[Any]
+    progressed: float = -1.0
+
+    def deliver(self, reply: Any, now: float, heard: list[tuple[Listener, Any]]) -> bool:
+        """Take the next reply; return whether it is the last one, of which the listener is to hear."""
+        # Nobody will read what a caller has left behind.
+        self.replies.append(None if self.done() else reply)
+        self.progressed = now
+        if len(self.replies) < len(self.commands):
+            return False
+        if not self.done():
+            self.set_result(self.replies)
+            if self.listener is not None:
+                heard.append((self.listener, self.replies))
+        return True

@@ -1,0 +1,117 @@
+"""What users choose about telemetry, checked; what is about noise is about spans, metrics stay complete."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, text_of
+from aioredis_monitored.errors import ConfigurationError
+from aioredis_monitored.telemetry.trouble import report
+from aioredis_monitored.timespan import parse_timespan
+
+_LONGEST_KEY = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryOptions:
+    """How a pool reports to OpenTelemetry: ``MonitoredConnectionPool(telemetry=TelemetryOptions(…))``.
+
+    Attributes:
+        require_parent: Whether a call gets a span only below another one; default ``False``.
+        include_commands: The commands that get spans, in any case: ``{"GET", "CONFIG GET"}``, or ``{"CONFIG"}`` with
+            all its sub-commands. A batch gets one if one of its commands does. Default ``None``, for all.
+        exclude_commands: The commands that get none; a batch gets none if all of its commands do not. Default none.
+        slow_only: A call gets a span only if it has failed or took so long, in seconds or as a timespan such as
+            ``5 ms``; default ``None``, for all.
+        show_keys: Whether ``db.query.text`` shows keys, or ``?``; default ``True``.
+        key_template: Makes of a key what many keys have in common, ``user:{id}`` of ``user:17``. The query text has
+            that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is called for
+            every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is
+            hidden. Default ``None``.
+        repeated_calls: How often a request may call one command before its span gets an event; default 20.
+
+    Raises:
+        ConfigurationError: Values cannot be used; it names every one of them.
+    """
+
+    require_parent: bool = False
+    include_commands: Collection[str] | None = None
+    exclude_commands: Collection[str] = ()
+    slow_only: float | str | timedelta | None = None
+    show_keys: bool = True
+    key_template: Callable[[str], str] | None = None
+    repeated_calls: int = 20
+
+    def __post_init__(self) -> None:
+        problems: list[tuple[str, str]] = []
+        for name, read in _READERS.items():
+            try:
+                object.__setattr__(self, name, read(getattr(self, name)))
+            except (TypeError, ValueError) as error:
+                problems.append((name, str(error)))
+        if problems:
+            raise ConfigurationError(*problems)
+
+    def wants(self, operations: Collection[str]) -> bool:
+        """Whether calls of these commands get spans, as far as their names tell."""
+        names = [operation.upper() for operation in operations]
+        included = self.include_commands is None or any(_is_among(name, self.include_commands) for name in names)
+        return included and not (names and all(_is_among(name, self.exclude_commands) for name in names))
+
+    def key_text(self, key: object) -> str:
+        """What the query text shows in place of a key."""
+        return self.template_of(key) or HIDDEN if self.show_keys else HIDDEN
+
+    def template_of(self, key: object) -> str | None:
+        """What the template function makes of a key; ``None`` if there is none, or if it fails."""
+        if self.key_template is None:
+            return None
+        try:
+            return str.__getitem__(self.key_template(text_of(key, _LONGEST_KEY)), slice(LONGEST_WORD))
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+            return None
+
+
+def _is_among(name: str, names: Collection[str]) -> bool:
+    return name in names or name.partition(" ")[0] in names
+
+
+def _names(value: Any) -> frozenset[str]:
+    if isinstance(value, str) or not all(isinstance(name, str) and name.strip() for name in value):
+        raise TypeError("must be several names of commands")
+    return frozenset(" ".join(name.upper().split()) for name in value)
+
+
+def _switch(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError(f"must be true or false, not {value!r}")
+    return value
+
+
+def _function(value: Any) -> Any:
+    if not callable(value):
+        raise TypeError("must be a function that is given a key and returns its template")
+    return value
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"must be a number of calls, at least 1, not {value!r}")
+    return value
+
+
+def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    return lambda value: None if value is None else read(value)
+
+
+_READERS: dict[str, Callable[[Any], Any]] = {
+    "require_parent": _switch,
+    "include_commands": _optional(_names),
+    "exclude_commands": _names,
+    "slow_only": _optional(parse_timespan),
+    "show_keys": _switch,
+    "key_template": _optional(_function),
+    "repeated_calls": _count,
+}

@@ -1,0 +1,26 @@
+"""Names that the semantic conventions do not have, each with the reason why it is needed; semconv.py has theirs."""
+
+from typing import Final
+
+_OURS: Final = "aioredis_monitored"
+
+# Of a span, in seconds: what of its duration was spent waiting for a connection or in the shared connection's queue,
+# connecting, and between the writing of the command and its reply. Conventions have these as a pool's metrics only.
+CONNECT_DURATION: Final = f"{_OURS}.connect.duration"
+WAIT_DURATION: Final = f"{_OURS}.wait.duration"
+WIRE_DURATION: Final = f"{_OURS}.wire.duration"
+# How many commands of a batch have failed: conventions have the first one's error.type.
+BATCH_FAILED: Final = f"{_OURS}.batch.failed"
+# What the application's key template makes of the key, for few enough values to count by.
+KEY_TEMPLATE: Final = f"{_OURS}.key.template"
+# A request's calls to Redis, on the request's own span.
+REQUEST_CALLS: Final = f"{_OURS}.request.calls"
+REQUEST_DURATION: Final = f"{_OURS}.request.duration"
+# The event on a request's span that one command was called too often, and how often that is.
+REPEATED: Final = f"{_OURS}.repeated"
+REPEATED_MORE_THAN: Final = f"{_OURS}.repeated.more_than"
+
+# What callers share one connection for; conventions know connections that one caller has at a time.
+CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"
+# From the reading of a reply until its caller goes on: what looks like a slow server and is a busy event loop.
+EVENT_LOOP_LAG: Final = f"{_OURS}.event_loop.lag"

@@ -1,0 +1,113 @@
+"""Where the calls on one pool are reported: whether anybody listens, and what these calls have in common."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Final, cast
+
+from opentelemetry import metrics, trace
+
+from aioredis_monitored._version import __version__
+from aioredis_monitored.commands import SIMPLE, keys_of
+from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry.attributes import Call, Describer, Server
+from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
+from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.telemetry.trouble import report
+
+# Points of more templates than an application can have would be as many time series.
+_MOST_TEMPLATES: Final = 1_000
+_OTHER: Final = "_OTHER"
+# More keys of one command are not looked at.
+_MOST_KEYS: Final = 16
+
+
+class Telemetry:
+    """Where the calls on one pool are reported.
+
+    Args:
+        server: The server that the pool connects to.
+        options: What users have chosen.
+        tracer_provider: Default: the global one, also when it is set later.
+        meter_provider: Default: the global one, also when it is set later.
+
+    Attributes:
+        is_traced: Whether spans are started, as far as ``is_heard`` has seen.
+        is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
+        pool_attributes: Those of points about the pool.
+    """
+
+    def __init__(
+        self,
+        server: Server,
+        options: TelemetryOptions | None = None,
+        *,
+        tracer_provider: trace.TracerProvider | None = None,
+        meter_provider: metrics.MeterProvider | None = None,
+    ) -> None:
+        self.server = server
+        self.options = options or TelemetryOptions()
+        self.slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
+        self.describer = Describer(server, self.options)
+        self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, semconv.SCHEMA_URL)
+        self.instruments: Instruments = instruments_of(meter_provider)
+        self.pool_attributes: dict[str, Any] = {}
+        histogram = self.instruments.operation_duration
+        self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
+        self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
+        self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
+        self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
+        self._calls: dict[str | tuple[str, str], Call] = {}
+        self._templates: set[str] = set()
+
+    def is_heard(self) -> bool:
+        """Whether spans or points go anywhere; while nobody listens, nothing is built.
+
+        The API's own way to find out costs more than all else that a command does here, hence the private attributes;
+        should they go away, calls are recorded for nobody.
+        """
+        if self._awaits_tracer and getattr(trace, "_TRACER_PROVIDER", self) is not None:
+            self._awaits_tracer, self.is_traced = False, True
+        if self._awaits_meter and getattr(self.instruments.operation_duration, "_real_instrument", self) is not None:
+            self._awaits_meter, self.is_measured = False, True
+        return self.is_traced or self.is_measured
+
+    def command_call(self, args: Sequence[Any]) -> Call:
+        """One command; those that differ only in their arguments are described once."""
+        name = args[0] if args else None
+        template = None if self.options.key_template is None else self._template(args)
+        if type(name) is not str or name not in SIMPLE:
+            call = self.describer.command(args)
+            return call if template is None else call.with_template(template)
+        place = name if template is None else (name, template)
+        known = self._calls.get(place)
+        if known is None:
+            known = self.describer.command(args)
+            known = self._calls[place] = known if template is None else known.with_template(template)
+        return known
+
+    def _template(self, args: Sequence[Any]) -> str | None:
+        """What the keys of a command have in common, if they do."""
+        templates = {self.options.template_of(key) for key in keys_of(args, _MOST_KEYS)}
+        template = templates.pop() if len(templates) == 1 else None
+        if template is None or template in self._templates:
+            return template
+        if len(self._templates) >= _MOST_TEMPLATES:
+            return _OTHER
+        self._templates.add(template)
+        return template
+
+    def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
+        """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
+        return self.describer.batch(kind, batch, summary)
+
+    def measure(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:
+        """Record a point about the pool.
+
+        Args:
+            record: The method of an instrument.
+            value: What it is given.
+        """
+        if self.is_heard() and self.is_measured:
+            try:
+                record(value, self.pool_attributes)
+            except BaseException as trouble:  # noqa: BLE001 - see report
+                report(trouble)
