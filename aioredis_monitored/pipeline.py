@@ -17,6 +17,7 @@ from aioredis_monitored.commands import operation_name
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.querytext import query_text
+from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.operation import Operation, observed
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
@@ -81,7 +82,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         if self._operation is not None and not raise_on_error:
             errors = [result for result in results if isinstance(result, Exception)]
             if errors:
-                self._operation.fail(errors[0], commands=len(errors))
+                self._operation.fail(errors[0])
+                self._operation.call = self._operation.call.with_span_attributes({own.BATCH_FAILED: len(errors)})
         return results
 
     async def _run(self, raise_on_error: bool) -> list[Any]:

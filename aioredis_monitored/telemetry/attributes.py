@@ -57,6 +57,13 @@ class Call(NamedTuple):
     """What calls that look alike have in common: the name of their span, its attributes, and those of their points.
 
     What tells them apart is their query text: that of the arguments of a command, or of the commands of a batch.
+
+    Attributes:
+        text_of: Writes the query text.
+        kind: Of the span.
+        is_wanted: Whether it gets a span, as far as the names of its commands tell.
+        is_measured: Whether it is a point of ``db.client.operation.duration``.
+        awaits_data: Whether consumers call it over and over while there is nothing to consume.
     """
 
     span_name: str
@@ -65,6 +72,7 @@ class Call(NamedTuple):
     text_of: Callable[[Sequence[Any]], str] = query_text
     kind: SpanKind = SpanKind.CLIENT
     is_wanted: bool = True
+    is_measured: bool = True
     awaits_data: bool = False
 
     def with_template(self, template: str) -> Self:
@@ -73,6 +81,10 @@ class Call(NamedTuple):
         return self._replace(
             span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
         )
+
+    def with_span_attributes(self, added: dict[str, Any]) -> Self:
+        """The same with further attributes of the span."""
+        return self._replace(span_attributes=self.span_attributes | added)
 
 
 class Describer:

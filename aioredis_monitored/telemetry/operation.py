@@ -1,6 +1,8 @@
 """The recorder: one operation is one span and one histogram point, whatever its outcome."""
 
-from collections.abc import Callable, Coroutine, Sequence
+import math
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from time import perf_counter, time_ns
 from typing import Any, Final, TypeVar
@@ -21,6 +23,8 @@ _ERROR = Status(StatusCode.ERROR)
 # The API has no public name for it, and OpenTelemetry's own instrumentations write a second one beside it.
 _SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 _SUPPRESSED_TOO: Final = "suppress_instrumentation"
+# In a context of ours: calls get no span of their own, because what they are part of has one.
+_FOLDED: Final = context.create_key("aioredis_monitored.folded")
 # A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
 _LONG_WAIT: Final = 0.01
 _LARGE_SHARE: Final = 0.5
@@ -45,26 +49,27 @@ class Operation:
         request: The request that it is a part of, if that is known.
 
     Attributes:
+        call: What is called; whoever learns more of it by its outcome says so here.
         certain: Whether the call is sure to succeed if its reply is no error; default ``False``. Then the call is
             recorded as soon as the reply has come.
     """
 
     __slots__ = (
         "_began",
-        "_call",
         "_called",
         "_connecting",
         "_context",
-        "_failed_commands",
         "_failure",
         "_noted",
         "_parent",
         "_peer",
         "_recorded",
         "_request",
+        "_span",
         "_started",
         "_telemetry",
         "_waited",
+        "call",
         "certain",
     )
 
@@ -77,13 +82,13 @@ class Operation:
         request: RequestView | None = None,
     ) -> None:
         self._telemetry = telemetry
-        self._call = call
+        self.call = call
         self._called = called
         self._parent = parent
         self._request = request
         self._recorded = False
         self._failure: Failure | None = None
-        self._failed_commands = 0
+        self._span: Span | None = None
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
         self._peer: Peer | None = None
         self._waited = self._connecting = 0.0
@@ -120,11 +125,10 @@ class Operation:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
         self._noted += ((error, failure_of(error)),)
 
-    def fail(self, error: BaseException, commands: int = 0) -> None:
-        """Tell the outcome: the error that the call raises, or returns in its place; of a batch, how many failed."""
+    def fail(self, error: BaseException) -> None:
+        """Tell the outcome: the error that the call raises, or returns in its place."""
         noted = next((failure for known, failure in self._noted if known is error), None)
         self._failure = noted or failure_of(error)
-        self._failed_commands = commands
 
     def waited(self, seconds: float, connecting: float) -> None:
         """Take note of a wait for a connection, or of a place on the shared one.
@@ -158,13 +162,13 @@ class Operation:
             self._recorded = True
             elapsed = now - self._started
             if self._request is not None:
-                self._request.add(self._call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
+                self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
             # What consumers do while there is nothing to consume.
-            is_idle = self._call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply))
+            is_idle = self.call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply))
             self._context.run(self._record, elapsed, is_idle)
 
     def _record(self, elapsed: float, is_idle: bool) -> None:
-        telemetry, call, failure = self._telemetry, self._call, self._failure
+        telemetry, call, failure = self._telemetry, self.call, self._failure
         here = context.get_current()
         if here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO):
             return
@@ -174,7 +178,8 @@ class Operation:
         if failure is not None:
             failed = failure.attributes()
             span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
-        if telemetry.is_traced and call.is_wanted and not is_idle and self._is_wanted(elapsed, here):
+        is_wanted = call.is_wanted and not is_idle and not here.get(_FOLDED) and self._is_wanted(elapsed, here)
+        if self._span is not None or (telemetry.is_traced and is_wanted):
             try:
                 span = self._trace(elapsed, span_attributes, here)
                 if span.get_span_context().trace_flags.sampled:
@@ -182,7 +187,7 @@ class Operation:
                     here = trace.set_span_in_context(span, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
-        if telemetry.is_measured:
+        if telemetry.is_measured and call.is_measured:
             try:
                 telemetry.instruments.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
@@ -195,36 +200,59 @@ class Operation:
         return not telemetry.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
 
     def _trace(self, elapsed: float, attributes: dict[str, Any], here: Context) -> Span:
-        began, failure = self._began, self._failure
+        failure = self._failure
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
-        if text := self._call.text_of(self._called):
+        if text := self.call.text_of(self._called):
             attributes[semconv.DB_QUERY_TEXT] = text
         if self._peer is not None:
             attributes[semconv.NETWORK_PEER_ADDRESS], port = self._peer
             if port is not None:
                 attributes[semconv.NETWORK_PEER_PORT] = port
-        if self._failed_commands:
-            attributes[own.BATCH_FAILED] = self._failed_commands
         if self._waited or self._connecting:
             self._tell_waiting(elapsed, attributes)
-        span = self._telemetry.tracer.start_span(
-            self._call.span_name,
-            here,
-            self._call.kind,
-            attributes,
-            start_time=began,
-            record_exception=False,
-            set_status_on_exception=False,
-        )
+        span = self._span
+        if span is None:
+            span = self._start_span(attributes, here)
+        else:
+            span.set_attributes(attributes)
         try:
             if failure is not None and failure.is_error:
                 # The exception's text may hold arguments, so neither a description nor an exception event carries it.
                 span.set_status(_ERROR)
         finally:
-            span.end(began + int(elapsed * 1e9))
+            span.end(self._began + int(elapsed * 1e9))
         return span
+
+    def _start_span(self, attributes: dict[str, Any], here: Context) -> Span:
+        return self._telemetry.tracer.start_span(
+            self.call.span_name,
+            here,
+            self.call.kind,
+            attributes,
+            start_time=self._began,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+
+    def start(self) -> Context:
+        """Make the span now, for what has to carry its context, and return that context.
+
+        If the call is not to have a span, it is the context of the parent. What raises is the caller's trouble no more
+        than in all else.
+        """
+        here = context.get_current()
+        try:
+            if self._parent is not None:
+                here = trace.set_span_in_context(self._parent, here)
+            silent = here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO)
+            if self._telemetry.is_traced and self.call.is_wanted and not silent and self._is_wanted(math.inf, here):
+                self._span = self._start_span(self.call.span_attributes.copy(), here)
+                return trace.set_span_in_context(self._span, here)
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+        return here
 
     def _tell_waiting(self, elapsed: float, attributes: dict[str, Any]) -> None:
         before = self._waited + self._connecting
@@ -232,6 +260,16 @@ class Operation:
             attributes[own.WAIT_DURATION] = self._waited
             attributes[own.CONNECT_DURATION] = self._connecting
             attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
+
+
+@contextmanager
+def folded() -> Iterator[None]:
+    """Calls in this context are points, and parts of another span."""
+    token = context.attach(context.set_value(_FOLDED, value=True))
+    try:
+        yield
+    finally:
+        context.detach(token)
 
 
 async def observed(
