@@ -163,6 +163,8 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
         pool, telemetry = self._pool, self.telemetry
+        if telemetry.counts_keys:
+            telemetry.hot_keys.see(args)
         operation = None
         if telemetry.is_heard():
             call = telemetry.command_call(args)

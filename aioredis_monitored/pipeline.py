@@ -62,6 +62,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
+        if self._telemetry.counts_keys:
+            for args, _ in self.command_stack:
+                self._telemetry.hot_keys.see(args)
         if self._telemetry.is_heard():
             batch = [args for args, _ in self.command_stack]
             call = self._telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
@@ -170,6 +173,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
+        if self._telemetry.counts_keys and not self._is_executing:
+            self._telemetry.hot_keys.see(args)
         call = self._execute_immediately(*args, **options)
         if self._is_executing:
             return await call

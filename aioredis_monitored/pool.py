@@ -24,6 +24,7 @@ from aioredis_monitored.multiplexer import Lost, Multiplexer, can_share
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import server_of
+from aioredis_monitored.telemetry.hotkeys import HotKey
 from aioredis_monitored.telemetry.instruments import SCOPE
 from aioredis_monitored.telemetry.operation import observed
 from aioredis_monitored.telemetry.options import TelemetryOptions
@@ -160,6 +161,10 @@ class MonitoredConnectionPool(LendingPool):
         """How many calls on the shared connection are owed a reply."""
         multiplexer = self.multiplexer
         return 0 if multiplexer is None else multiplexer.in_flight()
+
+    def hottest(self, count: int) -> list[HotKey]:
+        """The keys that are called most, if that is counted."""
+        return self.telemetry.hot_keys.top(count)
 
     # What happens, in seconds.
 

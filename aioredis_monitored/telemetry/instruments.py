@@ -10,6 +10,7 @@ from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvid
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.telemetry import own, semconv
+from aioredis_monitored.telemetry.hotkeys import HotKey
 
 SCOPE: Final = "aioredis_monitored"
 
@@ -17,7 +18,10 @@ SCOPE: Final = "aioredis_monitored"
 # They advise none for what pools do, and the SDK's default would take seconds for milliseconds.
 DURATION_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 
-_Measure = Callable[["MeasuredPool"], Iterable[tuple[int, dict[str, Any]]]]
+# More are not worth a time series each.
+_HOTTEST: Final = 10
+
+_Measure = Callable[["MeasuredPool"], Iterable[tuple[float, dict[str, Any]]]]
 
 
 class MeasuredPool(Protocol):
@@ -37,6 +41,9 @@ class MeasuredPool(Protocol):
 
     def in_flight(self) -> int:
         """How many calls on the shared connection are owed a reply."""
+
+    def hottest(self, count: int) -> list[HotKey]:
+        """The keys that are called most, if that is counted."""
 
 
 class Instruments:
@@ -120,6 +127,12 @@ class Instruments:
         )
         for name, unit, description, measure in gauges:
             self._meter.create_observable_up_down_counter(name, [self._callback(measure)], unit, description)
+        self._meter.create_observable_gauge(
+            own.HOT_KEYS_RATE,
+            [self._callback(_hot_keys)],
+            "{call}/s",
+            "The calls that are about a key, of late, for the keys that are called most.",
+        )
 
     def _callback(self, measure: _Measure) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
@@ -141,6 +154,10 @@ class Instruments:
     def unwatch(self, pool: MeasuredPool) -> None:
         """Let the gauges look at it no more."""
         self._pools.pop(id(pool), None)
+
+
+def _hot_keys(pool: MeasuredPool) -> Iterable[tuple[float, dict[str, Any]]]:
+    return ((hot.rate, {own.KEY: hot.key, own.KEY_ACCESS: hot.access}) for hot in pool.hottest(_HOTTEST))
 
 
 _of_the_global_provider: list[Instruments] = []

@@ -30,6 +30,8 @@ class TelemetryOptions:
             every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is
             hidden. Default ``None``.
         repeated_calls: How often a request may call one command before its span gets an event; default 20.
+        hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
+            which shows keys, or their templates; default 0.
 
     Raises:
         ConfigurationError: Values cannot be used; it names every one of them.
@@ -42,6 +44,7 @@ class TelemetryOptions:
     show_keys: bool = True
     key_template: Callable[[str], str] | None = None
     repeated_calls: int = 20
+    hot_keys: float = 0.0
 
     def __post_init__(self) -> None:
         problems: list[tuple[str, str]] = []
@@ -102,6 +105,12 @@ def _count(value: Any) -> int:
     return value
 
 
+def _share(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
+        raise ValueError(f"must be a share of the calls, from 0 to 1, not {value!r}")
+    return float(value)
+
+
 def _optional(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return lambda value: None if value is None else read(value)
 
@@ -114,4 +123,5 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "show_keys": _switch,
     "key_template": _optional(_function),
     "repeated_calls": _count,
+    "hot_keys": _share,
 }

@@ -22,5 +22,9 @@ REPEATED_MORE_THAN: Final = f"{_OURS}.repeated.more_than"
 
 # What callers share one connection for; conventions know connections that one caller has at a time.
 CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"
+# The calls per second that are about a key, which is named or a template, of late; conventions know no keys.
+HOT_KEYS_RATE: Final = f"{_OURS}.hot_keys.rate"
+KEY: Final = f"{_OURS}.key"
+KEY_ACCESS: Final = f"{_OURS}.key.access"
 # From the reading of a reply until its caller goes on: what looks like a slow server and is a busy event loop.
 EVENT_LOOP_LAG: Final = f"{_OURS}.event_loop.lag"

@@ -9,6 +9,7 @@ from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import SIMPLE, keys_of
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import Call, Describer, Server
+from aioredis_monitored.telemetry.hotkeys import HotKeys
 from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.trouble import report
@@ -33,6 +34,8 @@ class Telemetry:
         is_traced: Whether spans are started, as far as ``is_heard`` has seen.
         is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
         pool_attributes: Those of points about the pool.
+        hot_keys: Which keys are called most, if that is counted.
+        counts_keys: Whether it is.
     """
 
     def __init__(
@@ -46,6 +49,9 @@ class Telemetry:
         self.server = server
         self.options = options or TelemetryOptions()
         self.slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
+        template_of = None if self.options.key_template is None else self.options.template_of
+        self.hot_keys = HotKeys(self.options.hot_keys, template_of)
+        self.counts_keys = self.options.hot_keys > 0
         self.describer = Describer(server, self.options)
         self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, semconv.SCHEMA_URL)
         self.instruments: Instruments = instruments_of(meter_provider)
