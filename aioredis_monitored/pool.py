@@ -1,10 +1,7 @@
 """The connection pool: made from configuration, bound to one event loop, closed by whoever opened it."""
 
 from collections.abc import Mapping
-from itertools import chain, count
-from threading import Lock
 from typing import Any, Self
-from weakref import WeakValueDictionary
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
@@ -19,12 +16,10 @@ from aioredis_monitored.config import RedisConfig, read_arguments
 from aioredis_monitored.decoding import decoded, surely_decodes
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
 from aioredis_monitored.greeting import greet
-from aioredis_monitored.lending import LendingPool
 from aioredis_monitored.multiplexer import Lost, Multiplexer, can_share
+from aioredis_monitored.reporting import ReportingPool
 from aioredis_monitored.retry import RetryPolicy
-from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.hotkeys import HotKey
 from aioredis_monitored.telemetry.instruments import SCOPE
 from aioredis_monitored.telemetry.operation import observed
 from aioredis_monitored.telemetry.options import TelemetryOptions
@@ -34,12 +29,10 @@ from aioredis_monitored.telemetry.telemetry import Telemetry
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _LEAST_FOR_BULK = 3
 _RESP2 = 2
-_naming = Lock()
-_named: WeakValueDictionary[str, "MonitoredConnectionPool"] = WeakValueDictionary()
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
 
 
-class MonitoredConnectionPool(LendingPool):
+class MonitoredConnectionPool(ReportingPool):
     """A blocking connection pool that reports to OpenTelemetry; every client that shares it shares its telemetry.
 
     Ordinary commands of all callers share one of its connections; a second one carries what is large. Whatever blocks,
@@ -99,26 +92,11 @@ class MonitoredConnectionPool(LendingPool):
         self._multiplex = own["multiplex"] and self.max_connections > 1 and can_share(self._sample)
         self.decodes = self._sample.encoder.decode_responses
         self.retry_policy = RetryPolicy(own["retries"], own["retry_backoff"], self._sample.socket_timeout)
-        server = server_of(self)
-        self.telemetry = Telemetry(server, telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider)
-        host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
-        self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
-        self._wanted_name = name or self._address
-        self._take_name()
+        reporting = Telemetry(
+            server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
+        )
+        self.report_to(reporting, name)
         self.multiplexer = self._make_multiplexer()
-
-    def _take_name(self) -> None:
-        """Take the name for as long as the pool is open: what gauges tell of two pools must not be told of one."""
-        with _naming:
-            names = chain([self._wanted_name], (f"{self._wanted_name}-{number}" for number in count(2)))
-            self.name = next(name for name in names if _named.get(name, self) is self)
-            _named[self.name] = self
-        self.telemetry.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: self.name}
-        self.telemetry.instruments.watch(self)
-
-    @property
-    def _label(self) -> str:
-        return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
@@ -141,52 +119,6 @@ class MonitoredConnectionPool(LendingPool):
         if self.multiplexer is not None:
             state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.waiting()} waiting"
         return f"<{type(self).__name__} {self._label} [{'closed' if self._closed else state}]>"
-
-    # What the gauges look at, in the thread of an exporter: each copy is made in one step.
-
-    def used(self) -> int:
-        """How many connections are lent, the shared one among them."""
-        return len(self._in_use_connections)
-
-    def idle(self) -> int:
-        """How many connections are connected and lent to nobody."""
-        return sum(connection.is_connected for connection in list(self._available_connections))
-
-    def pending(self) -> int:
-        """How many callers wait for a connection, or for room on the shared one."""
-        multiplexer = self.multiplexer
-        return self.queued() + (0 if multiplexer is None else multiplexer.waiting())
-
-    def in_flight(self) -> int:
-        """How many calls on the shared connection are owed a reply."""
-        multiplexer = self.multiplexer
-        return 0 if multiplexer is None else multiplexer.in_flight()
-
-    def hottest(self, count: int) -> list[HotKey]:
-        """The keys that are called most, if that is counted."""
-        return self.telemetry.hot_keys.top(count)
-
-    # What happens, in seconds.
-
-    def note_creation(self, seconds: float) -> None:
-        """A connection was made."""
-        self.telemetry.measure(self.telemetry.instruments.create_time.record, seconds)
-
-    def note_wait(self, seconds: float) -> None:
-        """A call has got a connection, or room on the shared one if it had to wait for that."""
-        self.telemetry.measure(self.telemetry.instruments.wait_time.record, seconds)
-
-    def note_use(self, seconds: float) -> None:
-        """A connection was given back."""
-        self.telemetry.measure(self.telemetry.instruments.use_time.record, seconds)
-
-    def note_refusal(self) -> None:
-        """A call has waited in vain."""
-        self.telemetry.measure(self.telemetry.instruments.timeouts.add, 1)
-
-    def note_lag(self, seconds: float) -> None:
-        """Callers took so long to go on once their replies were read."""
-        self.telemetry.measure(self.telemetry.instruments.event_loop_lag.record, seconds)
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
@@ -259,18 +191,8 @@ class MonitoredConnectionPool(LendingPool):
         finally:
             await super()._close_connections()
 
-    async def __aenter__(self) -> Self:
-        is_new = self._closed
-        await super().__aenter__()
-        if is_new:
-            self._take_name()
-        return self
-
     def _forget(self) -> None:
         super()._forget()
-        self.telemetry.instruments.unwatch(self)
-        if _named.get(self.name) is self:
-            del _named[self.name]
         self.multiplexer = self._make_multiplexer()
 
 

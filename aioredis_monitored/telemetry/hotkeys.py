@@ -91,7 +91,7 @@ class HotKeys:
 
     def _skip_some(self) -> None:
         # At random: every hundredth call could be the same one of a hundred that always follow each other.
-        if self._share < 1:
+        if 0 < self._share < 1:
             self._skip = int(math.log(1.0 - random.random()) / math.log1p(-self._share))  # noqa: S311 - no secret
 
     def see(self, args: Sequence[Any]) -> None:

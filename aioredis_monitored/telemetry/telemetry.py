@@ -74,7 +74,17 @@ class Telemetry:
             self._awaits_tracer, self.is_traced = False, True
         if self._awaits_meter and getattr(self.instruments.operation_duration, "_real_instrument", self) is not None:
             self._awaits_meter, self.is_measured = False, True
+            self._begin_counting()
         return self.is_traced or self.is_measured
+
+    def name_pool(self, name: str) -> None:
+        """Tell how points about the pool are to call it."""
+        self.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: name}
+        self._begin_counting()
+
+    def _begin_counting(self) -> None:
+        # What is not there before its first event shows no increase by it.
+        self.measure(self.instruments.timeouts.add, 0)
 
     def command_call(self, args: Sequence[Any]) -> Call:
         """One command; those that differ only in their arguments are described once."""

@@ -1,0 +1,113 @@
+"""What a pool tells of itself: a name of its own, what gauges look at, and what becomes of its connections."""
+
+from itertools import chain, count
+from threading import Lock
+from typing import Self
+from weakref import WeakValueDictionary
+
+from aioredis_monitored.lending import LendingPool
+from aioredis_monitored.multiplexer import Multiplexer
+from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry.hotkeys import HotKey
+from aioredis_monitored.telemetry.telemetry import Telemetry
+
+_naming = Lock()
+_named: WeakValueDictionary[str, "ReportingPool"] = WeakValueDictionary()
+
+
+class ReportingPool(LendingPool):
+    """A pool that reports on itself, from ``report_to`` on until it is closed, and again when it is opened again.
+
+    Attributes:
+        telemetry: Where it reports.
+        multiplexer: Its shared connection, if there is one.
+    """
+
+    telemetry: Telemetry
+    multiplexer: Multiplexer | None
+
+    def report_to(self, telemetry: Telemetry, name: str | None) -> None:
+        """Take a name and begin to report.
+
+        Args:
+            telemetry: Where to report.
+            name: The name that it is to have, if no open pool has it; default ``host:port/db``.
+        """
+        self.telemetry = telemetry
+        server = telemetry.server
+        host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
+        self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
+        self._wanted_name = name or self._address
+        self._take_name()
+
+    def _take_name(self) -> None:
+        # Of two pools with one name, all gauges would be the sum.
+        with _naming:
+            names = chain([self._wanted_name], (f"{self._wanted_name}-{number}" for number in count(2)))
+            self.name = next(name for name in names if _named.get(name, self) is self)
+            _named[self.name] = self
+        self.telemetry.name_pool(self.name)
+        self.telemetry.instruments.watch(self)
+
+    @property
+    def _label(self) -> str:
+        return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
+
+    async def __aenter__(self) -> Self:
+        is_new = self._closed
+        await super().__aenter__()
+        if is_new:
+            self._take_name()
+        return self
+
+    def _forget(self) -> None:
+        super()._forget()
+        self.telemetry.instruments.unwatch(self)
+        if _named.get(self.name) is self:
+            del _named[self.name]
+
+    # What the gauges look at, in the thread of an exporter: each copy is made in one step.
+
+    def used(self) -> int:
+        """How many connections are lent, the shared one among them."""
+        return len(self._in_use_connections)
+
+    def idle(self) -> int:
+        """How many connections are connected and lent to nobody."""
+        return sum(connection.is_connected for connection in list(self._available_connections))
+
+    def pending(self) -> int:
+        """How many callers wait for a connection, or for room on the shared one."""
+        multiplexer = self.multiplexer
+        return self.queued() + (0 if multiplexer is None else multiplexer.waiting())
+
+    def in_flight(self) -> int:
+        """How many calls on the shared connection are owed a reply."""
+        multiplexer = self.multiplexer
+        return 0 if multiplexer is None else multiplexer.in_flight()
+
+    def hottest(self, count: int) -> list[HotKey]:
+        """The keys that are called most, if that is counted."""
+        return self.telemetry.hot_keys.top(count)
+
+    # What happens, in seconds.
+
+    def note_creation(self, seconds: float) -> None:
+        """A connection was made."""
+        self.telemetry.measure(self.telemetry.instruments.create_time.record, seconds)
+
+    def note_wait(self, seconds: float) -> None:
+        """A call has got a connection, or room on the shared one if it had to wait for that."""
+        self.telemetry.measure(self.telemetry.instruments.wait_time.record, seconds)
+
+    def note_use(self, seconds: float) -> None:
+        """A connection was given back."""
+        self.telemetry.measure(self.telemetry.instruments.use_time.record, seconds)
+
+    def note_refusal(self) -> None:
+        """A call has waited in vain."""
+        self.telemetry.measure(self.telemetry.instruments.timeouts.add, 1)
+
+    def note_lag(self, seconds: float) -> None:
+        """Callers took so long to go on once their replies were read."""
+        self.telemetry.measure(self.telemetry.instruments.event_loop_lag.record, seconds)
