@@ -100,8 +100,7 @@ async def make_pool(telemetry):
     pools = []
 
     def make(url, **arguments):
-        providers = {"tracer_provider": telemetry.tracer_provider, "meter_provider": telemetry.meter_provider}
-        pools.append(MonitoredConnectionPool.from_url(url, **{**providers, **arguments}))
+        pools.append(MonitoredConnectionPool.from_url(url, **{**telemetry.providers, **arguments}))
         return pools[-1]
 
     yield make

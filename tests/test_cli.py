@@ -167,15 +167,17 @@ def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
     assert 0 == main(["demo", "--otlp", f"{url}/"])
     capsys.readouterr()
     assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in received}
-    names = {
-        span.name
+    spans = [
+        span
         for path, body in received
         if path == "/v1/traces"
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans
         for scope in resource.scope_spans
         for span in scope.spans
-    }
-    assert {"POST /checkout", "checkout"} < names
+    ]
+    assert {"POST /checkout", "checkout"} < {span.name for span in spans}
+    # Ids that count would be the same in the collector's next demo.
+    assert 2**32 < min(int.from_bytes(span.trace_id) for span in spans)
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):

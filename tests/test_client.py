@@ -74,7 +74,7 @@ async def test_a_plain_pool_works(server, pool_class):
             pipe.incr("key").get("key")
 
             assert [2, b"2"] == await pipe.execute()
-        assert client._telemetry is MonitoredRedisConnection(connection_pool=pool)._telemetry
+        assert client.telemetry is MonitoredRedisConnection(connection_pool=pool).telemetry
 
 
 async def test_a_sentinel_made_pool_works(server):

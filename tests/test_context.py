@@ -1,6 +1,7 @@
 """A connection for each request, under real frameworks."""
 
 import time
+from inspect import cleandoc
 from types import SimpleNamespace
 
 import pytest
@@ -27,9 +28,7 @@ from aioredis_monitored import (
 @pytest.fixture
 def make_factory(server, telemetry):
     def make(name="redis"):
-        return RedisContextFactory(
-            MonitoredConnectionPool.from_url(server.url, tracer_provider=telemetry.tracer_provider), name
-        )
+        return RedisContextFactory(MonitoredConnectionPool.from_url(server.url, **telemetry.providers), name)
 
     return make
 
@@ -71,9 +70,12 @@ def test_starlette_handlers_find_it_and_its_spans_are_the_requests_children(make
             assert "value" == web.get("/").text
         assert "closed" in repr(factory.connection_pool)
 
-    request = next(span for span in telemetry.spans if span.name == "request")
-    children = [s for s in telemetry.spans if s.parent and s.parent.span_id == request.context.span_id]
-    assert ["SET", "GET"] == [span.attributes["db.operation.name"] for span in children]
+    request = """
+        request kind=INTERNAL
+          SET
+          GET
+    """
+    assert "\n".join([cleandoc(request)] * 2) == telemetry.tree()
 
 
 def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telemetry, server):
@@ -82,7 +84,7 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
     app = FastAPI(lifespan=factory.lifespan)
     app.add_middleware(RedisMiddleware, factory=factory)
     app.add_middleware(traced(tracer))
-    components = Components({"redis.hits.url": server.url}, tracer_provider=telemetry.tracer_provider)
+    components = Components({"redis.hits.url": server.url}, **telemetry.providers)
 
     @app.get("/state/{key}")
     async def state(request: Request, key: str) -> str:
@@ -126,9 +128,7 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
         web.get("/stop")
     assert "conn" not in str(app.openapi())
 
-    inside = next(span for span in telemetry.spans if span.name == "inside")
-    command = next(span for span in telemetry.spans if span.attributes.get("db.operation.name") == "SET")
-    assert inside.context.span_id == command.parent.span_id
+    assert telemetry.span("inside").context.span_id == telemetry.span("SET").parent.span_id
 
 
 async def test_the_middleware_serves_applications_without_state(make_factory):
@@ -164,8 +164,9 @@ async def test_the_span_given_is_the_parent(make_factory, telemetry):
     span = telemetry.tracer_provider.get_tracer("test").start_span("request")
     async with factory.connection_pool:
         await factory.make_object_for_context("redis", span).get("key")
+    span.end()
 
-    assert span.get_span_context().span_id == telemetry.spans[0].parent.span_id
+    assert ["request kind=INTERNAL", "  GET"] == telemetry.tree().splitlines()
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 

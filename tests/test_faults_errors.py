@@ -155,8 +155,8 @@ CASES = [
 
 def error_types(telemetry):
     """The ``error.type`` of the last span, and those of all points of the duration."""
-    points = {point.attributes.get("error.type") for point in telemetry.points(DURATION)}
-    return telemetry.spans[-1].attributes.get("error.type"), points - {None}
+    points = telemetry.tally(DURATION, "error.type")
+    return telemetry.spans[-1].attributes.get("error.type"), points.keys() - {""}
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.status)

@@ -6,32 +6,25 @@ import sys
 import threading
 import time
 from contextvars import ContextVar
+from inspect import cleandoc
 from types import SimpleNamespace
 
 import pytest
 import redis.exceptions
 from opentelemetry import trace
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.sockets import is_readable
-from aioredis_monitored.telemetry import operation
+from aioredis_monitored.telemetry import trouble
 from aioredis_monitored.telemetry.attributes import Server
 from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.testing import TelemetryCapture
 
 DURATION = "db.client.operation.duration"
-
-
-def points(telemetry):
-    """How many points there are for each operation and error type."""
-    return {
-        (point.attributes["db.operation.name"], point.attributes.get("error.type")): point.count
-        for point in telemetry.points(DURATION)
-    }
+OUTCOMES = (DURATION, "db.operation.name", "error.type")
 
 
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"decode_responses": True, "encoding": "latin-1"}])
@@ -55,7 +48,7 @@ async def test_all_calls_of_a_batch_are_recorded_before_the_first_caller_goes_on
             group.create_task(caller(call))
 
     assert [6] * 5 == seen
-    assert 6 == sum(points(telemetry).values())
+    assert {"SET": 2, "GET": 2, "INCRBY": 1, "TTL": 1} == telemetry.tally(*OUTCOMES)
 
 
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
@@ -71,14 +64,14 @@ async def test_every_call_is_recorded_once(make_pool, server, telemetry, options
 
     assert 8 == len(telemetry.spans)
     assert {
-        ("HSET", None): 1,
-        ("SET", None): 1,
-        ("GET", None): 2,
-        ("HGETALL", None): 1,
-        ("EXPIRE", None): 1,
-        ("GET", "WRONGTYPE"): 1,
-        ("HGETALL", "WRONGTYPE"): 1,
-    } == points(telemetry)
+        "HSET": 1,
+        "SET": 1,
+        "GET": 2,
+        "HGETALL": 1,
+        "EXPIRE": 1,
+        "GET WRONGTYPE": 1,
+        "HGETALL WRONGTYPE": 1,
+    } == telemetry.tally(*OUTCOMES)
 
 
 @pytest.mark.parametrize(
@@ -96,7 +89,7 @@ async def test_a_reply_that_does_not_decode_is_a_failure(make_pool, server, tele
     with pytest.raises(UnicodeDecodeError):
         await reader.get("key")
 
-    assert {("SET", None): 1, ("GET", "UnicodeDecodeError"): 1} == points(telemetry)
+    assert {"SET": 1, "GET UnicodeDecodeError": 1} == telemetry.tally(*OUTCOMES)
 
 
 async def test_a_callback_that_raises_is_a_failure(client, telemetry):
@@ -107,10 +100,10 @@ async def test_a_callback_that_raises_is_a_failure(client, telemetry):
     with pytest.raises(LookupError):
         await client.get("key")
 
-    assert {("GET", "LookupError"): 1} == points(telemetry)
+    assert {"GET LookupError": 1} == telemetry.tally(*OUTCOMES)
 
 
-async def test_processors_see_the_callers_context(server):
+async def test_processors_see_the_callers_context(client, telemetry):
     request = ContextVar("request", default="none")
     seen = []
 
@@ -118,46 +111,51 @@ async def test_processors_see_the_callers_context(server):
         def on_start(self, span, parent_context=None):
             seen.append((request.get(), trace.get_current_span()))
 
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(Curious())
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    tracer = provider.get_tracer("test")
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
-        await client.get("key")
+    telemetry.tracer_provider.add_span_processor(Curious())
+    tracer = telemetry.tracer_provider.get_tracer("test")
 
-        async def handle(number):
-            request.set(number)
-            with tracer.start_as_current_span(f"request {number}") as span:
-                await client.get("key")
-                await client.hgetall("hash")
-                return span
+    async def handle(number):
+        request.set(number)
+        with tracer.start_as_current_span(f"request {number}") as span:
+            await client.get("key")
+            await client.hgetall("hash")
+            return span
 
-        parents = await asyncio.gather(handle(1), handle(2))
+    await client.get("key")
+    parents = await asyncio.gather(handle(1), handle(2))
 
     assert [("none", trace.INVALID_SPAN)] == seen[:1]
     of_redis = [each for each in seen[1:] if each[1] is not trace.INVALID_SPAN]
     assert {(1, parents[0]): 2, (2, parents[1]): 2} == {each: of_redis.count(each) for each in of_redis}
-    children = [span.parent.span_id for span in exporter.get_finished_spans() if span.parent]
-    assert sorted(2 * [parent.context.span_id for parent in parents]) == sorted(children)
+    expected = """
+        GET
+        request 1 kind=INTERNAL
+          GET
+          HGETALL
+        request 2 kind=INTERNAL
+          GET
+          HGETALL
+    """
+    assert cleandoc(expected) == telemetry.tree()
 
 
-async def test_a_span_begins_when_the_call_did(client, telemetry, proxy, make_pool):
+async def test_a_span_begins_when_the_call_did(telemetry, proxy, make_pool):
     slow = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
     await slow.get("key")
     proxy.reply_pause = 0.2
-    await slow.get("key")
-    span = telemetry.spans[-1]
-    (point,) = telemetry.points(DURATION)
+    with telemetry.block() as block:
+        await slow.get("key")
+    span = block.span("GET")
 
     assert 0.2e9 <= span.end_time - span.start_time < 5e9
-    assert 0.2 <= point.max < 5
+    assert 0.2 <= block.point(DURATION).sum < 5
 
 
 async def test_an_option_that_the_reply_cannot_be_parsed_with_is_a_failure(client, telemetry):
     with pytest.raises(TypeError):
         await client.execute_command("EXPIRE", "key", 1, unexpected=True)
 
-    assert {("EXPIRE", "TypeError"): 1} == points(telemetry)
+    assert {"EXPIRE TypeError": 1} == telemetry.tally(*OUTCOMES)
 
 
 async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(client, telemetry):
@@ -170,7 +168,7 @@ async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(cl
 
     assert await reply == b"PONG"
     assert call.cancelled()
-    assert {("PING", None): 1, ("GET", None): 1} == points(telemetry)
+    assert {"PING": 1, "GET": 1} == telemetry.tally(*OUTCOMES)
 
 
 PROVIDERS_LATER = """
@@ -185,7 +183,7 @@ async def main():
             trace.set_tracer_provider(capture.tracer_provider)
             metrics.set_meter_provider(capture.meter_provider)
             {call}
-            print(len(capture.spans), sum(p.count for p in capture.points("db.client.operation.duration")))
+            print(len(capture.spans), capture.point("db.client.operation.duration").count)
 
 asyncio.run(main())
 """
@@ -206,7 +204,7 @@ def test_every_kind_of_call_is_recorded_by_an_sdk_that_came_after_the_pool(serve
     assert "1 1" == subprocess.check_output(command, text=True, timeout=20).strip()  # noqa: S603 - this Python
 
 
-async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(server):
+async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(client, telemetry):
     recorded = []
 
     class Slow(SpanProcessor):
@@ -214,12 +212,9 @@ async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(server)
             recorded.append((time.time_ns(), span))
             threading.Event().wait(0.001)
 
-    provider = TracerProvider()
-    provider.add_span_processor(Slow())
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
-        await client.ping()
-        recorded.clear()
-        await asyncio.gather(*(client.get("key") for _ in range(50)))
+    await client.ping()
+    telemetry.tracer_provider.add_span_processor(Slow())
+    await asyncio.gather(*(client.get("key") for _ in range(50)))
 
     assert 50 == len(recorded)
     assert recorded[0][0] >= max(span.end_time for _, span in recorded)
@@ -248,7 +243,7 @@ async def test_a_callback_is_compared_with_nothing(client, telemetry, equal):
     with pytest.raises(LookupError):
         await client.get("key")
 
-    assert {("GET", "LookupError"): 1} == points(telemetry)
+    assert {"GET LookupError": 1} == telemetry.tally(*OUTCOMES)
 
 
 async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_next(server):
@@ -264,15 +259,15 @@ async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_nex
         def get_description(self):
             return "writing"
 
-    provider = TracerProvider(sampler=Writing())
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
+    telemetry = TelemetryCapture(sampler=Writing())
+    async with MonitoredRedisConnection.from_url(server.url, **telemetry.providers) as client:
         await client.get("key")
         await client.get("key")
 
     assert ["alice", None] == seen
 
 
-async def test_a_logging_filter_that_raises_harms_no_call(server, monkeypatch):
+async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, monkeypatch):
     class Broken(SpanProcessor):
         def on_end(self, span):
             raise RuntimeError
@@ -280,14 +275,12 @@ async def test_a_logging_filter_that_raises_harms_no_call(server, monkeypatch):
     def refuse(record):
         raise LookupError
 
-    monkeypatch.setattr(operation, "_reported", set())
-    provider = TracerProvider()
-    provider.add_span_processor(Broken())
-    monkeypatch.setattr(operation._logger, "filters", [refuse])
-    async with MonitoredRedisConnection.from_url(server.url, tracer_provider=provider) as client:
-        identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
+    monkeypatch.setattr(trouble, "_reported", set())
+    telemetry.tracer_provider.add_span_processor(Broken())
+    monkeypatch.setattr(trouble.LOGGER, "filters", [refuse])
+    identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
 
-        assert [[1, 2], identity] == [replies, await client.client_id()]
+    assert [[1, 2], identity] == [replies, await client.client_id()]
 
 
 def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemetry):
@@ -298,7 +291,7 @@ def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemet
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
     assert [True, True, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
 
-    monkeypatch.setattr(heard.operation_duration, "_real_instrument", object())
+    monkeypatch.setattr(heard.instruments.operation_duration, "_real_instrument", object())
     assert [True, True, True] == [heard.is_heard(), heard.is_traced, heard.is_measured]
 
 

@@ -1,12 +1,21 @@
-"""The room for tests: servers that start or say why not, connections that break when told to."""
+"""The room for tests: servers that start or say why not, connections that break when told to, telemetry as text."""
 
 import asyncio
+import math
+from concurrent.futures import ThreadPoolExecutor
+from inspect import cleandoc
 
 import pytest
 import redis
 import redis.asyncio
+from opentelemetry.metrics import Observation
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
+from opentelemetry.trace import SpanKind
 
-from aioredis_monitored.testing import FaultProxy, RedisServer, server
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture, server
+
+DURATION = "db.client.operation.duration"
 
 
 def test_a_server_starts_stops_and_leaves_nothing_on_disk():
@@ -151,3 +160,265 @@ async def test_the_proxy_passes_replies_byte_by_byte(proxy):
     await reader.read(1)
     writer.close()
     await writer.wait_closed()
+
+
+@pytest.fixture
+def tracer(telemetry):
+    return telemetry.tracer_provider.get_tracer("test")
+
+
+@pytest.fixture
+def meter(telemetry):
+    return telemetry.meter_provider.get_meter("test")
+
+
+def ids(span):
+    return span.context.trace_id, span.context.span_id
+
+
+async def test_ids_count_from_one_in_every_capture(server):
+    for _ in range(2):
+        with TelemetryCapture() as telemetry:
+            tracer = telemetry.tracer_provider.get_tracer("test")
+            async with MonitoredRedisConnection.from_url(server.url, **telemetry.providers) as client:
+                with tracer.start_as_current_span("request"):
+                    await client.get("key")
+                await client.set("key", "value")
+
+        assert [(1, 1), (1, 2), (2, 3)] == [ids(telemetry.span(name)) for name in ("request", "GET", "SET")]
+
+
+def test_no_two_threads_get_the_same_id(telemetry, tracer):
+    def begin_and_end(number):
+        tracer.start_span(str(number)).end()
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(begin_and_end, range(1000)))
+
+    assert set(range(1, 1001)) == {span.context.span_id for span in telemetry.spans}
+    assert set(range(1, 1001)) == {span.context.trace_id for span in telemetry.spans}
+
+
+def test_a_sampler_decides_what_is_kept():
+    telemetry = TelemetryCapture(sampler=ALWAYS_OFF)
+    telemetry.tracer_provider.get_tracer("test").start_span("dropped").end()
+
+    assert () == telemetry.spans
+
+
+def test_the_environments_sampler_is_none_of_its_business(monkeypatch):
+    monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
+    telemetry = TelemetryCapture()
+    telemetry.tracer_provider.get_tracer("test").start_span("kept").end()
+
+    assert "kept kind=INTERNAL" == telemetry.tree()
+
+
+async def test_a_span_is_found_by_its_name_with_and_without_address_and_by_its_operation(client, telemetry, server):
+    await client.get("key")
+    await client.pipeline("cart").get("a").set("b", 1).execute()
+
+    assert telemetry.span(f"GET {server.host}:{server.port}") is telemetry.span("GET")
+    assert telemetry.span("cart") is telemetry.span("MULTI")
+
+
+async def test_a_span_that_is_not_there_is_told_with_what_is(client, telemetry):
+    await client.set("string", "value")
+    with pytest.raises(redis.ResponseError):
+        await client.lpush("string", "value")
+    with pytest.raises(AssertionError) as caught:
+        telemetry.span("GET")
+
+    message = """
+        0 spans 'GET' instead of one; recorded:
+        SET db.query.text=SET string ?
+        LPUSH status=ERROR db.query.text=LPUSH string ? error.type=WRONGTYPE
+    """
+    assert cleandoc(message) == str(caught.value)
+
+
+async def test_a_span_that_is_there_twice_is_told_with_both(client, telemetry):
+    await client.get("a")
+    await client.get("b")
+    with pytest.raises(AssertionError) as caught:
+        telemetry.span("GET")
+
+    message = """
+        2 spans 'GET' instead of one; recorded:
+        GET db.query.text=GET a
+        GET db.query.text=GET b
+    """
+    assert cleandoc(message) == str(caught.value)
+
+
+def test_when_nothing_was_recorded_the_message_says_so(telemetry):
+    with pytest.raises(AssertionError, match=r"\A0 spans 'GET' instead of one; recorded:\nnothing\Z"):
+        telemetry.span("GET")
+    with pytest.raises(AssertionError, match=r"\A0 points 'hits' instead of one; recorded:\nnothing\Z"):
+        telemetry.point("hits")
+
+
+async def test_a_tree_shows_who_called_whom_in_the_order_of_their_beginnings(client, telemetry, tracer):
+    await client.set("string", "value")
+    with tracer.start_as_current_span("request", kind=SpanKind.SERVER, attributes={"http.route": "/"}):
+        with tracer.start_as_current_span("render"):
+            await client.get("string")
+        with pytest.raises(redis.ResponseError):
+            await client.lpush("string", "value")
+
+    expected = """
+        SET
+        request kind=SERVER http.route=/
+          render kind=INTERNAL
+            GET
+          LPUSH status=ERROR error.type=WRONGTYPE
+    """
+    assert cleandoc(expected) == telemetry.tree("http.route", "error.type")
+
+
+def test_of_spans_that_began_at_once_the_one_with_the_lower_id_is_first(telemetry, tracer):
+    spans = [tracer.start_span(name, start_time=1) for name in ("first", "second")]
+    for span in reversed(spans):
+        span.end()
+
+    assert "first kind=INTERNAL\nsecond kind=INTERNAL" == telemetry.tree()
+
+
+async def test_a_child_whose_parent_has_not_ended_has_none(client, telemetry, tracer):
+    with tracer.start_as_current_span("request"):
+        await client.get("key")
+
+        assert "GET" == telemetry.tree()
+
+
+async def test_points_are_found_by_some_of_their_attributes(client, telemetry):
+    await client.get("a")
+    await client.get("b")
+    await client.set("a", 1)
+    point = telemetry.point(DURATION, {"db.operation.name": "GET"})
+
+    assert 2 == point.count
+    assert 0 < point.sum < 5
+    assert 2 == len(telemetry.points(DURATION))
+    assert [] == telemetry.points("hits")
+
+
+def test_a_point_that_is_not_the_only_one_is_told_with_what_is_there(telemetry, meter):
+    hits = meter.create_counter("hits")
+    hits.add(1, {"page": "/", "user": "alice"})
+    hits.add(2, {"page": "/", "user": "bob"})
+    meter.create_histogram("size").record(3)
+    with pytest.raises(AssertionError) as caught:
+        telemetry.point("hits", {"page": "/"})
+
+    message = """
+        2 points 'hits' page=/ instead of one; recorded:
+        hits page=/ user=alice: 1
+        hits page=/ user=bob: 2
+        size: 1
+    """
+    assert cleandoc(message) == str(caught.value)
+
+
+def test_a_tally_adds_up_what_has_the_same_values(telemetry, meter):
+    size = meter.create_histogram("size")
+    size.record(1, {"page": "/", "user": "alice"})
+    size.record(2, {"page": "/", "user": "bob"})
+    size.record(3, {"page": "/", "user": "bob", "error": "full"})
+
+    assert {"/": 2, "/ full": 1} == telemetry.tally("size", "page", "error")
+    assert {"": 3} == telemetry.tally("size")
+    assert {} == telemetry.tally("hits")
+
+
+def test_metrics_of_one_name_from_two_libraries_are_both_there(telemetry):
+    for library in ("one", "two"):
+        telemetry.meter_provider.get_meter(library).create_counter("hits").add(1)
+
+    assert {"": 2} == telemetry.tally("hits")
+
+
+async def test_a_block_has_what_was_recorded_in_it_and_keeps_it(client, telemetry):
+    await client.get("before")
+    with telemetry.block() as block:
+        assert "" == block.tree()
+        await client.get("inside")
+        await client.get("inside")
+        await client.set("inside", 1)
+        seen = block.tree("db.query.text")
+    await client.get("after")
+
+    expected = """
+        GET db.query.text=GET inside
+        GET db.query.text=GET inside
+        SET db.query.text=SET inside ?
+    """
+    assert cleandoc(expected) == seen == block.tree("db.query.text")
+    assert {"GET": 2, "SET": 1} == block.tally(DURATION, "db.operation.name")
+    assert {"GET": 4, "SET": 1} == telemetry.tally(DURATION, "db.operation.name")
+
+
+async def test_a_block_in_a_block_is_part_of_it(client, telemetry):
+    with telemetry.block() as outer:
+        await client.get("key")
+        with telemetry.block() as inner:
+            await client.set("key", 1)
+
+    assert ("GET\nSET", "SET") == (outer.tree(), inner.tree())
+    assert {"SET": 1} == inner.tally(DURATION, "db.operation.name")
+
+
+async def test_a_call_belongs_to_the_block_in_which_it_ends_with_its_span_and_its_point(client, telemetry, inspector):
+    waiting = asyncio.create_task(client.blpop("mail", timeout=5))
+    await asyncio.sleep(0)
+    with telemetry.block() as block:
+        inspector.rpush("mail", "letter")
+        await waiting
+
+    assert ("BLPOP", {"BLPOP": 1}) == (block.tree(), block.tally(DURATION, "db.operation.name"))
+
+
+def test_in_a_block_counters_and_histograms_begin_at_nothing(telemetry, meter):
+    hits, size = meter.create_counter("hits"), meter.create_histogram("size", explicit_bucket_boundaries_advisory=[10])
+    hits.add(5)
+    hits.add(1, {"page": "idle"})
+    size.record(100)
+    with telemetry.block() as block:
+        hits.add(2)
+        size.record(1)
+        size.record(20)
+    point = block.point("size")
+
+    assert 2 == block.point("hits").value
+    assert (2, 21, [1, 1]) == (point.count, point.sum, point.bucket_counts)
+    assert math.isnan(point.min)
+    assert math.isnan(point.max)
+
+
+def test_in_a_block_gauges_and_up_down_counters_tell_how_things_are(telemetry, meter):
+    connections = {"idle": 3, "used": 1}
+    meter.create_observable_up_down_counter(
+        "connections", [lambda _: [Observation(number, {"state": state}) for state, number in connections.items()]]
+    )
+    meter.create_observable_gauge("load", [lambda _: [Observation(0.5)]])
+    meter.create_observable_counter("opened", [lambda _: [Observation(sum(connections.values()))]])
+    waiting = meter.create_up_down_counter("waiting")
+    waiting.add(2)
+    with telemetry.block() as block:
+        connections["used"] += 4
+        waiting.add(-1)
+
+        assert {"idle": 3, "used": 5} == block.tally("connections", "state")
+    connections.clear()
+    waiting.add(-1)
+
+    assert {"idle": 3, "used": 5} == block.tally("connections", "state")
+    assert [4, 1, 0.5] == [block.point(name).value for name in ("opened", "waiting", "load")]
+
+
+async def test_what_was_captured_stays_when_the_capture_has_ended(server):
+    with TelemetryCapture() as telemetry:
+        async with MonitoredRedisConnection.from_url(server.url, **telemetry.providers) as client:
+            await client.get("key")
+
+    assert ("GET", {"GET": 1}) == (telemetry.tree(), telemetry.tally(DURATION, "db.operation.name"))

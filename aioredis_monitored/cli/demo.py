@@ -12,6 +12,7 @@ from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from redis.exceptions import RedisError
 from rich.console import Console
 
@@ -100,7 +101,8 @@ def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
     if otlp:
         metrics = OTLPMetricExporter(endpoint=f"{otlp.rstrip('/')}/v1/metrics", timeout=_COLLECTOR_SECONDS)
         readers.append(PeriodicExportingMetricReader(metrics))
-    with TelemetryCapture(*readers) as capture:
+    # A collector would take the counted ids of two runs for one trace.
+    with TelemetryCapture(*readers, id_generator=RandomIdGenerator()) as capture:
         if otlp:
             traces = OTLPSpanExporter(endpoint=f"{otlp.rstrip('/')}/v1/traces", timeout=_COLLECTOR_SECONDS)
             capture.tracer_provider.add_span_processor(BatchSpanProcessor(traces))
@@ -110,15 +112,14 @@ def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
 async def _shop(
     config: Mapping[str, str], capture: TelemetryCapture, termination: _Termination
 ) -> tuple[Sequence[ReadableSpan], list[Any]]:
-    providers: dict[str, Any] = {"tracer_provider": capture.tracer_provider, "meter_provider": capture.meter_provider}
     termination.task = asyncio.current_task()
     try:
-        async with pool_from_config(config, **providers) as pool:
+        async with pool_from_config(config, **capture.providers) as pool:
             await pool.ping()
             shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
             statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
             try:
-                await shop.serve(Components(statistics, **providers))
+                await shop.serve(Components(statistics, **capture.providers))
                 return capture.spans, capture.points(DB_CLIENT_OPERATION_DURATION)
             finally:
                 await shop.clean_up()

@@ -2,6 +2,7 @@
 
 from aioredis_monitored.testing.capture import TelemetryCapture
 from aioredis_monitored.testing.proxy import FaultProxy
+from aioredis_monitored.testing.recording import Recording
 from aioredis_monitored.testing.server import RedisServer
 
-__all__ = ["FaultProxy", "RedisServer", "TelemetryCapture"]
+__all__ = ["FaultProxy", "Recording", "RedisServer", "TelemetryCapture"]
