@@ -16,7 +16,6 @@ from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.querytext import query_text
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.operation import Operation, observed
 from aioredis_monitored.telemetry.request import RequestView
@@ -192,5 +191,5 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         """Write the command into the error's text, as redis-py does but without the values in it."""
         if self._operation is not None:
             self._operation.note(exception)
-        text = f"Command # {number} ({query_text(tuple(command))}) of pipeline caused error: {exception.args}"
+        text = f"Command # {number} ({self._telemetry.describer.query_text(tuple(command))}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])

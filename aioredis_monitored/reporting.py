@@ -108,6 +108,7 @@ class ReportingPool(LendingPool):
         """A call has waited in vain."""
         self.telemetry.measure(self.telemetry.instruments.timeouts.add, 1)
 
-    def note_lag(self, seconds: float) -> None:
-        """Callers took so long to go on once their replies were read."""
+    def note_lag(self, seconds: float) -> bool:
+        """Callers took so long to go on once their replies were read; whether anybody wants to know."""
         self.telemetry.measure(self.telemetry.instruments.event_loop_lag.record, seconds)
+        return self.telemetry.is_measured

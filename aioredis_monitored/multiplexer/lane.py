@@ -7,7 +7,6 @@ from contextlib import suppress
 from contextvars import Context
 from copy import copy
 from math import inf
-from time import perf_counter
 from typing import Final, cast
 from weakref import ref
 
@@ -129,11 +128,10 @@ class Lane:
             connected = self._connected if self._connected > self._began else now
             call.listener.waited(now - call.since, max(0.0, connected - max(self._began, call.since)))
 
-    def line_was_read(self, read: float) -> None:
-        """Tell how long callers took to go on; for large replies, that is no measure of the event loop."""
+    def line_lagged(self, seconds: float) -> bool:
+        """Tell how long callers took to go on; the main lane's are enough."""
         lender = self._lender()
-        if self._is_reserved and lender is not None:
-            lender.note_lag(perf_counter() - read)
+        return self._is_reserved and lender is not None and lender.note_lag(seconds)
 
     def _send(self, line: Line, call: Reply | Run) -> None:
         call.waits, call.on_leaving = False, None

@@ -28,5 +28,5 @@ class Lender(Protocol):
     def note_refusal(self) -> None:
         """Take note of a call that has waited in vain."""
 
-    def note_lag(self, seconds: float) -> None:
-        """Take note of how long callers took to go on once their replies were read."""
+    def note_lag(self, seconds: float) -> bool:
+        """Take note of how long callers took to go on once their replies were read; return whether that is wanted."""

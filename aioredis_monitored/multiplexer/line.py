@@ -12,6 +12,7 @@ from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
+from aioredis_monitored.multiplexer.lag import Lag
 from aioredis_monitored.multiplexer.replies import Reply, Run
 from aioredis_monitored.sockets import is_readable, peer_of
 
@@ -24,8 +25,6 @@ LARGE = 65_536
 _IDLE = 0.01
 # What has arrived is read one tick after the next at the latest.
 _TICKS_TO_READ = 3
-# Seconds between two looks at how long callers take to go on.
-_LAG_EVERY = 0.1
 
 
 class Owner(Protocol):
@@ -40,8 +39,8 @@ class Owner(Protocol):
     def line_was_slowed(self, call: Reply | Run) -> None:
         """The reply to this call was so large that others had to wait for it."""
 
-    def line_was_read(self, read: float) -> None:
-        """All those have gone on whose replies were read at that time of the performance counter."""
+    def line_lagged(self, seconds: float) -> bool:
+        """Callers took so long to go on; return whether anybody wants to know."""
 
     def line_retired(self, line: "Line") -> None:
         """It takes no further calls, but may still owe replies."""
@@ -92,7 +91,7 @@ class Line(asyncio.BufferedProtocol):
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
         self._peer = peer_of(connection)
-        self._lag_due = -1.0
+        self._lag = Lag(owner.line_lagged)
 
     def send(self, call: Reply | Run, packed: bytes) -> None:
         """Queue a call; it is written at the end of this tick."""
@@ -183,7 +182,7 @@ class Line(asyncio.BufferedProtocol):
         inflight = self.inflight
         calls = inflight.calls
         head = calls[0] if calls else None
-        now = self._loop.time()
+        now, read = self._loop.time(), perf_counter()
         try:
             completed = inflight.receive(self._reader.gets, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
@@ -194,10 +193,7 @@ class Line(asyncio.BufferedProtocol):
             self._tell(perf_counter())
         self._last_active = now
         if completed:
-            if now > self._lag_due:
-                self._lag_due = now + _LAG_EVERY
-                # Behind all those who go on with these replies.
-                self._loop.call_soon(self._owner.line_was_read, perf_counter(), context=self._context)
+            self._lag.replies_read(read)
             if self._unfinished > LARGE and head is not None:
                 self._owner.line_was_slowed(head)
             self._unfinished = 0

@@ -93,13 +93,16 @@ class Describer:
     Args:
         server: The server.
         options: What users have chosen.
+
+    Attributes:
+        query_text: Writes the query text of a command.
     """
 
     def __init__(self, server: Server, options: TelemetryOptions) -> None:
         self.server = server
         self._options = options
         hides = not options.show_keys or options.key_template is not None
-        self._query_text = partial(query_text, key_text=options.key_text) if hides else query_text
+        self.query_text = partial(query_text, key_text=options.key_text) if hides else query_text
 
     def command(self, args: Sequence[Any], summary: str | None = None) -> Call:
         """One command."""
@@ -121,7 +124,7 @@ class Describer:
         texts: list[str] = []
         room = _MOST_CHARACTERS
         for args in batch[:_MOST_TEXTS]:
-            texts.append(self._query_text(args))
+            texts.append(self.query_text(args))
             room -= len(texts[-1])
             if room < 0:
                 break
@@ -156,7 +159,7 @@ class Describer:
         point_attributes = {**self.server.attributes, **given}
         point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
         name = summary or (f"{operation} {target}" if target else operation)
-        return Call(name, span_attributes, point_attributes, self._query_text)
+        return Call(name, span_attributes, point_attributes, self.query_text)
 
 
 class Failure(NamedTuple):

@@ -1,0 +1,205 @@
+"""Keys in telemetry: shown, hidden or made templates of; and which of them are hot."""
+
+import random
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
+from aioredis_monitored.telemetry import hotkeys, trouble
+from aioredis_monitored.telemetry.hotkeys import HotKeys, SpaceSaving
+
+DURATION = "db.client.operation.duration"
+TEMPLATE = "aioredis_monitored.key.template"
+HOT = "aioredis_monitored.hot_keys.rate"
+
+
+@pytest.fixture
+def make(make_pool, server):
+    def make_client(**options):
+        return MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=TelemetryOptions(**options)))
+
+    return make_client
+
+
+def template(key):
+    return f"{key.partition(':')[0]}:{{id}}"
+
+
+async def test_keys_may_be_hidden(make, telemetry):
+    client = make(show_keys=False)
+    await client.hset("user:1", "name", "value")
+    await client.pipeline().get("user:17").mget("a", "b").execute()
+
+    assert ["HSET ? name ?", "GET ?; MGET ? ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
+
+
+async def test_templates_take_the_place_of_keys(make, telemetry):
+    client = make(key_template=template)
+    await client.set("user:17", "value")
+    await client.set(b"user:18", "value")
+    await client.mget("user:17", "user:18")
+    await client.mget("user:17", "order:1")
+    await client.ping()
+
+    assert [
+        ("SET user:{id} ?", "user:{id}"),
+        ("SET user:{id} ?", "user:{id}"),
+        ("MGET user:{id} user:{id}", "user:{id}"),
+        ("MGET user:{id} order:{id}", None),
+        ("PING", None),
+    ] == [(span.attributes["db.query.text"], span.attributes.get(TEMPLATE)) for span in telemetry.spans]
+    assert {"SET user:{id}": 2, "MGET user:{id}": 1, "MGET": 1, "PING": 1} == telemetry.tally(
+        DURATION, "db.operation.name", TEMPLATE
+    )
+
+
+async def test_a_template_of_a_hidden_key_is_an_attribute_all_the_same(make, telemetry):
+    await make(key_template=template, show_keys=False).get("user:17")
+
+    attributes = telemetry.span("GET").attributes
+    assert ("GET ?", "user:{id}") == (attributes["db.query.text"], attributes[TEMPLATE])
+
+
+async def test_a_template_function_that_fails_hides_the_key_and_nothing_else(make, telemetry, monkeypatch, caplog):
+    monkeypatch.setattr(trouble, "_reported", set())
+
+    def broken(key):
+        raise LookupError(key)
+
+    client = make(key_template=broken)
+    await client.set("user:17", "value")
+
+    assert b"value" == await client.get("user:17")
+    assert ["SET ? ?", "GET ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
+    assert {"SET": 1, "GET": 1} == telemetry.tally(DURATION, "db.operation.name", TEMPLATE)
+    assert 1 == len(caplog.records)
+    assert "user:17" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, 17, b"user"])
+async def test_a_template_that_is_no_text_hides_the_key(make, telemetry, answer):
+    await make(key_template=lambda _: answer).get("user:17")
+
+    assert "GET ?" == telemetry.span("GET").attributes["db.query.text"]
+
+
+async def test_more_templates_than_an_application_can_have_are_one(make, telemetry):
+    client = make(key_template=lambda key: key)
+    await client.pipeline().set("key", 1).execute()
+    for number in range(1_100):
+        await client.get(f"key:{number}")
+
+    tally = telemetry.tally(DURATION, "db.operation.name", TEMPLATE)
+    assert 100 == tally["GET _OTHER"]
+    assert 1_001 == len([name for name in tally if name.startswith("GET ")])
+
+
+# Hot keys
+
+
+async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):
+    client = make(hot_keys=1.0)
+    for _ in range(10):
+        await client.get("hot")
+    await client.pipeline().set("hot", 1).set("hot", 2).get("warm").execute()
+    await client.mget("warm", "hot")
+    await client.ping()
+
+    top = client.connection_pool.telemetry.hot_keys.top(10)
+    assert [("hot", "read"), ("warm", "read"), ("hot", "write")] == [(hot.key, hot.access) for hot in top]
+    rates = [hot.rate for hot in top]
+    assert [11, 2, 2] == [pytest.approx(rate / rates[0] * 11, rel=0.05) for rate in rates]
+    assert [0, 0, 0] == [hot.error for hot in top]
+    assert ["hot read", "warm read", "hot write"] == list(
+        telemetry.tally(HOT, "aioredis_monitored.key", "aioredis_monitored.key.access")
+    )
+
+
+async def test_hot_keys_may_be_templates(make):
+    client = make(hot_keys=1.0, key_template=template)
+    for number in range(5):
+        await client.get(f"user:{number}")
+
+    (hot,) = client.connection_pool.telemetry.hot_keys.top(10)
+    assert ("user:{id}", "read") == (hot.key, hot.access)
+
+
+async def test_nothing_is_counted_unless_asked_for(make, telemetry):
+    client = make()
+    await client.get("key")
+
+    assert [] == client.connection_pool.telemetry.hot_keys.top(10)
+    assert [] == telemetry.points(HOT)
+
+
+async def test_counting_writes_nothing_to_the_server(make, inspector):
+    client = make(hot_keys=1.0)
+    await client.get("key")
+    before = inspector.info("commandstats")
+    for _ in range(10):
+        await client.get("key")
+    after = inspector.info("commandstats")
+
+    called = {
+        name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after if name != "cmdstat_info"
+    }
+    assert {"cmdstat_get": 10} == {name: calls for name, calls in called.items() if calls}
+
+
+def test_a_share_of_the_calls_finds_the_same(monkeypatch):
+    chance = random.Random(17)
+    monkeypatch.setattr(hotkeys.random, "random", chance.random)
+    keys = HotKeys(0.05, None)
+    population = [f"key:{number}" for number in range(1_000)]
+    # One key in ten calls, another one in twenty.
+    for _ in range(40_000):
+        kind = chance.random()
+        keys.see(("GET", "hot" if kind < 0.1 else "warm" if kind < 0.15 else chance.choice(population)))
+
+    top = keys.top(2)
+    assert ["hot", "warm"] == [hot.key for hot in top]
+    per_call = 0.1 * 40_000 * 0.6931 / 60
+    assert top[0].rate - top[0].error <= per_call * 1.2
+    assert top[0].rate >= per_call * 0.8
+
+
+def test_what_was_hot_an_hour_ago_is_not_hot(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(hotkeys, "monotonic", lambda: now[0])
+    keys = HotKeys(1.0, None)
+    for _ in range(1_000):
+        keys.see(("GET", "old"))
+    before = keys.top(1)[0].rate
+    now[0] += 60
+    assert before / 2 == pytest.approx(keys.top(1)[0].rate)
+    now[0] += 100_000
+    assert 0 == pytest.approx(keys.top(1)[0].rate)
+    keys.see(("GET", "new"))
+
+    assert ["new", "old"] == [hot.key for hot in keys.top(2)]
+
+
+def test_a_long_key_is_cut(monkeypatch):
+    keys = HotKeys(1.0, None)
+    keys.see(("GET", "x" * 10_000))
+
+    assert ["x" * 256] == [hot.key for hot in keys.top(1)]
+
+
+@given(items=st.lists(st.sampled_from("abcdefghijklmnop"), max_size=300), most=st.integers(2, 8))
+def test_space_saving_keeps_its_promises(items, most):
+    found = SpaceSaving(most)
+    for item in items:
+        found.add(item, 1.0)
+    true, top = Counter(items), found.top(most)
+
+    assert len(top) <= most
+    for item, weight, error in top:
+        assert weight - error <= true[item] <= weight
+        assert error <= len(items) / most
+    for item, count in true.items():
+        if count > len(items) / most:
+            assert item in {kept for kept, _, _ in top}

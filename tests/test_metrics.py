@@ -1,0 +1,278 @@
+"""What a pool tells of its connections: gauges that look at it, and histograms of what becomes of them."""
+
+import asyncio
+import gc
+import threading
+import time
+
+import pytest
+import redis.exceptions
+from opentelemetry.sdk.metrics import MeterProvider
+from sharing import client_of, connections, frozen
+
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolExhaustedError
+
+POOL = "db.client.connection.pool.name"
+STATE = "db.client.connection.state"
+COUNT = "db.client.connection.count"
+PENDING = "db.client.connection.pending_requests"
+IN_FLIGHT = "aioredis_monitored.connection.in_flight"
+CREATE, WAIT, USE = (f"db.client.connection.{name}_time" for name in ("create", "wait", "use"))
+TIMEOUTS = "db.client.connection.timeouts"
+LAG = "aioredis_monitored.event_loop.lag"
+
+
+def used_and_idle(telemetry, name="test"):
+    counts = telemetry.tally(COUNT, POOL, STATE)
+    return counts[f"{name} used"], counts[f"{name} idle"]
+
+
+async def test_every_pool_has_gauges_of_its_own(make_pool, server, telemetry):
+    first, second = make_pool(server.url, name="first", max_connections=3), make_pool(server.url, name="second")
+    await first.release(await first.get_connection())
+    borrowed = await second.get_connection()
+
+    assert {"first used": 0, "first idle": 1, "second used": 1, "second idle": 0} == telemetry.tally(COUNT, POOL, STATE)
+    for limit, of_first, of_second in (("max", 3, 50), ("idle.max", 3, 50), ("idle.min", 0, 0)):
+        gauges = telemetry.tally(f"db.client.connection.{limit}", POOL)
+        assert {"first": of_first, "second": of_second} == gauges
+
+    await second.release(borrowed)
+
+
+async def test_the_shared_connection_is_one_used_connection_with_all_its_calls_in_flight(
+    make_pool, own_server, telemetry, until
+):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test"))
+    await client.ping()
+    async with frozen(own_server):
+        calls = [asyncio.ensure_future(client.get("key")) for _ in range(100)]
+        await until(lambda: telemetry.tally(IN_FLIGHT, POOL) == {"test": 100})
+
+        assert (1, 0) == used_and_idle(telemetry)
+        assert {"test": 0} == telemetry.tally(PENDING, POOL)
+
+    await asyncio.gather(*calls)
+    assert {"test": 0} == telemetry.tally(IN_FLIGHT, POOL)
+
+
+async def test_callers_that_wait_are_pending(make_pool, server, telemetry, until):
+    pool = make_pool(server.url, name="test", max_connections=2, multiplex=False)
+    held = [await pool.get_connection() for _ in range(2)]
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
+    await until(lambda: telemetry.tally(PENDING, POOL) == {"test": 3})
+    waiting[0].cancel()
+    await until(lambda: telemetry.tally(PENDING, POOL) == {"test": 2})
+    for connection in held:
+        await pool.release(connection)
+    for connection in await asyncio.gather(*waiting[1:]):
+        await pool.release(connection)
+
+    assert {"test": 0} == telemetry.tally(PENDING, POOL)
+    assert (0, 2) == used_and_idle(telemetry)
+
+
+async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, own_server, telemetry, until):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test"))
+    async with frozen(own_server):
+        calls = [asyncio.ensure_future(client.get("key")) for _ in range(10)]
+        await until(lambda: telemetry.tally(PENDING, POOL) == {"test": 10})
+        calls[0].cancel()
+        await until(lambda: telemetry.tally(PENDING, POOL) == {"test": 9})
+
+    await asyncio.gather(*calls[1:])
+    assert {"test": 0} == telemetry.tally(PENDING, POOL)
+    # All of them had to wait until it was connected.
+    assert telemetry.point(WAIT, {POOL: "test"}).count == 9
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_gauges_are_exact_after_failures_and_cancellations(
+    make_pool, server, telemetry, inspector, dice, until, multiplex
+):
+    client = client_of(make_pool, server.url, name="test", multiplex=multiplex, max_connections=8, timeout=5)
+    inspector.set("string", "value")
+    outcomes = []
+
+    async def call():
+        kind = dice.randrange(4)
+        calling = {
+            0: lambda: client.get("string"),
+            1: lambda: client.lpush("string", "value"),
+            2: lambda: client.blpop("nothing", timeout=1),
+            3: lambda: client.execute_command("BLPOP", "string", 1),
+        }[kind]()
+        task = asyncio.ensure_future(calling)
+        if kind == 2 or dice.random() < 0.2:
+            for _ in range(dice.randrange(20)):
+                await asyncio.sleep(0)
+            task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        outcomes.append(type(outcome))
+
+    for _ in range(10):
+        await asyncio.gather(*(call() for _ in range(100)))
+
+    used, idle = used_and_idle(telemetry)
+    await until(lambda: len(connections(inspector)) == used + idle)
+    assert 1_000 == len(outcomes)
+    assert {asyncio.CancelledError, redis.exceptions.ResponseError, bytes} <= set(outcomes)
+    assert int(multiplex) == used
+    assert {"test": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
+
+
+async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool, server, telemetry):
+    first, second, third = (make_pool(server.url, name="cache") for _ in range(3))
+    assert ["cache", "cache-2", "cache-3"] == [first.name, second.name, third.name]
+    await second.aclose()
+
+    assert {"cache", "cache-3"} == telemetry.tally("db.client.connection.max", POOL).keys()
+    assert "cache-2" == make_pool(server.url, name="cache").name
+    async with second:
+        assert "cache-4" == second.name
+        assert "cache-4" in telemetry.tally("db.client.connection.max", POOL)
+
+
+def test_a_pool_that_is_forgotten_is_in_no_gauge_and_leaves_its_name(server, telemetry):
+    MonitoredConnectionPool.from_url(server.url, name="forgotten", **telemetry.providers)
+    gc.collect()
+
+    assert {} == telemetry.tally("db.client.connection.max", POOL)
+    assert "forgotten" == MonitoredConnectionPool.from_url(server.url, name="forgotten").name
+
+
+async def test_a_borrowed_connection_is_a_point_of_creation_wait_and_use(make_pool, server, telemetry):
+    pool = make_pool(server.url, name="test", multiplex=False)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    for _ in range(3):
+        await client.get("key")
+
+    assert [1, 3, 3] == [telemetry.point(name, {POOL: "test"}).count for name in (CREATE, WAIT, USE)]
+    assert (0.0001, 10.0) == (telemetry.point(USE).explicit_bounds[0], telemetry.point(USE).explicit_bounds[-1])
+
+
+async def test_a_call_on_the_shared_connection_is_one_point_and_no_more(make_pool, server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
+    await client.ping()
+    with telemetry.block() as block:
+        for _ in range(10):
+            await client.get("key")
+
+    assert {"GET": 10} == block.tally("db.client.operation.duration", "db.operation.name")
+    assert {} == {name: count for name in (CREATE, WAIT, USE) for count in block.tally(name).values() if count}
+
+
+async def test_how_long_a_connection_was_used(make_pool, server, telemetry, until):
+    pool = make_pool(server.url, name="test", multiplex=False)
+    borrowed, since = await pool.get_connection(), time.perf_counter()
+    await until(lambda: time.perf_counter() > since + 0.05)
+    await pool.release(borrowed)
+
+    assert telemetry.point(USE).sum >= 0.05
+
+
+async def test_a_wait_in_vain_is_a_timeout_and_they_count_from_nothing(make_pool, server, telemetry):
+    pool = make_pool(server.url, name="test", max_connections=1, timeout=0.01)
+    assert {"test": 0} == telemetry.tally(TIMEOUTS, POOL)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    held = await pool.get_connection()
+    with pytest.raises(PoolExhaustedError):
+        await client.get("key")
+    await pool.release(held)
+
+    assert {"test": 1} == telemetry.tally(TIMEOUTS, POOL)
+    assert "aioredis_monitored.PoolExhaustedError" == telemetry.span("GET").attributes["error.type"]
+    assert issubclass(PoolExhaustedError, redis.exceptions.MaxConnectionsError)
+
+
+async def test_a_wait_in_vain_for_room_on_the_shared_connection_is_a_timeout(make_pool, own_server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test", timeout=0.05))
+    await client.ping()
+    async with frozen(own_server):
+        # As many bytes as there is room for, and one call more.
+        filling = [asyncio.ensure_future(client.set("key", b"x" * 60_000)) for _ in range(300)]
+        refused = await asyncio.gather(*filling[290:], return_exceptions=True)
+
+    await asyncio.gather(*filling, return_exceptions=True)
+    assert {PoolExhaustedError} == {type(outcome) for outcome in refused}
+    assert telemetry.tally(TIMEOUTS, POOL)["test"] >= 10
+
+
+async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
+    is_over, read = threading.Event(), []
+
+    def export():
+        # What it raises fails the test.
+        while not is_over.is_set():
+            read.append(telemetry.tally(COUNT, POOL, STATE)["test used"])
+
+    exporter = threading.Thread(target=export)
+    exporter.start()
+    try:
+        for _ in range(20):
+            pools = [make_pool(server.url) for _ in range(5)]
+            await asyncio.gather(*(client.get("key") for _ in range(100)), *(client.blpop("l", 0.01) for _ in range(5)))
+            for pool in pools:
+                await pool.aclose()
+    finally:
+        is_over.set()
+        exporter.join()
+
+    assert len(read) > 10
+
+
+def test_pools_of_one_provider_share_its_instruments_whichever_is_made_first(server, telemetry):
+    names = [MonitoredConnectionPool.from_url(server.url, **telemetry.providers) for _ in range(3)]
+
+    assert 1 == len({id(pool.telemetry.instruments) for pool in names})
+    assert 3 == len(telemetry.tally("db.client.connection.max", POOL))
+
+
+def test_a_provider_that_is_gone_takes_its_instruments_along(server):
+    from weakref import ref
+
+    provider = MeterProvider()
+    pool = MonitoredConnectionPool.from_url(server.url, meter_provider=provider)
+    instruments = ref(pool.telemetry.instruments)
+    provider.shutdown()
+    del pool, provider
+    gc.collect()
+
+    assert instruments() is None
+
+
+# Is it Redis or is it me
+
+
+async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
+    await client.ping()
+
+    async def busy():
+        await client.get("key")
+        until = time.perf_counter() + 0.2
+        while time.perf_counter() < until:
+            pass
+
+    with telemetry.block() as block:
+        await asyncio.gather(busy(), client.get("key"))
+        await client.get("key")
+
+    assert block.point(LAG).sum >= 0.2
+    assert block.point("db.client.operation.duration").sum < 0.2
+
+
+async def test_the_lag_is_measured_once_per_batch_and_at_most_ten_times_a_second(make_pool, server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
+    await asyncio.gather(*(client.get("key") for _ in range(100)))
+    await client.get("key")
+    assert 1 == telemetry.point(LAG).count
+
+    started = time.perf_counter()
+    while time.perf_counter() < started + 0.55:
+        await asyncio.gather(*(client.get("key") for _ in range(10)))
+    await client.get("key")
+    seconds = time.perf_counter() - started
+
+    assert 2 <= telemetry.point(LAG).count <= 2 + seconds * 10

@@ -1,0 +1,145 @@
+"""Where the time of a call went: waiting for a connection, connecting, or on the wire."""
+
+import asyncio
+
+import pytest
+import redis.exceptions
+from sharing import begun, frozen
+
+from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
+
+WAIT, CONNECT, WIRE = (f"aioredis_monitored.{name}.duration" for name in ("wait", "connect", "wire"))
+
+
+def times(span):
+    return [span.attributes.get(name) for name in (WAIT, CONNECT, WIRE)]
+
+
+def seconds(span):
+    return (span.end_time - span.start_time) / 1e9
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_most_calls_have_nothing_to_tell(make_pool, server, telemetry, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
+    await client.ping()
+    await client.set("list", "")
+    for _ in range(20):
+        await client.get("key")
+
+    told = [times(span) for span in telemetry.spans[1:]]
+    # Borrowing may take longer than the rest, on a machine that is busy.
+    assert told.count([None] * 3) >= 15
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_the_first_call_connects(make_pool, server, telemetry, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
+    await client.get("key")
+
+    span = telemetry.span("GET")
+    wait, connect, wire = times(span)
+    assert 0 <= wait < connect
+    assert 0 < wire < seconds(span)
+    assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
+
+
+@pytest.mark.parametrize("call", ["command", "pipeline"])
+async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, server, telemetry, until, call):
+    pool = make_pool(server.url, max_connections=1)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    held = await pool.get_connection()
+    waiting = asyncio.ensure_future(client.get("key") if call == "command" else client.pipeline().get("key").execute())
+    await until(lambda: pool.pending() == 1)
+    since = asyncio.get_running_loop().time()
+    await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+    await pool.release(held)
+    await waiting
+
+    wait, connect, wire = times(telemetry.span("GET"))
+    assert wait >= 0.05
+    # It was connected already.
+    assert connect < 0.05 > wire
+
+
+@pytest.mark.parametrize("call", ["command", "pipeline"])
+async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
+    make_pool, own_server, telemetry, until, call
+):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    async with frozen(own_server):
+        calling = client.get("key") if call == "command" else client.pipeline().get("key").execute()
+        (task,) = await begun(calling)
+        since = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+    await task
+
+    wait, connect, _ = times(telemetry.span("GET"))
+    # It was the connecting that took so long.
+    assert connect >= 0.05 > wait
+
+
+async def test_exhaustion_is_all_waiting(make_pool, server, telemetry):
+    pool = make_pool(server.url, max_connections=1, timeout=0.05)
+    held = await pool.get_connection()
+    with pytest.raises(PoolExhaustedError):
+        await MonitoredRedisConnection(connection_pool=pool).get("key")
+    await pool.release(held)
+
+    span = telemetry.span("GET")
+    wait, connect, wire = times(span)
+    assert wait >= 0.05
+    assert 0 == connect
+    assert wire < 0.05
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_a_server_that_cannot_be_reached_is_all_connecting(make_pool, telemetry, multiplex):
+    pool = make_pool("redis://127.0.0.1:1", multiplex=multiplex, retries=0)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await MonitoredRedisConnection(connection_pool=pool).get("key")
+
+    wait, connect, _ = times(telemetry.span("GET"))
+    assert connect > wait
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
+    # The name is not the address.
+    client = MonitoredRedisConnection(
+        connection_pool=make_pool(f"redis://localhost:{server.port}", multiplex=multiplex)
+    )
+    await client.get("key")
+    await client.pipeline().get("key").get("key").execute()
+    await client.blpop("list", timeout=0.01)
+    await client.set("key", "value")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.lpush("key", "value")
+
+    for span in telemetry.spans:
+        assert "localhost" == span.attributes["server.address"]
+        assert span.attributes["network.peer.address"] in {"127.0.0.1", "::1"}
+        assert server.port == span.attributes["network.peer.port"]
+    assert len(telemetry.spans) >= 4
+
+
+async def test_a_unix_socket_is_a_peer_without_a_port(make_pool, server, telemetry):
+    await MonitoredRedisConnection(connection_pool=make_pool(f"unix://{server.unix_socket_path}")).get("key")
+
+    attributes = telemetry.span("GET").attributes
+    assert server.unix_socket_path == attributes["network.peer.address"] == attributes["server.address"]
+    assert "network.peer.port" not in attributes
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_server, telemetry, multiplex):
+    pool = make_pool(own_server.url, multiplex=multiplex, socket_timeout=0.2, retries=0)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    async with frozen(own_server):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.get("key")
+
+    span = telemetry.span("GET")
+    assert "redis.exceptions.TimeoutError" == span.attributes["error.type"]
+    assert own_server.port == span.attributes["network.peer.port"]
