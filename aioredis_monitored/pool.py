@@ -40,8 +40,8 @@ class MonitoredConnectionPool(ReportingPool):
     ``aclose``) closes every connection; entering opens the pool again. It belongs to the event loop that first used it.
 
     Args:
-        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, the next
-            one is called ``name-2``.
+        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, metrics
+            call the next one ``name-2``.
         max_connections: The most connections at a time, at least 1; default 50. With 1, none is shared.
         timeout: Seconds to wait for a connection when all are in use; ``None`` waits for ever; default 20.
         multiplex: Whether ordinary commands share a connection; default ``True``.

@@ -19,10 +19,13 @@ class ReportingPool(LendingPool):
     """A pool that reports on itself, from ``report_to`` on until it is closed, and again when it is opened again.
 
     Attributes:
+        name: What messages call it.
+        name_in_metrics: The same, or with a number if an open pool has it already.
         telemetry: Where it reports.
         multiplexer: Its shared connection, if there is one.
     """
 
+    name_in_metrics: str
     telemetry: Telemetry
     multiplexer: Multiplexer | None
 
@@ -31,22 +34,22 @@ class ReportingPool(LendingPool):
 
         Args:
             telemetry: Where to report.
-            name: The name that it is to have, if no open pool has it; default ``host:port/db``.
+            name: What to call it; default ``host:port/db``.
         """
         self.telemetry = telemetry
         server = telemetry.server
         host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
         self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
-        self._wanted_name = name or self._address
+        self.name = name or self._address
         self._take_name()
 
     def _take_name(self) -> None:
         # Of two pools with one name, all gauges would be the sum.
         with _naming:
-            names = chain([self._wanted_name], (f"{self._wanted_name}-{number}" for number in count(2)))
-            self.name = next(name for name in names if _named.get(name, self) is self)
-            _named[self.name] = self
-        self.telemetry.name_pool(self.name)
+            names = chain([self.name], (f"{self.name}-{number}" for number in count(2)))
+            self.name_in_metrics = next(name for name in names if _named.get(name, self) is self)
+            _named[self.name_in_metrics] = self
+        self.telemetry.name_pool(self.name_in_metrics)
         self.telemetry.instruments.watch(self)
 
     @property
@@ -63,8 +66,8 @@ class ReportingPool(LendingPool):
     def _forget(self) -> None:
         super()._forget()
         self.telemetry.instruments.unwatch(self)
-        if _named.get(self.name) is self:
-            del _named[self.name]
+        if _named.get(self.name_in_metrics) is self:
+            del _named[self.name_in_metrics]
 
     # What the gauges look at, in the thread of an exporter: each copy is made in one step.
 

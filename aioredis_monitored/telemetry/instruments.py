@@ -27,7 +27,7 @@ _Measure = Callable[["MeasuredPool"], Iterable[tuple[float, dict[str, Any]]]]
 class MeasuredPool(Protocol):
     """What the gauges read of a pool, in the thread of an exporter."""
 
-    name: str
+    name_in_metrics: str
     max_connections: int
 
     def used(self) -> int:
@@ -140,7 +140,7 @@ class Instruments:
             for reference in list(self._pools.values()):
                 pool = reference()
                 if pool is not None:
-                    named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name}
+                    named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
                     for value, attributes in measure(pool):
                         yield Observation(value, named | attributes)
 
