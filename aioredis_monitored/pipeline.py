@@ -191,5 +191,6 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         """Write the command into the error's text, as redis-py does but without the values in it."""
         if self._operation is not None:
             self._operation.note(exception)
-        text = f"Command # {number} ({self._telemetry.describer.query_text(tuple(command))}) of pipeline caused error: {exception.args}"
+        shown = self._telemetry.describer.query_text(tuple(command))
+        text = f"Command # {number} ({shown}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])
