@@ -44,6 +44,7 @@ class RedisConfig:
         socket_connect_timeout: How long connecting may take.
         health_check_interval: How long a connection may be idle before it is checked; 0 never checks.
         socket_keepalive: Whether TCP keeps idle connections alive.
+        client_info: Whether connections tell ``CLIENT LIST`` the name and version of this package (CLIENT SETINFO).
         client_name: What ``CLIENT LIST`` calls the connections.
         protocol: 2 or 3, the version of RESP.
         decode_responses: Whether replies are text instead of bytes.
@@ -70,6 +71,7 @@ class RedisConfig:
     socket_connect_timeout: float | None = None
     health_check_interval: float | None = None
     socket_keepalive: bool | None = None
+    client_info: bool | None = None
     client_name: str | None = None
     protocol: int | None = None
     decode_responses: bool | None = None

@@ -119,6 +119,7 @@ OPTIONS = {
     "socket_connect_timeout": _POSITIVE_DURATION,
     "health_check_interval": _DURATION,
     "socket_keepalive": _SWITCH,
+    "client_info": _SWITCH,
     "client_name": Option(_client_name, "printable ASCII without spaces"),
     "protocol": Option(_protocol, "2 or 3"),
     "decode_responses": _SWITCH,

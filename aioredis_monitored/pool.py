@@ -47,6 +47,8 @@ class MonitoredConnectionPool(ReportingPool):
         multiplex: Whether ordinary commands share a connection; default ``True``.
         retries: How often at most a call that surely did not run is tried again within ``socket_timeout``; default 20.
         retry_backoff: Seconds of the first pause before that, doubled each time, to half a second; default 0.02.
+        client_info: Whether connections tell ``CLIENT LIST`` the name and version of this package, which some proxies
+            do not let pass; default ``True``.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
@@ -68,6 +70,7 @@ class MonitoredConnectionPool(ReportingPool):
         multiplex: bool = True,
         retries: int = 20,
         retry_backoff: float = 0.02,
+        client_info: bool = True,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         telemetry: TelemetryOptions | None = None,
@@ -76,14 +79,19 @@ class MonitoredConnectionPool(ReportingPool):
         for argument in _RETRY_ARGUMENTS:
             if connection_arguments.pop(argument, None):
                 _refuse_retries(argument)
-        own: dict[str, Any] = {"multiplex": multiplex, "retries": retries, "retry_backoff": retry_backoff}
+        own: dict[str, Any] = {
+            "multiplex": multiplex,
+            "retries": retries,
+            "retry_backoff": retry_backoff,
+            "client_info": client_info,
+        }
         arguments = read_arguments(
             {"max_connections": max_connections, "timeout": timeout, **own, **connection_arguments}
         )
         own = {option: arguments.pop(option) for option in own}
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
         arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
-        arguments.setdefault("driver_info", _DRIVER_INFO)
+        arguments.setdefault("driver_info", _DRIVER_INFO if own["client_info"] else None)
         if arguments.get("protocol") == _RESP2:
             arguments.setdefault("redis_connect_func", greet)
         super().__init__(**arguments)

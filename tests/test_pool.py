@@ -472,3 +472,11 @@ async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool
 
     assert "BUSY" in str(error)
     assert "BUSY" == telemetry.spans[-1].attributes["error.type"]
+
+
+async def test_nothing_is_said_about_the_client_to_a_proxy_that_would_not_hear_it(server, inspector):
+    inspector.config_resetstat()
+    async with pool_from_config({"redis.url": server.url, "redis.client_info": "false"}) as pool:
+        await pool.ping()
+
+    assert [] == [name for name in inspector.info("commandstats") if name.startswith("cmdstat_client")]
