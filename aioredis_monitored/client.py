@@ -2,18 +2,20 @@
 
 import asyncio
 import copy
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import ResponseCallbackT
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.typing import KeyT
 
 from aioredis_monitored.calls import CallsMixin
+from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -173,13 +175,38 @@ class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redi
             calling = self._call_elsewhere(args, options)
         else:
             calling = self._call(pool, args, options, operation=operation)
-        return await (calling if operation is None else operation.observe(calling))
+        if operation is not None:
+            calling = operation.observe(calling)
+        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+            calling = led_through(Redis.execute_command, self, calling, *args, **options)
+        return await calling
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        """As redis-py does: on the one connection of this handle, or on a plain pool's."""
-        if isinstance(self.connection_pool, MonitoredConnectionPool):
-            self.connection_pool.check_event_loop()
-        return await super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
+        pool = self.connection_pool
+        if isinstance(pool, MonitoredConnectionPool):
+            pool.check_event_loop()
+        if not self.single_connection_client:
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            try:
+                return await self._call_on(connection, args, options)
+            finally:
+                await pool.release(connection)
+        await self.initialize()
+        connection = cast("Connection", self.connection)
+        async with self._single_conn_lock:
+            try:
+                return await self._call_on(connection, args, options)
+            finally:
+                if connection.should_reconnect():  # type: ignore[no-untyped-call]
+                    await connection.disconnect()
+                    await connection.connect()  # type: ignore[no-untyped-call]
+
+    async def _call_on(self, connection: Connection, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return await connection.retry.call_with_retry(
+            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
+            partial(self._close_connection, connection),
+        )
 
     @overload
     def pipeline(

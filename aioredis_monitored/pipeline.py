@@ -4,16 +4,17 @@ from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequ
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, cast
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
 from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion
 from aioredis_monitored.commands import operation_name
+from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY, led_through
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
@@ -71,7 +72,11 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self._is_executing = True
         try:
             executing = self._execute(raise_on_error)
-            return await (executing if self._operation is None else self._operation.observe(executing))
+            if self._operation is not None:
+                executing = self._operation.observe(executing)
+            if not self._telemetry.is_traced and Pipeline.execute is not EXECUTE:
+                executing = led_through(Pipeline.execute, self, executing, raise_on_error)
+            return await executing
         finally:
             self._operation, self._is_executing = None, False
 
@@ -113,11 +118,29 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         super()._note_altered(connection, [args for args in commands if operation_name(args).upper() not in _UNDONE])
 
     async def _run_on_own_connection(self, raise_on_error: bool) -> list[Any]:
-        """As redis-py does: on the connection that watches, or on a plain pool's."""
+        """As redis-py does, on the connection that watches or on a plain pool's; but see ``foreign``."""
+        stack = self.command_stack
+        if not stack and not self.watching:
+            return []
+        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
+        if self.scripts:
+            await self.load_scripts()  # type: ignore[no-untyped-call]
+        connection = await self._own_connection()
+        try:
+            results: list[Any] = await connection.retry.call_with_retry(
+                lambda: execute(connection, stack, raise_on_error),
+                partial(self._disconnect_raise_on_watching, connection),
+            )
+            return results
+        finally:
+            await self.reset()  # type: ignore[no-untyped-call]
+
+    async def _own_connection(self) -> Connection:
         if isinstance(self.connection_pool, MonitoredConnectionPool):
             self.connection_pool.check_event_loop()
-        results: list[Any] = await super().execute(raise_on_error)
-        return results
+        if self.connection is None:
+            self.connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
+        return cast("Connection", self.connection)
 
     async def _attempt_batch(
         self,
@@ -172,20 +195,26 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
-        if self._telemetry.counts_keys and not self._is_executing:
-            self._telemetry.hot_keys.see(args)
-        call = self._execute_immediately(*args, **options)
+        telemetry, call = self._telemetry, self._execute_immediately(*args, **options)
         if self._is_executing:
             return await call
-        return await observed(self._telemetry, args, self.server_span, call, self._request)
+        if telemetry.counts_keys:
+            telemetry.hot_keys.see(args)
+        call = observed(telemetry, args, self.server_span, call, self._request)
+        is_traced = telemetry.is_heard() and telemetry.is_traced
+        if not is_traced and Pipeline.immediate_execute_command is not EXECUTE_IMMEDIATELY:
+            call = led_through(Pipeline.immediate_execute_command, self, call, *args, **options)
+        return await call
 
     async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
         pool = self.connection_pool
-        if isinstance(pool, MonitoredConnectionPool):
-            if self._is_executing and self.connection is None:
-                return await self._call(pool, args, options)
-            pool.check_event_loop()
-        return await super().immediate_execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        if isinstance(pool, MonitoredConnectionPool) and self._is_executing and self.connection is None:
+            return await self._call(pool, args, options)
+        connection = await self._own_connection()
+        return await connection.retry.call_with_retry(
+            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
+            partial(self._disconnect_reset_raise_on_watching, connection),
+        )
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Write the command into the error's text, as redis-py does but without the values in it."""

@@ -7,6 +7,7 @@ from opentelemetry import metrics, trace
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import SIMPLE, keys_of
+from aioredis_monitored.foreign import heed_native_metrics
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import Call, Describer, Server
 from aioredis_monitored.telemetry.hotkeys import HotKeys
@@ -63,6 +64,7 @@ class Telemetry:
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._calls: dict[str | tuple[str, str], Call] = {}
         self._templates: set[str] = set()
+        heed_native_metrics()
 
     def is_heard(self) -> bool:
         """Whether spans or points go anywhere; while nobody listens, nothing is built.
@@ -71,7 +73,9 @@ class Telemetry:
         should they go away, calls are recorded for nobody.
         """
         if self._awaits_tracer and getattr(trace, "_TRACER_PROVIDER", self) is not None:
-            self._awaits_tracer, self.is_traced = False, True
+            # A provider may be there and record nothing, as with OTEL_SDK_DISABLED.
+            real_tracer = getattr(self.tracer, "_tracer", None)
+            self._awaits_tracer, self.is_traced = False, not isinstance(real_tracer, trace.NoOpTracer)
         if self._awaits_meter and getattr(self.instruments.operation_duration, "_real_instrument", self) is not None:
             self._awaits_meter, self.is_measured = False, True
             self._begin_counting()
@@ -96,6 +100,8 @@ class Telemetry:
         place = name if template is None else (name, template)
         known = self._calls.get(place)
         if known is None:
+            # They may have been turned on after the pool was made; and here it costs next to nothing.
+            heed_native_metrics()
             known = self.describer.command(args)
             known = self._calls[place] = known if template is None else known.with_template(template)
         return known
