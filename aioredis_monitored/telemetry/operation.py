@@ -25,6 +25,7 @@ _SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress
 _SUPPRESSED_TOO: Final = "suppress_instrumentation"
 # In a context of ours: calls get no span of their own, because what they are part of has one.
 _FOLDED: Final = context.create_key("aioredis_monitored.folded")
+_SAMPLED: Final = trace.TraceFlags.SAMPLED
 # A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
 _LONG_WAIT: Final = 0.01
 _LARGE_SHARE: Final = 0.5
@@ -94,7 +95,7 @@ class Operation:
         self._waited = self._connecting = 0.0
         self._context = copy_context()
         self.certain: Certainty = False
-        self._began = time_ns()
+        self._began = time_ns() if telemetry.is_traced else 0
         self._started = perf_counter()
 
     async def observe(self, call: Coroutine[Any, Any, T]) -> T:
@@ -107,7 +108,8 @@ class Operation:
         # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
         # the context of its own.
         if error is None:
-            self._end(perf_counter(), result)
+            if not self._recorded:
+                self._end(perf_counter(), result)
             return result
         cause = error.__context__
         now = perf_counter()
@@ -158,49 +160,54 @@ class Operation:
             self._end(now, reply)
 
     def _end(self, now: float, reply: object) -> None:
-        if not self._recorded:
-            self._recorded = True
-            elapsed = now - self._started
-            if self._request is not None:
-                self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
-            # What consumers do while there is nothing to consume.
-            is_idle = self.call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply))
-            self._context.run(self._record, elapsed, is_idle)
-
-    def _record(self, elapsed: float, is_idle: bool) -> None:
-        telemetry, call, failure = self._telemetry, self.call, self._failure
-        here = context.get_current()
-        if here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO):
+        if self._recorded:
+            # Cancelled, after its reply had come.
             return
+        self._recorded = True
+        elapsed, call = now - self._started, self.call
+        if self._request is not None:
+            self._request.add(call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
+        if call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply)):
+            # What consumers do while there is nothing to consume.
+            self.call = call._replace(is_wanted=False)
+        self._context.run(self._record, elapsed)
+
+    def _record(self, elapsed: float) -> None:
+        telemetry, call, failure = self._telemetry, self.call, self._failure
+        here, is_wanted = context.get_current(), call.is_wanted
+        if here:
+            if here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO):
+                return
+            is_wanted = is_wanted and not here.get(_FOLDED)
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
         span_attributes, point_attributes = call.span_attributes, call.point_attributes
         if failure is not None:
             failed = failure.attributes()
             span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
-        is_wanted = call.is_wanted and not is_idle and not here.get(_FOLDED) and self._is_wanted(elapsed, here)
-        if self._span is not None or (telemetry.is_traced and is_wanted):
+        is_chosen = is_wanted and telemetry.is_traced and (not telemetry.is_choosy or self._is_chosen(elapsed, here))
+        if is_chosen or self._span is not None:
             try:
                 span = self._trace(elapsed, span_attributes, here)
-                if span.get_span_context().trace_flags.sampled:
+                if span.get_span_context().trace_flags & _SAMPLED:
                     # The point leads to the span.
                     here = trace.set_span_in_context(span, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
         if telemetry.is_measured and call.is_measured:
             try:
-                telemetry.instruments.operation_duration.record(elapsed, point_attributes, here)
+                telemetry.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
 
-    def _is_wanted(self, elapsed: float, here: Context) -> bool:
+    def _is_chosen(self, elapsed: float, here: Context) -> bool:
         telemetry = self._telemetry
         if telemetry.slow_only is not None and elapsed < telemetry.slow_only and self._failure is None:
             return False
         return not telemetry.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
 
     def _trace(self, elapsed: float, attributes: dict[str, Any], here: Context) -> Span:
-        failure = self._failure
+        failure, span = self._failure, self._span
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
@@ -212,7 +219,6 @@ class Operation:
                 attributes[semconv.NETWORK_PEER_PORT] = port
         if self._waited or self._connecting:
             self._tell_waiting(elapsed, attributes)
-        span = self._span
         if span is None:
             span = self._start_span(attributes, here)
         else:
@@ -226,28 +232,22 @@ class Operation:
         return span
 
     def _start_span(self, attributes: dict[str, Any], here: Context) -> Span:
-        return self._telemetry.tracer.start_span(
-            self.call.span_name,
-            here,
-            self.call.kind,
-            attributes,
-            start_time=self._began,
-            record_exception=False,
-            set_status_on_exception=False,
-        )
+        # By position, which is faster: no links; neither an exception's text nor its status from anybody but us.
+        call = self.call
+        start_span = self._telemetry.tracer.start_span
+        return start_span(call.span_name, here, call.kind, attributes, None, self._began, False, False)
 
     def start(self) -> Context:
         """Make the span now, for what has to carry its context, and return that context.
 
-        If the call is not to have a span, it is the context of the parent. What raises is the caller's trouble no more
-        than in all else.
+        If the call is not to have a span, it is the context of the parent.
         """
         here = context.get_current()
         try:
             if self._parent is not None:
                 here = trace.set_span_in_context(self._parent, here)
-            silent = here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO)
-            if self._telemetry.is_traced and self.call.is_wanted and not silent and self._is_wanted(math.inf, here):
+            is_silent = here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO)
+            if self._telemetry.is_traced and self.call.is_wanted and not is_silent and self._is_chosen(math.inf, here):
                 self._span = self._start_span(self.call.span_attributes.copy(), here)
                 return trace.set_span_in_context(self._span, here)
         except BaseException as trouble:  # noqa: BLE001 - see report

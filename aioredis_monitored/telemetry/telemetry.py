@@ -34,6 +34,7 @@ class Telemetry:
     Attributes:
         is_traced: Whether spans are started, as far as ``is_heard`` has seen.
         is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
+        is_choosy: Whether not every call whose names are wanted gets a span.
         pool_attributes: Those of points about the pool.
         hot_keys: Which keys are called most, if that is counted.
         counts_keys: Whether it is.
@@ -60,6 +61,8 @@ class Telemetry:
         histogram = self.instruments.operation_duration
         self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
         self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
+        self.is_choosy = self.options.require_parent or self.slow_only is not None
+        self.operation_duration = self.instruments.operation_duration
         self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._calls: dict[str | tuple[str, str], Call] = {}
