@@ -18,6 +18,7 @@ from aioredis_monitored.errors import (
 )
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.pubsub import MonitoredPubSub
 from aioredis_monitored.queue import MessageQueue
 from aioredis_monitored.telemetry.options import TelemetryOptions
 
@@ -28,6 +29,7 @@ __all__ = [
     "EventLoopError",
     "MessageQueue",
     "MonitoredConnectionPool",
+    "MonitoredPubSub",
     "MonitoredRedisConnection",
     "MonitoredRedisError",
     "MonitoredRedisPipeline",

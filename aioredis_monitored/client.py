@@ -14,11 +14,11 @@ from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.typing import KeyT
 
-from aioredis_monitored.calls import CallsMixin
 from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.pubsub import PubSubMixin
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.request import RequestView
@@ -27,7 +27,7 @@ from aioredis_monitored.telemetry.telemetry import Telemetry
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:

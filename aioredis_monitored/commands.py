@@ -110,6 +110,7 @@ def _read_table() -> dict[str, Command]:
 
 
 _PROCEDURES = frozenset({"EVALSHA", "EVALSHA_RO", "FCALL", "FCALL_RO"})
+PUBLISHING = frozenset({"PUBLISH", "SPUBLISH"})
 
 TABLE = _read_table()
 _UNKNOWN = Command()
@@ -140,6 +141,12 @@ def stored_procedure(args: Sequence[Any]) -> str | None:
     if call.name.upper() not in _PROCEDURES or not call.arguments:
         return None
     return printable(text_of(call.arguments[0], LONGEST_WORD))
+
+
+def channel_of(args: Sequence[Any]) -> object | None:
+    """The channel that the command publishes to; ``None`` if it does not publish."""
+    call = parse(args, most=2)
+    return call.arguments[0] if call.name.upper() in PUBLISHING and call.arguments else None
 
 
 def keys_of(args: Sequence[Any], most: int) -> list[object]:

@@ -10,6 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
 from redis.exceptions import RedisError
+from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion
@@ -192,6 +193,16 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             if isinstance(self.connection_pool, MonitoredConnectionPool):
                 self.connection_pool.alter(connection)
             raise
+
+    def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> Any:
+        """Publish in the batch, as redis-py does.
+
+        Raises:
+            TypeError: The trace context is to go with the message, but a batch has one span for all its commands.
+        """
+        if options.get("propagate"):
+            raise TypeError("a pipeline has no span for each message: let the client publish what is to carry one")
+        return super().publish(channel, message, **options)
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""

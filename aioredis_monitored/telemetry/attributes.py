@@ -21,6 +21,13 @@ _DEFAULT_PORT = 6379
 _ERROR_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
 _MOST_TEXTS = 100
 _MOST_CHARACTERS = 4096
+_ADDRESS = (semconv.SERVER_ADDRESS, semconv.SERVER_PORT)
+# Of a message's attributes, those that points may have.
+_FEW_VALUES = (
+    semconv.MESSAGING_SYSTEM,
+    semconv.MESSAGING_OPERATION_NAME,
+    semconv.MESSAGING_DESTINATION_TEMPLATE,
+)
 
 
 class Server(NamedTuple):
@@ -108,7 +115,44 @@ class Describer:
         """One command."""
         operation, procedure = commands.operation_name(args), commands.stored_procedure(args)
         call = self._call(operation, summary=summary, stored_procedure=procedure)
-        return call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
+        call = call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
+        return self.publication(call, args, summary) if operation.upper() in commands.PUBLISHING else call
+
+    def publication(self, call: Call, args: Sequence[Any], summary: str | None = None) -> Call:
+        """A command that publishes: a call as any other, whose span is about a message too (messaging-spans.md).
+
+        Args:
+            call: What it is without its channel.
+            args: The command.
+            summary: What a batch is called that has no other command.
+        """
+        channel = commands.channel_of(args)
+        if channel is None:
+            return call
+        name, attributes = self._messaging(own.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
+        return call._replace(
+            span_name=summary or name, span_attributes=call.span_attributes | attributes, kind=SpanKind.PRODUCER
+        )
+
+    def processing(self, channel: object) -> Call:
+        """What is done with a message (messaging-spans.md), which is no call to the server."""
+        name, attributes = self._messaging(own.OPERATION_PROCESS, semconv.OPERATION_TYPE_PROCESS, channel)
+        server = {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
+        # A channel's name would be a time series.
+        of_points = {key: attributes[key] for key in _FEW_VALUES if key in attributes}
+        return Call(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
+
+    def _messaging(self, name: str, kind: str, channel: object) -> tuple[str, dict[str, Any]]:
+        """The name of a span about a message, and its attributes."""
+        destination, target = self._options.destination_of(channel)
+        attributes: dict[str, Any] = {
+            semconv.MESSAGING_SYSTEM: own.MESSAGING_SYSTEM_REDIS,
+            semconv.MESSAGING_OPERATION_NAME: name,
+            semconv.MESSAGING_OPERATION_TYPE: kind,
+            **destination,
+        }
+        target = target or self.server.target
+        return f"{name} {target}" if target else name, attributes
 
     def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""

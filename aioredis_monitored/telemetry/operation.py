@@ -246,7 +246,7 @@ class Operation:
         try:
             if self._parent is not None:
                 here = trace.set_span_in_context(self._parent, here)
-            is_silent = here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO)
+            is_silent = is_suppressed(here) or here.get(_FOLDED)
             if self._telemetry.is_traced and self.call.is_wanted and not is_silent and self._is_chosen(math.inf, here):
                 self._span = self._start_span(self.call.span_attributes.copy(), here)
                 return trace.set_span_in_context(self._span, here)
@@ -260,6 +260,11 @@ class Operation:
             attributes[own.WAIT_DURATION] = self._waited
             attributes[own.CONNECT_DURATION] = self._connecting
             attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
+
+
+def is_suppressed(here: Context) -> bool:
+    """Whether instrumentations are asked to be silent."""
+    return bool(here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO))
 
 
 @contextmanager

@@ -7,10 +7,12 @@ from typing import Any
 
 from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, text_of
 from aioredis_monitored.errors import ConfigurationError
+from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.trouble import report
 from aioredis_monitored.timespan import parse_timespan
 
 _LONGEST_KEY = 1024
+_LONGEST_CHANNEL = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +26,12 @@ class TelemetryOptions:
         exclude_commands: The commands that get none; a batch gets none if all of its commands do not. Default none.
         slow_only: A call gets a span only if it has failed or took so long, in seconds or as a timespan such as
             ``5 ms``; default ``None``, for all.
-        show_keys: Whether ``db.query.text`` shows keys, or ``?``; default ``True``.
+        show_keys: Whether ``db.query.text`` shows keys, or ``?``, and whether anything shows channels; default
+            ``True``.
         key_template: Makes of a key what many keys have in common, ``user:{id}`` of ``user:17``. The query text has
             that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is called for
             every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is
-            hidden. Default ``None``.
+            hidden. It is asked about channels as well. Default ``None``.
         repeated_calls: How often a request may call one command before its span gets an event; default 20.
         hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
             which shows keys, or their templates; default 0.
@@ -75,6 +78,22 @@ class TelemetryOptions:
         except BaseException as trouble:  # noqa: BLE001 - see report
             report(trouble)
             return None
+
+    def destination_of(self, channel: object) -> tuple[dict[str, str], str | None]:
+        """What spans tell of a channel, and what their names show of it: its template, or else the channel itself.
+
+        By the conventions, a destination's name has no place in a span's name if there is a template; here it has none
+        in the attributes either, as keys have none in the query text.
+        """
+        if not self.show_keys:
+            return {}, None
+        if self.key_template is not None:
+            template = self.template_of(channel)
+            return ({}, None) if template is None else ({semconv.MESSAGING_DESTINATION_TEMPLATE: template}, template)
+        name = text_of(channel, _LONGEST_CHANNEL)
+        if not name.isprintable():
+            name = name.encode("unicode_escape").decode()[:_LONGEST_CHANNEL]
+        return {semconv.MESSAGING_DESTINATION_NAME: name}, name
 
 
 def _is_among(name: str, names: Collection[str]) -> bool:

@@ -20,6 +20,11 @@ REQUEST_DURATION: Final = f"{_OURS}.request.duration"
 REPEATED: Final = f"{_OURS}.repeated"
 REPEATED_MORE_THAN: Final = f"{_OURS}.repeated.more_than"
 
+# Conventions name other brokers only, and leave the names of operations to each of them.
+MESSAGING_SYSTEM_REDIS: Final = "redis"
+OPERATION_PROCESS: Final = "process"
+OPERATION_PUBLISH: Final = "publish"
+
 # What callers share one connection for; conventions know connections that one caller has at a time.
 CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"
 # The calls per second that are about a key, which is named or a template, of late; conventions know no keys.

@@ -42,5 +42,18 @@ DB_CLIENT_CONNECTION_TIMEOUTS: Final = "db.client.connection.timeouts"
 DB_CLIENT_CONNECTION_USE_TIME: Final = "db.client.connection.use_time"
 DB_CLIENT_CONNECTION_WAIT_TIME: Final = "db.client.connection.wait_time"
 
+# https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
+MESSAGING_DESTINATION_TEMPLATE: Final = "messaging.destination.template"
+MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_SYSTEM: Final = "messaging.system"
+
+OPERATION_TYPE_PROCESS: Final = "process"
+OPERATION_TYPE_SEND: Final = "send"
+
+# https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/
+MESSAGING_PROCESS_DURATION: Final = "messaging.process.duration"
+
 STATE_IDLE: Final = "idle"
 STATE_USED: Final = "used"

@@ -6,7 +6,7 @@ from typing import Any, Final, cast
 from opentelemetry import metrics, trace
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.commands import SIMPLE, keys_of
+from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, keys_of
 from aioredis_monitored.foreign import heed_native_metrics
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import Call, Describer, Server
@@ -66,6 +66,7 @@ class Telemetry:
         self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._calls: dict[str | tuple[str, str], Call] = {}
+        self._publications: dict[str, Call] = {}
         self._templates: set[str] = set()
         heed_native_metrics()
 
@@ -105,20 +106,44 @@ class Telemetry:
         if known is None:
             # They may have been turned on after the pool was made; and here it costs next to nothing.
             heed_native_metrics()
+            if name in PUBLISHING:
+                return self._publication(name, args, template)
             known = self.describer.command(args)
             known = self._calls[place] = known if template is None else known.with_template(template)
         return known
 
+    def _publication(self, name: str, args: Sequence[Any], template: str | None) -> Call:
+        """What publishes: all but the channel is described once."""
+        known = self._publications.get(name)
+        if known is None:
+            known = self._publications[name] = self.describer.command((name,))
+        call = self.describer.publication(known, args)
+        return call if template is None else call.with_template(template)
+
     def _template(self, args: Sequence[Any]) -> str | None:
-        """What the keys of a command have in common, if they do."""
-        templates = {self.options.template_of(key) for key in keys_of(args, _MOST_KEYS)}
+        """What the keys of a command have in common, if they do, or the template of its channel."""
+        keys = keys_of(args, _MOST_KEYS)
+        if not keys and self.options.show_keys and (channel := channel_of(args)) is not None:
+            keys = [channel]
+        templates = {self.options.template_of(key) for key in keys}
         template = templates.pop() if len(templates) == 1 else None
-        if template is None or template in self._templates:
+        return None if template is None else self._countable(template)
+
+    def _countable(self, template: str) -> str:
+        if template in self._templates:
             return template
         if len(self._templates) >= _MOST_TEMPLATES:
             return _OTHER
         self._templates.add(template)
         return template
+
+    def processing_call(self, channel: object) -> Call:
+        """What is done with a message from a channel."""
+        call = self.describer.processing(channel)
+        template = call.point_attributes.get(semconv.MESSAGING_DESTINATION_TEMPLATE)
+        if template is not None:
+            call.point_attributes[semconv.MESSAGING_DESTINATION_TEMPLATE] = self._countable(template)
+        return call
 
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""

@@ -1,0 +1,161 @@
+"""Publishing with the trace context, and subscriptions whose messages are handled under a span of their own."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from opentelemetry.trace import Span
+from redis._parsers import Encoder
+from redis.asyncio import ConnectionPool
+from redis.asyncio.client import PubSub
+from redis.event import EventDispatcher
+from redis.observability.attributes import PubSubDirection
+from redis.observability.recorder import record_pubsub_message
+from redis.typing import ChannelT, EncodableT
+from redis.utils import str_if_bytes
+
+from aioredis_monitored.calls import CallsMixin
+from aioredis_monitored.commands import LONGEST_NAME, text_of
+from aioredis_monitored.envelope import seal, unseal
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.messaging import Processing, carrier_of
+from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.telemetry import Telemetry
+
+
+class TracedMessage(dict[str, Any]):
+    """A message as redis-py delivers it, that came in an envelope.
+
+    Attributes:
+        carrier: What the publisher's propagators have sent along.
+    """
+
+    __slots__ = ("carrier",)
+
+    def __init__(self, message: Mapping[str, Any], carrier: Mapping[str, str]) -> None:
+        super().__init__(message)
+        self.carrier = carrier
+
+
+class MonitoredPubSub(PubSub):
+    """A ``redis.asyncio.client.PubSub`` whose messages can be handled under a span; ``client.pubsub()`` makes it.
+
+    Messages are delivered without their envelopes. Handlers that were given to ``subscribe`` and its like run under
+    such a span by themselves. A ``push_handler_func`` gets what the server has sent, as it is.
+
+    Args:
+        connection_pool: Where its connection comes from.
+        telemetry: Where to record.
+        server_span: The parent of its spans; ``None`` means the span that is current when a message is handled.
+        arguments: Those of ``redis.asyncio.client.PubSub``.
+    """
+
+    def __init__(
+        self,
+        connection_pool: ConnectionPool,
+        *,
+        telemetry: Telemetry,
+        server_span: Span | None = None,
+        **arguments: Any,
+    ) -> None:
+        super().__init__(connection_pool, **arguments)
+        self.server_span = server_span
+        self._telemetry = telemetry
+
+    def process(self, message: Mapping[str, Any]) -> Processing:
+        """Handle a message: ``with pubsub.process(message): …``.
+
+        The block is a span of kind CONSUMER, which is current in it and linked to the span that has published the
+        message if the message carried that, and a point of ``messaging.process.duration``.
+
+        Args:
+            message: What ``get_message`` or ``listen`` has returned; another ``dict`` made of it has lost the link.
+        """
+        return Processing(self._telemetry, message["channel"], getattr(message, "carrier", None), self.server_span)
+
+    async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
+        """Make a message of what was read, or hand it to its handler, as redis-py does."""
+        kind = str_if_bytes(response[0]) if isinstance(response, list) else None
+        if kind not in self.PUBLISH_MESSAGE_TYPES:
+            return await super().handle_message(response, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
+        handlers = {"message": self.channels, "pmessage": self.patterns, "smessage": self.shard_channels}[kind]
+        _, subscription, *_ = response
+        *place, data = response
+        payload, carrier = unseal(data)
+        bare = [*place, payload]
+        if handlers.get(subscription):
+            with Processing(self._telemetry, place[-1], carrier, self.server_span):
+                return await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
+        message = await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
+        return message if carrier is None else TracedMessage(message, carrier)
+
+
+class PubSubMixin(CallsMixin):
+    """What the client publishes, and its subscriptions."""
+
+    server_span: Span | None
+    telemetry: Telemetry
+    get_encoder: Callable[[], Encoder]
+    _call_elsewhere: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+    _event_dispatcher: EventDispatcher
+    _pool: MonitoredConnectionPool | None
+    _request: RequestView | None
+
+    def pubsub(self, **arguments: Any) -> MonitoredPubSub:
+        """Subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``."""
+        return MonitoredPubSub(
+            self.connection_pool,
+            telemetry=self.telemetry,
+            server_span=self.server_span,
+            event_dispatcher=self._event_dispatcher,
+            **arguments,
+        )
+
+    def publish(
+        self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any
+    ) -> Awaitable[int]:
+        """Publish a message, as redis-py does, and return how many subscribers have got it.
+
+        Args:
+            channel: Where to.
+            message: What.
+            propagate: Put it into an envelope with the trace context. ``MonitoredPubSub`` takes that off again, all
+                other subscribers get it. Where nobody traces there is no envelope. Default ``False``.
+            options: Those of ``execute_command``.
+        """
+        if propagate:
+            return self._propagate("PUBLISH", channel, message, options)
+        publishing: Awaitable[int] = super().publish(channel, message, **options)  # type: ignore[misc]
+        return publishing
+
+    def spublish(self, shard_channel: ChannelT, message: EncodableT, *, propagate: bool = False) -> Awaitable[int]:
+        """Publish a message in a shard channel; the arguments are those of ``publish``."""
+        if propagate:
+            return self._propagate("SPUBLISH", shard_channel, message, {})
+        publishing: Awaitable[int] = super().spublish(shard_channel, message)  # type: ignore[misc]
+        return publishing
+
+    async def _propagate(self, name: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]) -> int:
+        telemetry, args = self.telemetry, (name, channel, message)
+        operation = None
+        if telemetry.is_heard():
+            operation = Operation(telemetry, telemetry.command_call(args), args, self.server_span, self._request)
+        # For redis-py's own metrics.
+        record_pubsub_message(
+            PubSubDirection.PUBLISH, text_of(channel, LONGEST_NAME), sharded=name == "SPUBLISH" or None
+        )
+        publishing = self._publish_traced(operation, args, options)
+        receivers: int = await (publishing if operation is None else operation.observe(publishing))
+        return receivers
+
+    async def _publish_traced(
+        self, operation: Operation | None, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any]
+    ) -> Any:
+        name, channel, message = args
+        carrier = carrier_of(None if operation is None else operation.start())
+        if carrier:
+            payload = self.get_encoder().encode(message)  # type: ignore[no-untyped-call]
+            args = name, channel, seal(payload, carrier)
+        if self._pool is None:
+            return await self._call_elsewhere(args, options)
+        return await self._call(self._pool, args, options, operation=operation)

@@ -1,0 +1,140 @@
+"""What goes with a message: the trace context that it carries, and the recorder of what is done with it."""
+
+from collections.abc import Mapping
+from time import perf_counter, time_ns
+from types import TracebackType
+from typing import Any
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, Status, StatusCode
+
+from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry.attributes import Call, failure_of
+from aioredis_monitored.telemetry.operation import is_suppressed
+from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.telemetry.trouble import report
+
+
+def carrier_of(here: Context | None) -> dict[str, str]:
+    """What the application's propagators have to say of a context, or of the current one; nothing if nobody traces."""
+    carrier: dict[str, str] = {}
+    try:
+        propagate.inject(carrier, here)
+        return {str(name): str(value) for name, value in carrier.items()}
+    except BaseException as trouble:  # noqa: BLE001 - see report
+        report(trouble)
+        return {}
+
+
+def _links_of(carrier: Mapping[str, str]) -> list[Link]:
+    try:
+        # Into an empty context: what a carrier does not tell must not be taken from the current one.
+        sent = trace.get_current_span(propagate.extract(carrier, Context())).get_span_context()
+    except BaseException as trouble:  # noqa: BLE001 - see report
+        report(trouble)
+        return []
+    return [Link(sent)] if sent.is_valid else []
+
+
+class Processing:
+    """The record of what is done with a message: ``with Processing(…):`` is a span and a point of its own.
+
+    A sibling of ``Operation``, with the same rules for failures and for broken telemetry. It is no call to the server:
+    what users have chosen about calls, such as ``require_parent`` or ``exclude_commands``, does not touch it. Its span
+    is there from the beginning, to be the parent of what is called in the block; to the span that has sent the message
+    it is linked (messaging-spans.md: "span link as default").
+
+    Args:
+        telemetry: Where to record.
+        channel: Where the message came from.
+        carrier: What it carried; ``None`` if it had no envelope.
+        parent: The parent span; ``None`` means the one that is current, unless that has ended: a task that was created
+            in a request keeps the request's span for life.
+    """
+
+    __slots__ = (
+        "_began",
+        "_call",
+        "_carrier",
+        "_channel",
+        "_here",
+        "_parent",
+        "_span",
+        "_started",
+        "_telemetry",
+        "_token",
+    )
+
+    def __init__(
+        self, telemetry: Telemetry, channel: object, carrier: Mapping[str, str] | None, parent: Span | None
+    ) -> None:
+        self._telemetry = telemetry
+        self._channel = channel
+        self._carrier = carrier
+        self._parent = parent
+        self._call: Call | None = None
+        self._span: Span | None = None
+
+    def __enter__(self) -> None:
+        self._here = context.get_current()
+        self._began = time_ns()
+        self._started = perf_counter()
+        if not self._telemetry.is_heard() or is_suppressed(self._here):
+            return
+        try:
+            self._call = self._telemetry.processing_call(self._channel)
+            if self._telemetry.is_traced:
+                self._start_span(self._call)
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+
+    def _start_span(self, call: Call) -> None:
+        links = [] if self._carrier is None else _links_of(self._carrier)
+        parent = self._parent or trace.get_current_span(self._here)
+        # Only the SDK's spans know that they have ended.
+        if getattr(parent, "end_time", None) is not None:
+            parent = trace.INVALID_SPAN
+        self._span = self._telemetry.tracer.start_span(
+            call.span_name,
+            trace.set_span_in_context(parent, self._here),
+            call.kind,
+            call.span_attributes,
+            links,
+            self._began,
+            record_exception=False,
+            set_status_on_exception=False,
+        )
+        self._here = trace.set_span_in_context(self._span, self._here)
+        self._token = context.attach(self._here)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        elapsed = perf_counter() - self._started
+        if self._span is not None:
+            context.detach(self._token)
+        if self._call is None:
+            return
+        failure = None if error is None else failure_of(error)
+        failed: dict[str, Any] = {} if failure is None else {semconv.ERROR_TYPE: failure.error_type}
+        try:
+            if self._span is not None:
+                self._end_span(self._span, elapsed, failed, is_error=failure is not None and failure.is_error)
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+        try:
+            if self._telemetry.is_measured:
+                histogram = self._telemetry.instruments.process_duration
+                histogram.record(elapsed, self._call.point_attributes | failed, self._here)
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+
+    def _end_span(self, span: Span, elapsed: float, failed: dict[str, Any], *, is_error: bool) -> None:
+        try:
+            span.set_attributes(failed)
+            if is_error:
+                # The exception's text may quote the message.
+                span.set_status(Status(StatusCode.ERROR))
+        finally:
+            span.end(self._began + int(elapsed * 1e9))
