@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from functools import partial
 from inspect import isawaitable
 from math import isinf
-from time import monotonic
-from typing import Any
+from time import monotonic, perf_counter
+from typing import Any, cast
 
 from redis._parsers.helpers import bool_ok, parse_set_result
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
@@ -20,7 +20,6 @@ from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.sockets import peer_of
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
@@ -160,6 +159,23 @@ class CallsMixin:
             pool.alter(connection)
 
 
+async def lent(pool: ConnectionPool, operation: Operation | None) -> Connection:
+    """A connection of any pool, whose operation is told of it; give it back with ``release``."""
+    if isinstance(pool, MonitoredConnectionPool):
+        connection = await pool.borrow(None if operation is None else operation.waited)
+    else:
+        asked = perf_counter()
+        try:
+            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+        finally:
+            if operation is not None:
+                # It does not tell how much of that was connecting.
+                operation.waited(perf_counter() - asked, 0)
+    if operation is not None:
+        operation.reached(connection)
+    return cast("Connection", connection)
+
+
 def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
 
@@ -179,7 +195,7 @@ async def borrowed(
             connection = await pool.borrow(None if operation is None else operation.waited)
             try:
                 if operation is not None:
-                    operation.reached(peer_of(connection))
+                    operation.reached(connection)
                 # redis-py would do it on sending; but if it fails, nothing was sent.
                 await connection.check_health()  # type: ignore[no-untyped-call]
                 is_usable = True

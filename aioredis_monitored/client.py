@@ -3,6 +3,7 @@
 import asyncio
 import copy
 from functools import partial
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
@@ -14,6 +15,7 @@ from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.typing import KeyT
 
+from aioredis_monitored.calls import lent
 from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
@@ -172,7 +174,7 @@ class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # red
             call = telemetry.command_call(args)
             operation = Operation(telemetry, call, args, self.server_span, self._request)
         if pool is None:
-            calling = self._call_elsewhere(args, options)
+            calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation=operation)
         if operation is not None:
@@ -181,20 +183,24 @@ class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # red
             calling = led_through(Redis.execute_command, self, calling, *args, **options)
         return await calling
 
-    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None) -> Any:
         """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
         pool = self.connection_pool
-        if isinstance(pool, MonitoredConnectionPool):
-            pool.check_event_loop()
         if not self.single_connection_client:
-            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            connection = await lent(pool, operation)
             try:
                 return await self._call_on(connection, args, options)
             finally:
                 await pool.release(connection)
+        if isinstance(pool, MonitoredConnectionPool):
+            pool.check_event_loop()
+        asked = perf_counter()
         await self.initialize()
         connection = cast("Connection", self.connection)
         async with self._single_conn_lock:
+            if operation is not None:
+                operation.waited(perf_counter() - asked, 0)
+                operation.reached(connection)
             try:
                 return await self._call_on(connection, args, options)
             finally:

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequ
 from contextlib import contextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import Any
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
@@ -13,13 +13,13 @@ from redis.exceptions import RedisError
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored.attempts import persist
-from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion
+from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY, led_through
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
-from aioredis_monitored.telemetry.operation import Operation, observed
+from aioredis_monitored.telemetry.operation import Operation, begun, observed
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
@@ -72,9 +72,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             self._operation = Operation(self._telemetry, call, batch, self.server_span, self._request)
         self._is_executing = True
         try:
-            executing = self._execute(raise_on_error)
-            if self._operation is not None:
-                executing = self._operation.observe(executing)
+            executing = observed(self._operation, self._execute(raise_on_error))
             if not self._telemetry.is_traced and Pipeline.execute is not EXECUTE:
                 executing = led_through(Pipeline.execute, self, executing, raise_on_error)
             return await executing
@@ -126,7 +124,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         if self.scripts:
             await self.load_scripts()  # type: ignore[no-untyped-call]
-        connection = await self._own_connection()
+        connection = await self._own_connection(self._operation)
         try:
             results: list[Any] = await connection.retry.call_with_retry(
                 lambda: execute(connection, stack, raise_on_error),
@@ -136,12 +134,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
 
-    async def _own_connection(self) -> Connection:
+    async def _own_connection(self, operation: Operation | None) -> Connection:
         if isinstance(self.connection_pool, MonitoredConnectionPool):
             self.connection_pool.check_event_loop()
         if self.connection is None:
-            self.connection = await self.connection_pool.get_connection()  # type: ignore[no-untyped-call]
-        return cast("Connection", self.connection)
+            self.connection = await lent(self.connection_pool, operation)
+        elif operation is not None:
+            operation.reached(self.connection)
+        return self.connection
 
     async def _attempt_batch(
         self,
@@ -206,22 +206,25 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
-        telemetry, call = self._telemetry, self._execute_immediately(*args, **options)
+        telemetry = self._telemetry
         if self._is_executing:
-            return await call
+            return await self._execute_immediately(args, options, self._operation)
         if telemetry.counts_keys:
             telemetry.hot_keys.see(args)
-        call = observed(telemetry, args, self.server_span, call, self._request)
+        operation = begun(telemetry, args, self.server_span, self._request)
+        call = observed(operation, self._execute_immediately(args, options, operation))
         is_traced = telemetry.is_heard() and telemetry.is_traced
         if not is_traced and Pipeline.immediate_execute_command is not EXECUTE_IMMEDIATELY:
             call = led_through(Pipeline.immediate_execute_command, self, call, *args, **options)
         return await call
 
-    async def _execute_immediately(self, *args: Any, **options: Any) -> Any:
+    async def _execute_immediately(
+        self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None
+    ) -> Any:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool) and self._is_executing and self.connection is None:
             return await self._call(pool, args, options)
-        connection = await self._own_connection()
+        connection = await self._own_connection(operation)
         return await connection.retry.call_with_retry(
             lambda: self._send_command_parse_response(connection, args[0], *args, **options),
             partial(self._disconnect_reset_raise_on_watching, connection),

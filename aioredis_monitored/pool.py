@@ -21,7 +21,7 @@ from aioredis_monitored.reporting import ReportingPool
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE
-from aioredis_monitored.telemetry.operation import observed
+from aioredis_monitored.telemetry.operation import begun, observed
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -135,7 +135,7 @@ class MonitoredConnectionPool(ReportingPool):
             redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
-            await observed(self.telemetry, ("PING",), None, self._ping())
+            await observed(begun(self.telemetry, ("PING",), None), self._ping())
         except (PoolClosedError, PoolExhaustedError):
             raise
         except RedisError as error:

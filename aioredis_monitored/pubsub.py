@@ -18,7 +18,7 @@ from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.envelope import seal, unseal
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.messaging import Processing, carrier_of
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.operation import Operation, begun, observed
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -96,7 +96,7 @@ class PubSubMixin(CallsMixin):
     server_span: Span | None
     telemetry: Telemetry
     get_encoder: Callable[[], Encoder]
-    _call_elsewhere: Callable[[tuple[Any, ...], dict[str, Any]], Awaitable[Any]]
+    _call_elsewhere: Callable[[tuple[Any, ...], dict[str, Any], Operation | None], Awaitable[Any]]
     _event_dispatcher: EventDispatcher
     _pool: MonitoredConnectionPool | None
     _request: RequestView | None
@@ -137,15 +137,12 @@ class PubSubMixin(CallsMixin):
 
     async def _propagate(self, name: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]) -> int:
         telemetry, args = self.telemetry, (name, channel, message)
-        operation = None
-        if telemetry.is_heard():
-            operation = Operation(telemetry, telemetry.command_call(args), args, self.server_span, self._request)
+        operation = begun(telemetry, args, self.server_span, self._request)
         # For redis-py's own metrics.
         record_pubsub_message(
             PubSubDirection.PUBLISH, text_of(channel, LONGEST_NAME), sharded=name == "SPUBLISH" or None
         )
-        publishing = self._publish_traced(operation, args, options)
-        receivers: int = await (publishing if operation is None else operation.observe(publishing))
+        receivers: int = await observed(operation, self._publish_traced(operation, args, options))
         return receivers
 
     async def _publish_traced(
@@ -157,5 +154,5 @@ class PubSubMixin(CallsMixin):
             payload = self.get_encoder().encode(message)  # type: ignore[no-untyped-call]
             args = name, channel, seal(payload, carrier)
         if self._pool is None:
-            return await self._call_elsewhere(args, options)
+            return await self._call_elsewhere(args, options, operation)
         return await self._call(self._pool, args, options, operation=operation)

@@ -4,10 +4,16 @@ import asyncio
 
 import pytest
 import redis.exceptions
+from redis.asyncio.sentinel import Sentinel
 from sharing import begun, frozen
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
+from aioredis_monitored.client import _plain_pools
+from aioredis_monitored.telemetry.attributes import server_of
+from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.testing import RedisServer
 
+DURATION = "db.client.operation.duration"
 WAIT, CONNECT, WIRE = (f"aioredis_monitored.{name}.duration" for name in ("wait", "connect", "wire"))
 
 
@@ -143,3 +149,48 @@ async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_ser
     span = telemetry.span("GET")
     assert "redis.exceptions.TimeoutError" == span.attributes["error.type"]
     assert own_server.port == span.attributes["network.peer.port"]
+
+
+async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, telemetry):
+    monitor = ("--sentinel", "monitor", "mymaster", server.host, str(server.port), "1")
+    with RedisServer(*monitor) as watcher:
+        sentinel = Sentinel([(watcher.host, watcher.port)])
+        pool = sentinel.master_for("mymaster").connection_pool
+        _plain_pools[pool] = Telemetry(server_of(pool), **telemetry.providers)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set("key", "value")
+        await client.pipeline("named", transaction=False).get("key").get("key").execute()
+        await client.pipeline().get("key").get("key").execute()
+        await pool.disconnect()
+        for asked in sentinel.sentinels:
+            await asked.aclose()
+
+    address = f"{server.host}:{server.port}"
+    assert [f"SET {address}", "named", f"MULTI GET {address}"] == [span.name for span in telemetry.spans]
+    for attributes in (
+        *(span.attributes for span in telemetry.spans),
+        *(p.attributes for p in telemetry.points(DURATION)),
+    ):
+        assert (server.host, server.port) == (attributes["server.address"], attributes["server.port"])
+    assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
+
+
+async def test_calls_on_one_connection_wait_for_each_other(client, telemetry):
+    async with client.client() as single:
+        await single.ping()
+        await asyncio.gather(single.blpop("list", timeout=0.1), single.get("key"))
+
+    wait, _, wire = times(telemetry.span("GET"))
+    assert wait > 0.05 > wire
+
+
+async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(client, server, telemetry):
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        await pipe.get("key")
+        pipe.multi()
+        await pipe.set("key", 1).get("key").execute()
+
+    assert ["WATCH", "GET", "MULTI"] == telemetry.tree().splitlines()
+    assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
+    assert times(telemetry.span("WATCH"))[1] > 0

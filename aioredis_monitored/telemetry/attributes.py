@@ -52,12 +52,16 @@ def server_of(pool: ConnectionPool) -> Server:
         return Server(attributes, None)
     if not issubclass(pool.connection_class, Connection):
         return Server(attributes, None)
-    host, port = arguments.get("host", "localhost"), int(arguments.get("port", _DEFAULT_PORT))
-    attributes[semconv.SERVER_ADDRESS] = host
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
+    address, target = _address_of(arguments.get("host", "localhost"), int(arguments.get("port", _DEFAULT_PORT)))
+    return Server(attributes | address, target)
+
+
+def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
+    address: dict[str, Any] = {semconv.SERVER_ADDRESS: host}
     if port != _DEFAULT_PORT:
-        attributes[semconv.SERVER_PORT] = port
-    return Server(attributes, f"{host}:{port}")
+        address[semconv.SERVER_PORT] = port
+    return address, f"{host}:{port}"
 
 
 class Call(NamedTuple):
@@ -87,6 +91,16 @@ class Call(NamedTuple):
         added = {own.KEY_TEMPLATE: template}
         return self._replace(
             span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
+        )
+
+    def served_by(self, host: str, port: int) -> Self:
+        """The same with a server that was not known before, as a Sentinel tells it last."""
+        address, target = _address_of(host, port)
+        is_bare = self.span_name == self.span_attributes[semconv.DB_OPERATION_NAME]
+        return self._replace(
+            span_name=f"{self.span_name} {target}" if is_bare else self.span_name,
+            span_attributes=self.span_attributes | address,
+            point_attributes=self.point_attributes | address,
         )
 
     def with_span_attributes(self, added: dict[str, Any]) -> Self:

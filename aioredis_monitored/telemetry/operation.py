@@ -10,7 +10,10 @@ from typing import Any, Final, TypeVar
 from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, Status, StatusCode
+from redis.asyncio import Connection
+from redis.asyncio.connection import AbstractConnection
 
+from aioredis_monitored.sockets import peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.request import RequestView
@@ -142,9 +145,11 @@ class Operation:
         self._waited += seconds - connecting
         self._connecting += connecting
 
-    def reached(self, peer: Peer | None) -> None:
-        """Take note of the other end of the connection."""
-        self._peer = peer
+    def reached(self, connection: AbstractConnection) -> None:
+        """Take note of the connection that is to be used."""
+        self._peer = peer_of(connection)
+        if isinstance(connection, Connection) and semconv.SERVER_ADDRESS not in self.call.span_attributes:
+            self.call = self.call.served_by(connection.host, connection.port)
 
     def answered(self, reply: object, now: float, peer: Peer | None) -> None:
         """Record the call before its caller goes on; an error is the caller's to raise.
@@ -277,14 +282,15 @@ def folded() -> Iterator[None]:
         context.detach(token)
 
 
-async def observed(
-    telemetry: Telemetry,
-    args: Sequence[Any],
-    parent: Span | None,
-    call: Coroutine[Any, Any, T],
-    request: RequestView | None = None,
-) -> T:
-    """Await one command's call, and record it if anybody listens."""
+def begun(
+    telemetry: Telemetry, args: Sequence[Any], parent: Span | None, request: RequestView | None = None
+) -> Operation | None:
+    """The record of one command, if anybody listens."""
     if not telemetry.is_heard():
-        return await call
-    return await Operation(telemetry, telemetry.command_call(args), args, parent, request).observe(call)
+        return None
+    return Operation(telemetry, telemetry.command_call(args), args, parent, request)
+
+
+def observed(operation: Operation | None, call: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
+    """The call, recorded if there is something to record it."""
+    return call if operation is None else operation.observe(call)
