@@ -24,6 +24,7 @@ from environments import machine, pythons
 from figures import Result, Results
 from matrix import CONTESTANTS, SDK_ALONE, Cell, cells, quick_cells
 from plot import plot
+from recording import ROUNDS
 from report import tables
 from verdict import verdict
 from workloads import SIZES
@@ -33,7 +34,7 @@ from aioredis_monitored.testing import RedisServer
 HERE = Path(__file__).parent
 LOOK_EVERY = 0.2
 DEADLINE = 60.0
-QUICK_CALLS = 256
+QUICK_CALLS, QUICK_ROUNDS = 256, 40
 BEGIN, END = "<!-- figures begin: written by run.py -->", "<!-- figures end -->"
 
 
@@ -139,11 +140,11 @@ def reason(errors: str, status: int) -> str:
     return errors.strip().splitlines()[-1][:200] if errors.strip() else f"exit status {status}"
 
 
-def count_calls(commands: int) -> dict[str, float] | str:
-    """Function calls per command, or why they could not be counted."""
-    command = [sys.executable, str(HERE / "calls.py"), str(commands)]
-    counted = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own script
-    return f"failed: {reason(counted.stderr, counted.returncode)}" if counted.returncode else json.loads(counted.stdout)
+def told_by(script: str, *arguments: int) -> dict[str, float] | str:
+    """What another script prints as JSON, or why it failed."""
+    command = [sys.executable, str(HERE / script), *map(str, arguments)]
+    told = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 - our own scripts
+    return f"failed: {reason(told.stderr, told.returncode)}" if told.returncode else json.loads(told.stdout)
 
 
 def say(text: str) -> None:
@@ -200,11 +201,12 @@ def main() -> None:
         named = {"machine": machine(server.url), "settings": vars(asked)}
         results = Bench(server.url, python, missing, asked).run(chosen)
     if not asked.only:
-        named["calls"] = count_calls(QUICK_CALLS if asked.quick else COMMANDS)
+        named["calls"] = told_by("calls.py", QUICK_CALLS if asked.quick else COMMANDS)
+        named["recording"] = told_by("recording.py", QUICK_ROUNDS if asked.quick else ROUNDS)
     # A part must not take the place of the whole.
     whole = not asked.quick and not asked.only
     directory = HERE / "results" if whole else HERE / "results" / "partial"
-    told = f"{tables(named, results)}\n{verdict(results)}"
+    told = f"{tables(named, results)}\n{verdict(named, results)}"
     write(directory, named, results, told)
     if whole:
         put_into_readme(told)

@@ -1,6 +1,6 @@
 """What the client must show and aims at, and whether this run shows it."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from figures import Results
 from matrix import BASE, LIMIT, MANY, Cell
@@ -30,8 +30,12 @@ class Bound(NamedTuple):
         return f"{value:.0%}" if self.unit == "%" else f"{value:.3g}{self.unit}"
 
 
-def bounds(results: Results) -> list[Bound]:
+def bounds(named: dict[str, Any], results: Results) -> list[Bound]:
     """All rows, from one run."""
+    recording = named.get("recording")
+
+    def recorded_beyond(name: str) -> float | None:
+        return recording[name] if isinstance(recording, dict) else None
 
     def of_base(client: str, callers: int) -> float | None:
         return at(client, callers, BASE)
@@ -49,6 +53,9 @@ def bounds(results: Results) -> list[Bound]:
         Bound("every span recorded + duration metric, 128 callers", of_base(recorded, MANY), 1.3, 1.5),
         Bound("… against redis-py with contrib spans + native metrics", at(recorded, MANY, "redis_py/both"), 4, 6),
         Bound("… client CPU per command beyond the SDK alone", beyond_sdk(results), 20, 12, " µs", at_most=True),
+        Bound("the telemetry's own code, no SDK", recorded_beyond("no SDK"), 3, unit=" µs", at_most=True),
+        Bound("… beyond the SDK's point", recorded_beyond("metrics"), 4, unit=" µs", at_most=True),
+        Bound("… beyond the SDK's span and point", recorded_beyond("everything"), 6, unit=" µs", at_most=True),
         Bound("no SDK, 128 callers, against valkey-glide", at(own, MANY, "glide/plain"), 2, 3),
         Bound("no SDK, 128 callers, share of the limit", at(own, MANY, LIMIT), 0.25, 0.45, "%"),
         Bound("1,024 callers: connections", results.figure(many, "connections"), 2, unit="", at_most=True),
@@ -66,11 +73,11 @@ def beyond_sdk(results: Results) -> float | None:
     return results.difference(recorded, recorded._replace(client=alone), "cpu_us")
 
 
-def verdict(results: Results) -> str:
+def verdict(named: dict[str, Any], results: Results) -> str:
     """The table of must and aim."""
     rows = [
         f"| {b.text} | {'-' if b.value is None else b.show(b.value)} | {b.reached(b.must)} | {b.reached(b.aim)} |\n"
-        for b in bounds(results)
+        for b in bounds(named, results)
     ]
     head = "| against redis-py's pool unless said otherwise | measured | must | aim |\n| --- | --: | --- | --- |\n"
     return head + "".join(rows)
