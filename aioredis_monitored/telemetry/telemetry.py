@@ -51,8 +51,8 @@ class Telemetry:
         self.server = server
         self.options = options or TelemetryOptions()
         self.slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
-        template_of = None if self.options.key_template is None else self.options.template_of
-        self.hot_keys = HotKeys(self.options.hot_keys, template_of)
+        self._has_templates = self.options.key_template is not None
+        self.hot_keys = HotKeys(self.options.hot_keys, self.options.template_of if self._has_templates else None)
         self.counts_keys = self.options.hot_keys > 0
         self.describer = Describer(server, self.options)
         self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, semconv.SCHEMA_URL)
@@ -97,17 +97,21 @@ class Telemetry:
     def command_call(self, args: Sequence[Any]) -> Call:
         """One command; those that differ only in their arguments are described once."""
         name = args[0] if args else None
-        template = None if self.options.key_template is None else self._template(args)
+        if not self._has_templates and type(name) is str and (known := self._calls.get(name)) is not None:
+            return known
+        return self._described(name, args, self._template(args) if self._has_templates else None)
+
+    def _described(self, name: Any, args: Sequence[Any], template: str | None) -> Call:
         if type(name) is not str or name not in SIMPLE:
             call = self.describer.command(args)
             return call if template is None else call.with_template(template)
+        if name in PUBLISHING:
+            return self._publication(name, args, template)
         place = name if template is None else (name, template)
         known = self._calls.get(place)
         if known is None:
             # They may have been turned on after the pool was made; and here it costs next to nothing.
             heed_native_metrics()
-            if name in PUBLISHING:
-                return self._publication(name, args, template)
             known = self.describer.command(args)
             known = self._calls[place] = known if template is None else known.with_template(template)
         return known
