@@ -7,6 +7,7 @@ import time
 
 import pytest
 import redis
+from collector import collecting
 from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
@@ -92,6 +93,13 @@ def own_server():
 def telemetry():
     with TelemetryCapture() as capture:
         yield capture
+
+
+@pytest.fixture
+def collector():
+    """A real OTLP/HTTP receiver."""
+    with collecting() as collector:
+        yield collector
 
 
 @pytest.fixture

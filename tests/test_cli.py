@@ -1,7 +1,6 @@
 """The demo: what it prints, what it leaves, how it ends."""
 
 import contextlib
-import http.server
 import os
 import re
 import runpy
@@ -15,31 +14,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from aioredis_monitored.cli import main
-
-
-@pytest.fixture
-def collector():
-    """A real OTLP/HTTP receiver; its URL and the paths and bodies that it got."""
-    received = []
-
-    class Receiver(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            received.append((self.path, self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(200)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_): ...
-
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Receiver) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}", received
-        server.shutdown()
-        thread.join()
 
 
 def run(*arguments, **environment):
@@ -161,20 +137,12 @@ def _connected_to(port, pid):
 
 
 def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
-    url, received = collector
     monkeypatch.setenv("REDIS_URL", server.url)
 
-    assert 0 == main(["demo", "--otlp", f"{url}/"])
+    assert 0 == main(["demo", "--otlp", f"{collector.url}/"])
     capsys.readouterr()
-    assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in received}
-    spans = [
-        span
-        for path, body in received
-        if path == "/v1/traces"
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans
-        for scope in resource.scope_spans
-        for span in scope.spans
-    ]
+    assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in collector.requests}
+    spans = [received.what for received in collector.spans]
     assert {"POST /checkout", "checkout"} < {span.name for span in spans}
     # Ids that count would be the same in the collector's next demo.
     assert 2**32 < min(int.from_bytes(span.trace_id) for span in spans)

@@ -91,7 +91,7 @@ class Instruments:
             (
                 semconv.DB_CLIENT_CONNECTION_COUNT,
                 "{connection}",
-                "The number of connections that are currently in state described by the state attribute.",
+                "The number of connections that are currently in state described by the `state` attribute.",
                 lambda pool: (
                     (pool.used(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
                     (pool.idle(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
