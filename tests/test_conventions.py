@@ -124,7 +124,8 @@ async def everything(server, telemetry):
             await call(client)
             await lock(client)
             await tell(client)
-        await MonitoredRedisConnection(connection_pool=unix).ping()
+        # Where no template takes its place, a channel is named.
+        await MonitoredRedisConnection(connection_pool=unix).publish("news", "message")
         waiting = MonitoredRedisConnection(connection_pool=narrow)
         await asyncio.gather(waiting.blpop("nothing", 0.05), waiting.get("key"))
         held = await full.get_connection()
@@ -161,7 +162,8 @@ async def tell(client):
         await subscription.subscribe("news")
         assert "subscribe" == (await subscription.get_message(timeout=5))["type"]
         await client.publish("news", "message")
-        assert "message" == (await subscription.get_message(timeout=5))["type"]
+        with subscription.process(await subscription.get_message(timeout=5)):
+            await client.ping()
     async with MessageQueue("orders", client.connection_pool) as queue:
         await queue.put(b"message")
         await queue.get(timeout=5)
