@@ -2,25 +2,25 @@
 
 import asyncio
 import copy
-from functools import partial
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
-from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import ResponseCallbackT
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
-from redis.typing import KeyT
+from redis.commands.core import AsyncScript
+from redis.typing import KeyT, ScriptTextT
 
-from aioredis_monitored.calls import lent
 from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
+from aioredis_monitored.handle import Handle
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.pubsub import PubSubMixin
+from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.request import RequestView
@@ -29,7 +29,7 @@ from aioredis_monitored.telemetry.telemetry import Telemetry
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # redis-py's own bases disagree
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:
@@ -183,37 +183,6 @@ class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # red
             calling = led_through(Redis.execute_command, self, calling, *args, **options)
         return await calling
 
-    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None) -> Any:
-        """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
-        pool = self.connection_pool
-        if not self.single_connection_client:
-            connection = await lent(pool, operation)
-            try:
-                return await self._call_on(connection, args, options)
-            finally:
-                await pool.release(connection)
-        if isinstance(pool, MonitoredConnectionPool):
-            pool.check_event_loop()
-        asked = perf_counter()
-        await self.initialize()
-        connection = cast("Connection", self.connection)
-        async with self._single_conn_lock:
-            if operation is not None:
-                operation.waited(perf_counter() - asked, 0)
-                operation.reached(connection)
-            try:
-                return await self._call_on(connection, args, options)
-            finally:
-                if connection.should_reconnect():  # type: ignore[no-untyped-call]
-                    await connection.disconnect()
-                    await connection.connect()  # type: ignore[no-untyped-call]
-
-    async def _call_on(self, connection: Connection, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return await connection.retry.call_with_retry(
-            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
-            partial(self._close_connection, connection),
-        )
-
     @overload
     def pipeline(
         self, name: str | None = None, transaction: bool = True, shard_hint: str | None = None
@@ -276,6 +245,12 @@ class MonitoredRedisConnection(PubSubMixin, Redis):  # type: ignore[misc]  # red
             thread_local,
             raise_on_release_error,
         )
+
+    def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
+        """A script; where it is missing, it is loaded by the operation that runs it."""
+        # A subclass that replaces it sees every command, as in redis-py.
+        is_replaced = type(self).execute_command is not MonitoredRedisConnection.execute_command
+        return (AsyncScript if is_replaced else MonitoredScript)(self, script)
 
 
 def _own_pool(

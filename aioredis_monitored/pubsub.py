@@ -1,25 +1,21 @@
 """Publishing with the trace context, and subscriptions whose messages are handled under a span of their own."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from opentelemetry.trace import Span
-from redis._parsers import Encoder
 from redis.asyncio import ConnectionPool
 from redis.asyncio.client import PubSub
-from redis.event import EventDispatcher
 from redis.observability.attributes import PubSubDirection
 from redis.observability.recorder import record_pubsub_message
 from redis.typing import ChannelT, EncodableT
 from redis.utils import str_if_bytes
 
-from aioredis_monitored.calls import CallsMixin
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.messaging import Processing, carrier_of
 from aioredis_monitored.telemetry.operation import Operation, begun, observed
-from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
 
@@ -90,16 +86,8 @@ class MonitoredPubSub(PubSub):
         return message if carrier is None else TracedMessage(message, carrier)
 
 
-class PubSubMixin(CallsMixin):
+class PubSubMixin(Handle):
     """What the client publishes, and its subscriptions."""
-
-    server_span: Span | None
-    telemetry: Telemetry
-    get_encoder: Callable[[], Encoder]
-    _call_elsewhere: Callable[[tuple[Any, ...], dict[str, Any], Operation | None], Awaitable[Any]]
-    _event_dispatcher: EventDispatcher
-    _pool: MonitoredConnectionPool | None
-    _request: RequestView | None
 
     def pubsub(self, **arguments: Any) -> MonitoredPubSub:
         """Subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``."""
@@ -125,14 +113,14 @@ class PubSubMixin(CallsMixin):
         """
         if propagate:
             return self._propagate("PUBLISH", channel, message, options)
-        publishing: Awaitable[int] = super().publish(channel, message, **options)  # type: ignore[misc]
+        publishing: Awaitable[int] = super().publish(channel, message, **options)
         return publishing
 
     def spublish(self, shard_channel: ChannelT, message: EncodableT, *, propagate: bool = False) -> Awaitable[int]:
         """Publish a message in a shard channel; the arguments are those of ``publish``."""
         if propagate:
             return self._propagate("SPUBLISH", shard_channel, message, {})
-        publishing: Awaitable[int] = super().spublish(shard_channel, message)  # type: ignore[misc]
+        publishing: Awaitable[int] = super().spublish(shard_channel, message)
         return publishing
 
     async def _propagate(self, name: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]) -> int:
@@ -153,6 +141,4 @@ class PubSubMixin(CallsMixin):
         if carrier:
             payload = self.get_encoder().encode(message)  # type: ignore[no-untyped-call]
             args = name, channel, seal(payload, carrier)
-        if self._pool is None:
-            return await self._call_elsewhere(args, options, operation)
-        return await self._call(self._pool, args, options, operation=operation)
+        return await self.execute_within(operation, *args, **options)

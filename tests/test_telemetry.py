@@ -102,8 +102,6 @@ async def test_a_procedure_is_the_target(client, telemetry):
     await client.fcall("mine", 1, "key")
 
     expected = f"""
-        EVALSHA {script.sha} status=ERROR db.stored_procedure.name={script.sha}
-        SCRIPT LOAD
         EVALSHA {script.sha} db.stored_procedure.name={script.sha}
         FUNCTION LOAD
         FCALL mine db.stored_procedure.name=mine

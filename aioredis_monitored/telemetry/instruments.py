@@ -76,6 +76,18 @@ class Instruments:
         self.process_duration = self._durations(
             semconv.MESSAGING_PROCESS_DURATION, "Duration of processing operation.", PROCESS_BOUNDS
         )
+        self.lock_wait_time = self._durations(
+            own.LOCK_WAIT_TIME, "The time from asking for a lock to having it or giving up."
+        )
+        self.lock_hold_time = self._durations(
+            own.LOCK_HOLD_TIME, "The time from acquiring a lock to releasing it or noticing its loss."
+        )
+        self.lock_contended = meter.create_counter(
+            own.LOCK_CONTENDED, "{lock}", "The number of acquisitions that found the lock held by another."
+        )
+        self.lock_lost = meter.create_counter(
+            own.LOCK_LOST, "{lock}", "The number of acquired locks that were found to be no longer owned."
+        )
         self.timeouts = meter.create_counter(
             semconv.DB_CLIENT_CONNECTION_TIMEOUTS,
             "{timeout}",

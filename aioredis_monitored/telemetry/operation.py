@@ -17,16 +17,14 @@ from aioredis_monitored.sockets import peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.suppression import SUPPRESSED, SUPPRESSED_TOO, is_suppressed
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
 
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
-# The API has no public name for it, and OpenTelemetry's own instrumentations write a second one beside it.
-_SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
-_SUPPRESSED_TOO: Final = "suppress_instrumentation"
-# In a context of ours: calls get no span of their own, because what they are part of has one.
+# In a context of ours: what calls are part of, for which they get no span of their own.
 _FOLDED: Final = context.create_key("aioredis_monitored.folded")
 _SAMPLED: Final = trace.TraceFlags.SAMPLED
 # A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
@@ -170,8 +168,6 @@ class Operation:
             return
         self._recorded = True
         elapsed, call = now - self._started, self.call
-        if self._request is not None:
-            self._request.add(call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
         if call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply)):
             # What consumers do while there is nothing to consume.
             self.call = call._replace(is_wanted=False)
@@ -179,11 +175,13 @@ class Operation:
 
     def _record(self, elapsed: float) -> None:
         telemetry, call, failure = self._telemetry, self.call, self._failure
-        here, is_wanted = context.get_current(), call.is_wanted
-        if here:
-            if here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO):
-                return
-            is_wanted = is_wanted and not here.get(_FOLDED)
+        here = context.get_current()
+        whole = here.get(_FOLDED) if here else None
+        if whole is not None or self._request is not None:
+            self._join(whole, elapsed)
+        if here and (here.get(SUPPRESSED) or here.get(SUPPRESSED_TOO)):
+            return
+        is_wanted = call.is_wanted and whole is None
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
         span_attributes, point_attributes = call.span_attributes, call.point_attributes
@@ -204,6 +202,13 @@ class Operation:
                 telemetry.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
+
+    def _join(self, whole: object, elapsed: float) -> None:
+        """Tell what the call is part of; a request counts what has a span, and not the parts of that."""
+        if isinstance(whole, Operation):
+            whole._peer = self._peer  # noqa: SLF001 - of its own class
+        elif whole is None and self._request is not None:
+            self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
 
     def _is_chosen(self, elapsed: float, here: Context) -> bool:
         telemetry = self._telemetry
@@ -267,15 +272,10 @@ class Operation:
             attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
 
 
-def is_suppressed(here: Context) -> bool:
-    """Whether instrumentations are asked to be silent."""
-    return bool(here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO))
-
-
 @contextmanager
-def folded() -> Iterator[None]:
-    """Calls in this context are points, and parts of another span."""
-    token = context.attach(context.set_value(_FOLDED, value=True))
+def folded(whole: Operation | None = None) -> Iterator[None]:
+    """Calls in this context are points, and parts of another span; its operation, if given, learns who has answered."""
+    token = context.attach(context.set_value(_FOLDED, whole or True))
     try:
         yield
     finally:

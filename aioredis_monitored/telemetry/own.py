@@ -31,5 +31,18 @@ CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"
 HOT_KEYS_RATE: Final = f"{_OURS}.hot_keys.rate"
 KEY: Final = f"{_OURS}.key"
 KEY_ACCESS: Final = f"{_OURS}.key.access"
+# Acquiring a lock is one span, whatever it takes: whether it was acquired, as not getting it is no error, and how often
+# Redis was asked. Conventions know no locks.
+LOCK_ACQUIRE: Final = "lock.acquire"
+LOCK_ACQUIRED: Final = f"{_OURS}.lock.acquired"
+LOCK_POLLS: Final = f"{_OURS}.lock.polls"
+# How long locks are waited for, whether that ends with having one or not, and how long they are held: both are times of
+# the application, which no metric about Redis has.
+LOCK_WAIT_TIME: Final = f"{_OURS}.lock.wait_time"
+LOCK_HOLD_TIME: Final = f"{_OURS}.lock.hold_time"
+# Acquisitions that found the lock held by another, and locks that were gone before they were released: what to protect
+# was unprotected then.
+LOCK_CONTENDED: Final = f"{_OURS}.lock.contended"
+LOCK_LOST: Final = f"{_OURS}.lock.lost"
 # From the reading of a reply until its caller goes on: what looks like a slow server and is a busy event loop.
 EVENT_LOOP_LAG: Final = f"{_OURS}.event_loop.lag"

@@ -8,7 +8,7 @@ from opentelemetry import metrics, trace
 from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, keys_of
 from aioredis_monitored.foreign import heed_native_metrics
-from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Describer, Server
 from aioredis_monitored.telemetry.hotkeys import HotKeys
 from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
@@ -92,7 +92,8 @@ class Telemetry:
 
     def _begin_counting(self) -> None:
         # What is not there before its first event shows no increase by it.
-        self.measure(self.instruments.timeouts.add, 0)
+        for counter in (self.instruments.timeouts, self.instruments.lock_contended, self.instruments.lock_lost):
+            self.measure(counter.add, 0)
 
     def command_call(self, args: Sequence[Any]) -> Call:
         """One command; those that differ only in their arguments are described once."""
@@ -152,6 +153,15 @@ class Telemetry:
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
         return self.describer.batch(kind, batch, summary)
+
+    def acquisition_call(self, args: Sequence[Any]) -> Call:
+        """The acquisition of a lock with this command.
+
+        It is no point: it waits for whoever holds the lock, and not for Redis.
+        """
+        call = self.describer.command(args, own.LOCK_ACQUIRE)._replace(is_measured=False)
+        template = self._template(args) if self._has_templates else None
+        return call if template is None else call.with_template(template)
 
     def measure(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:
         """Record a point about the pool.

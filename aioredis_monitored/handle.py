@@ -1,0 +1,82 @@
+"""What a client is to what it makes: several calls on it can be one operation."""
+
+from collections.abc import Sequence
+from functools import partial
+from time import perf_counter
+from typing import Any, cast
+
+from opentelemetry.trace import Span
+from redis.asyncio import Connection, Redis
+
+from aioredis_monitored.calls import CallsMixin, lent
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.attributes import Call
+from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.telemetry import Telemetry
+
+
+class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
+    """By this, what a client makes knows one of ours from redis-py's.
+
+    Attributes:
+        server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
+        telemetry: Where its calls are recorded.
+    """
+
+    server_span: Span | None
+    telemetry: Telemetry
+    _request: RequestView | None
+    _pool: MonitoredConnectionPool | None
+
+    def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
+        """The record of something that takes several calls.
+
+        Args:
+            call: What it is.
+            called: The arguments of the command that stands for all of them.
+        """
+        return Operation(self.telemetry, call, called, self.server_span, self._request)
+
+    async def execute_within(self, operation: Operation | None, *args: Any, **options: Any) -> Any:
+        """Run one command without a record of its own, as redis-py's ``execute_command`` does otherwise.
+
+        Args:
+            operation: Learns of the connection, and is ended with the reply; ``None`` if more calls are to follow.
+            args: The command.
+            options: Those of ``execute_command``.
+        """
+        if self._pool is None:
+            return await self._call_elsewhere(args, options, operation)
+        return await self._call(self._pool, args, options, operation=operation)
+
+    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None) -> Any:
+        """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
+        pool = self.connection_pool
+        if not self.single_connection_client:
+            connection = await lent(pool, operation)
+            try:
+                return await self._call_on(connection, args, options)
+            finally:
+                await pool.release(connection)
+        if isinstance(pool, MonitoredConnectionPool):
+            pool.check_event_loop()
+        asked = perf_counter()
+        await self.initialize()
+        connection = cast("Connection", self.connection)
+        async with self._single_conn_lock:
+            if operation is not None:
+                operation.waited(perf_counter() - asked, 0)
+                operation.reached(connection)
+            try:
+                return await self._call_on(connection, args, options)
+            finally:
+                if connection.should_reconnect():  # type: ignore[no-untyped-call]
+                    await connection.disconnect()
+                    await connection.connect()  # type: ignore[no-untyped-call]
+
+    async def _call_on(self, connection: Connection, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        return await connection.retry.call_with_retry(
+            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
+            partial(self._close_connection, connection),
+        )

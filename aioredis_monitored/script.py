@@ -1,0 +1,55 @@
+"""Scripts that are loaded where they are missing, in the operation that runs them."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
+from redis.typing import EncodableT, KeyT
+
+from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
+from aioredis_monitored.handle import Handle
+from aioredis_monitored.telemetry.operation import Operation
+
+
+class MonitoredScript(AsyncScript):
+    """A script whose EVALSHA is one operation, in which a server that does not know the script yet is told it.
+
+    That a server does not know it is no error: scripts go with every restart and failover.
+    """
+
+    async def __call__(
+        self,
+        keys: Sequence[KeyT] | None = None,
+        args: Iterable[EncodableT] | None = None,
+        client: Any = None,
+    ) -> Any:
+        """Run the script.
+
+        Args:
+            keys: Those that it touches.
+            args: Its other arguments.
+            client: Where to run it; default: on the client that has made it. A pipeline has it run with its batch.
+        """
+        client = self.registered_client if client is None else client
+        if not isinstance(client, Handle) or not client.telemetry.is_heard():
+            return await super().__call__(keys, args, client)
+        keys, telemetry = keys or (), client.telemetry
+        command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
+        if telemetry.counts_keys:
+            telemetry.hot_keys.see(command)
+        operation = client.operation_of(telemetry.command_call(command), command)
+        running = operation.observe(self._run(client, command, operation))
+        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+            running = led_through(Redis.execute_command, client, running, *command)
+        return await running
+
+    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation) -> Any:
+        try:
+            return await client.execute_within(operation, *command)
+        except NoScriptError:
+            # As in redis-py, the server's word counts: its client may encode the text in another way.
+            self.sha = await client.execute_within(None, "SCRIPT LOAD", self.script)
+        name, _, *arguments = command
+        return await client.execute_within(operation, name, self.sha, *arguments)
