@@ -24,7 +24,6 @@ from aioredis_monitored.testing import RedisServer
 
 async def trade(url, provider):
     """Serve the demo's requests, which have a WRONGTYPE among them, and have every other trouble, again and again."""
-    pretend = pretender(provider)
     closed = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, closed.set)
     small = MonitoredConnectionPool.from_url(
@@ -42,7 +41,6 @@ async def trade(url, provider):
                 buy(redis),
                 hold_too_long(redis),
             )
-            pretend()
 
 
 async def exhaust(redis):
@@ -67,49 +65,6 @@ async def hold_too_long(redis):
     with suppress(LockError):
         async with redis.lock("lock:parcel", timeout=0.005):
             await asyncio.sleep(0.02)
-
-
-def pretender(provider):
-    """DELETE THIS, and its two lines in ``trade``, when the package has these instruments: fakes of all that lack."""
-    meter = provider.get_meter("aioredis_monitored")
-    pools = [{"db.client.connection.pool.name": name} for name in ("redis", "small")]
-    states = [{**pool, "db.client.connection.state": state} for pool in pools for state in ("used", "idle")]
-    own = "aioredis_monitored"
-    seconds = [
-        meter.create_histogram(name, unit="s", explicit_bucket_boundaries_advisory=(0.0001, 0.001, 0.01, 0.1, 1.0))
-        for name in (
-            *(f"db.client.connection.{time}" for time in ("create_time", "wait_time", "use_time")),
-            *(f"{own}.{time}" for time in ("event_loop.lag", "lock.wait_time", "lock.hold_time")),
-        )
-    ]
-    counters = [
-        meter.create_counter(name, unit=unit)
-        for name, unit in (
-            ("db.client.connection.timeouts", "{timeout}"),
-            (f"{own}.lock.contended", "{lock}"),
-            (f"{own}.lock.lost", "{lock}"),
-        )
-    ]
-    for name, unit, places in (
-        ("db.client.connection.count", "{connection}", states),
-        ("db.client.connection.max", "{connection}", pools),
-        ("db.client.connection.idle.max", "{connection}", pools),
-        ("db.client.connection.idle.min", "{connection}", pools),
-        ("db.client.connection.pending_requests", "{request}", pools),
-        (f"{own}.connection.in_flight", "{operation}", pools),
-    ):
-        gauge = meter.create_up_down_counter(name, unit=unit)
-        for place in places:
-            gauge.add(1, place)
-
-    def pretend():
-        for pool in pools:
-            for histogram in seconds:
-                histogram.record(0.002, pool)
-            for counter in counters:
-                counter.add(1, pool)
-
-    return pretend
 
 
 if __name__ == "__main__":
