@@ -18,7 +18,7 @@ from sentences import Sentence
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, RedisContextFactory
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
-from aioredis_monitored.traits import _WAITS
+from aioredis_monitored.traits import _WAITS, counts_own_writes
 
 WORD, NUMBER = "hunter2", 773155018926
 VALUES = (
@@ -107,6 +107,12 @@ class Fuzz:
         chance.shuffle(sentences)
         self.calls += 2 * len(sentences)
         calls = [self._client.execute_command(*args) for args in sentences]
+        # Refused outside a pipeline, and another command in it may keep a batch from being sent.
+        calls += [
+            self._execute(self._client.pipeline(None), [args], raise_on_error=False)
+            for args in sentences
+            if counts_own_writes(args)
+        ]
         while sentences:
             batch = [sentences.pop() for _ in range(min(len(sentences), chance.randint(1, 9)))]
             pipe = self._client.pipeline(chance.choice([None, "batch"]), chance.choice([True, False]))
