@@ -150,6 +150,7 @@ BAD = [
     ({"require_parent": "yes"}, "require_parent"),
     ({"show_keys": None}, "show_keys"),
     ({"key_template": "user:{id}"}, "key_template"),
+    ({"span_name": "GET"}, "span_name"),
     ({"repeated_calls": 0}, "repeated_calls"),
     ({"repeated_calls": 2.5}, "repeated_calls"),
     ({"hot_keys": 1.5}, "hot_keys"),

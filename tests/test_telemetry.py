@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, __version__
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
 from aioredis_monitored.telemetry import semconv, trouble
 from aioredis_monitored.testing import FaultProxy, TelemetryCapture
 
@@ -565,3 +565,35 @@ async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, te
 async def test_a_cancelled_call_is_no_error(client, telemetry):
     assert (await cancelled_while_blocked(client)).cancelled()
     assert "BLPOP error.type=asyncio.exceptions.CancelledError" == telemetry.tree("error.type")
+
+
+async def test_spans_may_have_other_names(make_pool, server, telemetry):
+    options = TelemetryOptions(span_name=lambda attributes: f"redis {attributes['db.operation.name'].lower()}")
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=options))
+    await client.get("key")
+    await client.pipeline("cart").get("a").set("b", 1).execute()
+    await client.publish("news", "message")
+
+    assert ["redis get", "redis multi", "redis publish"] == [span.name for span in telemetry.spans]
+
+
+@pytest.mark.parametrize("answer", [None, "", b"GET", LookupError()])
+async def test_a_name_that_cannot_be_is_the_conventions(make_pool, server, telemetry, answer):
+    def span_name(_):
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    options = TelemetryOptions(span_name=span_name)
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=options))
+
+    assert await client.get("key") is None
+    assert [f"GET {server.host}:{server.port}"] == [span.name for span in telemetry.spans]
+
+
+async def test_what_a_name_is_made_of_is_not_what_is_recorded(make_pool, server, telemetry):
+    options = TelemetryOptions(span_name=lambda attributes: str(attributes.clear()))
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=options))
+    await client.get("key")
+
+    assert "GET" == telemetry.span("None").attributes["db.operation.name"]

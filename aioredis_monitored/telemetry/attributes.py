@@ -75,6 +75,7 @@ class Call(NamedTuple):
         is_wanted: Whether it gets a span, as far as the names of its commands tell.
         is_measured: Whether it is a point of ``db.client.operation.duration``.
         awaits_data: Whether consumers call it over and over while there is nothing to consume.
+        lacks_target: Whether its name is to end with the server, once that is known.
     """
 
     span_name: str
@@ -85,6 +86,7 @@ class Call(NamedTuple):
     is_wanted: bool = True
     is_measured: bool = True
     awaits_data: bool = False
+    lacks_target: bool = False
 
     def with_template(self, template: str) -> Self:
         """The same with what its keys have in common."""
@@ -96,9 +98,8 @@ class Call(NamedTuple):
     def served_by(self, host: str, port: int) -> Self:
         """The same with a server that was not known before, as a Sentinel tells it last."""
         address, target = _address_of(host, port)
-        is_bare = self.span_name == self.span_attributes[semconv.DB_OPERATION_NAME]
         return self._replace(
-            span_name=f"{self.span_name} {target}" if is_bare else self.span_name,
+            span_name=f"{self.span_name} {target}" if self.lacks_target else self.span_name,
             span_attributes=self.span_attributes | address,
             point_attributes=self.point_attributes | address,
         )
@@ -144,9 +145,9 @@ class Describer:
         if channel is None:
             return call
         name, attributes = self._messaging(own.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
-        return call._replace(
-            span_name=summary or name, span_attributes=call.span_attributes | attributes, kind=SpanKind.PRODUCER
-        )
+        attributes = call.span_attributes | attributes
+        name = self._options.name_of(attributes, summary or name)
+        return call._replace(span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
     def processing(self, channel: object) -> Call:
         """What is done with a message (messaging-spans.md), which is no call to the server."""
@@ -154,6 +155,7 @@ class Describer:
         server = {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
         # A channel's name would be a time series.
         of_points = {key: attributes[key] for key in _FEW_VALUES if key in attributes}
+        name = self._options.name_of(server | attributes, name)
         return Call(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
 
     def _messaging(self, name: str, kind: str, channel: object) -> tuple[str, dict[str, Any]]:
@@ -217,7 +219,9 @@ class Describer:
         point_attributes = {**self.server.attributes, **given}
         point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
         name = summary or (f"{operation} {target}" if target else operation)
-        return Call(name, span_attributes, point_attributes, self.query_text)
+        chosen = self._options.name_of(span_attributes, name)
+        is_bare = chosen == name and summary is None and target is None
+        return Call(chosen, span_attributes, point_attributes, self.query_text, lacks_target=is_bare)
 
 
 class Failure(NamedTuple):

@@ -1,6 +1,6 @@
 """What users choose about telemetry, checked; what is about noise is about spans, metrics stay complete."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -32,6 +32,8 @@ class TelemetryOptions:
             that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is called for
             every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is
             hidden. It is asked about channels as well. Default ``None``.
+        span_name: Names spans by the attributes that all such calls have, such as ``db.operation.name``, in place of
+            the conventions' name; it is called once for each command. Default ``None``.
         repeated_calls: How often a request may call one command before its span gets an event; default 20.
         hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
             which shows keys, or their templates; default 0.
@@ -46,6 +48,7 @@ class TelemetryOptions:
     slow_only: float | str | timedelta | None = None
     show_keys: bool = True
     key_template: Callable[[str], str] | None = None
+    span_name: Callable[[Mapping[str, Any]], str] | None = None
     repeated_calls: int = 20
     hot_keys: float = 0.0
 
@@ -64,6 +67,17 @@ class TelemetryOptions:
         names = [operation.upper() for operation in operations]
         included = self.include_commands is None or any(_is_among(name, self.include_commands) for name in names)
         return included and not (names and all(_is_among(name, self.exclude_commands) for name in names))
+
+    def name_of(self, attributes: Mapping[str, Any], name: str) -> str:
+        """The name of a span with these attributes, which is that one by the conventions."""
+        if self.span_name is None:
+            return name
+        try:
+            # A copy, because its attributes are those of many calls.
+            return str.__getitem__(self.span_name(dict(attributes)), slice(None)) or name
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+            return name
 
     def key_text(self, key: object) -> str:
         """What the query text shows in place of a key."""
@@ -114,7 +128,7 @@ def _switch(value: Any) -> bool:
 
 def _function(value: Any) -> Any:
     if not callable(value):
-        raise TypeError("must be a function that is given a key and returns its template")
+        raise TypeError("must be a function that returns text")
     return value
 
 
@@ -141,6 +155,7 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "slow_only": _optional(parse_timespan),
     "show_keys": _switch,
     "key_template": _optional(_function),
+    "span_name": _optional(_function),
     "repeated_calls": _count,
     "hot_keys": _share,
 }
