@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
+from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
 from aioredis_monitored.telemetry import semconv, trouble
@@ -597,3 +598,47 @@ async def test_what_a_name_is_made_of_is_not_what_is_recorded(make_pool, server,
     await client.get("key")
 
     assert "GET" == telemetry.span("None").attributes["db.operation.name"]
+
+
+@pytest.mark.parametrize("call", ["command", "pipeline"])
+async def test_a_retry_that_succeeds_is_one_point_and_no_error(make_pool, proxy, telemetry, call):
+    client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
+    await client.ping()
+    proxy.cut_after, proxy.cut_replies = 0, 1
+    with telemetry.block() as block:
+        await (client.get("key") if call == "command" else client.pipeline(transaction=False).get("key").execute())
+
+    assert 2 == proxy.accepted
+    assert "GET" == block.tree("error.type", "db.response.status_code")
+    assert {"GET": 1} == block.tally(DURATION, "db.operation.name", "error.type")
+
+
+def broken(*_):
+    raise LookupError
+
+
+@pytest.mark.parametrize("hooks", [{}, {"key_template": broken, "span_name": broken}], ids=["no hooks", "broken hooks"])
+@pytest.mark.parametrize("is_on", [True, False], ids=["on", "off"])
+async def test_results_and_errors_are_the_very_same_objects(make_pool, server, telemetry, is_on, hooks):
+    providers = telemetry.providers if is_on else UNRECORDED
+    client = MonitoredRedisConnection(
+        connection_pool=make_pool(server.url, telemetry=TelemetryOptions(**hooks), **providers)
+    )
+    outcomes = [object(), LookupError("mine"), asyncio.CancelledError("mine"), KeyError()]
+
+    def outcome_of(reply, **_):
+        outcome = outcomes[int(reply)]
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    client.set_response_callback("ECHO", outcome_of)
+    for number, outcome in enumerate(outcomes):
+        for call in (client.echo(number), client.pipeline().echo(number).execute()):
+            if not isinstance(outcome, BaseException):
+                assert await call in (outcome, [outcome])
+                continue
+            with pytest.raises(type(outcome)) as raised:
+                await call
+            assert outcome is raised.value
+            assert None is outcome.__context__ is outcome.__cause__
