@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
@@ -177,11 +178,26 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation=operation)
-        if operation is not None:
-            calling = operation.observe(calling)
         if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
-            calling = led_through(Redis.execute_command, self, calling, *args, **options)
-        return await calling
+            if operation is not None:
+                calling = operation.observe(calling)
+            return await led_through(Redis.execute_command, self, calling, *args, **options)
+        if operation is None:
+            return await calling
+        # As ``observe`` does, without a coroutine more.
+        error: BaseException | None = None
+        try:
+            result = await calling
+        except BaseException as caught:  # noqa: BLE001 - raised again below
+            error = caught
+        if error is not None:
+            try:
+                operation.raise_(error)
+            finally:
+                del error
+        if not operation.recorded:
+            operation.end(perf_counter(), result)
+        return result
 
     @overload
     def pipeline(

@@ -5,22 +5,23 @@ from typing import Any
 
 from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, SIMPLE, TABLE, Invocation, Span, parse, printable, text_of
 
+_LIMIT = 1024
 _ELLIPSIS = "…"
 _HIDDEN_ONE = f" {HIDDEN}"
 _FEW = 16
 # Arguments: the name and the key.
 _NO_VALUE = 2
 # What most calls are, with one look: a key, and then nothing but values.
-_KEY_AND_VALUES = frozenset(
+KEY_AND_VALUES = frozenset(
     name
     for name, row in TABLE.items()
     if row.keys == (Span(0),) and not row.fields and not row.words and name in SIMPLE
 )
 # The characters beside the key.
-_MOST_BESIDE = max(map(len, _KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
+_MOST_BESIDE = max(map(len, KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
 
 
-def query_text(args: Sequence[Any], *, limit: int = 1024, key_text: Callable[[object], str] | None = None) -> str:
+def query_text(args: Sequence[Any], *, limit: int = _LIMIT, key_text: Callable[[object], str] | None = None) -> str:
     """The command as one would type it into ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
 
     Keys, hash fields and the command's own words are shown, all else is hidden; everything is hidden if the command is
@@ -32,15 +33,10 @@ def query_text(args: Sequence[Any], *, limit: int = 1024, key_text: Callable[[ob
         limit: The most characters to return; what is longer ends with an ellipsis.
         key_text: What to show for a key; default ``None``, for the key.
     """
-    if (
-        key_text is None
-        and 1 < (count := len(args)) < _FEW
-        and type(name := args[0]) is str
-        and name in _KEY_AND_VALUES
-    ):
-        key = args[1]
-        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
-            return f"{name} {key}" if count == _NO_VALUE else f"{name} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
+    if key_text is None and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
+        short = _key_and_values(args, limit)
+        if short is not None:
+            return short
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
@@ -51,6 +47,20 @@ def query_text(args: Sequence[Any], *, limit: int = 1024, key_text: Callable[[ob
         if room < 0:
             break
     return _cut(" ".join(parts), limit)
+
+
+def text_of_key_and_values(args: Sequence[Any]) -> str:
+    """``query_text`` of a command that is known to be one of ``KEY_AND_VALUES``."""
+    return _key_and_values(args, _LIMIT) or query_text(args)
+
+
+def _key_and_values(args: Sequence[Any], limit: int) -> str | None:
+    count = len(args)
+    if 1 < count < _FEW:
+        key = args[1]
+        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
+            return f"{args[0]} {key}" if count == _NO_VALUE else f"{args[0]} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
+    return None
 
 
 def _cut(text: str, limit: int) -> str:

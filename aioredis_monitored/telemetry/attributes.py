@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError, Timeout
 
 from aioredis_monitored import commands
 from aioredis_monitored.errors import cause_of
-from aioredis_monitored.querytext import query_text
+from aioredis_monitored.querytext import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.traits import awaits_data
@@ -130,6 +130,8 @@ class Describer:
         """One command."""
         operation, procedure = commands.operation_name(args), commands.stored_procedure(args)
         call = self._call(operation, summary=summary, stored_procedure=procedure)
+        if self.query_text is query_text and operation in KEY_AND_VALUES:
+            call = call._replace(text_of=text_of_key_and_values)
         call = call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
         return self.publication(call, args, summary) if operation.upper() in commands.PUBLISHING else call
 

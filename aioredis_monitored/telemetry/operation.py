@@ -5,7 +5,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from time import perf_counter, time_ns
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
@@ -17,7 +17,7 @@ from aioredis_monitored.sockets import peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.request import RequestView
-from aioredis_monitored.telemetry.suppression import SUPPRESSED, SUPPRESSED_TOO, is_suppressed
+from aioredis_monitored.telemetry.suppression import is_suppressed
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
 
@@ -65,7 +65,6 @@ class Operation:
         "_noted",
         "_parent",
         "_peer",
-        "_recorded",
         "_request",
         "_span",
         "_started",
@@ -73,6 +72,7 @@ class Operation:
         "_waited",
         "call",
         "certain",
+        "recorded",
     )
 
     def __init__(
@@ -88,7 +88,7 @@ class Operation:
         self._called = called
         self._parent = parent
         self._request = request
-        self._recorded = False
+        self.recorded = False
         self._failure: Failure | None = None
         self._span: Span | None = None
         self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
@@ -96,7 +96,7 @@ class Operation:
         self._waited = self._connecting = 0.0
         self._context = copy_context()
         self.certain: Certainty = False
-        self._began = time_ns() if telemetry.is_traced else 0
+        self._began = time_ns()
         self._started = perf_counter()
 
     async def observe(self, call: Coroutine[Any, Any, T]) -> T:
@@ -108,15 +108,21 @@ class Operation:
             error = caught
         # Not in the except block: what an exporter logs there would show the call's error, which quotes arguments, as
         # the context of its own.
-        if error is None:
-            if not self._recorded:
-                self._end(perf_counter(), result)
-            return result
+        if error is not None:
+            try:
+                self.raise_(error)
+            finally:
+                del error
+        self.end(perf_counter(), result)
+        return result
+
+    def raise_(self, error: BaseException) -> NoReturn:
+        """End with this error, and raise it as it is."""
         cause = error.__context__
         now = perf_counter()
         try:
             self.fail(error)
-            self._end(now, error)
+            self.end(now, error)
             raise error
         finally:
             # Raised anew, it would get whatever the caller is handling as its context; and its traceback refers to
@@ -159,42 +165,53 @@ class Operation:
         """
         self._peer = peer
         certain = self.certain
-        if certain and not isinstance(reply, Exception) and (certain is True or certain(reply)):
-            self._end(now, reply)
+        if certain and not isinstance(reply, Exception) and (certain is True or certain(reply)) and not self.recorded:
+            self.recorded = True
+            self._context.run(self._record, now - self._started, reply)
 
-    def _end(self, now: float, reply: object) -> None:
-        if self._recorded:
-            # Cancelled, after its reply had come.
-            return
-        self._recorded = True
-        elapsed, call = now - self._started, self.call
-        if call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply)):
-            # What consumers do while there is nothing to consume.
-            self.call = call._replace(is_wanted=False)
-        self._context.run(self._record, elapsed)
+    def end(self, now: float, reply: object) -> None:
+        """Record the call, unless that is done: it may have been cancelled after its reply had come.
 
-    def _record(self, elapsed: float) -> None:
+        Args:
+            now: When it ended, by the performance counter.
+            reply: What it returns or raises.
+        """
+        if not self.recorded:
+            self.recorded = True
+            self._context.run(self._record, now - self._started, reply)
+
+    def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every call more costs
         telemetry, call, failure = self._telemetry, self.call, self._failure
         here = context.get_current()
         whole = here.get(_FOLDED) if here else None
         if whole is not None or self._request is not None:
             self._join(whole, elapsed)
-        if here and (here.get(SUPPRESSED) or here.get(SUPPRESSED_TOO)):
+        if here and is_suppressed(here):
             return
-        is_wanted = call.is_wanted and whole is None
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
         span_attributes, point_attributes = call.span_attributes, call.point_attributes
         if failure is not None:
             failed = failure.attributes()
             span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
-        is_chosen = is_wanted and telemetry.is_traced and (not telemetry.is_choosy or self._is_chosen(elapsed, here))
-        if is_chosen or self._span is not None:
+        if telemetry.is_traced:
             try:
-                span = self._trace(elapsed, span_attributes, here)
-                if span.get_span_context().trace_flags & _SAMPLED:
-                    # The point leads to the span.
-                    here = trace.set_span_in_context(span, here)
+                span = self._span
+                if span is not None or (call.is_wanted and whole is None and self._is_chosen(elapsed, reply, here)):
+                    attributes = self._described(span_attributes, elapsed)
+                    if span is None:
+                        span = self._start_span(attributes, here)
+                    else:
+                        span.set_attributes(attributes)
+                    try:
+                        if failure is not None and failure.is_error:
+                            # The exception's text may hold arguments: no description, and no event.
+                            span.set_status(_ERROR)
+                    finally:
+                        span.end(self._began + int(elapsed * 1e9))
+                    if span.get_span_context().trace_flags & _SAMPLED:
+                        # The point leads to the span.
+                        here = trace.set_span_in_context(span, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
         if telemetry.is_measured and call.is_measured:
@@ -203,21 +220,7 @@ class Operation:
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
 
-    def _join(self, whole: object, elapsed: float) -> None:
-        """Tell what the call is part of; a request counts what has a span, and not the parts of that."""
-        if isinstance(whole, Operation):
-            whole._peer = self._peer  # noqa: SLF001 - of its own class
-        elif whole is None and self._request is not None:
-            self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
-
-    def _is_chosen(self, elapsed: float, here: Context) -> bool:
-        telemetry = self._telemetry
-        if telemetry.slow_only is not None and elapsed < telemetry.slow_only and self._failure is None:
-            return False
-        return not telemetry.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
-
-    def _trace(self, elapsed: float, attributes: dict[str, Any], here: Context) -> Span:
-        failure, span = self._failure, self._span
+    def _described(self, attributes: dict[str, Any], elapsed: float) -> dict[str, Any]:
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
         # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
         attributes = attributes.copy()
@@ -229,17 +232,25 @@ class Operation:
                 attributes[semconv.NETWORK_PEER_PORT] = port
         if self._waited or self._connecting:
             self._tell_waiting(elapsed, attributes)
-        if span is None:
-            span = self._start_span(attributes, here)
-        else:
-            span.set_attributes(attributes)
-        try:
-            if failure is not None and failure.is_error:
-                # The exception's text may hold arguments, so neither a description nor an exception event carries it.
-                span.set_status(_ERROR)
-        finally:
-            span.end(self._began + int(elapsed * 1e9))
-        return span
+        return attributes
+
+    def _join(self, whole: object, elapsed: float) -> None:
+        """Tell what the call is part of; a request counts what has a span, and not the parts of that."""
+        if isinstance(whole, Operation):
+            whole._peer = self._peer  # noqa: SLF001 - of its own class
+        elif whole is None and self._request is not None:
+            self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
+
+    def _is_chosen(self, elapsed: float, reply: object, here: Context) -> bool:
+        telemetry = self._telemetry
+        if self.call.awaits_data and (reply is None or (isinstance(reply, list | dict) and not reply)):
+            # What consumers do while there is nothing to consume.
+            return False
+        if not telemetry.is_choosy:
+            return True
+        if telemetry.slow_only is not None and elapsed < telemetry.slow_only and self._failure is None:
+            return False
+        return not telemetry.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
 
     def _start_span(self, attributes: dict[str, Any], here: Context) -> Span:
         # By position, which is faster: no links; neither an exception's text nor its status from anybody but us.
@@ -257,7 +268,12 @@ class Operation:
             if self._parent is not None:
                 here = trace.set_span_in_context(self._parent, here)
             is_silent = is_suppressed(here) or here.get(_FOLDED)
-            if self._telemetry.is_traced and self.call.is_wanted and not is_silent and self._is_chosen(math.inf, here):
+            if (
+                self._telemetry.is_traced
+                and self.call.is_wanted
+                and not is_silent
+                and self._is_chosen(math.inf, self, here)
+            ):
                 self._span = self._start_span(self.call.span_attributes.copy(), here)
                 return trace.set_span_in_context(self._span, here)
         except BaseException as trouble:  # noqa: BLE001 - see report
