@@ -187,7 +187,7 @@ def text_of(argument: object, most: int) -> str:
     """The beginning of an argument as redis-py would send it, ``?`` for what redis-py would refuse."""
     try:
         if isinstance(argument, str):
-            return str.__getitem__(argument, slice(most))
+            return encodable(str.__getitem__(argument, slice(most)))
         if isinstance(argument, (bytes, bytearray, memoryview)):
             return bytes(memoryview(argument)[:most]).decode(errors="backslashreplace")
         if isinstance(argument, (int, float)):
@@ -195,6 +195,11 @@ def text_of(argument: object, most: int) -> str:
     except Exception:  # noqa: BLE001 - an application may pass anything; it is redis-py that refuses it, not telemetry
         return HIDDEN
     return HIDDEN
+
+
+def encodable(text: str) -> str:
+    """The text with escapes for what no exporter could send: a lone surrogate, as JSON may bring it."""
+    return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def printable(text: str) -> str:

@@ -139,7 +139,6 @@ class LendingPool(LivingPool):
             connection = self._holder = await self._wait_for_turn(self._first)
         self._serve()
         await self._connected(connection, anew=True)
-        self._lent_at[connection] = perf_counter()
         return connection
 
     async def _next_connection(self) -> AbstractConnection:

@@ -57,9 +57,9 @@ class ReportingPool(LendingPool):
         return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
 
     async def __aenter__(self) -> Self:
-        is_new = self._closed
         await super().__aenter__()
-        if is_new:
+        # Not by whether it is closed now: a closing may have been under way.
+        if _named.get(self.name_in_metrics) is not self:
             self._take_name()
         return self
 

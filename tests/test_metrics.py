@@ -8,7 +8,7 @@ import time
 import pytest
 import redis.exceptions
 from opentelemetry.sdk.metrics import MeterProvider
-from sharing import client_of, connections, frozen
+from sharing import begun, client_of, connections, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolExhaustedError
 
@@ -131,6 +131,17 @@ async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool,
     assert "cache-2" == make_pool(server.url, name="cache").name_in_metrics
     async with second:
         assert {"cache", "cache-2", "cache-3", "cache-4"} == telemetry.tally("db.client.connection.max", POOL).keys()
+
+
+async def test_a_pool_that_is_opened_while_it_closes_is_in_the_gauges(make_pool, server, telemetry):
+    pool = make_pool(server.url, name="test")
+    await pool.ping()
+    (closing,) = await begun(pool.aclose())
+    async with pool:
+        await closing
+        await pool.ping()
+
+        assert {"test": 50} == telemetry.tally("db.client.connection.max", POOL)
 
 
 def test_a_pool_that_is_forgotten_is_in_no_gauge_and_leaves_its_name(server, telemetry):

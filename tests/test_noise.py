@@ -156,6 +156,8 @@ BAD = [
     ({"hot_keys": 1.5}, "hot_keys"),
     ({"hot_keys": float("nan")}, "hot_keys"),
     ({"hot_keys": True}, "hot_keys"),
+    ({"hot_keys": 1e-300}, "hot_keys"),
+    ({"hot_keys": 1.0, "show_keys": False}, "hot_keys"),
 ]
 
 

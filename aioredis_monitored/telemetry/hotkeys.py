@@ -69,7 +69,7 @@ class SpaceSaving:
     def top(self, count: int) -> list[tuple[str, float, float]]:
         """The heaviest items, each with its weight and what of it may be that of others."""
         # A copy, in one step: exporters look from another thread.
-        items = [(item, weight, error) for item, (weight, error) in list(self._weights.items())]
+        items = [(item, weight, error) for item, (weight, error) in self._weights.copy().items()]
         return sorted(items, key=lambda each: (-each[1], each[0]))[:count]
 
 
@@ -85,7 +85,7 @@ class HotKeys:
         self._share = share
         self._template_of = template_of
         self._skip = 0
-        self._since = monotonic()
+        self._began = self._since = monotonic()
         self._kinds = {READ: SpaceSaving(_MOST), WRITE: SpaceSaving(_MOST)}
         self._skip_some()
 
@@ -114,10 +114,17 @@ class HotKeys:
         """What a call weighs now; growing, so that no weight of the past need be touched."""
         weight = self._doubled()
         if weight > _LARGE:
+            self._since, scaled = monotonic(), weight
             for kind in self._kinds.values():
-                kind.scale(1 / weight)
-            self._since, weight = monotonic(), 1.0
+                kind.scale(1 / scaled)
+            weight = 1.0
         return weight
+
+    def _per_second(self) -> float:
+        # Of a time that has only begun, there is less to count.
+        age = max(1.0, monotonic() - self._began)
+        span = _HALF_LIFE / math.log(2) * (1 - 2.0 ** -(age / _HALF_LIFE))
+        return float(1 / span / self._doubled() / self._share)
 
     def _doubled(self) -> float:
         return float(2.0 ** min(_MOST_DOUBLINGS, (monotonic() - self._since) / _HALF_LIFE))
@@ -128,7 +135,7 @@ class HotKeys:
         Args:
             count: How many.
         """
-        per_second = math.log(2) / _HALF_LIFE / self._doubled() / self._share if self._share else 0.0
+        per_second = self._per_second() if self._share else 0.0
         found = [
             HotKey(key, access, weight * per_second, error * per_second)
             for access, kind in self._kinds.items()

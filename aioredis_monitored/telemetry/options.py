@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, text_of
+from aioredis_monitored.commands import HIDDEN, LONGEST_WORD, encodable, text_of
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.trouble import report
 from aioredis_monitored.timespan import parse_timespan
 
 _LONGEST_KEY = 1024
+_LEAST_SHARE = 0.000_001
 _LONGEST_CHANNEL = 256
 
 
@@ -59,6 +60,8 @@ class TelemetryOptions:
                 object.__setattr__(self, name, read(getattr(self, name)))
             except (TypeError, ValueError) as error:
                 problems.append((name, str(error)))
+        if self.hot_keys and not self.show_keys and self.key_template is None:
+            problems.append(("hot_keys", "shows keys, which show_keys=False hides; a key_template would do"))
         if problems:
             raise ConfigurationError(*problems)
 
@@ -74,7 +77,7 @@ class TelemetryOptions:
             return name
         try:
             # A copy, because its attributes are those of many calls.
-            return str.__getitem__(self.span_name(dict(attributes)), slice(None)) or name
+            return encodable(str.__getitem__(self.span_name(dict(attributes)), slice(None))) or name
         except BaseException as trouble:  # noqa: BLE001 - see report
             report(trouble)
             return name
@@ -88,7 +91,7 @@ class TelemetryOptions:
         if self.key_template is None:
             return None
         try:
-            return str.__getitem__(self.key_template(text_of(key, _LONGEST_KEY)), slice(LONGEST_WORD))
+            return encodable(str.__getitem__(self.key_template(text_of(key, _LONGEST_KEY)), slice(LONGEST_WORD)))
         except BaseException as trouble:  # noqa: BLE001 - see report
             report(trouble)
             return None
@@ -139,8 +142,8 @@ def _count(value: Any) -> int:
 
 
 def _share(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value <= 1:
-        raise ValueError(f"must be a share of the calls, from 0 to 1, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or _LEAST_SHARE <= value <= 1):
+        raise ValueError(f"must be a share of the calls, 0 or from {_LEAST_SHARE:f} to 1, not {value!r}")
     return float(value)
 
 

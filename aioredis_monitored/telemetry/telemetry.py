@@ -152,7 +152,9 @@ class Telemetry:
 
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
-        return self.describer.batch(kind, batch, summary)
+        call = self.describer.batch(kind, batch, summary)
+        template = self._template(batch[0]) if self._has_templates and len(batch) == 1 else None
+        return call if template is None else call.with_template(template)
 
     def acquisition_call(self, args: Sequence[Any]) -> Call:
         """The acquisition of a lock with this command.
