@@ -10,6 +10,7 @@ from redis.exceptions import TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.traits import Traits
 
 T = TypeVar("T")
@@ -22,6 +23,7 @@ async def persist(
     failure: Lost,
     started: float,
     wait: float,
+    operation: Operation | None,
 ) -> T:
     """Go on after a first attempt has failed, for as long as the policy allows.
 
@@ -32,6 +34,7 @@ async def persist(
         failure: Of the first attempt.
         started: The monotonic clock's time when the call began.
         wait: Seconds for which the server may hold the reply back, beside what it may take anyway.
+        operation: Told of the pauses, in which it waits.
 
     Raises:
         redis.exceptions.RedisError: The error of the last attempt, or of the one before it if the deadline has cut the
@@ -48,7 +51,10 @@ async def persist(
         )
         if pause is None:
             break
+        paused = monotonic()
         await asyncio.sleep(pause)
+        if operation is not None:
+            operation.waited(monotonic() - paused, 0)
         elapsed = monotonic() - started
         if deadline is not None and elapsed >= deadline:
             # The event loop was busy; the policy notes that all attempts were in vain.

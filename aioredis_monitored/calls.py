@@ -95,7 +95,7 @@ class CallsMixin:
                 raise
             failure = lost
         attempt = partial(self._call, pool, args, options, orphan, operation, again=False)
-        return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0)
+        return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0, operation)
 
     async def _call_borrowed(
         self,

@@ -108,7 +108,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 failure = lost
             # Nothing blocks in a transaction.
             wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
-            return await persist(pool, traits, attempt, failure, started, wait)
+            return await persist(pool, traits, attempt, failure, started, wait, self._operation)
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
 

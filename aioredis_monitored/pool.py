@@ -21,7 +21,7 @@ from aioredis_monitored.reporting import ReportingPool
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE
-from aioredis_monitored.telemetry.operation import begun, observed
+from aioredis_monitored.telemetry.operation import Operation, begun, observed
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -135,21 +135,24 @@ class MonitoredConnectionPool(ReportingPool):
             redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
-            await observed(begun(self.telemetry, ("PING",), None), self._ping())
+            operation = begun(self.telemetry, ("PING",), None)
+            await observed(operation, self._ping(operation))
         except (PoolClosedError, PoolExhaustedError):
             raise
         except RedisError as error:
             error.args = (f"pool {self._label}: {error}", *error.args[1:])
             raise
 
-    async def _ping(self) -> None:
+    async def _ping(self, operation: Operation | None) -> None:
         if self.multiplexer is not None:
-            reply = await self.multiplexer.send(("PING",))
+            reply = await self.multiplexer.send(("PING",), None, operation)
             if isinstance(reply, Exception):
                 raise reply.error if isinstance(reply, Lost) else reply
         else:
-            connection = await self.get_connection()
+            connection = await self.borrow(None if operation is None else operation.waited)
             try:
+                if operation is not None:
+                    operation.reached(connection)
                 await connection.send_command("PING")
                 await connection.read_response()
             finally:

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Mapping
 from typing import Any
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool
+from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import PubSub
 from redis.observability.attributes import PubSubDirection
 from redis.observability.recorder import record_pubsub_message
@@ -13,6 +13,7 @@ from redis.utils import str_if_bytes
 
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.envelope import seal, unseal
+from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.messaging import Processing, carrier_of
 from aioredis_monitored.telemetry.operation import Operation, begun, observed
@@ -130,7 +131,10 @@ class PubSubMixin(Handle):
         record_pubsub_message(
             PubSubDirection.PUBLISH, text_of(channel, LONGEST_NAME), sharded=name == "SPUBLISH" or None
         )
-        receivers: int = await observed(operation, self._publish_traced(operation, args, options))
+        publishing = observed(operation, self._publish_traced(operation, args, options))
+        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+            publishing = led_through(Redis.execute_command, self, publishing, *args, **options)
+        receivers: int = await publishing
         return receivers
 
     async def _publish_traced(

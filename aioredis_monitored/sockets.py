@@ -50,8 +50,12 @@ def is_readable(connection: AbstractConnection) -> bool:
     return bool(sockets.poll(0))
 
 
-def peer_of(connection: AbstractConnection) -> tuple[str, int | None] | None:
-    """The other end of a connection's socket, an address and a port; a path and no port of a Unix socket."""
+# The other end of a socket: an address and a port; a path and no port of a Unix socket.
+Peer = tuple[str, int | None]
+
+
+def peer_of(connection: AbstractConnection) -> Peer | None:
+    """The other end of a connection's socket, if it is connected."""
     writer: Any = getattr(connection, "_writer", None)
     peer = getattr(writer, "get_extra_info", lambda _: None)("peername")
     if isinstance(peer, tuple):

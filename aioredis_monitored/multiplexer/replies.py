@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from redis.exceptions import TimeoutError  # noqa: A004
 
+from aioredis_monitored.sockets import Peer
+
 
 class Lost(Exception):  # noqa: N818 - the error is inside
     """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
@@ -26,10 +28,6 @@ class Late(Lost):
 
     def __init__(self, *, written: bool) -> None:
         super().__init__(TimeoutError("no reply in time"), written=written)
-
-
-# An address and a port, which Unix sockets have none of.
-Peer = tuple[str, int | None]
 
 
 class Listener(Protocol):

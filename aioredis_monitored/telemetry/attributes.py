@@ -104,6 +104,10 @@ class Call(NamedTuple):
             point_attributes=self.point_attributes | address,
         )
 
+    def address(self) -> dict[str, Any]:
+        """The server, as far as it is known."""
+        return {key: self.span_attributes[key] for key in _ADDRESS if key in self.span_attributes}
+
     def with_span_attributes(self, added: dict[str, Any]) -> Self:
         """The same with further attributes of the span."""
         return self._replace(span_attributes=self.span_attributes | added)

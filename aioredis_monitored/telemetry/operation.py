@@ -13,7 +13,7 @@ from opentelemetry.trace import Span, Status, StatusCode
 from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored.sockets import peer_of
+from aioredis_monitored.sockets import Peer, peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.request import RequestView
@@ -33,8 +33,6 @@ _LARGE_SHARE: Final = 0.5
 
 # Whether a reply makes sure that its call will succeed.
 Certainty = bool | Callable[[Any], bool]
-# An address and a port, which Unix sockets have none of.
-Peer = tuple[str, int | None]
 
 
 class Operation:
@@ -237,9 +235,17 @@ class Operation:
     def _join(self, whole: object, elapsed: float) -> None:
         """Tell what the call is part of; a request counts what has a span, and not the parts of that."""
         if isinstance(whole, Operation):
-            whole._peer = self._peer  # noqa: SLF001 - of its own class
+            whole.absorb(self._peer, self._waited, self._connecting, self.call)
         elif whole is None and self._request is not None:
             self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], elapsed)
+
+    def absorb(self, peer: Peer | None, waited: float, connecting: float, part: Call) -> None:
+        """Take over what a part of it has learnt."""
+        self._peer = peer or self._peer
+        self._waited += waited
+        self._connecting += connecting
+        if semconv.SERVER_ADDRESS not in self.call.span_attributes:
+            self.call = self.call.with_span_attributes(part.address())
 
     def _is_chosen(self, elapsed: float, reply: object, here: Context) -> bool:
         telemetry = self._telemetry
@@ -285,7 +291,9 @@ class Operation:
         if before > _LONG_WAIT or before > elapsed * _LARGE_SHARE:
             attributes[own.WAIT_DURATION] = self._waited
             attributes[own.CONNECT_DURATION] = self._connecting
-            attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
+            if self._peer is not None:
+                # Of a call that was never written, the rest is nothing in particular.
+                attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
 
 
 @contextmanager
