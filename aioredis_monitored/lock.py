@@ -11,7 +11,8 @@ from redis.typing import Number
 
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry import own
-from aioredis_monitored.telemetry.operation import Operation, folded
+from aioredis_monitored.telemetry.ambience import folded
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
 

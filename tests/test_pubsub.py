@@ -16,7 +16,7 @@ from sharing import UNRECORDED
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
 from aioredis_monitored.envelope import unseal
 from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.operation import folded
+from aioredis_monitored.telemetry.ambience import folded
 
 CALLS = "db.client.operation.duration"
 PROCESSED = "messaging.process.duration"
@@ -287,7 +287,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
-    with tracer.start_as_current_span("job") as job, folded():
+    with tracer.start_as_current_span("job") as job, folded(whole=True):
         await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]

@@ -10,8 +10,8 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry.ambience import is_suppressed
 from aioredis_monitored.telemetry.attributes import Call, failure_of
-from aioredis_monitored.telemetry.suppression import is_suppressed
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
 

@@ -1,8 +1,7 @@
 """The recorder: one operation is one span and one histogram point, whatever its outcome."""
 
 import math
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
 from time import perf_counter, time_ns
 from typing import Any, Final, NoReturn, TypeVar
@@ -15,17 +14,15 @@ from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.sockets import Peer, peer_of
 from aioredis_monitored.telemetry import own, semconv
+from aioredis_monitored.telemetry.ambience import WHOLE, is_suppressed
 from aioredis_monitored.telemetry.attributes import Call, Failure, failure_of
 from aioredis_monitored.telemetry.request import RequestView
-from aioredis_monitored.telemetry.suppression import is_suppressed
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
 
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
-# In a context of ours: what calls are part of, for which they get no span of their own.
-_FOLDED: Final = context.create_key("aioredis_monitored.folded")
 _SAMPLED: Final = trace.TraceFlags.SAMPLED
 # A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
 _LONG_WAIT: Final = 0.01
@@ -181,7 +178,7 @@ class Operation:
     def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every call more costs
         telemetry, call, failure = self._telemetry, self.call, self._failure
         here = context.get_current()
-        whole = here.get(_FOLDED) if here else None
+        whole = here.get(WHOLE) if here else None
         if whole is not None or self._request is not None:
             self._join(whole, elapsed)
         if here and is_suppressed(here):
@@ -273,7 +270,7 @@ class Operation:
         try:
             if self._parent is not None:
                 here = trace.set_span_in_context(self._parent, here)
-            is_silent = is_suppressed(here) or here.get(_FOLDED)
+            is_silent = is_suppressed(here) or here.get(WHOLE)
             if (
                 self._telemetry.is_traced
                 and self.call.is_wanted
@@ -294,16 +291,6 @@ class Operation:
             if self._peer is not None:
                 # Of a call that was never written, the rest is nothing in particular.
                 attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
-
-
-@contextmanager
-def folded(whole: Operation | None = None) -> Iterator[None]:
-    """Calls in this context are points, and parts of another span; its operation, if given, learns who has answered."""
-    token = context.attach(context.set_value(_FOLDED, whole or True))
-    try:
-        yield
-    finally:
-        context.detach(token)
 
 
 def begun(
