@@ -135,7 +135,7 @@ class Describer:
         operation, procedure = commands.operation_name(args), commands.stored_procedure(args)
         call = self._call(operation, summary=summary, stored_procedure=procedure)
         # Only of the plain name: redis-py takes a key out of one that holds it.
-        if self.query_text is query_text and type(args[0]) is str and args[0] in KEY_AND_VALUES:
+        if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
             call = call._replace(text_of=text_of_key_and_values)
         call = call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
         return self.publication(call, args, summary) if operation.upper() in commands.PUBLISHING else call
