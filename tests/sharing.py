@@ -65,11 +65,13 @@ class _LoopClock:
         self._tick()
 
     def start(self):
-        began, known = self._seconds(), len(self._stalls)
+        began, known, before = self._seconds(), len(self._stalls), self._stall()
 
         def took():
-            longest = max((*self._stalls[known:], self._stall()))
-            return self._seconds() - began - min(longest, self.STALL)
+            stalls = [*self._stalls[known:], self._stall()]
+            # Of the turn in which it was started, the rest alone.
+            stalls[0] -= before
+            return self._seconds() - began - min(max(stalls), self.STALL)
 
         return took
 
