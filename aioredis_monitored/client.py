@@ -2,7 +2,6 @@
 
 import asyncio
 import copy
-from time import perf_counter
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
@@ -15,7 +14,6 @@ from redis.asyncio.retry import Retry
 from redis.commands.core import AsyncScript
 from redis.typing import KeyT, ScriptTextT
 
-from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
@@ -23,7 +21,6 @@ from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.pubsub import PubSubMixin
 from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -161,44 +158,6 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         self.response_callbacks = copy.copy(self.response_callbacks)
         super().set_response_callback(command, callback)
 
-    async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command and return its parsed reply, as redis-py does.
-
-        Raises:
-            OwnConnectionError: The command is about its own connection, and this handle keeps to none.
-        """
-        pool, telemetry = self._pool, self.telemetry
-        if telemetry.counts_keys:
-            telemetry.hot_keys.see(args)
-        operation = None
-        if telemetry.is_heard():
-            call = telemetry.command_call(args)
-            operation = Operation(telemetry, call, args, self.server_span, self._request)
-        if pool is None:
-            calling = self._call_elsewhere(args, options, operation)
-        else:
-            calling = self._call(pool, args, options, operation=operation)
-        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
-            if operation is not None:
-                calling = operation.observe(calling)
-            return await led_through(Redis.execute_command, self, calling, *args, **options)
-        if operation is None:
-            return await calling
-        # As ``observe`` does, without a coroutine more.
-        error: BaseException | None = None
-        try:
-            result = await calling
-        except BaseException as caught:  # noqa: BLE001 - raised again below
-            error = caught
-        if error is not None:
-            try:
-                operation.raise_(error)
-            finally:
-                del error
-        if not operation.recorded:
-            operation.end(perf_counter(), result)
-        return result
-
     @overload
     def pipeline(
         self, name: str | None = None, transaction: bool = True, shard_hint: str | None = None
@@ -264,9 +223,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
 
     def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
         """A script; where it is missing, it is loaded by the operation that runs it."""
-        # A subclass that replaces it sees every command, as in redis-py.
-        is_replaced = type(self).execute_command is not MonitoredRedisConnection.execute_command
-        return (AsyncScript if is_replaced else MonitoredScript)(self, script)
+        return MonitoredScript(self, script)
 
 
 def _own_pool(

@@ -9,7 +9,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 
 from aioredis_monitored.client import MonitoredRedisConnection
-from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored.telemetry.request import RequestView, view_of
 
 _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -52,9 +52,7 @@ class RedisContextFactory:
         return self._prototype.in_context(name, None, request), request
 
     def _view(self, span: Span, *, at_once: bool) -> RequestView | None:
-        if not span.is_recording():
-            return None
-        return RequestView(span, self._prototype.telemetry.options.repeated_calls, at_once=at_once)
+        return view_of(span, self._prototype.telemetry.options.repeated_calls, at_once=at_once)
 
     def attach(self, context: Any, name: str | None = None) -> MonitoredRedisConnection:
         """Set a connection object as an attribute of ``context`` and return it; default name: the factory's."""

@@ -1,19 +1,22 @@
-"""What a client is to what it makes: several calls on it can be one operation."""
+"""The calls of a client: each is an operation, or several are one."""
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 
 from aioredis_monitored.calls import CallsMixin, lent
+from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import Call
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.operation import Operation, begun, observed
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
+
+T = TypeVar("T")
 
 
 class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
@@ -28,6 +31,71 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     telemetry: Telemetry
     _request: RequestView | None
     _pool: MonitoredConnectionPool | None
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether a subclass has replaced ``execute_command``: then it sees every command, as in redis-py."""
+        return type(self).execute_command is not Handle.execute_command
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Run one command and return its parsed reply, as redis-py does.
+
+        Raises:
+            OwnConnectionError: The command is about its own connection, and this handle keeps to none.
+        """
+        pool, telemetry = self._pool, self.telemetry
+        if telemetry.counts_keys:
+            telemetry.hot_keys.see(args)
+        operation = None
+        if telemetry.is_heard():
+            call = telemetry.command_call(args)
+            operation = Operation(telemetry, call, args, self.server_span, self._request)
+        if pool is None:
+            calling = self._call_elsewhere(args, options, operation)
+        else:
+            calling = self._call(pool, args, options, operation=operation)
+        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+            if operation is not None:
+                calling = operation.observe(calling)
+            return await led_through(Redis.execute_command, self, calling, *args, **options)
+        if operation is None:
+            return await calling
+        # As ``observe`` does, without a coroutine more.
+        error: BaseException | None = None
+        try:
+            result = await calling
+        except BaseException as caught:  # noqa: BLE001 - raised again below
+            error = caught
+        if error is not None:
+            try:
+                operation.raise_(error)
+            finally:
+                del error
+        if not operation.recorded:
+            operation.end(perf_counter(), result)
+        return result
+
+    def begun(self, args: Sequence[Any]) -> Operation | None:
+        """The record of one command that is no call of ``execute_command``, if anybody listens."""
+        if self.telemetry.counts_keys:
+            self.telemetry.hot_keys.see(args)
+        return begun(self.telemetry, args, self.server_span, self._request)
+
+    async def recorded(
+        self, operation: Operation | None, calling: Coroutine[Any, Any, T], args: Sequence[Any], options: dict[str, Any]
+    ) -> T:
+        """Await what stands for one command, as ``execute_command`` would.
+
+        Args:
+            operation: The record, if anybody listens.
+            calling: What is to be awaited.
+            args: The command.
+            options: Those of ``execute_command``.
+        """
+        calling = observed(operation, calling)
+        if not self.telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+            calling = led_through(Redis.execute_command, self, calling, *args, **options)
+        return await calling
 
     def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
         """The record of something that takes several calls.

@@ -63,6 +63,8 @@ class MonitoredLock(Lock):
         finally:
             now = perf_counter()
             if acquired:
+                # It may have expired before, unnoticed.
+                self._end_hold(is_lost=True)
                 # Beside the token, which threads have one each of.
                 self.local.held_since = now
             telemetry.measure(telemetry.instruments.lock_wait_time.record, now - started)

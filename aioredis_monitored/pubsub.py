@@ -1,10 +1,12 @@
 """Publishing with the trace context, and subscriptions whose messages are handled under a span of their own."""
 
 from collections.abc import Awaitable, Mapping
-from typing import Any
+from typing import Any, cast
 
+from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import ConnectionPool
 from redis.asyncio.client import PubSub
 from redis.observability.attributes import PubSubDirection
 from redis.observability.recorder import record_pubsub_message
@@ -13,10 +15,9 @@ from redis.utils import str_if_bytes
 
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.messaging import Processing, carrier_of
-from aioredis_monitored.telemetry.operation import Operation, begun, observed
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
 
@@ -125,24 +126,24 @@ class PubSubMixin(Handle):
         return publishing
 
     async def _propagate(self, name: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]) -> int:
-        telemetry, args = self.telemetry, (name, channel, message)
-        operation = begun(telemetry, args, self.server_span, self._request)
+        args = (name, channel, message)
         # For redis-py's own metrics.
         record_pubsub_message(
             PubSubDirection.PUBLISH, text_of(channel, LONGEST_NAME), sharded=name == "SPUBLISH" or None
         )
-        publishing = observed(operation, self._publish_traced(operation, args, options))
-        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
-            publishing = led_through(Redis.execute_command, self, publishing, *args, **options)
-        receivers: int = await publishing
-        return receivers
+        if self.is_replaced:
+            here = None if self.server_span is None else trace.set_span_in_context(self.server_span)
+            return cast("int", await self.execute_command(name, channel, self._sealed(message, here), **options))
+        operation = self.begun(args)
+        return await self.recorded(operation, self._publish_traced(operation, args, options), args, options)
 
     async def _publish_traced(
         self, operation: Operation | None, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any]
-    ) -> Any:
+    ) -> int:
         name, channel, message = args
-        carrier = carrier_of(None if operation is None else operation.start())
-        if carrier:
-            payload = self.get_encoder().encode(message)  # type: ignore[no-untyped-call]
-            args = name, channel, seal(payload, carrier)
-        return await self.execute_within(operation, *args, **options)
+        sealed = self._sealed(message, None if operation is None else operation.start())
+        return cast("int", await self.execute_within(operation, name, channel, sealed, **options))
+
+    def _sealed(self, message: EncodableT, here: Context | None) -> EncodableT:
+        carrier = carrier_of(here)
+        return seal(self.get_encoder().encode(message), carrier) if carrier else message  # type: ignore[no-untyped-call]

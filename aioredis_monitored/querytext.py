@@ -21,7 +21,13 @@ KEY_AND_VALUES = frozenset(
 _MOST_BESIDE = max(map(len, KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
 
 
-def query_text(args: Sequence[Any], *, limit: int = _LIMIT, key_text: Callable[[object], str] | None = None) -> str:
+def query_text(
+    args: Sequence[Any],
+    *,
+    limit: int = _LIMIT,
+    key_text: Callable[[object], str] | None = None,
+    shows_fields: bool = True,
+) -> str:
     """The command as one would type it into ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
 
     Keys, hash fields and the command's own words are shown, all else is hidden; everything is hidden if the command is
@@ -32,6 +38,7 @@ def query_text(args: Sequence[Any], *, limit: int = _LIMIT, key_text: Callable[[
         args: The arguments of ``execute_command``.
         limit: The most characters to return; what is longer ends with an ellipsis.
         key_text: What to show for a key; default ``None``, for the key.
+        shows_fields: Whether hash fields are shown; default ``True``.
     """
     if key_text is None and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
         short = _key_and_values(args, limit)
@@ -41,7 +48,7 @@ def query_text(args: Sequence[Any], *, limit: int = _LIMIT, key_text: Callable[[
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
     room = limit - len(call.name)
-    for part in _shown(call, limit, key_text):
+    for part in _shown(call, limit, key_text, shows_fields=shows_fields):
         parts.append(part)
         room -= len(part) + 1
         if room < 0:
@@ -67,7 +74,9 @@ def _cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - 1] + _ELLIPSIS
 
 
-def _shown(call: Invocation, limit: int, key_text: Callable[[object], str] | None) -> Iterator[str]:
+def _shown(
+    call: Invocation, limit: int, key_text: Callable[[object], str] | None, *, shows_fields: bool
+) -> Iterator[str]:
     """What to show for each argument."""
     words, words_from = call.command.words, call.command.words_from
     try:
@@ -77,7 +86,7 @@ def _shown(call: Invocation, limit: int, key_text: Callable[[object], str] | Non
     for position, argument in enumerate(call.arguments):
         if position in keys and key_text is not None:
             yield printable(key_text(argument))
-        elif position in keys or position in fields:
+        elif position in keys or (position in fields and shows_fields):
             # A character takes up to four bytes: with less, a key could seem to end where it was cut.
             yield printable(text_of(argument, 4 * limit))
         elif words and position >= words_from and (word := text_of(argument, LONGEST_WORD)).upper() in words:

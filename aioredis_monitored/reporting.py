@@ -8,7 +8,6 @@ from weakref import WeakValueDictionary
 from aioredis_monitored.lending import LendingPool
 from aioredis_monitored.multiplexer import Multiplexer
 from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.hotkeys import HotKey
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
 _naming = Lock()
@@ -89,9 +88,9 @@ class ReportingPool(LendingPool):
         multiplexer = self.multiplexer
         return 0 if multiplexer is None else multiplexer.in_flight()
 
-    def hottest(self, count: int) -> list[HotKey]:
-        """The keys that are called most, if that is counted."""
-        return self.telemetry.hot_keys.top(count)
+    def hottest(self, count: int) -> dict[tuple[str, str], float]:
+        """The rates of the keys that are called most, by key and access, if that is counted."""
+        return self.telemetry.hot_keys.told(count)
 
     # What happens, in seconds.
 

@@ -3,12 +3,10 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from redis.asyncio import Redis
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 from redis.typing import EncodableT, KeyT
 
-from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.operation import Operation
 
@@ -33,19 +31,14 @@ class MonitoredScript(AsyncScript):
             client: Where to run it; default: on the client that has made it. A pipeline has it run with its batch.
         """
         client = self.registered_client if client is None else client
-        if not isinstance(client, Handle) or not client.telemetry.is_heard():
+        if not isinstance(client, Handle) or client.is_replaced or not client.telemetry.is_heard():
             return await super().__call__(keys, args, client)
-        keys, telemetry = keys or (), client.telemetry
+        keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
-        if telemetry.counts_keys:
-            telemetry.hot_keys.see(command)
-        operation = client.operation_of(telemetry.command_call(command), command)
-        running = operation.observe(self._run(client, command, operation))
-        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
-            running = led_through(Redis.execute_command, client, running, *command)
-        return await running
+        operation = client.begun(command)
+        return await client.recorded(operation, self._run(client, command, operation), command, {})
 
-    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation) -> Any:
+    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:

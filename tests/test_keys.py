@@ -33,7 +33,7 @@ async def test_keys_may_be_hidden(make, telemetry):
     await client.hset("user:1", "name", "value")
     await client.pipeline().get("user:17").mget("a", "b").execute()
 
-    assert ["HSET ? name ?", "GET ?; MGET ? ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
+    assert ["HSET ? ? ?", "GET ?; MGET ? ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
 
 
 async def test_templates_take_the_place_of_keys(make, telemetry):
@@ -228,3 +228,17 @@ def test_space_saving_keeps_its_promises(items, most):
     for item, count in true.items():
         if count > len(items) / most:
             assert item in {kept for kept, _, _ in top}
+
+
+def test_a_gauge_tells_of_no_more_keys_than_can_be_counted():
+    keys = HotKeys(1.0, None)
+    told = set()
+    for number in range(1_200):
+        for _ in range(number + 1):
+            keys.see(("GET", f"key:{number}"))
+        told.update(key for key, _ in keys.told(1))
+
+    assert 1_001 == len(told)
+    assert "_OTHER" in told
+    assert {("_OTHER", "read")} == keys.told(3).keys()
+    assert sum(hot.rate for hot in keys.top(3)) == pytest.approx(sum(keys.told(3).values()), rel=0.01)

@@ -105,9 +105,11 @@ async def test_what_consumers_do_while_there_is_nothing_to_consume_is_no_span(cl
         assert not await client.xread({"stream": "$"}, block=1)
         assert not await client.xreadgroup("group", "me", {"stream": ">"}, block=1)
         assert not await client.xreadgroup("group", "me", {"stream": ">"})
+        assert not any(await client.pipeline().xreadgroup("group", "me", {"stream": ">"}).execute())
+        assert not any(await client.pipeline(transaction=False).xread({"stream": "$"}).execute())
 
     assert "" == block.tree()
-    assert 6 == sum(block.tally(DURATION).values())
+    assert 8 == sum(block.tally(DURATION).values())
 
 
 async def test_what_is_consumed_is_a_span_and_so_is_a_failure(client, telemetry):

@@ -151,3 +151,17 @@ async def test_a_span_that_raises_harms_no_call(pool):
     client = RedisContextFactory(pool).make_object_for_context("redis", span)
 
     assert [None] * 30 == [await client.get("key") for _ in range(30)]
+
+
+async def test_a_span_that_cannot_tell_whether_it_records_harms_no_request(pool):
+    class Broken(trace.NonRecordingSpan):
+        def is_recording(self):
+            raise RuntimeError
+
+    span = Broken(trace.INVALID_SPAN_CONTEXT)
+    factory = RedisContextFactory(pool)
+    client = factory.make_object_for_context("redis", span)
+    with trace.use_span(span):
+        middle, request = factory.make_object_for_request("redis")
+
+    assert [None, None, None] == [request, await client.get("key"), await middle.get("key")]

@@ -6,7 +6,6 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import StatusCode
-from redis.commands.core import AsyncScript
 from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
@@ -168,11 +167,13 @@ async def test_a_subclass_that_replaces_execute_command_sees_all(pool):
             seen.append(args[0])
             return await super().execute_command(*args, **options)
 
-    script = Prefixing(connection_pool=pool).register_script(COUNT)
-    await script(keys=["counter"], args=[1])
+    client = Prefixing(connection_pool=pool)
+    await client.register_script(COUNT)(keys=["counter"], args=[1])
+    await MonitoredRedisConnection(connection_pool=pool).register_script(COUNT)(
+        keys=["counter"], args=[1], client=client
+    )
 
-    assert AsyncScript is type(script)
-    assert ["EVALSHA", "SCRIPT LOAD", "EVALSHA"] == seen
+    assert ["EVALSHA", "SCRIPT LOAD", "EVALSHA", "EVALSHA"] == seen
 
 
 async def test_scripts_run_while_nobody_listens(make_pool, server, telemetry):

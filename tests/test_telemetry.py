@@ -207,6 +207,17 @@ async def test_the_prefix_of_an_error_is_its_type(client, telemetry):
     assert {(None, ())} == {(span.status.description, span.events) for span in block.spans}
 
 
+async def test_a_script_cannot_make_any_number_of_types_of_error(client, telemetry):
+    for number in range(300):
+        with pytest.raises(redis.exceptions.ResponseError):
+            await client.eval("return redis.error_reply(ARGV[1])", 0, f"MADE{number} up")
+
+    types = {span.attributes["error.type"] for span in telemetry.spans}
+    assert {"_OTHER"} == types - {f"MADE{number}" for number in range(200)}
+    assert types == {point.attributes["error.type"] for point in telemetry.points(DURATION)}
+    assert types == {span.attributes["db.response.status_code"] for span in telemetry.spans}
+
+
 @pytest.mark.parametrize("transaction", [True, False])
 @pytest.mark.parametrize("raise_on_error", [True, False])
 async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, transaction, raise_on_error):

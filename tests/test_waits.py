@@ -5,10 +5,11 @@ import asyncio
 import pytest
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel
-from sharing import begun, frozen
+from sharing import begun, frozen, line_of
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 from aioredis_monitored.client import _plain_pools
+from aioredis_monitored.multiplexer.inflight import MOST_BYTES
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.testing import RedisServer
@@ -211,3 +212,59 @@ async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_w
     assert ["WATCH", "GET", "MULTI"] == telemetry.tree().splitlines()
     assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
     assert times(telemetry.span("WATCH"))[1] > 0
+
+
+async def waits_for_room(make_pool, own_server, until, then):
+    """Let a GET wait for at least 50 ms while the shared connection is full, and do something when it has room."""
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
+    await client.ping()
+
+    async def fill():
+        await client.set("large", bytes(MOST_BYTES))
+        # In the tick in which the reply has made room, before what has waited is written.
+        then(client)
+
+    async with frozen(own_server):
+        filling, getting = await begun(fill(), client.get("key"))
+        since = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+    await filling
+    return getting
+
+
+async def test_a_call_whose_connection_ends_before_it_is_written_tells_its_wait_once(
+    make_pool, own_server, telemetry, until
+):
+    getting = await waits_for_room(
+        make_pool, own_server, until, lambda client: line_of(client).end(lambda: ConnectionError("cut"))
+    )
+    await getting
+
+    span = telemetry.span("GET")
+    wait, connect, wire = times(span)
+    assert wait >= 0.05
+    assert connect > 0 < wire
+    assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
+
+
+async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(make_pool, own_server, telemetry, until):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
+    async with frozen(own_server):
+        (connecting,) = await begun(client.get("key"))
+        since = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+        connecting.cancel()
+        await asyncio.wait([connecting])
+    await client.ping()
+    async with frozen(own_server):
+        filling, waiting = await begun(client.set("large", bytes(MOST_BYTES)), client.get("key"))
+        since = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+    await filling
+
+    first, second = [times(span) for span in telemetry.spans if "GET" == span.attributes["db.operation.name"]]
+    assert first[1] >= 0.05 > first[0]
+    assert second[0] >= 0.05
+    assert [0, None, None] == [second[1], first[2], second[2]]

@@ -86,7 +86,8 @@ class Lane:
             self._watch()
         self.line_has_room()
 
-    def _left(self) -> None:
+    def _left(self, call: Reply | Run) -> None:
+        self._tell_wait(call, call.get_loop().time())
         if self._connecting is not None:
             while self.waiting and self.waiting[0].done():
                 self.waiting.popleft()
@@ -140,6 +141,8 @@ class Lane:
         lender = self._lender()
         if lender is not None:
             lender.note_wait(now - call.since)
+        # Should the line end before it is written, a further wait begins here.
+        call.since = now
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on

@@ -252,7 +252,7 @@ class Line(asyncio.BufferedProtocol):
                     call.on_leaving = self._left
             self._end_if_left()
 
-    def _left(self) -> None:
+    def _left(self, _: Reply | Run) -> None:
         if not self._looking:
             # Once for all that leave in one tick.
             self._looking = True

@@ -54,7 +54,7 @@ class _Call(asyncio.Future[Any]):
         is_own: Whether it is nobody's but the connection's.
         waits: Whether it is yet to be sent.
         since: When it began to wait, by the loop's clock; 0 if it never did.
-        on_leaving: Called when the caller leaves, while somebody has to know.
+        on_leaving: Called with it when the caller leaves, while somebody has to know.
     """
 
     __slots__ = ("listener", "on_leaving", "since", "size", "waits")
@@ -63,7 +63,7 @@ class _Call(asyncio.Future[Any]):
     size: int
     waits: bool
     since: float
-    on_leaving: Callable[[], None] | None
+    on_leaving: Callable[[Any], None] | None
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
     is_own = False
@@ -73,7 +73,7 @@ class _Call(asyncio.Future[Any]):
         has_left = super().cancel(msg)
         # Not a done callback: a hundred thousand of them take memory, and come a tick later.
         if has_left and self.on_leaving is not None:
-            self.on_leaving()
+            self.on_leaving(self)
         return has_left
 
     async def within(self, seconds: float | None) -> Any:

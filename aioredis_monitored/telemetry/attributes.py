@@ -128,7 +128,9 @@ class Describer:
         self.server = server
         self._options = options
         hides = not options.show_keys or options.key_template is not None
-        self.query_text = partial(query_text, key_text=options.key_text) if hides else query_text
+        self.query_text = (
+            partial(query_text, key_text=options.key_text, shows_fields=options.show_keys) if hides else query_text
+        )
 
     def command(self, args: Sequence[Any], summary: str | None = None) -> Call:
         """One command."""

@@ -7,6 +7,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from aioredis_monitored.commands import TABLE, keys_of, operation_name, text_of
+from aioredis_monitored.telemetry.cardinality import Countable
 
 READ: Final = "read"
 WRITE: Final = "write"
@@ -17,6 +18,7 @@ _LONGEST_KEY: Final = 256
 _KEYS_OF_ONE: Final = 64
 # Seconds after which a call weighs half.
 _HALF_LIFE: Final = 60.0
+_MOST_TOLD: Final = 1_000
 # Weights that are larger are made smaller, with all of the past, before they get too large for floats.
 _LARGE: Final = 2.0**64
 _MOST_DOUBLINGS: Final = 512
@@ -86,6 +88,7 @@ class HotKeys:
         self._template_of = template_of
         self._skip = 0
         self._began = self._since = monotonic()
+        self._told = Countable(_MOST_TOLD)
         self._kinds = {READ: SpaceSaving(_MOST), WRITE: SpaceSaving(_MOST)}
         self._skip_some()
 
@@ -142,3 +145,15 @@ class HotKeys:
             for key, weight, error in kind.top(count)
         ]
         return sorted(found, key=lambda hot: -hot.rate)[:count]
+
+    def told(self, count: int) -> dict[tuple[str, str], float]:
+        """The rates of the keys that are called most, by key and access, for a gauge: of a thousand keys over all time.
+
+        Args:
+            count: How many.
+        """
+        rates: dict[tuple[str, str], float] = {}
+        for hot in self.top(count):
+            named = (self._told.of(hot.key), hot.access)
+            rates[named] = rates.get(named, 0.0) + hot.rate
+        return rates

@@ -6,11 +6,10 @@ from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary, ref
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Histogram, Meter, MeterProvider, Observation
+from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.hotkeys import HotKey
 
 SCOPE: Final = "aioredis_monitored"
 
@@ -44,8 +43,8 @@ class MeasuredPool(Protocol):
     def in_flight(self) -> int:
         """How many calls on the shared connection are owed a reply."""
 
-    def hottest(self, count: int) -> list[HotKey]:
-        """The keys that are called most, if that is counted."""
+    def hottest(self, count: int) -> dict[tuple[str, str], float]:
+        """The rates of the keys that are called most, by key and access, if that is counted."""
 
 
 class Instruments:
@@ -54,8 +53,9 @@ class Instruments:
     The SDK keeps one callback for each gauge, whoever else asks for the same gauge later, and never lets go of it.
     """
 
-    def __init__(self, meter: Meter) -> None:
-        self._meter = meter
+    def __init__(self, provider: MeterProvider) -> None:
+        self._provider = ref(provider)
+        self._meter = meter = provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
         self._pools: dict[int, ref[MeasuredPool]] = {}
         self.operation_duration = self._durations(
             semconv.DB_CLIENT_OPERATION_DURATION, "Duration of database client operations."
@@ -153,15 +153,22 @@ class Instruments:
 
     def _callback(self, measure: _Measure) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            # A copy, in one step: pools come and go in other threads.
-            for reference in list(self._pools.values()):
-                pool = reference()
-                if pool is not None:
-                    named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
-                    for value, attributes in measure(pool):
-                        yield Observation(value, named | attributes)
+            for pool in self._watched():
+                named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
+                for value, attributes in measure(pool):
+                    yield Observation(value, named | attributes)
 
         return observe
+
+    def _watched(self) -> Iterator[MeasuredPool]:
+        # If this provider has become the global one, gauges that were made for the stand-in are ignored by the SDK.
+        is_global = self._provider() is metrics.get_meter_provider()
+        for instruments in {self, *_of_the_global_provider} if is_global else {self}:
+            # A copy, in one step: pools come and go in other threads.
+            for reference in list(instruments._pools.values()):  # noqa: SLF001 - of its own class
+                pool = reference()
+                if pool is not None:
+                    yield pool
 
     def watch(self, pool: MeasuredPool) -> None:
         """Let the gauges look at a pool, until it is forgotten."""
@@ -174,7 +181,8 @@ class Instruments:
 
 
 def _hot_keys(pool: MeasuredPool) -> Iterable[tuple[float, dict[str, Any]]]:
-    return ((hot.rate, {own.KEY: hot.key, own.KEY_ACCESS: hot.access}) for hot in pool.hottest(_HOTTEST))
+    hottest = pool.hottest(_HOTTEST)
+    return ((rate, {own.KEY: key, own.KEY_ACCESS: access}) for (key, access), rate in hottest.items())
 
 
 _of_the_global_provider: list[Instruments] = []
@@ -191,7 +199,7 @@ def instruments_of(meter_provider: MeterProvider | None) -> Instruments:
             # It may have been a stand-in before: what was made then reports to the real one now.
             instruments = next(iter(_of_the_global_provider), None)
         if instruments is None:
-            instruments = Instruments(provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL))
+            instruments = Instruments(provider)
             if provider is metrics.get_meter_provider():
                 _of_the_global_provider.append(instruments)
             else:

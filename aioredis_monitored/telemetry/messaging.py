@@ -11,7 +11,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.ambience import is_suppressed
-from aioredis_monitored.telemetry.attributes import Call, failure_of
+from aioredis_monitored.telemetry.attributes import Call
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
 
@@ -116,7 +116,7 @@ class Processing:
             context.detach(self._token)
         if self._call is None:
             return
-        failure = None if error is None else failure_of(error)
+        failure = None if error is None else self._telemetry.failure_of(error)
         failed: dict[str, Any] = {} if failure is None else {semconv.ERROR_TYPE: failure.error_type}
         try:
             if self._span is not None:

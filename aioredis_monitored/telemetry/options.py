@@ -26,9 +26,10 @@ class TelemetryOptions:
             all its sub-commands. A batch gets one if one of its commands does. Default ``None``, for all.
         exclude_commands: The commands that get none; a batch gets none if all of its commands do not. Default none.
         slow_only: A call gets a span only if it has failed or took so long, in seconds or as a timespan such as
-            ``5 ms``; default ``None``, for all.
-        show_keys: Whether ``db.query.text`` shows keys, or ``?``, and whether anything shows channels; default
-            ``True``.
+            ``5 ms``; default ``None``, for all. What publishes with ``propagate=True`` always gets one: it is sent
+            along before anybody knows how long that takes.
+        show_keys: Whether ``db.query.text`` shows keys and hash fields, or ``?``, and whether anything shows channels;
+            default ``True``.
         key_template: Makes of a key what many keys have in common, ``user:{id}`` of ``user:17``. The query text has
             that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is called for
             every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is

@@ -54,3 +54,12 @@ class RequestView:
     def _tell(self) -> None:
         if self._calls and self._span.is_recording():
             self._span.set_attributes({own.REQUEST_CALLS: self._calls, own.REQUEST_DURATION: self._seconds})
+
+
+def view_of(span: Span, repeated_calls: int, *, at_once: bool) -> RequestView | None:
+    """What counts the calls of the request with this span, if the span records; the arguments are those of the view."""
+    try:
+        return RequestView(span, repeated_calls, at_once=at_once) if span.is_recording() else None
+    except BaseException as trouble:  # noqa: BLE001 - see report
+        report(trouble)
+        return None

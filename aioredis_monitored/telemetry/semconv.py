@@ -57,3 +57,6 @@ MESSAGING_PROCESS_DURATION: Final = "messaging.process.duration"
 
 STATE_IDLE: Final = "idle"
 STATE_USED: Final = "used"
+
+# https://opentelemetry.io/docs/specs/semconv/general/recording-errors/, for what is beyond a bound
+OTHER: Final = "_OTHER"

@@ -4,20 +4,25 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, cast
 
 from opentelemetry import metrics, trace
+from opentelemetry.context import Context
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, keys_of
 from aioredis_monitored.foreign import heed_native_metrics
 from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.attributes import Call, Describer, Server
+from aioredis_monitored.telemetry.attributes import Call, Describer, Failure, Server, failure_of
+from aioredis_monitored.telemetry.cardinality import Countable
 from aioredis_monitored.telemetry.hotkeys import HotKeys
 from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.trouble import report
 
-# Points of more templates than an application can have would be as many time series.
+# More than an application can have.
 _MOST_TEMPLATES: Final = 1_000
-_OTHER: Final = "_OTHER"
+# Servers and modules have some eighty; a script's error_reply makes one of anything.
+_MOST_PREFIXES: Final = 200
+# Descriptions that are kept: of every command there is, or of some commands with their templates.
+_MOST_CALLS: Final = 2_000
 # More keys of one command are not looked at.
 _MOST_KEYS: Final = 16
 
@@ -67,7 +72,7 @@ class Telemetry:
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._calls: dict[str | tuple[str, str], Call] = {}
         self._publications: dict[str, Call] = {}
-        self._templates: set[str] = set()
+        self._templates, self._prefixes = Countable(_MOST_TEMPLATES), Countable(_MOST_PREFIXES)
         heed_native_metrics()
 
     def is_heard(self) -> bool:
@@ -80,9 +85,11 @@ class Telemetry:
             # A provider may be there and record nothing, as with OTEL_SDK_DISABLED.
             real_tracer = getattr(self.tracer, "_tracer", None)
             self._awaits_tracer, self.is_traced = False, not isinstance(real_tracer, trace.NoOpTracer)
-        if self._awaits_meter and getattr(self.instruments.operation_duration, "_real_instrument", self) is not None:
-            self._awaits_meter, self.is_measured = False, True
-            self._begin_counting()
+        if self._awaits_meter:
+            real_histogram = getattr(self.operation_duration, "_real_instrument", self)
+            if real_histogram is not None:
+                self._awaits_meter, self.is_measured = False, not isinstance(real_histogram, metrics.NoOpHistogram)
+                self._begin_counting()
         return self.is_traced or self.is_measured
 
     def name_pool(self, name: str) -> None:
@@ -113,6 +120,8 @@ class Telemetry:
         if known is None:
             # They may have been turned on after the pool was made; and here it costs next to nothing.
             heed_native_metrics()
+            if len(self._calls) >= _MOST_CALLS:
+                self._calls.clear()
             known = self.describer.command(args)
             known = self._calls[place] = known if template is None else known.with_template(template)
         return known
@@ -132,22 +141,14 @@ class Telemetry:
             keys = [channel]
         templates = {self.options.template_of(key) for key in keys}
         template = templates.pop() if len(templates) == 1 else None
-        return None if template is None else self._countable(template)
-
-    def _countable(self, template: str) -> str:
-        if template in self._templates:
-            return template
-        if len(self._templates) >= _MOST_TEMPLATES:
-            return _OTHER
-        self._templates.add(template)
-        return template
+        return None if template is None else self._templates.of(template)
 
     def processing_call(self, channel: object) -> Call:
         """What is done with a message from a channel."""
         call = self.describer.processing(channel)
         template = call.point_attributes.get(semconv.MESSAGING_DESTINATION_TEMPLATE)
         if template is not None:
-            call.point_attributes[semconv.MESSAGING_DESTINATION_TEMPLATE] = self._countable(template)
+            call.point_attributes[semconv.MESSAGING_DESTINATION_TEMPLATE] = self._templates.of(template)
         return call
 
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
@@ -165,6 +166,33 @@ class Telemetry:
         template = self._template(args) if self._has_templates else None
         return call if template is None else call.with_template(template)
 
+    def failure_of(self, error: BaseException) -> Failure | None:
+        """Classify an exception, with no more error prefixes than can be counted; ``None``: it is no failure."""
+        failure = failure_of(error)
+        if failure is None or failure.status_code is None:
+            return failure
+        prefix = self._prefixes.of(failure.status_code)
+        return failure._replace(error_type=prefix, status_code=prefix)
+
+    def chooses(self, call: Call, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
+        """Whether a call whose names are wanted gets a span.
+
+        Args:
+            call: What was called.
+            reply: What it returned or raised.
+            elapsed: Seconds that it took.
+            failure: How it failed.
+            here: Its context, with the parent of the span.
+        """
+        if call.awaits_data and is_nothing(reply):
+            # What consumers do while there is nothing to consume.
+            return False
+        if not self.is_choosy:
+            return True
+        if self.slow_only is not None and elapsed < self.slow_only and failure is None:
+            return False
+        return not self.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
+
     def measure(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:
         """Record a point about the pool.
 
@@ -177,3 +205,10 @@ class Telemetry:
                 record(value, self.pool_attributes)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
+
+
+def is_nothing(reply: object) -> bool:
+    """Whether a reply says that there is nothing to consume; a batch of one command has one reply."""
+    if isinstance(reply, list) and len(reply) == 1:
+        reply = reply[0]
+    return reply is None or (isinstance(reply, list | dict) and not reply)
