@@ -41,9 +41,23 @@ def query_text(
         shows_fields: Whether hash fields are shown; default ``True``.
     """
     if key_text is None and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
-        short = _key_and_values(args, limit)
-        if short is not None:
-            return short
+        return text_of_key_and_values(args, limit)
+    return _text(args, limit, key_text, shows_fields=shows_fields)
+
+
+def text_of_key_and_values(args: Sequence[Any], limit: int = _LIMIT) -> str:
+    """``query_text`` of a command that is known to be one of ``KEY_AND_VALUES``."""
+    count = len(args)
+    if 1 < count < _FEW:
+        key = args[1]
+        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
+            return f"{args[0]} {key}" if count == _NO_VALUE else f"{args[0]} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
+    return _text(args, limit)
+
+
+def _text(
+    args: Sequence[Any], limit: int, key_text: Callable[[object], str] | None = None, *, shows_fields: bool = True
+) -> str:
     # An argument and the space before it take two characters, so that these are more than there is room for.
     call = parse(args, most=limit // 2 + 2)
     parts = [call.name]
@@ -54,20 +68,6 @@ def query_text(
         if room < 0:
             break
     return _cut(" ".join(parts), limit)
-
-
-def text_of_key_and_values(args: Sequence[Any]) -> str:
-    """``query_text`` of a command that is known to be one of ``KEY_AND_VALUES``."""
-    return _key_and_values(args, _LIMIT) or query_text(args)
-
-
-def _key_and_values(args: Sequence[Any], limit: int) -> str | None:
-    count = len(args)
-    if 1 < count < _FEW:
-        key = args[1]
-        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
-            return f"{args[0]} {key}" if count == _NO_VALUE else f"{args[0]} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
-    return None
 
 
 def _cut(text: str, limit: int) -> str:

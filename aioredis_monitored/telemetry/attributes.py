@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
 
@@ -64,7 +65,8 @@ def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
     return address, f"{host}:{port}"
 
 
-class Call(NamedTuple):
+@dataclass(frozen=True, slots=True)  # whose attributes are read faster than a tuple's names
+class Call:
     """What calls that look alike have in common: the name of their span, its attributes, and those of their points.
 
     What tells them apart is their query text: that of the arguments of a command, or of the commands of a batch.
@@ -91,14 +93,15 @@ class Call(NamedTuple):
     def with_template(self, template: str) -> Self:
         """The same with what its keys have in common."""
         added = {own.KEY_TEMPLATE: template}
-        return self._replace(
-            span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
+        return replace(
+            self, span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
         )
 
     def served_by(self, host: str, port: int) -> Self:
         """The same with a server that was not known before, as a Sentinel tells it last."""
         address, target = _address_of(host, port)
-        return self._replace(
+        return replace(
+            self,
             span_name=f"{self.span_name} {target}" if self.lacks_target else self.span_name,
             span_attributes=self.span_attributes | address,
             point_attributes=self.point_attributes | address,
@@ -110,7 +113,7 @@ class Call(NamedTuple):
 
     def with_span_attributes(self, added: dict[str, Any]) -> Self:
         """The same with further attributes of the span."""
-        return self._replace(span_attributes=self.span_attributes | added)
+        return replace(self, span_attributes=self.span_attributes | added)
 
 
 class Describer:
@@ -138,8 +141,8 @@ class Describer:
         call = self._call(operation, summary=summary, stored_procedure=procedure)
         # Only of the plain name: redis-py takes a key out of one that holds it.
         if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
-            call = call._replace(text_of=text_of_key_and_values)
-        call = call._replace(is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
+            call = replace(call, text_of=text_of_key_and_values)
+        call = replace(call, is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
         return self.publication(call, args, summary) if operation.upper() in commands.PUBLISHING else call
 
     def publication(self, call: Call, args: Sequence[Any], summary: str | None = None) -> Call:
@@ -156,7 +159,7 @@ class Describer:
         name, attributes = self._messaging(own.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
         attributes = call.span_attributes | attributes
         name = self._options.name_of(attributes, summary or name)
-        return call._replace(span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
+        return replace(call, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
     def processing(self, channel: object) -> Call:
         """What is done with a message (messaging-spans.md), which is no call to the server."""
@@ -182,11 +185,11 @@ class Describer:
     def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
         if len(batch) == 1:
-            return self.command(batch[0], summary)._replace(text_of=self.batch_text)
+            return replace(self.command(batch[0], summary), text_of=self.batch_text)
         names = {commands.operation_name(args) for args in batch}
         operation = f"{kind} {next(iter(names))}" if len(names) == 1 else kind
         call = self._call(operation, batch_size=len(batch), summary=summary)
-        return call._replace(text_of=self.batch_text, is_wanted=self._options.wants(names))
+        return replace(call, text_of=self.batch_text, is_wanted=self._options.wants(names))
 
     def batch_text(self, batch: Sequence[Sequence[Any]]) -> str:
         """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""

@@ -51,25 +51,14 @@ class Operation:
             recorded as soon as the reply has come.
     """
 
-    __slots__ = (
-        "_began",
-        "_called",
-        "_connecting",
-        "_context",
-        "_failure",
-        "_in_parts",
-        "_noted",
-        "_parent",
-        "_peer",
-        "_request",
-        "_span",
-        "_started",
-        "_telemetry",
-        "_waited",
-        "call",
-        "certain",
-        "recorded",
-    )
+    # What most calls have none of is set on those that do, so that making an operation is quick.
+    recorded = False
+    certain: Certainty = False
+    _failure: Failure | None = None
+    _span: Span | None = None
+    _noted: tuple[tuple[BaseException, Failure | None], ...] = ()
+    _peer: Peer | None = None
+    _waited = _connecting = _in_parts = 0.0
 
     def __init__(
         self,
@@ -84,14 +73,7 @@ class Operation:
         self._called = called
         self._parent = parent
         self._request = request
-        self.recorded = False
-        self._failure: Failure | None = None
-        self._span: Span | None = None
-        self._noted: tuple[tuple[BaseException, Failure | None], ...] = ()
-        self._peer: Peer | None = None
-        self._waited = self._connecting = self._in_parts = 0.0
         self._context = copy_context()
-        self.certain: Certainty = False
         self._began = time_ns()
         self._started = perf_counter()
 
@@ -176,12 +158,14 @@ class Operation:
             self.recorded = True
             self._context.run(self._record, now - self._started, reply)
 
-    def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every call more costs
+    def _record(self, elapsed: float, reply: object) -> None:
         telemetry, call, failure = self._telemetry, self.call, self._failure
         here = context.get_current()
-        if here and is_suppressed(here):
-            return
-        whole = here.get(WHOLE) if here else None
+        whole = None
+        if here:
+            if is_suppressed(here):
+                return
+            whole = here.get(WHOLE)
         if whole is not None or self._request is not None:
             self._join(whole, elapsed)
         if self._parent is not None:
@@ -190,26 +174,9 @@ class Operation:
         if failure is not None:
             failed = failure.attributes()
             span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
-        if telemetry.is_traced:
+        if telemetry.is_traced and whole is None:
             try:
-                span = self._span
-                if span is not None or (
-                    call.is_wanted and whole is None and telemetry.chooses(call, reply, elapsed, failure, here)
-                ):
-                    attributes = self._described(span_attributes, elapsed)
-                    if span is None:
-                        span = self._start_span(attributes, here)
-                    else:
-                        span.set_attributes(attributes)
-                    try:
-                        if failure is not None and failure.is_error:
-                            # The exception's text may hold arguments: no description, and no event.
-                            span.set_status(_ERROR)
-                    finally:
-                        span.end(self._began + int(elapsed * 1e9))
-                    if span.get_span_context().trace_flags & _SAMPLED:
-                        # The point leads to the span.
-                        here = trace.set_span_in_context(span, here)
+                here = self._trace(span_attributes, elapsed, reply, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
         if telemetry.is_measured and call.is_measured:
@@ -217,6 +184,27 @@ class Operation:
                 telemetry.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
+
+    def _trace(self, attributes: dict[str, Any], elapsed: float, reply: object, here: Context) -> Context:
+        """Make the span, or end the one that is there; return the context in which the point leads to it."""
+        telemetry, call, failure, span = self._telemetry, self.call, self._failure, self._span
+        if span is not None:
+            span.set_attributes(self._described(attributes, elapsed))
+        elif not call.is_wanted or (
+            (call.awaits_data or telemetry.is_choosy) and not telemetry.chooses(call, reply, elapsed, failure, here)
+        ):
+            return here
+        else:
+            attributes = self._described(attributes, elapsed)
+            span = telemetry.tracer.start_span(call.span_name, here, call.kind, attributes, None, self._began)
+        try:
+            if failure is not None and failure.is_error:
+                # The exception's text may hold arguments: no description, and no event.
+                span.set_status(_ERROR)
+        finally:
+            span.end(self._began + int(elapsed * 1e9))
+        is_sampled = span.get_span_context().trace_flags & _SAMPLED
+        return trace.set_span_in_context(span, here) if is_sampled else here
 
     def _described(self, attributes: dict[str, Any], elapsed: float) -> dict[str, Any]:
         # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
@@ -250,12 +238,6 @@ class Operation:
         if semconv.SERVER_ADDRESS not in self.call.span_attributes:
             self.call = self.call.with_span_attributes(part.address())
 
-    def _start_span(self, attributes: dict[str, Any], here: Context) -> Span:
-        # By position, which is faster: no links; neither an exception's text nor its status from anybody but us.
-        call = self.call
-        start_span = self._telemetry.tracer.start_span
-        return start_span(call.span_name, here, call.kind, attributes, None, self._began, False, False)
-
     def start(self) -> Context:
         """Make the span now, for what has to carry its context, and return that context.
 
@@ -270,7 +252,8 @@ class Operation:
             is_wanted = telemetry.is_traced and call.is_wanted and not is_silent
             # How long it will take, nobody knows yet.
             if is_wanted and telemetry.chooses(call, self, math.inf, None, here):
-                self._span = self._start_span(self._described(call.span_attributes, 0), here)
+                attributes = self._described(call.span_attributes, 0)
+                self._span = telemetry.tracer.start_span(call.span_name, here, call.kind, attributes, None, self._began)
                 return trace.set_span_in_context(self._span, here)
         except BaseException as trouble:  # noqa: BLE001 - see report
             report(trouble)

@@ -1,6 +1,7 @@
 """Where the calls on one pool are reported: whether anybody listens, and what these calls have in common."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 from opentelemetry import metrics, trace
@@ -162,7 +163,7 @@ class Telemetry:
 
         It is no point: it waits for whoever holds the lock, and not for Redis.
         """
-        call = self.describer.command(args, own.LOCK_ACQUIRE)._replace(is_measured=False)
+        call = replace(self.describer.command(args, own.LOCK_ACQUIRE), is_measured=False)
         template = self._template(args) if self._has_templates else None
         return call if template is None else call.with_template(template)
 
