@@ -18,6 +18,7 @@ from aioredis_monitored import (
     TelemetryOptions,
 )
 from aioredis_monitored.multiplexer import lag
+from aioredis_monitored.telemetry.instruments import Instruments
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
@@ -274,6 +275,20 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
 
     assert [] == of_the_sdk(caplog)
     assert most["used"] <= 30 >= most["idle"]
+
+
+def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch, caplog):
+    watch = Instruments.watch
+
+    def watch_and_read(instruments, pool):
+        watch(instruments, pool)
+        # As the thread of an exporter may, as soon as they know of it.
+        assert {"made": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
+
+    monkeypatch.setattr(Instruments, "watch", watch_and_read)
+    MonitoredConnectionPool.from_url(server.url, name="made", **telemetry.providers)
+
+    assert [] == of_the_sdk(caplog)
 
 
 def test_pools_of_one_provider_share_its_instruments_whichever_is_made_first(server, telemetry):
