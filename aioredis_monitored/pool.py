@@ -103,8 +103,9 @@ class MonitoredConnectionPool(ReportingPool):
         reporting = Telemetry(
             server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
         )
-        self.report_to(reporting, name)
         self.multiplexer = self._make_multiplexer()
+        # Last, as gauges look at it from now on, in threads of their own.
+        self.report_to(reporting, name)
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:

@@ -39,8 +39,8 @@ class MonitoredPubSub(PubSub):
     """A ``redis.asyncio.client.PubSub`` whose messages can be handled under a span; ``client.pubsub()`` makes it.
 
     Messages are delivered without their envelopes. Handlers that were given to ``subscribe`` and its like run under
-    such a span by themselves. A ``push_handler_func`` gets what the server has sent, as it is. Subscribing is no span: it
-    has no reply of its own, but is confirmed among the messages.
+    such a span by themselves. A ``push_handler_func`` gets what the server has sent, as it is. Subscribing is no span:
+    it has no reply of its own, but is confirmed among the messages.
 
     Args:
         connection_pool: Where its connection comes from.

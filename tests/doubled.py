@@ -10,14 +10,17 @@ import sys
 from contextlib import nullcontext
 
 import redis
+import redis.asyncio
 from opentelemetry import metrics, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from redis.asyncio.lock import Lock
 
 OURS = "aioredis_monitored"
+SCRIPT = "return redis.call('EXISTS', KEYS[1])"
 
 
 class Nothing:
@@ -139,6 +142,27 @@ async def watch(client):
         return await pipe.execute()
 
 
+async def publish(client):
+    # redis-py's own client knows of no envelopes.
+    options = {} if type(client) is redis.asyncio.Redis else {"propagate": True}
+    return await client.publish("channel", "message", **options)
+
+
+async def run_script(client):
+    return await client.register_script(SCRIPT)(keys=["key"])
+
+
+async def load_scripts(client):
+    # redis-py makes three calls of a script that the server does not know.
+    for script in (SCRIPT, Lock.LUA_RELEASE_SCRIPT):
+        await client.script_load(script)
+
+
+async def lock(client):
+    async with client.lock("lock", timeout=5) as held:
+        return held.name
+
+
 CALLS = {
     "command": lambda client: client.set("key", "value"),
     "error": lambda client: client.lpush("key", "value"),
@@ -146,6 +170,9 @@ CALLS = {
     "pipeline": lambda client: client.pipeline().get("key").get("key").execute(),
     "failing pipeline": lambda client: client.pipeline(transaction=False).get("key").lpush("key", "x").execute(),
     "watch": watch,
+    "publish": publish,
+    "script": run_script,
+    "lock": lock,
 }
 
 
@@ -164,8 +191,6 @@ def turn_on_native_metrics():
 
 
 async def main(url, tool, exporter, reader, *, is_early):
-    import redis.asyncio
-
     from aioredis_monitored import MonitoredRedisConnection
 
     def begin():
@@ -200,6 +225,7 @@ async def main(url, tool, exporter, reader, *, is_early):
 
     with tool.around():
         await asyncio.gather(*[client.get("key") for _ in range(20)])
+    await load_scripts(client)
     with redis.Redis.from_url(url) as inspector:
         inspector.rpush("list", *["element"] * 10)
         connections = [info for info in inspector.client_list() if info["name"] == "doubled"]

@@ -28,10 +28,21 @@ PROGRAM = Path(__file__).with_name("doubled.py")
 # ddtrace would look for its agent.
 ENVIRONMENT = {"DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false"}
 OUR_CLIENTS = ("pool", "single", "plain")
-SPANS = {"command": 1, "error": 1, "blocking": 1, "pipeline": 1, "failing pipeline": 1, "watch": 3}
+SPANS = {
+    "command": 1,
+    "error": 1,
+    "blocking": 1,
+    "pipeline": 1,
+    "failing pipeline": 1,
+    "watch": 3,
+    "publish": 1,
+    "script": 1,
+    # Acquiring it, and releasing it.
+    "lock": 2,
+}
 # Sentry never ends the span of a command that fails, and knows nothing of those that run at once because of a WATCH.
 SENTRYS_SPANS = {**SPANS, "error": 0, "watch": 1}
-COMMANDS_BEFORE = 21
+COMMANDS_BEFORE = 23
 
 
 @pytest.fixture(scope="module")

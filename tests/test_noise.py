@@ -6,6 +6,7 @@ import time
 import pytest
 import redis.exceptions
 from opentelemetry import context
+from sharing import begun, frozen
 
 from aioredis_monitored import (
     ConfigurationError,
@@ -71,17 +72,22 @@ async def test_commands_may_be_included_and_excluded(make, telemetry, options, o
     assert 5 == sum(points(telemetry).values())
 
 
-async def test_spans_may_be_for_the_slow_and_the_failed_only(make, telemetry):
-    client = make(slow_only="50 ms")
+async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_server, telemetry, until):
+    # Long enough for what is quick on a machine that stalls.
+    options = TelemetryOptions(slow_only="700 ms")
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, telemetry=options))
     await client.set("key", "value")
     await client.get("key")
     with pytest.raises(redis.exceptions.ResponseError):
         await client.lpush("key", "value")
-    await client.execute_command("CLIENT", "PAUSE", 60)
-    await client.get("slow")
+    async with frozen(own_server):
+        (slow,) = await begun(client.get("slow"))
+        since = time.perf_counter()
+        await until(lambda: time.perf_counter() > since + 0.7)
+    await slow
 
     assert "LPUSH status=ERROR db.query.text=LPUSH key ?\nGET db.query.text=GET slow" == telemetry.tree("db.query.text")
-    assert {"SET": 1, "GET": 2, "LPUSH": 1, "CLIENT PAUSE": 1} == points(telemetry)
+    assert {"SET": 1, "GET": 2, "LPUSH": 1} == points(telemetry)
 
 
 @pytest.mark.parametrize("key", ["suppress_instrumentation", context._SUPPRESS_INSTRUMENTATION_KEY])
@@ -139,7 +145,8 @@ async def test_a_minute_of_idle_consuming_makes_no_span(make_pool, server, telem
     await asyncio.gather(*(consume(MessageQueue(f"queue{number}", pool)) for number in range(4)))
 
     assert "" == telemetry.tree()
-    assert len(tries) == sum(points(telemetry).values()) >= 200
+    # Of 240, if the machine is idle as well.
+    assert len(tries) == sum(points(telemetry).values()) >= 120
 
 
 BAD = [

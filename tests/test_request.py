@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from opentelemetry import trace
+from opentelemetry.instrumentation.utils import suppress_instrumentation
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -63,6 +64,25 @@ async def test_a_request_without_calls_is_as_it_was(pool, telemetry, tracer):
         RedisContextFactory(pool).make_object_for_context("redis", span)
 
     assert {} == dict(telemetry.span("request").attributes)
+
+
+async def test_calls_that_are_not_to_be_recorded_are_not_counted(pool, telemetry, tracer):
+    with tracer.start_as_current_span("some") as some, tracer.start_as_current_span("none") as none:
+        factory = RedisContextFactory(pool)
+        first, second = (factory.make_object_for_context("redis", span) for span in (some, none))
+        await first.get("key")
+        with suppress_instrumentation():
+            for client in (first, second):
+                await client.get("key")
+                await client.pipeline().get("a").set("b", 1).execute()
+                await client.blpop("list", timeout=0.01)
+                async with client.client() as alone:
+                    await alone.get("key")
+                async with client.lock("lock"):
+                    pass
+
+    assert 1 == telemetry.span("some").attributes[CALLS]
+    assert {} == dict(telemetry.span("none").attributes)
 
 
 async def test_one_command_over_and_over_is_an_event_once(make_pool, server, telemetry, tracer):

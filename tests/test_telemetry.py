@@ -2,18 +2,20 @@
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from inspect import cleandoc
 
 import pytest
 import redis.asyncio
 import redis.exceptions
+from opentelemetry import context, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
-from sharing import UNRECORDED
+from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
 from aioredis_monitored.telemetry import semconv, trouble
@@ -399,6 +401,47 @@ async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry
     logged = [record.getMessage() for record in caplog.records if record.name == "aioredis_monitored.telemetry"]
     assert 2 == len(logged)
     assert SECRET not in caplog.text
+
+
+@pytest.mark.parametrize("how", ["current", "given"])
+@pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
+async def test_a_parent_that_raises_harms_no_call_of_others(make_pool, own_server, telemetry, until, how, error):
+    asked = []
+
+    class Broken(trace.NonRecordingSpan):
+        def get_span_context(self):
+            asked.append(self)
+            raise error
+
+    pool = make_pool(own_server.url, telemetry=TelemetryOptions(require_parent=True))
+    client = MonitoredRedisConnection(connection_pool=pool)
+    parent = Broken(trace.INVALID_SPAN_CONTEXT)
+    tracer = telemetry.tracer_provider.get_tracer("test")
+
+    async def call_of_another(number):
+        with tracer.start_as_current_span(f"request {number}"):
+            return await client.echo(number)
+
+    async def call():
+        if how == "given":
+            return await client.in_context("redis", parent).echo("broken")
+        context.attach(trace.set_span_in_context(parent))
+        return await client.echo("broken")
+
+    connection = await client.client_id()
+    async with frozen(own_server):
+        # They are answered in one piece, and the one in their midst is recorded before those behind it.
+        calls = [call_of_another(number) for number in range(10)]
+        tasks = await begun(*calls[:5], call(), *calls[5:])
+        await until(lambda: pool.in_flight() == 11)
+    replies = await asyncio.gather(*tasks, return_exceptions=True)
+
+    assert [b"0", b"1", b"2", b"3", b"4", b"broken", b"5", b"6", b"7", b"8", b"9"] == replies
+    assert asked
+    assert [f"request {number} kind=INTERNAL\n  ECHO" for number in range(10)] == re.findall(
+        r"request.*\n  ECHO", telemetry.tree()
+    )
+    assert connection == await client.client_id()
 
 
 class Interrupted(SpanProcessor):

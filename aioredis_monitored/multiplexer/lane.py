@@ -7,6 +7,7 @@ from contextlib import suppress
 from contextvars import Context
 from copy import copy
 from math import inf
+from time import perf_counter
 from typing import Final, cast
 from weakref import ref
 
@@ -79,7 +80,7 @@ class Lane:
             # Those who have left must not fill the memory behind one who stays.
             self.waiting = deque(each for each in self.waiting if not each.done())
             self._purge_at = 2 * len(self.waiting) + _PURGE
-        call.since = call.get_loop().time()
+        call.since = perf_counter()
         self.waiting.append(call)
         call.waits, call.on_leaving = True, self._on_leaving
         if self._timer is None:
@@ -87,7 +88,7 @@ class Lane:
         self.line_has_room()
 
     def _left(self, call: Reply | Run) -> None:
-        self._tell_wait(call, call.get_loop().time())
+        self._tell_wait(call, perf_counter())
         if self._connecting is not None:
             while self.waiting and self.waiting[0].done():
                 self.waiting.popleft()
@@ -136,7 +137,7 @@ class Lane:
 
     def _send(self, line: Line, call: Reply | Run) -> None:
         call.waits, call.on_leaving = False, None
-        now = call.get_loop().time()
+        now = perf_counter()
         self._tell_wait(call, now)
         lender = self._lender()
         if lender is not None:
@@ -158,15 +159,15 @@ class Lane:
             # Others were faster.
             self._spill(self._overflow)
             return
-        loop = asyncio.get_running_loop()
-        began = self._began = loop.time()
+        # Not the loop's clock: that of uvloop counts milliseconds.
+        began = self._began = perf_counter()
         try:
             connection = await lender.get_fresh_connection(reserved=self._is_reserved)
             if self._closed is not None:
                 # On Python 3.11, redis-py's handshake may swallow a cancellation.
                 await connection.disconnect(nowait=True)
                 return
-            self._connected = loop.time()
+            self._connected = perf_counter()
             self.line = Line(connection, self)
             self._lines.add(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
@@ -203,7 +204,7 @@ class Lane:
             lender.discard(line.connection)
         for call in reversed(unwritten):
             # It came before all that wait, whether or not it had to wait itself.
-            oldest = self.waiting[0].since if self.waiting else call.get_loop().time()
+            oldest = self.waiting[0].since if self.waiting else perf_counter()
             call.since = min(call.since or oldest, oldest)
             call.waits, call.on_leaving = True, self._on_leaving
             self.waiting.appendleft(call)
@@ -219,14 +220,15 @@ class Lane:
             self._timer = None
         if self.waiting and self._timeout is not None:
             call = self.waiting[0]
-            self._timer = call.get_loop().call_at(call.since + self._timeout, self._expire, context=self._context)
+            left = max(0.0, call.since + self._timeout - perf_counter())
+            self._timer = call.get_loop().call_later(left, self._expire, context=self._context)
 
     def _expire(self) -> None:
         if self.line is None:
             # Connecting has clocks of its own; it sets this one again.
             self._timer = None
             return
-        now = asyncio.get_running_loop().time()
+        now = perf_counter()
         text = f"no room on the shared connection in {self._timeout} s"
         while self.waiting and (self.waiting[0].done() or self.waiting[0].since + cast("float", self._timeout) <= now):
             self._refuse(PoolExhaustedError(text))
@@ -250,7 +252,7 @@ class Lane:
     def _waiting_ends(self, error: Exception) -> None:
         call = self.waiting.popleft()
         if not call.done():
-            self._tell_wait(call, call.get_loop().time())
+            self._tell_wait(call, perf_counter())
             call.set_result(Lost(error, written=False))
 
     def re_authenticate(self, token: TokenInterface) -> None:

@@ -53,7 +53,7 @@ class _Call(asyncio.Future[Any]):
         orphan: Gets the reply if the caller no longer awaits it.
         is_own: Whether it is nobody's but the connection's.
         waits: Whether it is yet to be sent.
-        since: When it began to wait, by the loop's clock; 0 if it never did.
+        since: When it began to wait, by the performance counter; 0 if it never did.
         on_leaving: Called with it when the caller leaves, while somebody has to know.
     """
 
