@@ -52,9 +52,11 @@ async def persist(
         if pause is None:
             break
         paused = monotonic()
-        await asyncio.sleep(pause)
-        if operation is not None:
-            operation.waited(monotonic() - paused, 0)
+        try:
+            await asyncio.sleep(pause)
+        finally:
+            if operation is not None:
+                operation.waited(monotonic() - paused, 0)
         elapsed = monotonic() - started
         if deadline is not None and elapsed >= deadline:
             # The event loop was busy; the policy notes that all attempts were in vain.

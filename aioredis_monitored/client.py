@@ -222,7 +222,10 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         )
 
     def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
-        """A script; where it is missing, it is loaded by the operation that runs it."""
+        """A script; where it is missing, it is loaded by the operation that runs it.
+
+        A subclass that replaces ``execute_command`` sees every command of it, as in redis-py: each is an operation.
+        """
         return MonitoredScript(self, script)
 
 

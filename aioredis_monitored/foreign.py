@@ -1,26 +1,19 @@
-"""What others record of our calls: tools that replace methods of redis-py's classes, and redis-py's own metrics.
+"""What others record of our calls, if they replace methods of redis-py's classes.
 
 OpenTelemetry's contrib package, ddtrace and sentry replace these methods, whenever they like. We never call them, so
 that nobody else records what we record; but a call of which we make no span is led through them.
 """
 
-import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import suppress
+from inspect import CORO_CREATED, getcoroutinestate
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
 from redis.asyncio import Redis, client
 from redis.asyncio.client import Pipeline
-from redis.observability.config import MetricGroup
-from redis.observability.providers import get_observability_instance
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
-
-_logger = logging.getLogger("aioredis_monitored.telemetry")
-_told: list[str] = []
-_SILENCE = "redis-py's own command metrics are on; they leave out the clients of this package, which records the same"
 
 
 def _own(method: Method) -> Method | None:
@@ -29,11 +22,34 @@ def _own(method: Method) -> Method | None:
     return method if is_own else None
 
 
-# redis-py's own methods: what is not one of them any more has been replaced. One that was replaced before this was
-# imported is unknown, so that calls go through it even when it is back; that is slower, but never wrong.
-EXECUTE_COMMAND = _own(Redis.execute_command)
-EXECUTE = _own(Pipeline.execute)
-EXECUTE_IMMEDIATELY = _own(Pipeline.immediate_execute_command)
+class Seam:
+    """A method of redis-py's that others replace.
+
+    One that was replaced before this was imported is unknown, so that calls go through it even when it is back; that is
+    slower, but never wrong.
+
+    Args:
+        cls: Redis-py's class.
+        name: The method's name.
+
+    Attributes:
+        own: Redis-py's own; what is not this one any more has been replaced.
+    """
+
+    def __init__(self, cls: type[Redis], name: str) -> None:
+        self._cls = cls
+        self._name = name
+        self.own = _own(getattr(cls, name))
+
+    def replacement(self) -> Callable[..., Awaitable[Any]] | None:
+        """What stands in its place now, if anything does."""
+        method = getattr(self._cls, self._name)
+        return None if method is self.own else method
+
+
+EXECUTE_COMMAND = Seam(Redis, "execute_command")
+EXECUTE = Seam(Pipeline, "execute")
+EXECUTE_IMMEDIATELY = Seam(Pipeline, "immediate_execute_command")
 
 
 async def led_through(
@@ -49,10 +65,15 @@ async def led_through(
         options: Its keyword arguments.
     """
     try:
-        return cast("T", await method(_StandIn(caller, call), *args, **options))
-    finally:
-        # An empty pipeline's is never awaited.
+        result = await method(_StandIn(caller, call), *args, **options)
+    except BaseException:
+        # What was not begun is not to be.
         call.close()
+        raise
+    if getcoroutinestate(call) == CORO_CREATED:
+        # redis-py does not get so far with an empty pipeline.
+        return await call
+    return cast("T", result)
 
 
 class _StandIn:
@@ -113,14 +134,3 @@ class _Unspeakable(str):
 
     def __str__(self) -> str:
         raise NotImplementedError
-
-
-def heed_native_metrics() -> None:
-    """Say, once, that redis-py's own metrics of commands are on and stay silent for our clients."""
-    manager = get_observability_instance().get_provider_manager()
-    if _told or manager is None or not manager.config.is_enabled():
-        return
-    if MetricGroup.COMMAND in manager.config.metric_groups:
-        _told.append(_SILENCE)
-        with suppress(Exception):  # what a logging filter raises
-            _logger.warning(_SILENCE)

@@ -1,9 +1,9 @@
 """The calls of a client: each is an operation, or several are one."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
@@ -12,7 +12,8 @@ from aioredis_monitored.calls import CallsMixin, lent
 from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import Call
-from aioredis_monitored.telemetry.operation import Operation, begun, observed
+from aioredis_monitored.telemetry.observing import begun, recorded
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 
 
 class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
-    """By this, what a client makes knows one of ours from redis-py's.
+    """A client's calls, its own and those of what it makes.
 
     Attributes:
         server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
@@ -54,7 +55,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation=operation)
-        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
+        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND.own:
             if operation is not None:
                 calling = operation.observe(calling)
             return await led_through(Redis.execute_command, self, calling, *args, **options)
@@ -75,27 +76,21 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             operation.end(perf_counter(), result)
         return result
 
-    def begun(self, args: Sequence[Any]) -> Operation | None:
-        """The record of one command that is no call of ``execute_command``, if anybody listens."""
-        if self.telemetry.counts_keys:
-            self.telemetry.hot_keys.see(args)
-        return begun(self.telemetry, args, self.server_span, self._request)
-
-    async def recorded(
-        self, operation: Operation | None, calling: Coroutine[Any, Any, T], args: Sequence[Any], options: dict[str, Any]
+    async def execute_as(
+        self,
+        args: Sequence[Any],
+        options: dict[str, Any],
+        call: Callable[[Operation | None], Coroutine[Any, Any, T]],
     ) -> T:
-        """Await what stands for one command, as ``execute_command`` would.
+        """Do what stands for one command, recorded as ``execute_command`` records that.
 
         Args:
-            operation: The record, if anybody listens.
-            calling: What is to be awaited.
             args: The command.
             options: Those of ``execute_command``.
+            call: Does it, and is given the record, if anybody listens.
         """
-        calling = observed(operation, calling)
-        if not self.telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND:
-            calling = led_through(Redis.execute_command, self, calling, *args, **options)
-        return await calling
+        operation = begun(self.telemetry, args, self.server_span, self._request)
+        return await recorded(operation, call(operation), self.telemetry, EXECUTE_COMMAND, self, *args, **options)
 
     def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
         """The record of something that takes several calls.
@@ -130,18 +125,29 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         if isinstance(pool, MonitoredConnectionPool):
             pool.check_event_loop()
         asked = perf_counter()
-        await self.initialize()
-        connection = cast("Connection", self.connection)
-        async with self._single_conn_lock:
+        try:
+            await self._single_conn_lock.acquire()
+        finally:
             if operation is not None:
                 operation.waited(perf_counter() - asked, 0)
-                operation.reached(connection)
+        try:
+            connection = await self._kept_connection(operation)
             try:
                 return await self._call_on(connection, args, options)
             finally:
                 if connection.should_reconnect():  # type: ignore[no-untyped-call]
                     await connection.disconnect()
                     await connection.connect()  # type: ignore[no-untyped-call]
+        finally:
+            self._single_conn_lock.release()
+
+    async def _kept_connection(self, operation: Operation | None) -> Connection:
+        """The one connection of this handle, which its first call borrows."""
+        if self.connection is None:
+            self.connection = await lent(self.connection_pool, operation)
+        elif operation is not None:
+            operation.reached(self.connection)
+        return self.connection
 
     async def _call_on(self, connection: Connection, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         return await connection.retry.call_with_retry(

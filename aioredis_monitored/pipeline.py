@@ -15,11 +15,13 @@ from redis.typing import ChannelT, EncodableT
 from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
-from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY, led_through
+from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
-from aioredis_monitored.telemetry.operation import Operation, begun, observed
+from aioredis_monitored.telemetry.observing import begun, recorded
+from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Part
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
@@ -63,19 +65,18 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
-        if self._telemetry.counts_keys:
-            for args, _ in self.command_stack:
-                self._telemetry.hot_keys.see(args)
-        if self._telemetry.is_heard():
-            batch = [args for args, _ in self.command_stack]
-            call = self._telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
-            self._operation = Operation(self._telemetry, call, batch, self.server_span, self._request)
+        telemetry = self._telemetry
+        batch = [args for args, _ in self.command_stack]
+        if telemetry.counts_keys:
+            for args in batch:
+                telemetry.hot_keys.see(args)
+        if telemetry.is_heard():
+            call = telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
+            self._operation = Operation(telemetry, call, batch, self.server_span, self._request)
         self._is_executing = True
         try:
-            executing = observed(self._operation, self._execute(raise_on_error))
-            if not self._telemetry.is_traced and Pipeline.execute is not EXECUTE:
-                executing = led_through(Pipeline.execute, self, executing, raise_on_error)
-            return await executing
+            executing = self._execute(raise_on_error)
+            return await recorded(self._operation, executing, telemetry, EXECUTE, self, raise_on_error)
         finally:
             self._operation, self._is_executing = None, False
 
@@ -206,24 +207,20 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def immediate_execute_command(self, *args: Any, **options: Any) -> Any:
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
-        telemetry = self._telemetry
         if self._is_executing:
-            return await self._execute_immediately(args, options, self._operation)
-        if telemetry.counts_keys:
-            telemetry.hot_keys.see(args)
-        operation = begun(telemetry, args, self.server_span, self._request)
-        call = observed(operation, self._execute_immediately(args, options, operation))
-        is_traced = telemetry.is_heard() and telemetry.is_traced
-        if not is_traced and Pipeline.immediate_execute_command is not EXECUTE_IMMEDIATELY:
-            call = led_through(Pipeline.immediate_execute_command, self, call, *args, **options)
-        return await call
+            # Its scripts are looked for, and loaded.
+            part = None if self._operation is None else Part(self._operation)
+            return await self._execute_immediately(args, options, part)
+        operation = begun(self._telemetry, args, self.server_span, self._request)
+        call = self._execute_immediately(args, options, operation)
+        return await recorded(operation, call, self._telemetry, EXECUTE_IMMEDIATELY, self, *args, **options)
 
     async def _execute_immediately(
         self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None
     ) -> Any:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool) and self._is_executing and self.connection is None:
-            return await self._call(pool, args, options)
+            return await self._call(pool, args, options, operation=operation)
         connection = await self._own_connection(operation)
         return await connection.retry.call_with_retry(
             lambda: self._send_command_parse_response(connection, args[0], *args, **options),

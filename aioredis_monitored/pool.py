@@ -21,7 +21,8 @@ from aioredis_monitored.reporting import ReportingPool
 from aioredis_monitored.retry import RetryPolicy
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE
-from aioredis_monitored.telemetry.operation import Operation, begun, observed
+from aioredis_monitored.telemetry.observing import begun
+from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -137,7 +138,7 @@ class MonitoredConnectionPool(ReportingPool):
         """
         try:
             operation = begun(self.telemetry, ("PING",), None)
-            await observed(operation, self._ping(operation))
+            await (self._ping(None) if operation is None else operation.observe(self._ping(operation)))
         except (PoolClosedError, PoolExhaustedError):
             raise
         except RedisError as error:

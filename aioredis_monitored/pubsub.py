@@ -1,6 +1,7 @@
 """Publishing with the trace context, and subscriptions whose messages are handled under a span of their own."""
 
 from collections.abc import Awaitable, Mapping
+from functools import partial
 from typing import Any, cast
 
 from opentelemetry import trace
@@ -110,8 +111,10 @@ class PubSubMixin(Handle):
         Args:
             channel: Where to.
             message: What.
-            propagate: Put it into an envelope with the trace context. ``MonitoredPubSub`` takes that off again, all
-                other subscribers get it. Where nobody traces there is no envelope. Default ``False``.
+            propagate: Put it into an envelope with what the application's propagators have to say, by default the trace
+                context of this call's span and the baggage; there is none if that is nothing. ``MonitoredPubSub`` takes
+                it off again, all other subscribers get it. In a subclass that replaces ``execute_command`` it is the
+                context in which this is called. Default ``False``.
             options: Those of ``execute_command``.
         """
         if propagate:
@@ -135,11 +138,10 @@ class PubSubMixin(Handle):
         if self.is_replaced:
             here = None if self.server_span is None else trace.set_span_in_context(self.server_span)
             return cast("int", await self.execute_command(name, channel, self._sealed(message, here), **options))
-        operation = self.begun(args)
-        return await self.recorded(operation, self._publish_traced(operation, args, options), args, options)
+        return await self.execute_as(args, options, partial(self._publish_traced, args, options))
 
     async def _publish_traced(
-        self, operation: Operation | None, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any]
+        self, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any], operation: Operation | None
     ) -> int:
         name, channel, message = args
         sealed = self._sealed(message, None if operation is None else operation.start())

@@ -5,8 +5,10 @@ from threading import Lock
 from typing import Self
 from weakref import WeakValueDictionary
 
+from aioredis_monitored.commands import encodable
 from aioredis_monitored.lending import LendingPool
 from aioredis_monitored.multiplexer import Multiplexer
+from aioredis_monitored.sockets import is_readable
 from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -45,7 +47,8 @@ class ReportingPool(LendingPool):
     def _take_name(self) -> None:
         # Of two pools with one name, all gauges would be the sum.
         with _naming:
-            names = chain([self.name], (f"{self.name}-{number}" for number in count(2)))
+            name = encodable(self.name)
+            names = chain([name], (f"{name}-{number}" for number in count(2)))
             self.name_in_metrics = next(name for name in names if _named.get(name, self) is self)
             _named[self.name_in_metrics] = self
         self.telemetry.name_pool(self.name_in_metrics)
@@ -75,8 +78,9 @@ class ReportingPool(LendingPool):
         return len(self._in_use_connections)
 
     def idle(self) -> int:
-        """How many connections are connected and lent to nobody."""
-        return sum(connection.is_connected for connection in list(self._available_connections))
+        """How many connections are lent to nobody, without those that the server has closed unnoticed."""
+        available = list(self._available_connections)
+        return sum(connection.is_connected and not is_readable(connection) for connection in available)
 
     def pending(self) -> int:
         """How many callers wait for a connection, or for room on the shared one."""

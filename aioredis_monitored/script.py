@@ -1,6 +1,7 @@
 """Scripts that are loaded where they are missing, in the operation that runs them."""
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from redis.commands.core import AsyncScript
@@ -9,6 +10,7 @@ from redis.typing import EncodableT, KeyT
 
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Part
 
 
 class MonitoredScript(AsyncScript):
@@ -35,14 +37,14 @@ class MonitoredScript(AsyncScript):
             return await super().__call__(keys, args, client)
         keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
-        operation = client.begun(command)
-        return await client.recorded(operation, self._run(client, command, operation), command, {})
+        return await client.execute_as(command, {}, partial(self._run, client, command))
 
     async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:
+            loading = None if operation is None else Part(operation)
             # As in redis-py, the server's word counts: its client may encode the text in another way.
-            self.sha = await client.execute_within(None, "SCRIPT LOAD", self.script)
+            self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)
         name, _, *arguments = command
         return await client.execute_within(operation, name, self.sha, *arguments)

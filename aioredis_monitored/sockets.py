@@ -43,10 +43,12 @@ def is_readable(connection: AbstractConnection) -> bool:
     if sock is None:
         # It has none, or asyncio has closed it.
         return writer is not None and writer.is_closing()
-    if sock.fileno() < 0:
+    # Once: exporters look from another thread, in which it may be closed meanwhile.
+    descriptor = sock.fileno()
+    if descriptor < 0:
         return True
     sockets = select.poll()
-    sockets.register(sock.fileno(), select.POLLIN)
+    sockets.register(descriptor, select.POLLIN)
     return bool(sockets.poll(0))
 
 

@@ -21,6 +21,7 @@ from redis.observability.config import MetricGroup
 from redis.observability.metrics import RedisMetricsCollector
 
 from aioredis_monitored import MonitoredRedisConnection, foreign
+from aioredis_monitored.telemetry import native
 from aioredis_monitored.telemetry.attributes import Server
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -113,7 +114,7 @@ def test_with_redis_pys_own_metrics_each_call_is_one_point_and_that_is_said_once
 
     # redis-py's two are of its blocking client, which has counted the connections.
     assert {"aioredis_monitored": ours, "redis-py": 2} == found["points"]
-    assert [foreign._SILENCE] == found["logged"]
+    assert [native._SILENCE] == found["logged"]
 
 
 @pytest.fixture
@@ -258,7 +259,7 @@ async def test_a_plain_pool_keeps_its_retries(proxy):
 
 
 def test_redis_pys_methods_are_told_from_those_that_replace_them(replaced):
-    methods = {foreign.EXECUTE_COMMAND, foreign.EXECUTE, foreign.EXECUTE_IMMEDIATELY}
+    methods = {foreign.EXECUTE_COMMAND.own, foreign.EXECUTE.own, foreign.EXECUTE_IMMEDIATELY.own}
 
     assert {"execute_command", "execute", "immediate_execute_command"} == {method.__name__ for method in methods}
     assert foreign._own(redis.asyncio.Redis.execute_command) is None
@@ -279,7 +280,7 @@ async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, re
     [([MetricGroup.COMMAND, MetricGroup.CSC], 1), ([MetricGroup.CONNECTION_BASIC], 0), (None, 0)],
 )
 def test_only_redis_pys_command_metrics_are_spoken_of(monkeypatch, caplog, groups, expected):
-    monkeypatch.setattr(foreign, "_told", [])
+    monkeypatch.setattr(native, "_told", [])
     if groups is not None:
         get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:
@@ -289,6 +290,6 @@ def test_only_redis_pys_command_metrics_are_spoken_of(monkeypatch, caplog, group
     finally:
         reset_observability_instance()
 
-    assert [foreign._SILENCE] * expected == [
+    assert [native._SILENCE] * expected == [
         record.message for record in caplog.records if record.name == "aioredis_monitored.telemetry"
     ]

@@ -126,9 +126,10 @@ class Lane:
 
     def _tell_wait(self, call: Reply | Run, now: float) -> None:
         if call.listener is not None:
+            since = max(call.since, call.told)
             # While it still connects, it has not connected since.
             connected = self._connected if self._connected > self._began else now
-            call.listener.waited(now - call.since, max(0.0, connected - max(self._began, call.since)))
+            call.listener.waited(now - since, max(0.0, connected - max(self._began, since)))
 
     def line_lagged(self, seconds: float) -> bool:
         """Tell how long callers took to go on; the main lane's are enough."""
@@ -141,9 +142,9 @@ class Lane:
         self._tell_wait(call, now)
         lender = self._lender()
         if lender is not None:
-            lender.note_wait(now - call.since)
-        # Should the line end before it is written, a further wait begins here.
-        call.since = now
+            lender.note_wait(now - max(call.since, call.told))
+        # The line may end before it is written.
+        call.told = now
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on
@@ -181,7 +182,9 @@ class Lane:
     def _spill(self, overflow: "Lane") -> None:
         waiting, self.waiting = self.waiting, deque()
         for call in waiting:
-            overflow.wait(call)
+            if not call.done():
+                self._tell_wait(call, perf_counter())
+                overflow.wait(call)
 
     def _has_connected(self, _: asyncio.Task[None]) -> None:
         # Or has failed, or was cancelled, while others have begun to wait.

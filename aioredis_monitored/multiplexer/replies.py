@@ -54,6 +54,7 @@ class _Call(asyncio.Future[Any]):
         is_own: Whether it is nobody's but the connection's.
         waits: Whether it is yet to be sent.
         since: When it began to wait, by the performance counter; 0 if it never did.
+        told: Until when its listener knows how long it waited, if it does.
         on_leaving: Called with it when the caller leaves, while somebody has to know.
     """
 
@@ -64,6 +65,7 @@ class _Call(asyncio.Future[Any]):
     waits: bool
     since: float
     on_leaving: Callable[[Any], None] | None
+    told = -1.0
     packed: bytes | None = None
     orphan: Callable[[Any], object] | None = None
     is_own = False

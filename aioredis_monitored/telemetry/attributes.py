@@ -15,11 +15,14 @@ from aioredis_monitored import commands
 from aioredis_monitored.errors import cause_of
 from aioredis_monitored.querytext import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.telemetry import own, semconv
+from aioredis_monitored.telemetry.cardinality import Countable
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.traits import awaits_data
 
 _DEFAULT_PORT = 6379
 _ERROR_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
+# Commands of modules, and mistakes.
+_MOST_UNKNOWN = 200
 _MOST_TEXTS = 100
 _MOST_CHARACTERS = 4096
 _ADDRESS = (semconv.SERVER_ADDRESS, semconv.SERVER_PORT)
@@ -130,6 +133,7 @@ class Describer:
     def __init__(self, server: Server, options: TelemetryOptions) -> None:
         self.server = server
         self._options = options
+        self._unknown = Countable(_MOST_UNKNOWN)
         hides = not options.show_keys or options.key_template is not None
         self.query_text = (
             partial(query_text, key_text=options.key_text, shows_fields=options.show_keys) if hides else query_text
@@ -138,7 +142,7 @@ class Describer:
     def command(self, args: Sequence[Any], summary: str | None = None) -> Call:
         """One command."""
         operation, procedure = commands.operation_name(args), commands.stored_procedure(args)
-        call = self._call(operation, summary=summary, stored_procedure=procedure)
+        call = self._call(self._countable(operation), summary=summary, stored_procedure=procedure)
         # Only of the plain name: redis-py takes a key out of one that holds it.
         if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
             call = replace(call, text_of=text_of_key_and_values)
@@ -187,7 +191,7 @@ class Describer:
         if len(batch) == 1:
             return replace(self.command(batch[0], summary), text_of=self.batch_text)
         names = {commands.operation_name(args) for args in batch}
-        operation = f"{kind} {next(iter(names))}" if len(names) == 1 else kind
+        operation = f"{kind} {self._countable(next(iter(names)))}" if len(names) == 1 else kind
         call = self._call(operation, batch_size=len(batch), summary=summary)
         return replace(call, text_of=self.batch_text, is_wanted=self._options.wants(names))
 
@@ -205,6 +209,9 @@ class Describer:
         if len(texts) < len(batch):
             texts.append("…")
         return "; ".join(texts)
+
+    def _countable(self, operation: str) -> str:
+        return operation if operation.upper() in commands.TABLE else self._unknown.of(operation)
 
     def _call(
         self,

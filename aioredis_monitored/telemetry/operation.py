@@ -56,9 +56,11 @@ class Operation:
     certain: Certainty = False
     _failure: Failure | None = None
     _span: Span | None = None
-    _noted: tuple[tuple[BaseException, Failure | None], ...] = ()
+    _noted: list[tuple[BaseException, Failure | None]] | None = None
     _peer: Peer | None = None
     _waited = _connecting = _in_parts = 0.0
+    # When its reply was read, unless it went on since.
+    _read: float | None = None
 
     def __init__(
         self,
@@ -110,11 +112,13 @@ class Operation:
 
     def note(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
-        self._noted += ((error, self._telemetry.failure_of(error)),)
+        if self._noted is None:
+            self._noted = []
+        self._noted.append((error, self._telemetry.failure_of(error)))
 
     def fail(self, error: BaseException) -> None:
         """Tell the outcome: the error that the call raises, or returns in its place."""
-        noted = next((failure for known, failure in self._noted if known is error), None)
+        noted = next((failure for known, failure in self._noted or () if known is error), None)
         self._failure = noted or self._telemetry.failure_of(error)
 
     def waited(self, seconds: float, connecting: float) -> None:
@@ -126,6 +130,11 @@ class Operation:
         """
         self._waited += seconds - connecting
         self._connecting += connecting
+        self._read = None
+
+    def goes_on(self) -> None:
+        """Take note that the reply which was read is not the last one."""
+        self._read = None
 
     def reached(self, connection: AbstractConnection) -> None:
         """Take note of the connection that is to be used."""
@@ -141,7 +150,7 @@ class Operation:
             now: When it was read, by the performance counter.
             peer: Who has sent it.
         """
-        self._peer = peer
+        self._peer, self._read = peer, now
         certain = self.certain
         if certain and not isinstance(reply, Exception) and (certain is True or certain(reply)) and not self.recorded:
             self.recorded = True
@@ -151,12 +160,12 @@ class Operation:
         """Record the call, unless that is done: it may have been cancelled after its reply had come.
 
         Args:
-            now: When it ended, by the performance counter.
+            now: By the performance counter, when its caller goes on. It ended when its reply was read.
             reply: What it returns or raises.
         """
         if not self.recorded:
             self.recorded = True
-            self._context.run(self._record, now - self._started, reply)
+            self._context.run(self._record, (self._read or now) - self._started, reply)
 
     def _record(self, elapsed: float, reply: object) -> None:
         telemetry, call, failure = self._telemetry, self.call, self._failure
@@ -221,7 +230,7 @@ class Operation:
         return attributes
 
     def _join(self, whole: object, elapsed: float) -> None:
-        """Tell what the call is part of; a request counts what has a span, and not the parts of that."""
+        """Tell what the call is part of; a request counts every call, but not the parts of another one."""
         if isinstance(whole, Operation):
             whole.absorb(self.call, elapsed, self._waited, self._connecting, self._peer)
         elif whole is None and self._request is not None:
@@ -261,23 +270,11 @@ class Operation:
 
     def _tell_waiting(self, elapsed: float, attributes: dict[str, Any]) -> None:
         before = self._waited + self._connecting
+        # What is no point was in Redis while its parts were, and between them not.
+        elapsed = elapsed if self.call.is_measured else self._in_parts
         if before > _LONG_WAIT or before > elapsed * _LARGE_SHARE:
             attributes[own.WAIT_DURATION] = self._waited
             attributes[own.CONNECT_DURATION] = self._connecting
             if self._peer is not None:
                 # Of a call that was never written, the rest is nothing in particular.
                 attributes[own.WIRE_DURATION] = max(0.0, elapsed - before)
-
-
-def begun(
-    telemetry: Telemetry, args: Sequence[Any], parent: Span | None, request: RequestView | None = None
-) -> Operation | None:
-    """The record of one command, if anybody listens."""
-    if not telemetry.is_heard():
-        return None
-    return Operation(telemetry, telemetry.command_call(args), args, parent, request)
-
-
-def observed(operation: Operation | None, call: Coroutine[Any, Any, T]) -> Coroutine[Any, Any, T]:
-    """The call, recorded if there is something to record it."""
-    return call if operation is None else operation.observe(call)

@@ -31,11 +31,11 @@ class TelemetryOptions:
         show_keys: Whether ``db.query.text`` shows keys and hash fields, or ``?``, and whether anything shows channels;
             default ``True``.
         key_template: Makes of a key what many keys have in common, ``user:{id}`` of ``user:17``. The query text has
-            that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is called for
-            every call, so it has to be quick, and should know a few hundred templates; when it raises, the key is
-            hidden. It is asked about channels as well. Default ``None``.
+            that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is asked more
+            than once for every call, so it has to be quick, and should know a few hundred templates; when it raises,
+            the key is hidden. It is asked about channels as well. Default ``None``.
         span_name: Names spans by the attributes that all such calls have, such as ``db.operation.name``, in place of
-            the conventions' name; it is called once for each command. Default ``None``.
+            the conventions' name; it may be called for every call. Default ``None``.
         repeated_calls: How often a request may call one command before its span gets an event; default 20.
         hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
             which shows keys, or their templates; default 0.

@@ -8,13 +8,13 @@ from opentelemetry import metrics, trace
 from opentelemetry.context import Context
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, keys_of
-from aioredis_monitored.foreign import heed_native_metrics
+from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, encodable, keys_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.attributes import Call, Describer, Failure, Server, failure_of
 from aioredis_monitored.telemetry.cardinality import Countable
 from aioredis_monitored.telemetry.hotkeys import HotKeys
 from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
+from aioredis_monitored.telemetry.native import heed_native_metrics
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.trouble import report
 
@@ -26,6 +26,8 @@ _MOST_PREFIXES: Final = 200
 _MOST_CALLS: Final = 2_000
 # More keys of one command are not looked at.
 _MOST_KEYS: Final = 16
+# A stream's name, and what there is in it.
+_PAIR: Final = 2
 
 
 class Telemetry:
@@ -56,7 +58,7 @@ class Telemetry:
     ) -> None:
         self.server = server
         self.options = options or TelemetryOptions()
-        self.slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
+        self._slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
         self._has_templates = self.options.key_template is not None
         self.hot_keys = HotKeys(self.options.hot_keys, self.options.template_of if self._has_templates else None)
         self.counts_keys = self.options.hot_keys > 0
@@ -67,7 +69,7 @@ class Telemetry:
         histogram = self.instruments.operation_duration
         self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
         self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
-        self.is_choosy = self.options.require_parent or self.slow_only is not None
+        self.is_choosy = self.options.require_parent or self._slow_only is not None
         self.operation_duration = self.instruments.operation_duration
         self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
@@ -154,7 +156,7 @@ class Telemetry:
 
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
-        call = self.describer.batch(kind, batch, summary)
+        call = self.describer.batch(kind, batch, None if summary is None else encodable(summary))
         template = self._template(batch[0]) if self._has_templates and len(batch) == 1 else None
         return call if template is None else call.with_template(template)
 
@@ -169,11 +171,16 @@ class Telemetry:
 
     def failure_of(self, error: BaseException) -> Failure | None:
         """Classify an exception, with no more error prefixes than can be counted; ``None``: it is no failure."""
-        failure = failure_of(error)
-        if failure is None or failure.status_code is None:
-            return failure
-        prefix = self._prefixes.of(failure.status_code)
-        return failure._replace(error_type=prefix, status_code=prefix)
+        try:
+            failure = failure_of(error)
+            if failure is None or failure.status_code is None:
+                return failure
+            prefix = self._prefixes.of(failure.status_code)
+            return failure._replace(error_type=prefix, status_code=prefix)
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            # An application's own class may have anything for its status_code.
+            report(trouble)
+            return Failure(semconv.OTHER, None, isinstance(error, Exception))
 
     def chooses(self, call: Call, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
         """Whether a call whose names are wanted gets a span.
@@ -190,7 +197,7 @@ class Telemetry:
             return False
         if not self.is_choosy:
             return True
-        if self.slow_only is not None and elapsed < self.slow_only and failure is None:
+        if self._slow_only is not None and elapsed < self._slow_only and failure is None:
             return False
         return not self.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
 
@@ -209,7 +216,10 @@ class Telemetry:
 
 
 def is_nothing(reply: object) -> bool:
-    """Whether a reply says that there is nothing to consume; a batch of one command has one reply."""
-    if isinstance(reply, list) and len(reply) == 1:
-        reply = reply[0]
-    return reply is None or (isinstance(reply, list | dict) and not reply)
+    """Whether a reply, or that of the one command of a batch, says that there is nothing to consume."""
+    if isinstance(reply, dict):
+        return all(map(is_nothing, reply.values()))
+    if isinstance(reply, list):
+        # Of a stream, there is its name in any case.
+        return all(is_nothing(each[1] if isinstance(each, list) and len(each) == _PAIR else each) for each in reply)
+    return reply is None

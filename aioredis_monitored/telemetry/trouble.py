@@ -1,7 +1,6 @@
 """What goes wrong in telemetry stays here: no call fails because an exporter, a sampler or a hook does."""
 
 import logging
-from contextlib import suppress
 from typing import Final
 
 LOGGER: Final = logging.getLogger("aioredis_monitored.telemetry")
@@ -19,6 +18,14 @@ def report(trouble: BaseException) -> None:
     if kind not in _reported:
         _reported.add(kind)
         # Neither its text nor its traceback: both may quote the attributes of the span.
-        text = "Telemetry failed with %s; calls go on, further failures of this kind are not logged"
-        with suppress(Exception):  # what a logging filter raises
-            LOGGER.warning(text, kind)
+        warn("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
+
+
+def warn(text: str, *args: object) -> None:
+    """Log a warning, whatever the application's filters and handlers make of it."""
+    try:
+        LOGGER.warning(text, *args)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # noqa: BLE001, S110 - this was the place to tell it
+        pass
