@@ -5,7 +5,6 @@ that nobody else records what we record; but a call of which we make no span is 
 """
 
 from collections.abc import Awaitable, Callable, Coroutine
-from inspect import CORO_CREATED, getcoroutinestate
 from types import FunctionType
 from typing import Any, TypeVar, cast
 
@@ -65,15 +64,10 @@ async def led_through(
         options: Its keyword arguments.
     """
     try:
-        result = await method(_StandIn(caller, call), *args, **options)
-    except BaseException:
-        # What was not begun is not to be.
+        return cast("T", await method(_StandIn(caller, call), *args, **options))
+    finally:
+        # Of an empty pipeline, or if the method was replaced by one that answers itself, it is never awaited.
         call.close()
-        raise
-    if getcoroutinestate(call) == CORO_CREATED:
-        # redis-py does not get so far with an empty pipeline.
-        return await call
-    return cast("T", result)
 
 
 class _StandIn:

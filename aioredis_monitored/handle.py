@@ -9,7 +9,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 
 from aioredis_monitored.calls import CallsMixin, lent
-from aioredis_monitored.foreign import EXECUTE_COMMAND, led_through
+from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import Call
 from aioredis_monitored.telemetry.observing import begun, recorded
@@ -56,9 +56,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         else:
             calling = self._call(pool, args, options, operation=operation)
         if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND.own:
-            if operation is not None:
-                calling = operation.observe(calling)
-            return await led_through(Redis.execute_command, self, calling, *args, **options)
+            return await recorded(operation, calling, telemetry, EXECUTE_COMMAND, self, *args, **options)
         if operation is None:
             return await calling
         # As ``observe`` does, without a coroutine more.

@@ -1,6 +1,7 @@
 """Calls that somebody records: we, or whoever has replaced redis-py's methods."""
 
 from collections.abc import Coroutine, Sequence
+from time import perf_counter
 from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
@@ -31,6 +32,7 @@ async def recorded(
     telemetry: Telemetry,
     seam: Seam,
     caller: Redis,
+    /,
     *args: Any,
     **options: Any,
 ) -> T:
@@ -45,7 +47,15 @@ async def recorded(
         args: Those of the method.
         options: Its keyword arguments.
     """
-    if operation is not None:
-        calling = operation.observe(calling)
+    observed = calling if operation is None else operation.observe(calling)
     replacement = None if telemetry.is_traced else seam.replacement()
-    return await (calling if replacement is None else led_through(replacement, caller, calling, *args, **options))
+    if replacement is None:
+        return await observed
+    try:
+        result = await led_through(replacement, caller, observed, *args, **options)
+    finally:
+        calling.close()
+    if operation is not None:
+        # Unless that is done, as in most cases.
+        operation.end(perf_counter(), result)
+    return result
