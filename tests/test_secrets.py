@@ -42,6 +42,7 @@ LEFT_OUT = {
     "CONFIG RESETSTAT": "the server would forget what it was called with, by which we count",
     "PFSELFTEST": "takes the server a second",
     "SCRIPT DEBUG": "what follows it is a debugging session",
+    "PSYNC": "makes a replica of its connection, for which FAILOVER holds all writes back",
     "SHUTDOWN": "the server is needed",
     "SYNC": "is answered with the whole database, and not in the protocol",
     **dict.fromkeys(

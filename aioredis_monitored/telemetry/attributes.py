@@ -276,10 +276,10 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _status_code(error: BaseException) -> str | None:
-    # Error classes of an application may have forgotten their base's constructor.
+    # Error classes of an application may have forgotten their base's constructor, or have something else by this name.
     code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
-    text = error.args[0] if isinstance(error, ResponseError) and error.args else None
-    if code is None and isinstance(text, str) and (match := _ERROR_PREFIX.match(text)):
+    if code is None and isinstance(error, ResponseError) and error.args:
         # redis-py strips and keeps only the prefixes it has a class for; all others still lead the text.
-        return match[0]
-    return code
+        code = error.args[0]
+    match = _ERROR_PREFIX.match(code) if isinstance(code, str) else None
+    return None if match is None else match[0]
