@@ -291,16 +291,21 @@ async def test_calls_on_one_connection_wait_for_each_other(client, telemetry, in
     assert [0, None] == [connect, wire]
 
 
-async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(client, server, telemetry):
-    async with client.pipeline() as pipe:
-        await pipe.watch("key")
+async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(
+    make_pool, own_server, telemetry, a_while
+):
+    async with MonitoredRedisConnection(connection_pool=make_pool(own_server.url)).pipeline() as pipe:
+        async with frozen(own_server):
+            (watching,) = await begun(pipe.watch("key"))
+            kept = await a_while()
+        await watching
         await pipe.get("key")
         pipe.multi()
         await pipe.set("key", 1).get("key").execute()
 
     assert ["WATCH", "GET", "MULTI"] == telemetry.tree().splitlines()
-    assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
-    assert times(telemetry.span("WATCH"))[1] > 0
+    assert {own_server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
+    assert times(telemetry.span("WATCH"))[1] >= kept
 
 
 async def waits_for_room(make_pool, own_server, until, then, *calls):
