@@ -1,6 +1,7 @@
 """One call, one span and one point: ours, or else those of the tools that patch redis-py, which must not disappear."""
 
 import asyncio
+import gc
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import redis.asyncio
 import redis.asyncio.observability.recorder
+import redis.observability.recorder
 from opentelemetry import trace
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
@@ -201,6 +203,17 @@ async def test_pipelines_are_seen_as_redis_pys_are(server, replaced):
     assert [(True, []), ("WATCH", "key", True), (True, [1])] == outcomes(replaced)
 
 
+async def test_a_pipeline_with_nothing_in_it_is_a_point_all_the_same(server, replaced, telemetry):
+    async with MonitoredRedisConnection.from_url(server.url, meter_provider=telemetry.meter_provider) as client:
+        for transaction in (True, False):
+            assert [] == await client.pipeline(transaction=transaction).execute()
+    # What is never awaited warns when it goes.
+    gc.collect()
+
+    assert [(True, []), (True, [])] == outcomes(replaced)
+    assert {"MULTI": 1, "PIPELINE": 1} == telemetry.tally("db.client.operation.duration", "db.operation.name")
+
+
 async def test_where_our_tracer_records_nobody_sees_a_call(client, replaced, telemetry):
     await client.set("key", "value")
     await client.pipeline().get("key").execute()
@@ -227,6 +240,25 @@ async def test_redis_pys_recorder_is_silent_where_a_tool_sees_the_call(server, r
 
     assert [1, 3] == sorted(point.count for point in points)
     assert [("GET", "key", None), (True, [None]), ("GET", "key", None), ("GET", "key", None)] == outcomes(replaced)
+
+
+@pytest.mark.parametrize("publish", ["publish", "spublish"])
+async def test_redis_pys_metrics_count_what_is_published_with_its_context_as_any_other(
+    server, monkeypatch, telemetry, publish
+):
+    config = OTelConfig(metric_groups=[MetricGroup.PUBSUB])
+    collector = RedisMetricsCollector(telemetry.meter_provider.get_meter("redis-py"), config)
+    monkeypatch.setattr(redis.observability.recorder, "_metrics_collector", collector)
+    async with (
+        MonitoredRedisConnection.from_url(server.url) as client,
+        redis.asyncio.Redis.from_url(server.url) as other,
+    ):
+        for calling, options in ((other, {}), (client, {}), (client, {"propagate": True})):
+            await getattr(calling, publish)("news", "message", **options)
+
+    # One series for all of them.
+    point = telemetry.point("redis.client.pubsub.messages")
+    assert (3, publish == "spublish") == (point.value, bool(point.attributes.get("redis.client.pubsub.sharded")))
 
 
 async def test_a_connection_of_ones_own_is_made_anew_after_the_call_when_redis_py_wants_it(server):

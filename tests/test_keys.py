@@ -98,6 +98,20 @@ async def test_more_templates_than_an_application_can_have_are_one(make, telemet
     assert 1_001 == len([name for name in tally if name.startswith("GET ")])
 
 
+async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry):
+    recorder = make(key_template=lambda key: key).telemetry
+    for number in range(900):
+        for command in ("GET", "TTL", "TYPE"):
+            call = recorder.command_call((command, f"key:{number}"))
+            assert (command, f"key:{number}") == (
+                call.span_attributes["db.operation.name"],
+                call.span_attributes[TEMPLATE],
+            )
+            assert len(recorder._calls) <= 2_000
+
+    assert recorder.command_call(("GET", "key:899")) is recorder.command_call(("GET", "key:899"))
+
+
 # Hot keys
 
 
@@ -117,6 +131,18 @@ async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):
     assert ["hot read", "warm read", "hot write"] == list(
         telemetry.tally(HOT, "aioredis_monitored.key", "aioredis_monitored.key.access")
     )
+
+
+async def test_what_runs_at_once_because_of_a_watch_is_counted_too(make):
+    client = make(hot_keys=1.0)
+    async with client.pipeline() as pipe:
+        await pipe.watch("watched")
+        await pipe.get("read")
+        pipe.multi()
+        await pipe.set("written", 1).execute()
+
+    top = client.connection_pool.telemetry.hot_keys.top(10)
+    assert {("read", "read"), ("written", "write")} <= {(hot.key, hot.access) for hot in top}
 
 
 async def test_hot_keys_may_be_templates(make):

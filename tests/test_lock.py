@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from inspect import cleandoc
 
 import pytest
+import redis
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import SpanKind, StatusCode
-from sharing import UNRECORDED, stopwatch
+from sharing import UNRECORDED, begun, frozen, stopwatch
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.lock import MonitoredLock
@@ -343,3 +344,29 @@ async def test_locks_work_on_plain_pools_and_single_connections(server, pool_cla
         pass
 
     assert {"test": 1} == telemetry.tally(HOLD, "db.client.connection.pool.name")
+
+
+async def test_what_a_lock_was_waited_for_between_the_polls_is_not_on_the_wire(make_pool, own_server, telemetry, until):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    with redis.Redis.from_url(own_server.url) as holder:
+        holder.set("lock", "somebody else")
+    # The first poll connects for so long that the span tells where its time went.
+    async with frozen(own_server):
+        (acquiring,) = await begun(client.lock("lock", sleep=60).acquire())
+        since = time.perf_counter()
+        await until(lambda: time.perf_counter() > since + 0.1)
+    await until(lambda: telemetry.tally(CONTENDED) == {"": 1})
+    since = time.perf_counter()
+    await until(lambda: time.perf_counter() > since + 0.1)
+    acquiring.cancel()
+    await asyncio.wait([acquiring])
+
+    span = telemetry.span("lock.acquire")
+    wait, connect, wire = (
+        span.attributes[f"aioredis_monitored.{name}.duration"] for name in ("wait", "connect", "wire")
+    )
+    polling = telemetry.point(DURATION).sum
+    # uvloop's clock is a millisecond behind, or two.
+    assert connect >= 0.09
+    assert polling == pytest.approx(wait + connect + wire, abs=1e-6)
+    assert (span.end_time - span.start_time) / 1e9 >= polling + 0.09

@@ -130,6 +130,22 @@ async def test_gauges_are_exact_after_failures_and_cancellations(
     assert {"test": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
 
 
+async def test_a_connection_that_the_server_has_closed_is_not_idle(make_pool, server, telemetry, inspector, until):
+    pool = make_pool(server.url, name="test", multiplex=False, client_name="tested")
+    for connection in [await pool.get_connection() for _ in range(3)]:
+        await pool.release(connection)
+    assert (0, 3) == used_and_idle(telemetry)
+
+    ids = sorted(connections(inspector))
+    for left, killed in ((2, ids[:1]), (0, ids[1:])):
+        for number in killed:
+            inspector.client_kill_filter(_id=number)
+        await until(lambda left=left: used_and_idle(telemetry) == (0, left))
+
+    assert await MonitoredRedisConnection(connection_pool=pool).ping()
+    assert (0, 1) == used_and_idle(telemetry)
+
+
 async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool, server, telemetry):
     first, second, third = (make_pool(server.url, name="cache") for _ in range(3))
     assert {"cache", "cache-2", "cache-3"} == telemetry.tally("db.client.connection.max", POOL).keys()
@@ -314,8 +330,22 @@ def test_a_provider_that_is_gone_takes_its_instruments_along(server):
 # Is it Redis or is it me
 
 
-async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, telemetry):
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.get("key"),
+        # Redis-py makes something else of its reply.
+        lambda client: client.smembers("set"),
+        lambda client: client.pipeline().get("key").smembers("set").execute(),
+        lambda client: client.pipeline(transaction=False).get("key").smembers("set").execute(),
+        lambda client: client.lpush("key", "value"),
+        lambda client: client.connection_pool.ping(),
+    ],
+    ids=["command", "callback", "transaction", "pipeline", "error", "ping"],
+)
+async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, telemetry, inspector, call):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
+    inspector.set("key", "value")
     await client.ping()
     began = []
 
@@ -327,12 +357,15 @@ async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, te
             pass
 
     with telemetry.block() as block:
-        await asyncio.gather(busy(), client.get("key"))
+        await asyncio.gather(busy(), call(client), return_exceptions=True)
         await client.get("key")
 
     assert block.point(LAG).sum >= 0.2
     # The call whose caller had to wait for the busy one had ended before that.
     assert 2 == sum(span.end_time <= began[0] for span in block.spans)
+    assert sum((span.end_time - span.start_time) / 1e9 for span in block.spans) == pytest.approx(
+        sum(point.sum for point in block.points("db.client.operation.duration")), abs=1e-6
+    )
 
 
 async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
@@ -357,3 +390,17 @@ async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server,
     seconds = time.perf_counter() - started
 
     assert 2 <= telemetry.point(LAG).count <= 2 + seconds * 10 < batches
+
+
+async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypatch):
+    now, told = [100.0], []
+    monkeypatch.setattr(lag, "perf_counter", lambda: now[0])
+    measured = lag.Lag(lambda seconds: told.append(seconds) is None)
+    for lagged, after in ((0.01, 0.0), (0.05, 0.0), (0.02, 0.2), (0.03, 0.2), (0.04, 0.2)):
+        measured.replies_read(now[0])
+        now[0] += lagged
+        await asyncio.sleep(0)
+        now[0] += after
+
+    # In the tenth of a second after the first nothing is told, and the fourth is the first one later.
+    assert [0.01, 0.05, 0.04] == pytest.approx(told)

@@ -270,13 +270,14 @@ async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_nex
     assert ["alice", None] == seen
 
 
-async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, monkeypatch):
+@pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, GeneratorExit])
+async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, monkeypatch, error):
     class Broken(SpanProcessor):
         def on_end(self, span):
             raise RuntimeError
 
     def refuse(record):
-        raise LookupError
+        raise error
 
     monkeypatch.setattr(trouble, "_reported", set())
     telemetry.tracer_provider.add_span_processor(Broken())

@@ -1,11 +1,13 @@
 """Scripts: one operation each, also when the server has to be told them first."""
 
 import asyncio
+from time import perf_counter
 
 import pytest
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import StatusCode
+from scripted import scripted
 from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
@@ -198,3 +200,39 @@ async def test_who_has_replaced_redis_pys_method_notices_one_call(make_pool, ser
     assert 1 == await script(keys=["counter"], args=[1])
     assert ["EVALSHA"] == seen
     assert {"EVALSHA": 1} == durations(telemetry)
+
+
+async def test_a_script_that_is_cancelled_while_it_is_loaded_has_lasted_until_then(make_pool, telemetry, until):
+    loading, is_over = [], asyncio.Event()
+
+    async def never():
+        loading.append(perf_counter())
+        await is_over.wait()
+
+    def answer(_, args):
+        return never() if args[0] == b"SCRIPT" else b"-NOSCRIPT No matching script.\r\n"
+
+    async with scripted(answer) as port:
+        client = MonitoredRedisConnection(connection_pool=make_pool(f"redis://127.0.0.1:{port}", protocol=2))
+        call = asyncio.ensure_future(client.register_script(COUNT)(keys=["counter"], args=[1]))
+        await until(lambda: loading)
+        await until(lambda: perf_counter() > loading[0] + 0.1)
+        call.cancel()
+        await asyncio.wait([call])
+        is_over.set()
+    (span,) = telemetry.spans
+
+    assert (span.end_time - span.start_time) / 1e9 >= 0.1
+    assert {"EVALSHA asyncio.exceptions.CancelledError": 1} == durations(telemetry)
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_a_batch_whose_script_cannot_be_loaded_tells_who_has_refused_it(make_pool, server, telemetry, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
+    pipe = client.pipeline("wrong")
+    await client.register_script("this is no Lua")(client=pipe)
+    with pytest.raises(redis.exceptions.ResponseError, match="compiling"):
+        await pipe.execute()
+    (span,) = telemetry.spans
+
+    assert ("ERR", server.port) == (span.attributes["error.type"], span.attributes["network.peer.port"])

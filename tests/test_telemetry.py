@@ -167,6 +167,16 @@ async def test_a_long_batch_is_cut_before_it_is_written(client, telemetry):
     assert len(text) < 6000
 
 
+async def test_a_batch_of_many_short_commands_shows_a_hundred(client, telemetry):
+    pipe = client.pipeline(transaction=False)
+    for number in range(150):
+        pipe.get(f"k{number}")
+    await pipe.execute()
+
+    expected = "; ".join([*(f"GET k{number}" for number in range(100)), "…"])
+    assert expected == telemetry.span("PIPELINE GET").attributes["db.query.text"]
+
+
 async def test_a_transaction_shows_what_runs_while_watching(client, telemetry):
     async def body(pipe):
         await pipe.get("stock")
@@ -220,6 +230,20 @@ async def test_a_script_cannot_make_any_number_of_types_of_error(client, telemet
     assert types == {span.attributes["db.response.status_code"] for span in telemetry.spans}
 
 
+async def test_commands_that_nobody_knows_cannot_make_any_number_of_names(client, telemetry):
+    for number in range(300):
+        with pytest.raises(redis.exceptions.ResponseError):
+            await client.execute_command(f"MADE{number}")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.pipeline(transaction=False).execute_command("MORE").execute_command("MORE").execute()
+    await client.execute_command("get", "key")
+
+    names = {span.attributes["db.operation.name"] for span in telemetry.spans}
+    assert {*(f"MADE{number}" for number in range(200)), "_OTHER", "PIPELINE _OTHER", "get"} == names
+    assert names == {point.attributes["db.operation.name"] for point in telemetry.points(DURATION)}
+    assert {name.split()[0] for name in names} == {span.name.split()[0] for span in telemetry.spans}
+
+
 @pytest.mark.parametrize("transaction", [True, False])
 @pytest.mark.parametrize("raise_on_error", [True, False])
 async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, transaction, raise_on_error):
@@ -236,6 +260,14 @@ async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, trans
         "failing status=ERROR error.type=WRONGTYPE db.response.status_code=WRONGTYPE",
     ] == telemetry.tree("error.type", "db.response.status_code").splitlines()
     assert "WRONGTYPE" == telemetry.point(DURATION, {"db.query.summary": "failing"}).attributes["error.type"]
+
+
+async def test_a_batch_tells_how_many_of_its_commands_have_failed(client, telemetry):
+    await client.set("string", "value")
+    pipe = client.pipeline("failing").lpush("string", "x").get("string").sadd("string", "x")
+    await pipe.execute(raise_on_error=False)
+
+    assert 2 == telemetry.span("failing").attributes["aioredis_monitored.batch.failed"]
 
 
 async def test_a_transaction_that_the_server_refuses_has_the_first_errors_type(client, telemetry):
@@ -489,6 +521,59 @@ async def test_errors_of_an_applications_own_making_come_through(client, telemet
         await client.get("key")
 
     assert telemetry.span("GET").attributes["error.type"].endswith(".Careless")
+
+
+class Raising(redis.exceptions.RedisError):
+    @property
+    def status_code(self):
+        raise LookupError
+
+    @status_code.setter
+    def status_code(self, code):
+        pass
+
+
+class Listed(redis.exceptions.ResponseError):
+    status_code = property(lambda _: ["NO", "TEXT"], lambda *_: None)
+
+
+@pytest.mark.parametrize("cls", [Raising, Listed])
+@pytest.mark.parametrize("call", ["command", "pipeline"])
+async def test_what_an_applications_error_has_for_a_status_code_need_not_be_one(client, telemetry, cls, call):
+    error = cls("mine")
+
+    def callback(reply, **_):
+        raise error
+
+    client.set_response_callback("GET", callback)
+    with pytest.raises(cls) as raised:
+        await (client.get("key") if call == "command" else client.pipeline().get("key").execute())
+
+    assert error is raised.value
+    for attributes in (telemetry.span("GET").attributes, telemetry.point(DURATION).attributes):
+        assert attributes["error.type"] in {"_OTHER", f"{__name__}.{cls.__name__}"}
+        assert "db.response.status_code" not in attributes
+
+
+def strings_of(name, attributes):
+    return [name, *(text for item in attributes.items() for text in item if isinstance(text, str))]
+
+
+async def test_text_that_cannot_be_encoded_does_not_keep_anything_from_being_exported(make_pool, server, telemetry):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="po\ud800ol"))
+    await client.pipeline("na\ud800me").get("a").get("b").execute()
+    await client.pipeline("o\udfffne").get("a").execute()
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.execute_command(b"NO\xffSUCH", "x")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.execute_command("FCALL", b"f\xff", 0)
+
+    points = [*telemetry.points(DURATION), *telemetry.points("db.client.connection.max")]
+    texts = [text for span in telemetry.spans for text in strings_of(span.name, span.attributes)]
+    texts += [text for point in points for text in strings_of("", point.attributes)]
+    assert [4, 5] == [len(telemetry.spans), len(points)]
+    assert texts == [text.encode().decode() for text in texts]
+    assert "po\ud800ol" == client.connection_pool.name
 
 
 async def test_a_connection_that_breaks_while_watching_is_a_failure(server, make_pool, telemetry):

@@ -4,6 +4,7 @@ import asyncio
 from time import perf_counter
 
 import pytest
+import redis
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel
 from sharing import begun, frozen, line_of
@@ -11,6 +12,7 @@ from sharing import begun, frozen, line_of
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 from aioredis_monitored.client import _plain_pools
 from aioredis_monitored.multiplexer.inflight import MOST_BYTES
+from aioredis_monitored.multiplexer.line import LARGE
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.testing import RedisServer
@@ -53,15 +55,18 @@ async def test_most_calls_have_nothing_to_tell(make_pool, server, telemetry, mul
     assert told.count([None] * 3) >= 15
 
 
-@pytest.mark.parametrize("multiplex", [True, False])
-async def test_the_first_call_connects(make_pool, own_server, telemetry, a_while, multiplex):
-    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, multiplex=multiplex))
+@pytest.mark.parametrize("kind", ["shared", "borrowed", "kept"])
+async def test_the_first_call_connects(make_pool, own_server, telemetry, a_while, kind):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, multiplex=kind == "shared"))
+    # Entering its context would connect it before.
+    calling = client.client() if kind == "kept" else client
     began = perf_counter()
     async with frozen(own_server):
-        (call,) = await begun(client.get("key"))
+        (call,) = await begun(calling.get("key"))
         kept = await a_while()
     await call
     rest = perf_counter() - began - kept
+    await calling.aclose()
 
     span = telemetry.span("GET")
     wait, connect, wire = times(span)
@@ -90,22 +95,48 @@ async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, serv
     assert connect + wire <= rest
 
 
-@pytest.mark.parametrize("call", ["command", "pipeline"])
+@pytest.mark.parametrize("call", ["command", "pipeline", "pipeline with a script"])
 async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
     make_pool, own_server, telemetry, a_while, call
 ):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    pipe = client.pipeline("named").get("key")
+    if call == "pipeline with a script":
+        # Whether the server has it is asked before anything else.
+        await client.register_script("return 1")(client=pipe)
     began = perf_counter()
     async with frozen(own_server):
-        calling = client.get("key") if call == "command" else client.pipeline().get("key").execute()
-        (task,) = await begun(calling)
+        (task,) = await begun(client.get("key") if call == "command" else pipe.execute())
         kept = await a_while()
     await task
 
-    wait, connect, _ = times(telemetry.span("GET"))
+    (span,) = telemetry.spans
+    wait, connect, wire = times(span)
     # It was the connecting that took so long.
     assert connect >= kept
     assert wait <= perf_counter() - began - kept
+    assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
+    assert own_server.port == span.attributes["network.peer.port"]
+
+
+async def test_a_long_wait_is_told_even_if_the_rest_was_longer(make_pool, server, telemetry, inspector, until, a_while):
+    pool = make_pool(server.url, max_connections=1)
+    held = await pool.get_connection()
+    began = perf_counter()
+    waiting = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).blpop("list"))
+    await until(lambda: pool.pending() == 1)
+    kept = await a_while()
+    await pool.release(held)
+    await until(lambda: inspector.info("clients")["blocked_clients"])
+    since = perf_counter()
+    await until(lambda: perf_counter() > since + 2 * (since - began))
+    inspector.rpush("list", "value")
+    await waiting
+
+    span = telemetry.span("BLPOP")
+    wait, connect, wire = times(span)
+    assert kept <= wait < wire
+    assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
 async def test_exhaustion_is_all_waiting(make_pool, server, telemetry):
@@ -151,6 +182,27 @@ async def test_pauses_between_attempts_are_waiting(make_pool, proxy, server, tel
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
+async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wait(
+    make_pool, proxy, telemetry, monkeypatch, until, a_while, multiplex
+):
+    pool, paused = make_pool(proxy.url, multiplex=multiplex), []
+    proxy._upstream = ("127.0.0.1", 1)
+    monkeypatch.setattr(pool.retry_policy, "pause", lambda *_, **__: paused.append(perf_counter()) or 60.0)
+    call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
+    await until(lambda: paused)
+    kept = await a_while()
+    call.cancel()
+    await asyncio.wait([call])
+
+    span = telemetry.span("GET")
+    wait, connect, wire = times(span)
+    assert "asyncio.exceptions.CancelledError" == span.attributes["error.type"]
+    assert kept <= wait <= seconds(span) - connect + 1e-6
+    # Nothing was.
+    assert wire is None
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
 async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
     # The name is not the address.
     client = MonitoredRedisConnection(
@@ -162,12 +214,13 @@ async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
     await client.set("key", "value")
     with pytest.raises(redis.exceptions.ResponseError):
         await client.lpush("key", "value")
+    await client.connection_pool.ping()
 
     for span in telemetry.spans:
         assert "localhost" == span.attributes["server.address"]
         assert span.attributes["network.peer.address"] in {"127.0.0.1", "::1"}
         assert server.port == span.attributes["network.peer.port"]
-    assert len(telemetry.spans) >= 4
+    assert ["GET", "MULTI", "SET", "LPUSH", "PING"] == [span.name.split()[0] for span in telemetry.spans]
 
 
 async def test_a_unix_socket_is_a_peer_without_a_port(make_pool, server, telemetry):
@@ -203,12 +256,14 @@ async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, t
         await client.set("key", "value")
         await client.pipeline("named", transaction=False).get("key").get("key").execute()
         await client.pipeline().get("key").get("key").execute()
+        await client.lock("lock").acquire()
         await pool.disconnect()
         for asked in sentinel.sentinels:
             await asked.aclose()
 
     address = f"{server.host}:{server.port}"
-    assert [f"SET {address}", "named", f"MULTI GET {address}"] == [span.name for span in telemetry.spans]
+    names = [f"SET {address}", "named", f"MULTI GET {address}", "lock.acquire"]
+    assert names == [span.name for span in telemetry.spans]
     for attributes in (
         *(span.attributes for span in telemetry.spans),
         *(p.attributes for p in telemetry.points(DURATION)),
@@ -221,31 +276,40 @@ async def test_calls_on_one_connection_wait_for_each_other(client, telemetry, in
     async with client.client() as single:
         await single.ping()
         began = perf_counter()
-        calls = await begun(single.blpop("list"), single.get("key"))
+        calls = await begun(single.blpop("list"), single.get("key"), single.llen("list"))
         kept = await a_while()
+        calls[2].cancel()
         inspector.rpush("list", "value")
-        await asyncio.gather(*calls)
+        await asyncio.wait(calls)
         rest = perf_counter() - began - kept
 
     wait, _, wire = times(telemetry.span("GET"))
     assert wait >= kept
     assert wire <= rest
+    wait, connect, wire = times(telemetry.span("LLEN"))
+    assert wait >= kept
+    assert [0, None] == [connect, wire]
 
 
-async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(client, server, telemetry):
-    async with client.pipeline() as pipe:
-        await pipe.watch("key")
+async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(
+    make_pool, own_server, telemetry, a_while
+):
+    async with MonitoredRedisConnection(connection_pool=make_pool(own_server.url)).pipeline() as pipe:
+        async with frozen(own_server):
+            (watching,) = await begun(pipe.watch("key"))
+            kept = await a_while()
+        await watching
         await pipe.get("key")
         pipe.multi()
         await pipe.set("key", 1).get("key").execute()
 
     assert ["WATCH", "GET", "MULTI"] == telemetry.tree().splitlines()
-    assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
-    assert times(telemetry.span("WATCH"))[1] > 0
+    assert {own_server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
+    assert times(telemetry.span("WATCH"))[1] >= kept
 
 
-async def waits_for_room(make_pool, own_server, until, then):
-    """Let a GET wait for at least 50 ms while the shared connection is full, and do something when it has room."""
+async def waits_for_room(make_pool, own_server, until, then, *calls):
+    """Let calls wait for at least 50 ms while the shared connection is full, and do something when it has room."""
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
     await client.ping()
 
@@ -255,25 +319,52 @@ async def waits_for_room(make_pool, own_server, until, then):
         then(client)
 
     async with frozen(own_server):
-        filling, getting = await begun(fill(), client.get("key"))
+        filling, *waiting = await begun(fill(), *(call(client) for call in calls))
         since = asyncio.get_running_loop().time()
         await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
     await filling
-    return getting
+    return waiting
 
 
-async def test_a_call_whose_connection_ends_before_it_is_written_tells_its_wait_once(
-    make_pool, own_server, telemetry, until
+@pytest.mark.parametrize("size", [1, MOST_BYTES], ids=["both are put back", "the second waits on"])
+async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wait_once(
+    make_pool, own_server, telemetry, until, size
 ):
-    getting = await waits_for_room(
-        make_pool, own_server, until, lambda client: line_of(client).end(lambda: ConnectionError("cut"))
+    waiting = await waits_for_room(
+        make_pool,
+        own_server,
+        until,
+        lambda client: line_of(client).end(lambda: ConnectionError("cut")),
+        lambda client: client.mset({"key": bytes(size)}),
+        lambda client: client.get("key"),
     )
-    await getting
+    await asyncio.gather(*waiting)
 
-    span = telemetry.span("GET")
+    for span in (telemetry.span("MSET"), telemetry.span("GET")):
+        wait, connect, wire = times(span)
+        assert wait >= 0.05
+        assert connect > 0 < wire
+        assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
+
+
+async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it_tried(
+    make_pool, own_server, telemetry, a_while
+):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    await client.ping()
+    with redis.Redis.from_url(own_server.url) as limiting:
+        limiting.config_set("maxclients", 1)
+    began = perf_counter()
+    async with frozen(own_server):
+        (call,) = await begun(client.set("large", bytes(LARGE + 1)))
+        kept = await a_while()
+    assert await call
+    rest = perf_counter() - began - kept
+
+    span = telemetry.span("SET")
     wait, connect, wire = times(span)
-    assert wait >= 0.05
-    assert connect > 0 < wire
+    assert connect >= kept
+    assert 0 <= wait <= rest
     assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
