@@ -537,7 +537,15 @@ class Listed(redis.exceptions.ResponseError):
     status_code = property(lambda _: ["NO", "TEXT"], lambda *_: None)
 
 
-@pytest.mark.parametrize("cls", [Raising, Listed])
+class Numbered(redis.exceptions.ResponseError):
+    status_code = property(lambda _: 17, lambda *_: None)
+
+
+class Unencodable(redis.exceptions.ResponseError):
+    status_code = property(lambda _: "a\ud800b", lambda *_: None)
+
+
+@pytest.mark.parametrize("cls", [Raising, Listed, Numbered, Unencodable])
 @pytest.mark.parametrize("call", ["command", "pipeline"])
 async def test_what_an_applications_error_has_for_a_status_code_need_not_be_one(client, telemetry, cls, call):
     error = cls("mine")
