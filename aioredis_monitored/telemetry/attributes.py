@@ -1,7 +1,7 @@
 """What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -77,6 +77,7 @@ class Call:
     Attributes:
         text_of: Writes the query text.
         kind: Of the span.
+        is_sure: Whether it gets a span, whatever its outcome and its parent.
         is_wanted: Whether it gets a span, as far as the names of its commands tell.
         is_measured: Whether it is a point of ``db.client.operation.duration``.
         awaits_data: Whether consumers call it over and over while there is nothing to consume.
@@ -88,6 +89,7 @@ class Call:
     point_attributes: dict[str, Any]
     text_of: Callable[[Sequence[Any]], str] = query_text
     kind: SpanKind = SpanKind.CLIENT
+    is_sure: bool = True
     is_wanted: bool = True
     is_measured: bool = True
     awaits_data: bool = False
@@ -146,7 +148,7 @@ class Describer:
         # Only of the plain name: redis-py takes a key out of one that holds it.
         if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
             call = replace(call, text_of=text_of_key_and_values)
-        call = replace(call, is_wanted=self._options.wants([operation]), awaits_data=awaits_data(args))
+        call = self._wanted(replace(call, awaits_data=awaits_data(args)), [operation])
         return self.publication(call, args, summary) if operation.upper() in commands.PUBLISHING else call
 
     def publication(self, call: Call, args: Sequence[Any], summary: str | None = None) -> Call:
@@ -193,7 +195,12 @@ class Describer:
         names = {commands.operation_name(args) for args in batch}
         operation = f"{kind} {self._countable(next(iter(names)))}" if len(names) == 1 else kind
         call = self._call(operation, batch_size=len(batch), summary=summary)
-        return replace(call, text_of=self.batch_text, is_wanted=self._options.wants(names))
+        return self._wanted(replace(call, text_of=self.batch_text), names)
+
+    def _wanted(self, call: Call, operations: Collection[str]) -> Call:
+        is_wanted = self._options.wants(operations)
+        is_sure = is_wanted and not call.awaits_data and not self._options.is_choosy
+        return replace(call, is_wanted=is_wanted, is_sure=is_sure)
 
     def batch_text(self, batch: Sequence[Sequence[Any]]) -> str:
         """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""

@@ -167,8 +167,8 @@ class Operation:
             self.recorded = True
             self._context.run(self._record, (self._read or now) - self._started, reply)
 
-    def _record(self, elapsed: float, reply: object) -> None:
-        telemetry, call, failure = self._telemetry, self.call, self._failure
+    def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every call more costs
+        telemetry, call, failure, peer = self._telemetry, self.call, self._failure, self._peer
         here = context.get_current()
         whole = None
         if here:
@@ -179,13 +179,43 @@ class Operation:
             self._join(whole, elapsed)
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
-        span_attributes, point_attributes = call.span_attributes, call.point_attributes
+        point_attributes = call.point_attributes
         if failure is not None:
             failed = failure.attributes()
-            span_attributes, point_attributes = {**span_attributes, **failed}, {**point_attributes, **failed}
+            point_attributes = {**point_attributes, **failed}
         if telemetry.is_traced and whole is None:
             try:
-                here = self._trace(span_attributes, elapsed, reply, here)
+                span = self._span
+                if span is not None or call.is_sure or telemetry.chooses(call, reply, elapsed, failure, here):
+                    # A copy: a sampler may write into it, and what it is told of one call must not be told of the next.
+                    attributes = call.span_attributes.copy()
+                    if failure is not None:
+                        attributes.update(failed)
+                    # Samplers may decide by it (database-spans.md), and set later it costs a recorded span three times
+                    # that.
+                    if text := call.text_of(self._called):
+                        attributes[semconv.DB_QUERY_TEXT] = text
+                    if peer is not None:
+                        attributes[semconv.NETWORK_PEER_ADDRESS], port = peer
+                        if port is not None:
+                            attributes[semconv.NETWORK_PEER_PORT] = port
+                    if self._waited or self._connecting:
+                        self._tell_waiting(elapsed, attributes)
+                    if span is None:
+                        span = telemetry.tracer.start_span(
+                            call.span_name, here, call.kind, attributes, None, self._began
+                        )
+                    else:
+                        span.set_attributes(attributes)
+                    try:
+                        if failure is not None and failure.is_error:
+                            # The exception's text may hold arguments: no description, and no event.
+                            span.set_status(_ERROR)
+                    finally:
+                        span.end(self._began + int(elapsed * 1e9))
+                    if span.get_span_context().trace_flags & _SAMPLED:
+                        # The point leads to the span.
+                        here = trace.set_span_in_context(span, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
         if telemetry.is_measured and call.is_measured:
@@ -193,41 +223,6 @@ class Operation:
                 telemetry.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
-
-    def _trace(self, attributes: dict[str, Any], elapsed: float, reply: object, here: Context) -> Context:
-        """Make the span, or end the one that is there; return the context in which the point leads to it."""
-        telemetry, call, failure, span = self._telemetry, self.call, self._failure, self._span
-        if span is not None:
-            span.set_attributes(self._described(attributes, elapsed))
-        elif not call.is_wanted or (
-            (call.awaits_data or telemetry.is_choosy) and not telemetry.chooses(call, reply, elapsed, failure, here)
-        ):
-            return here
-        else:
-            attributes = self._described(attributes, elapsed)
-            span = telemetry.tracer.start_span(call.span_name, here, call.kind, attributes, None, self._began)
-        try:
-            if failure is not None and failure.is_error:
-                # The exception's text may hold arguments: no description, and no event.
-                span.set_status(_ERROR)
-        finally:
-            span.end(self._began + int(elapsed * 1e9))
-        is_sampled = span.get_span_context().trace_flags & _SAMPLED
-        return trace.set_span_in_context(span, here) if is_sampled else here
-
-    def _described(self, attributes: dict[str, Any], elapsed: float) -> dict[str, Any]:
-        # A copy: a sampler may write into it, and what it is told of one call must not be told of the next. With the
-        # text: samplers may decide by it (database-spans.md), and set later it costs a recorded span three times that.
-        attributes = attributes.copy()
-        if text := self.call.text_of(self._called):
-            attributes[semconv.DB_QUERY_TEXT] = text
-        if self._peer is not None:
-            attributes[semconv.NETWORK_PEER_ADDRESS], port = self._peer
-            if port is not None:
-                attributes[semconv.NETWORK_PEER_PORT] = port
-        if self._waited or self._connecting:
-            self._tell_waiting(elapsed, attributes)
-        return attributes
 
     def _join(self, whole: object, elapsed: float) -> None:
         """Tell what the call is part of; a request counts every call, but not the parts of another one."""
@@ -258,10 +253,10 @@ class Operation:
                 here = trace.set_span_in_context(self._parent, here)
             is_silent = is_suppressed(here) or here.get(WHOLE)
             telemetry, call = self._telemetry, self.call
-            is_wanted = telemetry.is_traced and call.is_wanted and not is_silent
+            is_wanted = telemetry.is_traced and not is_silent
             # How long it will take, nobody knows yet.
-            if is_wanted and telemetry.chooses(call, self, math.inf, None, here):
-                attributes = self._described(call.span_attributes, 0)
+            if is_wanted and (call.is_sure or telemetry.chooses(call, self, math.inf, None, here)):
+                attributes = {**call.span_attributes, semconv.DB_QUERY_TEXT: call.text_of(self._called)}
                 self._span = telemetry.tracer.start_span(call.span_name, here, call.kind, attributes, None, self._began)
                 return trace.set_span_in_context(self._span, here)
         except BaseException as trouble:  # noqa: BLE001 - see report

@@ -72,6 +72,11 @@ class TelemetryOptions:
         included = self.include_commands is None or any(_is_among(name, self.include_commands) for name in names)
         return included and not (names and all(_is_among(name, self.exclude_commands) for name in names))
 
+    @property
+    def is_choosy(self) -> bool:
+        """Whether not every call whose names are wanted gets a span."""
+        return self.require_parent or self.slow_only is not None
+
     def name_of(self, attributes: Mapping[str, Any], name: str) -> str:
         """The name of a span with these attributes, which is that one by the conventions."""
         if self.span_name is None:

@@ -42,7 +42,6 @@ class Telemetry:
     Attributes:
         is_traced: Whether spans are started, as far as ``is_heard`` has seen.
         is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
-        is_choosy: Whether not every call whose names are wanted gets a span.
         pool_attributes: Those of points about the pool.
         hot_keys: Which keys are called most, if that is counted.
         counts_keys: Whether it is.
@@ -69,7 +68,6 @@ class Telemetry:
         histogram = self.instruments.operation_duration
         self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
         self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
-        self.is_choosy = self.options.require_parent or self._slow_only is not None
         self.operation_duration = self.instruments.operation_duration
         self.is_traced = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
@@ -183,7 +181,7 @@ class Telemetry:
             return Failure(semconv.OTHER, None, isinstance(error, Exception))
 
     def chooses(self, call: Call, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
-        """Whether a call whose names are wanted gets a span.
+        """Whether a call gets a span that is not sure of one.
 
         Args:
             call: What was called.
@@ -192,11 +190,11 @@ class Telemetry:
             failure: How it failed.
             here: Its context, with the parent of the span.
         """
+        if not call.is_wanted:
+            return False
         if call.awaits_data and is_nothing(reply):
             # What consumers do while there is nothing to consume.
             return False
-        if not self.is_choosy:
-            return True
         if self._slow_only is not None and elapsed < self._slow_only and failure is None:
             return False
         return not self.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
