@@ -9,8 +9,8 @@ from matrix import BASE, MANY, Cell
 from verdict import bounds, verdict
 
 # Function calls per GET, Python's and C's, on Python 3.11, which counts the most, and 5 % more: the same on every
-# machine: what exceeds them has become slower. Exemplars, the peer's two attributes and the measure of the event loop's lag
-# have added 4 to 9 % to those with telemetry, nearly all of it in the SDK.
+# machine: what exceeds them has become slower. Exemplars, the peer's two attributes and the measure of the event loop's
+# lag have added 4 to 9 % to those with telemetry, nearly all of it in the SDK.
 COMMANDS = 640
 MOST = {
     "no SDK, 1": 147,
