@@ -96,6 +96,7 @@ async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, 
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
+@pytest.mark.slow  # and the same on every Python, server and event loop
 async def test_gauges_are_exact_after_failures_and_cancellations(
     make_pool, server, telemetry, inspector, dice, until, multiplex
 ):
