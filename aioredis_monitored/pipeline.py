@@ -66,11 +66,11 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
         telemetry = self._telemetry
-        batch = [args for args, _ in self.command_stack]
         if telemetry.counts_keys:
-            for args in batch:
+            for args, _ in self.command_stack:
                 telemetry.hot_keys.see(args)
         if telemetry.is_heard():
+            batch = [args for args, _ in self.command_stack]
             call = telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
             self._operation = Operation(telemetry, call, batch, self.server_span, self._request)
         self._is_executing = True

@@ -124,12 +124,14 @@ class Lane:
         if self.line is not None and not self.line.inflight.is_full():
             self.ready = self.line
 
-    def _tell_wait(self, call: Reply | Run, now: float) -> None:
+    def _tell_wait(self, call: Reply | Run, now: float) -> float:
+        """Tell the listener how much longer the call has waited, and return it."""
+        since = max(call.since, call.told)
         if call.listener is not None:
-            since = max(call.since, call.told)
             # While it still connects, it has not connected since.
             connected = self._connected if self._connected > self._began else now
             call.listener.waited(now - since, max(0.0, connected - max(self._began, since)))
+        return now - since
 
     def line_lagged(self, seconds: float) -> bool:
         """Tell how long callers took to go on; the main lane's are enough."""
@@ -139,10 +141,10 @@ class Lane:
     def _send(self, line: Line, call: Reply | Run) -> None:
         call.waits, call.on_leaving = False, None
         now = perf_counter()
-        self._tell_wait(call, now)
+        waited = self._tell_wait(call, now)
         lender = self._lender()
         if lender is not None:
-            lender.note_wait(now - max(call.since, call.told))
+            lender.note_wait(waited)
         # The line may end before it is written.
         call.told = now
         try:

@@ -18,6 +18,7 @@ _LONGEST_KEY: Final = 256
 _KEYS_OF_ONE: Final = 64
 # Seconds after which a call weighs half.
 _HALF_LIFE: Final = 60.0
+# Keys that the gauge tells of over all time.
 _MOST_TOLD: Final = 1_000
 # Weights that are larger are made smaller, with all of the past, before they get too large for floats.
 _LARGE: Final = 2.0**64
