@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -84,8 +85,11 @@ def test_a_server_that_does_not_start_is_told(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, number):
+def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, request, number):
     """The server is frozen, so that the demo is surely in the middle of something."""
+    if signal.getsignal(number) is signal.SIG_IGN:
+        # These tests run under nohup, and what they start would inherit that.
+        request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
     own_server.freeze()
     environment = {**os.environ, "REDIS_URL": own_server.url, "TMPDIR": str(tmp_path)}
     process = subprocess.Popen(
