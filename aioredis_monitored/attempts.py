@@ -10,7 +10,7 @@ from redis.exceptions import TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import Traits
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ async def persist(
     failure: Lost,
     started: float,
     wait: float,
-    operation: Operation | None,
+    operation: Observer | None,
 ) -> T:
     """Go on after a first attempt has failed, for as long as the policy allows.
 

@@ -20,7 +20,7 @@ from aioredis_monitored.attempts import persist
 from aioredis_monitored.errors import OwnConnectionError
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
 Orphan = Callable[[Any], object]
@@ -43,7 +43,7 @@ class CallsMixin:
         args: tuple[Any, ...],
         options: dict[str, Any],
         orphan: Orphan | None = None,
-        operation: Operation | None = None,
+        operation: Observer | None = None,
         seconds: float | None = None,
         *,
         again: bool = True,
@@ -103,7 +103,7 @@ class CallsMixin:
         args: tuple[Any, ...],
         options: dict[str, Any],
         seconds: float | None,
-        operation: Operation | None,
+        operation: Observer | None,
     ) -> Any:
         if counts_own_writes(args):
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
@@ -159,7 +159,7 @@ class CallsMixin:
             pool.alter(connection)
 
 
-async def lent(pool: ConnectionPool, operation: Operation | None) -> Connection:
+async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
     """A connection of any pool, whose operation is told of it; give it back with ``release``."""
     if isinstance(pool, MonitoredConnectionPool):
         connection = await pool.borrow(None if operation is None else operation.waited)
@@ -182,7 +182,7 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
 
 @asynccontextmanager
 async def borrowed(
-    pool: MonitoredConnectionPool, seconds: float | None, operation: Operation | None
+    pool: MonitoredConnectionPool, seconds: float | None, operation: Observer | None
 ) -> AsyncIterator[AbstractConnection]:
     """A connection for one attempt, which may take so many seconds; ``None`` for no bound but those of each reply.
 

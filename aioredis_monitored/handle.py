@@ -14,6 +14,7 @@ from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import Call
 from aioredis_monitored.telemetry.observing import begun, recorded
 from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
@@ -45,34 +46,14 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
         pool, telemetry = self._pool, self.telemetry
-        if telemetry.counts_keys:
-            telemetry.hot_keys.see(args)
-        operation = None
-        if telemetry.is_heard():
-            call = telemetry.command_call(args)
-            operation = Operation(telemetry, call, args, self.server_span, self._request)
+        operation = begun(telemetry, args, self.server_span, self._request)
         if pool is None:
             calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation=operation)
         if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND.own:
             return await recorded(operation, calling, telemetry, EXECUTE_COMMAND, self, *args, **options)
-        if operation is None:
-            return await calling
-        # As ``observe`` does, without a coroutine more.
-        error: BaseException | None = None
-        try:
-            result = await calling
-        except BaseException as caught:  # noqa: BLE001 - raised again below
-            error = caught
-        if error is not None:
-            try:
-                operation.raise_(error)
-            finally:
-                del error
-        if not operation.recorded:
-            operation.end(perf_counter(), result)
-        return result
+        return await (calling if operation is None else operation.observe(calling))
 
     async def execute_as(
         self,
@@ -99,7 +80,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """
         return Operation(self.telemetry, call, called, self.server_span, self._request)
 
-    async def execute_within(self, operation: Operation | None, *args: Any, **options: Any) -> Any:
+    async def execute_within(self, operation: Observer | None, *args: Any, **options: Any) -> Any:
         """Run one command without a record of its own, as redis-py's ``execute_command`` does otherwise.
 
         Args:
@@ -111,7 +92,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             return await self._call_elsewhere(args, options, operation)
         return await self._call(self._pool, args, options, operation=operation)
 
-    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None) -> Any:
+    async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None) -> Any:
         """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
         pool = self.connection_pool
         if not self.single_connection_client:
@@ -139,7 +120,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         finally:
             self._single_conn_lock.release()
 
-    async def _kept_connection(self, operation: Operation | None) -> Connection:
+    async def _kept_connection(self, operation: Observer | None) -> Connection:
         """The one connection of this handle, which its first call borrows."""
         if self.connection is None:
             self.connection = await lent(self.connection_pool, operation)

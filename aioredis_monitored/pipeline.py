@@ -21,7 +21,7 @@ from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
 from aioredis_monitored.telemetry.operation import Operation
-from aioredis_monitored.telemetry.part import Part
+from aioredis_monitored.telemetry.part import Observer, Part
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
@@ -135,7 +135,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
 
-    async def _own_connection(self, operation: Operation | None) -> Connection:
+    async def _own_connection(self, operation: Observer | None) -> Connection:
         if isinstance(self.connection_pool, MonitoredConnectionPool):
             self.connection_pool.check_event_loop()
         if self.connection is None:
@@ -216,7 +216,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         return await recorded(operation, call, self._telemetry, EXECUTE_IMMEDIATELY, self, *args, **options)
 
     async def _execute_immediately(
-        self, args: tuple[Any, ...], options: dict[str, Any], operation: Operation | None
+        self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None
     ) -> Any:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool) and self._is_executing and self.connection is None:

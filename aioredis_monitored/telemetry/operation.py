@@ -93,7 +93,8 @@ class Operation:
                 self.raise_(error)
             finally:
                 del error
-        self.end(perf_counter(), result)
+        if not self.recorded:
+            self.end(perf_counter(), result)
         return result
 
     def raise_(self, error: BaseException) -> NoReturn:

@@ -3,14 +3,19 @@
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.sockets import Peer
-from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.operation import Certainty, Operation
 
 
-class Part(Operation):
-    """A call without a record of its own: where its time went, it tells the one that it is a part of."""
+class Part:
+    """A call without a record of its own: where its time went, it tells the one that it is a part of.
+
+    Attributes:
+        certain: Set as an operation's is, and of no consequence.
+    """
+
+    certain: Certainty = False
 
     def __init__(self, whole: Operation) -> None:
-        # Nothing of what its base would record.
         whole.goes_on()
         self._whole = whole
 
@@ -22,6 +27,10 @@ class Part(Operation):
         """Take note of the connection that is to be used."""
         self._whole.reached(connection)
 
-    def answered(self, reply: object, now: float, peer: Peer | None) -> None:  # noqa: ARG002 - its base's signature
+    def answered(self, reply: object, now: float, peer: Peer | None) -> None:  # noqa: ARG002 - as an operation is told
         """Take note of who has answered."""
         self._whole.absorb(self._whole.call, 0.0, 0.0, 0.0, peer)
+
+
+# Who is told how a call goes.
+Observer = Operation | Part
