@@ -23,8 +23,6 @@ from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
-Orphan = Callable[[Any], object]
-
 # These raise for no reply.
 _NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
 # What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
@@ -42,7 +40,6 @@ class CallsMixin:
         pool: MonitoredConnectionPool,
         args: tuple[Any, ...],
         options: dict[str, Any],
-        orphan: Orphan | None = None,
         operation: Observer | None = None,
         seconds: float | None = None,
         *,
@@ -56,8 +53,6 @@ class CallsMixin:
             pool: The pool of this handle.
             args: The command.
             options: Those of redis-py's ``execute_command``.
-            orphan: Gets the reply, bytes not decoded, if the caller leaves before it is read. Not every command can
-                have one: those that do not share have their reply read by nobody.
             operation: Ended as soon as the reply has come, if it is certain by then that the call will succeed.
             seconds: How long the attempt may take; default ``None``, for no bound but the pool's.
             again: Whether to try again where that is safe; default ``True``.
@@ -76,8 +71,8 @@ class CallsMixin:
             decodes = pool.decodes and NEVER_DECODE not in options
             if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
                 operation.certain = pool.surely_decodes if decodes else True
-            reply = multiplexer.send(args, orphan, operation)
-            reply = await (reply if orphan is None and seconds is None else reply.within(seconds))
+            reply = multiplexer.send(args, None, operation)
+            reply = await (reply if seconds is None else reply.within(seconds))
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                     return options[EMPTY_RESPONSE]
@@ -94,7 +89,7 @@ class CallsMixin:
             if not again:
                 raise
             failure = lost
-        attempt = partial(self._call, pool, args, options, orphan, operation, again=False)
+        attempt = partial(self._call, pool, args, options, operation, again=False)
         return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0, operation)
 
     async def _call_borrowed(

@@ -1,6 +1,7 @@
 """The calls of a client: each is an operation, or several are one."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 
 from aioredis_monitored.calls import CallsMixin, lent
+from aioredis_monitored.fetching import FETCH, Fetch, Waiting, aside_of, fetched_at_once, fetched_waiting
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import Call
@@ -17,6 +19,7 @@ from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.traits import server_wait
 
 T = TypeVar("T")
 
@@ -47,10 +50,12 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """
         pool, telemetry = self._pool, self.telemetry
         operation = begun(telemetry, args, self.server_span, self._request)
-        if pool is None:
+        if options and FETCH in options:
+            calling = self.fetch(options.pop(FETCH), server_wait(args) or 0, operation)
+        elif pool is None:
             calling = self._call_elsewhere(args, options, operation)
         else:
-            calling = self._call(pool, args, options, operation=operation)
+            calling = self._call(pool, args, options, operation)
         if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND.own:
             return await recorded(operation, calling, telemetry, EXECUTE_COMMAND, self, *args, **options)
         return await (calling if operation is None else operation.observe(calling))
@@ -90,17 +95,51 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """
         if self._pool is None:
             return await self._call_elsewhere(args, options, operation)
-        return await self._call(self._pool, args, options, operation=operation)
+        return await self._call(self._pool, args, options, operation)
+
+    async def fetch(self, fetch: Fetch, seconds: float, operation: Observer | None) -> Any:
+        """Fetch what is there, or comes within so many seconds; what is on its way to a caller that leaves is put back.
+
+        Args:
+            fetch: What to fetch.
+            seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
+            operation: Learns how it goes; it is not ended.
+
+        Returns:
+            ``None`` if there is nothing.
+        """
+        pool = self._pool
+        if pool is None:
+            async with self._elsewhere(operation) as connection:
+                await connection.connect()
+                return await Waiting(connection, fetch, aside_of(self.connection_pool)).fetched(seconds)
+        if pool.multiplexer is not None:
+            found = await fetched_at_once(pool, fetch, operation)
+            if found is not None or not seconds:
+                return found
+            if operation is not None:
+                operation.goes_on()
+        return await fetched_waiting(pool, fetch, seconds, operation)
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None) -> Any:
-        """As redis-py does, on the one connection of this handle or on a plain pool's; but see ``foreign``."""
+        """As redis-py does, but see ``foreign``."""
+        async with self._elsewhere(operation) as connection:
+            return await connection.retry.call_with_retry(
+                lambda: self._send_command_parse_response(connection, args[0], *args, **options),
+                partial(self._close_connection, connection),
+            )
+
+    @asynccontextmanager
+    async def _elsewhere(self, operation: Observer | None) -> AsyncIterator[Connection]:
+        """The one connection of this handle, or one of a plain pool."""
         pool = self.connection_pool
         if not self.single_connection_client:
             connection = await lent(pool, operation)
             try:
-                return await self._call_on(connection, args, options)
+                yield connection
             finally:
                 await pool.release(connection)
+            return
         if isinstance(pool, MonitoredConnectionPool):
             pool.check_event_loop()
         asked = perf_counter()
@@ -112,7 +151,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         try:
             connection = await self._kept_connection(operation)
             try:
-                return await self._call_on(connection, args, options)
+                yield connection
             finally:
                 if connection.should_reconnect():  # type: ignore[no-untyped-call]
                     await connection.disconnect()
@@ -127,9 +166,3 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         elif operation is not None:
             operation.reached(self.connection)
         return self.connection
-
-    async def _call_on(self, connection: Connection, args: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        return await connection.retry.call_with_retry(
-            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
-            partial(self._close_connection, connection),
-        )

@@ -5,11 +5,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
+from aioredis_monitored.fetching import FETCH
 
 _MOST_SECONDS = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
 
@@ -45,6 +45,7 @@ class MessageQueue:
                 message = f"a queue needs a pool or a client, not {type(client).__name__}"
                 raise TypeError(message)
             self.client = MonitoredRedisConnection(connection_pool=pool)
+        self._pop = _Pop(name)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
@@ -63,11 +64,8 @@ class MessageQueue:
             redis.exceptions.TimeoutError: The server did not answer, not even that the queue is empty.
         """
         seconds = _whole_seconds(timeout)
-        if seconds == 0:
-            message = await self.client.execute_command("LPOP", self.name, **{NEVER_DECODE: True})
-        else:
-            reply = await self.client.execute_command("BLPOP", self.name, seconds or 0, **{NEVER_DECODE: True})
-            message = None if reply is None else reply[1]
+        command = ("LPOP", self.name) if seconds == 0 else ("BLPOP", self.name, seconds or 0)
+        message = await self.client.execute_command(*command, **{FETCH: self._pop})
         if message is None:
             raise TimedOutError("Timed out waiting for the message queue.")
         found: bytes = message
@@ -121,3 +119,30 @@ def _whole_seconds(timeout: Any) -> int | None:
         message = f"timeout must be None or a number of seconds from 0 to {_MOST_SECONDS}, not {timeout!r}"
         raise ValueError(message)
     return math.ceil(float(timeout))
+
+
+class _Pop:
+    """Fetches the message at the head."""
+
+    longest_wait = 60.0
+
+    def __init__(self, name):
+        self._name = name
+
+    def at_once(self):
+        return "LPOP", self._name
+
+    def found(self, reply):
+        return reply
+
+    def waiting(self, seconds):
+        return [("BLPOP", self._name, math.ceil(seconds))]
+
+    def arrived(self, reply):
+        return None if reply is None else reply[1]
+
+    def putting_back(self, found):
+        return "LPUSH", self._name, found
+
+    def note_unsettled(self):
+        pass

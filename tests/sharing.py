@@ -10,6 +10,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.multiplexer import Lost
 
 # Where what is recorded is not the point, and would take most of the time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
@@ -18,6 +19,14 @@ UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMet
 def client_of(make_pool, url, **options):
     """A client whose connections ``connections`` finds."""
     return MonitoredRedisConnection(connection_pool=make_pool(url, client_name="tested", **options))
+
+
+async def call_with_orphan_handler(client, handler, *args):
+    """The reply to a command, which the handler gets if this is left."""
+    reply = await client.connection_pool.multiplexer.send(args, handler).within(None)
+    if isinstance(reply, Lost):
+        raise reply.error
+    return reply
 
 
 def connections(inspector):

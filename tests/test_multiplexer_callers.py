@@ -8,7 +8,7 @@ from contextvars import ContextVar
 import pytest
 import redis
 from scripted import scripted
-from sharing import begun, client_of, frozen, line_of
+from sharing import begun, call_with_orphan_handler, client_of, frozen, line_of
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
@@ -112,7 +112,7 @@ class Moment:
 
     def __init__(self, client):
         self.given = []
-        self.call = client._call(client.connection_pool, ("INCR", "key"), {}, self.given.append)
+        self.call = call_with_orphan_handler(client, self.given.append, "INCR", "key")
 
 
 @pytest.mark.parametrize("moment", ["unconnected", "unwritten", "pending", "late", "just arrived", "lost", "awaited"])
@@ -162,7 +162,7 @@ async def test_an_orphan_handler_that_raises_harms_neither_the_caller_nor_others
         raise LookupError(reply)
 
     async with frozen(server):
-        calls = client._call(client.connection_pool, ("ECHO", "x"), {}, fail), client.echo("y")
+        calls = call_with_orphan_handler(client, fail, "ECHO", "x"), client.echo("y")
         call, other = await begun(*calls)
         if moment == "pending":
             call.cancel()
@@ -206,7 +206,7 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
     line._last_active -= 31
     await client.ping()
     async with frozen(own_server):
-        (call,) = await begun(client._call(client.connection_pool, ("ECHO", "x"), {}, spied("orphan", bool)))
+        (call,) = await begun(call_with_orphan_handler(client, spied("orphan", bool), "ECHO", "x"))
         call.cancel()
     await client.ping()
     async with frozen(own_server):

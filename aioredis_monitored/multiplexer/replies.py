@@ -81,6 +81,8 @@ class _Call(asyncio.Future[Any]):
     async def within(self, seconds: float | None) -> Any:
         """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
         try:
+            if seconds is None:
+                return await self
             async with asyncio.timeout(seconds):
                 return await self
         except asyncio.CancelledError:
