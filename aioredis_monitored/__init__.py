@@ -9,6 +9,7 @@ from aioredis_monitored.context import RedisContextFactory, RedisMiddleware
 from aioredis_monitored.errors import (
     ConfigurationError,
     EventLoopError,
+    LeaseLostError,
     MonitoredRedisError,
     NoComponentsError,
     OwnConnectionError,
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigStore",
     "ConfigurationError",
     "EventLoopError",
+    "LeaseLostError",
     "MessageQueue",
     "MonitoredConnectionPool",
     "MonitoredPubSub",

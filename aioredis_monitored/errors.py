@@ -32,6 +32,12 @@ class TimedOutError(MonitoredRedisError, TimeoutError):
     __module__ = "aioredis_monitored"
 
 
+class LeaseLostError(MonitoredRedisError):
+    """A message was held while its consumer did not live, by its lease, and another consumer has it by now."""
+
+    __module__ = "aioredis_monitored"
+
+
 class PoolClosedError(MonitoredRedisError, RedisConnectionError):
     """The pool was closed; enter it again with ``async with`` to open it again."""
 

@@ -23,6 +23,22 @@ async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
     return future.done()
 
 
+async def finish(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Await something that is to come to its end also if this task is cancelled meanwhile, which it is then.
+
+    Args:
+        attempt: May be repeated.
+        seconds: How long it may take once the task is cancelled.
+    """
+    try:
+        return await attempt()
+    except asyncio.CancelledError:
+        # What it raises now is nobody's; whoever counts has done so in it.
+        with suppress(Exception):
+            await insist(attempt, seconds)
+        raise
+
+
 async def insist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Await attempts until one is not cancelled, as a task of its own: what ends an event loop cancels every task.
 

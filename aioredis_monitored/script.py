@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
@@ -39,12 +39,30 @@ class MonitoredScript(AsyncScript):
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
         return await client.execute_as(command, {}, partial(self._run, client, command))
 
+    async def run_within(self, operation: Operation | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
+        """Run the script on its client without a record of its own.
+
+        Args:
+            operation: Learns how it goes, and is ended with the reply.
+            keys: Those that it touches.
+            args: Its other arguments.
+        """
+        command = ("EVALSHA", self.sha, len(keys), *keys, *args)
+        return await self._run(cast("Handle", self.registered_client), command, operation)
+
     async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:
-            loading = None if operation is None else Part(operation)
-            # As in redis-py, the server's word counts: its client may encode the text in another way.
-            self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)
+            await self._load(client, operation)
         name, _, *arguments = command
         return await client.execute_within(operation, name, self.sha, *arguments)
+
+    async def load(self) -> None:
+        """Tell the server the script."""
+        await self._load(cast("Handle", self.registered_client), None)
+
+    async def _load(self, client: Handle, operation: Operation | None) -> None:
+        loading = None if operation is None else Part(operation)
+        # As in redis-py, the server's word counts: its client may encode the text in another way.
+        self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)

@@ -27,3 +27,13 @@ def folded(whole: object) -> Iterator[None]:
         yield
     finally:
         context.detach(token)
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Calls in this context are neither spans nor points."""
+    token = context.attach(context.set_value(_SUPPRESSED_TOO, True))
+    try:
+        yield
+    finally:
+        context.detach(token)

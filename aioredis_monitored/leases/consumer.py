@@ -1,0 +1,127 @@
+"""What Redis knows a holder of messages by, and how messages get to it."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+from uuid import uuid4
+
+from aioredis_monitored.leases import scripts
+from aioredis_monitored.leases.keys import Keys
+
+
+class Terms(NamedTuple):
+    """On what terms messages are held.
+
+    Attributes:
+        lease: For how many seconds a consumer lives without a word.
+        max_deliveries: After how many deliveries a message is dead; ``None`` for never.
+    """
+
+    lease: float
+    max_deliveries: int | None
+
+    @property
+    def milliseconds(self) -> int:
+        """The lease, as Redis wants it."""
+        return int(self.lease * 1000)
+
+
+class Consumer:
+    """A holder of messages; it has at most one take in flight.
+
+    Its id is used again only if nothing about it is in doubt: a message that a reply which was lost has brought stays
+    under it, and comes back when the lease that nobody renews has ended.
+
+    Args:
+        keys: Those of the queue.
+        terms: On what terms it holds messages.
+        id: What Redis knows it by; default something new.
+
+    Attributes:
+        id: What Redis knows it by.
+        heartbeat: The key that exists while it lives.
+        taken: The key of the list of what it holds.
+        held: How many messages that are.
+        is_doubted: Whether it was in vain that one tried to acknowledge them.
+    """
+
+    __slots__ = ("_keys", "_terms", "heartbeat", "held", "id", "is_doubted", "taken")
+
+    def __init__(self, keys: Keys, terms: Terms, id: str | None = None) -> None:  # noqa: A002 - what it is
+        self._keys = keys
+        self._terms = terms
+        self.id = id or uuid4().hex
+        self.heartbeat = keys.heartbeat(self.id)
+        self.taken = keys.taken(self.id)
+        self.held = 0
+        self.is_doubted = False
+
+    def registration(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The commands by which it is known, and lives for a lease."""
+        known = ("SADD", self._keys.consumers, self.id)
+        return known, ("SET", self.heartbeat, 1, "PX", self._terms.milliseconds)
+
+    def taking(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """Keys and arguments of the script that takes so many messages."""
+        keys = (self._keys.queue, self._keys.consumers, self.heartbeat, self.taken)
+        return keys, (self.id, self._terms.milliseconds, count)
+
+    def giving_back(self, side: str, *, counts: bool, may_live: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+        """Keys and arguments of the script that gives back what it holds.
+
+        Args:
+            side: The end of the queue, ``HEAD`` or ``TAIL``.
+            counts: Whether it was a delivery.
+            may_live: Whether it is done even if the consumer lives.
+        """
+        keys = self._keys
+        where = (keys.queue, keys.consumers, self.heartbeat, self.taken, keys.counts, keys.dead)
+        return where, (self.id, side, int(counts), self._terms.max_deliveries or 0, int(may_live))
+
+    def acknowledging(self) -> tuple[str, str]:
+        """The keys of the script that deletes what it holds."""
+        return self.taken, self._keys.counts
+
+
+class Take:
+    """Fetches messages into the list of a consumer (see ``Fetch``).
+
+    Args:
+        consumer: Who takes them.
+        queue: The key of the list that they are in.
+        count: How many at most.
+        sha: Of the script that takes what is there.
+        longest_wait: How long the server may be asked to wait for one, in seconds.
+    """
+
+    def __init__(self, consumer: Consumer, queue: str, count: int, sha: str, longest_wait: float) -> None:
+        self._consumer = consumer
+        self._queue = queue
+        self._count = count
+        self._sha = sha
+        self.longest_wait = longest_wait
+
+    def at_once(self) -> tuple[Any, ...]:
+        """See ``Fetch``."""
+        keys, arguments = self._consumer.taking(self._count)
+        return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
+
+    def found(self, reply: Any) -> Any:
+        """See ``Fetch``."""
+        return reply or None
+
+    def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
+        """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything."""
+        taking = ("BLMOVE", self._queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
+        return *self._consumer.registration(), taking
+
+    def arrived(self, reply: Any) -> Any:
+        """See ``Fetch``."""
+        return None if reply is None else [reply]
+
+    def putting_back(self, found: Any) -> tuple[Any, ...]:  # noqa: ARG002 - Redis knows
+        """See ``Fetch``: nobody has seen it, which is no delivery."""
+        keys, arguments = self._consumer.giving_back(scripts.HEAD, counts=False, may_live=True)
+        return ("EVAL", scripts.GIVE_BACK, len(keys), *keys, *arguments)
+
+    def note_unsettled(self) -> None:
+        """See ``Fetch``: it comes back when the lease has ended, as that of a dead one does."""
