@@ -97,7 +97,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             return await self._call_elsewhere(args, options, operation)
         return await self._call(self._pool, args, options, operation)
 
-    async def fetch(self, fetch: Fetch, seconds: float, operation: Observer | None) -> Any:
+    async def fetch(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
         """Fetch what is there, or comes within so many seconds; what is on its way to a caller that leaves is put back.
 
         Args:
@@ -111,7 +111,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         pool = self._pool
         if pool is None:
             async with self._elsewhere(operation) as connection:
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
                 return await Waiting(connection, fetch, aside_of(self.connection_pool)).fetched(seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)

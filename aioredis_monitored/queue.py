@@ -1,49 +1,64 @@
 """An asynchronous message queue on a Redis list."""
 
+import asyncio
 import math
-from collections.abc import Iterable, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Final, NoReturn, Self
 
 from redis.asyncio import ConnectionPool, Redis
+from redis.backoff import EqualJitterBackoff
+from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.fetching import FETCH
-from aioredis_monitored.leases import Consumer, Keys, Leases, Terms
+from aioredis_monitored.leases import PUT, REVIVE, Keys, Leases, Taking, Terms
+from aioredis_monitored.popping import Pop
+from aioredis_monitored.script import MonitoredScript
+from aioredis_monitored.worker import Worker
 
-_MOST_SECONDS = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
-_LEAST_LEASE = 1.0
-
-T = TypeVar("T")
+_MOST_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
+_LEAST_LEASE: Final = 1
+# Seconds between one look for room and the next.
+_BACKOFF: Final = EqualJitterBackoff(cap=0.1, base=0.001)
+# More would keep the server from all else for long.
+_AT_ONCE: Final = 100
 
 
 class MessageQueue:
     """Messages in a Redis list: ``put`` appends, ``get`` and ``take`` fetch from the head.
 
     ``close()`` and ``unlink()`` DELETE the list and every message in it. ``aclose()`` and leaving ``async with`` only
-    let go of the queue, give back what this queue's takers hold, and never delete a message.
+    let go of the queue and never delete a message; what is held in ``take`` goes back.
 
     Messages are bytes and are never decoded, whatever the client does; anything may be pushed to or popped from the
-    list by others. How surely a message is delivered is chosen by each call:
+    list by others. How surely a message is delivered, each call decides:
 
-    - ``get()``: at most once. A ``get`` that is cancelled puts back what was on its way to it; what is lost is what a
-      connection that breaks, or a process that dies, has in its hands.
-    - ``async with take() as message``: at least once. It is another consumer's when this one dies, or fails.
+    - ``get()``: at most once. A ``get`` that is cancelled puts back what was on its way to it. What can be lost is what
+      a process that dies, or a connection that breaks, has in its hands.
+    - ``take()``: at least once. If its consumer fails, is cancelled or dies, the message is delivered again.
+
+    A ``get`` or ``take`` that is cancelled may take a second to end, if the server is slow to answer.
 
     Args:
-        name: The key of the list.
+        name: The key of the list. The other keys of the queue begin with ``{name}:``, or with ``name:`` if that has a
+            hash tag.
         client: A pool or a client; a pool is not closed by the queue.
-        lease: Seconds after which what a dead consumer has taken is somebody else's; default 30, at least 1. While a
-            consumer lives it keeps what it has taken, for however long.
-        max_deliveries: After how many deliveries without an acknowledgement a message goes to ``{name}:dead``; default
-            ``None``, for never. Messages of the same bytes are counted together.
+        lease: Seconds after which what a dead consumer has held is delivered to another one that uses ``take`` or
+            ``consume`` with the same lease, a half more at most; at least 1, default 30. A consumer that lives keeps
+            what it holds, for however long.
+        max_deliveries: After so many deliveries without an acknowledgement a message goes to the list of the ``dead``;
+            default ``None``, for never. Equal messages are counted as one.
+        max_length: How many messages the queue may hold, those not counted that are given back; default ``None``, for
+            any number. It binds who puts through a queue with this argument.
 
     Raises:
         TypeError: ``client`` is neither a pool nor a client.
-        ValueError: The name is empty or has braces that are no hash tag's; another argument is out of range.
+        ValueError: The name is empty, or has braces that are not those of a hash tag; or another argument is out of
+            range.
     """
 
     def __init__(
@@ -53,21 +68,22 @@ class MessageQueue:
         *,
         lease: float = 30.0,
         max_deliveries: int | None = None,
+        max_length: int | None = None,
     ) -> None:
         if not name:
             raise ValueError("a queue needs a name")
+        if not _is_number(lease) or not _LEAST_LEASE <= lease <= _MOST_SECONDS:
+            message = f"lease must be a number of seconds from {_LEAST_LEASE} to {_MOST_SECONDS}, not {lease!r}"
+            raise ValueError(message)
         self.name = name
-        if isinstance(client, MonitoredRedisConnection):
-            self.client = client
-        else:
-            pool = client.connection_pool if isinstance(client, Redis) else client
-            if not isinstance(pool, ConnectionPool):
-                message = f"a queue needs a pool or a client, not {type(client).__name__}"
-                raise TypeError(message)
-            self.client = MonitoredRedisConnection(connection_pool=pool)
+        self.client = _client_of(client)
         self._keys = Keys(name)
-        self._leases = Leases(self.client, self._keys, Terms(lease, max_deliveries))
-        self._pop = _Pop(name)
+        self._pop = Pop(name)
+        terms = Terms(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
+        self._leases = Leases(self.client, self._keys, terms)
+        self._max_length = None if max_length is None else _count("max_length", max_length)
+        self._put = MonitoredScript(self.client, PUT)
+        self._revive = MonitoredScript(self.client, REVIVE)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
@@ -85,32 +101,136 @@ class MessageQueue:
             redis.exceptions.ConnectionError: The server cannot be reached; a queue that cannot be seen is not empty.
             redis.exceptions.TimeoutError: The server did not answer, not even that the queue is empty.
         """
-        seconds = _whole_seconds(timeout)
-        command = ("LPOP", self.name) if seconds == 0 else ("BLPOP", self.name, seconds or 0)
-        message: bytes | None = await self.client.execute_command(*command, **{FETCH: self._pop})
-        if message is None:
-            raise TimedOutError("Timed out waiting for the message queue.")
+        (message,) = await self._popped(self._pop, timeout)
         return message
 
-    def take(self, timeout: float | None = None) -> "AbstractAsyncContextManager[bytes]":
-        return _Taking(self._leases, 1, _seconds(timeout), lambda messages: messages[0])
+    async def get_many(self, count: int, timeout: float | None = None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
+        """Take up to ``count`` messages: those that are there, or the first one that comes.
 
-    def take_many(self, count: int, timeout: float | None = None) -> "AbstractAsyncContextManager[list[bytes]]":
-        return _Taking(self._leases, count, _seconds(timeout), list)
+        Args:
+            count: How many at most.
+            timeout: As in ``get``, and so is what is raised.
+        """
+        return await self._popped(Pop(self.name, _count("count", count)), timeout)
+
+    async def _popped(self, pop: Pop, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
+        seconds = _whole_seconds(timeout)
+        args = pop.at_once() if seconds == 0 else ("BLPOP", self.name, seconds or 0)
+        messages: list[bytes] | None = await self.client.execute_command(*args, **{FETCH: pop})
+        if messages is None:
+            raise TimedOutError("Timed out waiting for the message queue.")
+        return messages
+
+    def take(self, timeout: float | None = None) -> Taking[bytes]:
+        """Hold the message at the head while a block runs: ``async with queue.take() as message: …``.
+
+        Leaving the block acknowledges it: it is deleted. If the block raises, it goes back, to the tail; if it is
+        cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled.
+
+        Args:
+            timeout: As in ``get``, and so is what is raised on entering.
+
+        Raises:
+            LeaseLostError: On leaving: this process has stood still for so long that another consumer has got the
+                message meanwhile.
+            redis.exceptions.RedisError: On leaving: the acknowledgement has got no answer for five seconds, or a lease
+                if that is less. The message may come again.
+        """
+        return Taking(self._leases, 1, _seconds(timeout), _the_only_one)
+
+    def take_many(self, count: int, timeout: float | None = None) -> Taking[list[bytes]]:
+        """Hold up to ``count`` messages: those that are there, or the first one that comes.
+
+        They are acknowledged all together, or go back all together.
+
+        Args:
+            count: How many at most.
+            timeout: As in ``take``, and so is what is raised.
+        """
+        return Taking(self._leases, _count("count", count), _seconds(timeout), list)
+
+    async def consume(self, handler: Callable[[bytes], Awaitable[object]], *, concurrency: int = 8) -> NoReturn:
+        """Take messages and handle them, until this is cancelled.
+
+        Cancelled, it takes no more, and ends when the handlers have; cancelled once more, it cancels them. A handler
+        that raises gives its message back to the tail, after a pause of 0.1 s that doubles with each failure in a row,
+        to 5 s. While the server cannot be reached, it tries again in such a way. It logs what it survives.
+
+        Args:
+            handler: A coroutine function that gets a message.
+            concurrency: How many of them run at a time, at most; default 8.
+
+        Raises:
+            TypeError: The handler is no coroutine function.
+            redis.exceptions.RedisError: What waiting will not change, such as a wrong password.
+            PoolClosedError: The pool was closed.
+        """
+        if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+            message = f"a handler is a coroutine function, not {handler!r}"
+            raise TypeError(message)
+        worker = Worker(self.name, self._leases, handler, _count("concurrency", concurrency))
+        await worker.run()
+        raise AssertionError("a worker ends with an error")
 
     async def put(self, message: EncodableT, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
         """Append a message.
 
         Args:
             message: bytes, or a str, int or float, which are encoded as redis-py does.
-            timeout: Accepted for the sake of bounded queues; a Redis list has no bound to wait for.
+            timeout: Seconds to wait for room if the queue has a ``max_length``, as in ``get``.
 
         Raises:
+            TimedOutError: There was no room for that long.
             redis.exceptions.DataError: The message is of another type.
             ValueError: The timeout is negative, not a number, or more than a billion seconds.
         """
-        _whole_seconds(timeout)
-        await self.client.rpush(self.name, message)
+        await self.put_many((message,), timeout)
+
+    async def put_many(self, messages: Iterable[EncodableT], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
+        """Append messages in one piece, all or none; the arguments, and what is raised, are as in ``put``.
+
+        Raises:
+            TypeError: They are one message and not several.
+            ValueError: They are more than ``max_length``.
+        """
+        if isinstance(messages, str | bytes | bytearray | memoryview):
+            message = f"several messages are wanted, not one {type(messages).__name__}"
+            raise TypeError(message)
+        seconds = _seconds(timeout)
+        messages = tuple(messages)
+        if not messages:
+            return
+        if self._max_length is None:
+            await self.client.rpush(self.name, *messages)
+        elif len(messages) > self._max_length:
+            message = f"{len(messages)} messages at once in a queue for {self._max_length}"
+            raise ValueError(message)
+        else:
+            await self._put_when_there_is_room(messages, self._max_length, seconds)
+
+    async def _put_when_there_is_room(self, messages: Sequence[EncodableT], most: int, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        failures = 0
+        while not await self._put([self.name], [most, *messages]):
+            if (left := deadline - loop.time()) <= 0:
+                raise TimedOutError("Timed out waiting for room in the message queue.")
+            await asyncio.sleep(min(left, _BACKOFF.compute(failures)))
+            failures += 1
+
+    async def dead(self) -> list[bytes]:
+        """The messages that were delivered ``max_deliveries`` times, the oldest first; they stay where they are."""
+        messages: list[bytes] = await self.client.execute_command(
+            "LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True}
+        )
+        return messages
+
+    async def requeue_dead(self) -> int:
+        """Put those messages back to the tail of the queue, as if they had never been delivered; return how many."""
+        left = total = await self.client.llen(self._keys.dead)
+        while left > 0 and (moved := await self._revive([self._keys.dead, self.name], [min(left, _AT_ONCE)])):
+            left -= moved
+        return total - left
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
@@ -139,64 +259,41 @@ class MessageQueue:
         return await self.get()
 
 
+def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
+    if isinstance(client, MonitoredRedisConnection):
+        return client
+    pool = client.connection_pool if isinstance(client, Redis) else client
+    if not isinstance(pool, ConnectionPool):
+        message = f"a queue needs a pool or a client, not {type(client).__name__}"
+        raise TypeError(message)
+    return MonitoredRedisConnection(connection_pool=pool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _count(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        message = f"{name} must be a whole number from 1 on, not {value!r}"
+        raise ValueError(message)
+    return value
+
+
 def _whole_seconds(timeout: Any) -> int | None:
     """BLPOP's timeout: rounded up, since 0 would mean for ever and older servers take no fractions."""
     if timeout is None:
         return None
-    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not 0 <= timeout <= _MOST_SECONDS:
+    if not _is_number(timeout) or not 0 <= timeout <= _MOST_SECONDS:
         message = f"timeout must be None or a number of seconds from 0 to {_MOST_SECONDS}, not {timeout!r}"
         raise ValueError(message)
     return math.ceil(float(timeout))
 
 
-def _seconds(timeout):
+def _seconds(timeout: Any) -> float:
     seconds = _whole_seconds(timeout)
     return math.inf if seconds is None else seconds
 
 
-class _Taking:
-    def __init__(self, leases, count, seconds, shape):
-        self._leases = leases
-        self._count = count
-        self._seconds = seconds
-        self._shape = shape
-
-    async def __aenter__(self):
-        taken = await self._leases.take(self._count, self._seconds)
-        if taken is None:
-            raise TimedOutError("Timed out waiting for the message queue.")
-        self._consumer, messages = taken
-        return self._shape(messages)
-
-    async def __aexit__(self, kind, error, traceback):
-        if error is None:
-            await self._leases.acknowledge(self._consumer)
-        else:
-            await self._leases.give_back(self._consumer, "RIGHT" if isinstance(error, Exception) else "LEFT")
-
-
-class _Pop:
-    """Fetches the message at the head."""
-
-    longest_wait = 60.0
-
-    def __init__(self, name):
-        self._name = name
-
-    def at_once(self):
-        return "LPOP", self._name
-
-    def found(self, reply):
-        return reply
-
-    def waiting(self, seconds):
-        return [("BLPOP", self._name, math.ceil(seconds))]
-
-    def arrived(self, reply):
-        return None if reply is None else reply[1]
-
-    def putting_back(self, found):
-        return "LPUSH", self._name, found
-
-    def note_unsettled(self):
-        pass
+def _the_only_one(messages: list[bytes]) -> bytes:
+    return messages[0]

@@ -71,6 +71,13 @@ class RetryPolicy:
         return pause
 
 
+def may_pass(error: Exception) -> bool:
+    """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now."""
+    if isinstance(error, AuthenticationError | AuthorizationError | PoolClosedError) or _is_refusal(cause_of(error)):
+        return False
+    return isinstance(error, (ConnectionError, TimeoutError, *_NOT_EXECUTED))
+
+
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
     if isinstance(error, _FINAL) or _is_refusal(cause_of(error)):
         return False

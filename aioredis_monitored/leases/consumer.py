@@ -40,11 +40,11 @@ class Consumer:
         id: What Redis knows it by.
         heartbeat: The key that exists while it lives.
         taken: The key of the list of what it holds.
-        held: How many messages that are.
+        messages: What it holds.
         is_doubted: Whether it was in vain that one tried to acknowledge them.
     """
 
-    __slots__ = ("_keys", "_terms", "heartbeat", "held", "id", "is_doubted", "taken")
+    __slots__ = ("_keys", "_terms", "heartbeat", "id", "is_doubted", "messages", "taken")
 
     def __init__(self, keys: Keys, terms: Terms, id: str | None = None) -> None:  # noqa: A002 - what it is
         self._keys = keys
@@ -52,7 +52,7 @@ class Consumer:
         self.id = id or uuid4().hex
         self.heartbeat = keys.heartbeat(self.id)
         self.taken = keys.taken(self.id)
-        self.held = 0
+        self.messages: list[bytes] = []
         self.is_doubted = False
 
     def registration(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

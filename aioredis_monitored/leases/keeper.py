@@ -6,8 +6,6 @@ from collections.abc import Awaitable, Callable, Collection
 from contextvars import Context
 from typing import Final
 
-from redis.exceptions import RedisError
-
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.commands import text_of
 from aioredis_monitored.leases.consumer import Consumer, Terms
@@ -84,6 +82,8 @@ class Keeper:
     def _has_kept(self, keeping: asyncio.Task[None]) -> None:
         self._keeping = None
         if keeping.cancelled():
+            if self._is_wanted:
+                self._watch(_INTERVAL)
             return
         error = keeping.exception()
         if error is not None:
@@ -92,9 +92,13 @@ class Keeper:
 
     async def _keep(self) -> None:
         # It is nobody's call.
+        interval = self._terms.lease * _INTERVAL
         with silence():
-            await self._renew()
-            await self._sweep()
+            # A reply may take longer than a lease.
+            async with asyncio.timeout(interval):
+                await self._renew()
+            async with asyncio.timeout(interval):
+                await self._sweep()
 
     async def _renew(self) -> None:
         if not self._alive:
@@ -111,7 +115,9 @@ class Keeper:
         if not await client.set(keys.sweeper, 1, nx=True, px=pause):
             return
         here = {consumer.id for consumer in self._alive}
-        known = [Consumer(keys, self._terms, text_of(each, _LONGEST_ID)) for each in await client.smembers(keys.consumers)]
+        known = [
+            Consumer(keys, self._terms, text_of(each, _LONGEST_ID)) for each in await client.smembers(keys.consumers)
+        ]
         others = [consumer for consumer in known if consumer.id not in here]
         async with client.pipeline(transaction=False) as pipe:
             for consumer in others:

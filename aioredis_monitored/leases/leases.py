@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from redis.exceptions import ConnectionError, NoScriptError, RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import NoScriptError, RedisError
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
@@ -15,6 +15,7 @@ from aioredis_monitored.leases.consumer import Consumer, Take, Terms
 from aioredis_monitored.leases.keeper import Keeper
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.patience import finish
+from aioredis_monitored.retry import may_pass
 from aioredis_monitored.script import MonitoredScript
 
 # Seconds for which what may be repeated is tried again while the server cannot be reached, and between two attempts.
@@ -42,7 +43,7 @@ class Leases:
         self._alive: set[Consumer] = set()
         self._keeper = Keeper(client, keys, terms, self._alive, self._recover)
 
-    async def take(self, count: int, seconds: float) -> tuple[Consumer, list[bytes]] | None:
+    async def take(self, count: int, seconds: float) -> Consumer | None:
         """Take what is there, or comes within so many seconds: as many as asked for of the former, one of the latter.
 
         Args:
@@ -50,7 +51,7 @@ class Leases:
             seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
 
         Returns:
-            The messages and who holds them; ``None`` if there are none.
+            Who holds them now; ``None`` if there are none.
 
         Raises:
             redis.exceptions.RedisError: The server cannot be reached, or refuses.
@@ -58,30 +59,29 @@ class Leases:
         consumer = self._free.pop() if self._free else Consumer(self._keys, self._terms)
         self._alive.add(consumer)
         self._keeper.wake()
-        messages: list[bytes] | None = None
-        is_clean = False
         try:
             messages = await self._fetch(consumer, count, seconds)
-            is_clean = True
-        finally:
-            if messages is None:
-                self._let_go(consumer, is_clean=is_clean)
+        except BaseException:
+            self._let_go(consumer, is_clean=False)
+            raise
         if messages is None:
+            self._let_go(consumer, is_clean=True)
             return None
-        consumer.held = len(messages)
-        return consumer, messages
+        consumer.messages = messages
+        return consumer
 
     async def _fetch(self, consumer: Consumer, count: int, seconds: float) -> list[bytes] | None:
         fetch = Take(consumer, self._keys.queue, count, self._take.sha, self._terms.lease / 3)
         try:
-            return await self._client.fetch(fetch, seconds, None)
+            messages: list[bytes] | None = await self._client.fetch(fetch, seconds, None)
         except NoScriptError:
             await self._take.load()
-        return await self._client.fetch(fetch, seconds, None)
+            messages = await self._client.fetch(fetch, seconds, None)
+        return messages
 
     def _let_go(self, consumer: Consumer, *, is_clean: bool) -> None:
         self._alive.discard(consumer)
-        consumer.held = 0
+        consumer.messages = []
         if is_clean:
             self._free.append(consumer)
 
@@ -100,10 +100,13 @@ class Leases:
         self._let_go(consumer, is_clean=not consumer.is_doubted)
 
     async def _acknowledged(self, consumer: Consumer) -> None:
-        held = await self._persist(consumer, self._acknowledge, consumer.acknowledging(), ())
+        there = await self._persist(consumer, self._acknowledge, consumer.acknowledging(), ())
+        lost = len(consumer.messages) - there
         # After an attempt without an answer, what is no longer there may have been deleted by that.
-        if held < consumer.held and not consumer.is_doubted:
-            message = f"{consumer.held - held} of {consumer.held} were recovered by another consumer meanwhile"
+        if lost and not consumer.is_doubted:
+            message = (
+                f"queue {self._keys.queue!r}: {lost} of {len(consumer.messages)} messages are another consumer's now"
+            )
             raise LeaseLostError(message)
 
     async def give_back(self, consumer: Consumer, side: str) -> None:
@@ -145,9 +148,9 @@ class Leases:
             try:
                 consumer.is_doubted = True
                 reply = await script.run_within(None, keys, *arguments)
-            except (ConnectionError, TimeoutError):
+            except RedisError as error:
                 was_doubted = True
-                if loop.time() > deadline:
+                if loop.time() > deadline or not may_pass(error):
                     raise
                 await asyncio.sleep(_PAUSE)
             else:
@@ -158,5 +161,5 @@ class Leases:
         """Give back all that is held, and do no more until something is taken again."""
         self._keeper.stop()
         for consumer in list(self._alive):
-            if consumer.held:
+            if consumer.messages:
                 await self.give_back(consumer, scripts.HEAD)

@@ -5,8 +5,8 @@ from typing import Final
 HEAD: Final = "LEFT"
 TAIL: Final = "RIGHT"
 
-# Whoever takes is known and alive before it can have anything. KEYS: queue, consumers, heartbeat, taken. ARGV: consumer,
-# milliseconds, how many.
+# Whoever takes is known and alive before it can have anything. KEYS: queue, consumers, heartbeat, taken. ARGV:
+# consumer, milliseconds, how many.
 TAKE: Final = """
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SET', KEYS[3], 1, 'PX', ARGV[2])
@@ -32,9 +32,9 @@ return held
 """
 
 # In the order in which they were, whichever end they go to. KEYS: queue, consumers, heartbeat, taken, counts, dead.
-# ARGV: consumer, end of the queue, whether it counts as a delivery, after how many of these a message is dead (0: never),
-# whether the consumer may live. Returns how many are back, how many are dead, and whether there are more: ten thousand
-# would keep the server from all else for 80 ms.
+# ARGV: consumer, end of the queue, whether it counts as a delivery, after how many of these a message is dead (0:
+# never), whether the consumer may live. Returns how many are back, how many are dead, and whether there are more:
+# ten thousand would keep the server from all else for 80 ms.
 GIVE_BACK: Final = """
 local consumer, side, counts, most, may_live = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), ARGV[5] == '1'
 if not may_live and redis.call('EXISTS', KEYS[3]) == 1 then return {0, 0, 0} end

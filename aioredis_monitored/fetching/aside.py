@@ -1,0 +1,39 @@
+"""Sending a command while the connection that matters waits."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import RedisError
+
+from aioredis_monitored.pool import MonitoredConnectionPool
+
+Aside = Callable[..., "asyncio.Future[Any]"]
+
+
+def aside_of(pool: ConnectionPool) -> Aside:
+    """Sends a command while a connection waits; the result is a future of the reply, errors being values."""
+    if isinstance(pool, MonitoredConnectionPool):
+        pool.check_usable()
+        if (multiplexer := pool.multiplexer) is not None:
+            return lambda *args: multiplexer.send(args)
+    return lambda *args: asyncio.ensure_future(_on_spare_connection(pool, args))
+
+
+def is_answered(reply: "asyncio.Future[Any]") -> bool:
+    """Whether a command that was sent aside has succeeded."""
+    return reply.done() and not reply.cancelled() and not isinstance(reply.result(), Exception)
+
+
+async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
+    # Past our pool's own way: this one is not lent, and a pool that is used up could lend none.
+    connection = ConnectionPool.make_connection(pool)  # type: ignore[no-untyped-call]
+    try:
+        await connection.connect()
+        await connection.send_command(*args)
+        return await connection.read_response()
+    except (RedisError, OSError) as error:
+        return error
+    finally:
+        await connection.disconnect(nowait=True)

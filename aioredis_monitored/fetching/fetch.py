@@ -1,0 +1,38 @@
+"""What to fetch, and how to put it back."""
+
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+# The option of execute_command that holds what a command fetches.
+FETCH: Final = "FETCH"
+# Seconds that a caller which leaves waits until what was on its way is put back.
+SETTLE_SECONDS: Final = 1.0
+
+
+class Fetch(Protocol):
+    """What to fetch, and how to put it back.
+
+    Attributes:
+        longest_wait: Seconds that the server may be asked to wait: it is asked again and again, so that one finds out
+            when it is gone.
+    """
+
+    longest_wait: float
+
+    def at_once(self) -> tuple[Any, ...]:
+        """The command that fetches what is there."""
+
+    def found(self, reply: Any) -> Any:
+        """What that has fetched; ``None`` if nothing was there."""
+
+    def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
+        """Commands of which the last one waits for so many seconds."""
+
+    def arrived(self, reply: Any) -> Any:
+        """What the last of these has fetched; ``None`` if nothing came."""
+
+    def putting_back(self, found: Any) -> tuple[Any, ...]:
+        """The command that puts it back."""
+
+    def note_unsettled(self) -> None:
+        """Take note of something that may be lost."""

@@ -1,0 +1,143 @@
+"""What was fetched: at once on the shared connection, or by waiting on a borrowed one."""
+
+import asyncio
+from contextvars import Context
+from functools import partial
+from time import monotonic
+from typing import Any
+
+from redis.exceptions import RedisError
+
+from aioredis_monitored.attempts import persist
+from aioredis_monitored.calls import borrowed, heed_demotion
+from aioredis_monitored.fetching.aside import aside_of, is_answered
+from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
+from aioredis_monitored.fetching.waiting import Waiting
+from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored.patience import patiently
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.telemetry.part import Observer
+from aioredis_monitored.traits import traits_of
+
+
+async def fetched_at_once(pool: MonitoredConnectionPool, fetch: Fetch, operation: Observer | None) -> Any:
+    """What is there, fetched on the shared connection; ``None`` if there is nothing.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call.
+    """
+    started = monotonic()
+    args = fetch.at_once()
+    attempt = partial(_attempt_at_once, pool, fetch, args, operation)
+    try:
+        return await attempt(None)
+    except Lost as lost:
+        failure = lost
+    return await persist(pool, traits_of(args), attempt, failure, started, 0, operation)
+
+
+async def _attempt_at_once(
+    pool: MonitoredConnectionPool,
+    fetch: Fetch,
+    args: tuple[Any, ...],
+    operation: Observer | None,
+    seconds: float | None,
+) -> Any:
+    multiplexer = pool.multiplexer
+    if multiplexer is None:
+        raise Lost(pool.closed_error(), written=False)
+    started = monotonic()
+    leftover = _Leftover(pool, fetch)
+    call = multiplexer.send(args, leftover, operation)
+    try:
+        reply = await call.within(seconds)
+    except asyncio.CancelledError:
+        # The handler is called with the reply, unless none is to come.
+        if not call.waits and (call.cancelled() or not isinstance(call.result(), Lost)):
+            await leftover.settled()
+        raise
+    if isinstance(reply, Exception):
+        heed_demotion(pool, reply, since=started)
+        raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
+    pool.retry_policy.is_out_of_reach = False
+    return fetch.found(reply)
+
+
+async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None) -> Any:
+    """What comes within so many seconds, awaited on a borrowed connection; ``None`` if nothing comes.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that waits.
+    """
+    started = monotonic()
+    traits = traits_of(fetch.waiting(fetch.longest_wait)[-1])
+    attempt = partial(_attempt_waiting, pool, fetch, wait, operation)
+    try:
+        return await attempt(None)
+    except Lost as lost:
+        failure = lost
+    return await persist(pool, traits, attempt, failure, started, wait, operation)
+
+
+async def _attempt_waiting(
+    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, seconds: float | None
+) -> Any:
+    found = None
+    try:
+        async with borrowed(pool, seconds, operation) as connection:
+            found = await Waiting(connection, fetch, aside_of(pool)).fetched(wait)
+    except BaseException:
+        if found is not None:
+            # Giving back a connection may take a while too.
+            leftover = _Leftover(pool, fetch)
+            leftover.put_back(found)
+            await leftover.settled()
+        raise
+    return found
+
+
+class _Leftover:
+    """What was fetched for a caller that has left; called with the reply, it puts it back."""
+
+    __slots__ = ("_fetch", "_is_settled", "_pool", "_waiter")
+
+    def __init__(self, pool: MonitoredConnectionPool, fetch: Fetch) -> None:
+        self._pool = pool
+        self._fetch = fetch
+        self._is_settled = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    def __call__(self, reply: Any) -> None:
+        found = None if isinstance(reply, Exception) else self._fetch.found(reply)
+        if found is None:
+            self._settle()
+        else:
+            self.put_back(found)
+
+    def put_back(self, found: Any) -> None:
+        """Begin to put it back."""
+        try:
+            putting = aside_of(self._pool)(*self._fetch.putting_back(found))
+        except RedisError:
+            # The pool was closed; nobody waits for long.
+            self._fetch.note_unsettled()
+            self._settle()
+        else:
+            putting.add_done_callback(self._has_put_back, context=Context())
+
+    def _has_put_back(self, putting: asyncio.Future[Any]) -> None:
+        if not is_answered(putting):
+            self._fetch.note_unsettled()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._is_settled = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def settled(self) -> None:
+        """Wait until it is put back, or not much longer."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if not self._is_settled and not await patiently(self._waiter, loop.time() + SETTLE_SECONDS):
+            self._fetch.note_unsettled()

@@ -1,0 +1,153 @@
+"""Waiting on a connection of one's own for something to fetch."""
+
+import asyncio
+import builtins
+from collections.abc import Callable, Sequence
+from math import inf
+from typing import Any, Final
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
+
+from aioredis_monitored.fetching.aside import Aside
+from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
+from aioredis_monitored.patience import patiently
+
+# Of the first attempt to unblock a connection, doubled each time: a command can be overtaken by what is to end it.
+_FIRST_PAUSE: Final = 0.005
+# So many seconds before the end the server's clock and ours agree that it is over.
+_CLOSE_ENOUGH: Final = 0.01
+
+
+class Waiting:
+    """Waits on a connection of one's own until there is something to fetch.
+
+    Args:
+        connection: A connected one.
+        fetch: What to fetch.
+        send_aside: Sends a command while this connection waits.
+    """
+
+    def __init__(self, connection: AbstractConnection, fetch: Fetch, send_aside: Aside) -> None:
+        self._connection = connection
+        self._fetch = fetch
+        self._send_aside = send_aside
+        self._answer_within = connection.socket_timeout
+        self._owed = 0
+        self._replies: list[Any] = []
+        self._may_be_unblocked = False
+
+    async def fetched(self, seconds: float) -> Any:
+        """What comes within so many seconds, or is there if that is 0; ``None`` if nothing comes.
+
+        Raises:
+            redis.exceptions.ConnectionError: The connection broke; what was on its way is lost.
+            redis.exceptions.TimeoutError: The server does not answer, not even that there is nothing.
+            redis.exceptions.ResponseError: The server's error.
+        """
+        connection, fetch, loop = self._connection, self._fetch, asyncio.get_running_loop()
+        # With one, redis-py would write in steps between which it can be cancelled.
+        connection.socket_timeout = None
+        try:
+            if seconds == 0:
+                return await self._ask([fetch.at_once()], 0, fetch.found)
+            deadline = loop.time() + seconds
+            found = None
+            while found is None and (left := deadline - loop.time()) > _CLOSE_ENOUGH:
+                wait = min(left, fetch.longest_wait)
+                found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
+            return found
+        finally:
+            connection.socket_timeout = self._answer_within
+            if self._owed or self._may_be_unblocked:
+                await connection.disconnect(nowait=True)
+
+    async def _ask(self, commands: Sequence[tuple[Any, ...]], wait: float, found_in: Callable[[Any], Any]) -> Any:
+        limit = None if self._answer_within is None else wait + self._answer_within
+        try:
+            async with asyncio.timeout(limit):
+                # Its id is for unblocking it.
+                await self._say(("CLIENT", "ID"), *commands)
+                await self._hear()
+        except asyncio.CancelledError:
+            await self._settle(found_in)
+            raise
+        except builtins.TimeoutError:
+            raise TimeoutError(f"no reply in {limit} s") from None
+        _, *replies = self._replies
+        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        found = None if isinstance(replies[-1], Exception) else found_in(replies[-1])
+        if error is not None:
+            if found is not None:
+                await self._put_back(found, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+            raise error
+        return found
+
+    async def _say(self, *commands: tuple[Any, ...]) -> None:
+        connection = self._connection
+        if not connection.is_connected:
+            # redis-py would connect anew.
+            raise ConnectionError("Connection closed.")
+        self._owed, self._replies = len(commands), []
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def _hear(self) -> None:
+        """Read what is owed; it may be cancelled and called again."""
+        while self._owed:
+            try:
+                reply = await self._connection.read_response(True, inf, disconnect_on_error=False)
+            except ResponseError as error:
+                reply = error
+            self._owed -= 1
+            self._replies.append(reply)
+
+    async def _settle(self, found_in: Callable[[Any], Any]) -> None:
+        """Let the waiting end, and put back what it has brought; not much longer."""
+        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        asked = await self._unblock(deadline)
+        if self._owed:
+            self._fetch.note_unsettled()
+        else:
+            reply = self._replies[-1]
+            found = None if isinstance(reply, Exception) else found_in(reply)
+            if found is not None:
+                await self._put_back(found, deadline)
+        for each in asked:
+            # One that comes late would unblock whoever has the connection then.
+            self._may_be_unblocked |= not await patiently(each, deadline)
+
+    async def _unblock(self, deadline: float) -> list["asyncio.Future[Any]"]:
+        asked: list[asyncio.Future[Any]] = []
+        pause = _FIRST_PAUSE
+        while self._owed and asyncio.get_running_loop().time() < deadline:
+            if self._replies and isinstance(self._replies[0], int):
+                try:
+                    asked.append(self._send_aside("CLIENT", "UNBLOCK", self._replies[0]))
+                except RedisError:
+                    break
+            if not await self._hear_until(min(deadline, asyncio.get_running_loop().time() + pause)):
+                break
+            pause *= 2
+        return asked
+
+    async def _put_back(self, found: Any, deadline: float) -> None:
+        try:
+            await self._say(self._fetch.putting_back(found))
+        except RedisError:
+            self._owed = 1
+        while self._owed and asyncio.get_running_loop().time() < deadline:
+            if not await self._hear_until(deadline):
+                break
+        if self._owed or isinstance(self._replies[0], Exception):
+            self._fetch.note_unsettled()
+
+    async def _hear_until(self, deadline: float) -> bool:
+        """Read what is owed, whatever happens to this task; return whether that can be gone on with."""
+        try:
+            async with asyncio.timeout_at(deadline):
+                await self._hear()
+        except (asyncio.CancelledError, builtins.TimeoutError):
+            return True
+        except RedisError:
+            return False
+        return True

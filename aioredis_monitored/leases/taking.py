@@ -1,0 +1,47 @@
+"""One take, from the fetching of its messages to their acknowledgement or return."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Generic, TypeVar
+
+from aioredis_monitored.errors import TimedOutError
+from aioredis_monitored.leases.consumer import Consumer
+from aioredis_monitored.leases.leases import Leases
+from aioredis_monitored.leases.scripts import HEAD, TAIL
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+class Taking(Generic[T_co]):
+    """``async with`` it: leaving acknowledges, an error gives back to the tail, a cancellation to the head.
+
+    Args:
+        leases: Of the queue.
+        count: How many messages to take at most.
+        seconds: How long to wait for the first one; ``math.inf`` for ever, 0 not at all.
+        shape: Makes of them what the block gets.
+    """
+
+    def __init__(self, leases: Leases, count: int, seconds: float, shape: Callable[[list[bytes]], T_co]) -> None:
+        self._leases = leases
+        self._count = count
+        self._seconds = seconds
+        self._shape = shape
+        self._consumer: Consumer | None = None
+
+    async def __aenter__(self) -> T_co:
+        self._consumer = consumer = await self._leases.take(self._count, self._seconds)
+        if consumer is None:
+            raise TimedOutError("Timed out waiting for the message queue.")
+        return self._shape(consumer.messages)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is None:
+            return
+        if error is None:
+            await self._leases.acknowledge(consumer)
+        else:
+            await self._leases.give_back(consumer, TAIL if isinstance(error, Exception) else HEAD)
