@@ -148,6 +148,8 @@ class LendingPool(LivingPool):
 
     async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> None:
         self._connecting.add(connection)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancellations = task.cancelling()
         try:
             if anew:
                 await connection.disconnect(nowait=True)
@@ -155,6 +157,9 @@ class LendingPool(LivingPool):
             if anew:
                 # Credentials that have changed while it was being connected.
                 await connection.re_auth()  # type: ignore[no-untyped-call]
+            if task.cancelling() > cancellations:
+                # On Python 3.11, redis-py's handshake swallows one that comes while it writes.
+                raise asyncio.CancelledError
         except BaseException as error:
             is_closed = not self.lends(connection)
             await self.release(connection)

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from aioredis_monitored.errors import TimedOutError
-from aioredis_monitored.leases.consumer import Consumer
 from aioredis_monitored.leases.leases import Leases
 from aioredis_monitored.leases.scripts import HEAD, TAIL
+
+if TYPE_CHECKING:
+    from aioredis_monitored.leases.consumer import Consumer
 
 T_co = TypeVar("T_co", covariant=True)
 

@@ -166,10 +166,6 @@ class Lane:
         began = self._began = perf_counter()
         try:
             connection = await lender.get_fresh_connection(reserved=self._is_reserved)
-            if self._closed is not None:
-                # On Python 3.11, redis-py's handshake may swallow a cancellation.
-                await connection.disconnect(nowait=True)
-                return
             self._connected = perf_counter()
             self.line = Line(connection, self)
             self._lines.add(self.line)
