@@ -13,10 +13,11 @@ from aioredis_monitored.calls import CallsMixin, lent
 from aioredis_monitored.fetching import FETCH, Fetch, Waiting, aside_of, fetched_at_once, fetched_waiting
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.telemetry.attributes import Call
+from aioredis_monitored.telemetry.attributes import About, Call
 from aioredis_monitored.telemetry.observing import begun, recorded
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.part import Observer
+from aioredis_monitored.telemetry.queues import Delivery
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import server_wait
@@ -48,11 +49,11 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         Raises:
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
+        if options and FETCH in options:
+            return await self.execute_fetch(options.pop(FETCH), args, server_wait(args) or 0)
         pool, telemetry = self._pool, self.telemetry
         operation = begun(telemetry, args, self.server_span, self._request)
-        if options and FETCH in options:
-            calling = self.fetch(options.pop(FETCH), server_wait(args) or 0, operation)
-        elif pool is None:
+        if pool is None:
             calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation)
@@ -76,6 +77,37 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         operation = begun(self.telemetry, args, self.server_span, self._request)
         return await recorded(operation, call(operation), self.telemetry, EXECUTE_COMMAND, self, *args, **options)
 
+    async def execute_about(
+        self, about: About, args: Sequence[Any], call: Callable[[Delivery | None], Coroutine[Any, Any, T]]
+    ) -> T:
+        """Do what is an operation on messages.
+
+        Args:
+            about: What it is.
+            args: The command that stands for it.
+            call: Does it, and is given the record, if anybody listens.
+        """
+        telemetry = self.telemetry
+        if telemetry.counts_keys:
+            telemetry.hot_keys.see(args)
+        operation = None
+        if telemetry.is_heard():
+            operation = Delivery(telemetry, about, args, self.server_span, self._request)
+        return await recorded(operation, call(operation), telemetry, EXECUTE_COMMAND, self, *args)
+
+    async def execute_fetch(self, fetch: Fetch, args: Sequence[Any], seconds: float) -> Any:
+        """Fetch what is there, or comes within so many seconds; what is on its way to a caller that leaves is put back.
+
+        Args:
+            fetch: What to fetch.
+            args: The command that stands for it.
+            seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
+
+        Returns:
+            What was found; ``None`` if there is nothing.
+        """
+        return await self.execute_about(fetch.about, args, partial(self.fetch_within, fetch, seconds))
+
     def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
         """The record of something that takes several calls.
 
@@ -97,17 +129,20 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             return await self._call_elsewhere(args, options, operation)
         return await self._call(self._pool, args, options, operation)
 
-    async def fetch(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
-        """Fetch what is there, or comes within so many seconds; what is on its way to a caller that leaves is put back.
+    async def fetch_within(self, fetch: Fetch, seconds: float, operation: Delivery | None) -> Any:
+        """Fetch as ``execute_fetch`` does, without a record of its own.
 
         Args:
             fetch: What to fetch.
-            seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
-            operation: Learns how it goes; it is not ended.
-
-        Returns:
-            ``None`` if there is nothing.
+            seconds: How long to wait.
+            operation: Learns how it goes, and what was found.
         """
+        found = await self._found(fetch, seconds, operation)
+        if operation is not None and found is not None:
+            operation.receive(found, is_batch=fetch.is_batch)
+        return found
+
+    async def _found(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
         pool = self._pool
         if pool is None:
             async with self._elsewhere(operation) as connection:

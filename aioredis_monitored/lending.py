@@ -157,12 +157,12 @@ class LendingPool(LivingPool):
             if anew:
                 # Credentials that have changed while it was being connected.
                 await connection.re_auth()  # type: ignore[no-untyped-call]
-            if task.cancelling() > cancellations:
-                # On Python 3.11, redis-py's handshake swallows one that comes while it writes.
-                raise asyncio.CancelledError
+            _heed_cancellation(task, cancellations)
         except BaseException as error:
             is_closed = not self.lends(connection)
             await self.release(connection)
+            # Nor may it be tried again what was cancelled and has failed at once.
+            _heed_cancellation(task, cancellations)
             if is_closed and isinstance(error, Exception):
                 raise self.closed_error() from error
             raise
@@ -262,3 +262,9 @@ class LendingPool(LivingPool):
             # Without an event loop, nobody waits.
             if not turn.done() and not turn.get_loop().is_closed():
                 turn.set_exception(self.closed_error())
+
+
+def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:
+    """Raise a cancellation that was swallowed, as redis-py's handshake does on Python 3.11 while it writes."""
+    if task.cancelling() > before:
+        raise asyncio.CancelledError

@@ -5,6 +5,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from aioredis_monitored.telemetry.queues import QueueTelemetry
+
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 
@@ -13,18 +15,22 @@ class Pop:
 
     Args:
         queue: The key of the list.
-        count: How many at most.
+        telemetry: Of the queue.
+        count: How many at most; default ``None``, for the first one.
     """
 
     longest_wait = 60.0
 
-    def __init__(self, queue: str, count: int = 1) -> None:
+    def __init__(self, queue: str, telemetry: QueueTelemetry, count: int | None = None) -> None:
         self._queue = queue
+        self._telemetry = telemetry
         self._count = count
+        self.about = telemetry.get
+        self.is_batch = count is not None
 
     def at_once(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
-        return ("LPOP", self._queue) if self._count == 1 else ("LPOP", self._queue, self._count)
+        return ("LPOP", self._queue) if self._count is None else ("LPOP", self._queue, self._count)
 
     def found(self, reply: Any) -> Any:
         """See ``Fetch``."""
@@ -44,4 +50,5 @@ class Pop:
 
     def note_unsettled(self) -> None:
         """See ``Fetch``."""
+        self._telemetry.note_unsettled()
         _LOGGER.warning("queue %r: what was on its way to a get that was cancelled may be lost", self._queue)

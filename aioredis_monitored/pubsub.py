@@ -71,7 +71,8 @@ class MonitoredPubSub(PubSub):
         Args:
             message: What ``get_message`` or ``listen`` has returned; another ``dict`` made of it has lost the link.
         """
-        return Processing(self._telemetry, message["channel"], getattr(message, "carrier", None), self.server_span)
+        carriers = [message.carrier] if isinstance(message, TracedMessage) else []
+        return Processing(self._telemetry, message["channel"], carriers, self.server_span)
 
     async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
         """Make a message of what was read, or hand it to its handler, as redis-py does."""
@@ -84,7 +85,7 @@ class MonitoredPubSub(PubSub):
         payload, carrier = unseal(data)
         bare = [*place, payload]
         if handlers.get(subscription):
-            with Processing(self._telemetry, place[-1], carrier, self.server_span):
+            with Processing(self._telemetry, place[-1], [] if carrier is None else [carrier], self.server_span):
                 return await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
         message = await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
         return message if carrier is None else TracedMessage(message, carrier)

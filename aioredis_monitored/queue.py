@@ -1,6 +1,5 @@
 """An asynchronous message queue on a Redis list."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
@@ -8,22 +7,21 @@ from types import TracebackType
 from typing import Any, Final, NoReturn, Self
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.backoff import EqualJitterBackoff
 from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.fetching import FETCH
-from aioredis_monitored.leases import PUT, REVIVE, Keys, Leases, Taking, Terms
+from aioredis_monitored.leases import REVIVE, Keys, Leases, Taking, Terms
 from aioredis_monitored.popping import Pop
+from aioredis_monitored.putting import Putting
 from aioredis_monitored.script import MonitoredScript
+from aioredis_monitored.telemetry.queues import QueueTelemetry
 from aioredis_monitored.worker import Worker
 
 _MOST_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
 _LEAST_LEASE: Final = 1
-# Seconds between one look for room and the next.
-_BACKOFF: Final = EqualJitterBackoff(cap=0.1, base=0.001)
 # More would keep the server from all else for long.
 _AT_ONCE: Final = 100
 
@@ -54,6 +52,9 @@ class MessageQueue:
             default ``None``, for never. Equal messages are counted as one.
         max_length: How many messages the queue may hold, those not counted that are given back; default ``None``, for
             any number. It binds who puts through a queue with this argument.
+        propagate: Put messages into an envelope, with what the application's propagators have to say of the span of
+            ``put``, by default its trace context, and the time. ``get`` and ``take`` take it off, also without this
+            argument; all others get it. Default ``False``.
 
     Raises:
         TypeError: ``client`` is neither a pool nor a client.
@@ -69,6 +70,7 @@ class MessageQueue:
         lease: float = 30.0,
         max_deliveries: int | None = None,
         max_length: int | None = None,
+        propagate: bool = False,
     ) -> None:
         if not name:
             raise ValueError("a queue needs a name")
@@ -78,11 +80,12 @@ class MessageQueue:
         self.name = name
         self.client = _client_of(client)
         self._keys = Keys(name)
-        self._pop = Pop(name)
+        self._telemetry = QueueTelemetry(self.client.telemetry, name, propagate=propagate)
+        self._pop = Pop(name, self._telemetry)
         terms = Terms(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
-        self._leases = Leases(self.client, self._keys, terms)
+        self._leases = Leases(self.client, self._keys, terms, self._telemetry)
         self._max_length = None if max_length is None else _count("max_length", max_length)
-        self._put = MonitoredScript(self.client, PUT)
+        self._putting = Putting(self.client, name, self._max_length, self._telemetry, propagate=propagate)
         self._revive = MonitoredScript(self.client, REVIVE)
 
     def __repr__(self) -> str:
@@ -111,7 +114,7 @@ class MessageQueue:
             count: How many at most.
             timeout: As in ``get``, and so is what is raised.
         """
-        return await self._popped(Pop(self.name, _count("count", count)), timeout)
+        return await self._popped(Pop(self.name, self._telemetry, _count("count", count)), timeout)
 
     async def _popped(self, pop: Pop, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
         seconds = _whole_seconds(timeout)
@@ -119,7 +122,8 @@ class MessageQueue:
         messages: list[bytes] | None = await self.client.execute_command(*args, **{FETCH: pop})
         if messages is None:
             raise TimedOutError("Timed out waiting for the message queue.")
-        return messages
+        payloads, _ = self._telemetry.opened(messages)
+        return payloads
 
     def take(self, timeout: float | None = None) -> Taking[bytes]:
         """Hold the message at the head while a block runs: ``async with queue.take() as message: …``.
@@ -136,7 +140,7 @@ class MessageQueue:
             redis.exceptions.RedisError: On leaving: the acknowledgement has got no answer for five seconds, or a lease
                 if that is less. The message may come again.
         """
-        return Taking(self._leases, 1, _seconds(timeout), _the_only_one)
+        return Taking(self._leases, None, _seconds(timeout), _the_only_one)
 
     def take_many(self, count: int, timeout: float | None = None) -> Taking[list[bytes]]:
         """Hold up to ``count`` messages: those that are there, or the first one that comes.
@@ -184,7 +188,7 @@ class MessageQueue:
             redis.exceptions.DataError: The message is of another type.
             ValueError: The timeout is negative, not a number, or more than a billion seconds.
         """
-        await self.put_many((message,), timeout)
+        await self._put((message,), timeout, is_batch=False)
 
     async def put_many(self, messages: Iterable[EncodableT], timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
         """Append messages in one piece, all or none; the arguments, and what is raised, are as in ``put``.
@@ -196,27 +200,16 @@ class MessageQueue:
         if isinstance(messages, str | bytes | bytearray | memoryview):
             message = f"several messages are wanted, not one {type(messages).__name__}"
             raise TypeError(message)
+        await self._put(tuple(messages), timeout, is_batch=True)
+
+    async def _put(self, messages: Sequence[EncodableT], timeout: float | None, *, is_batch: bool) -> None:  # noqa: ASYNC109 - as in get()
         seconds = _seconds(timeout)
-        messages = tuple(messages)
-        if not messages:
-            return
-        if self._max_length is None:
-            await self.client.rpush(self.name, *messages)
-        elif len(messages) > self._max_length:
+        if self._max_length is not None and len(messages) > self._max_length:
             message = f"{len(messages)} messages at once in a queue for {self._max_length}"
             raise ValueError(message)
-        else:
-            await self._put_when_there_is_room(messages, self._max_length, seconds)
-
-    async def _put_when_there_is_room(self, messages: Sequence[EncodableT], most: int, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        failures = 0
-        while not await self._put([self.name], [most, *messages]):
-            if (left := deadline - loop.time()) <= 0:
-                raise TimedOutError("Timed out waiting for room in the message queue.")
-            await asyncio.sleep(min(left, _BACKOFF.compute(failures)))
-            failures += 1
+        if messages:
+            depth = await self._putting.put(messages, seconds, is_batch=is_batch)
+            self._telemetry.view.see(depth)
 
     async def dead(self) -> list[bytes]:
         """The messages that were delivered ``max_deliveries`` times, the oldest first; they stay where they are."""

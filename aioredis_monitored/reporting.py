@@ -1,5 +1,6 @@
 """What a pool tells of itself: a name of its own, what gauges look at, and what becomes of its connections."""
 
+from collections.abc import Iterable
 from itertools import chain, count
 from threading import Lock
 from typing import Self
@@ -10,6 +11,7 @@ from aioredis_monitored.lending import LendingPool
 from aioredis_monitored.multiplexer import Multiplexer
 from aioredis_monitored.sockets import is_readable
 from aioredis_monitored.telemetry import semconv
+from aioredis_monitored.telemetry.queueview import QueueView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
 _naming = Lock()
@@ -91,6 +93,10 @@ class ReportingPool(LendingPool):
         """How many calls on the shared connection are owed a reply."""
         multiplexer = self.multiplexer
         return 0 if multiplexer is None else multiplexer.in_flight()
+
+    def queues(self) -> Iterable[QueueView]:
+        """The queues on it."""
+        return list(self.telemetry.queues.values())
 
     def hottest(self, count: int) -> dict[tuple[str, str], float]:
         """The rates of the keys that are called most, by key and access, if that is counted."""

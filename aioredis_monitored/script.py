@@ -10,7 +10,7 @@ from redis.typing import EncodableT, KeyT
 
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.telemetry.operation import Operation
-from aioredis_monitored.telemetry.part import Part
+from aioredis_monitored.telemetry.part import Observer, Part
 
 
 class MonitoredScript(AsyncScript):
@@ -39,7 +39,7 @@ class MonitoredScript(AsyncScript):
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
         return await client.execute_as(command, {}, partial(self._run, client, command))
 
-    async def run_within(self, operation: Operation | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
+    async def run_within(self, operation: Observer | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
         """Run the script on its client without a record of its own.
 
         Args:
@@ -50,7 +50,7 @@ class MonitoredScript(AsyncScript):
         command = ("EVALSHA", self.sha, len(keys), *keys, *args)
         return await self._run(cast("Handle", self.registered_client), command, operation)
 
-    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
+    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Observer | None) -> Any:
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:
@@ -58,11 +58,15 @@ class MonitoredScript(AsyncScript):
         name, _, *arguments = command
         return await client.execute_within(operation, name, self.sha, *arguments)
 
-    async def load(self) -> None:
-        """Tell the server the script."""
-        await self._load(cast("Handle", self.registered_client), None)
+    async def load(self, operation: Observer | None) -> None:
+        """Tell the server the script.
 
-    async def _load(self, client: Handle, operation: Operation | None) -> None:
-        loading = None if operation is None else Part(operation)
+        Args:
+            operation: Learns how it goes.
+        """
+        await self._load(cast("Handle", self.registered_client), operation)
+
+    async def _load(self, client: Handle, operation: Observer | None) -> None:
+        loading = Part(operation) if isinstance(operation, Operation) else operation
         # As in redis-py, the server's word counts: its client may encode the text in another way.
         self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)

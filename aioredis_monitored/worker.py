@@ -95,11 +95,11 @@ class Worker:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         self._idle.add(task)
         try:
-            consumer = await self._leases.take(1, 0)
+            consumer = await self._leases.take(None, 0)
             if consumer is None:
                 async with self._turn:
                     while consumer is None:
-                        consumer = await self._leases.take(1, inf)
+                        consumer = await self._leases.take(None, inf)
         finally:
             self._idle.discard(task)
         return consumer
@@ -107,7 +107,7 @@ class Worker:
     async def _handled(self, consumer: Consumer, failures: int) -> bool:
         side: str | None = HEAD
         try:
-            if await self._succeeds(consumer.messages[0]):
+            if await self._succeeds(consumer):
                 side = None
             else:
                 side = TAIL
@@ -127,9 +127,10 @@ class Worker:
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, _kind(error))
         return True
 
-    async def _succeeds(self, message: bytes) -> bool:
+    async def _succeeds(self, consumer: Consumer) -> bool:
         try:
-            await self._handler(message)
+            with self._leases.process(consumer):
+                await self._handler(consumer.messages[0])
         except asyncio.CancelledError:
             if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                 raise

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
+from aioredis_monitored.telemetry.attributes import About
+
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
 # Seconds that a caller which leaves waits until what was on its way is put back.
@@ -15,9 +17,13 @@ class Fetch(Protocol):
     Attributes:
         longest_wait: Seconds that the server may be asked to wait: it is asked again and again, so that one finds out
             when it is gone.
+        about: What operation it is.
+        is_batch: Whether it may be any number of messages.
     """
 
     longest_wait: float
+    about: About
+    is_batch: bool
 
     def at_once(self) -> tuple[Any, ...]:
         """The command that fetches what is there."""

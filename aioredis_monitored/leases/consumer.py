@@ -1,11 +1,12 @@
 """What Redis knows a holder of messages by, and how messages get to it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.keys import Keys
+from aioredis_monitored.telemetry.attributes import About
 
 
 class Terms(NamedTuple):
@@ -41,10 +42,12 @@ class Consumer:
         heartbeat: The key that exists while it lives.
         taken: The key of the list of what it holds.
         messages: What it holds.
+        carriers: What came with them.
+        is_batch: Whether these could have been any number.
         is_doubted: Whether it was in vain that one tried to acknowledge them.
     """
 
-    __slots__ = ("_keys", "_terms", "heartbeat", "id", "is_doubted", "messages", "taken")
+    __slots__ = ("_keys", "_terms", "carriers", "heartbeat", "id", "is_batch", "is_doubted", "messages", "taken")
 
     def __init__(self, keys: Keys, terms: Terms, id: str | None = None) -> None:  # noqa: A002 - what it is
         self._keys = keys
@@ -53,6 +56,8 @@ class Consumer:
         self.heartbeat = keys.heartbeat(self.id)
         self.taken = keys.taken(self.id)
         self.messages: list[bytes] = []
+        self.carriers: list[Mapping[str, str]] = []
+        self.is_batch = False
         self.is_doubted = False
 
     def registration(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
@@ -88,15 +93,20 @@ class Take:
     Args:
         consumer: Who takes them.
         queue: The key of the list that they are in.
-        count: How many at most.
+        count: How many at most; ``None`` for the first one.
+        about: What operation it is.
         sha: Of the script that takes what is there.
         longest_wait: How long the server may be asked to wait for one, in seconds.
     """
 
-    def __init__(self, consumer: Consumer, queue: str, count: int, sha: str, longest_wait: float) -> None:
+    def __init__(
+        self, consumer: Consumer, queue: str, count: int | None, about: About, sha: str, longest_wait: float
+    ) -> None:
         self._consumer = consumer
         self._queue = queue
-        self._count = count
+        self._count = count or 1
+        self.is_batch = count is not None
+        self.about = about
         self._sha = sha
         self.longest_wait = longest_wait
 

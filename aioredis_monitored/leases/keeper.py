@@ -11,6 +11,7 @@ from aioredis_monitored.commands import text_of
 from aioredis_monitored.leases.consumer import Consumer, Terms
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.telemetry.ambience import silence
+from aioredis_monitored.telemetry.queueview import QueueView
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
@@ -34,6 +35,7 @@ class Keeper:
         terms: How long a lease is.
         alive: The consumers of this process that hold or await something.
         recover: Gives back what a dead consumer has held.
+        view: Told how many messages there are.
     """
 
     def __init__(
@@ -43,12 +45,14 @@ class Keeper:
         terms: Terms,
         alive: Collection[Consumer],
         recover: Callable[[Consumer], Awaitable[None]],
+        view: QueueView,
     ) -> None:
         self._client = client
         self._keys = keys
         self._terms = terms
         self._alive = alive
         self._recover = recover
+        self._view = view
         self._timer: asyncio.TimerHandle | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_wanted = False
@@ -101,13 +105,14 @@ class Keeper:
                 await self._sweep()
 
     async def _renew(self) -> None:
-        if not self._alive:
-            return
         async with self._client.pipeline(transaction=False) as pipe:
             for consumer in self._alive:
                 for command in consumer.registration():
                     pipe.execute_command(*command)
-            await pipe.execute()
+            pipe.llen(self._keys.queue)
+            pipe.llen(self._keys.dead)
+            *_, depth, dead = await pipe.execute()
+        self._view.see(depth, dead)
 
     async def _sweep(self) -> None:
         keys, client = self._keys, self._client

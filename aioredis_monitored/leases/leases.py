@@ -1,7 +1,9 @@
 """Taking messages, acknowledging them, giving them back: at no time can one be lost."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from math import isinf
 from typing import Any, Final
 
 from redis.exceptions import NoScriptError, RedisError
@@ -17,6 +19,11 @@ from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.patience import finish
 from aioredis_monitored.retry import may_pass
 from aioredis_monitored.script import MonitoredScript
+from aioredis_monitored.telemetry.attributes import About
+from aioredis_monitored.telemetry.messaging import Processing
+from aioredis_monitored.telemetry.operation import Operation
+from aioredis_monitored.telemetry.part import Part
+from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry
 
 # Seconds for which what may be repeated is tried again while the server cannot be reached, and between two attempts.
 _PERSISTENCE: Final = 5.0
@@ -30,24 +37,31 @@ class Leases:
         client: What to do it on.
         keys: Those of the queue.
         terms: On what terms messages are held.
+        telemetry: Of the queue.
     """
 
-    def __init__(self, client: MonitoredRedisConnection, keys: Keys, terms: Terms) -> None:
+    def __init__(self, client: MonitoredRedisConnection, keys: Keys, terms: Terms, telemetry: QueueTelemetry) -> None:
         self._client = client
         self._keys = keys
         self._terms = terms
+        self._telemetry = telemetry
         self._take = MonitoredScript(client, scripts.TAKE)
         self._acknowledge = MonitoredScript(client, scripts.ACKNOWLEDGE)
         self._give_back = MonitoredScript(client, scripts.GIVE_BACK)
         self._free: list[Consumer] = []
         self._alive: set[Consumer] = set()
-        self._keeper = Keeper(client, keys, terms, self._alive, self._recover)
+        self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
+        telemetry.view.watch(self)
 
-    async def take(self, count: int, seconds: float) -> Consumer | None:
+    def __len__(self) -> int:
+        """How many messages are held."""
+        return sum(len(consumer.messages) for consumer in list(self._alive))
+
+    async def take(self, count: int | None, seconds: float) -> Consumer | None:
         """Take what is there, or comes within so many seconds: as many as asked for of the former, one of the latter.
 
         Args:
-            count: How many to take at most.
+            count: How many to take at most; ``None`` for the first one.
             seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
 
         Returns:
@@ -67,16 +81,23 @@ class Leases:
         if messages is None:
             self._let_go(consumer, is_clean=True)
             return None
-        consumer.messages = messages
+        consumer.messages, consumer.carriers = self._telemetry.opened(messages)
+        consumer.is_batch = count is not None
         return consumer
 
-    async def _fetch(self, consumer: Consumer, count: int, seconds: float) -> list[bytes] | None:
-        fetch = Take(consumer, self._keys.queue, count, self._take.sha, self._terms.lease / 3)
+    async def _fetch(self, consumer: Consumer, count: int | None, seconds: float) -> list[bytes] | None:
+        queue, about = self._keys.queue, self._telemetry.take
+        fetch = Take(consumer, queue, count, about, self._take.sha, self._terms.lease / 3)
+        command = ("BLMOVE", queue, consumer.taken, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
+        return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
+
+    async def _fetched(self, fetch: Take, seconds: float, operation: Delivery | None) -> list[bytes] | None:
+        messages: list[bytes] | None
         try:
-            messages: list[bytes] | None = await self._client.fetch(fetch, seconds, None)
+            messages = await self._client.fetch_within(fetch, seconds, operation)
         except NoScriptError:
-            await self._take.load()
-            messages = await self._client.fetch(fetch, seconds, None)
+            await self._take.load(None if operation is None else Part(operation))
+            messages = await self._client.fetch_within(fetch, seconds, operation)
         return messages
 
     def _let_go(self, consumer: Consumer, *, is_clean: bool) -> None:
@@ -85,6 +106,10 @@ class Leases:
         if is_clean:
             self._free.append(consumer)
 
+    def process(self, consumer: Consumer) -> Processing:
+        """The record of what is done with what it holds."""
+        return self._telemetry.processing(consumer.carriers, self._client.server_span)
+
     async def acknowledge(self, consumer: Consumer) -> None:
         """Delete what it holds, also if this is cancelled, which is then a second late at most.
 
@@ -92,21 +117,24 @@ class Leases:
             LeaseLostError: It holds that no longer: another consumer has it.
             redis.exceptions.RedisError: The server cannot be reached; it comes back when the lease has ended.
         """
+        keys = consumer.acknowledging()
         try:
-            await finish(lambda: self._acknowledged(consumer), SETTLE_SECONDS)
+            await self._settle(
+                self._telemetry.ack, consumer, self._acknowledge, keys, partial(self._acknowledged, consumer, keys)
+            )
         except BaseException:
             self._let_go(consumer, is_clean=False)
             raise
         self._let_go(consumer, is_clean=not consumer.is_doubted)
 
-    async def _acknowledged(self, consumer: Consumer) -> None:
-        there = await self._persist(consumer, self._acknowledge, consumer.acknowledging(), ())
-        lost = len(consumer.messages) - there
+    async def _acknowledged(self, consumer: Consumer, keys: Sequence[str], operation: Operation | None) -> None:
+        there = await self._persist(consumer, self._acknowledge, keys, (), operation)
+        total = len(consumer.messages)
+        lost = total - there
         # After an attempt without an answer, what is no longer there may have been deleted by that.
         if lost and not consumer.is_doubted:
-            message = (
-                f"queue {self._keys.queue!r}: {lost} of {len(consumer.messages)} messages are another consumer's now"
-            )
+            self._telemetry.note_lease_lost(lost)
+            message = f"queue {self._keys.queue!r}: {lost} of {total} messages are another consumer's by now"
             raise LeaseLostError(message)
 
     async def give_back(self, consumer: Consumer, side: str) -> None:
@@ -118,27 +146,62 @@ class Leases:
             consumer: Who holds it.
             side: The end of the queue, ``HEAD`` or ``TAIL``.
         """
+        keys, arguments = consumer.giving_back(side, counts=True, may_live=True)
         try:
-            await finish(lambda: self._given_back(consumer, side, may_live=True), SETTLE_SECONDS)
+            await self._settle(
+                self._telemetry.nack,
+                consumer,
+                self._give_back,
+                keys,
+                partial(self._given_back, consumer, keys, arguments),
+            )
         except RedisError:
             # Whoever gives back has an error of its own to tell.
             return
         finally:
             self._let_go(consumer, is_clean=False)
 
-    async def _given_back(self, consumer: Consumer, side: str, *, may_live: bool) -> int:
-        keys, arguments = consumer.giving_back(side, counts=True, may_live=may_live)
+    async def _settle(
+        self,
+        about: About,
+        consumer: Consumer,
+        script: MonitoredScript,
+        keys: Sequence[str],
+        settle: Callable[[Operation | None], Coroutine[Any, Any, object]],
+    ) -> None:
+        async def finished(operation: Delivery | None) -> None:
+            if operation is not None:
+                operation.concern(len(consumer.messages), is_batch=consumer.is_batch)
+            await finish(lambda: settle(operation), SETTLE_SECONDS)
+
+        await self._client.execute_about(about, ("EVALSHA", script.sha, len(keys), *keys), finished)
+
+    async def _given_back(
+        self,
+        consumer: Consumer,
+        keys: Sequence[str],
+        arguments: Sequence[EncodableT],
+        operation: Operation | None,
+    ) -> int:
         count, is_more = 0, True
         while is_more:
-            back, dead, is_more = await self._persist(consumer, self._give_back, keys, arguments)
+            back, dead, is_more = await self._persist(consumer, self._give_back, keys, arguments, operation)
             count += back + dead
         return count
 
     async def _recover(self, consumer: Consumer) -> None:
-        await self._given_back(consumer, scripts.HEAD, may_live=False)
+        keys, arguments = consumer.giving_back(scripts.HEAD, counts=True, may_live=False)
+        count = await self._given_back(consumer, keys, arguments, None)
+        if count:
+            self._telemetry.note_recovered(count)
 
     async def _persist(
-        self, consumer: Consumer, script: MonitoredScript, keys: Sequence[str], arguments: Sequence[EncodableT]
+        self,
+        consumer: Consumer,
+        script: MonitoredScript,
+        keys: Sequence[str],
+        arguments: Sequence[EncodableT],
+        operation: Operation | None,
     ) -> Any:
         """Run a script that may be repeated until it is answered, for as long as that makes sense."""
         loop = asyncio.get_running_loop()
@@ -147,7 +210,8 @@ class Leases:
         while True:
             try:
                 consumer.is_doubted = True
-                reply = await script.run_within(None, keys, *arguments)
+                part = None if operation is None else Part(operation)
+                reply = await script.run_within(part, keys, *arguments)
             except RedisError as error:
                 was_doubted = True
                 if loop.time() > deadline or not may_pass(error):

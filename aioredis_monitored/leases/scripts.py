@@ -71,11 +71,3 @@ for number = 1, ARGV[1] do
 end
 return tonumber(ARGV[1])
 """
-
-# KEYS: queue. ARGV: how many it may hold, the messages. Returns how many it holds, or 0 if it has no room.
-PUT: Final = """
-if redis.call('LLEN', KEYS[1]) + #ARGV - 1 > tonumber(ARGV[1]) then return 0 end
-local depth = 0
-for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
-return depth
-"""

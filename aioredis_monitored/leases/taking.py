@@ -10,6 +10,7 @@ from aioredis_monitored.leases.scripts import HEAD, TAIL
 
 if TYPE_CHECKING:
     from aioredis_monitored.leases.consumer import Consumer
+    from aioredis_monitored.telemetry.messaging import Processing
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -19,30 +20,35 @@ class Taking(Generic[T_co]):
 
     Args:
         leases: Of the queue.
-        count: How many messages to take at most.
+        count: How many messages to take at most; ``None`` for the first one.
         seconds: How long to wait for the first one; ``math.inf`` for ever, 0 not at all.
         shape: Makes of them what the block gets.
     """
 
-    def __init__(self, leases: Leases, count: int, seconds: float, shape: Callable[[list[bytes]], T_co]) -> None:
+    def __init__(self, leases: Leases, count: int | None, seconds: float, shape: Callable[[list[bytes]], T_co]) -> None:
         self._leases = leases
         self._count = count
         self._seconds = seconds
         self._shape = shape
         self._consumer: Consumer | None = None
+        self._processing: Processing | None = None
 
     async def __aenter__(self) -> T_co:
         self._consumer = consumer = await self._leases.take(self._count, self._seconds)
         if consumer is None:
             raise TimedOutError("Timed out waiting for the message queue.")
+        self._processing = self._leases.process(consumer)
+        self._processing.__enter__()
         return self._shape(consumer.messages)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        consumer, self._consumer = self._consumer, None
-        if consumer is None:
+        consumer, processing = self._consumer, self._processing
+        if consumer is None or processing is None:
             return
+        self._consumer = self._processing = None
+        processing.__exit__(kind, error, traceback)
         if error is None:
             await self._leases.acknowledge(consumer)
         else:

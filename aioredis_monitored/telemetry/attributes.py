@@ -1,6 +1,5 @@
-"""What a call, a server and a failure mean in the terms of the semantic conventions; nothing here records anything."""
+"""What a call and a server mean in the terms of the semantic conventions; nothing here records anything."""
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,10 +8,8 @@ from typing import Any, NamedTuple, Self
 from opentelemetry.trace import SpanKind
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored import commands
-from aioredis_monitored.errors import cause_of
 from aioredis_monitored.querytext import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.cardinality import Countable
@@ -20,7 +17,6 @@ from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.traits import awaits_data
 
 _DEFAULT_PORT = 6379
-_ERROR_PREFIX = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
 # Commands of modules, and mistakes.
 _MOST_UNKNOWN = 200
 _MOST_TEXTS = 100
@@ -121,6 +117,22 @@ class Call:
         return replace(self, span_attributes=self.span_attributes | added)
 
 
+class About(NamedTuple):
+    """What an operation on messages is (messaging-spans.md).
+
+    Attributes:
+        name: Of the operation.
+        kind: Of the operation.
+        queue: Where the messages are.
+        renames: Whether its span is called by it, or by its command.
+    """
+
+    name: str
+    kind: str
+    queue: str
+    renames: bool
+
+
 class Describer:
     """Puts calls on one server into the conventions' terms.
 
@@ -167,14 +179,41 @@ class Describer:
         name = self._options.name_of(attributes, summary or name)
         return replace(call, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
-    def processing(self, channel: object) -> Call:
-        """What is done with a message (messaging-spans.md), which is no call to the server."""
+    def about(self, args: Sequence[Any], about: About) -> Call:
+        """A command by which messages are sent, received or settled.
+
+        A producer's is what carries its context along (messaging-spans.md, "Span kind"), as its name then tells.
+        """
+        call = self.command(args)
+        name, attributes = self._messaging(about.name, about.kind, about.queue)
+        if not about.renames:
+            return call.with_span_attributes(attributes)
+        attributes = call.span_attributes | attributes
+        kind = SpanKind.PRODUCER if about.kind == semconv.OPERATION_TYPE_SEND else SpanKind.CLIENT
+        name = self._options.name_of(attributes, name)
+        return replace(call, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
+
+    def messages(self, about: About) -> dict[str, Any]:
+        """What the points of such an operation have in common."""
+        _, attributes = self._messaging(about.name, about.kind, about.queue)
+        return self._address() | attributes
+
+    def processing(self, channel: object, *, of_queue: bool) -> Call:
+        """What is done with a message (messaging-spans.md), which is no call to the server.
+
+        Args:
+            channel: Where it came from.
+            of_queue: Whether there are few of these; any other channel's name would be a time series.
+        """
         name, attributes = self._messaging(own.OPERATION_PROCESS, semconv.OPERATION_TYPE_PROCESS, channel)
-        server = {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
-        # A channel's name would be a time series.
-        of_points = {key: attributes[key] for key in _FEW_VALUES if key in attributes}
+        server = self._address()
+        few = (*_FEW_VALUES, semconv.MESSAGING_DESTINATION_NAME) if of_queue else _FEW_VALUES
+        of_points = {key: attributes[key] for key in few if key in attributes}
         name = self._options.name_of(server | attributes, name)
         return Call(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
+
+    def _address(self) -> dict[str, Any]:
+        return {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
 
     def _messaging(self, name: str, kind: str, channel: object) -> tuple[str, dict[str, Any]]:
         """The name of a span about a message, and its attributes."""
@@ -248,45 +287,3 @@ class Describer:
         chosen = self._options.name_of(span_attributes, name)
         is_bare = chosen == name and summary is None and target is None
         return Call(chosen, span_attributes, point_attributes, self.query_text, lacks_target=is_bare)
-
-
-class Failure(NamedTuple):
-    """How a call failed: ``error.type``, and the prefix of the server's error reply if there was one."""
-
-    error_type: str
-    status_code: str | None
-    is_error: bool
-
-    def attributes(self) -> dict[str, str]:
-        """What a span and a point of a failed call have in common."""
-        attributes = {semconv.ERROR_TYPE: self.error_type}
-        if self.status_code is not None:
-            attributes[semconv.DB_RESPONSE_STATUS_CODE] = self.status_code
-        return attributes
-
-
-def failure_of(error: BaseException) -> Failure | None:
-    """Classify an exception; ``None`` means that it is no failure.
-
-    ``error.type`` is the prefix of Redis's error reply (``WRONGTYPE``), or else the class with its module, as the
-    SDK writes ``exception.type``: ``redis.exceptions.ConnectionError`` is not the builtin ``ConnectionError``.
-    A cancellation gives a type but is no error; a ``WatchError`` is the answer that optimistic locking asks for, unless
-    redis-py raises it in place of a broken connection's error.
-    """
-    if isinstance(error, WatchError):
-        broken = cause_of(error)
-        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
-    code = _status_code(error)
-    cls = type(error)
-    name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
-    return Failure(code or name, code, isinstance(error, Exception))
-
-
-def _status_code(error: BaseException) -> str | None:
-    # Error classes of an application may have forgotten their base's constructor, or have something else by this name.
-    code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
-    if code is None and isinstance(error, ResponseError) and error.args:
-        # redis-py strips and keeps only the prefixes it has a class for; all others still lead the text.
-        code = error.args[0]
-    match = _ERROR_PREFIX.match(code) if isinstance(code, str) else None
-    return None if match is None else match[0]

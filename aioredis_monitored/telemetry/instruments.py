@@ -18,6 +18,8 @@ SCOPE: Final = "aioredis_monitored"
 DURATION_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 # As the conventions advise; what is done with a message is not as quick as a call.
 PROCESS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+# Messages wait for hours, if their consumers do.
+QUEUE_BOUNDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
 
 # More are not worth a time series each.
 _HOTTEST: Final = 10
@@ -43,8 +45,26 @@ class MeasuredPool(Protocol):
     def in_flight(self) -> int:
         """How many calls on the shared connection are owed a reply."""
 
+    def queues(self) -> Iterable["MeasuredQueue"]:
+        """The queues on it."""
+
     def hottest(self, count: int) -> dict[tuple[str, str], float]:
         """The rates of the keys that are called most, by key and access, if that is counted."""
+
+
+class MeasuredQueue(Protocol):
+    """What the gauges read of a queue."""
+
+    attributes: dict[str, Any]
+
+    def depth(self) -> int | None:
+        """How many messages are in it, if that is known."""
+
+    def dead(self) -> int | None:
+        """How many are dead, if that is known."""
+
+    def in_flight(self) -> int:
+        """How many this process holds."""
 
 
 class Instruments:
@@ -75,6 +95,33 @@ class Instruments:
         )
         self.process_duration = self._durations(
             semconv.MESSAGING_PROCESS_DURATION, "Duration of processing operation.", PROCESS_BOUNDS
+        )
+        self.message_duration = self._durations(
+            semconv.MESSAGING_CLIENT_OPERATION_DURATION,
+            "Duration of messaging operation initiated by a producer or consumer client.",
+            PROCESS_BOUNDS,
+        )
+        self.sent_messages = meter.create_counter(
+            semconv.MESSAGING_CLIENT_SENT_MESSAGES,
+            "{message}",
+            "Number of messages producer attempted to send to the broker.",
+        )
+        self.consumed_messages = meter.create_counter(
+            semconv.MESSAGING_CLIENT_CONSUMED_MESSAGES,
+            "{message}",
+            "Number of messages that were delivered to the application.",
+        )
+        self.queue_time = self._durations(
+            own.QUEUE_TIME, "The time from the sending of a message to its delivery.", QUEUE_BOUNDS
+        )
+        self.queue_recovered = meter.create_counter(
+            own.QUEUE_RECOVERED, "{message}", "The number of messages that were recovered from dead consumers."
+        )
+        self.queue_lease_lost = meter.create_counter(
+            own.QUEUE_LEASE_LOST, "{message}", "The number of messages whose lease was lost to another consumer."
+        )
+        self.queue_unsettled = meter.create_counter(
+            own.QUEUE_UNSETTLED, "{get}", "The number of cancelled gets that may have lost a message."
         )
         self.lock_wait_time = self._durations(
             own.LOCK_WAIT_TIME, "The time from asking for a lock to having it or giving up."
@@ -141,6 +188,24 @@ class Instruments:
                 "The number of operations on the shared connection that are owed a reply.",
                 lambda pool: ((pool.in_flight(), {}),),
             ),
+            (
+                own.QUEUE_DEPTH,
+                "{message}",
+                "The number of messages in a queue, as this process has seen it last.",
+                _of_queues(lambda queue: queue.depth()),
+            ),
+            (
+                own.QUEUE_DEAD,
+                "{message}",
+                "The number of messages that were delivered too often, as this process has seen it last.",
+                _of_queues(lambda queue: queue.dead()),
+            ),
+            (
+                own.QUEUE_IN_FLIGHT,
+                "{message}",
+                "The number of messages that this process holds.",
+                _of_queues(lambda queue: queue.in_flight()),
+            ),
         )
         for name, unit, description, measure in gauges:
             self._meter.create_observable_up_down_counter(name, [self._callback(measure)], unit, description)
@@ -178,6 +243,10 @@ class Instruments:
     def unwatch(self, pool: MeasuredPool) -> None:
         """Let the gauges look at it no more."""
         self._pools.pop(id(pool), None)
+
+
+def _of_queues(count: Callable[[MeasuredQueue], int | None]) -> _Measure:
+    return lambda pool: ((number, queue.attributes) for queue in pool.queues() if (number := count(queue)) is not None)
 
 
 def _hot_keys(pool: MeasuredPool) -> Iterable[tuple[float, dict[str, Any]]]:

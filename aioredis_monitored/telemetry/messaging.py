@@ -1,6 +1,6 @@
 """What goes with a message: the trace context that it carries, and the recorder of what is done with it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from time import perf_counter, time_ns
 from types import TracebackType
 from typing import Any
@@ -27,14 +27,19 @@ def carrier_of(here: Context | None) -> dict[str, str]:
         return {}
 
 
-def _links_of(carrier: Mapping[str, str]) -> list[Link]:
-    try:
-        # Into an empty context: what a carrier does not tell must not be taken from the current one.
-        sent = trace.get_current_span(propagate.extract(carrier, Context())).get_span_context()
-    except BaseException as trouble:  # noqa: BLE001 - see report
-        report(trouble)
-        return []
-    return [Link(sent)] if sent.is_valid else []
+def links_of(carriers: Iterable[Mapping[str, str]]) -> list[Link]:
+    """Links to the spans that have sent messages."""
+    links = []
+    for carrier in carriers:
+        try:
+            # Into an empty context: what a carrier does not tell must not be taken from the current one.
+            sent = trace.get_current_span(propagate.extract(carrier, Context())).get_span_context()
+        except BaseException as trouble:  # noqa: BLE001 - see report
+            report(trouble)
+        else:
+            if sent.is_valid:
+                links.append(Link(sent))
+    return links
 
 
 class Processing:
@@ -48,17 +53,19 @@ class Processing:
     Args:
         telemetry: Where to record.
         channel: Where the message came from.
-        carrier: What it carried; ``None`` if it had no envelope.
+        carriers: What it carried, if it had an envelope; those of several that are handled at once.
         parent: The parent span; ``None`` means the one that is current, unless that has ended: a task that was created
             in a request keeps the request's span for life.
+        of_queue: Whether the channel is a queue, of which there are few; default ``False``.
     """
 
     __slots__ = (
         "_began",
         "_call",
-        "_carrier",
+        "_carriers",
         "_channel",
         "_here",
+        "_of_queue",
         "_parent",
         "_span",
         "_started",
@@ -67,12 +74,19 @@ class Processing:
     )
 
     def __init__(
-        self, telemetry: Telemetry, channel: object, carrier: Mapping[str, str] | None, parent: Span | None
+        self,
+        telemetry: Telemetry,
+        channel: object,
+        carriers: Iterable[Mapping[str, str]],
+        parent: Span | None,
+        *,
+        of_queue: bool = False,
     ) -> None:
         self._telemetry = telemetry
         self._channel = channel
-        self._carrier = carrier
+        self._carriers = carriers
         self._parent = parent
+        self._of_queue = of_queue
         self._call: Call | None = None
         self._span: Span | None = None
 
@@ -83,14 +97,14 @@ class Processing:
         if not self._telemetry.is_heard() or is_suppressed(self._here):
             return
         try:
-            self._call = self._telemetry.processing_call(self._channel)
+            self._call = self._telemetry.processing_call(self._channel, of_queue=self._of_queue)
             if self._telemetry.is_traced:
                 self._start_span(self._call)
         except BaseException as trouble:  # noqa: BLE001 - see report
             report(trouble)
 
     def _start_span(self, call: Call) -> None:
-        links = [] if self._carrier is None else _links_of(self._carrier)
+        links = links_of(self._carriers)
         parent = self._parent or trace.get_current_span(self._here)
         # Only the SDK's spans know that they have ended.
         if getattr(parent, "end_time", None) is not None:

@@ -8,14 +8,15 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Link, Span, Status, StatusCode
 from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.sockets import Peer, peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.ambience import WHOLE, is_suppressed
-from aioredis_monitored.telemetry.attributes import Call, Failure
+from aioredis_monitored.telemetry.attributes import Call
+from aioredis_monitored.telemetry.failure import Failure
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
@@ -58,6 +59,7 @@ class Operation:
     _span: Span | None = None
     _noted: list[tuple[BaseException, Failure | None]] | None = None
     _peer: Peer | None = None
+    _links: Sequence[Link] | None = None
     _waited = _connecting = _in_parts = 0.0
     # When its reply was read, unless it went on since.
     _read: float | None = None
@@ -205,7 +207,7 @@ class Operation:
                         self._tell_waiting(elapsed, attributes)
                     if span is None:
                         span = telemetry.tracer.start_span(
-                            call.span_name, here, call.kind, attributes, None, self._began
+                            call.span_name, here, call.kind, attributes, self._links, self._began
                         )
                     else:
                         span.set_attributes(attributes)

@@ -22,8 +22,22 @@ REPEATED_MORE_THAN: Final = f"{_OURS}.repeated.more_than"
 
 # Conventions name other brokers only, and leave the names of operations to each of them.
 MESSAGING_SYSTEM_REDIS: Final = "redis"
+OPERATION_ACK: Final = "ack"
+OPERATION_NACK: Final = "nack"
 OPERATION_PROCESS: Final = "process"
 OPERATION_PUBLISH: Final = "publish"
+OPERATION_RECEIVE: Final = "receive"
+OPERATION_SEND: Final = "send"
+# A queue: how many messages are in it, how many this process holds, how many are in the list of the dead; those that
+# were recovered from dead consumers, those whose lease was lost to another one, and those that a cancelled get may have
+# lost; how long they were in the queue. Conventions have none of these.
+QUEUE_DEPTH: Final = f"{_OURS}.queue.depth"
+QUEUE_IN_FLIGHT: Final = f"{_OURS}.queue.in_flight"
+QUEUE_DEAD: Final = f"{_OURS}.queue.dead"
+QUEUE_RECOVERED: Final = f"{_OURS}.queue.recovered"
+QUEUE_LEASE_LOST: Final = f"{_OURS}.queue.lease_lost"
+QUEUE_UNSETTLED: Final = f"{_OURS}.queue.unsettled"
+QUEUE_TIME: Final = f"{_OURS}.queue.time"
 
 # What callers share one connection for; conventions know connections that one caller has at a time.
 CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"

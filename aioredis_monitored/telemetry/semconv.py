@@ -43,6 +43,7 @@ DB_CLIENT_CONNECTION_USE_TIME: Final = "db.client.connection.use_time"
 DB_CLIENT_CONNECTION_WAIT_TIME: Final = "db.client.connection.wait_time"
 
 # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
+MESSAGING_BATCH_MESSAGE_COUNT: Final = "messaging.batch.message_count"
 MESSAGING_DESTINATION_NAME: Final = "messaging.destination.name"
 MESSAGING_DESTINATION_TEMPLATE: Final = "messaging.destination.template"
 MESSAGING_OPERATION_NAME: Final = "messaging.operation.name"
@@ -50,9 +51,14 @@ MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
 MESSAGING_SYSTEM: Final = "messaging.system"
 
 OPERATION_TYPE_PROCESS: Final = "process"
+OPERATION_TYPE_RECEIVE: Final = "receive"
 OPERATION_TYPE_SEND: Final = "send"
+OPERATION_TYPE_SETTLE: Final = "settle"
 
 # https://opentelemetry.io/docs/specs/semconv/messaging/messaging-metrics/
+MESSAGING_CLIENT_CONSUMED_MESSAGES: Final = "messaging.client.consumed.messages"
+MESSAGING_CLIENT_OPERATION_DURATION: Final = "messaging.client.operation.duration"
+MESSAGING_CLIENT_SENT_MESSAGES: Final = "messaging.client.sent.messages"
 MESSAGING_PROCESS_DURATION: Final = "messaging.process.duration"
 
 STATE_IDLE: Final = "idle"

@@ -10,16 +10,20 @@ from opentelemetry.context import Context
 from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, encodable, keys_of
 from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.attributes import Call, Describer, Failure, Server, failure_of
+from aioredis_monitored.telemetry.attributes import About, Call, Describer, Server
 from aioredis_monitored.telemetry.cardinality import Countable
+from aioredis_monitored.telemetry.failure import Failure, failure_of
 from aioredis_monitored.telemetry.hotkeys import HotKeys
 from aioredis_monitored.telemetry.instruments import SCOPE, Instruments, instruments_of
 from aioredis_monitored.telemetry.native import heed_native_metrics
 from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.telemetry.queueview import QueueView
 from aioredis_monitored.telemetry.trouble import report
 
 # More than an application can have.
 _MOST_TEMPLATES: Final = 1_000
+# An application names its queues; one that makes up names has more than anybody wants to see.
+_MOST_QUEUES: Final = 200
 # Servers and modules have some eighty; a script's error_reply makes one of anything.
 _MOST_PREFIXES: Final = 200
 # Descriptions that are kept: of every command there is, or of some commands with their templates.
@@ -43,6 +47,7 @@ class Telemetry:
         is_traced: Whether spans are started, as far as ``is_heard`` has seen.
         is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
         pool_attributes: Those of points about the pool.
+        queues: The queues on it.
         hot_keys: Which keys are called most, if that is counted.
         counts_keys: Whether it is.
     """
@@ -73,7 +78,11 @@ class Telemetry:
         self.is_measured = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._calls: dict[str | tuple[str, str], Call] = {}
         self._publications: dict[str, Call] = {}
+        self._about_calls: dict[tuple[str, About], Call] = {}
+        self._about_points: dict[About, dict[str, Any]] = {}
         self._templates, self._prefixes = Countable(_MOST_TEMPLATES), Countable(_MOST_PREFIXES)
+        self._queues = Countable(_MOST_QUEUES)
+        self.queues: dict[tuple[tuple[str, str], ...], QueueView] = {}
         heed_native_metrics()
 
     def is_heard(self) -> bool:
@@ -144,13 +153,47 @@ class Telemetry:
         template = templates.pop() if len(templates) == 1 else None
         return None if template is None else self._templates.of(template)
 
-    def processing_call(self, channel: object) -> Call:
-        """What is done with a message from a channel."""
-        call = self.describer.processing(channel)
-        template = call.point_attributes.get(semconv.MESSAGING_DESTINATION_TEMPLATE)
-        if template is not None:
-            call.point_attributes[semconv.MESSAGING_DESTINATION_TEMPLATE] = self._templates.of(template)
+    def processing_call(self, channel: object, *, of_queue: bool = False) -> Call:
+        """What is done with a message from a channel, or from a queue."""
+        call = self.describer.processing(channel, of_queue=of_queue)
+        self._bound_destinations(call.point_attributes)
         return call
+
+    def about_call(self, args: Sequence[Any], about: About) -> Call:
+        """A command by which messages are sent, received or settled; those of one queue are described once."""
+        place = (args[0], about)
+        known = self._about_calls.get(place)
+        if known is None:
+            if len(self._about_calls) >= _MOST_CALLS:
+                self._about_calls.clear()
+            known = self._about_calls[place] = self.describer.about(args, about)
+        template = self._template(args) if self._has_templates else None
+        return known if template is None else known.with_template(template)
+
+    def message_points(self, about: About) -> dict[str, Any]:
+        """What the points of such operations have in common, for no more queues than can be counted."""
+        known = self._about_points.get(about)
+        if known is None:
+            if len(self._about_points) >= _MOST_CALLS:
+                self._about_points.clear()
+            known = self._about_points[about] = self.describer.messages(about)
+            self._bound_destinations(known)
+        return known
+
+    def view_of(self, queue: str) -> QueueView:
+        """What is known of a queue, whoever in this process uses it."""
+        attributes, _ = self.options.destination_of(queue)
+        self._bound_destinations(attributes)
+        # Those that are not told apart are one.
+        return self.queues.setdefault(tuple(attributes.items()), QueueView(attributes))
+
+    def _bound_destinations(self, attributes: dict[str, Any]) -> None:
+        for key, bound in (
+            (semconv.MESSAGING_DESTINATION_TEMPLATE, self._templates),
+            (semconv.MESSAGING_DESTINATION_NAME, self._queues),
+        ):
+            if key in attributes:
+                attributes[key] = bound.of(attributes[key])
 
     def batch_call(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
@@ -199,16 +242,19 @@ class Telemetry:
             return False
         return not self.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
 
-    def measure(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:
+    def measure(
+        self, record: Callable[[float, dict[str, Any]], None], value: float, attributes: dict[str, Any] | None = None
+    ) -> None:
         """Record a point about the pool.
 
         Args:
             record: The method of an instrument.
             value: What it is given.
+            attributes: Those of something on the pool.
         """
         if self.is_heard() and self.is_measured:
             try:
-                record(value, self.pool_attributes)
+                record(value, self.pool_attributes | attributes if attributes else self.pool_attributes)
             except BaseException as trouble:  # noqa: BLE001 - see report
                 report(trouble)
 
