@@ -7,6 +7,7 @@ and ends with 0 only if every one passes and every fault that was asked for was 
 
 import argparse
 import asyncio
+import contextlib
 import json
 import math
 import os
@@ -62,6 +63,7 @@ class Consumer:
         self.queue = MessageQueue(QUEUE, pool, lease=arguments.lease)
         self.effects, self.arguments = effects, arguments
         self.dice = random.Random()
+        self.is_ending = False
         self.way = {"take": self.at_least_once, "get": self.at_most_once}[arguments.way]
 
     async def record(self, what, message=b"", attempt=""):
@@ -90,7 +92,8 @@ class Consumer:
         await self.handle(await self.queue.get(), uuid.uuid4().hex)
 
     async def work(self):
-        while True:
+        # redis-py may swallow a cancellation on Python 3.11.
+        while not self.is_ending:
             try:
                 await self.way()
             except (RedisConnectionError, RedisTimeoutError):
@@ -107,11 +110,15 @@ async def consume(arguments):
     ):
         consumer = Consumer(pool, effects, arguments)
         working = asyncio.gather(*(consumer.work() for _ in range(arguments.takes)))
-        loop.add_reader(sys.stdin.fileno(), working.cancel)
-        try:
-            await working
-        except asyncio.CancelledError:
+
+        def end():
             loop.remove_reader(sys.stdin.fileno())
+            consumer.is_ending = True
+            working.cancel()
+
+        loop.add_reader(sys.stdin.fileno(), end)
+        with contextlib.suppress(asyncio.CancelledError):
+            await working
 
 
 # What happened, and what to make of it
@@ -354,12 +361,13 @@ class Chaos:
             for consumer in consumers:
                 pipe.exists(f"{HEARTBEAT}{consumer}")
             alive = await pipe.execute()
-        self.rest = [
-            *([f"{waiting} in the queue"] if waiting else []),
-            *([f"{dead} dead"] if dead else []),
-            *(f"{len(held)} in {key}" for key, held in lists.items()),
-            *(f"{name} among the consumers" for name, is_alive in zip(consumers, alive, strict=True) if not is_alive),
-        ]
+        rest = {
+            "messages in the queue": waiting,
+            "dead messages": dead,
+            "processing lists": len(lists),
+            "dead consumers": alive.count(0),
+        }
+        self.rest = [f"{count} {what}" for what, count in rest.items() if count]
         for name, process in list(self.workers.items()):
             if process.returncode is not None:
                 self.faults.crashes += 1
@@ -544,7 +552,8 @@ class Chaos:
                 if process.returncode is None:
                     process.kill()
                     await process.wait()
-        self.faults.left += [f"{len(held)} in {key} at the end" for key, held in (await self.processing()).items()]
+        if lists := await self.processing():
+            self.faults.left.append(f"{len(lists)} processing lists when the consumers have ended")
         return reckon(self.messages, self.history, self.faults, time.monotonic() - began)
 
     async def end(self):
@@ -552,13 +561,10 @@ class Chaos:
         for process in self.workers.values():
             process.send_signal(signal.SIGCONT)
             process.stdin.close()
-        for process in self.workers.values():
-            try:
-                async with asyncio.timeout(WORDS_SECONDS):
-                    await process.wait()
-            except TimeoutError:
-                pass
-            self.faults.crashes += process.returncode != 0
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(WORDS_SECONDS):
+                await asyncio.gather(*(process.wait() for process in self.workers.values()))
+        self.faults.crashes += sum(process.returncode != 0 for process in self.workers.values())
         await self.read_events()
 
 
