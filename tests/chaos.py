@@ -53,14 +53,14 @@ class Consumer:
     """What takes messages and records what it does with them.
 
     Args:
-        pool: The pool under test.
+        queue: The queue under test.
         effects: Another client, for what is recorded: it tries until it succeeds, and an attempt's entry that is
             written twice because its reply was cut off is still the same.
         arguments: The program's.
     """
 
-    def __init__(self, pool, effects, arguments):
-        self.queue = MessageQueue(QUEUE, pool, lease=arguments.lease)
+    def __init__(self, queue, effects, arguments):
+        self.queue = queue
         self.effects, self.arguments = effects, arguments
         self.dice = random.Random()
         self.is_ending = False
@@ -106,9 +106,10 @@ async def consume(arguments):
     retry = Retry(ExponentialBackoff(cap=0.1, base=0.01), retries=100)
     async with (
         MonitoredConnectionPool.from_url(arguments.url) as pool,
+        MessageQueue(QUEUE, pool, lease=arguments.lease) as queue,
         redis.asyncio.Redis.from_url(arguments.url, retry=retry) as effects,
     ):
-        consumer = Consumer(pool, effects, arguments)
+        consumer = Consumer(queue, effects, arguments)
         working = asyncio.gather(*(consumer.work() for _ in range(arguments.takes)))
 
         def end():
