@@ -92,7 +92,7 @@ class Consumer:
         await self.handle(await self.queue.get(), uuid.uuid4().hex)
 
     async def work(self):
-        # redis-py may swallow a cancellation on Python 3.11.
+        # The client that records is redis-py's, which may swallow a cancellation on Python 3.11.
         while not self.is_ending:
             try:
                 await self.way()
@@ -174,8 +174,9 @@ class History:
     def recovery(self, orphan):
         """Seconds until the message was handed out again; None if it was acknowledged in the last moment."""
         again, done = self.next(orphan), orphan.delivery.done
-        if again is not None:
-            return again.taken - orphan.since
+        handed_out = [at for at in (again and again.taken, orphan.seen_elsewhere) if at is not None]
+        if handed_out:
+            return min(handed_out) - orphan.since
         return None if done is not None and done < orphan.thawed else math.inf
 
     def duplicates(self):
@@ -190,6 +191,8 @@ class Orphan:
 
     delivery: Delivery
     since: float
+    list: str = ""
+    seen_elsewhere: float | None = None  # it may be handed to one that is frozen, and says nothing
     thawed: float = math.inf
 
 
@@ -359,6 +362,12 @@ class Chaos:
         self.held = {
             (key, message): self.held.get((key, message), now) for key, held in lists.items() for message in held
         }
+        at = await self.now()
+        for orphan in self.faults.orphans:
+            if orphan.seen_elsewhere is None and self.history.next(orphan) is None:
+                others = [held for key, held in lists.items() if key != orphan.list]
+                if any(orphan.delivery.message in held for held in others):
+                    orphan.seen_elsewhere = at
         self.faults.longest_held = max(self.faults.longest_held, *(now - since for since in self.held.values()), 0.0)
         async with self.observer.pipeline(transaction=False) as pipe:
             waiting, dead, consumers = await pipe.llen(QUEUE).llen(DEAD).smembers(CONSUMERS).execute()
@@ -436,9 +445,9 @@ class Chaos:
     async def orphaned(self, name, since):
         """The messages that are in processing lists because of a worker that does not run any more."""
         await self.read_events()
-        held = [message for messages in (await self.processing()).values() for message in messages]
-        deliveries = [self.history.last(message) for message in held]
-        orphans = [Orphan(d, since) for d in deliveries if d is not None and d.worker == name]
+        held = [(key, message) for key, messages in (await self.processing()).items() for message in messages]
+        deliveries = [(key, self.history.last(message)) for key, message in held]
+        orphans = [Orphan(d, since, key) for key, d in deliveries if d is not None and d.worker == name]
         self.faults.orphans += orphans
         return orphans
 

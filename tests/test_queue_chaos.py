@@ -147,6 +147,13 @@ def test_a_frozen_consumer_has_to_be_told(frozen):
     assert (1, 1.5, 1, 1) == figures()
 
 
+def test_what_is_handed_to_one_that_is_frozen_is_recovered_then():
+    history = told_by((1.0, "taken", "m", "a", "w1"), (7.0, "taken", "m", "b", "w2"))
+    orphan = chaos.Orphan(history.deliveries["m"]["a"], since=2.0, seen_elsewhere=4.5)
+
+    assert 2.5 == history.recovery(orphan)
+
+
 @pytest.mark.parametrize(
     ("done", "thawed", "recovery"),
     [
