@@ -71,7 +71,7 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill, cut off and freeze a queue's consumers, a hundred times each; ``-- --help`` tells what can be asked for."""
+    """Kill, cut off and freeze a queue's consumers, 220 times in all; ``-- --help`` tells what can be asked for."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/chaos.py", *session.posargs)
 
