@@ -70,6 +70,13 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos(session: nox.Session) -> None:
+    """Kill, cut off and freeze a queue's consumers, 220 times in all; ``-- --help`` tells what can be asked for."""
+    session.install("-e", ".[demo]")
+    session.run("python", "tests/chaos.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo."""
     session.install("-e", ".[demo]")
