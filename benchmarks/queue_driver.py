@@ -14,13 +14,13 @@ from time import perf_counter, perf_counter_ns
 from typing import Any
 
 from driver import loop_factory
+from queue_matrix import LATENCY_RATE
 from queue_meter import Arrivals, Asked, Meter, Queue, ask, together
 
 FILLED_AT_ONCE = 100
 LOOK_EVERY = 0.02
 DEADLINE = 40.0  # seconds, for all messages to be handled
 SETTLED = 10.0  # for the last of them to be acknowledged
-RATE = 200  # messages a second where latency is measured
 
 
 def connect(asked: Asked) -> AbstractAsyncContextManager[Queue]:
@@ -88,7 +88,7 @@ async def send(asked: Asked) -> None:
         started = perf_counter()
         for number in range(asked.messages):
             # A delay in one of them does not alter the rate.
-            await asyncio.sleep(started + number / RATE - perf_counter())
+            await asyncio.sleep(started + number / LATENCY_RATE - perf_counter())
             sent.append(payload(perf_counter_ns()))
             await queue.put(sent[-1:])
     print(b"\n".join(sent).decode())  # noqa: T201 - the result
@@ -123,8 +123,9 @@ def check(handled: list[Any], put: list[bytes]) -> None:
     Raises:
         RuntimeError: These are not the same messages.
     """
-    if sorted(map(int, handled)) != sorted(map(int, put)):
-        raise RuntimeError(f"{len(handled)} messages handled, {len(set(map(int, handled)))} of {len(put)} that were put")
+    found, expected = sorted(map(int, handled)), sorted(map(int, put))
+    if found != expected:
+        raise RuntimeError(f"{len(found)} messages handled, {len(set(found))} different, of {len(expected)} put")
 
 
 def payload(number: int) -> bytes:

@@ -137,8 +137,8 @@ async def together(number: int, work: Callable[[], Awaitable[Any]]) -> None:
 
 def server_cpu(url: str) -> float:
     """Seconds of CPU time that the server's process has taken."""
-    lines = ask(url, "INFO cpu").split()
-    return sum(float(line.partition(b":")[2]) for line in lines if line.startswith((b"used_cpu_sys:", b"used_cpu_user:")))
+    fields = dict(line.split(b":") for line in ask(url, "INFO cpu").split() if b":" in line)
+    return float(fields[b"used_cpu_sys"]) + float(fields[b"used_cpu_user"])
 
 
 def ask(url: str, command: str) -> bytes:

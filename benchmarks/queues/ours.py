@@ -28,7 +28,7 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
         async def consume(handler: Handler) -> None:
             if asked.variant == "consume":
 
-                async def handle(message: bytes) -> None:  # noqa: RUF029 - what ``consume`` asks for
+                async def handle(message: bytes) -> None:
                     handler.one(message)
 
                 await queue.consume(handle, concurrency=asked.callers)

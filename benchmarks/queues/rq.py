@@ -25,14 +25,14 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
     with Redis.from_url(asked.url) as client:
         queue = rq.Queue(connection=client)
 
-        async def put(messages: list[bytes]) -> None:  # noqa: RUF029 - as the others
+        async def put(messages: list[bytes]) -> None:
             queue.enqueue_many([queue.prepare_data(job, (message,), result_ttl=0) for message in messages])
 
-        async def consume(handler: Handler) -> None:  # noqa: RUF029 - as the others
+        async def consume(handler: Handler) -> None:
             handlers.append(handler)
             rq.SimpleWorker([queue], connection=client).work(max_jobs=asked.messages, logging_level="WARNING")
 
-        async def left() -> int:  # noqa: RUF029 - as the others
+        async def left() -> int:
             return len(queue) + len(queue.started_job_registry)
 
         yield Queue(f"RQ {version('rq')}", put, consume, left)

@@ -1,6 +1,6 @@
 """SAQ: a worker with a no-op job.
 
-Results are not kept (``ttl``), and ``max_concurrent_ops``, 20 by default, holds no consumer up.
+Results are not kept (``ttl``).
 """
 
 from collections.abc import AsyncIterator
@@ -17,7 +17,7 @@ NOT_KEPT = -1
 @asynccontextmanager
 async def connect(asked: Asked) -> AsyncIterator[Queue]:
     """A queue."""
-    queue = saq.Queue.from_url(asked.url, max_concurrent_ops=asked.callers)
+    queue = saq.Queue.from_url(asked.url)
     await queue.connect()
 
     async def put(messages: list[bytes]) -> None:
@@ -25,7 +25,7 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
             await queue.enqueue("job", message=message.decode(), ttl=NOT_KEPT)
 
     async def consume(handler: Handler) -> None:
-        async def job(_context: dict[str, Any], *, message: str) -> None:  # noqa: RUF029 - a job is a coroutine
+        async def job(_context: dict[str, Any], *, message: str) -> None:
             handler.one(message)
 
         await saq.Worker(queue, [("job", job)], concurrency=asked.callers).start()

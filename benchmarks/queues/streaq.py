@@ -33,7 +33,7 @@ def with_job(asked: Asked, handler: Handler | None = None) -> tuple[streaq.Worke
     worker = streaq.Worker(redis_url=asked.url, concurrency=asked.callers, handle_signals=False)
 
     @worker.task(name="job", ttl=0, silent=True)
-    async def job(message: bytes) -> None:  # noqa: RUF029 - a task is a coroutine
+    async def job(message: bytes) -> None:
         handler.one(message)
 
     return worker, job

@@ -4,11 +4,11 @@ No result backend is the default. Arguments are not parsed (``taskiq worker --no
 prefetched as tasks may run.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-import asyncio
 from queue_meter import Asked, Handler, Queue
 from redis.asyncio import Redis
 from taskiq.receiver import Receiver
@@ -22,7 +22,7 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
     handlers: list[Handler] = []
 
     @broker.task(task_name="job")
-    async def job(message: str) -> None:  # noqa: RUF029 - a task is a coroutine
+    async def job(message: str) -> None:
         handlers[0].one(message)
 
     async def put(messages: list[bytes]) -> None:
