@@ -92,6 +92,6 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def bench_queue(session: nox.Session) -> None:
-    """Measure the message queue beside redis-py's BLPOP and other libraries' workers; ``-- --quick`` for a first look."""
+    """Measure the message queue beside BLPOP and other libraries' workers; ``-- --quick`` for a first look."""
     session.install(".[demo]")
     session.run("python", "benchmarks/queue_run.py", *session.posargs)

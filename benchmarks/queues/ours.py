@@ -15,10 +15,11 @@ BATCH = 100
 @asynccontextmanager
 async def connect(asked: Asked) -> AsyncIterator[Queue]:
     """Connect; the variant is the method to measure."""
+    method = asked.variant
     async with MonitoredConnectionPool.from_url(asked.url) as pool, MessageQueue("bench", pool) as queue:
 
         async def put(messages: list[bytes]) -> None:
-            if asked.variant == "put_many":
+            if method == "put_many":
                 await queue.put_many(messages)
             elif len(messages) == 1:
                 await queue.put(messages[0])
@@ -26,25 +27,25 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
                 await queue.client.rpush(queue.name, *messages)
 
         async def consume(handler: Handler) -> None:
-            if asked.variant == "consume":
+            if method == "consume":
 
                 async def handle(message: bytes) -> None:
                     handler.one(message)
 
                 await queue.consume(handle, concurrency=asked.callers)
             else:
-                await together(asked.callers, consumer(queue, asked.variant, handler))
+                await together(asked.callers, consumer(queue, method, handler))
 
         yield Queue(
             f"aioredis_monitored {version('aioredis_monitored')}",
             put,
             consume,
             left=lambda: left(queue),
-            batch=BATCH if asked.variant == "put_many" else 1,
+            batch=BATCH if method == "put_many" else 1,
         )
 
 
-def consumer(queue: MessageQueue, variant: str, handler: Handler) -> Callable[[], Awaitable[Any]]:
+def consumer(queue: MessageQueue, method: str, handler: Handler) -> Callable[[], Awaitable[Any]]:
     """A loop over this method."""
 
     async def get() -> None:
@@ -65,7 +66,7 @@ def consumer(queue: MessageQueue, variant: str, handler: Handler) -> Callable[[]
             async with queue.take_many(BATCH) as messages:
                 handler.many(messages)
 
-    return {"get": get, "get_many": get_many, "take": take, "take_many": take_many}[variant]
+    return {"get": get, "get_many": get_many, "take": take, "take_many": take_many}[method]
 
 
 async def left(queue: MessageQueue) -> int:
