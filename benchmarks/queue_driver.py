@@ -113,7 +113,9 @@ async def handled(queue: Queue, handler: Meter | Arrivals, number: int) -> dict[
             await asyncio.sleep(LOOK_EVERY)
     finally:
         consuming.cancel()
-        await asyncio.wait([consuming])
+        await asyncio.wait([consuming], timeout=SETTLED)
+    if not consuming.done():
+        raise RuntimeError("consumers go on although they were cancelled")
     return figures
 
 

@@ -28,11 +28,11 @@ CONTESTANTS = {**CONSUMERS, **PRODUCERS}
 # Messages a second, roughly, by one consumer and by many: so many make a measurement as long as it should be.
 PACE = {
     BASE: (5_000, 15_000),
-    "ours/get": (6_000, 40_000),
-    "ours/get_many": (200_000, 400_000),
-    "ours/take": (3_000, 20_000),
-    "ours/take_many": (60_000, 100_000),
-    "ours/consume": (3_000, 20_000),
+    "ours/get": (7_000, 70_000),
+    "ours/get_many": (500_000, 1_500_000),
+    "ours/take": (3_000, 22_000),
+    "ours/take_many": (200_000, 450_000),
+    "ours/consume": (3_000, 25_000),
     "arq/worker": (700, 1_700),
     "saq/worker": (750, 2_000),
     "taskiq/stream": (2_300, 2_800),
@@ -40,7 +40,7 @@ PACE = {
     RQ: (220, 220),
     PUT_BASE: (6_000, 16_000),
     "ours/put": (8_000, 70_000),
-    "ours/put_many": (300_000, 500_000),
+    "ours/put_many": (500_000, 2_000_000),
 }
 
 
