@@ -95,3 +95,10 @@ def bench(session: nox.Session) -> None:
     """Measure the speed beside redis-py, its peers and the limit; ``-- --quick`` for a first look."""
     install(session, [".[demo]"], "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def bench_queue(session: nox.Session) -> None:
+    """Measure the message queue beside BLPOP and other libraries' workers; ``-- --quick`` for a first look."""
+    session.install(".[demo]")
+    session.run("python", "benchmarks/queue_run.py", *session.posargs)

@@ -5,6 +5,7 @@ import platform
 import subprocess
 import sys
 import venv
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,12 @@ import redis
 PEERS = {
     "glide": ["valkey-glide>=2.6", "uvloop>=0.22"],
     "coredis": ["coredis[otel]>=6.9", "uvloop>=0.22"],
+    # Several need an older redis-py than this package does; all that use redis-py get its faster parser.
+    "arq": ["arq>=0.28"],
+    "saq": ["saq[redis]>=0.26.4", "hiredis>=3.5", "typing-extensions"],  # which SAQ imports without asking for it
+    "taskiq": ["taskiq-redis>=1.2.4", "hiredis>=3.5"],
+    "streaq": ["streaq>=7.2"],
+    "rq": ["rq>=3.0", "hiredis>=3.5"],
 }
 NAMED_VERSIONS = ("redis", "hiredis", "uvloop", "opentelemetry-sdk", "opentelemetry-instrumentation-redis")
 
@@ -37,8 +44,8 @@ def pythons(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
     return found, failed
 
 
-def machine(url: str) -> dict[str, Any]:
-    """What the figures were measured on."""
+def machine(url: str, packages: Iterable[str] = NAMED_VERSIONS) -> dict[str, Any]:
+    """What the figures were measured on, and with."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         server = client.info("server")
     name = server.get("server_name", "redis")
@@ -49,7 +56,7 @@ def machine(url: str) -> dict[str, Any]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "server": f"{name} {server.get(f'{name}_version', server['redis_version'])}",
-        "packages": {package: version(package) for package in NAMED_VERSIONS},
+        "packages": {package: version(package) for package in packages},
     }
 
 

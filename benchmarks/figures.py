@@ -11,7 +11,7 @@ AS_QUICK = 1.1
 # Where there are fewer of them, as many of the quickest slices and repeats count.
 SLICES, REPEATS = 20, 3
 LATENCIES = ("p50_ms", "p99_ms")
-USUAL = ("memory_mb", "starved", "connections")
+USUAL = ("memory_mb", "starved", "connections", "server_us")
 
 
 class Result(NamedTuple):
@@ -40,7 +40,9 @@ class Result(NamedTuple):
 
 def _of_slices(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]:
     # By what was stolen, then by the probe.
-    slices = sorted(cut for run in runs for cut in run["slices"])
+    slices = sorted(cut for run in runs for cut in run.get("slices", ()))
+    if not slices:
+        return {}
     undisturbed = sum(stolen == 0 and probe_ms <= quick_ms for stolen, probe_ms, *_ in slices)
     _, probes, commands, seconds, cpu = zip(*slices[: max(undisturbed, SLICES)], strict=True)
     return {
@@ -52,11 +54,14 @@ def _of_slices(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]:
 
 
 def _of_repeats(runs: list[dict[str, Any]], quick_ms: float) -> dict[str, float]:
+    usual = {name: statistics.median(run[name] for run in runs) for name in USUAL if name in runs[0]}
+    if not all(name in runs[0] for name in LATENCIES):
+        return usual
     quickest = sorted(runs, key=itemgetter("stolen", "probe_ms"))
     undisturbed = sum(run["stolen"] == 0 and run["probe_ms"] <= quick_ms for run in runs)
-    chosen = {**dict.fromkeys(LATENCIES, quickest[: max(undisturbed, REPEATS)]), **dict.fromkeys(USUAL, runs)}
-    medians = {name: statistics.median(run[name] for run in chosen[name]) for name in chosen}
-    return {**medians, "undisturbed_repeats": undisturbed}
+    chosen = quickest[: max(undisturbed, REPEATS)]
+    medians = {name: statistics.median(run[name] for run in chosen) for name in LATENCIES}
+    return {**medians, **usual, "undisturbed_repeats": undisturbed}
 
 
 class Results(dict[Cell, Result]):
@@ -89,7 +94,7 @@ class Results(dict[Cell, Result]):
         return [
             cell
             for cell, figures in measured.items()
-            if figures["undisturbed"] < SLICES or figures["undisturbed_repeats"] < REPEATS
+            if figures.get("undisturbed", SLICES) < SLICES or figures.get("undisturbed_repeats", REPEATS) < REPEATS
         ]
 
     def failed(self, cell: Cell) -> bool:

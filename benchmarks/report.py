@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from figures import Results
-from matrix import BASE, CONTESTANTS, MANY, SDK_ALONE, Cell
+from matrix import BASE, CONTESTANTS, MANY, SDK_ALONE, Cell, Contestant
 
 MISSING, FAILED = "-", "failed"
 CLIENTS = [client for client in CONTESTANTS if client not in SDK_ALONE]
@@ -85,9 +85,11 @@ def tables(named: dict[str, Any], results: Results) -> str:
     )
 
 
-def table(columns: dict[str, Column], clients: Iterable[str] = CLIENTS) -> str:
+def table(
+    columns: dict[str, Column], clients: Iterable[str] = CLIENTS, contestants: dict[str, Contestant] = CONTESTANTS
+) -> str:
     """A row for each client of which anything was tried."""
-    rows = [[CONTESTANTS[client].label, *(column(client) for column in columns.values())] for client in clients]
+    rows = [[contestants[client].label, *(column(client) for column in columns.values())] for client in clients]
     lines = [["client", *columns], ["---", *("--:" for _ in columns)], *(r for r in rows if set(r[1:]) != {MISSING})]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
@@ -143,7 +145,7 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     packages = {f"{name} {version}" for name, version in machine["packages"].items()}
     clients = {run["version"] for result in results.values() for run in result.runs if "version" in run}
     probes = [cut[1] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
-    beside = [result.figures["probe_ms"] for result in results.values() if result.figures]
+    beside = [result.figures["probe_ms"] for result in results.values() if "probe_ms" in result.figures]
     mood = (
         f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, half of the times over "
         f"{statistics.median(probes):.2f}; beside the slices that count it took up to {statistics.median(beside):.2f} "
@@ -160,10 +162,10 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     )
 
 
-def failures(results: Results) -> str:
+def failures(results: Results, contestants: dict[str, Contestant] = CONTESTANTS) -> str:
     """What could not be measured, and why."""
     lines = [
-        f"- {CONTESTANTS[cell.client].label} ({cell.workload}, {cell.callers}, {cell.loop}): "
+        f"- {contestants[cell.client].label} ({cell.workload}, {cell.callers}, {cell.loop}): "
         f"{len(result.failures)} of {len(result.runs)} failed: {'; '.join(sorted(set(result.failures)))}\n"
         for cell, result in results.items()
         if result.failures

@@ -17,13 +17,17 @@ class Bound(NamedTuple):
     at_most: bool = False
 
     def reached(self, bound: float | None) -> str:
-        """Whether the bound is kept."""
+        """Whether the bound is kept, in words."""
         if bound is None:
             return ""
+        told = {None: "not measured", True: "yes", False: "NO"}[self.keeps(bound)]
+        return f"{self.show(bound)}: {told}"
+
+    def keeps(self, bound: float) -> bool | None:
+        """Whether the bound is kept, if that is known."""
         if self.value is None:
-            return f"{self.show(bound)}: not measured"
-        kept = self.value <= bound if self.at_most else self.value >= bound
-        return f"{self.show(bound)}: {'yes' if kept else 'NO'}"
+            return None
+        return self.value <= bound if self.at_most else self.value >= bound
 
     def show(self, value: float) -> str:
         """The figure with its unit."""
@@ -75,9 +79,14 @@ def beyond_sdk(results: Results) -> float | None:
 
 def verdict(named: dict[str, Any], results: Results) -> str:
     """The table of must and aim."""
-    rows = [
+    return table_of(bounds(named, results), "against redis-py's pool unless said otherwise")
+
+
+def table_of(rows: list[Bound], title: str) -> str:
+    """A row for each."""
+    lines = [
         f"| {b.text} | {'-' if b.value is None else b.show(b.value)} | {b.reached(b.must)} | {b.reached(b.aim)} |\n"
-        for b in bounds(named, results)
+        for b in rows
     ]
-    head = "| against redis-py's pool unless said otherwise | measured | must | aim |\n| --- | --: | --- | --- |\n"
-    return head + "".join(rows)
+    head = f"| {title} | measured | must | aim |\n| --- | --: | --- | --- |\n"
+    return head + "".join(lines)

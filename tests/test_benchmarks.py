@@ -1,11 +1,21 @@
-"""The benchmark's verdict, and the one figure of it that is the same on every machine."""
+"""The benchmarks' verdicts, the one figure that is the same on every machine, and a small run of the queue's."""
 
+import sys
+from argparse import Namespace
+from contextlib import nullcontext
 from operator import itemgetter
 
 import calls
 import pytest
+import queue_matrix
+import queue_run
+from bench import Bench
 from figures import AS_QUICK, LATENCIES, REPEATS, SLICES, USUAL, Result, Results
 from matrix import BASE, MANY, Cell
+from queue_driver import check
+from queue_report import missed
+from queue_run import command
+from redis import Redis
 from verdict import bounds, verdict
 
 # Function calls per GET, Python's and C's, on Python 3.11, which counts the most, and 5 % more: the same on every
@@ -36,7 +46,7 @@ def measured(*, slices=((0, 1.0, 1, 1, 1),), stolen=0, probe_ms=1.0, **figures):
         "slices": slices,
         "stolen": stolen,
         "probe_ms": probe_ms,
-        **dict.fromkeys((*LATENCIES, *USUAL), 0),
+        **dict.fromkeys((*LATENCIES, *USUAL), 1),
         **figures,
     }
 
@@ -117,3 +127,105 @@ def test_a_repeat_that_failed_counts_for_nothing():
     )
     assert (True, False) == (run.failed(broken), run.failed(at_128(BASE)))
     assert [None, None] == [run.ratio(at_128(BASE), broken), run.difference(at_128("glide/plain"), broken, "cpu_us")]
+
+
+def queues(**throughputs):
+    """A run in which the queues of these names were so fast with 32 consumers."""
+    names = {"blpop": queue_matrix.BASE, "arq": "arq/worker", "SAQ": "saq/worker"}
+    names |= {"taskiq": "taskiq/stream", "streaQ": "streaq/worker"}
+    found = {names.get(name, f"ours/{name}"): throughput for name, throughput in throughputs.items()}
+    return Results({Cell(client, "consume", queue_matrix.MANY): result(found[client]) for client in found})
+
+
+ENOUGH = {"blpop": 100, "get": 250, "take": 100, "take_many": 300, "arq": 20, "SAQ": 20, "taskiq": 20, "streaQ": 20}
+
+
+@pytest.mark.parametrize(
+    ("name", "throughput", "told"),
+    [
+        ("get", 249, "get by redis-py's BLPOP"),
+        ("take", 99, "take by redis-py's BLPOP, which acknowledges nothing"),
+        ("take_many", 299, "take_many of 100 by redis-py's BLPOP"),
+        ("arq", 26, "take by arq"),
+        ("SAQ", 26, "take by SAQ"),
+        ("taskiq", 26, "take by taskiq-redis, RedisStreamBroker"),
+        ("streaQ", 26, "take by streaQ"),
+    ],
+)
+def test_the_queues_verdict_tells_what_is_too_slow(name, throughput, told):
+    assert [] == missed(queues(**ENOUGH), is_part=False)
+    assert [told] == missed(queues(**{**ENOUGH, name: throughput}), is_part=False)
+
+
+def test_the_queues_verdict_fails_for_what_was_not_measured_unless_only_a_part_was():
+    part = queues(**{name: ENOUGH[name] for name in ENOUGH if name != "SAQ"})
+
+    assert ["take by SAQ"] == missed(part, is_part=False)
+    assert [] == missed(part, is_part=True)
+    assert 7 == len(missed(Results(), is_part=False))
+
+
+@pytest.fixture
+def whole_run(monkeypatch, server, inspector):
+    """The queue's benchmark, which finds what it is given, and writes nothing."""
+
+    def run(found, *arguments):
+        monkeypatch.setattr("sys.argv", ["queue_run.py", *arguments])
+        monkeypatch.setattr("queue_run.own_server", lambda: nullcontext((server.url, inspector)))
+        monkeypatch.setattr("queue_run.write", lambda *_: "nowhere")
+        monkeypatch.setattr(Bench, "run", lambda *_: found)
+        queue_run.main()
+
+    return run
+
+
+def test_the_queues_benchmark_fails_when_a_bound_is_missed(whole_run, monkeypatch, capsys):
+    monkeypatch.setattr("queue_run.is_there", lambda _: True)
+    whole_run(queues(**ENOUGH))
+    assert "| take by SAQ | 5x | 4x: yes |  |" in capsys.readouterr().out
+
+    with pytest.raises(SystemExit, match=r"^missed: get by redis-py's BLPOP$"):
+        whole_run(queues(**{**ENOUGH, "get": 249}))
+
+
+def test_the_queues_benchmark_leaves_a_method_that_is_missing_out_only_if_asked_to(whole_run, monkeypatch, capsys):
+    monkeypatch.setattr("queue_run.is_there", lambda cell: cell.client != "ours/take_many")
+    found = queues(**{name: ENOUGH[name] for name in ENOUGH if name != "take_many"})
+    with pytest.raises(SystemExit, match="MessageQueue lacks"):
+        whole_run(found)
+    whole_run(found, "--partial")
+
+    assert 2 == capsys.readouterr().out.count("not there: ours/take_many\n")
+
+
+@pytest.mark.parametrize(("handled", "told"), [([1, 2, 2], "3 messages handled, 2 different, of 2 put"), ([1], "of 2")])
+def test_a_queue_that_repeats_or_loses_messages_has_no_figures(handled, told):
+    check([2, 1], [b"1", b"2"])
+
+    with pytest.raises(RuntimeError, match=told):
+        check(handled, [b"1", b"2"])
+
+
+@pytest.mark.slow
+def test_the_queues_benchmark_measures(own_server, monkeypatch):
+    # The scripts import each other by their own directory's path.
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    # More is disturbed than measured here, but a message takes what it takes.
+    asked = Namespace(repeats=1, minutes=0, seed=1)
+    cells = [
+        Cell(queue_matrix.BASE, "consume", 2),
+        Cell("ours/get", "consume", 2),
+        Cell("ours/put", "produce", 2),
+        Cell("ours/get", "latency", 2),
+        Cell("arq/worker", "consume", 2),
+    ]
+    with Redis.from_url(own_server.url) as inspector:
+        bench = Bench(inspector, queue_matrix.CONTESTANTS, lambda cell: command(cell, own_server.url, 0.2), asked)
+        monkeypatch.setattr("bench.pythons", lambda _: ({"own": sys.executable}, {"arq": "no such package"}))
+        results = bench.run(cells)
+
+    *measured, latency, peer = (results[cell] for cell in cells)
+    assert [] == [found for found in (*measured, latency) if found.failures]
+    assert ["no environment: no such package"] == peer.failures
+    assert all(found.figures[name] > 0 for found in measured for name in ("throughput", "cpu_us", "server_us"))
+    assert 0 < latency.figures["p50_ms"] <= latency.figures["p99_ms"]

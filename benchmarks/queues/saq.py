@@ -1,0 +1,36 @@
+"""SAQ: a worker with a no-op job.
+
+Results are not kept (``ttl``).
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+import saq
+from queue_meter import Asked, Handler, Queue
+
+NOT_KEPT = -1
+
+
+@asynccontextmanager
+async def connect(asked: Asked) -> AsyncIterator[Queue]:
+    """A queue."""
+    queue = saq.Queue.from_url(asked.url)
+    await queue.connect()
+
+    async def put(messages: list[bytes]) -> None:
+        for message in messages:
+            await queue.enqueue("job", message=message.decode(), ttl=NOT_KEPT)
+
+    async def consume(handler: Handler) -> None:
+        async def job(_context: dict[str, Any], *, message: str) -> None:
+            handler.one(message)
+
+        await saq.Worker(queue, [("job", job)], concurrency=asked.callers).start()
+
+    try:
+        yield Queue(f"SAQ {version('saq')}", put, consume, left=lambda: queue.count("incomplete"))
+    finally:
+        await queue.disconnect()
