@@ -164,9 +164,17 @@ async def tell(client):
         await client.publish("news", "message")
         with subscription.process(await subscription.get_message(timeout=5)):
             await client.ping()
-    async with MessageQueue("orders", client.connection_pool) as queue:
-        await queue.put(b"message")
+    async with MessageQueue("orders", client.connection_pool, lease=1, propagate=True) as queue:
+        await queue.put_many([b"message", b"other"])
         await queue.get(timeout=5)
+        with pytest.raises(LookupError):
+            async with queue.take():
+                raise LookupError
+        (view,) = client.telemetry.queues.values()
+        deadline = asyncio.get_running_loop().time() + 5
+        async with queue.take():
+            while view.dead() is None and asyncio.get_running_loop().time() < deadline:
+                await asyncio.sleep(0.001)
 
 
 class Emitted:

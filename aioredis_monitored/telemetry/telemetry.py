@@ -109,8 +109,12 @@ class Telemetry:
 
     def _begin_counting(self) -> None:
         # What is not there before its first event shows no increase by it.
-        for counter in (self.instruments.timeouts, self.instruments.lock_contended, self.instruments.lock_lost):
+        instruments = self.instruments
+        for counter in (instruments.timeouts, instruments.lock_contended, instruments.lock_lost):
             self.measure(counter.add, 0)
+        for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
+            for view in self.queues.values():
+                self.measure(counter.add, 0, view.attributes)
 
     def command_call(self, args: Sequence[Any]) -> Call:
         """One command; those that differ only in their arguments are described once."""
@@ -185,7 +189,11 @@ class Telemetry:
         attributes, _ = self.options.destination_of(queue)
         self._bound_destinations(attributes)
         # Those that are not told apart are one.
-        return self.queues.setdefault(tuple(attributes.items()), QueueView(attributes))
+        view = self.queues.get(place := tuple(attributes.items()))
+        if view is None:
+            view = self.queues[place] = QueueView(attributes)
+            self._begin_counting()
+        return view
 
     def _bound_destinations(self, attributes: dict[str, Any]) -> None:
         for key, bound in (
