@@ -11,6 +11,7 @@ from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
+from aioredis_monitored.envelope import unseal
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.fetching import FETCH
 from aioredis_monitored.leases import REVIVE, Keys, Leases, Taking, Terms
@@ -213,10 +214,8 @@ class MessageQueue:
 
     async def dead(self) -> list[bytes]:
         """The messages that were delivered ``max_deliveries`` times, the oldest first; they stay where they are."""
-        messages: list[bytes] = await self.client.execute_command(
-            "LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True}
-        )
-        return messages
+        messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
+        return [unseal(message)[0] for message in messages]
 
     async def requeue_dead(self) -> int:
         """Put those messages back to the tail of the queue, as if they had never been delivered; return how many."""

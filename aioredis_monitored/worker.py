@@ -14,6 +14,7 @@ from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.leases import HEAD, TAIL, Consumer, Leases
 from aioredis_monitored.patience import finish
 from aioredis_monitored.retry import may_pass
+from aioredis_monitored.telemetry.ambience import spanless
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
@@ -53,7 +54,7 @@ class Worker:
         Raises:
             redis.exceptions.RedisError: The server refuses, which waiting will not change.
         """
-        loops = [asyncio.create_task(self._loop()) for _ in range(self._concurrency)]
+        loops = [asyncio.create_task(self._loop(), context=spanless()) for _ in range(self._concurrency)]
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:

@@ -138,9 +138,10 @@ def test_a_minute_of_idle_consuming_makes_no_span(idle_minute):
     found = json.loads(idle_minute.communicate(timeout=100)[0])
 
     assert "" == found["spans"]
-    # Of 240, if the machine is idle as well.
-    assert found["looks"] >= 120
-    assert {"BLPOP": found["looks"]} == found["points"]
+    # Of 190, if the machine is idle as well.
+    assert found["looks"] >= 100
+    cancelled = {f"{name} asyncio.exceptions.CancelledError" for name in ("BLPOP", "BLMOVE")}
+    assert {"BLPOP", "BLMOVE", *cancelled} == found["points"].keys()
 
 
 BAD = [

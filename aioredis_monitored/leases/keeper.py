@@ -8,6 +8,7 @@ from typing import Final
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.commands import text_of
+from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.leases.consumer import Consumer, Terms
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.telemetry.ambience import silence
@@ -90,6 +91,9 @@ class Keeper:
                 self._watch(_INTERVAL)
             return
         error = keeping.exception()
+        if isinstance(error, PoolClosedError):
+            # Until it is woken on an open one.
+            return
         if error is not None:
             _LOGGER.warning("queue %r: leases were not renewed: %s", self._keys.queue, type(error).__qualname__)
         self._watch(_INTERVAL if error is None else _INTERVAL * _AGAIN)

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
 from functools import partial
 from math import isinf
 from typing import Any, Final
@@ -81,6 +82,8 @@ class Leases:
         if messages is None:
             self._let_go(consumer, is_clean=True)
             return None
+        # It may have been stopped meanwhile.
+        self._keeper.wake()
         consumer.messages, consumer.carriers = self._telemetry.opened(messages)
         consumer.is_batch = count is not None
         return consumer
@@ -118,6 +121,9 @@ class Leases:
             redis.exceptions.RedisError: The server cannot be reached; it comes back when the lease has ended.
         """
         keys = consumer.acknowledging()
+        if consumer not in self._alive:
+            message = f"queue {self._keys.queue!r}: what was held went back when the queue was closed"
+            raise LeaseLostError(message)
         try:
             await self._settle(
                 self._telemetry.ack, consumer, self._acknowledge, keys, partial(self._acknowledged, consumer, keys)
@@ -146,6 +152,9 @@ class Leases:
             consumer: Who holds it.
             side: The end of the queue, ``HEAD`` or ``TAIL``.
         """
+        if consumer not in self._alive:
+            # The queue was closed meanwhile.
+            return
         keys, arguments = consumer.giving_back(side, counts=True, may_live=True)
         try:
             await self._settle(
@@ -227,3 +236,8 @@ class Leases:
         for consumer in list(self._alive):
             if consumer.messages:
                 await self.give_back(consumer, scripts.HEAD)
+        if self._free:
+            free, self._free = self._free, []
+            with suppress(RedisError):
+                # Otherwise, somebody would find that they hold nothing.
+                await self._client.execute_within(None, "SREM", self._keys.consumers, *(each.id for each in free))

@@ -30,11 +30,18 @@ class Taking(Generic[T_co]):
         self._count = count
         self._seconds = seconds
         self._shape = shape
+        self._is_entered = False
         self._consumer: Consumer | None = None
         self._processing: Processing | None = None
 
     async def __aenter__(self) -> T_co:
-        self._consumer = consumer = await self._leases.take(self._count, self._seconds)
+        if self._is_entered:
+            raise RuntimeError("a take holds one message at a time: call take() again for another one")
+        self._is_entered = True
+        try:
+            self._consumer = consumer = await self._leases.take(self._count, self._seconds)
+        finally:
+            self._is_entered = self._consumer is not None
         if consumer is None:
             raise TimedOutError("Timed out waiting for the message queue.")
         self._processing = self._leases.process(consumer)
@@ -48,6 +55,7 @@ class Taking(Generic[T_co]):
         if consumer is None or processing is None:
             return
         self._consumer = self._processing = None
+        self._is_entered = False
         processing.__exit__(kind, error, traceback)
         if error is None:
             await self._leases.acknowledge(consumer)
