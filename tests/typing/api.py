@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import assert_type
+from typing import Never, assert_type
 
 from opentelemetry.trace import Span
 from redis.asyncio import Redis
@@ -51,7 +51,24 @@ async def queues(client: MonitoredRedisConnection, pool: MonitoredConnectionPool
         assert_type(await queue.get(timeout=1.5), bytes)
         async for message in queue:
             assert_type(message, bytes)
-    MessageQueue("mail", client)
+        async with queue.take(timeout=5) as message:
+            assert_type(message, bytes)
+        async with queue.take_many(100) as messages:
+            assert_type(messages, list[bytes])
+        assert_type(await queue.get_many(100, 0), list[bytes])
+        assert_type(await queue.dead(), list[bytes])
+        assert_type(await queue.requeue_dead(), int)
+        await queue.put_many([b"bytes", "text", 3], timeout=5)
+        await queue.put_many(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    bounded = MessageQueue("mail", client, lease=5, max_deliveries=3, max_length=100, propagate=True)
+
+    async def handle(message: bytes) -> None: ...
+
+    def plain(message: bytes) -> None: ...
+
+    if await client.exists("mail"):
+        await bounded.consume(plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    assert_type(await bounded.consume(handle, concurrency=3), Never)
 
 
 @redis_connection("logs")
