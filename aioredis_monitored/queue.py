@@ -173,9 +173,7 @@ class MessageQueue:
         if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
             message = f"a handler is a coroutine function, not {handler!r}"
             raise TypeError(message)
-        worker = Worker(self.name, self._leases, handler, _count("concurrency", concurrency))
-        await worker.run()
-        raise AssertionError("a worker ends with an error")
+        await Worker(self.name, self._leases, handler, _count("concurrency", concurrency)).run()
 
     async def put(self, message: EncodableT, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
         """Append a message.

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from math import inf
-from typing import Final, cast
+from typing import Final, NoReturn, cast
 
 from redis.backoff import EqualJitterBackoff
 from redis.exceptions import RedisError
@@ -46,7 +46,7 @@ class Worker:
         # One waits for all: the others would only hold a connection each.
         self._turn = asyncio.Lock()
 
-    async def run(self) -> None:
+    async def run(self) -> NoReturn:
         """Work until this is cancelled: then no more is taken, and what was begun comes to its end.
 
         Cancelled a second time, it cancels the handlers, whose messages go back to the head.
@@ -66,8 +66,9 @@ class Worker:
                     loop.cancel()
                 await finish(lambda: asyncio.wait(loops), _GRACE)
                 raise
-        for loop in loops:
-            loop.result()
+        errors = [error for loop in loops if not loop.cancelled() and (error := loop.exception()) is not None]
+        # Without one, somebody has cancelled the loops and not this.
+        raise errors[0] if errors else asyncio.CancelledError
 
     def _drain(self) -> None:
         self._draining.set()
