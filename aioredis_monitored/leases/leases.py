@@ -68,6 +68,8 @@ class Leases:
             self._let_go(consumer, is_clean=True)
             return None
         consumer.messages = messages
+        # The queue may have been let go of while this waited.
+        self._keeper.wake()
         return consumer
 
     async def _fetch(self, consumer: Consumer, count: int, seconds: float) -> list[bytes] | None:
