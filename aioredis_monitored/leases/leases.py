@@ -94,6 +94,9 @@ class Leases:
             LeaseLostError: It holds that no longer: another consumer has it.
             redis.exceptions.RedisError: The server cannot be reached; it comes back when the lease has ended.
         """
+        if consumer not in self._alive:
+            message = f"queue {self._keys.queue!r} was let go of: its messages are another consumer's now"
+            raise LeaseLostError(message)
         try:
             await finish(lambda: self._acknowledged(consumer), SETTLE_SECONDS)
         except BaseException:
