@@ -21,6 +21,7 @@ class Pop:
     def __init__(self, queue: str, count: int = 1) -> None:
         self._queue = queue
         self._count = count
+        self.is_several = count > 1
 
     def at_once(self) -> tuple[Any, ...]:
         """See ``Fetch``."""

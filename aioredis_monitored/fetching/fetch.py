@@ -15,9 +15,11 @@ class Fetch(Protocol):
     Attributes:
         longest_wait: Seconds that the server may be asked to wait: it is asked again and again, so that one finds out
             when it is gone.
+        is_several: Whether more may be there than waiting would bring.
     """
 
     longest_wait: float
+    is_several: bool
 
     def at_once(self) -> tuple[Any, ...]:
         """The command that fetches what is there."""

@@ -99,6 +99,7 @@ class Take:
         self._count = count
         self._sha = sha
         self.longest_wait = longest_wait
+        self.is_several = count > 1
 
     def at_once(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
