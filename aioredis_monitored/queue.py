@@ -170,7 +170,7 @@ class MessageQueue:
             redis.exceptions.RedisError: What waiting will not change, such as a wrong password.
             PoolClosedError: The pool was closed.
         """
-        if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(handler, "__call__", None)):  # noqa: B004
+        if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004
             message = f"a handler is a coroutine function, not {handler!r}"
             raise TypeError(message)
         await Worker(self.name, self._leases, handler, _count("concurrency", concurrency)).run()

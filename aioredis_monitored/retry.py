@@ -25,6 +25,8 @@ from aioredis_monitored.traits import Traits
 _LONGEST_PAUSE: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
+# Said to whoever waits when the server becomes a replica.
+_UNBLOCKED: Final = "UNBLOCKED"
 _FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
 
 
@@ -75,7 +77,7 @@ def may_pass(error: Exception) -> bool:
     """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now."""
     if isinstance(error, AuthenticationError | AuthorizationError | PoolClosedError) or _is_refusal(cause_of(error)):
         return False
-    return isinstance(error, (ConnectionError, TimeoutError, *_NOT_EXECUTED))
+    return isinstance(error, (ConnectionError, TimeoutError, *_NOT_EXECUTED)) or str(error).startswith(_UNBLOCKED)
 
 
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:

@@ -49,10 +49,10 @@ class Waiting:
         # With one, redis-py would write in steps between which it can be cancelled.
         connection.socket_timeout = None
         try:
-            if seconds == 0:
-                return await self._ask([fetch.at_once()], 0, fetch.found)
             deadline = loop.time() + seconds
             found = None
+            if seconds == 0 or fetch.is_batch:
+                found = await self._ask([fetch.at_once()], 0, fetch.found)
             while found is None and (left := deadline - loop.time()) > _CLOSE_ENOUGH:
                 wait = min(left, fetch.longest_wait)
                 found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)

@@ -54,6 +54,7 @@ class Keeper:
         self._alive = alive
         self._recover = recover
         self._view = view
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_wanted = False
@@ -61,6 +62,10 @@ class Keeper:
     def wake(self) -> None:
         """Begin, unless that is done."""
         self._is_wanted = True
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            # A timer of an event loop that has ended never comes.
+            self._loop, self._timer, self._keeping = loop, None, None
         if self._timer is None and self._keeping is None:
             self._watch(_INTERVAL)
 

@@ -1,0 +1,69 @@
+"""Consumers of a queue in processes of their own, which can be killed, and what the server knows of held messages."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+from opentelemetry.metrics import NoOpMeterProvider
+from opentelemetry.trace import NoOpTracerProvider
+
+from aioredis_monitored import MessageQueue, MonitoredConnectionPool
+
+POISON = b"poison"
+
+
+def held(inspector):
+    """What is on the processing lists of the queue ``mail``."""
+    return [message for key in inspector.scan_iter("{mail}:p:*") for message in inspector.lrange(key, 0, -1)]
+
+
+def blocked(inspector):
+    """How many consumers wait for a message."""
+    return inspector.info("clients")["blocked_clients"]
+
+
+@contextmanager
+def consumer(server, program, number):
+    """A process that runs one of the programs below."""
+    command = [sys.executable, __file__, server.url, program, str(number)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this Python
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def hold_and_die(server, count):
+    """Have so many messages held by a consumer that is killed."""
+    with consumer(server, "hold", count) as process:
+        assert "held\n" == process.stdout.readline()
+
+
+async def hold(queue, count):
+    """Hold messages until it is killed."""
+    async with queue.take_many(count):
+        print("held", flush=True)
+        await asyncio.Event().wait()
+
+
+async def handle(queue, concurrency):
+    """Handle what comes until it is killed, by a certain message at the latest."""
+
+    async def handler(message):
+        if message == POISON:
+            os._exit(1)
+        await queue.client.sadd("done", message)
+
+    await queue.consume(handler, concurrency=concurrency)
+
+
+async def main(url, program, number):
+    silent = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
+    async with MonitoredConnectionPool.from_url(url, **silent) as pool:
+        await {"hold": hold, "handle": handle}[program](MessageQueue("mail", pool, lease=1, max_deliveries=3), number)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(*sys.argv[1:3], int(sys.argv[3])))
