@@ -125,14 +125,15 @@ def test_every_variable_of_the_dashboard_has_values(prometheus):
 
 def test_all_that_the_alerts_compare_are_numbers(prometheus):
     assert not what_remains(lambda: [] == rules(prometheus))
+    # This Prometheus is too young to have a past.
     queries = {
-        f"{rule['name']}: {part}": part
+        f"{rule['name']}: {part}": part.replace(" offset 10m", "")
         for rule in rules(prometheus)
         for part in re.split(r" (?:>=|>|and) ", rule["query"])
         if not re.fullmatch(r"[0-9.]+", part)
     }
 
-    assert 8 == len(queries)
+    assert 14 == len(queries)
     assert {} == without_numbers(prometheus, queries)
 
 
