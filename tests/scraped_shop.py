@@ -12,10 +12,12 @@ from redis.exceptions import LockError
 
 from aioredis_monitored import (
     Components,
+    MessageQueue,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolExhaustedError,
     RedisContextFactory,
+    TimedOutError,
     pool_from_config,
 )
 from aioredis_monitored.cli.shop import Shop
@@ -29,7 +31,11 @@ async def trade(url, provider):
     small = MonitoredConnectionPool.from_url(
         url, name="small", max_connections=1, timeout=0.05, meter_provider=provider
     )
-    async with pool_from_config({"redis.url": url}, meter_provider=provider) as pool, small:
+    async with (
+        pool_from_config({"redis.url": url}, meter_provider=provider) as pool,
+        small,
+        MessageQueue("mail", pool, lease=1, max_deliveries=1, max_length=2, propagate=True) as mail,
+    ):
         redis = MonitoredRedisConnection(connection_pool=pool)
         shop = Shop(RedisContextFactory(pool), trace.get_tracer("web shop"))
         while not closed.is_set():
@@ -40,6 +46,7 @@ async def trade(url, provider):
                 buy(redis),
                 buy(redis),
                 hold_too_long(redis),
+                deliver(mail),
             )
 
 
@@ -65,6 +72,21 @@ async def hold_too_long(redis):
     with suppress(LockError):
         async with redis.lock("lock:parcel", timeout=0.005):
             await asyncio.sleep(0.02)
+
+
+async def deliver(mail):
+    """One message is handled, one dies, and one finds no room; then a consumer waits in vain."""
+    await mail.put_many([b"letter", b"torn letter"])
+    with suppress(TimedOutError):
+        await mail.put(b"one too many", 0)
+    async with mail.take():
+        pass
+    with suppress(ValueError):
+        async with mail.take():
+            raise ValueError("torn")
+    with suppress(TimeoutError):
+        async with asyncio.timeout(0.01), mail.take():
+            pass
 
 
 if __name__ == "__main__":
