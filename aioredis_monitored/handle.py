@@ -150,8 +150,11 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 return await Waiting(connection, fetch, aside_of(self.connection_pool)).fetched(seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)
-            if found is not None or not seconds:
+            if found is not None:
                 return found
+            fetch.note_empty()
+            if not seconds:
+                return None
             if operation is not None:
                 operation.goes_on()
         return await fetched_waiting(pool, fetch, seconds, operation)

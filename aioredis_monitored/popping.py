@@ -26,6 +26,7 @@ class Pop:
         self._telemetry = telemetry
         self._count = count
         self.about = telemetry.get
+        self.note_empty = telemetry.note_empty
         self.is_batch = count is not None
 
     def at_once(self) -> tuple[Any, ...]:

@@ -14,12 +14,12 @@ from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.ambience import folded
 from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry
 
-# KEYS: queue. ARGV: how many it may hold, the messages. Returns how many it holds then, or 0 if it has no room.
+# KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
 _PUT: Final = """
-if redis.call('LLEN', KEYS[1]) + #ARGV - 1 > tonumber(ARGV[1]) then return 0 end
-local depth = 0
+local depth = redis.call('LLEN', KEYS[1])
+if depth + #ARGV - 1 > tonumber(ARGV[1]) then return {0, depth} end
 for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
-return depth
+return {1, depth}
 """
 # Seconds between one look for room and the next.
 _BACKOFF: Final = EqualJitterBackoff(cap=0.1, base=0.001)
@@ -52,8 +52,8 @@ class Putting:
         self._propagate = propagate
         self._script = MonitoredScript(client, _PUT)
 
-    async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> int:
-        """Append messages, all or none; return how many the queue holds then.
+    async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> None:
+        """Append messages, all or none.
 
         Args:
             messages: At least one, and no more than may be in the queue.
@@ -68,12 +68,14 @@ class Putting:
         if self._max_length is not None:
             command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
             put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
-            return await client.execute_about(telemetry.put_bounded, command, put)
-        command = ("RPUSH", self._queue, *messages)
-        if client.is_replaced:
-            depth: int = await client.execute_command("RPUSH", self._queue, *self._sealed(messages, None))
-            return depth
-        return await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))
+            await client.execute_about(telemetry.put_bounded, command, put)
+        elif client.is_replaced:
+            depth = await client.execute_command("RPUSH", self._queue, *self._sealed(messages, None))
+            telemetry.view.see(depth=depth)
+        else:
+            command = ("RPUSH", self._queue, *messages)
+            depth = await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))
+            telemetry.view.see(depth=depth)
 
     async def _append(self, messages: Sequence[EncodableT], is_batch: bool, operation: Delivery | None) -> int:
         if operation is not None:
@@ -84,7 +86,7 @@ class Putting:
 
     async def _append_in_time(
         self, messages: Sequence[EncodableT], most: int, seconds: float, is_batch: bool, operation: Delivery | None
-    ) -> int:
+    ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         if operation is not None:
@@ -94,12 +96,15 @@ class Putting:
         looks = 0
         # None of its looks is a span.
         with folded(operation or self):
-            while not (depth := await self._script([self._queue], [most, *sealed])):
+            while True:
+                has_room, depth = await self._script([self._queue], [most, *sealed])
+                self._telemetry.view.see(depth=depth)
+                if has_room:
+                    return
                 if (left := deadline - loop.time()) <= 0:
                     raise TimedOutError("Timed out waiting for room in the message queue.")
                 await asyncio.sleep(min(left, _BACKOFF.compute(looks)))
                 looks += 1
-        return int(depth)
 
     def _sealed(self, messages: Sequence[EncodableT], operation: Delivery | None) -> Sequence[EncodableT]:
         if not self._propagate:

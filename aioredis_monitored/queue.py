@@ -84,7 +84,10 @@ class MessageQueue:
         self._telemetry = QueueTelemetry(self.client.telemetry, name, propagate=propagate)
         self._pop = Pop(name, self._telemetry)
         terms = Terms(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
-        self._leases = Leases(self.client, self._keys, terms, self._telemetry)
+        # What renews leases must not wait until the one connection of a handle is free.
+        kept = self.client.single_connection_client
+        shared = MonitoredRedisConnection(connection_pool=self.client.connection_pool) if kept else self.client
+        self._leases = Leases(shared, self._keys, terms, self._telemetry)
         self._max_length = None if max_length is None else _count("max_length", max_length)
         self._putting = Putting(self.client, name, self._max_length, self._telemetry, propagate=propagate)
         self._revive = MonitoredScript(self.client, REVIVE)
@@ -207,12 +210,12 @@ class MessageQueue:
             message = f"{len(messages)} messages at once in a queue for {self._max_length}"
             raise ValueError(message)
         if messages:
-            depth = await self._putting.put(messages, seconds, is_batch=is_batch)
-            self._telemetry.view.see(depth)
+            await self._putting.put(messages, seconds, is_batch=is_batch)
 
     async def dead(self) -> list[bytes]:
         """The messages that were delivered ``max_deliveries`` times, the oldest first; they stay where they are."""
         messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
+        self._telemetry.view.see(dead=len(messages))
         return [unseal(message)[0] for message in messages]
 
     async def requeue_dead(self) -> int:
@@ -220,11 +223,13 @@ class MessageQueue:
         left = total = await self.client.llen(self._keys.dead)
         while left > 0 and (moved := await self._revive([self._keys.dead, self.name], [min(left, _AT_ONCE)])):
             left -= moved
+        self._telemetry.view.see(dead=left)
         return total - left
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
         await self.client.delete(self.name)
+        self._telemetry.view.see(depth=0)
 
     async def close(self) -> None:
         """Delete the list and every message in it, as ``unlink`` does."""

@@ -43,6 +43,8 @@ class Worker:
         self._concurrency = concurrency
         self._draining = asyncio.Event()
         self._idle: set[asyncio.Task[None]] = set()
+        # Of handlers, in a row.
+        self._failures = 0
         # One waits for all: the others would only hold a connection each.
         self._turn = asyncio.Lock()
 
@@ -91,7 +93,8 @@ class Worker:
                 _LOGGER.warning("queue %r: nothing can be taken for now: %s", self._name, _kind(error))
                 await self._pause(failures)
             else:
-                failures = 0 if await self._handled(consumer, failures) else failures + 1
+                failures = 0
+                await self._handle(consumer)
 
     async def _next(self) -> Consumer:
         task = cast("asyncio.Task[None]", asyncio.current_task())
@@ -106,19 +109,22 @@ class Worker:
             self._idle.discard(task)
         return consumer
 
-    async def _handled(self, consumer: Consumer, failures: int) -> bool:
+    async def _handle(self, consumer: Consumer) -> None:
         side: str | None = HEAD
         try:
             if await self._succeeds(consumer):
-                side = None
+                side, self._failures = None, 0
             else:
                 side = TAIL
-                await self._pause(failures + 1)
+                self._failures += 1
+                await self._pause(self._failures)
         finally:
             if side is not None:
                 await self._leases.give_back(consumer, side)
-        if side is not None:
-            return False
+        if side is None:
+            await self._acknowledge(consumer)
+
+    async def _acknowledge(self, consumer: Consumer) -> None:
         try:
             await self._leases.acknowledge(consumer)
         except LeaseLostError as error:
@@ -127,7 +133,6 @@ class Worker:
             if not may_pass(error):
                 raise
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, _kind(error))
-        return True
 
     async def _succeeds(self, consumer: Consumer) -> bool:
         try:

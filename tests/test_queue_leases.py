@@ -84,7 +84,7 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
             return await _taken(MessageQueue("mail", pool, lease=1), 20)
 
     await queue.put(b"message")
-    with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages are another consumer's now"):
+    with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages are another consumer's by now"):
         async with queue.take():
             other = asyncio.get_running_loop().run_in_executor(None, asyncio.run, elsewhere())
             time.sleep(2.5)  # noqa: ASYNC251 - that is it

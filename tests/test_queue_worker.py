@@ -202,7 +202,8 @@ async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_serve
     await until(lambda: handler.handled == [b"before"])
     own_server.kill()
     own_server.start()
-    await queue.put(b"after")
+    with redis.Redis.from_url(own_server.url) as producer:
+        producer.rpush("mail", b"after")
 
     await until(lambda: handler.handled == [b"before", b"after"], 20)
 

@@ -40,5 +40,8 @@ class Fetch(Protocol):
     def putting_back(self, found: Any) -> tuple[Any, ...]:
         """The command that puts it back."""
 
+    def note_empty(self) -> None:
+        """Take note that nothing was there."""
+
     def note_unsettled(self) -> None:
         """Take note of something that may be lost."""

@@ -56,6 +56,8 @@ class Waiting:
             while found is None and (left := deadline - loop.time()) > _CLOSE_ENOUGH:
                 wait = min(left, fetch.longest_wait)
                 found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
+            if found is None:
+                fetch.note_empty()
             return found
         finally:
             connection.socket_timeout = self._answer_within

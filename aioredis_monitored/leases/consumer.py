@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.keys import Keys
-from aioredis_monitored.telemetry.attributes import About
+from aioredis_monitored.telemetry.queues import QueueTelemetry
 
 
 class Terms(NamedTuple):
@@ -94,19 +94,26 @@ class Take:
         consumer: Who takes them.
         queue: The key of the list that they are in.
         count: How many at most; ``None`` for the first one.
-        about: What operation it is.
+        telemetry: Of the queue.
         sha: Of the script that takes what is there.
         longest_wait: How long the server may be asked to wait for one, in seconds.
     """
 
     def __init__(
-        self, consumer: Consumer, queue: str, count: int | None, about: About, sha: str, longest_wait: float
+        self,
+        consumer: Consumer,
+        queue: str,
+        count: int | None,
+        telemetry: QueueTelemetry,
+        sha: str,
+        longest_wait: float,
     ) -> None:
         self._consumer = consumer
         self._queue = queue
         self._count = count or 1
         self.is_batch = count is not None
-        self.about = about
+        self.about = telemetry.take
+        self.note_empty = telemetry.note_empty
         self._sha = sha
         self.longest_wait = longest_wait
 

@@ -121,7 +121,7 @@ class Keeper:
             pipe.llen(self._keys.queue)
             pipe.llen(self._keys.dead)
             *_, depth, dead = await pipe.execute()
-        self._view.see(depth, dead)
+        self._view.see(depth=depth, dead=dead)
 
     async def _sweep(self) -> None:
         keys, client = self._keys, self._client

@@ -52,7 +52,7 @@ class Leases:
         self._free: list[Consumer] = []
         self._alive: set[Consumer] = set()
         self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
-        telemetry.view.watch(self)
+        telemetry.view.watch(self, terms.lease)
 
     def __len__(self) -> int:
         """How many messages are held."""
@@ -90,7 +90,7 @@ class Leases:
 
     async def _fetch(self, consumer: Consumer, count: int | None, seconds: float) -> list[bytes] | None:
         queue, about = self._keys.queue, self._telemetry.take
-        fetch = Take(consumer, queue, count, about, self._take.sha, self._terms.lease / 3)
+        fetch = Take(consumer, queue, count, self._telemetry, self._take.sha, self._terms.lease / 3)
         command = ("BLMOVE", queue, consumer.taken, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
         return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
 

@@ -189,18 +189,6 @@ class Instruments:
                 lambda pool: ((pool.in_flight(), {}),),
             ),
             (
-                own.QUEUE_DEPTH,
-                "{message}",
-                "The number of messages in a queue, as this process has seen it last.",
-                _of_queues(lambda queue: queue.depth()),
-            ),
-            (
-                own.QUEUE_DEAD,
-                "{message}",
-                "The number of messages that were delivered too often, as this process has seen it last.",
-                _of_queues(lambda queue: queue.dead()),
-            ),
-            (
                 own.QUEUE_IN_FLIGHT,
                 "{message}",
                 "The number of messages that this process holds.",
@@ -209,6 +197,13 @@ class Instruments:
         )
         for name, unit, description, measure in gauges:
             self._meter.create_observable_up_down_counter(name, [self._callback(measure)], unit, description)
+        # Every process may see the same messages: no sum.
+        for name, description, count in (
+            (own.QUEUE_DEPTH, "The number of messages in a queue", lambda queue: queue.depth()),
+            (own.QUEUE_DEAD, "The number of messages that were delivered too often", lambda queue: queue.dead()),
+        ):
+            callback = self._callback(_of_queues(count))
+            self._meter.create_observable_gauge(name, [callback], "{message}", f"{description}, as seen last.")
         self._meter.create_observable_gauge(
             own.HOT_KEYS_RATE,
             [self._callback(_hot_keys)],

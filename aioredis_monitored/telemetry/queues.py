@@ -124,6 +124,10 @@ class QueueTelemetry:
         self.nack = About(own.OPERATION_NACK, settle, queue, renames=True)
         self.view = telemetry.view_of(queue)
 
+    def note_empty(self) -> None:
+        """Nothing was there."""
+        self.view.see(depth=0)
+
     def note_recovered(self, count: int) -> None:
         """Messages of a dead consumer were given back."""
         self._measure(self._telemetry.instruments.queue_recovered.add, count)
