@@ -181,7 +181,7 @@ def write(name: str, named: dict[str, Any], results: Results, told: str) -> Path
     What is a part must not take the place of the whole.
     """
     settings = named["settings"]
-    is_whole = not (settings["quick"] or settings["only"] or settings.get("partial"))
+    is_whole = not (settings["quick"] or settings["only"])
     directory = HERE / "results" if is_whole else HERE / "results" / "partial"
     directory.mkdir(parents=True, exist_ok=True)
     # A line for each cell, which a diff shows well.

@@ -1,7 +1,6 @@
 """Measures this package's queue beside redis-py's BLPOP and other libraries' workers; fails if it is not fast enough.
 
-Usage: python benchmarks/queue_run.py [--quick] [--partial] [--repeats N] [--minutes M] [--seconds S] [--only TEXT]
-[--seed N]
+Usage: python benchmarks/queue_run.py [--quick] [--repeats N] [--minutes M] [--seconds S] [--only TEXT] [--seed N]
 """
 
 import argparse
@@ -15,14 +14,6 @@ from queue_matrix import CONTESTANTS, cells, messages, quick_cells
 from queue_meter import Asked
 from queue_report import missed, tables
 
-from aioredis_monitored import MessageQueue
-
-
-def is_there(cell: Cell) -> bool:
-    """Whether the package has the method."""
-    adapter, _, method = cell.client.partition("/")
-    return adapter != "ours" or hasattr(MessageQueue, method)
-
 
 def command(cell: Cell, url: str, seconds: float) -> list[str]:
     """What measures this cell once."""
@@ -33,21 +24,15 @@ def command(cell: Cell, url: str, seconds: float) -> list[str]:
 def main() -> None:
     """Measure, write, and tell what was missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--partial", action="store_true", help="leave out what MessageQueue does not have yet")
     asked = command_line(parser, minutes=2)
     chosen = [c for c in (quick_cells() if asked.quick else cells()) if asked.only in " ".join(map(str, c))]
-    if absent := sorted({cell.client for cell in chosen if not is_there(cell)}):
-        say(f"not there: {', '.join(absent)}")
-        if not asked.partial:
-            sys.exit("MessageQueue lacks what is to be measured; --partial measures the rest")
-        chosen = list(filter(is_there, chosen))
     say(f"seed {asked.seed}: {len(chosen)} cells, {asked.repeats} repeats of {asked.seconds} s")
     with own_server() as (url, server):
         named = {"machine": machine(url, ("redis", "hiredis")), "settings": vars(asked)}
         results = Bench(server, CONTESTANTS, lambda cell: command(cell, url, asked.seconds), asked).run(chosen)
     told = tables(named, results)
     say(f"\n{told}\nwritten to {write('queue', named, results, told)}")
-    if slow := missed(results, is_part=bool(asked.only or absent)):
+    if slow := missed(results, is_part=bool(asked.only)):
         sys.exit(f"missed: {'; '.join(slow)}")
 
 

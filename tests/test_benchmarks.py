@@ -179,23 +179,12 @@ def whole_run(monkeypatch, server, inspector):
     return run
 
 
-def test_the_queues_benchmark_fails_when_a_bound_is_missed(whole_run, monkeypatch, capsys):
-    monkeypatch.setattr("queue_run.is_there", lambda _: True)
+def test_the_queues_benchmark_fails_when_a_bound_is_missed(whole_run, capsys):
     whole_run(queues(**ENOUGH))
     assert "| take by SAQ | 5x | 4x: yes |  |" in capsys.readouterr().out
 
     with pytest.raises(SystemExit, match=r"^missed: get by redis-py's BLPOP$"):
         whole_run(queues(**{**ENOUGH, "get": 249}))
-
-
-def test_the_queues_benchmark_leaves_a_method_that_is_missing_out_only_if_asked_to(whole_run, monkeypatch, capsys):
-    monkeypatch.setattr("queue_run.is_there", lambda cell: cell.client != "ours/take_many")
-    found = queues(**{name: ENOUGH[name] for name in ENOUGH if name != "take_many"})
-    with pytest.raises(SystemExit, match="MessageQueue lacks"):
-        whole_run(found)
-    whole_run(found, "--partial")
-
-    assert 2 == capsys.readouterr().out.count("not there: ours/take_many\n")
 
 
 @pytest.mark.parametrize(("handled", "told"), [([1, 2, 2], "3 messages handled, 2 different, of 2 put"), ([1], "of 2")])
