@@ -78,6 +78,14 @@ async def test_a_thousand_messages_of_a_dead_consumer_come_back_in_order(queue, 
     assert [] == held(inspector)
 
 
+async def test_a_consumer_that_waits_gets_what_comes_back_in_order(queue, server, inspector):
+    inspector.rpush("mail", *range(1_000))
+    hold_and_die(server, 1_000)
+
+    assert [str(number).encode() for number in range(300)] == [await _taken(queue) for _ in range(300)]
+
+
+@pytest.mark.slow
 async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delivered_once_more(queue, server, inspector):
     async def elsewhere():
         async with MonitoredConnectionPool.from_url(server.url, **UNRECORDED) as pool:

@@ -81,7 +81,7 @@ async def test_so_many_messages_are_handled_at_a_time_and_each_once(
 
 
 @pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
-async def test_messages_are_handled_on_any_client_also_while_none_is_left(
+async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
     make_pool, server, consume, handler, inspector, until, kind
 ):
     if kind == "plain":
@@ -90,12 +90,16 @@ async def test_messages_are_handled_on_any_client_also_while_none_is_left(
         pool = make_pool(server.url, multiplex=kind != "unshared", **UNRECORDED)
         client = MonitoredRedisConnection(connection_pool=pool)
     async with client.client() if kind == "one connection" else client as client:
-        worker = consume(MessageQueue("mail", client, lease=1), handler)
-        await until(lambda: blocked(inspector))
-        for number in range(5):
-            inspector.rpush("mail", number)
-            await until(lambda number=number: len(handler.handled) > number and not held(inspector))
-        await _ended(worker)
+        queue = MessageQueue("mail", client, lease=1)
+        worker = consume(queue, handler)
+        try:
+            for number in range(3):
+                await until(lambda: blocked(inspector))
+                inspector.rpush("mail", number)
+                await until(lambda number=number: len(handler.handled) > number and not held(inspector))
+        finally:
+            await _ended(worker)
+            await queue.aclose()
 
 
 async def test_one_connection_waits_for_all(make_pool, server, consume, handler, inspector, until):
@@ -202,9 +206,10 @@ async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_serve
     await until(lambda: handler.handled == [b"before"])
     own_server.kill()
     own_server.start()
-    await queue.put(b"after")
+    with redis.Redis.from_url(own_server.url) as producer:
+        producer.rpush("mail", "after")
 
-    await until(lambda: handler.handled == [b"before", b"after"], 20)
+    await until(lambda: handler.handled[-1] == b"after", 20)
 
 
 async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool, own_server, consume, handler, until):
