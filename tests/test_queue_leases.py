@@ -92,7 +92,7 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
             return await _taken(MessageQueue("mail", pool, lease=1), 20)
 
     await queue.put(b"message")
-    with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages are another consumer's now"):
+    with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages are another consumer's now"):  # noqa: PT012 - leaving the block raises it
         async with queue.take():
             other = asyncio.get_running_loop().run_in_executor(None, asyncio.run, elsewhere())
             time.sleep(2.5)  # noqa: ASYNC251 - that is it
@@ -127,7 +127,7 @@ async def test_one_message_that_fails_in_every_way_ends_among_the_dead(make_queu
     async with queue.take():
         # This one was behind it.
         assert [] == await queue.dead()
-        with pytest.raises(ValueError, match="bad"):
+        with pytest.raises(ValueError, match="bad"):  # noqa: PT012 - leaving the block raises it
             async with queue.take(5) as message:
                 assert b"bad" == message
                 raise ValueError("bad")

@@ -135,7 +135,7 @@ async def test_a_put_that_is_cancelled_while_it_waits_puts_nothing(bounded, insp
 
 async def test_what_is_given_back_needs_no_room(bounded, inspector):
     await bounded.put_many([1, 2, 3])
-    with pytest.raises(ValueError, match="failed"):
+    with pytest.raises(ValueError, match="failed"):  # noqa: PT012 - leaving the block raises it
         async with bounded.take():
             await bounded.put(4, 0)
             raise ValueError("failed")

@@ -137,7 +137,7 @@ async def test_those_who_take_get_and_push_share_a_list(queue, inspector):
 
 async def test_a_block_in_a_block_holds_another_message(queue, inspector):
     await queue.put_many([1, 2])
-    with pytest.raises(ValueError, match="outer"):
+    with pytest.raises(ValueError, match="outer"):  # noqa: PT012 - leaving the block raises it
         async with queue.take() as one:
             async with queue.take() as two:
                 assert [b"1", b"2"] == sorted(held(inspector))
@@ -284,7 +284,7 @@ async def test_an_acknowledgement_to_a_dead_server_is_told_in_time(make_pool, ow
 async def test_an_error_of_the_block_is_told_although_its_message_cannot_go_back(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.3, **UNRECORDED), lease=1)
     await queue.put(b"message")
-    with pytest.raises(ValueError, match="my own"):
+    with pytest.raises(ValueError, match="my own"):  # noqa: PT012 - leaving the block raises it
         async with queue.take():
             own_server.kill()
             raise ValueError("my own")
