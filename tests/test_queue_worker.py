@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections import Counter
 
@@ -210,6 +211,25 @@ async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_serve
         producer.rpush("mail", "after")
 
     await until(lambda: handler.handled[-1] == b"after", 20)
+
+
+async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, consume, handler, inspector, until):
+    stop = threading.Event()
+
+    def forget():
+        # In between a script's loading and its running too, as when a server is started anew in that moment.
+        while not stop.wait(0.001):
+            inspector.script_flush()
+
+    await queue.put_many(range(100))
+    forgetting = asyncio.get_running_loop().run_in_executor(None, forget)
+    try:
+        worker = consume(queue, handler)
+        await until(lambda: len(set(handler.handled)) == 100 or worker.done(), 20)
+        assert not worker.done()
+    finally:
+        stop.set()
+        await forgetting
 
 
 async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool, own_server, consume, handler, until):
