@@ -65,8 +65,16 @@ class Worker:
                     loop.cancel()
                 await finish(lambda: asyncio.wait(loops), _GRACE)
                 raise
+            finally:
+                self._tell(loops)
         for loop in loops:
             loop.result()
+
+    def _tell(self, loops: list[asyncio.Task[None]]) -> None:
+        # One error is raised, or none if this was cancelled; asyncio would complain of each that nobody looks at.
+        for loop in loops:
+            if loop.done() and not loop.cancelled() and (error := loop.exception()) is not None:
+                _LOGGER.warning("queue %r: a worker's loop has ended: %s", self._name, type(error).__qualname__)
 
     def _drain(self) -> None:
         self._draining.set()
