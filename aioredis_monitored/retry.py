@@ -12,6 +12,7 @@ from redis.exceptions import (
     ConnectionError,  # noqa: A004
     MasterDownError,
     MaxConnectionsError,
+    NoScriptError,
     ReadOnlyError,
     ResponseError,
     TimeoutError,  # noqa: A004
@@ -74,10 +75,15 @@ class RetryPolicy:
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now."""
+    """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now.
+
+    Or it has forgotten a script as soon as it was told it, as one does that is started anew.
+    """
     if isinstance(error, AuthenticationError | AuthorizationError | PoolClosedError) or _is_refusal(cause_of(error)):
         return False
-    return isinstance(error, (ConnectionError, TimeoutError, *_NOT_EXECUTED)) or str(error).startswith(_UNBLOCKED)
+    return isinstance(error, (ConnectionError, TimeoutError, NoScriptError, *_NOT_EXECUTED)) or str(error).startswith(
+        _UNBLOCKED
+    )
 
 
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:

@@ -54,6 +54,9 @@ async def handle(queue, concurrency):
     async def handler(message):
         if message == POISON:
             os._exit(1)
+        if concurrency > 1:
+            # So that others are held when it dies.
+            await asyncio.sleep(0.02)
         await queue.client.sadd("done", message)
 
     await queue.consume(handler, concurrency=concurrency)

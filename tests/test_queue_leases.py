@@ -78,6 +78,7 @@ async def test_a_thousand_messages_of_a_dead_consumer_come_back_in_order(queue, 
     assert [] == held(inspector)
 
 
+@pytest.mark.slow
 async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delivered_once_more(queue, server, inspector):
     async def elsewhere():
         async with MonitoredConnectionPool.from_url(server.url, **UNRECORDED) as pool:

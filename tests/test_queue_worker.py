@@ -3,6 +3,7 @@
 import asyncio
 import functools
 import logging
+import threading
 import time
 from collections import Counter
 
@@ -81,7 +82,7 @@ async def test_so_many_messages_are_handled_at_a_time_and_each_once(
 
 
 @pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
-async def test_messages_are_handled_on_any_client_also_while_none_is_left(
+async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
     make_pool, server, consume, handler, inspector, until, kind
 ):
     if kind == "plain":
@@ -90,12 +91,16 @@ async def test_messages_are_handled_on_any_client_also_while_none_is_left(
         pool = make_pool(server.url, multiplex=kind != "unshared", **UNRECORDED)
         client = MonitoredRedisConnection(connection_pool=pool)
     async with client.client() if kind == "one connection" else client as client:
-        worker = consume(MessageQueue("mail", client, lease=1), handler)
-        await until(lambda: blocked(inspector))
-        for number in range(5):
-            inspector.rpush("mail", number)
-            await until(lambda number=number: len(handler.handled) > number and not held(inspector))
-        await _ended(worker)
+        queue = MessageQueue("mail", client, lease=1)
+        worker = consume(queue, handler)
+        try:
+            for number in range(3):
+                await until(lambda: blocked(inspector))
+                inspector.rpush("mail", number)
+                await until(lambda number=number: len(handler.handled) > number and not held(inspector))
+        finally:
+            await _ended(worker)
+            await queue.aclose()
 
 
 async def test_one_connection_waits_for_all(make_pool, server, consume, handler, inspector, until):
@@ -203,9 +208,28 @@ async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_serve
     own_server.kill()
     own_server.start()
     with redis.Redis.from_url(own_server.url) as producer:
-        producer.rpush("mail", b"after")
+        producer.rpush("mail", "after")
 
-    await until(lambda: handler.handled == [b"before", b"after"], 20)
+    await until(lambda: handler.handled[-1] == b"after", 20)
+
+
+async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, consume, handler, inspector, until):
+    stop = threading.Event()
+
+    def forget():
+        # In between a script's loading and its running too, as when a server is started anew in that moment.
+        while not stop.wait(0.001):
+            inspector.script_flush()
+
+    await queue.put_many(range(100))
+    forgetting = asyncio.get_running_loop().run_in_executor(None, forget)
+    try:
+        worker = consume(queue, handler)
+        await until(lambda: len(set(handler.handled)) == 100 or worker.done(), 20)
+        assert not worker.done()
+    finally:
+        stop.set()
+        await forgetting
 
 
 async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool, own_server, consume, handler, until):
