@@ -41,8 +41,9 @@ class Pop:
         """See ``Fetch``; older servers take no fractions of seconds."""
         return (("BLPOP", self._queue, math.ceil(seconds)),)
 
-    def arrived(self, reply: Any) -> Any:
+    def arrived(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""
+        (reply,) = replies
         return None if reply is None else [reply[1]]
 
     def putting_back(self, found: Any) -> tuple[Any, ...]:

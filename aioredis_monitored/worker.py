@@ -27,6 +27,8 @@ _GRACE: Final = 5.0
 class Worker:
     """Some loops that take and handle one message at a time each.
 
+    A message whose consumer has died is handled alone: when it kills this one too, it must not count against others.
+
     Args:
         name: Of the queue, for the log.
         leases: Of the queue.
@@ -42,11 +44,17 @@ class Worker:
         self._handler = handler
         self._concurrency = concurrency
         self._draining = asyncio.Event()
+        # Loops that wait for a message, and those of them that are to stop, as one is handled alone.
         self._idle: set[asyncio.Task[None]] = set()
-        # Of handlers, in a row.
-        self._failures = 0
+        self._stopped: set[asyncio.Task[None]] = set()
         # One waits for all: the others would only hold a connection each.
         self._turn = asyncio.Lock()
+        # How many loops hold a message; set when one lets go of its own, or no longer waits for one.
+        self._holding = 0
+        self._released = asyncio.Event()
+        # Whether messages may be taken, and whether nobody pauses: not while one is handled alone.
+        self._open, self._hurry = asyncio.Event(), asyncio.Event()
+        self._open.set()
 
     async def run(self) -> NoReturn:
         """Work until this is cancelled: then no more is taken, and what was begun comes to its end.
@@ -60,7 +68,10 @@ class Worker:
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self._drain()
+            self._draining.set()
+            self._hurry.set()
+            for loop in self._idle:
+                loop.cancel()
             try:
                 await asyncio.wait(loops)
             except asyncio.CancelledError:
@@ -68,36 +79,43 @@ class Worker:
                     loop.cancel()
                 await finish(lambda: asyncio.wait(loops), _GRACE)
                 raise
-        errors = [error for loop in loops if not loop.cancelled() and (error := loop.exception()) is not None]
+            finally:
+                errors = self._errors_of(loops)
         # Without one, somebody has cancelled the loops and not this.
         raise errors[0] if errors else asyncio.CancelledError
 
-    def _drain(self) -> None:
-        self._draining.set()
-        for loop in self._idle:
-            loop.cancel()
+    def _errors_of(self, loops: list[asyncio.Task[None]]) -> list[BaseException]:
+        # One is raised, or none if this was cancelled; asyncio would complain of each that nobody looks at.
+        ended = [loop for loop in loops if loop.done() and not loop.cancelled()]
+        errors = [error for loop in ended if (error := loop.exception()) is not None]
+        for error in errors:
+            _LOGGER.warning("queue %r: a worker's loop has ended: %s", self._name, _kind(error))
+        return errors
 
     async def _loop(self) -> None:
+        task = cast("asyncio.Task[None]", asyncio.current_task())
         failures = 0
         while not self._draining.is_set():
             try:
-                consumer = await self._next()
+                while not self._open.is_set():
+                    await self._open.wait()
+                if not self._draining.is_set():
+                    await self._hold(await self._next(task))
+                failures = 0
             except asyncio.CancelledError:
                 if self._draining.is_set():
                     return
-                raise
+                # One that was to stop waiting is no longer being cancelled.
+                if task.cancelling():
+                    raise
             except RedisError as error:
                 if not may_pass(error):
                     raise
                 failures += 1
-                _LOGGER.warning("queue %r: nothing can be taken for now: %s", self._name, _kind(error))
+                _LOGGER.warning("queue %r: nothing can be done for now: %s", self._name, _kind(error))
                 await self._pause(failures)
-            else:
-                failures = 0
-                await self._handle(consumer)
 
-    async def _next(self) -> Consumer:
-        task = cast("asyncio.Task[None]", asyncio.current_task())
+    async def _next(self, task: asyncio.Task[None]) -> Consumer:
         self._idle.add(task)
         try:
             consumer = await self._leases.take(None, 0)
@@ -107,24 +125,50 @@ class Worker:
                         consumer = await self._leases.take(None, inf)
         finally:
             self._idle.discard(task)
+            self._released.set()
+            if task in self._stopped:
+                self._stopped.discard(task)
+                task.uncancel()
         return consumer
 
-    async def _handle(self, consumer: Consumer) -> None:
-        side: str | None = HEAD
+    async def _hold(self, consumer: Consumer) -> None:
+        self._holding += 1
         try:
-            if await self._succeeds(consumer):
-                side, self._failures = None, 0
+            deliveries, deaths = await self._leases.past_of(consumer)
+            if deaths and not self._open.is_set():
+                await self._leases.give_back(consumer, HEAD, counts=False)
             else:
-                side = TAIL
-                self._failures += 1
-                await self._pause(self._failures)
+                succeeds = await (self._succeeds_alone(consumer) if deaths else self._succeeds(consumer))
+                await self._end(consumer, deliveries, succeeds=succeeds)
+        except BaseException:
+            # Unless it was, by now.
+            await self._leases.give_back(consumer, HEAD)
+            raise
         finally:
-            if side is not None:
-                await self._leases.give_back(consumer, side)
-        if side is None:
-            await self._acknowledge(consumer)
+            self._holding -= 1
+            self._released.set()
 
-    async def _acknowledge(self, consumer: Consumer) -> None:
+    async def _succeeds_alone(self, consumer: Consumer) -> bool:
+        self._open.clear()
+        self._hurry.set()
+        try:
+            self._stopped |= self._idle
+            for loop in self._idle:
+                loop.cancel()
+            while self._idle or self._holding > 1:
+                self._released.clear()
+                await self._released.wait()
+            return await self._succeeds(consumer)
+        finally:
+            self._open.set()
+            if not self._draining.is_set():
+                self._hurry.clear()
+
+    async def _end(self, consumer: Consumer, deliveries: int, *, succeeds: bool) -> None:
+        if not succeeds:
+            await self._pause(deliveries + 1)
+            await self._leases.give_back(consumer, TAIL)
+            return
         try:
             await self._leases.acknowledge(consumer)
         except LeaseLostError as error:
@@ -152,8 +196,8 @@ class Worker:
     async def _pause(self, failures: int) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(_BACKOFF.compute(failures)):
-                await self._draining.wait()
+                await self._hurry.wait()
 
 
-def _kind(error: Exception) -> str:
+def _kind(error: BaseException) -> str:
     return type(error).__qualname__

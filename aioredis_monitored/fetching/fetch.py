@@ -32,10 +32,10 @@ class Fetch(Protocol):
         """What that has fetched; ``None`` if nothing was there."""
 
     def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
-        """Commands of which the last one waits for so many seconds."""
+        """Commands of which one waits for so many seconds."""
 
-    def arrived(self, reply: Any) -> Any:
-        """What the last of these has fetched; ``None`` if nothing came."""
+    def arrived(self, replies: Sequence[Any]) -> Any:
+        """What these have fetched, ``None`` standing for errors; ``None`` if nothing came."""
 
     def putting_back(self, found: Any) -> tuple[Any, ...]:
         """The command that puts it back."""

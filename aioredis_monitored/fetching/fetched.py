@@ -17,7 +17,7 @@ from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.part import Observer
-from aioredis_monitored.traits import traits_of
+from aioredis_monitored.traits import traits_of, traits_of_batch
 
 
 async def fetched_at_once(pool: MonitoredConnectionPool, fetch: Fetch, operation: Observer | None) -> Any:
@@ -70,7 +70,7 @@ async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: flo
         redis.exceptions.RedisError: As for any call that waits.
     """
     started = monotonic()
-    traits = traits_of(fetch.waiting(fetch.longest_wait)[-1])
+    traits = traits_of_batch(fetch.waiting(fetch.longest_wait))
     attempt = partial(_attempt_waiting, pool, fetch, wait, operation)
     try:
         return await attempt(None)

@@ -52,7 +52,7 @@ class Waiting:
             deadline = loop.time() + seconds
             found = None
             if seconds == 0 or fetch.is_batch:
-                found = await self._ask([fetch.at_once()], 0, fetch.found)
+                found = await self._ask([fetch.at_once()], 0, lambda replies: _found(fetch, replies))
             while found is None and (left := deadline - loop.time()) > _CLOSE_ENOUGH:
                 wait = min(left, fetch.longest_wait)
                 found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
@@ -64,7 +64,9 @@ class Waiting:
             if self._owed or self._may_be_unblocked:
                 await connection.disconnect(nowait=True)
 
-    async def _ask(self, commands: Sequence[tuple[Any, ...]], wait: float, found_in: Callable[[Any], Any]) -> Any:
+    async def _ask(
+        self, commands: Sequence[tuple[Any, ...]], wait: float, found_in: Callable[[Sequence[Any]], Any]
+    ) -> Any:
         limit = None if self._answer_within is None else wait + self._answer_within
         try:
             async with asyncio.timeout(limit):
@@ -78,7 +80,7 @@ class Waiting:
             raise TimeoutError(f"no reply in {limit} s") from None
         _, *replies = self._replies
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        found = None if isinstance(replies[-1], Exception) else found_in(replies[-1])
+        found = found_in(_without_errors(replies))
         if error is not None:
             if found is not None:
                 await self._put_back(found, asyncio.get_running_loop().time() + SETTLE_SECONDS)
@@ -103,15 +105,14 @@ class Waiting:
             self._owed -= 1
             self._replies.append(reply)
 
-    async def _settle(self, found_in: Callable[[Any], Any]) -> None:
+    async def _settle(self, found_in: Callable[[Sequence[Any]], Any]) -> None:
         """Let the waiting end, and put back what it has brought; not much longer."""
         deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
         asked = await self._unblock(deadline)
         if self._owed:
             self._fetch.note_unsettled()
         else:
-            reply = self._replies[-1]
-            found = None if isinstance(reply, Exception) else found_in(reply)
+            found = found_in(_without_errors(self._replies[1:]))
             if found is not None:
                 await self._put_back(found, deadline)
         for each in asked:
@@ -153,3 +154,12 @@ class Waiting:
         except RedisError:
             return False
         return True
+
+
+def _found(fetch: Fetch, replies: Sequence[Any]) -> Any:
+    (reply,) = replies
+    return None if reply is None else fetch.found(reply)
+
+
+def _without_errors(replies: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(reply, Exception) else reply for reply in replies]

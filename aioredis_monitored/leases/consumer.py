@@ -44,10 +44,22 @@ class Consumer:
         messages: What it holds.
         carriers: What came with them.
         is_batch: Whether these could have been any number.
+        may_have_past: Whether anything was ever delivered in vain.
         is_doubted: Whether it was in vain that one tried to acknowledge them.
     """
 
-    __slots__ = ("_keys", "_terms", "carriers", "heartbeat", "id", "is_batch", "is_doubted", "messages", "taken")
+    __slots__ = (
+        "_keys",
+        "_terms",
+        "carriers",
+        "heartbeat",
+        "id",
+        "is_batch",
+        "is_doubted",
+        "may_have_past",
+        "messages",
+        "taken",
+    )
 
     def __init__(self, keys: Keys, terms: Terms, id: str | None = None) -> None:  # noqa: A002 - what it is
         self._keys = keys
@@ -59,6 +71,7 @@ class Consumer:
         self.carriers: list[Mapping[str, str]] = []
         self.is_batch = False
         self.is_doubted = False
+        self.may_have_past = False
 
     def registration(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The commands by which it is known, and lives for a lease."""
@@ -67,7 +80,7 @@ class Consumer:
 
     def taking(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """Keys and arguments of the script that takes so many messages."""
-        keys = (self._keys.queue, self._keys.consumers, self.heartbeat, self.taken)
+        keys = (self._keys.queue, self._keys.consumers, self.heartbeat, self.taken, self._keys.counts)
         return keys, (self.id, self._terms.milliseconds, count)
 
     def giving_back(self, side: str, *, counts: bool, may_live: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -82,8 +95,8 @@ class Consumer:
         where = (keys.queue, keys.consumers, self.heartbeat, self.taken, keys.counts, keys.dead)
         return where, (self.id, side, int(counts), self._terms.max_deliveries or 0, int(may_live))
 
-    def acknowledging(self) -> tuple[str, str]:
-        """The keys of the script that deletes what it holds."""
+    def past(self) -> tuple[str, str]:
+        """What it holds, and what is known of that: the keys of the scripts that look back, or delete it."""
         return self.taken, self._keys.counts
 
 
@@ -124,16 +137,19 @@ class Take:
 
     def found(self, reply: Any) -> Any:
         """See ``Fetch``."""
-        return reply or None
+        messages, self._consumer.may_have_past = reply
+        return messages or None
 
     def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything."""
         taking = ("BLMOVE", self._queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
-        return *self._consumer.registration(), taking
+        _, counts = self._consumer.past()
+        return *self._consumer.registration(), taking, ("EXISTS", counts)
 
-    def arrived(self, reply: Any) -> Any:
+    def arrived(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""
-        return None if reply is None else [reply]
+        *_, message, self._consumer.may_have_past = replies
+        return None if message is None else [message]
 
     def putting_back(self, found: Any) -> tuple[Any, ...]:  # noqa: ARG002 - Redis knows
         """See ``Fetch``: nobody has seen it, which is no delivery."""

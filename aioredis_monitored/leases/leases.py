@@ -49,6 +49,7 @@ class Leases:
         self._take = MonitoredScript(client, scripts.TAKE)
         self._acknowledge = MonitoredScript(client, scripts.ACKNOWLEDGE)
         self._give_back = MonitoredScript(client, scripts.GIVE_BACK)
+        self._look_back = MonitoredScript(client, scripts.LOOK_BACK)
         self._free: list[Consumer] = []
         self._alive: set[Consumer] = set()
         self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
@@ -120,7 +121,7 @@ class Leases:
             LeaseLostError: It holds that no longer: another consumer has it.
             redis.exceptions.RedisError: The server cannot be reached; it comes back when the lease has ended.
         """
-        keys = consumer.acknowledging()
+        keys = consumer.past()
         if consumer not in self._alive:
             message = f"queue {self._keys.queue!r}: what was held went back when the queue was closed"
             raise LeaseLostError(message)
@@ -143,7 +144,14 @@ class Leases:
             message = f"queue {self._keys.queue!r}: {lost} of {total} messages are another consumer's by now"
             raise LeaseLostError(message)
 
-    async def give_back(self, consumer: Consumer, side: str) -> None:
+    async def past_of(self, consumer: Consumer) -> tuple[int, int]:
+        """How often the message that it holds was delivered in vain, and in how many of these its consumer died."""
+        if not consumer.may_have_past:
+            return 0, 0
+        deliveries, deaths = await self._look_back.run_within(None, consumer.past())
+        return deliveries, deaths
+
+    async def give_back(self, consumer: Consumer, side: str, *, counts: bool = True) -> None:
         """Put what it holds back, also if this is cancelled, which is then a second late at most.
 
         If the server cannot be reached, it comes back when the lease has ended.
@@ -151,11 +159,12 @@ class Leases:
         Args:
             consumer: Who holds it.
             side: The end of the queue, ``HEAD`` or ``TAIL``.
+            counts: Whether it was a delivery; default ``True``.
         """
         if consumer not in self._alive:
             # The queue was closed meanwhile.
             return
-        keys, arguments = consumer.giving_back(side, counts=True, may_live=True)
+        keys, arguments = consumer.giving_back(side, counts=counts, may_live=True)
         try:
             await self._settle(
                 self._telemetry.nack,

@@ -5,8 +5,8 @@ from typing import Final
 HEAD: Final = "LEFT"
 TAIL: Final = "RIGHT"
 
-# Whoever takes is known and alive before it can have anything. KEYS: queue, consumers, heartbeat, taken. ARGV:
-# consumer, milliseconds, how many.
+# Whoever takes is known and alive before it can have anything. KEYS: queue, consumers, heartbeat, taken, counts. ARGV:
+# consumer, milliseconds, how many. Returns the messages, and whether any message has ever been delivered in vain.
 TAKE: Final = """
 redis.call('SADD', KEYS[2], ARGV[1])
 redis.call('SET', KEYS[3], 1, 'PX', ARGV[2])
@@ -16,7 +16,7 @@ for number = 1, ARGV[3] do
     if not message then break end
     messages[number] = message
 end
-return messages
+return {messages, redis.call('EXISTS', KEYS[5])}
 """
 
 # KEYS: taken, counts. Returns how many they were.
@@ -24,7 +24,8 @@ ACKNOWLEDGE: Final = """
 local held = redis.call('LLEN', KEYS[1])
 if redis.call('EXISTS', KEYS[2]) == 1 then
     for _, message in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-        redis.call('HDEL', KEYS[2], redis.sha1hex(message))
+        local hash = redis.sha1hex(message)
+        redis.call('HDEL', KEYS[2], hash, hash .. ':deaths')
     end
 end
 redis.call('UNLINK', KEYS[1])
@@ -50,11 +51,12 @@ for _ = 1, 100 do
     local deliveries, hash = 0, redis.sha1hex(message)
     if counts then
         deliveries = redis.call('HINCRBY', KEYS[5], hash, 1)
+        if not may_live then redis.call('HINCRBY', KEYS[5], hash .. ':deaths', 1) end
         redis.call('EXPIRE', KEYS[5], 259200)
     end
     if most > 0 and deliveries >= most then
         redis.call('LMOVE', KEYS[4], KEYS[6], from, 'RIGHT')
-        redis.call('HDEL', KEYS[5], hash)
+        redis.call('HDEL', KEYS[5], hash, hash .. ':deaths')
         dead = dead + 1
     else
         redis.call('LMOVE', KEYS[4], KEYS[1], from, side)
@@ -62,6 +64,13 @@ for _ = 1, 100 do
     end
 end
 return {back, dead, 1}
+"""
+
+# KEYS: taken, counts. Returns how often the message was delivered in vain, and in how many of these its consumer died.
+LOOK_BACK: Final = """
+local hash = redis.sha1hex(redis.call('LINDEX', KEYS[1], 0) or '')
+local counts = redis.call('HMGET', KEYS[2], hash, hash .. ':deaths')
+return {tonumber(counts[1] or 0), tonumber(counts[2] or 0)}
 """
 
 # KEYS: dead, queue. ARGV: how many at most. Returns how many they were.
