@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 
 from aioredis_monitored.calls import CallsMixin, lent
-from aioredis_monitored.fetching import FETCH, Fetch, Waiting, aside_of, fetched_at_once, fetched_waiting
+from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import About, Call
@@ -145,9 +145,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     async def _found(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
         pool = self._pool
         if pool is None:
-            async with self._elsewhere(operation) as connection:
-                await connection.connect()  # type: ignore[no-untyped-call]
-                return await Waiting(connection, fetch, aside_of(self.connection_pool)).fetched(seconds)
+            return await fetched_on(self._elsewhere(operation), self.connection_pool, fetch, seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)
             if found is not None:

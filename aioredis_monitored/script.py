@@ -54,19 +54,8 @@ class MonitoredScript(AsyncScript):
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:
-            await self._load(client, operation)
+            loading = Part(operation) if isinstance(operation, Operation) else operation
+            # As in redis-py, the server's word counts: its client may encode the text in another way.
+            self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)
         name, _, *arguments = command
         return await client.execute_within(operation, name, self.sha, *arguments)
-
-    async def load(self, operation: Observer | None) -> None:
-        """Tell the server the script.
-
-        Args:
-            operation: Learns how it goes.
-        """
-        await self._load(cast("Handle", self.registered_client), operation)
-
-    async def _load(self, client: Handle, operation: Observer | None) -> None:
-        loading = Part(operation) if isinstance(operation, Operation) else operation
-        # As in redis-py, the server's word counts: its client may encode the text in another way.
-        self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)

@@ -1,11 +1,14 @@
 """What was fetched: at once on the shared connection, or by waiting on a borrowed one."""
 
 import asyncio
+from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from functools import partial
 from time import monotonic
 from typing import Any
 
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import persist
@@ -82,9 +85,27 @@ async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: flo
 async def _attempt_waiting(
     pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, seconds: float | None
 ) -> Any:
+    return await fetched_on(borrowed(pool, seconds, operation), pool, fetch, wait)
+
+
+async def fetched_on(
+    connecting: AbstractAsyncContextManager[AbstractConnection], pool: ConnectionPool, fetch: Fetch, wait: float
+) -> Any:
+    """What comes within so many seconds on a connection; ``None`` if nothing comes.
+
+    Args:
+        connecting: Gives the connection, and gives it back.
+        pool: Where others come from.
+        fetch: What to fetch.
+        wait: How many seconds; 0 for what is there.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that waits.
+    """
     found = None
     try:
-        async with borrowed(pool, seconds, operation) as connection:
+        async with connecting as connection:
+            await connection.connect()  # type: ignore[no-untyped-call]
             found = await Waiting(connection, fetch, aside_of(pool)).fetched(wait)
     except BaseException:
         if found is not None:
@@ -101,7 +122,7 @@ class _Leftover:
 
     __slots__ = ("_fetch", "_is_settled", "_pool", "_waiter")
 
-    def __init__(self, pool: MonitoredConnectionPool, fetch: Fetch) -> None:
+    def __init__(self, pool: ConnectionPool, fetch: Fetch) -> None:
         self._pool = pool
         self._fetch = fetch
         self._is_settled = False

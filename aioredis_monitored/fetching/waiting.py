@@ -116,18 +116,17 @@ class Waiting:
             if found is not None:
                 await self._put_back(found, deadline)
         for each in asked:
-            # One that comes late would unblock whoever has the connection then.
-            self._may_be_unblocked |= not await patiently(each, deadline)
+            if not await patiently(each, deadline):
+                # It would unblock whoever has the connection then.
+                self._may_be_unblocked = True
+                each.cancel()
 
     async def _unblock(self, deadline: float) -> list["asyncio.Future[Any]"]:
         asked: list[asyncio.Future[Any]] = []
         pause = _FIRST_PAUSE
         while self._owed and asyncio.get_running_loop().time() < deadline:
             if self._replies and isinstance(self._replies[0], int):
-                try:
-                    asked.append(self._send_aside("CLIENT", "UNBLOCK", self._replies[0]))
-                except RedisError:
-                    break
+                asked.append(self._send_aside("CLIENT", "UNBLOCK", self._replies[0]))
             if not await self._hear_until(min(deadline, asyncio.get_running_loop().time() + pause)):
                 break
             pause *= 2

@@ -127,13 +127,17 @@ class Take:
         self.is_batch = count is not None
         self.about = telemetry.take
         self.note_empty = telemetry.note_empty
-        self._sha = sha
+        self._script: tuple[str, str] = ("EVALSHA", sha)
         self.longest_wait = longest_wait
 
     def at_once(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
         keys, arguments = self._consumer.taking(self._count)
-        return ("EVALSHA", self._sha, len(keys), *keys, *arguments)
+        return (*self._script, len(keys), *keys, *arguments)
+
+    def tell_script(self) -> None:
+        """Send the script from now on: the server does not know it, or has forgotten it."""
+        self._script = ("EVAL", scripts.TAKE)
 
     def found(self, reply: Any) -> Any:
         """See ``Fetch``."""

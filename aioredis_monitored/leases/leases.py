@@ -100,7 +100,9 @@ class Leases:
         try:
             messages = await self._client.fetch_within(fetch, seconds, operation)
         except NoScriptError:
-            await self._take.load(None if operation is None else Part(operation))
+            if operation is not None:
+                operation.goes_on()
+            fetch.tell_script()
             messages = await self._client.fetch_within(fetch, seconds, operation)
         return messages
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.leases.leases import Leases
@@ -31,31 +31,28 @@ class Taking(Generic[T_co]):
         self._seconds = seconds
         self._shape = shape
         self._is_entered = False
-        self._consumer: Consumer | None = None
-        self._processing: Processing | None = None
+        self._held: tuple[Consumer, Processing] | None = None
 
     async def __aenter__(self) -> T_co:
         if self._is_entered:
             raise RuntimeError("a take holds one message at a time: call take() again for another one")
-        self._is_entered = True
+        self._is_entered, consumer = True, None
         try:
-            self._consumer = consumer = await self._leases.take(self._count, self._seconds)
+            consumer = await self._leases.take(self._count, self._seconds)
         finally:
-            self._is_entered = self._consumer is not None
+            self._is_entered = consumer is not None
         if consumer is None:
             raise TimedOutError("Timed out waiting for the message queue.")
-        self._processing = self._leases.process(consumer)
-        self._processing.__enter__()
+        processing = self._leases.process(consumer)
+        processing.__enter__()
+        self._held = consumer, processing
         return self._shape(consumer.messages)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        consumer, processing = self._consumer, self._processing
-        if consumer is None or processing is None:
-            return
-        self._consumer = self._processing = None
-        self._is_entered = False
+        consumer, processing = cast("tuple[Consumer, Processing]", self._held)
+        self._is_entered, self._held = False, None
         processing.__exit__(kind, error, traceback)
         if error is None:
             await self._leases.acknowledge(consumer)

@@ -1,0 +1,206 @@
+"""What becomes of a queue's messages when several things go wrong at once."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+import redis.asyncio
+from opentelemetry.context import attach, detach, set_value
+from sharing import UNRECORDED, begun, frozen
+
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored.envelope import seal
+from aioredis_monitored.patience import finish, insist
+
+LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
+
+
+@pytest.fixture
+def queue(make_pool, server):
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
+
+
+async def _blocked(inspector):
+    while not inspector.info("clients")["blocked_clients"]:
+        await asyncio.sleep(0.001)
+
+
+async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(make_pool, proxy, inspector, caplog):
+    queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED))
+    (waiting,) = await begun(queue.get())
+    await _blocked(inspector)
+    waiting.cancel()
+    proxy.cut()
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    assert waiting.cancelled()
+    assert LOST == caplog.messages
+
+
+async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog):
+    # Without a shared connection, unblocking takes another one, which does not come about.
+    queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=0.2, **UNRECORDED))
+    (waiting,) = await begun(queue.get())
+    with redis.Redis.from_url(own_server.url) as inspector:
+        await _blocked(inspector)
+    async with frozen(own_server):
+        waiting.cancel()
+        with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+            await asyncio.gather(waiting, return_exceptions=True)
+
+    assert waiting.cancelled()
+    assert LOST == caplog.messages
+
+
+async def test_a_user_who_may_not_unblock_is_told_of_what_may_be_lost(make_pool, own_server, caplog):
+    with redis.Redis.from_url(own_server.url) as root:
+        root.acl_setuser("limited", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-client|id"])
+        queue = MessageQueue("mail", make_pool(own_server.url, username="limited", **UNRECORDED))
+        await queue.put(b"message")
+        assert b"message" == await queue.get()
+        (waiting,) = await begun(queue.get())
+        await _blocked(root)
+    waiting.cancel()
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        await asyncio.gather(waiting, return_exceptions=True)
+
+    assert LOST == caplog.messages
+
+
+@pytest.mark.parametrize("kind", ["shared", "unshared", "plain"])
+async def test_a_message_goes_back_if_its_caller_leaves_while_the_connection_is_given_back(
+    make_pool, server, inspector, monkeypatch, kind
+):
+    pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
+    if kind != "plain":
+        pool = make_pool(server.url, multiplex=kind == "shared", **UNRECORDED)
+    queue = MessageQueue("mail", MonitoredRedisConnection(connection_pool=pool))
+    await queue.client.ping()
+    (waiting,) = await begun(queue.get())
+    await _blocked(inspector)
+    release, is_releasing = pool.release, asyncio.Event()
+
+    async def slow_release(connection):
+        # As one does whose credentials have changed.
+        is_releasing.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await release(connection)
+
+    monkeypatch.setattr(pool, "release", slow_release)
+    inspector.rpush("mail", "message")
+    await is_releasing.wait()
+    monkeypatch.setattr(pool, "release", release)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await pool.aclose()
+
+    assert [b"message"] == inspector.lrange("mail", 0, -1)
+
+
+async def test_a_pool_that_is_closed_while_it_tries_again_says_so(make_pool, own_server):
+    queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
+    own_server.kill()
+    (trying,) = await begun(queue.get(0))
+    await queue.client.connection_pool.aclose()
+
+    with pytest.raises(PoolClosedError):
+        await trying
+
+
+async def test_a_message_that_comes_when_the_pool_is_closed_is_told(make_pool, own_server, caplog):
+    queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
+    await queue.put(b"message")
+    async with frozen(own_server):
+        (waiting,) = await begun(queue.get(0))
+        waiting.cancel()
+        closing = asyncio.ensure_future(queue.client.connection_pool.aclose())
+        await asyncio.sleep(0)
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        await asyncio.gather(waiting, closing, return_exceptions=True)
+
+    assert LOST == caplog.messages
+
+
+async def test_what_was_taken_by_nobody_known_goes_back(make_pool, server, inspector):
+    queue = MessageQueue("mail", make_pool(server.url, multiplex=False, **UNRECORDED))
+    inspector.set("{mail}:c", "no set")
+    inspector.rpush("mail", "message")
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        await queue.take(5).__aenter__()
+
+    assert [b"message"] == inspector.lrange("mail", 0, -1)
+
+
+async def test_a_take_is_entered_once_at_a_time(queue):
+    await queue.put_many([1, 2])
+    taking = queue.take()
+    async with taking:
+        with pytest.raises(RuntimeError, match="a take holds one message at a time"):
+            await taking.__aenter__()
+    async with taking as message:
+        assert b"2" == message
+
+
+async def test_what_is_to_come_to_its_end_does():
+    attempts = []
+
+    async def attempt():
+        attempts.append(asyncio.current_task())
+        await asyncio.sleep(0.01)
+
+    (task,) = await begun(finish(attempt, 5))
+    task.cancel()
+    for _ in range(3):
+        await asyncio.sleep(0)
+    # As an event loop that ends does.
+    attempts[-1].cancel()
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+    assert task.cancelled()
+    assert 3 == len(attempts)
+    assert [True, True, False] == [each.cancelled() for each in attempts]
+
+
+async def test_it_does_not_take_for_ever():
+    started = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await insist(asyncio.Event().wait, 0.01)
+
+    assert time.monotonic() - started < 5
+
+
+async def test_nothing_is_told_where_instrumentation_is_suppressed(pool, telemetry):
+    queue = MessageQueue("mail", pool)
+    token = attach(set_value("suppress_instrumentation", True))
+    await queue.put(b"message")
+    async with queue.take():
+        pass
+    detach(token)
+
+    assert () == telemetry.spans
+    assert {} == telemetry.tally("messaging.client.operation.duration")
+
+
+async def test_broken_telemetry_breaks_no_queue(pool, telemetry):
+    def fail(*_):
+        raise LookupError
+
+    queue = MessageQueue("mail", pool)
+    for name in ("message_duration", "sent_messages", "consumed_messages", "process_duration"):
+        instrument = getattr(pool.telemetry.instruments, name)
+        setattr(instrument, "record" if hasattr(instrument, "record") else "add", fail)
+    await queue.put(b"message")
+    async with queue.take() as message:
+        assert b"message" == message
+
+
+async def test_an_envelope_of_another_kind_is_opened_all_the_same(pool, telemetry, client):
+    await client.rpush("mail", seal(b"message", {"aioredis-monitored-sent-at": "noon"}), seal(b"other", {}))
+
+    assert [b"message", b"other"] == await MessageQueue("mail", pool).get_many(2)
+    assert {} == telemetry.tally("aioredis_monitored.queue.time")
