@@ -1,6 +1,7 @@
 """What becomes of a queue's messages when several things go wrong at once."""
 
 import asyncio
+import hashlib
 import logging
 import time
 
@@ -204,3 +205,73 @@ async def test_an_envelope_of_another_kind_is_opened_all_the_same(pool, telemetr
 
     assert [b"message", b"other"] == await MessageQueue("mail", pool).get_many(2)
     assert {} == telemetry.tally("aioredis_monitored.queue.time")
+
+
+async def test_a_server_that_never_answers_a_waiting_get_is_told(make_pool, own_server):
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.2, retries=0, **UNRECORDED))
+    await queue.client.ping()
+    (waiting,) = await begun(queue.get(1))
+    with redis.Redis.from_url(own_server.url) as inspector:
+        await _blocked(inspector)
+    async with frozen(own_server):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"no reply in 1\.2 s"):
+            await waiting
+
+
+@pytest.mark.parametrize("is_draining", [False, True])
+async def test_a_message_whose_consumer_died_is_handled_alone(queue, inspector, until, is_draining):
+    handling, together, is_over = set(), [], asyncio.Event()
+
+    async def handle(message):
+        handling.add(message)
+        together.append(sorted(handling))
+        if message.startswith(b"long"):
+            await is_over.wait()
+        await asyncio.sleep(0)
+        handling.remove(message)
+
+    for message in (b"first", b"second"):
+        digest = hashlib.sha1(message, usedforsecurity=False).hexdigest()
+        inspector.hset("{mail}:n", mapping={digest: 1, f"{digest}:deaths": 1})
+    await queue.put_many([b"long 1", b"first", b"second", b"long 2"])
+    working = asyncio.create_task(queue.consume(handle, concurrency=4))
+    await until(lambda: handling == {b"long 1", b"long 2"} and inspector.llen("mail") == 1)
+    if is_draining:
+        working.cancel()
+    is_over.set()
+    if not is_draining:
+        await until(lambda: len(together) == 4 and not inspector.keys("{mail}:p:*"))
+        working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    alone = [each for each in together if {b"first", b"second"} & set(each)]
+    assert ([[b"first"]] if is_draining else [[b"first"], [b"second"]]) == alone
+    assert [] == inspector.keys("{mail}:p:*")
+
+
+async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, own_server, caplog, until):
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.1, **UNRECORDED), lease=1)
+    await queue.put(b"message")
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        async with queue.take():
+            async with frozen(own_server):
+                await until(lambda: caplog.messages)
+            with redis.Redis.from_url(own_server.url) as inspector:
+                (heartbeat,) = inspector.scan_iter("{mail}:c:*")
+                inspector.delete(heartbeat)
+                await until(lambda: inspector.exists(heartbeat))
+
+    assert "queue 'mail': leases were not renewed: TimeoutError" == caplog.messages[0]
+
+
+async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wanted(queue, inspector, until):
+    impatient = MessageQueue("mail", queue.client, lease=1)
+    await impatient.put_many([1, 2])
+    async with impatient.take():
+        keeper = impatient._leases._keeper
+        await until(lambda: keeper._keeping is not None)
+        keeper.stop()
+        async with impatient.take():
+            for heartbeat in (keys := inspector.keys("{mail}:c:*")):
+                inspector.delete(heartbeat)
+            await until(lambda: set(keys) <= set(inspector.keys("{mail}:c:*")))

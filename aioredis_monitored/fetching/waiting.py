@@ -77,7 +77,7 @@ class Waiting:
             await self._settle(found_in)
             raise
         except builtins.TimeoutError:
-            raise TimeoutError(f"no reply in {limit} s") from None
+            raise TimeoutError(f"no reply in {limit:.3g} s") from None
         _, *replies = self._replies
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         found = found_in(_without_errors(replies))
