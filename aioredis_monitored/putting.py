@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
-from redis.backoff import EqualJitterBackoff
 from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
+from aioredis_monitored.patience import pauses
 from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.ambience import folded
 from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry
@@ -22,7 +22,7 @@ for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
 return {1, depth}
 """
 # Seconds between one look for room and the next.
-_BACKOFF: Final = EqualJitterBackoff(cap=0.1, base=0.001)
+_seconds_after = pauses(0.002, 0.1)
 
 
 class Putting:
@@ -93,7 +93,7 @@ class Putting:
             operation.wait_for_room()
             operation.concern(len(messages), is_batch=is_batch)
         sealed = self._sealed(messages, operation)
-        looks = 0
+        looks = 1
         # None of its looks is a span.
         with folded(operation or self):
             while True:
@@ -103,7 +103,7 @@ class Putting:
                     return
                 if (left := deadline - loop.time()) <= 0:
                     raise TimedOutError("Timed out waiting for room in the message queue.")
-                await asyncio.sleep(min(left, _BACKOFF.compute(looks)))
+                await asyncio.sleep(min(left, _seconds_after(looks)))
                 looks += 1
 
     def _sealed(self, messages: Sequence[EncodableT], operation: Delivery | None) -> Sequence[EncodableT]:

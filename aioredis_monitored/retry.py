@@ -3,7 +3,6 @@
 import ssl
 from typing import Final
 
-from redis.backoff import EqualJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -20,6 +19,7 @@ from redis.exceptions import (
 )
 
 from aioredis_monitored.errors import PoolClosedError, cause_of
+from aioredis_monitored.patience import pauses
 from aioredis_monitored.traits import Traits
 
 # The longest pause: a server that has come back is found within it.
@@ -48,7 +48,7 @@ class RetryPolicy:
         self.is_out_of_reach = False
         self.deadline = deadline
         self._retries = retries
-        self._backoff = EqualJitterBackoff(cap=_LONGEST_PAUSE, base=backoff / 2)
+        self._seconds_after = pauses(backoff, _LONGEST_PAUSE)
 
     def pause(self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float) -> float | None:
         """Seconds to wait before the next attempt; ``None`` if the error is to be raised.
@@ -62,7 +62,7 @@ class RetryPolicy:
         """
         if not _may_retry(error, written=written, traits=traits):
             return None
-        pause = float(self._backoff.compute(failures))
+        pause = self._seconds_after(failures)
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
         if is_over and failures > 1 and (not written or _is_answer(error)):

@@ -7,19 +7,18 @@ from contextlib import suppress
 from math import inf
 from typing import Final, NoReturn, cast
 
-from redis.backoff import EqualJitterBackoff
 from redis.exceptions import RedisError
 
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.leases import HEAD, TAIL, Consumer, Leases
-from aioredis_monitored.patience import finish
+from aioredis_monitored.patience import finish, pauses
 from aioredis_monitored.retry import may_pass
 from aioredis_monitored.telemetry.ambience import spanless
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Seconds before what has failed is tried again, doubled with each failure in a row.
-_BACKOFF: Final = EqualJitterBackoff(cap=5.0, base=0.05)
+_seconds_after = pauses(0.1, 5.0)
 # Seconds that handlers which are cancelled get.
 _GRACE: Final = 5.0
 
@@ -195,7 +194,7 @@ class Worker:
 
     async def _pause(self, failures: int) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_BACKOFF.compute(failures)):
+            async with asyncio.timeout(_seconds_after(failures)):
                 await self._hurry.wait()
 
 

@@ -12,7 +12,7 @@ from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolClosedError
 from aioredis_monitored.envelope import seal
-from aioredis_monitored.patience import finish, insist
+from aioredis_monitored.patience import finish, insist, pauses
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 
@@ -275,3 +275,10 @@ async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wan
             for heartbeat in (keys := inspector.keys("{mail}:c:*")):
                 inspector.delete(heartbeat)
             await until(lambda: set(keys) <= set(inspector.keys("{mail}:c:*")))
+
+
+def test_pauses_double_to_the_longest_and_stay_there():
+    seconds_after = pauses(0.1, 5.0)
+
+    assert all(0.05 <= seconds_after(1) <= 0.1 and 0.1 <= seconds_after(2) <= 0.2 for _ in range(100))
+    assert all(2.5 <= seconds_after(failures) <= 5.0 for failures in (10, 1_023, 1_024, 10**6))
