@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 
 from aioredis_monitored.calls import CallsMixin, lent
-from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting
+from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import About, Call
@@ -145,7 +145,8 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     async def _found(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
         pool = self._pool
         if pool is None:
-            return await fetched_on(self._elsewhere(operation), self.connection_pool, fetch, seconds)
+            own = self.connection_pool
+            return await in_turns(lambda wait: fetched_on(self._elsewhere(operation), own, fetch, wait), fetch, seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)
             if found is not None:
@@ -155,7 +156,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 return None
             if operation is not None:
                 operation.goes_on()
-        return await fetched_waiting(pool, fetch, seconds, operation)
+        return await in_turns(lambda wait: fetched_waiting(pool, fetch, wait, operation), fetch, seconds)
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None) -> Any:
         """As redis-py does, but see ``foreign``."""

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
+from aioredis_monitored.fetching import LONGEST_WAIT
 from aioredis_monitored.telemetry.queues import QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
@@ -19,7 +20,7 @@ class Pop:
         count: How many at most; default ``None``, for the first one.
     """
 
-    longest_wait = 60.0
+    longest_wait = LONGEST_WAIT
 
     def __init__(self, queue: str, telemetry: QueueTelemetry, count: int | None = None) -> None:
         self._queue = queue

@@ -69,9 +69,6 @@ class Putting:
             command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
             put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
             await client.execute_about(telemetry.put_bounded, command, put)
-        elif client.is_replaced:
-            depth = await client.execute_command("RPUSH", self._queue, *self._sealed(messages, None))
-            telemetry.view.see(depth=depth)
         else:
             command = ("RPUSH", self._queue, *messages)
             depth = await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))

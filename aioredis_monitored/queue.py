@@ -58,7 +58,7 @@ class MessageQueue:
             argument; all others get it. Default ``False``.
 
     Raises:
-        TypeError: ``client`` is neither a pool nor a client.
+        TypeError: ``client`` is neither a pool nor a client, or one that replaces ``execute_command``.
         ValueError: The name is empty, or has braces that are not those of a hash tag; or another argument is out of
             range.
     """
@@ -75,6 +75,9 @@ class MessageQueue:
     ) -> None:
         if not name:
             raise ValueError("a queue needs a name")
+        if not isinstance(name, str):
+            message = f"a queue's name is text, not {type(name).__name__}"
+            raise TypeError(message)
         if not _is_number(lease) or not _LEAST_LEASE <= lease <= _MOST_SECONDS:
             message = f"lease must be a number of seconds from {_LEAST_LEASE} to {_MOST_SECONDS}, not {lease!r}"
             raise ValueError(message)
@@ -228,7 +231,7 @@ class MessageQueue:
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
-        await self.client.delete(self.name)
+        await self.client.delete(self.name, self._keys.counts)
         self._telemetry.view.see(depth=0)
 
     async def close(self) -> None:
@@ -256,6 +259,9 @@ class MessageQueue:
 
 def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
     if isinstance(client, MonitoredRedisConnection):
+        if client.is_replaced:
+            message = f"{type(client).__name__} replaces execute_command, which sees nothing of a queue: pass its pool"
+            raise TypeError(message)
         return client
     pool = client.connection_pool if isinstance(client, Redis) else client
     if not isinstance(pool, ConnectionPool):

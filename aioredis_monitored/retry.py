@@ -12,6 +12,7 @@ from redis.exceptions import (
     MasterDownError,
     MaxConnectionsError,
     NoScriptError,
+    OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
     TimeoutError,  # noqa: A004
@@ -26,8 +27,9 @@ from aioredis_monitored.traits import Traits
 _LONGEST_PAUSE: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
-# Said to whoever waits when the server becomes a replica.
-_UNBLOCKED: Final = "UNBLOCKED"
+# Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
+# replicas or of disk space.
+_PASSING: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 _FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
 
 
@@ -81,9 +83,8 @@ def may_pass(error: Exception) -> bool:
     """
     if isinstance(error, AuthenticationError | AuthorizationError | PoolClosedError) or _is_refusal(cause_of(error)):
         return False
-    return isinstance(error, (ConnectionError, TimeoutError, NoScriptError, *_NOT_EXECUTED)) or str(error).startswith(
-        _UNBLOCKED
-    )
+    passing = (ConnectionError, TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
+    return isinstance(error, passing) or str(error).startswith(_PASSING)
 
 
 def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:

@@ -10,9 +10,10 @@ import redis.asyncio
 from opentelemetry.context import attach, detach, set_value
 from sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection, PoolClosedError
 from aioredis_monitored.envelope import seal
 from aioredis_monitored.patience import finish, insist, pauses
+from aioredis_monitored.retry import may_pass
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 
@@ -282,3 +283,61 @@ def test_pauses_double_to_the_longest_and_stay_there():
 
     assert all(0.05 <= seconds_after(1) <= 0.1 and 0.1 <= seconds_after(2) <= 0.2 for _ in range(100))
     assert all(2.5 <= seconds_after(failures) <= 5.0 for failures in (10, 1_023, 1_024, 10**6))
+
+
+async def test_a_list_that_cannot_come_back_keeps_no_other_from_it(queue, inspector, until, caplog):
+    impatient = MessageQueue("mail", queue.client, lease=1)
+    inspector.sadd("{mail}:c", *range(20))
+    inspector.set("{mail}:p:0", "no list")
+    for number in range(1, 20):
+        inspector.rpush(f"{{mail}}:p:{number}", number)
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        await impatient.put(b"held")
+        async with impatient.take():
+            await until(lambda: inspector.llen("mail") == 19)
+
+    assert "queue 'mail': what a dead consumer has held cannot come back: ResponseError" in caplog.messages
+
+
+async def test_a_block_that_leaves_while_its_queue_is_closed_is_told(queue):
+    async def hold():
+        async with queue.take():
+            await is_closing.wait()
+
+    await queue.put(b"message")
+    is_closing = asyncio.Event()
+    (holding,) = await begun(hold())
+    while not len(queue._leases):
+        await asyncio.sleep(0.001)
+    closing = asyncio.ensure_future(queue.aclose())
+    await asyncio.sleep(0)
+    is_closing.set()
+    outcome, _ = await asyncio.gather(holding, closing, return_exceptions=True)
+
+    assert isinstance(outcome, LeaseLostError)
+    assert b"message" == await queue.get(0)
+
+
+async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(queue, inspector):
+    inspector.hset("{mail}:n", "hash", 1)
+    await queue.put(b"message")
+    await queue.unlink()
+
+    assert [] == inspector.keys("*mail*")
+
+
+@pytest.mark.parametrize(
+    ("error", "passes"),
+    [
+        (redis.exceptions.ResponseError("BUSY Redis is busy running a script."), True),
+        (redis.exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"), True),
+        (redis.exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."), True),
+        (redis.exceptions.OutOfMemoryError("command not allowed"), True),
+        (redis.exceptions.ResponseError("BUSYGROUP Consumer Group name already exists"), False),
+        (redis.exceptions.ResponseError("WRONGTYPE Operation against a key"), False),
+        (redis.exceptions.AuthenticationError("WRONGPASS"), False),
+        (PoolClosedError("closed"), False),
+    ],
+)
+def test_what_passes_by_itself_is_waited_for(error, passes):
+    assert passes == may_pass(error)

@@ -5,12 +5,18 @@ import logging
 import time
 
 import pytest
-import redis.exceptions
+import redis.asyncio
 from consuming import POISON, blocked, consumer, held, hold_and_die
 from redis.crc import key_slot
 from sharing import UNRECORDED, begun, stopwatch
 
-from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredConnectionPool, TimedOutError
+from aioredis_monitored import (
+    LeaseLostError,
+    MessageQueue,
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    TimedOutError,
+)
 
 # The promise: a lease and a half, of one second, and one second more.
 RECOVERED = 2.5
@@ -287,3 +293,24 @@ async def test_a_queue_that_outlives_its_event_loop_makes_no_noise_and_keeps_wha
         assert 1 == await asyncio.to_thread(asyncio.run, take(1.5), debug=True)
 
     assert [] == caplog.messages
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one", "unshared", "plain"])
+async def test_leases_are_kept_also_while_none_of_the_pools_connections_is_free(make_pool, server, inspector, kind):
+    pool = redis.asyncio.BlockingConnectionPool.from_url(server.url, max_connections=1)
+    if kind != "plain":
+        pool = make_pool(server.url, max_connections=1 if kind == "one" else 2, multiplex=kind == "one", **UNRECORDED)
+    queue = MessageQueue("mail", MonitoredRedisConnection(connection_pool=pool), lease=1)
+    elsewhere = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
+    await queue.put(b"message")
+    async with queue.take():
+        waiting = [asyncio.create_task(MessageQueue("other", queue.client).get()) for _ in range(2)]
+        with pytest.raises(TimedOutError):
+            await _taken(elsewhere, 3)
+        inspector.rpush("other", 1, 2)
+    await asyncio.gather(*waiting)
+    await pool.aclose()
+
+    assert [] == held(inspector)
+    assert 0 == inspector.llen("mail")

@@ -1,6 +1,15 @@
 """Fetching what must not be lost: what is on its way to a caller that leaves is put back."""
 
-from aioredis_monitored.fetching.fetch import FETCH, SETTLE_SECONDS, Fetch
-from aioredis_monitored.fetching.fetched import fetched_at_once, fetched_on, fetched_waiting
+from aioredis_monitored.fetching.fetch import FETCH, LONGEST_WAIT, SETTLE_SECONDS, Fetch
+from aioredis_monitored.fetching.fetched import fetched_at_once, fetched_on, fetched_waiting, in_turns
 
-__all__ = ["FETCH", "SETTLE_SECONDS", "Fetch", "fetched_at_once", "fetched_on", "fetched_waiting"]
+__all__ = [
+    "FETCH",
+    "LONGEST_WAIT",
+    "SETTLE_SECONDS",
+    "Fetch",
+    "fetched_at_once",
+    "fetched_on",
+    "fetched_waiting",
+    "in_turns",
+]

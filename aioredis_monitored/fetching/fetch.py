@@ -7,6 +7,9 @@ from aioredis_monitored.telemetry.attributes import About
 
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
+# Seconds that the server may be asked to wait, so that one finds out when it is gone. Then the connection is given
+# back: whoever else needs it, to acknowledge for instance, need not wait for ever.
+LONGEST_WAIT: Final = 15.0
 # Seconds that a caller which leaves waits until what was on its way is put back.
 SETTLE_SECONDS: Final = 1.0
 
@@ -15,8 +18,7 @@ class Fetch(Protocol):
     """What to fetch, and how to put it back.
 
     Attributes:
-        longest_wait: Seconds that the server may be asked to wait: it is asked again and again, so that one finds out
-            when it is gone.
+        longest_wait: Seconds that the server may be asked to wait; it is asked again and again.
         about: What operation it is.
         is_batch: Whether it may be any number of messages.
     """

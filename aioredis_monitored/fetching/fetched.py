@@ -1,6 +1,7 @@
 """What was fetched: at once on the shared connection, or by waiting on a borrowed one."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from functools import partial
@@ -15,7 +16,7 @@ from aioredis_monitored.attempts import persist
 from aioredis_monitored.calls import borrowed, heed_demotion
 from aioredis_monitored.fetching.aside import aside_of, is_answered
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
-from aioredis_monitored.fetching.waiting import Waiting
+from aioredis_monitored.fetching.waiting import CLOSE_ENOUGH, Waiting
 from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -64,6 +65,22 @@ async def _attempt_at_once(
         raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
     pool.retry_policy.is_out_of_reach = False
     return fetch.found(reply)
+
+
+async def in_turns(fetched: Callable[[float], Awaitable[Any]], fetch: Fetch, wait: float) -> Any:
+    """What comes within so many seconds; between one wait and the next, the connection is given back.
+
+    Args:
+        fetched: Fetches what comes within so many seconds.
+        fetch: What to fetch.
+        wait: How many seconds it all may take; 0 for what is there.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
+    found = await fetched(min(wait, fetch.longest_wait))
+    while found is None and (left := deadline - loop.time()) > CLOSE_ENOUGH:
+        found = await fetched(min(left, fetch.longest_wait))
+    return found
 
 
 async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None) -> Any:

@@ -16,7 +16,7 @@ from aioredis_monitored.patience import patiently
 # Of the first attempt to unblock a connection, doubled each time: a command can be overtaken by what is to end it.
 _FIRST_PAUSE: Final = 0.005
 # So many seconds before the end the server's clock and ours agree that it is over.
-_CLOSE_ENOUGH: Final = 0.01
+CLOSE_ENOUGH: Final = 0.01
 
 
 class Waiting:
@@ -53,7 +53,7 @@ class Waiting:
             found = None
             if seconds == 0 or fetch.is_batch:
                 found = await self._ask([fetch.at_once()], 0, lambda replies: _found(fetch, replies))
-            while found is None and (left := deadline - loop.time()) > _CLOSE_ENOUGH:
+            while found is None and (left := deadline - loop.time()) > CLOSE_ENOUGH:
                 wait = min(left, fetch.longest_wait)
                 found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
             if found is None:

@@ -2,15 +2,20 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from typing import Final
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import ResponseError
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.commands import text_of
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.leases.consumer import Consumer, Terms
 from aioredis_monitored.leases.keys import Keys
+from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.ambience import silence
 from aioredis_monitored.telemetry.queueview import QueueView
 
@@ -107,24 +112,31 @@ class Keeper:
         # It is nobody's call.
         interval = self._terms.lease * _INTERVAL
         with silence():
-            # A reply may take longer than a lease.
-            async with asyncio.timeout(interval):
-                await self._renew()
-            async with asyncio.timeout(interval):
-                await self._sweep()
+            async with _own_client(self._client) as client:
+                # A reply may take longer than a lease.
+                async with asyncio.timeout(interval):
+                    await self._renew(client)
+                async with asyncio.timeout(interval):
+                    await self._look(client)
+                    await self._sweep(client)
 
-    async def _renew(self) -> None:
-        async with self._client.pipeline(transaction=False) as pipe:
+    async def _renew(self, client: Redis) -> None:
+        if not self._alive:
+            return
+        async with client.pipeline(transaction=False) as pipe:
             for consumer in self._alive:
                 for command in consumer.registration():
                     pipe.execute_command(*command)
-            pipe.llen(self._keys.queue)
-            pipe.llen(self._keys.dead)
-            *_, depth, dead = await pipe.execute()
-        self._view.see(depth=depth, dead=dead)
+            await pipe.execute()
 
-    async def _sweep(self) -> None:
-        keys, client = self._keys, self._client
+    async def _look(self, client: Redis) -> None:
+        # Whoever may not look at one of them has leases all the same.
+        for key, see in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
+            with suppress(ResponseError):
+                self._view.see(**{see: await client.llen(key)})
+
+    async def _sweep(self, client: Redis) -> None:
+        keys = self._keys
         pause = int(self._terms.milliseconds * _INTERVAL * _SWEEPING)
         if not await client.set(keys.sweeper, 1, nx=True, px=pause):
             return
@@ -139,4 +151,22 @@ class Keeper:
             lives = await pipe.execute()
         for consumer, is_alive in zip(others, lives, strict=True):
             if not is_alive:
-                await self._recover(consumer)
+                try:
+                    await self._recover(consumer)
+                except ResponseError as error:
+                    # The others are none the worse for it.
+                    kind = type(error).__qualname__
+                    _LOGGER.warning("queue %r: what a dead consumer has held cannot come back: %s", keys.queue, kind)
+
+
+@asynccontextmanager
+async def _own_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
+    """A client that need not wait for a connection, as all may be in the hands of those who wait for messages."""
+    pool = client.connection_pool
+    if isinstance(pool, MonitoredConnectionPool):
+        pool.check_usable()
+        if pool.multiplexer is not None:
+            yield client
+            return
+    async with ConnectionPool(pool.connection_class, **pool.connection_kwargs) as own:
+        yield Redis(connection_pool=own)

@@ -1,6 +1,7 @@
 """Taking messages, acknowledging them, giving them back: at no time can one be lost."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
@@ -12,7 +13,7 @@ from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import LeaseLostError
-from aioredis_monitored.fetching import SETTLE_SECONDS
+from aioredis_monitored.fetching import LONGEST_WAIT, SETTLE_SECONDS
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.consumer import Consumer, Take, Terms
 from aioredis_monitored.leases.keeper import Keeper
@@ -25,6 +26,8 @@ from aioredis_monitored.telemetry.messaging import Processing
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.part import Part
 from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Seconds for which what may be repeated is tried again while the server cannot be reached, and between two attempts.
 _PERSISTENCE: Final = 5.0
@@ -91,7 +94,7 @@ class Leases:
 
     async def _fetch(self, consumer: Consumer, count: int | None, seconds: float) -> list[bytes] | None:
         queue, about = self._keys.queue, self._telemetry.take
-        fetch = Take(consumer, queue, count, self._telemetry, self._take.sha, self._terms.lease / 3)
+        fetch = Take(consumer, queue, count, self._telemetry, self._take.sha, min(LONGEST_WAIT, self._terms.lease / 3))
         command = ("BLMOVE", queue, consumer.taken, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
         return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
 
@@ -166,6 +169,8 @@ class Leases:
         if consumer not in self._alive:
             # The queue was closed meanwhile.
             return
+        # From now on it holds nothing: whoever acknowledges meanwhile is told.
+        self._alive.discard(consumer)
         keys, arguments = consumer.giving_back(side, counts=counts, may_live=True)
         try:
             await self._settle(
@@ -175,9 +180,10 @@ class Leases:
                 keys,
                 partial(self._given_back, consumer, keys, arguments),
             )
-        except RedisError:
+        except RedisError as error:
             # Whoever gives back has an error of its own to tell.
-            return
+            kind = type(error).__qualname__
+            _LOGGER.warning("queue %r: what was held comes back when its lease has ended: %s", self._keys.queue, kind)
         finally:
             self._let_go(consumer, is_clean=False)
 
@@ -202,18 +208,19 @@ class Leases:
         keys: Sequence[str],
         arguments: Sequence[EncodableT],
         operation: Operation | None,
-    ) -> int:
-        count, is_more = 0, True
+    ) -> None:
+        is_more = True
         while is_more:
-            back, dead, is_more = await self._persist(consumer, self._give_back, keys, arguments, operation)
-            count += back + dead
-        return count
+            *_, is_more = await self._persist(consumer, self._give_back, keys, arguments, operation)
 
     async def _recover(self, consumer: Consumer) -> None:
         keys, arguments = consumer.giving_back(scripts.HEAD, counts=True, may_live=False)
-        count = await self._given_back(consumer, keys, arguments, None)
-        if count:
-            self._telemetry.note_recovered(count)
+        is_more = True
+        while is_more:
+            back, dead, is_more = await self._persist(consumer, self._give_back, keys, arguments, None)
+            # At once: all of it may take longer than there is time.
+            if back or dead:
+                self._telemetry.note_recovered(back + dead)
 
     async def _persist(
         self,
@@ -244,9 +251,9 @@ class Leases:
     async def let_go(self) -> None:
         """Give back all that is held, and do no more until something is taken again."""
         self._keeper.stop()
-        for consumer in list(self._alive):
-            if consumer.messages:
-                await self.give_back(consumer, scripts.HEAD)
+        # All at once: each may take five seconds if the server cannot be reached.
+        holding = [consumer for consumer in self._alive if consumer.messages]
+        await asyncio.gather(*(self.give_back(consumer, scripts.HEAD) for consumer in holding))
         if self._free:
             free, self._free = self._free, []
             with suppress(RedisError):

@@ -21,6 +21,8 @@ from aioredis_monitored.telemetry.trouble import report
 
 # When a message was sent, in seconds since 1970: beside the trace context in its envelope.
 _SENT_AT: Final = "aioredis-monitored-sent-at"
+# Ten years, in seconds.
+_LONGEST_TIME: Final = 315_360_000
 
 
 class Delivery(Operation):
@@ -156,8 +158,9 @@ class QueueTelemetry:
             seconds = time() - float(sent_at)
         except ValueError:
             return
-        # Clocks differ.
-        self._measure(self._telemetry.instruments.queue_time.record, max(0.0, seconds))
+        # Clocks differ; and what is no time would be in the sum for good.
+        if seconds <= _LONGEST_TIME:
+            self._measure(self._telemetry.instruments.queue_time.record, max(0.0, seconds))
 
     def sealed(self, messages: Sequence[bytes], operation: Operation | None) -> list[bytes]:
         """Messages in envelopes, with the context of their sending."""
