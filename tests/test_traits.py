@@ -220,7 +220,7 @@ def test_it_alters_its_connection(name, at, raw):
 @pytest.mark.parametrize("name", sorted(EVIDENCE.keys() - {"SHUTDOWN"}))
 async def test_after_it_others_get_an_unaltered_connection(make_pool, at, until, name, multiplex):
     args, server = EVIDENCE[name].args, at(name)
-    pool = make_pool(server.url, protocol=2, socket_timeout=0.1, client_name="tested", multiplex=multiplex)
+    pool = make_pool(server.url, protocol=2, socket_timeout=0.4, client_name="tested", multiplex=multiplex)
     client = MonitoredRedisConnection(connection_pool=pool)
     with redis.Redis.from_url(server.url, decode_responses=True) as inspector:
         observer = inspector.client_id()
