@@ -1,30 +1,11 @@
-"""Pauses between attempts, and what has to come to its end although its task is being cancelled."""
+"""What has to come to its end although the task that waits for it is being cancelled."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any, Final, TypeVar
-
-from redis.backoff import EqualJitterBackoff
+from typing import Any, TypeVar
 
 T = TypeVar("T")
-
-# With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
-_ENOUGH: Final = 64
-
-
-def pauses(first: float, longest: float) -> Callable[[int], float]:
-    """Pauses that double with each failure, of which up to half is random.
-
-    Args:
-        first: Seconds of the first one, at most.
-        longest: Seconds of the longest one.
-
-    Returns:
-        A function that gives the seconds after so many failures.
-    """
-    policy = EqualJitterBackoff(cap=longest, base=first / 2)
-    return lambda failures: float(policy.compute(min(failures, _ENOUGH)))
 
 
 async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:

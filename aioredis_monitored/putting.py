@@ -9,7 +9,7 @@ from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import TimedOutError
-from aioredis_monitored.patience import pauses
+from aioredis_monitored.retry import pauses
 from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.ambience import folded
 from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry

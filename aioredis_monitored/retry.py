@@ -1,8 +1,10 @@
 """Retry or raise: only what surely did not run is tried again, decided without I/O."""
 
 import ssl
+from collections.abc import Callable
 from typing import Final
 
+from redis.backoff import EqualJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
@@ -20,7 +22,6 @@ from redis.exceptions import (
 )
 
 from aioredis_monitored.errors import PoolClosedError, cause_of
-from aioredis_monitored.patience import pauses
 from aioredis_monitored.traits import Traits
 
 # The longest pause: a server that has come back is found within it.
@@ -30,7 +31,23 @@ _MAX_CLIENTS: Final = "max number of clients reached"
 # Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
 # replicas or of disk space.
 _PASSING: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
+# With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
+_ENOUGH: Final = 64
 _FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
+
+
+def pauses(first: float, longest: float) -> Callable[[int], float]:
+    """Pauses that double with each failure, of which up to half is random.
+
+    Args:
+        first: Seconds of the first one, at most.
+        longest: Seconds of the longest one.
+
+    Returns:
+        A function that gives the seconds after so many failures.
+    """
+    policy = EqualJitterBackoff(cap=longest, base=first / 2)
+    return lambda failures: float(policy.compute(min(failures, _ENOUGH)))
 
 
 class RetryPolicy:

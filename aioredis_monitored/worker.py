@@ -11,8 +11,8 @@ from redis.exceptions import RedisError
 
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.leases import HEAD, TAIL, Consumer, Leases
-from aioredis_monitored.patience import finish, pauses
-from aioredis_monitored.retry import may_pass
+from aioredis_monitored.patience import finish
+from aioredis_monitored.retry import may_pass, pauses
 from aioredis_monitored.telemetry.ambience import spanless
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")

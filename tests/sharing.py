@@ -29,6 +29,12 @@ async def call_with_orphan_handler(client, handler, *args):
     return reply
 
 
+async def until_blocked(inspector, count=1):
+    """Wait until so many clients wait for an element; the test's own time limit is the deadline."""
+    while inspector.info("clients")["blocked_clients"] < count:
+        await asyncio.sleep(0.001)
+
+
 def connections(inspector):
     """The ids that the server has given to the connections of such clients."""
     return {int(info["id"]) for info in inspector.client_list() if info["name"] == "tested"}

@@ -8,12 +8,12 @@ import time
 import pytest
 import redis.asyncio
 from opentelemetry.context import attach, detach, set_value
-from sharing import UNRECORDED, begun, frozen
+from sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection, PoolClosedError
 from aioredis_monitored.envelope import seal
-from aioredis_monitored.patience import finish, insist, pauses
-from aioredis_monitored.retry import may_pass
+from aioredis_monitored.patience import finish, insist
+from aioredis_monitored.retry import may_pass, pauses
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 
@@ -23,15 +23,10 @@ def queue(make_pool, server):
     return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
 
 
-async def _blocked(inspector):
-    while not inspector.info("clients")["blocked_clients"]:
-        await asyncio.sleep(0.001)
-
-
 async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(make_pool, proxy, inspector, caplog):
     queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED))
     (waiting,) = await begun(queue.get())
-    await _blocked(inspector)
+    await until_blocked(inspector)
     waiting.cancel()
     proxy.cut()
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
@@ -46,7 +41,7 @@ async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog
     queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=0.2, **UNRECORDED))
     (waiting,) = await begun(queue.get())
     with redis.Redis.from_url(own_server.url) as inspector:
-        await _blocked(inspector)
+        await until_blocked(inspector)
     async with frozen(own_server):
         waiting.cancel()
         with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
@@ -63,7 +58,7 @@ async def test_a_user_who_may_not_unblock_is_told_of_what_may_be_lost(make_pool,
         await queue.put(b"message")
         assert b"message" == await queue.get()
         (waiting,) = await begun(queue.get())
-        await _blocked(root)
+        await until_blocked(root)
     waiting.cancel()
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
         await asyncio.gather(waiting, return_exceptions=True)
@@ -81,7 +76,7 @@ async def test_a_message_goes_back_if_its_caller_leaves_while_the_connection_is_
     queue = MessageQueue("mail", MonitoredRedisConnection(connection_pool=pool))
     await queue.client.ping()
     (waiting,) = await begun(queue.get())
-    await _blocked(inspector)
+    await until_blocked(inspector)
     release, is_releasing = pool.release, asyncio.Event()
 
     async def slow_release(connection):
@@ -213,7 +208,7 @@ async def test_a_server_that_never_answers_a_waiting_get_is_told(make_pool, own_
     await queue.client.ping()
     (waiting,) = await begun(queue.get(1))
     with redis.Redis.from_url(own_server.url) as inspector:
-        await _blocked(inspector)
+        await until_blocked(inspector)
     async with frozen(own_server):
         with pytest.raises(redis.exceptions.TimeoutError, match=r"no reply in 1\.2 s"):
             await waiting

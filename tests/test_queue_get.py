@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import redis.asyncio
-from sharing import UNRECORDED, begun, frozen
+from sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
 from aioredis_monitored.multiplexer.replies import Reply
@@ -79,7 +79,7 @@ class Storm:
 async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, dice):
     opened = inspector.info("stats")["total_connections_received"]
     connecting = await begun(*(queue.get() for _ in range(8)))
-    await _until_blocked(inspector, 8)
+    await until_blocked(inspector, 8)
     inspector.rpush("mail", *range(8))
     await asyncio.gather(*connecting)
     storm = Storm(queue, dice)
@@ -154,18 +154,13 @@ async def test_a_connection_is_used_again_after_a_cancellation(queue, inspector)
     opened = inspector.info("stats")["total_connections_received"]
     for _ in range(20):
         (waiting,) = await begun(queue.get())
-        await _until_blocked(inspector)
+        await until_blocked(inspector)
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
     await queue.put(b"message")
 
     assert b"message" == await queue.get()
     assert 2 == inspector.info("stats")["total_connections_received"] - opened
-
-
-async def _until_blocked(inspector, count=1):
-    while inspector.info("clients")["blocked_clients"] < count:
-        await asyncio.sleep(0.001)
 
 
 async def test_messages_that_go_back_keep_their_order(make_pool, own_server):
@@ -182,11 +177,11 @@ async def test_messages_that_go_back_keep_their_order(make_pool, own_server):
 
 async def test_an_operators_unblock_is_not_the_end(queue, inspector):
     (waiting,) = await begun(queue.get(5))
-    await _until_blocked(inspector)
+    await until_blocked(inspector)
     (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
     inspector.client_unblock(blocked["id"])
     inspector.client_unblock(blocked["id"], error=False)
-    await _until_blocked(inspector)
+    await until_blocked(inspector)
     inspector.rpush("mail", "late")
 
     assert b"late" == await waiting
@@ -194,7 +189,7 @@ async def test_an_operators_unblock_is_not_the_end(queue, inspector):
 
 async def test_an_operators_error_is_told(queue, inspector):
     (waiting,) = await begun(queue.get(5))
-    await _until_blocked(inspector)
+    await until_blocked(inspector)
     (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
     inspector.client_unblock(blocked["id"], error=True)
 
@@ -207,7 +202,7 @@ async def test_consumers_on_a_pool_that_is_used_up_are_cancelled_all_the_same(ma
         queue = MessageQueue("mail", make_pool(server.url, max_connections=3, multiplex=multiplex, **UNRECORDED))
         count = 2 if multiplex else 3
         waiting = await begun(*(queue.get() for _ in range(count)))
-        await _until_blocked(inspector, count)
+        await until_blocked(inspector, count)
         for each in waiting:
             each.cancel()
         outcomes = await asyncio.gather(*waiting, return_exceptions=True)

@@ -90,12 +90,12 @@ async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: flo
         redis.exceptions.RedisError: As for any call that waits.
     """
     started = monotonic()
-    traits = traits_of_batch(fetch.waiting(fetch.longest_wait))
     attempt = partial(_attempt_waiting, pool, fetch, wait, operation)
     try:
         return await attempt(None)
     except Lost as lost:
         failure = lost
+    traits = traits_of_batch(fetch.waiting(fetch.longest_wait))
     return await persist(pool, traits, attempt, failure, started, wait, operation)
 
 
