@@ -132,16 +132,18 @@ class Worker:
 
     async def _hold(self, consumer: Consumer) -> None:
         self._holding += 1
+        is_delivered = False
         try:
             deliveries, deaths = await self._leases.past_of(consumer)
             if deaths and not self._open.is_set():
                 await self._leases.give_back(consumer, HEAD, counts=False)
             else:
+                is_delivered = True
                 succeeds = await (self._succeeds_alone(consumer) if deaths else self._succeeds(consumer))
                 await self._end(consumer, deliveries, succeeds=succeeds)
         except BaseException:
             # Unless it was, by now.
-            await self._leases.give_back(consumer, HEAD)
+            await self._leases.give_back(consumer, HEAD, counts=is_delivered)
             raise
         finally:
             self._holding -= 1
