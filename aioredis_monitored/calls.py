@@ -16,9 +16,9 @@ from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ReadOnlyError, RedisError, ResponseError
 from redis.himport import parse_himport_set_args
 
-from aioredis_monitored.attempts import persist
+from aioredis_monitored.attempts import retried
 from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import Late, Lost
+from aioredis_monitored.multiplexer import ALONE, Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
@@ -42,8 +42,7 @@ class CallsMixin:
         options: dict[str, Any],
         operation: Observer | None = None,
         seconds: float | None = None,
-        *,
-        again: bool = True,
+        losses: int | None = None,
     ) -> Any:
         """Run one command.
 
@@ -55,10 +54,11 @@ class CallsMixin:
             options: Those of redis-py's ``execute_command``.
             operation: Ended as soon as the reply has come, if it is certain by then that the call will succeed.
             seconds: How long the attempt may take; default ``None``, for no bound but the pool's.
-            again: Whether to try again where that is safe; default ``True``.
+            losses: Of a further attempt, how many connections the call was written to and lost. Default ``None``: this
+                is the first attempt, and others follow where that is safe.
 
         Raises:
-            Lost: An attempt that is not to be tried again has failed.
+            Lost: A further attempt has failed.
         """
         started = monotonic()
         traits = traits_of(args)
@@ -66,12 +66,15 @@ class CallsMixin:
         try:
             if multiplexer is None or not traits.shares:
                 return await self._call_borrowed(pool, args, options, seconds, operation)
+            if losses is not None and losses >= ALONE:
+                async with multiplexer.alone(seconds) as left:
+                    return await self._call_borrowed(pool, args, options, left, operation)
             # Past the look-up of redis-py's own dict, which is in Python.
             callback = dict.get(self.response_callbacks, args[0].upper())
             decodes = pool.decodes and NEVER_DECODE not in options
             if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
                 operation.certain = pool.surely_decodes if decodes else True
-            reply = multiplexer.send(args, None, operation)
+            reply = multiplexer.send(args, None, operation, losses)
             reply = await (reply if seconds is None else reply.within(seconds))
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
@@ -86,11 +89,11 @@ class CallsMixin:
             parsed = _parsed(callback, reply, options)
             return await parsed if isawaitable(parsed) else parsed
         except Lost as lost:
-            if not again:
+            if losses is not None:
                 raise
             failure = lost
-        attempt = partial(self._call, pool, args, options, operation, again=False)
-        return await persist(pool, traits, attempt, failure, started, server_wait(args) or 0, operation)
+        attempt = partial(self._call, pool, args, options, operation)
+        return await retried(pool, traits, attempt, failure, started, server_wait(args) or 0, operation)
 
     async def _call_borrowed(
         self,

@@ -12,11 +12,11 @@ from redis.asyncio.client import CommandStackT, Pipeline
 from redis.exceptions import RedisError
 from redis.typing import ChannelT, EncodableT
 
-from aioredis_monitored.attempts import persist
+from aioredis_monitored.attempts import attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
-from aioredis_monitored.multiplexer import Lost, Ride
+from aioredis_monitored.multiplexer import ALONE, Lost, Ride
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
@@ -97,19 +97,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         pool, stack = self.connection_pool, self.command_stack
         if not isinstance(pool, MonitoredConnectionPool) or self.connection is not None or not stack:
             return await self._run_on_own_connection(raise_on_error)
-        started = monotonic()
         traits = traits_of_batch([args for args, _ in stack])
         attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
+        # Nothing blocks in a transaction.
+        wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
         try:
             if self.scripts:
                 await self.load_scripts()  # type: ignore[no-untyped-call]
-            try:
-                return await attempt(None)
-            except Lost as lost:
-                failure = lost
-            # Nothing blocks in a transaction.
-            wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
-            return await persist(pool, traits, attempt, failure, started, wait, self._operation)
+            return await attempted(pool, traits, attempt, wait, self._operation)
         finally:
             await self.reset()  # type: ignore[no-untyped-call]
 
@@ -151,22 +146,33 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         stack: CommandStackT,
         raise_on_error: bool,
         seconds: float | None,
+        losses: int,
     ) -> list[Any]:
-        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         multiplexer, started = pool.multiplexer, monotonic()
         if multiplexer is None or not traits.shares:
-            async with borrowed(pool, seconds, self._operation) as connection:
-                results = await execute(connection, stack, raise_on_error)
-                heed_demotion(pool, results, connection)
-                return results
+            return await self._attempt_borrowed(pool, stack, raise_on_error, seconds)
+        if losses >= ALONE:
+            async with multiplexer.alone(seconds) as left:
+                return await self._attempt_borrowed(pool, stack, raise_on_error, left)
+        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         try:
-            results = await execute(Ride(multiplexer, pool.decode, seconds, self._operation), stack, raise_on_error)
+            ride = Ride(multiplexer, pool.decode, seconds, self._operation, losses)
+            results = await execute(ride, stack, raise_on_error)
         except RedisError as error:
             heed_demotion(pool, error, since=started)
             raise Lost(error, written=True) from error
         heed_demotion(pool, results, since=started)
         pool.retry_policy.is_out_of_reach = False
         return results
+
+    async def _attempt_borrowed(
+        self, pool: MonitoredConnectionPool, stack: CommandStackT, raise_on_error: bool, seconds: float | None
+    ) -> list[Any]:
+        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
+        async with borrowed(pool, seconds, self._operation) as connection:
+            results = await execute(connection, stack, raise_on_error)
+            heed_demotion(pool, results, connection)
+            return results
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, Ride):

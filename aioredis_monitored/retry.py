@@ -31,6 +31,8 @@ _MAX_CLIENTS: Final = "max number of clients reached"
 # Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
 # replicas or of disk space.
 _PASSING: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
+# A call is written once on the shared connection, once together with others that were lost with that, and once alone.
+_MAX_LOSSES: Final = 2
 # With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
 _ENOUGH: Final = 64
 _FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
@@ -69,7 +71,9 @@ class RetryPolicy:
         self._retries = retries
         self._seconds_after = pauses(backoff, _LONGEST_PAUSE)
 
-    def pause(self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float) -> float | None:
+    def pause(
+        self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
+    ) -> float | None:
         """Seconds to wait before the next attempt; ``None`` if the error is to be raised.
 
         Args:
@@ -78,8 +82,10 @@ class RetryPolicy:
             traits: Those of the command.
             failures: The attempts that have failed, at least 1.
             elapsed: Seconds since the call's beginning.
+            losses: How many connections the call was written to and lost, at most 3; default 0. What a server answers
+                by hanging up must not be repeated for as long as there is time.
         """
-        if not _may_retry(error, written=written, traits=traits):
+        if losses > _MAX_LOSSES or not _may_retry(error, written=written, traits=traits):
             return None
         pause = self._seconds_after(failures)
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
@@ -112,6 +118,11 @@ def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
         return not (written and traits.runs_code)
     is_broken = isinstance(error, ConnectionError | TimeoutError) and not _is_answer(error)
     return is_broken and (not written or traits.repeatable)
+
+
+def is_hang_up(error: Exception) -> bool:
+    """Whether the connection has ended without an answer."""
+    return isinstance(error, ConnectionError) and not _is_answer(error)
 
 
 def _is_refusal(cause: BaseException | None) -> bool:

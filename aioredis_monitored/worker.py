@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Final, NoReturn, cast
 
 from redis.exceptions import RedisError
 
+from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.leases import HEAD, TAIL, Consumer, Leases
 from aioredis_monitored.patience import finish
@@ -93,26 +95,25 @@ class Worker:
 
     async def _loop(self) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
-        failures = 0
+        work = partial(self._work, task)
         while not self._draining.is_set():
             try:
-                while not self._open.is_set():
-                    await self._open.wait()
-                if not self._draining.is_set():
-                    await self._hold(await self._next(task))
-                failures = 0
+                await until_answered(work, _seconds_after, on_failure=self._note_outage, pause=self._pause)
             except asyncio.CancelledError:
                 if self._draining.is_set():
                     return
                 # One that was to stop waiting is no longer being cancelled.
                 if task.cancelling():
                     raise
-            except RedisError as error:
-                if not may_pass(error):
-                    raise
-                failures += 1
-                _LOGGER.warning("queue %r: nothing can be done for now: %s", self._name, _kind(error))
-                await self._pause(failures)
+
+    async def _work(self, task: asyncio.Task[None]) -> None:
+        while not self._open.is_set():
+            await self._open.wait()
+        if not self._draining.is_set():
+            await self._hold(await self._next(task))
+
+    def _note_outage(self, error: RedisError) -> None:
+        _LOGGER.warning("queue %r: server unavailable, retrying: %s", self._name, _kind(error))
 
     async def _next(self, task: asyncio.Task[None]) -> Consumer:
         self._idle.add(task)
@@ -167,7 +168,7 @@ class Worker:
 
     async def _end(self, consumer: Consumer, deliveries: int, *, succeeds: bool) -> None:
         if not succeeds:
-            await self._pause(deliveries + 1)
+            await self._pause(_seconds_after(deliveries + 1))
             await self._leases.give_back(consumer, TAIL)
             return
         try:
@@ -194,9 +195,9 @@ class Worker:
             return True
         return False
 
-    async def _pause(self, failures: int) -> None:
+    async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            async with asyncio.timeout(_seconds_after(failures)):
+            async with asyncio.timeout(seconds):
                 await self._hurry.wait()
 
 

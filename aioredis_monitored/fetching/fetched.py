@@ -12,7 +12,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from aioredis_monitored.attempts import persist
+from aioredis_monitored.attempts import attempted
 from aioredis_monitored.calls import borrowed, heed_demotion
 from aioredis_monitored.fetching.aside import aside_of, is_answered
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
@@ -30,14 +30,8 @@ async def fetched_at_once(pool: MonitoredConnectionPool, fetch: Fetch, operation
     Raises:
         redis.exceptions.RedisError: As for any call.
     """
-    started = monotonic()
     args = fetch.at_once()
-    attempt = partial(_attempt_at_once, pool, fetch, args, operation)
-    try:
-        return await attempt(None)
-    except Lost as lost:
-        failure = lost
-    return await persist(pool, traits_of(args), attempt, failure, started, 0, operation)
+    return await attempted(pool, traits_of(args), partial(_attempt_at_once, pool, fetch, args, operation), 0, operation)
 
 
 async def _attempt_at_once(
@@ -46,6 +40,7 @@ async def _attempt_at_once(
     args: tuple[Any, ...],
     operation: Observer | None,
     seconds: float | None,
+    losses: int,  # noqa: ARG001 - it is never repeated once it was written
 ) -> Any:
     multiplexer = pool.multiplexer
     if multiplexer is None:
@@ -89,18 +84,17 @@ async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: flo
     Raises:
         redis.exceptions.RedisError: As for any call that waits.
     """
-    started = monotonic()
-    attempt = partial(_attempt_waiting, pool, fetch, wait, operation)
-    try:
-        return await attempt(None)
-    except Lost as lost:
-        failure = lost
     traits = traits_of_batch(fetch.waiting(fetch.longest_wait))
-    return await persist(pool, traits, attempt, failure, started, wait, operation)
+    return await attempted(pool, traits, partial(_attempt_waiting, pool, fetch, wait, operation), wait, operation)
 
 
 async def _attempt_waiting(
-    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, seconds: float | None
+    pool: MonitoredConnectionPool,
+    fetch: Fetch,
+    wait: float,
+    operation: Observer | None,
+    seconds: float | None,
+    losses: int,  # noqa: ARG001 - it has a connection of its own anyway
 ) -> Any:
     return await fetched_on(borrowed(pool, seconds, operation), pool, fetch, wait)
 

@@ -11,6 +11,7 @@ from typing import Any, Final
 from redis.exceptions import NoScriptError, RedisError
 from redis.typing import EncodableT
 
+from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.fetching import LONGEST_WAIT, SETTLE_SECONDS
@@ -19,7 +20,6 @@ from aioredis_monitored.leases.consumer import Consumer, Take, Terms
 from aioredis_monitored.leases.keeper import Keeper
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.patience import finish
-from aioredis_monitored.retry import may_pass
 from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.attributes import About
 from aioredis_monitored.telemetry.messaging import Processing
@@ -231,22 +231,20 @@ class Leases:
         operation: Operation | None,
     ) -> Any:
         """Run a script that may be repeated until it is answered, for as long as that makes sense."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + min(_PERSISTENCE, self._terms.lease)
-        was_doubted = consumer.is_doubted
-        while True:
-            try:
-                consumer.is_doubted = True
-                part = None if operation is None else Part(operation)
-                reply = await script.run_within(part, keys, *arguments)
-            except RedisError as error:
-                was_doubted = True
-                if loop.time() > deadline or not may_pass(error):
-                    raise
-                await asyncio.sleep(_PAUSE)
-            else:
-                consumer.is_doubted = was_doubted
-                return reply
+        was_doubted, consumer.is_doubted = consumer.is_doubted, True
+
+        async def attempt() -> Any:
+            part = None if operation is None else Part(operation)
+            return await script.run_within(part, keys, *arguments)
+
+        def note_failure(_: RedisError) -> None:
+            nonlocal was_doubted
+            was_doubted = True
+
+        bound = min(_PERSISTENCE, self._terms.lease)
+        reply = await until_answered(attempt, lambda _: _PAUSE, seconds=bound, on_failure=note_failure)
+        consumer.is_doubted = was_doubted
+        return reply
 
     async def let_go(self) -> None:
         """Give back all that is held, and do no more until something is taken again."""

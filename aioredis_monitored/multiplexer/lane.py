@@ -23,6 +23,8 @@ from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
 _PURGE: Final = 1024
 # Seconds that replies get on closing, if they had all the time in the world before.
 _DRAIN: Final = 5.0
+# Seconds that a temporary connection stays without a call.
+_LINGER: Final = 1.0
 # Seconds that TLS has to say goodbye.
 _GOODBYE: Final = 1.0
 
@@ -35,6 +37,7 @@ class Lane:
         pack: Packs a call that has waited.
         learn: Told of each call whose reply was large.
         overflow: Where calls go if there is no connection for this lane; default: one is reserved for it.
+        is_temporary: Whether its connection is closed a second after its last call, and none is reserved for it.
 
     Attributes:
         ready: The line, if a call can be sent on it at once.
@@ -49,6 +52,7 @@ class Lane:
         learn: Callable[[Reply | Run], None],
         *,
         overflow: "Lane | None" = None,
+        is_temporary: bool = False,
     ) -> None:
         self.ready: Line | None = None
         self.line: Line | None = None
@@ -58,7 +62,8 @@ class Lane:
         self._lender = ref(lender)
         self._timeout = lender.timeout
         self._overflow = overflow
-        self._is_reserved = overflow is None
+        self._is_temporary = is_temporary
+        self._is_reserved = overflow is None and not is_temporary
         self._pack = pack
         self._lines: set[Line] = set()
         self._connecting: asyncio.Task[None] | None = None
@@ -169,6 +174,8 @@ class Lane:
             self._connected = perf_counter()
             self.line = Line(connection, self)
             self._lines.add(self.line)
+            if self._is_temporary:
+                self._linger(self.line)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
             if self._overflow is not None and self._overflow.line is not None:
                 # The server may have no room for a second connection.
@@ -176,6 +183,13 @@ class Lane:
             else:
                 # Those who came later have all their time before them, and get another attempt.
                 self._lose(error, began)
+
+    def _linger(self, line: Line) -> None:
+        """Close a connection that has had no call for a while: others may need its place in the pool."""
+        if line.is_idle(_LINGER):
+            line.retire()
+        elif line.is_open:
+            asyncio.get_running_loop().call_later(_LINGER, self._linger, line, context=self._context)
 
     def _spill(self, overflow: "Lane") -> None:
         waiting, self.waiting = self.waiting, deque()

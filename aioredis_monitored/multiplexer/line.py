@@ -241,6 +241,10 @@ class Line(asyncio.BufferedProtocol):
         if not self.is_open:
             self._end_if_left()
 
+    def is_idle(self, seconds: float) -> bool:
+        """Whether nothing is in flight, and nothing was sent or came for so many seconds."""
+        return not self.inflight.calls and self._loop.time() - self._last_active >= seconds
+
     def retire(self) -> None:
         """Take no further calls, and end when nobody awaits a reply any more."""
         if self.is_open:

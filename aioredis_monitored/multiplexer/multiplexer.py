@@ -1,7 +1,9 @@
 """Packing calls, and sending each on the connection that suits it: the main one, or the one for large values."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+import builtins
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from time import monotonic
 from typing import Any, Final
 from weakref import ref
@@ -15,13 +17,16 @@ from aioredis_monitored.commands import TABLE
 from aioredis_monitored.multiplexer.lane import Lane
 from aioredis_monitored.multiplexer.lender import Lender
 from aioredis_monitored.multiplexer.line import LARGE
-from aioredis_monitored.multiplexer.replies import Listener, Reply, Run
+from aioredis_monitored.multiplexer.replies import Late, Listener, Reply, Run
 
 _MOST_LARGE_KEYS: Final = 1024
 _LONGEST_LARGE_KEY: Final = 1024
 
 # Seconds between one renewal and the next.
 _LEAST_PAUSE: Final = 0.5
+
+# After so many losses of the connections that it was written to, a call goes alone on one of its own.
+ALONE: Final = 2
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
 
@@ -49,6 +54,10 @@ def can_share(connection: AbstractConnection) -> bool:
 class Multiplexer:
     """Sends commands and runs of commands of any number of callers on one connection, large ones on a second one.
 
+    What a server answers by hanging up must not be repeated on a connection that others use, and which of the calls in
+    flight it was, it does not say. Those that may be repeated go together over one further connection, which no new
+    call uses; if that is lost as well, they go one at a time, each on a connection of its own (``alone``).
+
     Args:
         lender: Where the connections come from.
         packer: A connection that is never connected; it packs what hiredis cannot.
@@ -65,7 +74,9 @@ class Multiplexer:
         self._large_keys: dict[tuple[Any, Any], None] = {}
         self._main = Lane(lender, self._pack_again, self._learn)
         self._bulk = Lane(lender, self._pack_again, self._learn, overflow=self._main) if bulk else self._main
-        self._lanes = {self._main, self._bulk}
+        self._repeats = Lane(lender, self._pack_again, self._learn, is_temporary=True)
+        self._lanes = {self._main, self._bulk, self._repeats}
+        self._one_at_a_time = asyncio.Lock()
         self._renewed = -_LEAST_PAUSE
 
     def send(
@@ -73,6 +84,7 @@ class Multiplexer:
         args: tuple[Any, ...],
         orphan: Callable[[Any], object] | None = None,
         listener: Listener | None = None,
+        losses: int | None = None,
     ) -> Reply:
         """Send one command.
 
@@ -80,6 +92,7 @@ class Multiplexer:
             args: The command, one that shares.
             orphan: Gets the reply if the caller no longer awaits it.
             listener: Told what becomes of the call, if the caller awaits it.
+            losses: How many connections the call was written to and lost.
 
         Returns:
             A future of the reply as it was parsed, bytes not decoded: error replies are values, and so is ``Lost``.
@@ -98,7 +111,9 @@ class Multiplexer:
         if orphan is not None:
             reply.orphan = orphan
         lane = self._main
-        if reply.size > LARGE or (self._large_keys and self._is_large(args)):
+        if losses:
+            lane = self._repeats
+        elif reply.size > LARGE or (self._large_keys and self._is_large(args)):
             lane = self._lane_for_large()
         if lane.ready is not None:
             lane.ready.send(reply, packed)
@@ -108,7 +123,9 @@ class Multiplexer:
             lane.wait(reply)
         return reply
 
-    def run(self, commands: Sequence[tuple[Any, ...]], listener: Listener | None = None) -> Run:
+    def run(
+        self, commands: Sequence[tuple[Any, ...]], listener: Listener | None = None, losses: int | None = None
+    ) -> Run:
         """Send several commands in one piece; see ``send``."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
@@ -119,6 +136,8 @@ class Multiplexer:
         packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
         lane = self._lane_for_large() if run.size > LARGE else self._main
+        if losses:
+            lane = self._repeats
         if lane.ready is not None:
             lane.ready.send(run, packed)
         else:
@@ -126,6 +145,30 @@ class Multiplexer:
                 run.packed = packed
             lane.wait(run)
         return run
+
+    @asynccontextmanager
+    async def alone(self, seconds: float | None) -> AsyncIterator[float | None]:
+        """Take turns with all other calls that go alone.
+
+        Args:
+            seconds: How long the attempt may take; ``None`` for no bound.
+
+        Yields:
+            How much of that is left.
+
+        Raises:
+            Late: The turn did not come in time.
+        """
+        began = monotonic()
+        try:
+            async with asyncio.timeout(seconds):
+                await self._one_at_a_time.acquire()
+        except builtins.TimeoutError:
+            raise Late(written=False) from None
+        try:
+            yield None if seconds is None else seconds - (monotonic() - began)
+        finally:
+            self._one_at_a_time.release()
 
     def _lane_for_large(self) -> Lane:
         lender = self._lender()

@@ -15,6 +15,7 @@ class Ride:
         decode: Decodes replies.
         seconds: How long all may take; ``None`` for no bound but those of each reply.
         listener: Told what becomes of the run.
+        losses: Of a further attempt, how many connections the batch was written to and lost.
     """
 
     himport_registry = None
@@ -25,11 +26,13 @@ class Ride:
         decode: Callable[[Any], Any],
         seconds: float | None,
         listener: Listener | None,
+        losses: int,
     ) -> None:
         self._multiplexer = multiplexer
         self._decode = decode
         self._seconds = seconds
         self._listener = listener
+        self._losses = losses
         self._replies: Iterator[Any] = iter(())
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
@@ -42,7 +45,7 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        run = self._multiplexer.run(commands, self._listener)
+        run = self._multiplexer.run(commands, self._listener, self._losses)
         replies = await (run if self._seconds is None else run.within(self._seconds))
         if isinstance(replies, Lost):
             raise replies
