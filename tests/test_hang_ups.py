@@ -9,6 +9,7 @@ from scripted import scripted
 from sharing import UNRECORDED, connections
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.multiplexer import Late
 from aioredis_monitored.testing import RedisServer
 
 LARGE = 6 * 2**20
@@ -71,7 +72,7 @@ async def test_one_reply_that_is_too_large_fails_its_caller_and_at_most_those_in
     assert [] == [count for count in failed if count > 100]
 
 
-async def test_no_read_fails_with_one_whose_reply_is_too_large(strict_client, strict_server, until):
+async def test_no_read_fails_with_one_whose_reply_is_too_large(strict_client, strict_server):
     await strict_client.set("key", "value")
     before = connections_made(strict_server)
     tasks = []
@@ -132,26 +133,35 @@ async def test_the_further_connection_takes_no_new_call_and_ends(make_pool, prox
     assert 1 == len(connections(inspector))
 
 
-async def test_what_was_lost_twice_waits_for_its_turn_until_its_deadline(make_pool, until):
-    asked, is_over = [], asyncio.Event()
-
-    async def never():
-        await is_over.wait()
+async def test_what_was_lost_twice_goes_alone_once(make_pool):
+    asked = []
 
     def answer(connection, args):
-        asked.append((connection, args))
-        return None if connection <= 2 else never()
+        asked.append((connection, args[1]))
 
     async with scripted(answer) as port:
-        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, socket_timeout=1)
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, socket_timeout=30)
         client = MonitoredRedisConnection(connection_pool=pool)
         errors = await asyncio.gather(client.get("a"), client.get("b"), return_exceptions=True)
         await pool.aclose()
-        is_over.set()
 
-    # One was asked alone, without an answer; the other one's turn did not come.
     assert [redis.exceptions.ConnectionError] * 2 == list(map(type, errors))
-    assert 1 == len([each for each in asked if each[0] > 2])
+    # Hung up on at once, the shared and the further connection have got one command each at least.
+    alone = [key for connection, key in asked if connection > 2]
+    assert [b"a", b"b"] == sorted(set(alone))
+    assert len(asked) <= 6
+
+
+async def test_a_call_whose_turn_to_go_alone_does_not_come_is_late(client):
+    multiplexer = client.connection_pool.multiplexer
+    async with multiplexer.alone(None):
+        with pytest.raises(Late) as late:
+            async with multiplexer.alone(0.01):
+                pass
+    async with multiplexer.alone(600) as left:
+        assert 0 < left <= 600
+
+    assert not late.value.written
 
 
 async def test_a_restart_makes_few_connections(make_pool, own_server, until):
