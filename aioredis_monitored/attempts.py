@@ -6,7 +6,7 @@ from math import inf, isinf
 from time import monotonic
 from typing import Generic, TypeVar
 
-from redis.exceptions import RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError, TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -138,6 +138,7 @@ async def until_answered(
     delays: Callable[[int], float],
     *,
     seconds: float = inf,
+    after_refusal: Callable[[int], float] | None = None,
     on_failure: Callable[[RedisError], object] | None = None,
     pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> T:
@@ -147,6 +148,7 @@ async def until_answered(
         attempt: Tries once.
         delays: Seconds to wait after so many failures.
         seconds: How long after the first attempt's beginning a further one may follow a failure; default ``inf``.
+        after_refusal: Seconds to wait, as ``delays``, after credentials were refused; default ``None``: that is raised.
         on_failure: Called with each error that is followed by another attempt.
         pause: Waits for so many seconds, or less.
 
@@ -156,11 +158,15 @@ async def until_answered(
     deadline = monotonic() + seconds
 
     def next_delay(error: Exception, failures: int) -> float | None:
-        if not isinstance(error, RedisError) or not may_pass(error) or monotonic() > deadline:
+        if isinstance(error, AuthenticationError):
+            delay = after_refusal
+        else:
+            delay = delays if may_pass(error) else None
+        if not isinstance(error, RedisError) or delay is None or monotonic() > deadline:
             return None
         if on_failure is not None:
             on_failure(error)
-        return delays(failures)
+        return delay(failures)
 
     try:
         return await attempt()

@@ -5,7 +5,7 @@ import os
 import re
 import ssl
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from typing import Any, Self
@@ -13,11 +13,27 @@ from typing import Any, Self
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 
 from aioredis_monitored.errors import ConfigurationError
-from aioredis_monitored.options import OPTIONS, PASSWORD_FILE, Option
+from aioredis_monitored.options import OPTIONS, Option
 from aioredis_monitored.url import RedisUrl, parse_url
 
 _logger = logging.getLogger(__name__)
-_KEYS = ("url", "password_file", *OPTIONS)
+_KEYS = ("url", *OPTIONS)
+# A path in a URL would be one that comes from wherever the URL does.
+_IN_URL = tuple(name for name in OPTIONS if name != "password_file")
+# Only one of these can give the password.
+_PASSWORDS = ("password", "password_file", "credential_provider")
+# Of the keys of other pools, so many are named.
+_MOST_NAMED = 3
+
+_TLS = "rediss:// in {url} encrypts, redis:// does not"
+_RETRIES = "{retries} is how often a command that did not run is tried again"
+# What others have keys for, and we do in another way.
+_INSTEAD = {
+    **dict.fromkeys(
+        ("ssl", "tls", "use_ssl", "use_tls", "ssl_enabled", "tls_enabled", "enable_ssl", "enable_tls"), _TLS
+    ),
+    **dict.fromkeys(("retry", "retry_on_error", "retry_on_timeout", "max_retries"), _RETRIES),
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +50,8 @@ class RedisConfig:
         tls: Whether to encrypt.
         username: Who to authenticate as.
         password: With what; never part of the repr.
+        password_file: A file that holds it instead, and is read at every connect: UTF-8, without BOM and NUL; line ends
+            at its end do not count. While it cannot be read, the last good password is used.
         db: Number of the database.
         max_connections: The most connections that the pool may have.
         timeout: How long to wait for one of them.
@@ -51,6 +69,8 @@ class RedisConfig:
         ssl_ca_certs: PEM file of the authorities to trust, beside the system's.
         ssl_certfile: PEM file of the client's certificate, and of the key to it if there is no ``ssl_keyfile``.
         ssl_keyfile: PEM file of the key, unencrypted.
+        ssl_cert_reqs: Whether the server must prove with a certificate who it is, as is the default: ``CERT_NONE``
+            leaves it out, and with it ``ssl_check_hostname``, for tests; redis-py's ``CERT_OPTIONAL`` is the default's.
         ssl_check_hostname: Whether the server's certificate must be for its name.
         ssl_min_version: The oldest TLS to accept.
     """
@@ -61,6 +81,7 @@ class RedisConfig:
     tls: bool = False
     username: str | None = None
     password: str | None = field(default=None, repr=False)
+    password_file: str | None = None
     db: int = 0
     max_connections: int = 50
     timeout: float = 20.0
@@ -78,6 +99,7 @@ class RedisConfig:
     ssl_ca_certs: str | None = None
     ssl_certfile: str | None = None
     ssl_keyfile: str | None = None
+    ssl_cert_reqs: ssl.VerifyMode | None = None
     ssl_check_hostname: bool | None = None
     ssl_min_version: ssl.TLSVersion | None = None
 
@@ -85,8 +107,8 @@ class RedisConfig:
     def from_mapping(cls, mapping: Mapping[str, object], prefix: str) -> Self:
         """Check the keys that begin with ``prefix`` and make a configuration of them.
 
-        Beside ``url``, which is required, and ``password_file``, the keys are the fields above from ``username`` on.
-        The query of the URL may hold them too, ``password_file`` excepted. Values may be text or already typed; text
+        Beside ``url``, which is required, the keys are the fields above from ``username`` on. The query of the URL may
+        hold them too, ``password_file`` excepted. Values may be text or already typed; text
         for durations is read by `parse_timespan`. Blank text and None count as not given. Keys that have a "." after
         the prefix are another pool's and ignored, as are keys without the prefix.
 
@@ -103,7 +125,7 @@ class RedisConfig:
             if isinstance(key, str) and key.startswith(prefix)
         }
         reading = _Reading(prefix)
-        url = reading.url(own.pop("url", None))
+        url = reading.url(own.pop("url", None), others=[name for name in own if name.endswith(".url")])
         reading.keys({name: value for name, value in own.items() if "." not in name})
         reading.check_together(url.scheme)
         if reading.problems:
@@ -120,6 +142,14 @@ class RedisConfig:
         return arguments | {"connection_class": UnixDomainSocketConnection}
 
 
+def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
+    """Let other keyword arguments of a pool win over those of a configuration, in whatever way they give a password."""
+    lost = set(_PASSWORDS) if any(others.get(name) is not None for name in _PASSWORDS) else set()
+    if others.get("credential_provider") is not None:
+        lost.add("username")
+    return {name: value for name, value in arguments.items() if name not in lost} | others
+
+
 def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Check those keyword arguments of a pool that configuration could give as well; the others pass.
 
@@ -133,6 +163,9 @@ def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 read[name] = option.read(arguments[name])
             except ValueError as error:
                 problems.append((name, str(error)))
+    if arguments.get("password_file") is not None:
+        others = (name for name in _PASSWORDS if name != "password_file" and arguments.get(name) is not None)
+        problems += (("password_file", f"cannot be given together with {name}") for name in others)
     if problems:
         raise ConfigurationError(*problems)
     return read
@@ -147,19 +180,19 @@ class _Reading:
         self.values: dict[str, Any] = {}
         self._sources: dict[str, str] = {}  # the key, "url" or its own, that gave each option
 
-    def url(self, value: object) -> RedisUrl:
-        """Read the URL and the options in it."""
+    def url(self, value: object, others: Sequence[str]) -> RedisUrl:
+        """Read the URL and the options in it; ``others`` are the keys of other pools' URLs."""
         if _is_blank(value) or not isinstance(value, str):
-            self._note("url", "no value specified" if _is_blank(value) else "must be text")
+            self._note("url", self._missing_url(others) if _is_blank(value) else "must be text")
             return RedisUrl()
         url = parse_url(value.strip())
         for problem in url.problems:
             self._note("url", problem)
         times = Counter(name for name, _ in url.options)
         for name, text in dict(url.options).items():
-            if name not in OPTIONS:
+            if name not in _IN_URL:
                 # Not even the name is repeated: it may be the rest of a password.
-                self._note("url", f"unknown option{_suggestion(name, OPTIONS)}")
+                self._note("url", f"unknown option{self._suggestion(name, _IN_URL)}")
             elif times[name] > 1:
                 self._note("url", f"{name} is given twice")
             elif not _is_blank(text):
@@ -169,15 +202,9 @@ class _Reading:
     def keys(self, own: Mapping[str, object]) -> None:
         """Read all keys but the URL."""
         for name in sorted(own.keys() - _KEYS):
-            self._note(name, f"unknown key{_suggestion(name, _KEYS)}")
-        given = {name: value for name, value in own.items() if name in _KEYS and not _is_blank(value)}
-        if {"password", "password_file"} <= given.keys():
-            self._note("password_file", "cannot be given together with password")
-            del given["password_file"]
-        for name, value in given.items():
-            if name == "password_file":
-                self._read("password", value, PASSWORD_FILE, name)
-            else:
+            self._note(name, f"unknown key{self._suggestion(name, _KEYS)}")
+        for name, value in own.items():
+            if name in OPTIONS and not _is_blank(value):
                 self._read(name, value, OPTIONS[name], name)
 
     def check_together(self, scheme: str) -> None:
@@ -185,6 +212,12 @@ class _Reading:
         for name in self._sources:
             if name.startswith("ssl_") and scheme not in ("rediss", ""):
                 self._note(name, "needs rediss://")
+        if {"password", "password_file"} <= self._sources.keys():
+            # Not even if they are equal: the next password would be in the file alone.
+            password = f"{self.prefix}{self._sources['password']}"
+            self._note("password_file", f"cannot be given together with the password in {password}")
+        if self.values.get("ssl_cert_reqs") is ssl.CERT_NONE and self.values.get("ssl_check_hostname"):
+            self._note("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
         if "socket_keepalive" in self._sources and scheme == "unix":
             self._note("socket_keepalive", "does not apply to a Unix socket")
         if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
@@ -204,6 +237,22 @@ class _Reading:
             if self.values.setdefault(name, read) != read:
                 self._note(name, f"differs from the one in {self.prefix}url")
 
+    def _missing_url(self, others: Sequence[str]) -> str:
+        text = f"no value specified under the prefix {self.prefix!r}"
+        if pool := re.fullmatch(r"redis\.(?:([a-z0-9_]+)\.)?", self.prefix):
+            variable = "_".join(filter(None, ("redis", pool[1], "url"))).upper()
+            text += f" (in the environment: {variable})"
+        if others:
+            named = ", ".join(f"{self.prefix}{name}" for name in sorted(others)[:_MOST_NAMED])
+            text += f"; of other pools there are: {named}"
+        return text
+
+    def _suggestion(self, name: str, known: Iterable[str]) -> str:
+        if (instead := _instead(name, f"{self.prefix}url", f"{self.prefix}retries")) is not None:
+            return f"; {instead}"
+        close = get_close_matches(name.lower(), known, n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
     def _note(self, name: str, reason: str) -> None:
         source = self._sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
@@ -222,9 +271,10 @@ def _is_blank(value: object) -> bool:
     return value is None or (isinstance(value, str) and not value.strip())
 
 
-def _suggestion(name: str, known: Iterable[str]) -> str:
-    close = get_close_matches(name.lower(), known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+def _instead(name: str, url: str, retries: str) -> str | None:
+    """What to do instead of giving that key; ``url`` and ``retries`` are what those keys are called there."""
+    text = _INSTEAD.get(name.lower())
+    return None if text is None else text.format(url=url, retries=retries)
 
 
 _VARIABLE = re.compile(f"(?:(?P<pool>[A-Z0-9]+(?:_[A-Z0-9]+)*?)_)??(?P<key>{'|'.join(_KEYS).upper()})")
@@ -252,7 +302,7 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
     capitals, the longest that fits; the pool's name becomes lower case and keeps its underscores. So "REDIS_URL" gives
     "redis.url", "REDIS_SOCKET_TIMEOUT" gives "redis.socket_timeout" and "REDIS_RATE_LIMIT_URL" gives
     "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one that seems to be meant for
-    us ("REDIS_ULR", "redis_url", "REDIS_HOST") is logged as a warning, without its value.
+    us ("REDIS_ULR", "redis_url", "REDIS_HOST", "REDIS_SSL") is logged as a warning, without its value.
 
     Args:
         environ: Where to look.
@@ -270,10 +320,25 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
         meant, unexplained = (tail, match["pool"]) if match else (None, tail)
         # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
         if unexplained and f"{start}{unexplained}_URL" not in environ:
+            if (hint := _hint(tail, start, environ)) is not None:
+                _logger.warning("Environment variable %r has no effect: %s", name, hint)
+                continue
             meant = _near_miss(tail, unexplained) or meant
         if meant and start + meant not in environ:
             _logger.warning("Environment variable %r: did you mean %s?", name, start + meant)
     return config
+
+
+def _hint(tail: str, start: str, environ: Mapping[str, str]) -> str | None:
+    """Return what to do instead of setting that variable, if it is what others have and we do in another way."""
+    words = tail.split("_")
+    # From the longest on: "USE_SSL" is no pool called "USE".
+    for at in range(len(words)):
+        pool = start + "".join(f"{word}_" for word in words[:at])
+        hint = _instead("_".join(words[at:]), f"{pool}URL", f"{pool}RETRIES")
+        if hint is not None and (not at or f"{pool}URL" in environ):
+            return hint
+    return None
 
 
 def _near_miss(tail: str, unexplained: str) -> str | None:

@@ -15,8 +15,11 @@ from redis.asyncio import Redis
 
 from aioredis_monitored.errors import MonitoredRedisError
 
-_Parser = Callable[[bytes | str | None], Any]
+_Value = bytes | str | None
+_Parser = Callable[[_Value], object]
 
+# The keys whose answers are kept.
+_MOST_ENTRIES = 256
 _MAINTENANCE_KEY = "is-under-maintenance"
 _MAINTENANCE_SECONDS = 1.0
 
@@ -25,7 +28,8 @@ class ConfigStore:
     """Configuration of components as JSON at ``config:{type}:{component}``, cached in this process.
 
     Concurrent readers share one read, and its failure: a dead server costs one attempt for each ``wait``. A reader that
-    is cancelled leaves the read to the others.
+    is cancelled leaves the read to the others. The answers for 256 components are kept, those asked for last; any other
+    is read again.
 
     Args:
         client: A client of the server that keeps the configuration.
@@ -51,7 +55,7 @@ class ConfigStore:
     async def get(
         self, type_: str, component: str, wait: float = 1, *, patience: float | None = None
     ) -> dict[str, Any]:
-        """Read a component's configuration; ``{}`` if there is none.
+        """Read a component's configuration; ``{}`` if there is none. What is returned is the caller's to change.
 
         Args:
             type_: What kind of component it is: ``redis``, ``statistics``, ….
@@ -66,8 +70,9 @@ class ConfigStore:
             redis.exceptions.RedisError: The server cannot be read.
         """
         key = _key(type_, component)
-        config: dict[str, Any] = await self._read(key, wait, partial(_parse, key), patience)
-        return dict(config)
+        # Parsed for each caller, who may change nested lists too: a deep copy takes longer.
+        config: dict[str, Any] = json.loads(await self._read(key, wait, partial(_checked, key), patience))
+        return config
 
     async def is_under_maintenance(self) -> bool:
         """Whether the key ``is-under-maintenance`` says so: not absent, empty, ``0``, ``no`` or ``false``; cached 1 s.
@@ -78,13 +83,24 @@ class ConfigStore:
         return bool(await self._read(_MAINTENANCE_KEY, _MAINTENANCE_SECONDS, _truth))
 
     async def _read(self, key: str, wait: float, parse: _Parser, patience: float | None = None) -> Any:
-        entry = self._entries.setdefault(key, _Entry())
+        entry = self._entry(key)
         if monotonic() - entry.checked_at >= wait:
             await entry.refresh(self._client, key, parse, patience)
         if entry.error is not None:
             # A copy: what one caller makes of it is not shown to another.
             raise copy(entry.error)
         return entry.value
+
+    def _entry(self, key: str) -> "_Entry":
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            entry = _Entry()
+            idle = [other for other, each in self._entries.items() if not each.is_reading()]
+            for oldest in idle[: max(0, len(self._entries) + 1 - _MOST_ENTRIES)]:
+                del self._entries[oldest]
+        # The last one is the one that was asked for last.
+        self._entries[key] = entry
+        return entry
 
 
 class _Entry:
@@ -97,6 +113,11 @@ class _Entry:
         self._reading: asyncio.Task[None] | None = None
         self._began_at = 0.0
         self._has_answer = False
+
+    def is_reading(self) -> bool:
+        """Whether a read is under way, which others who ask are to share."""
+        reading = self._reading
+        return reading is not None and not (reading.done() or reading.get_loop().is_closed())
 
     async def refresh(self, client: Redis, key: str, parse: _Parser, patience: float | None) -> None:
         """Read it in a task that all who ask meanwhile share, and that none of them can cancel.
@@ -133,15 +154,15 @@ def _key(type_: str, component: str) -> str:
     return f"config:{type_}:{component}"
 
 
-def _parse(key: str, value: bytes | str | None) -> dict[str, Any]:
+def _checked(key: str, value: _Value) -> bytes | str:
+    text = value or "{}"
     with suppress(ValueError, RecursionError):
-        config = json.loads(value or "{}")
-        if isinstance(config, dict):
-            return config
+        if isinstance(json.loads(text), dict):
+            return text
     message = f"{key} does not hold a JSON object"
     raise ValueError(message)
 
 
-def _truth(value: bytes | str | None) -> bool:
+def _truth(value: _Value) -> bool:
     text = value.decode(errors="replace") if isinstance(value, bytes) else value or ""
     return text.strip().lower() not in {"", "0", "no", "false"}

@@ -12,6 +12,10 @@ class MonitoredRedisError(Exception):
 
     __module__ = "aioredis_monitored"
 
+    def __repr__(self) -> str:
+        # redis-py's own leaves the text out.
+        return Exception.__repr__(self)
+
 
 class ConfigurationError(MonitoredRedisError, ValueError):
     """The configuration cannot be used; ``problems`` holds every ``(key, reason)``, the message a line for each."""

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
-from redis.exceptions import ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored.errors import PoolExhaustedError
 from aioredis_monitored.lifecycle import LivingPool
@@ -155,8 +155,7 @@ class LendingPool(LivingPool):
                 await connection.disconnect(nowait=True)
             await self.ensure_connection(connection)
             if anew:
-                # Credentials that have changed while it was being connected.
-                await connection.re_auth()  # type: ignore[no-untyped-call]
+                await self._re_authenticated(connection)
             _heed_cancellation(task, cancellations)
         except BaseException as error:
             is_closed = not self.lends(connection)
@@ -168,6 +167,15 @@ class LendingPool(LivingPool):
             raise
         finally:
             self._connecting.discard(connection)
+
+    async def _re_authenticated(self, connection: AbstractConnection) -> None:
+        """Send credentials that have changed while it was being connected."""
+        try:
+            await connection.re_auth()  # type: ignore[no-untyped-call]
+        except AuthenticationError:
+            # Those that it was connected with may do; redis-py has closed it.
+            connection.set_re_auth_token(None)  # type: ignore[arg-type]
+            await self.ensure_connection(connection)
 
     async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from aioredis_monitored.timespan import parse_timespan
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 
 
@@ -93,10 +94,24 @@ def _tls_version(value: object) -> ssl.TLSVersion:
     return _TLS_VERSIONS[str(value).strip().lower().removeprefix("tlsv")]
 
 
+def _cert_reqs(value: object) -> ssl.VerifyMode:
+    if isinstance(value, ssl.VerifyMode):
+        return value
+    return _CERT_REQS[_text(value).strip().lower().removeprefix("cert_")]
+
+
+def _password(path: object) -> str:
+    # Not as text: that would take other things than line ends for line ends.
+    password = Path(str(path)).read_bytes().decode().rstrip("\r\n")
+    if not password or password.startswith("\ufeff") or "\0" in password:
+        # An editor or a converter has left them there: no user has typed such a password.
+        raise ValueError
+    return password
+
+
 def _password_file(value: object) -> str:
-    if password := Path(str(value)).read_text("utf-8").rstrip("\n"):
-        return password
-    raise ValueError
+    _password(value)
+    return str(value)
 
 
 _TIMESPAN = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
@@ -106,9 +121,13 @@ _SWITCH = Option(_boolean, "true or false")
 _TEXT = Option(_text, "text")
 _FILE = Option(_file, "the path of an existing file")
 
+# What is in a password file; of the option itself, the value is the path.
+PASSWORD = Option(_password, "the path of a readable file that holds a password, in UTF-8 without BOM and NUL")
+
 OPTIONS = {
     "username": _TEXT,
     "password": _TEXT,
+    "password_file": Option(_password_file, PASSWORD.expected),
     "db": Option(_whole_number, "a whole number, 0 or more"),
     "max_connections": Option(_positive(_whole_number), "a whole number, 1 or more"),
     "timeout": _DURATION,
@@ -126,7 +145,7 @@ OPTIONS = {
     "ssl_ca_certs": Option(_authorities, "the path of a PEM file of certificates"),
     "ssl_certfile": _FILE,
     "ssl_keyfile": _FILE,
+    "ssl_cert_reqs": Option(_cert_reqs, "required, optional or none"),
     "ssl_check_hostname": _SWITCH,
     "ssl_min_version": Option(_tls_version, "TLSv1.2 or TLSv1.3"),
 }
-PASSWORD_FILE = Option(_password_file, "the path of a readable file that holds a password")

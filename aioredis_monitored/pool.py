@@ -1,10 +1,14 @@
 """The connection pool: made from configuration, bound to one event loop, closed by whoever opened it."""
 
+import logging
+import ssl
 from collections.abc import Mapping
 from typing import Any, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from redis.asyncio import SSLConnection
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.driver_info import DriverInfo
@@ -12,7 +16,8 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.config import RedisConfig, read_arguments
+from aioredis_monitored.config import RedisConfig, override, read_arguments
+from aioredis_monitored.credentials import PasswordFile, asking_again, may_change
 from aioredis_monitored.decoding import decoded, surely_decodes
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
 from aioredis_monitored.greeting import greet
@@ -25,6 +30,8 @@ from aioredis_monitored.telemetry.observing import begun
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.telemetry.telemetry import Telemetry
+
+_LOGGER = logging.getLogger(__name__)
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
@@ -48,13 +55,16 @@ class MonitoredConnectionPool(ReportingPool):
         multiplex: Whether ordinary commands share a connection; default ``True``.
         retries: How often at most a call that surely did not run is tried again within ``socket_timeout``; default 20.
         retry_backoff: Seconds of the first pause before that, doubled each time, to half a second; default 0.02.
+        password_file: The path of a file that holds the password, read at every connect; default ``None``. While it
+            cannot be read, the last good password is used.
         client_info: Whether connections tell ``CLIENT LIST`` the name and version of this package, which some proxies
             do not let pass; default ``True``.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
         connection_arguments: What redis-py's connection classes take: ``host``, ``port``, ``db``, ``password``,
-            ``socket_timeout`` (seconds or a timespan), ``connection_class`` and so on.
+            ``socket_timeout`` (seconds or a timespan), ``connection_class`` and so on. When the server refuses what a
+            ``credential_provider`` or the ``password_file`` has given, that is asked once more.
 
     Raises:
         ConfigurationError: A value cannot be used; it names every such value at once.
@@ -95,6 +105,11 @@ class MonitoredConnectionPool(ReportingPool):
         arguments.setdefault("driver_info", _DRIVER_INFO if own["client_info"] else None)
         if arguments.get("protocol") == _RESP2:
             arguments.setdefault("redis_connect_func", greet)
+        if (path := arguments.pop("password_file", None)) is not None:
+            arguments["credential_provider"] = PasswordFile(path, arguments.pop("username", None))
+        if may_change(arguments.get("credential_provider")):
+            handshake = arguments.get("redis_connect_func") or AbstractConnection.on_connect
+            arguments["redis_connect_func"] = asking_again(handshake)
         super().__init__(**arguments)
         # It is never connected. An unknown argument would otherwise be noticed by the first command.
         self._sample = self.make_connection()
@@ -107,6 +122,12 @@ class MonitoredConnectionPool(ReportingPool):
         self.multiplexer = self._make_multiplexer()
         # Last, as gauges look at it from now on, in threads of their own.
         self.report_to(reporting, name)
+        if isinstance(self._sample, SSLConnection) and self._sample.cert_reqs == ssl.CERT_NONE:
+            _LOGGER.warning(
+                "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
+                "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
+                self.name,
+            )
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
@@ -122,7 +143,7 @@ class MonitoredConnectionPool(ReportingPool):
         Raises:
             ConfigurationError: The URL cannot be used.
         """
-        return cls(**{**RedisConfig.from_mapping({"url": url}, "").pool_arguments(), **kwargs})
+        return cls(**override(RedisConfig.from_mapping({"url": url}, "").pool_arguments(), kwargs))
 
     def __repr__(self) -> str:
         state = f"{self.used()} used, {self.idle()} idle, at most {self.max_connections}"
@@ -212,9 +233,8 @@ class MonitoredConnectionPool(ReportingPool):
 def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
     """Make a pool from an application's configuration.
 
-    Keys, each with the prefix in front: ``url`` (required), ``password_file``, and the fields of ``RedisConfig`` from
-    ``username`` on. Durations are timespans such as ``200 milliseconds``, or seconds. The prefix without its dot is the
-    pool's name.
+    Keys, each with the prefix in front: ``url`` (required), and the fields of ``RedisConfig`` from ``username`` on.
+    Durations are timespans such as ``200 milliseconds``, or seconds. The prefix without its dot is the pool's name.
 
     Args:
         app_config: The configuration, such as ``config_from_env()``.
@@ -229,7 +249,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
         message = f"prefix must end with a dot: {prefix!r}"
         raise ValueError(message)
     arguments = RedisConfig.from_mapping(app_config, prefix).pool_arguments()
-    return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **arguments, **kwargs})
+    return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 
 def _refuse_retries(argument: str) -> None:

@@ -165,7 +165,8 @@ class MessageQueue:
 
         Cancelled, it takes no more, and ends when the handlers have; cancelled once more, it cancels them. A handler
         that raises gives its message back to the tail, after a pause of 0.1 s that doubles with each failure in a row,
-        to 5 s. While the server cannot be reached, it tries again in such a way. It logs what it survives.
+        to 5 s. While the server cannot be reached, it tries again in such a way, and with pauses of up to 30 s while
+        the server refuses what a ``credential_provider`` or ``password_file`` gives. It logs what it survives.
 
         Args:
             handler: A coroutine function that gets a message.
@@ -173,7 +174,7 @@ class MessageQueue:
 
         Raises:
             TypeError: The handler is no coroutine function.
-            redis.exceptions.RedisError: What waiting will not change, such as a wrong password.
+            redis.exceptions.RedisError: What waiting will not change, such as a wrong ``password``.
             PoolClosedError: The pool was closed.
         """
         if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004

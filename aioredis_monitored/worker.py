@@ -8,7 +8,7 @@ from functools import partial
 from math import inf
 from typing import Final, NoReturn, cast
 
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 
 from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.errors import LeaseLostError
@@ -21,6 +21,8 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Seconds before what has failed is tried again, doubled with each failure in a row.
 _seconds_after = pauses(0.1, 5.0)
+# The same where credentials were refused: too many attempts lock an account.
+_seconds_after_refusal = pauses(0.1, 30.0)
 # Seconds that handlers which are cancelled get.
 _GRACE: Final = 5.0
 
@@ -98,7 +100,13 @@ class Worker:
         work = partial(self._work, task)
         while not self._draining.is_set():
             try:
-                await until_answered(work, _seconds_after, on_failure=self._note_outage, pause=self._pause)
+                await until_answered(
+                    work,
+                    _seconds_after,
+                    after_refusal=_seconds_after_refusal if self._leases.may_get_credentials else None,
+                    on_failure=self._note_outage,
+                    pause=self._pause,
+                )
             except asyncio.CancelledError:
                 if self._draining.is_set():
                     return
@@ -176,7 +184,8 @@ class Worker:
         except LeaseLostError as error:
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, error)
         except RedisError as error:
-            if not may_pass(error):
+            is_refusal = isinstance(error, AuthenticationError)
+            if not (may_pass(error) or (is_refusal and self._leases.may_get_credentials)):
                 raise
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, _kind(error))
 

@@ -17,7 +17,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
-from aioredis_monitored.config import RedisConfig, config_from_env, read_arguments
+from aioredis_monitored.config import RedisConfig, config_from_env, override, read_arguments
 from aioredis_monitored.errors import ConfigurationError
 
 EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
@@ -31,7 +31,8 @@ SWITCH = "must be true or false"
 BAD_FILE = "must be the path of an existing file"
 BAD_AUTHORITIES = "must be the path of a PEM file of certificates"
 BAD_PAIR = "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
-BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password"
+BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password, in UTF-8 without BOM and NUL"
+NO_URL = "no value specified under the prefix 'redis.' (in the environment: REDIS_URL)"
 SECRET = "S3CRET"
 
 
@@ -90,9 +91,9 @@ def test_a_url_says_where_to_connect(url, config):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        (None, "no value specified"),
-        ("", "no value specified"),
-        (" \n", "no value specified"),
+        (None, NO_URL),
+        ("", NO_URL),
+        (" \n", NO_URL),
         (6379, "must be text"),
         ("redis:/x", f"not a Redis URL: {EXPECTED}"),
         ("localhost:6379", f"not a Redis URL: {EXPECTED}"),
@@ -150,8 +151,35 @@ def test_a_url_that_is_not_there_is_missed():
     with pytest.raises(ConfigurationError) as caught:
         RedisConfig.from_mapping({}, "redis.")
 
-    problem = ("redis.url", "no value specified")
-    assert (problem,) == caught.value.problems
+    assert (("redis.url", NO_URL),) == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("redis.cache.", "under the prefix 'redis.cache.' (in the environment: REDIS_CACHE_URL)"),
+        ("redis.rate_limit.", "under the prefix 'redis.rate_limit.' (in the environment: REDIS_RATE_LIMIT_URL)"),
+        # No variable gives these.
+        ("redis.a.b.", "under the prefix 'redis.a.b.'"),
+        ("shop.redis.", "under the prefix 'shop.redis.'"),
+        ("", "under the prefix ''"),
+    ],
+)
+def test_a_missing_url_is_named_as_it_would_be_found(prefix, message):
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({}, prefix)
+
+    assert f"{prefix}url: no value specified {message}" == str(caught.value)
+
+
+def test_a_missing_url_is_told_from_those_of_other_pools():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(config_from_env({"REDIS_TLS_URL": f"rediss://:{SECRET}@h"}), "redis.")
+    assert f"redis.url: {NO_URL}; of other pools there are: redis.tls.url" == str(caught.value)
+
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({f"redis.{pool}.url": "redis://h" for pool in "dbca"} | {"redis.a.db": 1}, "redis.")
+    assert f"redis.url: {NO_URL}; of other pools there are: redis.a.url, redis.b.url, redis.c.url" == str(caught.value)
 
 
 # --- Options ---
@@ -212,6 +240,7 @@ WRONG = [
     ("password", "must be text", [5, b"p", "p\udcffq"]),
     ("password_file", BAD_PASSWORD_FILE, ["/no", "/", 5]),
     ("protocol", "must be 2 or 3", ["1", 4, "RESP3", 2.0, True]),
+    ("ssl_cert_reqs", "must be required, optional or none", ["never", "CERT_", 0, True, False, 0.0]),
     ("ssl_check_hostname", SWITCH, ["never", 0]),
     ("ssl_ca_certs", BAD_AUTHORITIES, ["/no/such.pem", "/", "\0", "\ud800", "x" * 5000, 5, __file__, os.devnull]),
     ("ssl_certfile", BAD_FILE, ["/no/such.pem", "/", "\0", "\ud800", 5]),
@@ -231,7 +260,7 @@ def test_values_that_cannot_be_meant_are_refused(key, value, reason):
 def test_a_blank_value_counts_as_not_given(value):
     keys = {each.name: value for each in fields(RedisConfig) if each.name not in ("host", "port", "path", "tls")}
 
-    assert RedisConfig(host="h") == read(**keys, password_file=value)
+    assert RedisConfig(host="h") == read(**keys)
     assert RedisConfig(host="h") == read("redis://h?db=&socket_timeout=%20")
 
 
@@ -242,6 +271,9 @@ def test_a_blank_value_counts_as_not_given(value):
         ("URL", "unknown key; did you mean url?"),
         ("pasword_file", "unknown key; did you mean password_file?"),
         ("pipelined", "unknown key"),
+        ("ssl", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
+        ("use_tls", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
+        ("retry_on_timeout", "unknown key; redis.retries is how often a command that did not run is tried again"),
         ("host", "unknown key"),
         ("", "unknown key"),
     ],
@@ -295,6 +327,8 @@ def test_the_query_of_a_url_takes_the_same_options():
         ("bogus=", "unknown option"),
         ("url=redis://h", "unknown option"),
         ("password_file=/etc/hostname", "unknown option; did you mean password?"),
+        ("ssl=true", "unknown option; rediss:// in redis.url encrypts, redis:// does not"),
+        ("retry_on_error=1", "unknown option; redis.retries is how often a command that did not run is tried again"),
         ("db=1&db=1", "db is given twice"),
         ("db=&db=1", "db is given twice"),
         ("db=x", "db must be a whole number, 0 or more"),
@@ -361,31 +395,54 @@ def _pem(tmp_path_factory):
     return SimpleNamespace(**{name: str(folder / name) for name in blobs})
 
 
-@pytest.mark.parametrize("content", ["pass word", "pass word\n", "pass word\r\n"])
-def test_a_password_file_is_read_without_its_line_end(tmp_path, content):
-    path = tmp_path / "password"
-    path.write_bytes(content.encode())
-
-    expected = RedisConfig(host="h", password="pass word")
-    assert expected == read(password_file=str(path))
-    assert expected == read("redis://:pass%20word@h", password_file=path)
-
-
-@pytest.mark.parametrize("content", [b"", b"\n", b"\xff"])
-def test_a_password_file_without_a_password_is_refused(tmp_path, content):
-    path = tmp_path / "password"
-    path.write_bytes(content)
-
-    assert f"redis.password_file: {BAD_PASSWORD_FILE}" == problems(password_file=path)
-
-
-def test_there_is_one_source_of_the_password(tmp_path):
+@pytest.fixture
+def password_file(tmp_path):
     path = tmp_path / "password"
     path.write_text(SECRET)
+    return path
 
-    both, differing = "cannot be given together with password", "differs from the one in redis.url"
-    assert f"redis.password_file: {both}" == problems(password=SECRET, password_file=path)
-    assert f"redis.password_file: {differing}" == problems("redis://:p@h", password_file=path)
+
+def test_a_configuration_holds_the_path_of_the_password_and_not_the_password(password_file):
+    config = read("redis://u@h", password_file=password_file)
+
+    assert RedisConfig(host="h", username="u", password_file=str(password_file)) == config
+    assert SECRET not in f"{config} {config.pool_arguments()}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbfp", b"\xef\xbb\xbf", b"p\0", b"p\0q\n", "p".encode("utf-16")],
+    ids=repr,
+)
+def test_a_password_file_without_a_password_is_refused(password_file, content):
+    password_file.write_bytes(content)
+
+    assert f"redis.password_file: {BAD_PASSWORD_FILE}" == problems(password_file=password_file)
+
+
+def test_there_is_one_source_of_the_password(password_file):
+    both = "redis.password_file: cannot be given together with the password in redis"
+    assert f"{both}.password" == problems(password="p", password_file=password_file)
+    # Not even if they are equal: the next one will be in the file alone.
+    for url in (f"redis://:{SECRET}@h", "redis://:p@h", "redis://h?password=p"):
+        assert f"{both}.url" == problems(url, password_file=password_file)
+
+
+@pytest.mark.parametrize("other", [{"password": "p"}, {"credential_provider": object()}], ids=["password", "provider"])
+def test_there_is_one_source_of_the_password_among_arguments(password_file, other):
+    with pytest.raises(ConfigurationError) as caught:
+        read_arguments({"password_file": password_file} | other)
+
+    assert f"password_file: cannot be given together with {next(iter(other))}" == str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"password": "p"}, {"password_file": "/p"}, {"credential_provider": object()}])
+@pytest.mark.parametrize("configured", [{"username": "u", "password": "q"}, {"username": "u", "password_file": "/q"}])
+def test_an_argument_that_gives_the_password_replaces_the_configured_one(configured, given):
+    username = {} if "credential_provider" in given else {"username": "u"}
+
+    assert {"host": "h"} | username | given == override({"host": "h"} | configured, given)
+    assert configured | {"credential_provider": None} == override(configured, {"credential_provider": None})
 
 
 @pytest.mark.parametrize("value", ["TLSv1.2", "tlsv1.2", "1.2", 1.2, ssl.TLSVersion.TLSv1_2], ids=shortly)
@@ -395,6 +452,7 @@ def test_tls_is_configured_by_keys(pem, value):
         ssl_ca_certs=pem.authority,
         ssl_certfile=pem.certificate,
         ssl_keyfile=Path(pem.key),
+        ssl_cert_reqs="required",
         ssl_check_hostname="no",
         ssl_min_version=value,
     )
@@ -405,10 +463,28 @@ def test_tls_is_configured_by_keys(pem, value):
         ssl_ca_certs=pem.authority,
         ssl_certfile=pem.certificate,
         ssl_keyfile=pem.key,
+        ssl_cert_reqs=ssl.CERT_REQUIRED,
         ssl_check_hostname=False,
         ssl_min_version=ssl.TLSVersion.TLSv1_2,
     )
     assert ssl.TLSVersion.TLSv1_3 == read("rediss://h?ssl_min_version=TLSv1.3").ssl_min_version
+
+
+@pytest.mark.parametrize("value", ["none", " None", "CERT_NONE", ssl.CERT_NONE], ids=repr)
+def test_a_server_may_be_left_without_a_proof(value):
+    assert ssl.CERT_NONE is read("rediss://h", ssl_cert_reqs=value, ssl_check_hostname=False).ssl_cert_reqs
+    assert ssl.CERT_NONE is read("rediss://h?ssl_cert_reqs=none").ssl_cert_reqs
+    assert ssl.CERT_OPTIONAL is read("rediss://h?ssl_cert_reqs=optional").ssl_cert_reqs
+
+
+def test_without_a_certificate_no_name_can_be_checked():
+    reason = "needs a certificate, which ssl_cert_reqs=none does not ask for"
+    keys = {"ssl_cert_reqs": "none", "ssl_check_hostname": True}
+
+    assert f"redis.ssl_check_hostname: {reason}" == problems("rediss://h", **keys)
+    assert f"redis.url: ssl_check_hostname {reason}" == problems(
+        "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=true"
+    )
 
 
 def test_a_certificate_and_its_key_may_share_a_file(pem):
@@ -525,7 +601,7 @@ def test_redis_py_takes_every_argument(url, connection_class, pem):
         keys["socket_keepalive"] = True
     if connection_class is SSLConnection:
         keys |= {"ssl_ca_certs": pem.authority, "ssl_certfile": pem.certificate, "ssl_keyfile": pem.key}
-        keys |= {"ssl_check_hostname": True, "ssl_min_version": "1.3"}
+        keys |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_min_version": "1.3"}
 
     pool = BlockingConnectionPool(**read(url, **keys).pool_arguments())
 
@@ -583,7 +659,7 @@ def test_any_text_is_a_url_or_a_configuration_error(url):
     assert isinstance(config.pool_arguments(), dict)
 
 
-@pytest.mark.parametrize("key", [each.name for each in fields(RedisConfig)] + ["password_file", "url", "bogus"])
+@pytest.mark.parametrize("key", [each.name for each in fields(RedisConfig)] + ["url", "bogus"])
 def test_no_message_repeats_a_value(key):
     keys = {"redis.url": "http://h", "redis.timeout": "x"} | {f"redis.{key}": f"redis://:{SECRET}@[h]"}
 
@@ -665,7 +741,7 @@ def test_a_variable_becomes_the_key_that_its_name_spells(variable, key, caplog):
 
 
 def test_every_key_has_a_variable():
-    keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url", "password_file"}
+    keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url"}
 
     assert {f"redis.{key}": "v" for key in keys} == config_from_env({f"REDIS_{key.upper()}": "v" for key in keys})
     assert {f"redis.a_b.{key}": "v" for key in keys} == config_from_env(
@@ -699,8 +775,9 @@ def test_what_kubernetes_sets_is_left_alone(service, prefix, caplog):
     "variable",
     [
         *("REDIS__URL", "REDIS_", "REDIS_A__URL", "REDIS", "REDISURL", "AIOREDIS_URL", "AIOREDIS_MONITORED_SERVER"),
-        *("MYREDIS_URL", "MY_REDIS_URL", "my_redis_url", "REDIS_TLS", "REDIS_VERSION", "redis_version"),
+        *("MYREDIS_URL", "MY_REDIS_URL", "my_redis_url", "REDIS_VERSION", "redis_version"),
         *("REDIS_SENTINEL_MASTER_NAME", "REDIS_KEY_PREFIX", "REDIS_CACHE_TTL", "REDIS_HOST_KEY", "REDIS_USER_AGENT"),
+        *("REDIS_SSL_SESSIONS", "REDIS_CACHE_SSL", "REDIS_SSLED"),
     ],
 )
 def test_other_variables_are_left_alone(variable, caplog):
@@ -752,6 +829,47 @@ def test_a_near_miss_is_logged_once_without_its_value(variable, meant, prefix, c
 @pytest.mark.parametrize("variable", [variable for variable, _ in NEAR_MISSES])
 def test_a_near_miss_is_not_taken(variable):
     assert not config_from_env({variable: "v"})
+
+
+TLS = "rediss:// in {}URL encrypts, redis:// does not"
+RETRIES = "{}RETRIES is how often a command that did not run is tried again"
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        *((f"REDIS_{name}", TLS) for name in ("SSL", "TLS", "USE_SSL", "USE_TLS", "SSL_ENABLED", "TLS_ENABLED")),
+        *((f"REDIS_{name}", RETRIES) for name in ("RETRY", "RETRY_ON_TIMEOUT", "RETRY_ON_ERROR", "MAX_RETRIES")),
+        ("redis_ssl", TLS),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "SHOP_"])
+def test_what_we_do_in_another_way_is_logged_with_it(variable, hint, prefix, caplog):
+    environ = {f"{prefix}{variable}": SECRET, f"{prefix}REDIS_URL": "redis://h"}
+
+    config = config_from_env(environ, prefix)
+
+    message = f"Environment variable '{prefix}{variable}' has no effect: {hint.format(f'{prefix}REDIS_')}"
+    assert [("aioredis_monitored.config", logging.WARNING, message)] == caplog.record_tuples
+    assert SECRET not in repr(vars(caplog.records[0]))
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(config, "redis.")
+
+
+def test_what_we_do_in_another_way_is_logged_for_every_pool(caplog):
+    environ = {
+        "REDIS_CACHE_URL": "redis://h",
+        "REDIS_CACHE_USE_SSL": "1",
+        "REDIS_CACHE_RETRY_ON_TIMEOUT": "1",
+        # A pool called "retry_on".
+        "REDIS_RETRY_ON_URL": "redis://h",
+        "REDIS_RETRY_ON_TIMEOUT": "5",
+    }
+
+    assert "5" == config_from_env(environ)["redis.retry_on.timeout"]
+    variables = ("REDIS_CACHE_USE_SSL", TLS), ("REDIS_CACHE_RETRY_ON_TIMEOUT", RETRIES)
+    assert caplog.messages == [
+        f"Environment variable '{name}' has no effect: {hint.format('REDIS_CACHE_')}" for name, hint in variables
+    ]
 
 
 def test_the_case_of_the_prefix_is_part_of_the_name(caplog):

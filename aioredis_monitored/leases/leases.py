@@ -13,6 +13,7 @@ from redis.typing import EncodableT
 
 from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.client import MonitoredRedisConnection
+from aioredis_monitored.credentials import credentials_may_change
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.fetching import LONGEST_WAIT, SETTLE_SECONDS
 from aioredis_monitored.leases import scripts
@@ -57,6 +58,11 @@ class Leases:
         self._alive: set[Consumer] = set()
         self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
         telemetry.view.watch(self, terms.lease)
+
+    @property
+    def may_get_credentials(self) -> bool:
+        """Whether there may be other credentials by and by, when the server refuses those that there are."""
+        return credentials_may_change(self._client.connection_pool)
 
     def __len__(self) -> int:
         """How many messages are held."""

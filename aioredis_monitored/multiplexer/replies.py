@@ -22,6 +22,10 @@ class Lost(Exception):  # noqa: N818 - the error is inside
         self.error = error
         self.written = written
 
+    def __repr__(self) -> str:
+        # redis-py's errors leave their text out of theirs.
+        return f"{type(self).__name__}({type(self.error).__name__}: {self.error}, written={self.written})"
+
 
 class Late(Lost):
     """The deadline over all attempts has cut this one short."""
