@@ -44,7 +44,7 @@ class PasswordFile(CredentialProvider):
             self._password = PASSWORD.read(self._path)
         except ValueError as error:
             if self._is_good:
-                _LOGGER.warning("Password file %r: it %s; the last good password is used", self._path, error)
+                _LOGGER.warning("Password file %r: it %s; the last good password is used", self._path, str(error))
             self._is_good = False
         else:
             self._is_good = True

@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from sentences import Sentence
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection, RedisContextFactory
+from aioredis_monitored import (
+    ConfigurationError,
+    MessageQueue,
+    MonitoredRedisConnection,
+    RedisConfig,
+    RedisContextFactory,
+)
 from aioredis_monitored.telemetry.options import TelemetryOptions
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
 from aioredis_monitored.traits import _WAITS, counts_own_writes
@@ -69,6 +75,10 @@ class Signals:
         caplog.set_level(logging.DEBUG)
         self._logged, self._warned, self._metrics = caplog, recwarn, InMemoryMetricReader()
         self.telemetry = TelemetryCapture(self._metrics)
+
+    @property
+    def logged(self):
+        return self._logged.text
 
     def showing(self, secrets, *others):
         """Where in the signals, or in other texts, one of these is shown."""
@@ -247,3 +257,66 @@ async def test_no_password_shows_in_any_signal(make_pool, signals):
 
     assert set() == signals.showing({WORD}, *texts)
     assert 10 == len(signals.telemetry.spans)
+
+
+async def test_no_password_of_a_file_or_a_provider_shows(make_pool, signals, tmp_path, until):
+    class Provider(redis.CredentialProvider):
+        async def get_credentials_async(self):
+            return ("default", f"{WORD}x")
+
+    path, texts = tmp_path / "password", []
+    path.write_text(f"{WORD}\n")
+    with RedisServer("--requirepass", WORD) as server:
+
+        def pool_of(**arguments):
+            return make_pool(server.url, **arguments, **signals.telemetry.providers)
+
+        async with pool_of(password_file=path) as pool:
+            client = MonitoredRedisConnection(connection_pool=pool)
+            await client.set("key", "value")
+            for content in (
+                f"{WORD}\0".encode(),
+                f"\ufeff{WORD}".encode(),
+                WORD.encode() + b"\xff",
+                WORD.encode("utf-16"),
+            ):
+                path.write_bytes(content)
+                await pool.disconnect()
+                assert b"value" == await client.get("key")
+                with pytest.raises(ConfigurationError) as refused:
+                    pool_of(password_file=path)
+                texts += [str(refused.value), repr(refused.value), repr(refused.value.__context__)]
+            config = RedisConfig.from_mapping({"url": server.url, "password_file": _written(path, WORD)}, "")
+            texts += [
+                repr(pool),
+                repr(client),
+                repr(pool.connection_kwargs),
+                repr(config),
+                repr(config.pool_arguments()),
+            ]
+        path.write_text(f"{WORD}x")
+        wrong = [pool_of(password_file=path), pool_of(credential_provider=Provider())]
+        for pool in wrong:
+            with pytest.raises(redis.exceptions.AuthenticationError) as refused:
+                await pool.ping()
+            texts += [str(refused.value), repr(refused.value), repr(pool.connection_kwargs)]
+        queue = MessageQueue("mail", wrong[1])
+        consuming = asyncio.create_task(queue.consume(_handled, concurrency=1))
+        await until(lambda: "AuthenticationError" in signals.logged)
+        consuming.cancel()
+        await asyncio.wait([consuming])
+
+    assert set() == signals.showing({WORD}, *texts)
+    # The file is named in the log, and the consumer's trouble too.
+    assert {str(path).lower()[-8:], "authenticationerror"} == {
+        shown for shown in (str(path).lower()[-8:], "authenticationerror") if signals.showing({shown})
+    }
+
+
+def _written(path, text):
+    path.write_text(text)
+    return path
+
+
+async def _handled(message):
+    """Handle nothing."""

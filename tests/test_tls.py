@@ -136,6 +136,19 @@ async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_proxy, pem):
     await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_check_hostname="false")
 
 
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_a_server_may_be_left_without_a_proof(server, identity, caplog, in_url):
+    async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
+        if in_url:
+            await assert_works(f"{proxy.url}?ssl_cert_reqs=none")
+        else:
+            await assert_works(proxy.url, ssl_cert_reqs="none")
+        await assert_fails(proxy.url, VERIFY_FAILED, ssl_cert_reqs="optional")
+        await assert_fails(proxy.url, VERIFY_FAILED, ssl_cert_reqs="required")
+
+    assert ["aioredis_monitored.pool"] == [record.name for record in caplog.records]
+
+
 async def test_the_certificate_must_be_for_the_name_unless_told_otherwise(server, identity, pem):
     async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
         await assert_fails(proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.authority)
