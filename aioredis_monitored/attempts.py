@@ -158,10 +158,7 @@ async def until_answered(
     deadline = monotonic() + seconds
 
     def next_delay(error: Exception, failures: int) -> float | None:
-        if isinstance(error, AuthenticationError):
-            delay = after_refusal
-        else:
-            delay = delays if may_pass(error) else None
+        delay = after_refusal if isinstance(error, AuthenticationError) else delays if may_pass(error) else None
         if not isinstance(error, RedisError) or delay is None or monotonic() > deadline:
             return None
         if on_failure is not None:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from functools import partial
 from math import inf
+from time import monotonic
 from typing import Final, NoReturn, cast
 
 from redis.exceptions import AuthenticationError, RedisError
@@ -58,6 +59,8 @@ class Worker:
         # Whether messages may be taken, and whether nobody pauses: not while one is handled alone.
         self._open, self._hurry = asyncio.Event(), asyncio.Event()
         self._open.set()
+        # When credentials are tried again that were refused, by the monotonic clock.
+        self._next_login = 0.0
 
     async def run(self) -> NoReturn:
         """Work until this is cancelled: then no more is taken, and what was begun comes to its end.
@@ -103,7 +106,7 @@ class Worker:
                 await until_answered(
                     work,
                     _seconds_after,
-                    after_refusal=_seconds_after_refusal if self._leases.may_get_credentials else None,
+                    after_refusal=self._seconds_after_refusal if self._leases.may_get_credentials else None,
                     on_failure=self._note_outage,
                     pause=self._pause,
                 )
@@ -119,6 +122,13 @@ class Worker:
             await self._open.wait()
         if not self._draining.is_set():
             await self._hold(await self._next(task))
+
+    def _seconds_after_refusal(self, failures: int) -> float:
+        # All at the same time: then they share an attempt where they share a connection.
+        now = monotonic()
+        if self._next_login <= now:
+            self._next_login = now + _seconds_after_refusal(failures)
+        return self._next_login - now
 
     def _note_outage(self, error: RedisError) -> None:
         _LOGGER.warning("queue %r: server unavailable, retrying: %s", self._name, _kind(error))

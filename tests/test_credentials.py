@@ -438,12 +438,33 @@ async def test_consuming_waits_until_credentials_are_good(client_with, account, 
         await until(lambda: account.refusals >= 6, 20)
         assert not working.done()
         tokens.password = "newer"
-        await until(lambda: caplog.text.count("nothing can be done for now: AuthenticationError") >= 3)
+        await until(lambda: caplog.text.count("server unavailable, retrying: AuthenticationError") >= 3)
         await queue.put(b"after")
         await until(lambda: handled == [b"before", b"after"], 30)
     finally:
         working.cancel()
         await asyncio.wait([working])
+
+
+async def test_all_loops_of_a_consumer_try_refused_credentials_together(make_pool, server, account, until, caplog):
+    async def handler(message):
+        pass
+
+    tokens = Streaming("fresh")
+    queue = MessageQueue("mail", make_pool(server.url, credential_provider=tokens, **UNRECORDED))
+    loops, rounds = 8, 5
+    working = asyncio.create_task(queue.consume(handler, concurrency=loops))
+    try:
+        await queue.put(b"message")
+        account.set_password("newer")
+        account.kill()
+        await until(lambda: caplog.text.count("retrying: AuthenticationError") >= loops * rounds, 30)
+    finally:
+        working.cancel()
+        await asyncio.wait([working])
+
+    # At first each may have one of its own, when it is its turn to wait for messages.
+    assert rounds - 1 <= account.refusals <= loops + 2 * rounds
 
 
 async def test_an_acknowledgement_that_is_refused_is_survived(client_with, account, inspector, until, caplog):
