@@ -438,7 +438,7 @@ async def test_consuming_waits_until_credentials_are_good(client_with, account, 
         await until(lambda: account.refusals >= 6, 20)
         assert not working.done()
         tokens.password = "newer"
-        await until(lambda: caplog.text.count("server unavailable, retrying: AuthenticationError") >= 3)
+        await until(lambda: caplog.text.count("server unavailable, retrying: AuthenticationError") >= 3, 20)
         await queue.put(b"after")
         await until(lambda: handled == [b"before", b"after"], 30)
     finally:
@@ -464,7 +464,7 @@ async def test_all_loops_of_a_consumer_try_refused_credentials_together(make_poo
         await asyncio.wait([working])
 
     # At first each may have one of its own, when it is its turn to wait for messages.
-    assert rounds - 1 <= account.refusals <= loops + 2 * rounds
+    assert rounds - 1 <= account.refusals < loops * rounds * 3 / 4
 
 
 async def test_an_acknowledgement_that_is_refused_is_survived(client_with, account, inspector, until, caplog):
@@ -481,7 +481,7 @@ async def test_an_acknowledgement_that_is_refused_is_survived(client_with, accou
     inspector.rpush("mail", "message")
     working = asyncio.create_task(queue.consume(handler, concurrency=1))
     try:
-        await until(lambda: "handled, but not acknowledged: AuthenticationError" in caplog.text)
+        await until(lambda: "handled, but not acknowledged: AuthenticationError" in caplog.text, 20)
         tokens.password = "newer"
         await until(lambda: handled == [b"message"] * 2 and not held(inspector), 30)
     finally:
