@@ -22,7 +22,7 @@ _KEYS = ("url", *OPTIONS)
 _IN_URL = tuple(name for name in OPTIONS if name != "password_file")
 # Only one of these can give the password.
 _PASSWORDS = ("password", "password_file", "credential_provider")
-# Of the keys of other pools, so many are named.
+# The most keys of other pools that an error names.
 _MOST_NAMED = 3
 
 _TLS = "rediss:// in {url} encrypts, redis:// does not"

@@ -34,7 +34,7 @@ class Tokens(CredentialProvider):
 
     Args:
         passwords: What it gives.
-        at_once: So many who ask first get their answers together.
+        at_once: How many of those who ask first get their answers together.
     """
 
     def __init__(self, *passwords, at_once=1):
@@ -487,6 +487,21 @@ async def test_an_acknowledgement_that_is_refused_is_survived(client_with, accou
     finally:
         working.cancel()
         await asyncio.wait([working])
+
+
+async def test_an_acknowledgement_with_a_static_password_that_is_refused_ends_consuming(
+    client_with, account, inspector
+):
+    async def handler(message):
+        account.set_password("newer")
+        account.kill()
+
+    queue = MessageQueue("mail", client_with(username=USER, password="fresh", **UNRECORDED), lease=1)
+    inspector.rpush("mail", "message")
+    working = asyncio.create_task(queue.consume(handler, concurrency=1))
+    await asyncio.wait([working], timeout=30)
+
+    assert isinstance(working.exception(), REFUSED)
 
 
 @pytest.mark.parametrize("provides", [{"password": "fresh"}, {"credential_provider": True}])
