@@ -117,18 +117,15 @@ class Run(_Call):
     Attributes:
         commands: The commands, which are packed again if they have to wait.
         replies: What came so far.
-        progressed: When the last of it came.
     """
 
     commands: Sequence[tuple[Any, ...]]
     replies: list[Any]
-    progressed: float = -1.0
 
-    def deliver(self, reply: Any, now: float, heard: list[tuple[Listener, Any]]) -> bool:
+    def deliver(self, reply: Any, heard: list[tuple[Listener, Any]]) -> bool:
         """Take the next reply; return whether it is the last one, of which the listener is to hear."""
         # Nobody will read what a caller has left behind.
         self.replies.append(None if self.done() else reply)
-        self.progressed = now
         if len(self.replies) < len(self.commands):
             return False
         if not self.done():
