@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioredis_monitored.multiplexer.attributes import AttributeFilter
+from aioredis_monitored.attributes import AttributeFilter
 
 NO_REPLY = object()
 
@@ -72,18 +72,13 @@ VALUES = st.recursive(
 
 
 def fed(chunks):
-    """What a line does with what it reads."""
-    reader = hiredis.Reader(notEnoughData=NO_REPLY)
+    """What is read of a stream that comes in such chunks."""
+    attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
     replies = []
-
-    def drain():
-        while (reply := reader.gets()) is not NO_REPLY:
-            replies.append(reply)
-
-    attributes, last = AttributeFilter(reader, drain), b"\n"
     for chunk in chunks:
-        attributes.feed(chunk, is_line=last == b"\n")
-        last = chunk[-1:]
+        attributes.feed(chunk)
+        while (reply := attributes.gets()) is not NO_REPLY:
+            replies.append(reply)
     return replies, attributes
 
 
@@ -99,7 +94,7 @@ def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes)
     replies, attributes = fed(chunks)
 
     assert [without_attributes(value) for value in values] == replies
-    assert not attributes.is_inside
+    assert not attributes.has_data()
 
 
 def test_two_attributes_may_follow_each_other():

@@ -188,7 +188,12 @@ class InFlight:
         return unwritten
 
 
+def is_refusal(error: ResponseError) -> bool:
+    """Whether a server hangs up after it has answered so, and runs nothing of what stands behind."""
+    return str(error).startswith("Protocol error")
+
+
 def _ends_connection(call: Reply | Run, error: ResponseError) -> bool:
     """Whether a server that answers so hangs up; a script may say anything."""
     args = call.args if isinstance(call, Reply) else call.commands[len(call.replies) - 1]
-    return str(error).startswith("Protocol error") and not traits_of(args).runs_code
+    return is_refusal(error) and not traits_of(args).runs_code

@@ -15,7 +15,8 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
-from aioredis_monitored.multiplexer.attributes import AttributeFilter
+from aioredis_monitored.attributes import BAR, LINE_FEED, AttributeFilter
+from aioredis_monitored.deadline import LATE
 from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
 from aioredis_monitored.multiplexer.lag import Lag
 from aioredis_monitored.multiplexer.replies import Reply, Run
@@ -26,12 +27,8 @@ _BUFFER = 65_536
 _MOST_HELD = 2**18
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
-_BAR = ord("|")
-_LINE_FEED = ord("\n")
 # What has arrived is read one tick after the next at the latest.
 _TICKS_TO_READ = 3
-# Seconds by which a timer is late if the event loop was busy with something else.
-_LATE = 0.01
 
 
 class Owner(Protocol):
@@ -98,10 +95,7 @@ class Line(asyncio.BufferedProtocol):
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
         )
-        self._completed = 0
-        self._filter = AttributeFilter(self._reader, self._receive)
-        # What came last, a line's end at the beginning.
-        self._last_byte = _LINE_FEED
+        self._attributes = AttributeFilter(self._reader, NO_REPLY)
         self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
         self._descriptor: int = self._transport.get_extra_info("socket").fileno()
         self._check_after = connection.health_check_interval or inf
@@ -208,14 +202,15 @@ class Line(asyncio.BufferedProtocol):
         calls = inflight.calls
         head = calls[0] if calls else None
         now, read = monotonic(), perf_counter()
-        first = buffer[0]
+        first, attributes = buffer[0], self._attributes
         try:
-            if first in (_BAR, _LINE_FEED) or self._filter.is_inside or buffer.find(b"\r\n|", 0, nbytes) >= 0:
-                completed = self._receive_filtered(nbytes)
+            if first in (BAR, LINE_FEED) or attributes.pending or buffer.find(b"\r\n|", 0, nbytes) >= 0:
+                attributes.feed(bytes(buffer[:nbytes]))
+                completed = inflight.receive(attributes.gets, now)
             else:
                 self._reader.feed(buffer, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
+                attributes.last_byte = buffer[nbytes - 1]
                 completed = inflight.receive(self._reader.gets, now)
-            self._last_byte = buffer[nbytes - 1]
         except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
             text = f"Error while reading from {self._where()} : {error!r}"
             inflight.refusal = None
@@ -234,14 +229,6 @@ class Line(asyncio.BufferedProtocol):
                 self._owner.line_has_room()
             else:
                 self._end_if_left()
-
-    def _receive_filtered(self, nbytes: int) -> int:
-        self._completed = 0
-        self._filter.feed(bytes(self._buffer[:nbytes]), is_line=self._last_byte == _LINE_FEED)
-        return self._completed
-
-    def _receive(self) -> None:
-        self._completed += self.inflight.receive(self._reader.gets, monotonic())
 
     def _read_on(self) -> None:
         """Read what has come on a connection that has ended: after a failed write, both event loops drop it.
@@ -318,7 +305,7 @@ class Line(asyncio.BufferedProtocol):
         timeout = cast("float", self.inflight.timeout)
         held = self._transport.get_write_buffer_size()
         seen = (self.inflight.replied, self._unfinished, held)
-        is_behind = now - self._due > _LATE or bool(self._poll(0))
+        is_behind = now - self._due > LATE or bool(self._poll(0))
         if self._judge_by is None:
             self._judge_by = now + timeout
             is_behind = is_behind or bool(held)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import TimeoutError  # noqa: A004
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.sockets import Peer
 
 
@@ -83,7 +84,7 @@ class _Call(asyncio.Future[Any]):
         try:
             if seconds is None:
                 return await self
-            async with asyncio.timeout(seconds):
+            async with patient_timeout(seconds):
                 return await self
         except asyncio.CancelledError:
             if not self.cancelled() and not isinstance(self.result(), Lost):
