@@ -1,6 +1,6 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
-import asyncio
+import builtins
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,10 +13,11 @@ from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, RedisError, ResponseError, TimeoutError  # noqa: A004
 from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import retried
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import OwnConnectionError
 from aioredis_monitored.multiplexer import ALONE, Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -107,7 +108,7 @@ class CallsMixin:
             message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
             raise OwnConnectionError(message)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        async with borrowed(pool, seconds, operation) as connection:
+        async with borrowed(pool, seconds, operation, server_wait(args) or 0) as connection:
             try:
                 # Under a name without a callback: what one raises is neither the server's nor the connection's.
                 reply = await self._send_command_parse_response(connection, "", *args, **decoding)
@@ -180,16 +181,26 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
 
 @asynccontextmanager
 async def borrowed(
-    pool: MonitoredConnectionPool, seconds: float | None, operation: Observer | None
+    pool: MonitoredConnectionPool, seconds: float | None, operation: Observer | None, wait: float | None = None
 ) -> AsyncIterator[AbstractConnection]:
-    """A connection for one attempt, which may take so many seconds; ``None`` for no bound but those of each reply.
+    """A connection for one attempt.
+
+    What was called before is sent before: the shared connection writes what it would write at the end of this tick. It
+    is not waited for, and a server may still run what comes on one connection before what came on another one.
+
+    Args:
+        pool: Where it comes from.
+        seconds: How long the attempt may take; ``None`` for no bound but that of the replies.
+        operation: Learns of the connection.
+        wait: Seconds that all replies together may take beside ``socket_timeout``. Default ``None``, if the block
+            bounds them itself.
 
     Raises:
         Lost: The attempt failed.
     """
     is_usable = False
     try:
-        async with asyncio.timeout(seconds) as limit:
+        async with patient_timeout(seconds) as limit:
             connection = await pool.borrow(None if operation is None else operation.waited)
             try:
                 if operation is not None:
@@ -197,7 +208,12 @@ async def borrowed(
                 # redis-py would do it on sending; but if it fails, nothing was sent.
                 await connection.check_health()  # type: ignore[no-untyped-call]
                 is_usable = True
-                yield connection
+                pool.write_pending()
+                if wait is None:
+                    yield connection
+                else:
+                    async with _replies_in_time(connection, wait):
+                        yield connection
             except ReadOnlyError as error:
                 heed_demotion(pool, error, connection)
                 raise
@@ -210,12 +226,36 @@ async def borrowed(
                 await pool.release(connection)
     except RedisError as error:
         raise Lost(error, written=is_usable) from error
-    except TimeoutError:
+    except builtins.TimeoutError:
         if not limit.expired():
             # A pipeline's response callback's own.
             raise
         raise Late(written=is_usable) from None
     pool.retry_policy.is_out_of_reach = False
+
+
+@asynccontextmanager
+async def _replies_in_time(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
+    """Bound the time of all replies together, which redis-py bounds one by one.
+
+    Raises:
+        redis.exceptions.TimeoutError: They took longer.
+    """
+    socket_timeout = connection.socket_timeout
+    if socket_timeout is None:
+        yield
+        return
+    bound = socket_timeout + wait
+    connection.socket_timeout = None
+    try:
+        async with patient_timeout(None if isinf(bound) else bound) as limit:
+            yield
+    except builtins.TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"no reply in {bound:g} s") from None
+    finally:
+        connection.socket_timeout = socket_timeout
 
 
 def heed_demotion(

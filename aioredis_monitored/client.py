@@ -174,6 +174,9 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
     ) -> MonitoredRedisPipeline:
         """A pipeline: ``pipeline("checkout")``, or as in redis-py ``pipeline()``, ``pipeline(False)``.
 
+        Its replies have ``socket_timeout`` all together, from the moment in which the batch was written, and not each
+        of them as in redis-py; where commands in it block, so much longer. What takes longer has to be divided.
+
         Args:
             name: What the batch does; it becomes ``db.query.summary`` and the span's name, so keep it to a few values.
             transaction: Wrap the batch in MULTI and EXEC; default ``True``.

@@ -9,14 +9,14 @@ from typing import Any
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError, ResponseError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored.attempts import attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
-from aioredis_monitored.multiplexer import ALONE, Lost, Ride
+from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
@@ -62,6 +62,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self._request = request
         self._operation: Operation | None = None
         self._is_executing = False
+        self._refusal: ResponseError | None = None
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
@@ -78,7 +79,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             executing = self._execute(raise_on_error)
             return await recorded(self._operation, executing, telemetry, EXECUTE, self, raise_on_error)
         finally:
-            self._operation, self._is_executing = None, False
+            self._operation, self._is_executing, self._refusal = None, False, None
 
     @property
     def _is_transaction(self) -> bool:
@@ -169,7 +170,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self, pool: MonitoredConnectionPool, stack: CommandStackT, raise_on_error: bool, seconds: float | None
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        async with borrowed(pool, seconds, self._operation) as connection:
+        # Nothing blocks in a transaction.
+        wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
+        async with borrowed(pool, seconds, self._operation, wait) as connection:
             results = await execute(connection, stack, raise_on_error)
             heed_demotion(pool, results, connection)
             return results
@@ -190,6 +193,23 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             with self._doubted(connection):
                 replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
                 return replies
+
+    async def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
+        """Read one reply of the batch, as redis-py does.
+
+        Raises:
+            redis.exceptions.ResponseError: Also for what stands behind a command that the server has answered by
+                hanging up: redis-py raises that the connection is gone, which does not say why.
+        """
+        try:
+            return await super().parse_response(connection, command_name, **options)
+        except ResponseError as error:
+            self._refusal = error if is_refusal(error) else None
+            raise
+        except ConnectionError:
+            if self._refusal is None:
+                raise
+            raise self._refusal from None
 
     @contextmanager
     def _doubted(self, connection: Any) -> Iterator[None]:

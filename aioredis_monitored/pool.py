@@ -16,6 +16,7 @@ from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._version import __version__
+from aioredis_monitored.attributes import AttributeFreeParser
 from aioredis_monitored.config import RedisConfig, override, read_arguments
 from aioredis_monitored.credentials import PasswordFile, asking_again, may_change
 from aioredis_monitored.decoding import decoded, surely_decodes
@@ -103,6 +104,8 @@ class MonitoredConnectionPool(ReportingPool):
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
         arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
         arguments.setdefault("driver_info", _DRIVER_INFO if own["client_info"] else None)
+        # hiredis counts attributes, which only RESP3 has, as replies.
+        arguments.setdefault("parser_class", AttributeFreeParser)
         if arguments.get("protocol") == _RESP2:
             arguments.setdefault("redis_connect_func", greet)
         if (path := arguments.pop("password_file", None)) is not None:
@@ -198,6 +201,11 @@ class MonitoredConnectionPool(ReportingPool):
     def surely_decodes(self, reply: Any) -> bool:
         """Whether ``decode`` cannot fail, as far as that is told without doing it."""
         return surely_decodes(reply, self._sample.encoder.encoding)
+
+    def write_pending(self) -> None:
+        """Write what the shared connection would write at the end of this tick, if it is connected and has room."""
+        if self.multiplexer is not None:
+            self.multiplexer.write_pending()
 
     def renew(self, older_than: float) -> None:
         """Share another connection from now on, if the present one was made before that time (monotonic clock)."""

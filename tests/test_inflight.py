@@ -8,6 +8,7 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from redis.exceptions import ResponseError
 
 from aioredis_monitored.multiplexer import inflight
 from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
@@ -59,13 +60,12 @@ class Expected:
     def __init__(self, call, length, orphaned):
         self.call, self.length, self.orphaned = call, length, orphaned
         self.written_at = None
-        self.progressed = -1.0
         self.replies = []
         self.handed = []
         self.outcome = None  # what its caller should have got, in a list; None as long as it waits
 
     def due(self):
-        return max(self.written_at, self.progressed) + TIMEOUT
+        return self.written_at + TIMEOUT
 
 
 class AnyOrder(RuleBasedStateMachine):
@@ -145,7 +145,7 @@ class AnyOrder(RuleBasedStateMachine):
         for reply in (reply for reply in replies if reply is not PUSH):
             head = self.owed[0]
             head.replies.append(reply)
-            head.progressed = self.replied = self.now
+            self.replied = self.now
             if len(head.replies) < head.length:
                 continue
             if head.outcome is None:
@@ -271,16 +271,65 @@ def test_without_a_timeout_nothing_is_late(loop):
     )
 
 
-@pytest.mark.parametrize("length", [1, 3])
-def test_of_a_run_every_reply_gets_its_time_anew(loop, length):
-    owes, run = InFlight(TIMEOUT), run_of(loop, length)
+def test_the_replies_to_a_run_have_one_time_for_all(loop):
+    owes, run = InFlight(TIMEOUT), run_of(loop, 3)
     owes.add(run)
     owes.write(1, 0.0)
-    for number in range(1, length):
-        owes.receive(parser(number), number * 0.75)
+    for number in range(2):
+        owes.receive(parser(number), 0.9)
 
-    last = (length - 1) * 0.75
-    assert ([], [run]) == (list(owes.overdue(last + 0.75)), list(owes.overdue(last + 1)))
+    assert ([], [run]) == (list(owes.overdue(0.9)), list(owes.overdue(1.0)))
+
+
+REFUSAL = ResponseError("Protocol error: invalid bulk length")
+
+
+def test_what_stands_behind_a_refusal_and_the_end_did_not_run(loop):
+    owes, calls = InFlight(TIMEOUT), [reply_of(loop) for _ in range(3)]
+    batch = run_of(loop, 2)
+    for call in (*calls, batch):
+        owes.add(call)
+    owes.write(4, 0.0)
+
+    owes.receive(parser(b"x", REFUSAL), 0.5)
+    owes.lose(lambda: ConnectionError("gone"))
+
+    assert (b"x", REFUSAL) == (calls[0].result(), calls[1].result())
+    assert [False, False] == [call.result().written for call in (calls[2], batch)]
+
+
+def test_a_batch_that_holds_what_was_refused_gets_the_servers_error(loop):
+    owes, batch, behind = InFlight(TIMEOUT), run_of(loop, 3), reply_of(loop)
+    owes.add(batch)
+    owes.add(behind)
+    owes.write(2, 0.0)
+
+    owes.receive(parser(b"x", REFUSAL), 0.5)
+    owes.lose(lambda: ConnectionError("gone"))
+
+    assert (True, REFUSAL) == (batch.result().written, batch.result().error)
+    assert not behind.result().written
+
+
+@pytest.mark.parametrize("case", ["a reply came behind it", "a script said it", "a batch's script said it"])
+def test_a_refusal_that_may_be_none_says_nothing(loop, case):
+    owes, call, behind = InFlight(TIMEOUT), reply_of(loop), [reply_of(loop), reply_of(loop)]
+    replies = [REFUSAL]
+    if case == "a script said it":
+        call.args = ("EVAL", "return redis.error_reply('ERR Protocol error')", 0)
+    elif case == "a batch's script said it":
+        call = run_of(loop, 2)
+        call.commands = [("FCALL", "f", 0), ("ECHO", "x")]
+    else:
+        replies.append(b"x")
+    for each in (call, *behind):
+        owes.add(each)
+    owes.write(3, 0.0)
+
+    owes.receive(parser(*replies), 0.5)
+    owes.lose(lambda: ConnectionError("gone"))
+
+    assert behind[1].result().written
 
 
 def test_room_is_bounded_in_bytes_and_in_calls(loop):

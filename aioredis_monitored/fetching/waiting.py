@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.fetching.aside import Aside
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.patience import patiently
@@ -69,7 +70,7 @@ class Waiting:
     ) -> Any:
         limit = None if self._answer_within is None else wait + self._answer_within
         try:
-            async with asyncio.timeout(limit):
+            async with patient_timeout(limit):
                 # Its id is for unblocking it.
                 await self._say(("CLIENT", "ID"), *commands)
                 await self._hear()

@@ -6,9 +6,10 @@ from itertools import islice
 from typing import Any, Final
 
 import hiredis
-from redis.exceptions import ConnectionError  # noqa: A004
+from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from aioredis_monitored.multiplexer.replies import Listener, Lost, Reply, Run
+from aioredis_monitored.traits import traits_of
 
 # What a parser returns when it needs more bytes: every other value can be a reply.
 NO_REPLY: Final = object()
@@ -29,6 +30,8 @@ class InFlight:
         unwritten_size: Their bytes.
         size: The bytes of all of them.
         replied: When the last reply came.
+        refusal: The last reply, if it is the error with which a server ends a connection: it has run nothing of what
+            stands behind it.
         heard: The replies that a listener wants to know of, for whoever receives them to tell.
     """
 
@@ -38,6 +41,7 @@ class InFlight:
         self.unwritten = self.unwritten_size = 0
         self.size = 0
         self.replied = -1.0
+        self.refusal: ResponseError | None = None
         self.heard: list[tuple[Listener, Any]] = []
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
 
@@ -70,7 +74,7 @@ class InFlight:
         self.unwritten -= count
         self._batches.append([now, count])
 
-    def receive(self, parse: Callable[[], Any], now: float) -> int:
+    def receive(self, parse: Callable[[], Any], now: float) -> int:  # noqa: C901 - in one: every call more costs
         """Hand every reply that has come to the call it belongs to; return how many calls that completes.
 
         Args:
@@ -83,6 +87,7 @@ class InFlight:
         calls = self.calls
         owed = len(calls) - self.unwritten
         completed = 0
+        call = last = None
         while True:
             reply = parse()
             if reply is NO_REPLY:
@@ -95,10 +100,10 @@ class InFlight:
                 reply = reply[0]
             if completed == owed:
                 raise LookupError("a reply that nobody asked for")
-            self.replied = now
+            last = reply
             call = calls[0]
             if isinstance(call, Run):
-                if not call.deliver(reply, now, self.heard):
+                if not call.deliver(reply, self.heard):
                     continue
             elif not call.done():
                 call.set_result(reply)
@@ -109,7 +114,11 @@ class InFlight:
             calls.popleft()
             self.size -= call.size
             completed += 1
-        self._complete(completed)
+        if call is not None:
+            self.replied = now
+            self.refusal = last if last.__class__ is ResponseError and _ends_connection(call, last) else None
+            if completed:
+                self._complete(completed)
         return completed
 
     def _complete(self, count: int) -> None:
@@ -132,8 +141,7 @@ class InFlight:
             if written > limit:
                 return
             for call in islice(calls, int(count)):
-                # Of a run, every reply gets its time anew.
-                if not call.done() and (isinstance(call, Reply) or call.progressed <= limit):
+                if not call.done():
                     yield call
 
     def is_stuck(self, now: float) -> bool:
@@ -155,9 +163,9 @@ class InFlight:
             return True
         return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
 
-    def fail(self, call: Reply | Run, error: Exception) -> None:
+    def fail(self, call: Reply | Run, error: Exception, *, may_have_run: bool = True) -> None:
         """Tell a call that is written that its reply will not come."""
-        lost = Lost(error, written=True)
+        lost = Lost(error, written=may_have_run)
         call.set_result(lost)
         if call.listener is not None:
             self.heard.append((call.listener, lost))
@@ -166,10 +174,26 @@ class InFlight:
         """Tell every call that is written that its reply will not come; return those that are not written."""
         written = len(self.calls) - self.unwritten
         for call in islice(self.calls, written):
-            if not call.done():
-                self.fail(call, error())
+            if call.done():
+                continue
+            if self.refusal is not None and isinstance(call, Run) and call.replies:
+                # It is one of its commands that the server has refused.
+                self.fail(call, self.refusal)
+            else:
+                self.fail(call, error(), may_have_run=self.refusal is None)
         unwritten = list(islice(self.calls, written, None))
         self.calls.clear()
         self._batches.clear()
         self.unwritten = self.unwritten_size = self.size = 0
         return unwritten
+
+
+def is_refusal(error: ResponseError) -> bool:
+    """Whether a server hangs up after it has answered so, and runs nothing of what stands behind."""
+    return str(error).startswith("Protocol error")
+
+
+def _ends_connection(call: Reply | Run, error: ResponseError) -> bool:
+    """Whether a server that answers so hangs up; a script may say anything."""
+    args = call.args if isinstance(call, Reply) else call.commands[len(call.replies) - 1]
+    return is_refusal(error) and not traits_of(args).runs_code

@@ -1,8 +1,12 @@
 """One socket that many callers share: what they send leaves in one write per loop tick, what comes is handed out."""
 
 import asyncio
+import os
+import select
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from contextvars import Context
+from math import inf
 from time import monotonic, perf_counter
 from typing import Any, Protocol, cast
 
@@ -11,18 +15,18 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
 
+from aioredis_monitored.attributes import BAR, LINE_FEED, AttributeFilter
+from aioredis_monitored.deadline import LATE
 from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
 from aioredis_monitored.multiplexer.lag import Lag
 from aioredis_monitored.multiplexer.replies import Reply, Run
-from aioredis_monitored.sockets import is_readable, peer_of
+from aioredis_monitored.sockets import peer_of
 
 _BUFFER = 65_536
 # What is held until the end of the tick, bytes.
 _MOST_HELD = 2**18
 # Larger replies keep others waiting, bytes.
 LARGE = 65_536
-# After so many seconds without traffic the socket is looked at before it is written to.
-_IDLE = 0.01
 # What has arrived is read one tick after the next at the latest.
 _TICKS_TO_READ = 3
 
@@ -81,13 +85,24 @@ class Line(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unfinished = 0
         self._looking = False
-        self._last_active = self._loop.time()
+        # The time by which overdue calls are judged in any case, and what had come, and was not sent, at the last look.
+        self._judge_by: float | None = None
+        self._seen: tuple[float, int, int] = (0.0, 0, 0)
+        self._due = 0.0
+        self._last_active = monotonic()
         self._buffer = bytearray(_BUFFER)
         # It does not decode: a value for which that fails is its caller's trouble, and nobody else's.
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
         )
+        self._attributes = AttributeFilter(self._reader, NO_REPLY)
         self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
+        self._descriptor: int = self._transport.get_extra_info("socket").fileno()
+        self._check_after = connection.health_check_interval or inf
+        readable = select.poll()
+        readable.register(self._descriptor, select.POLLIN)
+        # Bound once, as it is called before most writes.
+        self._poll = readable.poll
         self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
         self._peer = peer_of(connection)
@@ -121,13 +136,16 @@ class Line(asyncio.BufferedProtocol):
         if self._checking is not None or not self._outbox:
             return
         if self._transport.is_closing():
-            # Somebody has closed the pool's connections, for instance.
+            # The pool's connections were closed, for instance.
+            self._read_on()
             self.end(lambda: ConnectionError("Connection closed."))
             return
         inflight = self.inflight
-        now = self._loop.time()
-        if inflight.unwritten == len(inflight.calls) and now - self._last_active > _IDLE and not self._is_fit(now):
-            return
+        now = monotonic()
+        if inflight.unwritten == len(inflight.calls):
+            is_checked = now - self._last_active <= self._check_after and not self._poll(0)
+            if not (is_checked or self._is_fit(now)):
+                return
         self._flushing = False
         self._ticks_waited = 0
         self._last_active = now
@@ -138,14 +156,16 @@ class Line(asyncio.BufferedProtocol):
             self._watch(now)
 
     def _is_fit(self, now: float) -> bool:
-        """Look at a socket that was idle before anything is written that would be written in vain."""
-        if self._ticks_waited < _TICKS_TO_READ and is_readable(self.connection):
-            # Most likely the server has closed it, which the event loop has not read yet.
+        """Look at a socket on which nothing is owed before anything is written.
+
+        What has come is the end of the connection, which the event loop has not read yet, or a reply that no call is
+        owed, which must not be given to the next one. One that comes later cannot be distinguished from that call's.
+        """
+        if self._ticks_waited < _TICKS_TO_READ and self._poll(0):
             self._ticks_waited += 1
             self._loop.call_soon(self._flush, context=self._context)
             return False
-        interval = self.connection.health_check_interval
-        if interval and now - self._last_active > interval:
+        if now - self._last_active > self._check_after:
             self._checking = self._own_call()
             self._checking.add_done_callback(self._checked, context=self._context)
             self.inflight.overtake(self._checking)
@@ -158,7 +178,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _checked(self, reply: Reply) -> None:
         self._checking = None
-        self._last_active = self._loop.time()
+        self._last_active = monotonic()
         if reply.result() == b"PONG":
             self._flush()
         else:
@@ -177,20 +197,28 @@ class Line(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand out the replies that have come."""
-        self._reader.feed(self._buffer, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
+        buffer, inflight = self._buffer, self.inflight
         self._unfinished += nbytes
-        inflight = self.inflight
         calls = inflight.calls
         head = calls[0] if calls else None
-        now, read = self._loop.time(), perf_counter()
+        now, read = monotonic(), perf_counter()
+        first, attributes = buffer[0], self._attributes
         try:
-            completed = inflight.receive(self._reader.gets, now)
+            if first in (BAR, LINE_FEED) or attributes.pending or buffer.find(b"\r\n|", 0, nbytes) >= 0:
+                attributes.feed(bytes(buffer[:nbytes]))
+                completed = inflight.receive(attributes.gets, now)
+            else:
+                self._reader.feed(buffer, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
+                attributes.last_byte = buffer[nbytes - 1]
+                completed = inflight.receive(self._reader.gets, now)
         except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
             text = f"Error while reading from {self._where()} : {error!r}"
+            inflight.refusal = None
             self.end(lambda: ConnectionError(text))
             return
         finally:
-            self._tell(perf_counter())
+            if inflight.heard:
+                self._tell(perf_counter())
         self._last_active = now
         if completed:
             self._lag.replies_read(read)
@@ -201,6 +229,20 @@ class Line(asyncio.BufferedProtocol):
                 self._owner.line_has_room()
             else:
                 self._end_if_left()
+
+    def _read_on(self) -> None:
+        """Read what has come on a connection that has ended: after a failed write, both event loops drop it.
+
+        Not under TLS, which only the event loop can read.
+        """
+        if self.ended.done() or self._transport.get_extra_info("ssl_object") is not None:
+            return
+        if self._transport.get_extra_info("socket").fileno() != self._descriptor:
+            # Closed, and by now it may be another connection's.
+            return
+        with suppress(OSError):
+            while not self.ended.done() and (nbytes := os.readv(self._descriptor, [self._buffer])):
+                self.buffer_updated(nbytes)
 
     def _tell(self, now: float) -> None:
         heard = self.inflight.heard
@@ -216,6 +258,7 @@ class Line(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
+        self._read_on()
         reason = f"Error while reading from {self._where()} : {exc}" if exc else "Connection closed by server."
         self.end(lambda: ConnectionError(reason))
         # redis-py waits for it.
@@ -227,12 +270,24 @@ class Line(asyncio.BufferedProtocol):
 
     def _watch(self, now: float) -> None:
         due = self.inflight.next_check(now)
-        self._timer = None if due is None else self._loop.call_at(due, self._check, context=self._context)
+        if due is None:
+            self._timer = None
+        else:
+            self._look_at(due, now)
+
+    def _look_at(self, due: float, now: float) -> None:
+        self._due = due
+        self._timer = self._loop.call_later(due - now, self._check, context=self._context)
 
     def _check(self) -> None:
-        now = self._loop.time()
+        now = monotonic()
+        overdue = list(self.inflight.overdue(now))
+        if overdue and self._may_be_answered(now):
+            self._look_at(now + cast("float", self.inflight.timeout) / 4, now)
+            return
+        self._judge_by = None
         text = f"Timeout reading from {self._where()}"
-        for call in self.inflight.overdue(now):
+        for call in overdue:
             self.inflight.fail(call, TimeoutError(text))
         self._tell(perf_counter())
         if self.inflight.is_stuck(now):
@@ -241,9 +296,32 @@ class Line(asyncio.BufferedProtocol):
         if not self.is_open:
             self._end_if_left()
 
+    def _may_be_answered(self, now: float) -> bool:
+        """Whether this side is to blame for replies that are late: they were not read, or the calls not sent.
+
+        An event loop that was busy reads a piece of what has come, and sends a piece of what it holds, in each turn. It
+        gets its time for that as long as it gets on, and all in all no more than one reply may take: a server may drip.
+        """
+        timeout = cast("float", self.inflight.timeout)
+        held = self._transport.get_write_buffer_size()
+        seen = (self.inflight.replied, self._unfinished, held)
+        is_behind = now - self._due > LATE or bool(self._poll(0))
+        if self._judge_by is None:
+            self._judge_by = now + timeout
+            is_behind = is_behind or bool(held)
+        else:
+            is_behind = is_behind or seen[:2] != self._seen[:2] or held < self._seen[2]
+        self._seen = seen
+        return is_behind and now < self._judge_by
+
+    def write_pending(self) -> None:
+        """Write at once what would be written at the end of this tick."""
+        if self._outbox and self.is_open:
+            self._flush()
+
     def is_idle(self, seconds: float) -> bool:
         """Whether nothing is in flight, and nothing was sent or came for so many seconds."""
-        return not self.inflight.calls and self._loop.time() - self._last_active >= seconds
+        return not self.inflight.calls and monotonic() - self._last_active >= seconds
 
     def retire(self) -> None:
         """Take no further calls, and end when nobody awaits a reply any more."""
@@ -264,7 +342,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _end_if_left(self) -> None:
         self._looking = False
-        if not self.inflight.is_awaited(self._loop.time()):
+        if not self.inflight.is_awaited(monotonic()):
             self.end(lambda: ConnectionError("Connection retired."))
 
     def end(self, error: Callable[[], Exception]) -> None:

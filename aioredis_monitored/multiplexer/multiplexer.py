@@ -212,6 +212,12 @@ class Multiplexer:
             if len(self._large_keys) > _MOST_LARGE_KEYS:
                 del self._large_keys[next(iter(self._large_keys))]
 
+    def write_pending(self) -> None:
+        """Write at once what would be written at the end of this tick, where there is a connection with room."""
+        for lane in (self._main, self._bulk):
+            if lane.ready is not None:
+                lane.ready.write_pending()
+
     def renew(self, older_than: float) -> None:
         """Send further calls on other connections than those made before that time of the monotonic clock."""
         now = monotonic()

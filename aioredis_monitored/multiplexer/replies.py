@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from redis.exceptions import TimeoutError  # noqa: A004
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.sockets import Peer
 
 
@@ -87,7 +88,7 @@ class _Call(asyncio.Future[Any]):
         try:
             if seconds is None:
                 return await self
-            async with asyncio.timeout(seconds):
+            async with patient_timeout(seconds):
                 return await self
         except asyncio.CancelledError:
             if not self.cancelled() and not isinstance(self.result(), Lost):
@@ -121,18 +122,15 @@ class Run(_Call):
     Attributes:
         commands: The commands, which are packed again if they have to wait.
         replies: What came so far.
-        progressed: When the last of it came.
     """
 
     commands: Sequence[tuple[Any, ...]]
     replies: list[Any]
-    progressed: float = -1.0
 
-    def deliver(self, reply: Any, now: float, heard: list[tuple[Listener, Any]]) -> bool:
+    def deliver(self, reply: Any, heard: list[tuple[Listener, Any]]) -> bool:
         """Take the next reply; return whether it is the last one, of which the listener is to hear."""
         # Nobody will read what a caller has left behind.
         self.replies.append(None if self.done() else reply)
-        self.progressed = now
         if len(self.replies) < len(self.commands):
             return False
         if not self.done():

@@ -1,0 +1,115 @@
+"""RESP3 attributes are taken out of any stream, cut anywhere, and nothing else is."""
+
+import hiredis
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aioredis_monitored.attributes import AttributeFilter
+
+NO_REPLY = object()
+
+
+def encoded(value):  # noqa: PLR0911 - a line for each type
+    match value:
+        case None:
+            return b"_\r\n"
+        case bool():
+            return b"#t\r\n" if value else b"#f\r\n"
+        case int():
+            return b":%d\r\n" % value
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(value), value)
+        case list():
+            return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
+        case Attributed(pairs, bare):
+            return b"|%d\r\n" % (len(pairs) // 2) + b"".join(map(encoded, pairs)) + encoded(bare)
+        case Status(text):
+            return b"+%b\r\n" % text
+
+
+class Attributed:
+    """A value behind an attribute."""
+
+    __match_args__ = ("pairs", "bare")
+
+    def __init__(self, pairs, bare):
+        self.pairs, self.bare = [each for pair in pairs for each in pair], bare
+
+
+class Status:
+    """A simple string."""
+
+    __match_args__ = ("text",)
+
+    def __init__(self, text):
+        self.text = text
+
+
+def without_attributes(value):
+    match value:
+        case list():
+            return [without_attributes(each) for each in value]
+        case Attributed(_, bare):
+            return without_attributes(bare)
+        case Status(text):
+            return text
+    return value
+
+
+TRICKY = st.sampled_from([b"\r\n|", b"|", b"|1\r\n", b"a\r\n|1\r\n$1\r\na\r\n", b"\n|\r\n", b"\r", b""])
+TEXT = st.sampled_from([b"OK", b"|", b"|1", b"a|"]).map(Status)
+BARE = st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.binary(max_size=8), TRICKY, TEXT)
+PLAIN = st.recursive(BARE, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+VALUES = st.recursive(
+    BARE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.builds(Attributed, st.lists(st.tuples(TRICKY, PLAIN), min_size=1, max_size=2), inner),
+    ),
+    max_leaves=6,
+)
+
+
+def fed(chunks):
+    """What is read of a stream that comes in such chunks."""
+    attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
+    replies = []
+    for chunk in chunks:
+        attributes.feed(chunk)
+        while (reply := attributes.gets()) is not NO_REPLY:
+            replies.append(reply)
+    return replies, attributes
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(VALUES, max_size=5), st.lists(st.integers(1, 7), min_size=1))
+def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes):
+    stream, chunks = b"".join(map(encoded, values)), []
+    while stream:
+        size = sizes[len(chunks) % len(sizes)]
+        chunks.append(stream[:size])
+        stream = stream[size:]
+
+    replies, attributes = fed(chunks)
+
+    assert [without_attributes(value) for value in values] == replies
+    assert not attributes.has_data()
+
+
+def test_two_attributes_may_follow_each_other():
+    attribute = b"|1\r\n$3\r\nttl\r\n:3600\r\n"
+
+    replies, _ = fed([attribute + attribute + b"$1\r\nx\r\n" + attribute + b":1\r\n"])
+
+    assert [b"x", 1] == replies
+
+
+def test_an_attribute_in_an_attribute_is_refused():
+    with pytest.raises(ValueError, match="in an attribute"):
+        fed([b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n"])
+
+
+def test_an_attribute_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="more than 65536 bytes"):
+        fed([b"|1\r\n$3\r\nttl\r\n$99999\r\n", *[b"x" * 1000] * 99])

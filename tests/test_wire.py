@@ -1,0 +1,301 @@
+"""What happens on a socket that many share: hang-ups, replies that no call is owed, and deadlines of a busy program."""
+
+import asyncio
+import socket
+import time
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+import hiredis
+import pytest
+import redis
+import redis.exceptions
+from scripted import scripted
+from sharing import UNRECORDED, begun, client_of, line_of
+
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored.testing import RedisServer
+
+BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+
+
+async def shared(client, *args):
+    """The reply to a command on the shared connection, which the client would not send there."""
+    reply = await client.connection_pool.multiplexer.send(args)
+    if isinstance(reply, Exception):
+        raise reply.error if isinstance(reply, Lost) else reply
+    return reply
+
+
+# A server that hangs up says why.
+
+
+@pytest.fixture(scope="module")
+def strict_server():
+    with RedisServer("--proto-max-bulk-len", "1mb") as running:
+        yield running
+
+
+@BOTH
+async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, strict_server, multiplex):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    await client.ping()
+    others, culprits = [], []
+    for number in range(40):
+        sets = [client.set(f"key:{each}", bytes([number]) * 100_000) for each in range(10)]
+        sets.insert(number % 11, client.set("long", b"x" * 1_500_000))
+        results = await asyncio.gather(*sets, return_exceptions=True)
+        culprits.append(results.pop(number % 11))
+        others += results
+
+    assert [True] * 400 == others
+    # On a connection of its own, what redis-py has not read when a write fails is lost.
+    reasons = {str(error) for error in culprits if multiplex or isinstance(error, redis.exceptions.ResponseError)}
+    assert {"Protocol error: invalid bulk length"} == reasons
+    assert {redis.exceptions.ResponseError, redis.exceptions.ConnectionError} >= set(map(type, culprits))
+    assert [bytes([39]) * 100_000] * 10 == await client.mget(f"key:{each}" for each in range(10))
+
+
+@BOTH
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, strict_server, multiplex, transaction):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    for number in range(10):
+        batch = client.pipeline(transaction=transaction).set("a", number).set("long", b"x" * 1_500_000).set("b", 1)
+        calls = [client.incr(f"counter:{multiplex}:{transaction}"), batch.execute(), client.set("key", number)]
+        count, error, is_set = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert (number + 1, True) == (count, is_set)
+        if multiplex or isinstance(error, redis.exceptions.ResponseError):
+            assert "Protocol error: invalid bulk length" in str(error)
+        assert isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError)
+
+
+async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
+    client = make_client(own_server.url)
+    for number in range(5):
+        calls = [client.incr("before"), client.mget(["key"] * 2**20), client.incr("behind")]
+        before, error, behind = await asyncio.gather(*calls, return_exceptions=True)
+
+        if isinstance(error, Exception):
+            assert (redis.exceptions.ResponseError, "Protocol error: invalid multibulk length") == (
+                type(error),
+                str(error),
+            )
+        assert (number + 1, number + 1) == (before, behind)
+
+
+async def test_a_query_that_is_too_large_for_the_server_is_not_repeated_for_long(make_client, own_server):
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("client-query-buffer-limit", 1024 * 1024)
+    client = make_client(own_server.url)
+    await client.set("key", "value")
+    calls = [client.get("key"), client.echo("x" * 3_000_000), client.get("key")]
+
+    first, error, last = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (b"value", b"value") == (first, last)
+    assert isinstance(error, redis.exceptions.ConnectionError)
+    with redis.Redis.from_url(own_server.url) as admin:
+        assert admin.info("stats")["total_connections_received"] < 15
+
+
+async def test_what_a_kill_by_id_hits_is_read_again_and_not_written_again(make_client, own_server, until):
+    client = make_client(own_server.url)
+    await client.set("key", "value")
+    with redis.Redis.from_url(own_server.url) as admin:
+        for number in range(30):
+            reads = [asyncio.ensure_future(client.get("key")) for _ in range(20)]
+            write = asyncio.ensure_future(client.incr(f"counter:{number}"))
+            await asyncio.sleep(0)
+            for each in admin.client_list():
+                if int(each["id"]) != admin.client_id():
+                    admin.client_kill_filter(_id=each["id"])
+            assert [b"value"] * 20 == await asyncio.gather(*reads)
+            await asyncio.gather(write, return_exceptions=True)
+            assert admin.get(f"counter:{number}") in {None, b"1"}
+
+
+async def test_idle_connections_that_the_server_ends_are_not_noticed(make_client, own_server, until):
+    client = make_client(own_server.url)
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("timeout", 1)
+        await client.set("counter", 0)
+        ended = len(admin.client_list())
+        await until(lambda: len(admin.client_list()) < ended, 30)
+
+        assert 1 == await client.incr("counter")
+
+
+# Replies that no call is owed.
+
+
+@pytest.fixture
+def debuggable():
+    with RedisServer("--enable-debug-command", "yes") as running:
+        yield running
+
+
+async def test_an_attribute_is_no_reply(make_client, debuggable):
+    client = make_client(debuggable.url)
+    reply = b"Some real reply following the attribute"
+    await client.set("key", b"value\r\n|1\r\n")
+
+    assert reply == await client.execute_command("DEBUG", "PROTOCOL", "ATTRIB")
+    if client.connection_pool.multiplexer is not None:
+        calls = [client.get("key"), shared(client, "DEBUG", "PROTOCOL", "ATTRIB"), client.incr("counter")]
+        assert [b"value\r\n|1\r\n", reply, 1] == await asyncio.gather(*calls)
+    assert b"value\r\n|1\r\n" == await client.get("key")
+
+
+async def test_what_cannot_be_an_attribute_for_certain_ends_the_connection(make_pool):
+    def answer(connection, args):
+        if connection == 1:
+            return b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n$1\r\nx\r\n"
+        return b"$1\r\nx\r\n"
+
+    async with scripted(answer) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        with pytest.raises(redis.exceptions.ConnectionError, match="an attribute in an attribute"):
+            await client.incr("key")
+
+        assert b"x" == await client.get("key")
+        await client.connection_pool.aclose()
+
+
+async def test_a_reply_that_came_unasked_a_moment_after_another_is_nobodys(make_pool, until):
+    async def answer_twice(args):
+        return b"+mine\r\n+stray\r\n" if args[1] == b"first" else b"+mine\r\n"
+
+    async with scripted(lambda _, args: answer_twice(args)) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        for _ in range(20):
+            assert [b"mine"] == await asyncio.gather(client.get("first"), return_exceptions=True)
+            assert b"mine" == await client.get("second")
+        await client.connection_pool.aclose()
+
+
+@contextmanager
+def straying():
+    """The port of a server, in a thread of its own, that says more than it is asked for after ``GET``."""
+
+    def serve(connection):
+        reader = hiredis.Reader()
+        with connection:
+            while data := connection.recv(65_536):
+                reader.feed(data)
+                while (args := reader.gets()) is not False:
+                    connection.sendall({b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}.get(args[0], b"+mine\r\n"))
+                    if args[0] == b"GET":
+                        time.sleep(0.002)
+                        connection.sendall(b"+stray\r\n")
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threads.append(Thread(target=serve, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [Thread(target=accept)]
+        threads[0].start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+async def test_a_stray_reply_that_was_not_read_yet_is_seen_before_the_next_call_is_written(make_pool):
+    with straying() as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
+        for _ in range(10):
+            assert b"mine" == await client.get("key")
+            line = line_of(client)
+            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            assert b"mine" == await client.echo("key")
+            assert line_of(client) is not line
+        await client.connection_pool.aclose()
+
+
+# Deadlines.
+
+
+@BOTH
+@pytest.mark.parametrize("size", [2_000, 20_000])
+async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, multiplex, size):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    count = 500 if multiplex else 100
+    value = b"x" * size
+    await asyncio.gather(*(client.set(f"key:{number}", value) for number in range(count)))
+    own_server.freeze()
+    calls = await begun(*(client.set(f"key:{number}", value, get=True) for number in range(count)))
+    own_server.thaw()
+    time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [] == [result for result in results if result != value]
+
+
+async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, proxy, inspector, multiplex, until):
+    inspector.set("key", b"x" * 100_000)
+    pool = make_pool(proxy.url, **UNRECORDED, multiplex=multiplex, socket_timeout=0.5)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    proxy.reply_pause = 0.001
+
+    # All of it would take more than a hundred seconds.
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.get("key")
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_has_one_time_for_all_its_replies(make_client, proxy, multiplex, transaction):
+    client = make_client(proxy.url, socket_timeout=1)
+    await client.ping()
+    batch = client.pipeline(transaction=transaction)
+    for number in range(400):
+        batch.set(f"key:{number}", number)
+    # With a second for each reply, the 2,000 bytes would take a hundred seconds.
+    proxy.reply_pause = 0.05
+
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await batch.execute()
+
+
+async def test_a_batch_may_wait_as_long_as_its_commands_say(make_client, server, inspector, until):
+    client = make_client(server.url, socket_timeout=1)
+    batch = client.pipeline(transaction=False).blpop("list", 600).blpop("list", 600).execute()
+    waiting = asyncio.ensure_future(batch)
+    await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
+    began = time.monotonic()
+    await until(lambda: time.monotonic() > began + 1.2)
+    inspector.rpush("list", "a", "b")
+
+    assert [(b"list", b"a"), (b"list", b"b")] == list(map(tuple, await waiting))
+
+
+# The order of two connections.
+
+
+async def test_what_was_called_before_a_blocking_command_is_sent_before(make_pool, own_server, until):
+    client = client_of(make_pool, own_server.url, **UNRECORDED)
+    await client.ping()
+    await client.blpop("list", 0.01)
+    with redis.Redis.from_url(own_server.url) as admin, admin.monitor() as monitor:
+        seen = []
+        for _ in range(50):
+            await asyncio.gather(client.set("key", "value"), client.blpop(["missing"], 0.01))
+        commands = (command["command"].split()[0] for command in monitor.listen())
+        while len(seen) < 100:
+            if (name := next(commands)) in {"SET", "BLPOP"}:
+                seen.append(name)
+
+    assert ["SET", "BLPOP"] * 50 == seen
