@@ -1,11 +1,14 @@
 """Trying again: one loop for every caller, and the deadline over all attempts of one call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import builtins
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
 from time import monotonic
 from typing import Generic, TypeVar
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, RedisError, TimeoutError  # noqa: A004
 
 from aioredis_monitored.multiplexer import Late, Lost
@@ -20,6 +23,35 @@ T = TypeVar("T")
 # number of connections that the call has been written to and lost. It raises ``Lost``, or ``Late`` when the seconds are
 # over.
 Attempt = Callable[[float | None, int], Awaitable[T]]
+
+
+@asynccontextmanager
+async def attempt_on(
+    pool: MonitoredConnectionPool, seconds: float | None, connecting: AbstractAsyncContextManager[AbstractConnection]
+) -> AsyncIterator[AbstractConnection]:
+    """One attempt of a call on a connection of its own.
+
+    Args:
+        pool: Whose connection it is.
+        seconds: How long the attempt may take; ``None`` for no bound but those of each reply.
+        connecting: Gives the connection, before which nothing of the call is written.
+
+    Raises:
+        Lost: The attempt failed.
+    """
+    is_usable = False
+    try:
+        async with asyncio.timeout(seconds) as limit, connecting as connection:
+            is_usable = True
+            yield connection
+    except RedisError as error:
+        raise Lost(error, written=is_usable) from error
+    except builtins.TimeoutError:
+        if not limit.expired():
+            # A pipeline's response callback's own.
+            raise
+        raise Late(written=is_usable) from None
+    pool.retry_policy.is_out_of_reach = False
 
 
 async def attempted(

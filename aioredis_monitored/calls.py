@@ -1,6 +1,5 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
-import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,13 +12,14 @@ from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.himport import parse_himport_set_args
 
-from aioredis_monitored.attempts import retried
-from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import ALONE, Late, Lost
+from aioredis_monitored.attempts import attempt_on, retried
+from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError
+from aioredis_monitored.multiplexer import ALONE, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
@@ -32,6 +32,7 @@ _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 class CallsMixin:
     """Replaces redis-py's way of sending one command, in its client and its pipeline, where the pool is ours."""
 
+    connection: Connection | None
     connection_pool: ConnectionPool
     response_callbacks: dict[str | bytes, Callable[..., Any]]
 
@@ -103,11 +104,9 @@ class CallsMixin:
         seconds: float | None,
         operation: Observer | None,
     ) -> Any:
-        if counts_own_writes(args):
-            message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
-            raise OwnConnectionError(message)
+        refuse_counting(args)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        async with borrowed(pool, seconds, operation) as connection:
+        async with attempt_on(pool, seconds, borrowed(pool, operation)) as connection:
             try:
                 # Under a name without a callback: what one raises is neither the server's nor the connection's.
                 reply = await self._send_command_parse_response(connection, "", *args, **decoding)
@@ -151,10 +150,85 @@ class CallsMixin:
         finally:
             connection.socket_timeout = socket_timeout
 
+    @asynccontextmanager
+    async def _pinned(
+        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+    ) -> AsyncIterator[AbstractConnection]:
+        """The one connection of this handle, for one attempt (see ``attempt_on``).
+
+        It is made anew only while nothing was sent on it that alters a connection.
+
+        Args:
+            pool: The pool of this handle.
+            commands: What is to be sent.
+            operation: Learns of the connection, and of the time that it takes to get it.
+
+        Raises:
+            PinnedConnectionLostError: It was lost, and with it what earlier calls have changed or counted there.
+        """
+        connection = await self._pinned_connection(pool, operation)
+        if pool.was_reconnected(connection):
+            for args in commands:
+                if counts_own_writes(args):
+                    message = f"{args[0]} would not count what was written on the connection that this handle has lost"
+                    raise PinnedConnectionLostError(f"{message}: make a new handle, and write again")
+        leaves = False
+        try:
+            async with _in_use(pool, connection):
+                yield connection
+        except ReadOnlyError:
+            # Behind the same name there may be another server by now.
+            leaves = True
+            raise
+        finally:
+            leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
+            if leaves and not pool.is_altered(connection):
+                await connection.disconnect(nowait=True)
+
+    async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
+        connection = self.connection
+        if connection is None:
+            self.connection = connection = await lent(pool, operation)
+            return connection
+        if not pool.lends(connection):
+            raise pool.closed_error()
+        if has_lost(pool, connection):
+            if pool.is_altered(connection):
+                message = "this handle has lost its connection, and with it what was set there, such as the database"
+                raise PinnedConnectionLostError(f"{message}: make a new handle, and set it again")
+            asked = perf_counter()
+            try:
+                await pool.reconnect(connection)
+            finally:
+                if operation is not None:
+                    seconds = perf_counter() - asked
+                    operation.waited(seconds, seconds)
+        if operation is not None:
+            operation.reached(connection)
+        return connection
+
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         pool = self.connection_pool
         if any(traits_of(args).alters for args in commands) and isinstance(pool, MonitoredConnectionPool):
             pool.alter(connection)
+
+
+def has_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bool:
+    """Whether a borrowed connection that owes nothing has ended, or cannot be used for another reason."""
+    # One that was altered may get messages unasked.
+    ended = has_ended if pool.is_altered(connection) else is_readable
+    return not connection.is_connected or ended(connection)
+
+
+def refuse_counting(args: Sequence[Any]) -> None:
+    """Refuse a command that counts the writes of a connection, where each call may get another one.
+
+    Raises:
+        OwnConnectionError: It is one.
+    """
+    if counts_own_writes(args):
+        message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
+        raise OwnConnectionError(message)
 
 
 async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
@@ -179,43 +253,30 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
 
 
 @asynccontextmanager
-async def borrowed(
-    pool: MonitoredConnectionPool, seconds: float | None, operation: Observer | None
-) -> AsyncIterator[AbstractConnection]:
-    """A connection for one attempt, which may take so many seconds; ``None`` for no bound but those of each reply.
-
-    Raises:
-        Lost: The attempt failed.
-    """
-    is_usable = False
+async def borrowed(pool: MonitoredConnectionPool, operation: Observer | None) -> AsyncIterator[AbstractConnection]:
+    """A connection for one attempt (see ``attempt_on``)."""
+    connection = await lent(pool, operation)
     try:
-        async with asyncio.timeout(seconds) as limit:
-            connection = await pool.borrow(None if operation is None else operation.waited)
-            try:
-                if operation is not None:
-                    operation.reached(connection)
-                # redis-py would do it on sending; but if it fails, nothing was sent.
-                await connection.check_health()  # type: ignore[no-untyped-call]
-                is_usable = True
-                yield connection
-            except ReadOnlyError as error:
-                heed_demotion(pool, error, connection)
-                raise
-            except AttributeError as error:
-                if error.obj is not None or pool.lends(connection):
-                    raise
-                # Closed while redis-py was about to write to it, and found no writer any more.
-                raise pool.closed_error() from error
-            finally:
-                await pool.release(connection)
-    except RedisError as error:
-        raise Lost(error, written=is_usable) from error
-    except TimeoutError:
-        if not limit.expired():
-            # A pipeline's response callback's own.
+        async with _in_use(pool, connection):
+            yield connection
+    except ReadOnlyError as error:
+        heed_demotion(pool, error, connection)
+        raise
+    finally:
+        await pool.release(connection)
+
+
+@asynccontextmanager
+async def _in_use(pool: MonitoredConnectionPool, connection: AbstractConnection) -> AsyncIterator[None]:
+    try:
+        # redis-py would do it on sending; but if it fails, nothing was sent.
+        await connection.check_health()  # type: ignore[no-untyped-call]
+        yield
+    except AttributeError as error:
+        if error.obj is not None or pool.lends(connection):
             raise
-        raise Late(written=is_usable) from None
-    pool.retry_policy.is_out_of_reach = False
+        # Closed while redis-py was about to write to it, and found no writer any more.
+        raise pool.closed_error() from error
 
 
 def heed_demotion(
