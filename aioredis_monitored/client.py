@@ -16,6 +16,7 @@ from redis.typing import KeyT, ScriptTextT
 
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.monitor import MonitoredMonitor
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.pubsub import PubSubMixin
@@ -220,6 +221,10 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             thread_local,
             raise_on_release_error,
         )
+
+    def monitor(self) -> MonitoredMonitor:
+        """Show every command that the server gets, as redis-py does."""
+        return MonitoredMonitor(self.connection_pool)
 
     def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
         """A script; where it is missing, it is loaded by the operation that runs it.
