@@ -291,11 +291,13 @@ class MonitoredPubSub(PubSub):
 
     async def aclose(self) -> None:
         """End all subscriptions, and give the connection back."""
-        if self._connecting is not None:
-            self._connecting.cancel()
         await finish(self._close, _GRACE)
 
     async def _close(self) -> None:
+        if self._connecting is not None and self.connection is not None:
+            self._connecting.cancel()
+            # On Python 3.11 redis-py's handshake may swallow that.
+            await self.connection.disconnect(nowait=True)
         # What is connecting must not go on with a connection that another caller has.
         async with self._turn:
             self._ready.clear()
