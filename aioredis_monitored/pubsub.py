@@ -25,6 +25,7 @@ from redis.utils import str_if_bytes
 
 from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.commands import LONGEST_NAME, text_of
+from aioredis_monitored.credentials import credentials_may_change
 from aioredis_monitored.envelope import seal, unseal
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.patience import finish
@@ -44,6 +45,8 @@ _SUBSCRIBING: Final = Traits(shares=False, alters=True, repeatable=True, runs_co
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to connect while messages are waited for, after so many failures in a row.
 _seconds_after = pauses(0.1, 5.0)
+# The same where credentials were refused that may be others by then: too many attempts lock an account.
+_seconds_after_refusal = pauses(0.1, 30.0)
 # Seconds to wait for the end of an attempt to connect, once the task that closes is cancelled.
 _GRACE: Final = 1.0
 
@@ -73,7 +76,7 @@ class MonitoredPubSub(PubSub):
     for, after a pause of 0.1 s that doubles with each failure in a row, to 5 s; to subscribe, as any call is tried
     again. ``get_message`` takes no longer than its ``timeout`` in any case. What was published meanwhile is lost, which
     is logged and counted (``aioredis_monitored.pubsub.reconnects``). What waiting does not change, such as a closed
-    pool, is raised.
+    pool, or refused credentials that no provider renews, is raised.
 
     Args:
         connection_pool: Where its connection comes from.
@@ -194,15 +197,20 @@ class MonitoredPubSub(PubSub):
         else:
             deadline = inf if block else monotonic() + timeout
             await self._pause(deadline)
+            after_refusal = partial(self._next_delay, _seconds_after_refusal)
             response = await until_answered(
-                partial(self._read, pool, deadline), self._next_delay, pause=lambda _: self._pause(deadline)
+                partial(self._read, pool, deadline),
+                partial(self._next_delay, _seconds_after),
+                after_refusal=after_refusal if credentials_may_change(pool) else None,
+                pause=lambda _: self._pause(deadline),
             )
         await self._report(response)
         return response
 
-    def _next_delay(self, _: int) -> float:
+    def _next_delay(self, delays: Callable[[int], float], _: int) -> float:
+        # A call that takes little time sees one failure of many.
         self._failures += 1
-        delay = _seconds_after(self._failures)
+        delay = delays(self._failures)
         self._resumes_at = monotonic() + delay
         return delay
 

@@ -419,6 +419,28 @@ async def test_what_waiting_does_not_change_is_raised(make_client, until):
         await client.aclose()
 
 
+async def test_credentials_of_a_provider_are_waited_for(make_client, until):
+    class Provider(redis.CredentialProvider):
+        password = "first"
+
+        async def get_credentials_async(self):
+            return (self.password,)
+
+    with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
+        provider = Provider()
+        async with make_client(server.url, credential_provider=provider).pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            async with listening(pubsub) as (task, heard):
+                root.config_set("requirepass", "second")
+                root.client_kill_filter(_type="pubsub")
+                await until(lambda: root.info("commandstats")["cmdstat_hello"]["failed_calls"] >= 2, 30)
+                provider.password = "second"
+                await until(lambda: root.publish("news", "message"), 30)
+                await until(heard, 30)
+                assert not task.done()
+
+
 async def test_a_short_poll_raises_what_an_attempt_has_met_after_it(make_client, until):
     with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
         async with make_client(server.url, password="first").pubsub() as pubsub:
