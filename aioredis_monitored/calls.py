@@ -17,6 +17,7 @@ from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import attempt_on, retried
 from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError
+from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.sockets import has_ended, is_readable
@@ -171,7 +172,7 @@ class CallsMixin:
             for args in commands:
                 if counts_own_writes(args):
                     message = f"{args[0]} would not count what was written on the connection that this handle has lost"
-                    raise PinnedConnectionLostError(f"{message}: make a new handle, and write again")
+                    raise PinnedConnectionLostError(f"{message}: make a new handle (client()), and write again")
         leaves = False
         try:
             async with _in_use(pool, connection):
@@ -194,8 +195,7 @@ class CallsMixin:
             raise pool.closed_error()
         if has_lost(pool, connection):
             if pool.is_altered(connection):
-                message = "this handle has lost its connection, and with it what was set there, such as the database"
-                raise PinnedConnectionLostError(f"{message}: make a new handle, and set it again")
+                raise PinnedConnectionLostError(ALTERED_LOST)
             asked = perf_counter()
             try:
                 await pool.reconnect(connection)

@@ -6,15 +6,20 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
-from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.sockets import is_readable
+
+ALTERED_LOST: Final = (
+    "the connection of this handle is lost, and with it what was set there, such as the database: "
+    "make a new handle (client() or pipeline()), and set it again"
+)
 
 
 class LendingPool(LivingPool):
@@ -58,10 +63,14 @@ class LendingPool(LivingPool):
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         # redis-py reconnects whenever it is asked to send. A connection that was out when the pool closed would come
-        # back to life: a WATCH would be forgotten, a subscription would outlive the pool.
+        # back to life: a WATCH would be forgotten, a subscription would outlive the pool. One that was altered would
+        # be another one, without its caller's knowledge.
         if connection not in self._in_use_connections and connection not in self._available_connections:
             await connection.disconnect(nowait=True)
             raise self.closed_error()
+        if connection in self._altered:
+            await connection.disconnect(nowait=True)
+            raise PinnedConnectionLostError(ALTERED_LOST)
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
         """Borrow a connection; give it back with ``release``.

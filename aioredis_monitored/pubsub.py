@@ -101,8 +101,7 @@ class MonitoredPubSub(PubSub):
         self.server_span = server_span
         self._telemetry = telemetry
         self._on_reconnect = on_reconnect
-        # Held to connect and to send; the task that has it.
-        self._turn = asyncio.Lock()
+        # The task that has redis-py's lock, to connect or to send.
         self._holder: asyncio.Task[Any] | None = None
         # Set while the connection is there and everything is subscribed on it, and how often that has come true.
         self._ready = asyncio.Event()
@@ -143,7 +142,7 @@ class MonitoredPubSub(PubSub):
     @asynccontextmanager
     async def _connected(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
         """The connection, made anew and subscribed if it is lost; no other task connects or sends meanwhile."""
-        async with self._turn:
+        async with self._lock:
             self._holder = asyncio.current_task()
             try:
                 connection = self.connection
@@ -178,7 +177,12 @@ class MonitoredPubSub(PubSub):
             for name in ending:
                 subscribed.pop(name, None)
             count += len(subscribed)
-        await super().on_connect(connection)
+        # redis-py may connect too: to send new credentials.
+        holder, self._holder = self._holder, asyncio.current_task()
+        try:
+            await super().on_connect(connection)
+        finally:
+            self._holder = holder
         self._unconfirmed = count or None
         if count and self.push_handler_func is not None:
             # It need not return the confirmations that it gets.
@@ -306,12 +310,11 @@ class MonitoredPubSub(PubSub):
             self._connecting.cancel()
             # On Python 3.11 redis-py's handshake may swallow that.
             await self.connection.disconnect(nowait=True)
-        # What is connecting must not go on with a connection that another caller has.
-        async with self._turn:
-            self._ready.clear()
-            self._connecting, self._unconfirmed = None, None
-            self._failures, self._resumes_at = 0, 0.0
-            await super().aclose()  # type: ignore[no-untyped-call]
+        # That waits for redis-py's lock: what connects must not go on with a connection that another caller has.
+        await super().aclose()  # type: ignore[no-untyped-call]
+        self._ready.clear()
+        self._connecting, self._unconfirmed = None, None
+        self._failures, self._resumes_at = 0, 0.0
 
     def process(self, message: Mapping[str, Any]) -> Processing:
         """Handle a message: ``with pubsub.process(message): …``.

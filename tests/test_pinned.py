@@ -164,6 +164,17 @@ async def test_no_call_of_an_altered_handle_reads_another_database(make_client, 
         assert await single.get("key") is None
 
 
+async def test_redis_py_does_not_connect_an_altered_connection_anew_either(make_client, server):
+    async with make_client(server.url).client() as single:
+        await single.select(2)
+        await single.connection.disconnect()
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            # As it sends new credentials, for instance.
+            await single.connection.send_command("PING")
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            await single.get("key")
+
+
 async def test_a_handle_whose_select_was_not_answered_is_lost_too(make_client, proxy):
     async with make_client(proxy.url).client() as single:
         await single.ping()
@@ -364,8 +375,37 @@ async def test_a_plain_pool_keeps_redis_pys_ways(proxy):
         proxy.cut_replies = 1
         with pytest.raises(ConnectionError):
             await single.get("key")
+        before = await single.client_id()
+        single.connection.mark_for_reconnect()
         assert await single.get("key") is None
+        assert before != await single.client_id()
         await single.aclose()
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_a_monitor_that_cannot_begin_keeps_no_connection(make_pool, is_refused):
+    asked = []
+
+    def answer(_, args):
+        asked.append(args[0])
+        return b"-ERR not for you\r\n" if is_refused else None if len(asked) < 3 else b"+OK\r\n"
+
+    async with scripted(answer) as port:
+        client = MonitoredRedisConnection(connection_pool=make_pool(f"redis://127.0.0.1:{port}", protocol=2))
+        if is_refused:
+            with pytest.raises(redis.ResponseError):
+                await client.monitor().__aenter__()
+        else:
+            async with client.monitor():
+                assert [b"MONITOR"] * 3 == asked
+        assert not client.connection_pool._in_use_connections
+        await client.connection_pool.aclose()
+
+
+async def test_a_monitor_of_a_plain_pool_is_redis_pys(server):
+    async with redis.asyncio.ConnectionPool.from_url(server.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert 1 == await monitor(client)
 
 
 # Pipelines that watch

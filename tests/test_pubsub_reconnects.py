@@ -280,6 +280,54 @@ async def test_a_subscriber_wakes_a_listener_that_pauses(make_client, way, until
             await until(lambda: heard() == [b"first", b"second"], 30)
 
 
+async def test_a_listener_keeps_off_the_connection_that_a_subscriber_makes_anew(make_client, server, inspector, until):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        async with listening(pubsub) as (_, heard):
+            await asyncio.sleep(0)
+            inspector.client_kill_filter(_type="pubsub")
+            # Before the listener can have noticed it.
+            await pubsub.subscribe("second")
+            for channel in ("first", "second"):
+                await until(lambda: inspector.publish(channel, channel))  # noqa: B023
+            await until(lambda: heard() == [b"first", b"second"], 30)
+        assert 0 == pubsub._failures
+
+
+async def test_what_cannot_be_written_is_sent_on_another_connection(make_client, server, inspector, monkeypatch):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        connection = pubsub.connection
+        send_packed_command = connection.send_packed_command
+
+        async def fail(*_, **__):
+            monkeypatch.setattr(connection, "send_packed_command", send_packed_command)
+            await connection.disconnect(nowait=True)
+            raise ConnectionError("cut while it is written")
+
+        monkeypatch.setattr(connection, "send_packed_command", fail)
+        await pubsub.subscribe("second")
+        await confirmed(pubsub, 2)
+
+        assert connection is pubsub.connection
+        assert [(b"first", 1), (b"second", 1)] == inspector.pubsub_numsub("first", "second")
+
+
+async def test_what_redis_py_connects_is_subscribed_too(make_client, server, inspector):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        await pubsub.connection.disconnect()
+        async with pubsub._lock:
+            # As it sends new credentials.
+            await pubsub.connection.send_command("PING")
+        await next_of(pubsub, "pong")
+
+        assert [(b"news", 1)] == inspector.pubsub_numsub("news")
+
+
 async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, way, until, monkeypatch):
     asked = []
 
