@@ -115,7 +115,12 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         return handle
 
     def client(self) -> Self:
-        """A handle that keeps to one connection; close it to give the connection back."""
+        """A handle that keeps to one connection; close it to give the connection back.
+
+        If the connection is lost, the handle gets another one, unless something was sent on it that alters a connection
+        (SELECT, CLIENT SETNAME, WATCH, MULTI, an unknown command, …): then every further call raises
+        ``PinnedConnectionLostError``, and so does WAIT on another connection than the first.
+        """
         handle = self.__class__(
             self.context_name, self.server_span, self.connection_pool, single_connection_client=True
         )

@@ -38,6 +38,9 @@ def _lost_watch() -> WatchError:
 class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
+    On a ``MonitoredConnectionPool``, it raises ``WatchError`` at every call once the connection that watches is lost,
+    until ``watch`` begins anew; what may have run raises its own error first.
+
     Args:
         connection_pool: Where its connection comes from.
         response_callbacks: Those of the client.

@@ -43,7 +43,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 # To subscribe, and to end that, may be repeated: what was lost with a connection is subscribed anew.
 _SUBSCRIBING: Final = Traits(shares=False, alters=True, repeatable=True, runs_code=False)
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
-# Seconds before the next attempt to connect while messages are waited for, after so many failures in a row.
+# Seconds before the next attempt to connect while messages are waited for, after a number of failures in a row.
 _seconds_after = pauses(0.1, 5.0)
 # The same where credentials were refused that may be others by then: too many attempts lock an account.
 _seconds_after_refusal = pauses(0.1, 30.0)

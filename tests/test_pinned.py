@@ -531,6 +531,20 @@ async def test_what_a_pipeline_has_altered_is_not_lost_in_silence(make_client, s
     assert inspector.get("key") is None
 
 
+async def test_a_lost_watch_is_noticed_by_the_look_for_scripts(make_client, server, inspector):
+    client = make_client(server.url)
+    script = client.register_script("return redis.call('INCR', KEYS[1])")
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        inspector.client_kill_filter(_id=await pipe.client_id())
+        pipe.multi()
+        await script(["key"], client=pipe)
+        with pytest.raises(WatchError, match="begin again with watch"):
+            await pipe.execute()
+
+    assert inspector.get("key") is None
+
+
 async def test_a_pipeline_that_no_longer_watches_gets_another_connection(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("key")

@@ -83,7 +83,7 @@ async def in_turns(fetched: Callable[[float], Awaitable[Any]], fetch: Fetch, wai
 async def fetched_waiting(
     pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, connecting: Connecting
 ) -> Any:
-    """What comes within so many seconds, awaited on a dedicated connection; ``None`` if nothing comes.
+    """What comes within ``wait`` seconds, awaited on a dedicated connection; ``None`` if nothing comes.
 
     Args:
         pool: Where connections come from.
