@@ -1,13 +1,17 @@
 """Trying again: one loop for every caller, and the deadline over all attempts of one call."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import builtins
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
 from time import monotonic
 from typing import Generic, TypeVar
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, RedisError, TimeoutError  # noqa: A004
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_hang_up, may_pass
@@ -20,6 +24,68 @@ T = TypeVar("T")
 # number of connections that the call has been written to and lost. It raises ``Lost``, or ``Late`` when the seconds are
 # over.
 Attempt = Callable[[float | None, int], Awaitable[T]]
+
+
+@asynccontextmanager
+async def attempt_on(
+    pool: MonitoredConnectionPool,
+    seconds: float | None,
+    connecting: AbstractAsyncContextManager[AbstractConnection],
+    wait: float | None = None,
+) -> AsyncIterator[AbstractConnection]:
+    """One attempt of a call on a connection of its own.
+
+    Args:
+        pool: Whose connection it is.
+        seconds: How long the attempt may take; ``None`` for no bound but that of the replies.
+        connecting: Gives the connection, before which nothing of the call is written.
+        wait: Seconds that all replies together may take beside ``socket_timeout``; default ``None``, if the block
+            bounds them itself.
+
+    Raises:
+        Lost: The attempt failed.
+    """
+    is_usable = False
+    try:
+        async with patient_timeout(seconds) as limit, connecting as connection:
+            is_usable = True
+            if wait is None:
+                yield connection
+            else:
+                async with _replies_in_time(connection, wait):
+                    yield connection
+    except RedisError as error:
+        raise Lost(error, written=is_usable) from error
+    except builtins.TimeoutError:
+        if not limit.expired():
+            # A pipeline's response callback's own.
+            raise
+        raise Late(written=is_usable) from None
+    pool.retry_policy.is_out_of_reach = False
+
+
+@asynccontextmanager
+async def _replies_in_time(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
+    """Bound the time of all replies together, which redis-py bounds one by one.
+
+    Raises:
+        redis.exceptions.TimeoutError: They took longer.
+    """
+    socket_timeout = connection.socket_timeout
+    if socket_timeout is None:
+        yield
+        return
+    bound = socket_timeout + wait
+    connection.socket_timeout = None
+    try:
+        async with patient_timeout(None if isinf(bound) else bound) as limit:
+            yield
+    except builtins.TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"no reply in {bound:g} s") from None
+    finally:
+        connection.socket_timeout = socket_timeout
 
 
 async def attempted(

@@ -1,6 +1,5 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
-import builtins
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -13,14 +12,15 @@ from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ReadOnlyError, RedisError, ResponseError, TimeoutError  # noqa: A004
+from redis.exceptions import ReadOnlyError, ResponseError
 from redis.himport import parse_himport_set_args
 
-from aioredis_monitored.attempts import retried
-from aioredis_monitored.deadline import patient_timeout
-from aioredis_monitored.errors import OwnConnectionError
-from aioredis_monitored.multiplexer import ALONE, Late, Lost
+from aioredis_monitored.attempts import attempt_on, retried
+from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError
+from aioredis_monitored.lending import ALTERED_LOST
+from aioredis_monitored.multiplexer import ALONE, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
@@ -33,6 +33,7 @@ _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 class CallsMixin:
     """Replaces redis-py's way of sending one command, in its client and its pipeline, where the pool is ours."""
 
+    connection: Connection | None
     connection_pool: ConnectionPool
     response_callbacks: dict[str | bytes, Callable[..., Any]]
 
@@ -104,11 +105,9 @@ class CallsMixin:
         seconds: float | None,
         operation: Observer | None,
     ) -> Any:
-        if counts_own_writes(args):
-            message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
-            raise OwnConnectionError(message)
+        refuse_counting(args)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        async with borrowed(pool, seconds, operation, server_wait(args) or 0) as connection:
+        async with attempt_on(pool, seconds, borrowed(pool, operation), server_wait(args) or 0) as connection:
             try:
                 # Under a name without a callback: what one raises is neither the server's nor the connection's.
                 reply = await self._send_command_parse_response(connection, "", *args, **decoding)
@@ -152,10 +151,84 @@ class CallsMixin:
         finally:
             connection.socket_timeout = socket_timeout
 
+    @asynccontextmanager
+    async def _pinned(
+        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+    ) -> AsyncIterator[AbstractConnection]:
+        """The one connection of this handle, for one attempt (see ``attempt_on``).
+
+        It is made anew only while nothing was sent on it that alters a connection.
+
+        Args:
+            pool: The pool of this handle.
+            commands: What is to be sent.
+            operation: Learns of the connection, and of the time that it takes to get it.
+
+        Raises:
+            PinnedConnectionLostError: It was lost, and with it what earlier calls have changed or counted there.
+        """
+        connection = await self._pinned_connection(pool, operation)
+        if pool.was_reconnected(connection):
+            for args in commands:
+                if counts_own_writes(args):
+                    message = f"{args[0]} would not count what was written on the connection that this handle has lost"
+                    raise PinnedConnectionLostError(f"{message}: make a new handle (client()), and write again")
+        leaves = False
+        try:
+            async with _in_use(pool, connection):
+                yield connection
+        except ReadOnlyError:
+            # Behind the same name there may be another server by now.
+            leaves = True
+            raise
+        finally:
+            leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
+            if leaves and not pool.is_altered(connection):
+                await connection.disconnect(nowait=True)
+
+    async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
+        connection = self.connection
+        if connection is None:
+            self.connection = connection = await lent(pool, operation)
+            return connection
+        if not pool.lends(connection):
+            raise pool.closed_error()
+        if has_lost(pool, connection):
+            if pool.is_altered(connection):
+                raise PinnedConnectionLostError(ALTERED_LOST)
+            asked = perf_counter()
+            try:
+                await pool.reconnect(connection)
+            finally:
+                if operation is not None:
+                    seconds = perf_counter() - asked
+                    operation.waited(seconds, seconds)
+        if operation is not None:
+            operation.reached(connection)
+        return connection
+
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         pool = self.connection_pool
         if any(traits_of(args).alters for args in commands) and isinstance(pool, MonitoredConnectionPool):
             pool.alter(connection)
+
+
+def has_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bool:
+    """Whether a borrowed connection that owes nothing has ended, or cannot be used for another reason."""
+    # One that was altered may get messages unasked.
+    ended = has_ended if pool.is_altered(connection) else is_readable
+    return not connection.is_connected or ended(connection)
+
+
+def refuse_counting(args: Sequence[Any]) -> None:
+    """Refuse a command that counts the writes of a connection, where each call may get another one.
+
+    Raises:
+        OwnConnectionError: It is one.
+    """
+    if counts_own_writes(args):
+        message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
+        raise OwnConnectionError(message)
 
 
 async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
@@ -180,82 +253,35 @@ def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -
 
 
 @asynccontextmanager
-async def borrowed(
-    pool: MonitoredConnectionPool, seconds: float | None, operation: Observer | None, wait: float | None = None
-) -> AsyncIterator[AbstractConnection]:
-    """A connection for one attempt.
+async def borrowed(pool: MonitoredConnectionPool, operation: Observer | None) -> AsyncIterator[AbstractConnection]:
+    """A connection for one attempt (see ``attempt_on``).
 
     What was called before is sent before: the shared connection writes what it would write at the end of this tick. It
     is not waited for, and a server may still run what comes on one connection before what came on another one.
-
-    Args:
-        pool: Where it comes from.
-        seconds: How long the attempt may take; ``None`` for no bound but that of the replies.
-        operation: Learns of the connection.
-        wait: Seconds that all replies together may take beside ``socket_timeout``. Default ``None``, if the block
-            bounds them itself.
-
-    Raises:
-        Lost: The attempt failed.
     """
-    is_usable = False
+    connection = await lent(pool, operation)
     try:
-        async with patient_timeout(seconds) as limit:
-            connection = await pool.borrow(None if operation is None else operation.waited)
-            try:
-                if operation is not None:
-                    operation.reached(connection)
-                # redis-py would do it on sending; but if it fails, nothing was sent.
-                await connection.check_health()  # type: ignore[no-untyped-call]
-                is_usable = True
-                pool.write_pending()
-                if wait is None:
-                    yield connection
-                else:
-                    async with _replies_in_time(connection, wait):
-                        yield connection
-            except ReadOnlyError as error:
-                heed_demotion(pool, error, connection)
-                raise
-            except AttributeError as error:
-                if error.obj is not None or pool.lends(connection):
-                    raise
-                # Closed while redis-py was about to write to it, and found no writer any more.
-                raise pool.closed_error() from error
-            finally:
-                await pool.release(connection)
-    except RedisError as error:
-        raise Lost(error, written=is_usable) from error
-    except builtins.TimeoutError:
-        if not limit.expired():
-            # A pipeline's response callback's own.
-            raise
-        raise Late(written=is_usable) from None
-    pool.retry_policy.is_out_of_reach = False
+        async with _in_use(pool, connection):
+            yield connection
+    except ReadOnlyError as error:
+        heed_demotion(pool, error, connection)
+        raise
+    finally:
+        await pool.release(connection)
 
 
 @asynccontextmanager
-async def _replies_in_time(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
-    """Bound the time of all replies together, which redis-py bounds one by one.
-
-    Raises:
-        redis.exceptions.TimeoutError: They took longer.
-    """
-    socket_timeout = connection.socket_timeout
-    if socket_timeout is None:
-        yield
-        return
-    bound = socket_timeout + wait
-    connection.socket_timeout = None
+async def _in_use(pool: MonitoredConnectionPool, connection: AbstractConnection) -> AsyncIterator[None]:
     try:
-        async with patient_timeout(None if isinf(bound) else bound) as limit:
-            yield
-    except builtins.TimeoutError:
-        if not limit.expired():
+        # redis-py would do it on sending; but if it fails, nothing was sent.
+        await connection.check_health()  # type: ignore[no-untyped-call]
+        pool.write_pending()
+        yield
+    except AttributeError as error:
+        if error.obj is not None or pool.lends(connection):
             raise
-        raise TimeoutError(f"no reply in {bound:g} s") from None
-    finally:
-        connection.socket_timeout = socket_timeout
+        # Closed while redis-py was about to write to it, and found no writer any more.
+        raise pool.closed_error() from error
 
 
 def heed_demotion(

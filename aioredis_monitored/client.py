@@ -16,6 +16,7 @@ from redis.typing import KeyT, ScriptTextT
 
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.monitor import MonitoredMonitor
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.pubsub import PubSubMixin
@@ -114,7 +115,12 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         return handle
 
     def client(self) -> Self:
-        """A handle that keeps to one connection; close it to give the connection back."""
+        """A handle that keeps to one connection; close it to give the connection back.
+
+        If the connection is lost, the handle gets another one, unless something was sent on it that alters a connection
+        (SELECT, CLIENT SETNAME, WATCH, MULTI, an unknown command, …): then every further call raises
+        ``PinnedConnectionLostError``, and so does WAIT on another connection than the first.
+        """
         handle = self.__class__(
             self.context_name, self.server_span, self.connection_pool, single_connection_client=True
         )
@@ -223,6 +229,10 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             thread_local,
             raise_on_release_error,
         )
+
+    def monitor(self) -> MonitoredMonitor:
+        """Show every command that the server gets, as redis-py does."""
+        return MonitoredMonitor(self.connection_pool)
 
     def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
         """A script; where it is missing, it is loaded by the operation that runs it.

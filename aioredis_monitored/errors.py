@@ -60,6 +60,12 @@ class OwnConnectionError(MonitoredRedisError, RedisError):
     __module__ = "aioredis_monitored"
 
 
+class PinnedConnectionLostError(MonitoredRedisError, RedisConnectionError):
+    """A handle has lost the connection that it keeps to, and with it what its calls have changed or counted there."""
+
+    __module__ = "aioredis_monitored"
+
+
 class EventLoopError(MonitoredRedisError, RuntimeError):
     """A pool was used from another event loop than the one that it belongs to."""
 

@@ -1,15 +1,17 @@
 """The calls of a client: each is an operation, or several are one."""
 
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
+from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored.calls import CallsMixin, lent
+from aioredis_monitored.attempts import attempt_on, attempted
+from aioredis_monitored.calls import CallsMixin, borrowed, lent, refuse_counting
 from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -20,7 +22,7 @@ from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.telemetry.queues import Delivery
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
-from aioredis_monitored.traits import server_wait
+from aioredis_monitored.traits import server_wait, traits_of
 
 T = TypeVar("T")
 
@@ -146,6 +148,11 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         pool = self._pool
         if pool is None:
             own = self.connection_pool
+            if isinstance(own, MonitoredConnectionPool):
+                connecting = partial(self._dedicated, own, (), operation)
+                return await in_turns(
+                    lambda wait: fetched_waiting(own, fetch, wait, operation, connecting), fetch, seconds
+                )
             return await in_turns(lambda wait: fetched_on(self._elsewhere(operation), own, fetch, wait), fetch, seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)
@@ -156,19 +163,82 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 return None
             if operation is not None:
                 operation.goes_on()
-        return await in_turns(lambda wait: fetched_waiting(pool, fetch, wait, operation), fetch, seconds)
+        borrowing = partial(borrowed, pool, operation)
+        return await in_turns(lambda wait: fetched_waiting(pool, fetch, wait, operation, borrowing), fetch, seconds)
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None) -> Any:
-        """As redis-py does, but see ``foreign``."""
+        """On the one connection of this handle, or one for this call; on a plain pool's as redis-py does."""
+        pool = self.connection_pool
+        if isinstance(pool, MonitoredConnectionPool):
+            attempt = partial(self._attempt_dedicated, pool, args, options, operation)
+            return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
+        # See ``foreign``.
         async with self._elsewhere(operation) as connection:
             return await connection.retry.call_with_retry(
                 lambda: self._send_command_parse_response(connection, args[0], *args, **options),
                 partial(self._close_connection, connection),
             )
 
+    async def initialize(self) -> Self:
+        """Borrow the one connection of a handle that keeps to one, as redis-py does."""
+        pool = self.connection_pool
+        if self.single_connection_client and self.connection is None and isinstance(pool, MonitoredConnectionPool):
+            await attempted(pool, traits_of(("PING",)), partial(self._attempt_to_connect, pool), 0, None)
+        return await super().initialize()
+
+    async def _attempt_to_connect(
+        self,
+        pool: MonitoredConnectionPool,
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - nothing is written
+    ) -> None:
+        async with attempt_on(pool, seconds, self._dedicated(pool, (), None)):
+            pass
+
+    async def _attempt_dedicated(
+        self,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        operation: Observer | None,
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - no other call uses this connection
+    ) -> Any:
+        dedicated = self._dedicated(pool, [args], operation)
+        async with attempt_on(pool, seconds, dedicated, server_wait(args) or 0) as connection:
+            return await self._send_command_parse_response(connection, args[0], *args, **options)
+
+    @asynccontextmanager
+    async def _dedicated(
+        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+    ) -> AsyncIterator[AbstractConnection]:
+        """The one connection of this handle, or one for this attempt; the arguments are those of ``_pinned``."""
+        if not self.single_connection_client:
+            for args in commands:
+                refuse_counting(args)
+            async with borrowed(pool, operation) as connection:
+                yield connection
+            return
+        pool.check_event_loop()
+        async with self._locked(operation), self._pinned(pool, commands, operation) as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _locked(self, operation: Observer | None) -> AsyncIterator[None]:
+        asked = perf_counter()
+        try:
+            await self._single_conn_lock.acquire()
+        finally:
+            if operation is not None:
+                operation.waited(perf_counter() - asked, 0)
+        try:
+            yield
+        finally:
+            self._single_conn_lock.release()
+
     @asynccontextmanager
     async def _elsewhere(self, operation: Observer | None) -> AsyncIterator[Connection]:
-        """The one connection of this handle, or one of a plain pool."""
+        """The one connection of this handle, or one for this call, of a plain pool."""
         pool = self.connection_pool
         if not self.single_connection_client:
             connection = await lent(pool, operation)
@@ -177,15 +247,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             finally:
                 await pool.release(connection)
             return
-        if isinstance(pool, MonitoredConnectionPool):
-            pool.check_event_loop()
-        asked = perf_counter()
-        try:
-            await self._single_conn_lock.acquire()
-        finally:
-            if operation is not None:
-                operation.waited(perf_counter() - asked, 0)
-        try:
+        async with self._locked(operation):
             connection = await self._kept_connection(operation)
             try:
                 yield connection
@@ -193,11 +255,9 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 if connection.should_reconnect():  # type: ignore[no-untyped-call]
                     await connection.disconnect()
                     await connection.connect()  # type: ignore[no-untyped-call]
-        finally:
-            self._single_conn_lock.release()
 
     async def _kept_connection(self, operation: Observer | None) -> Connection:
-        """The one connection of this handle, which its first call borrows."""
+        """The one connection of this handle on a plain pool, which its first call borrows."""
         if self.connection is None:
             self.connection = await lent(self.connection_pool, operation)
         elif operation is not None:

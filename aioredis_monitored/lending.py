@@ -2,18 +2,24 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
-from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.sockets import is_readable
+
+ALTERED_LOST: Final = (
+    "the connection of this handle is lost, and with it what was set there, such as the database: "
+    "make a new handle (client() or pipeline()), and set it again"
+)
 
 
 class LendingPool(LivingPool):
@@ -27,6 +33,8 @@ class LendingPool(LivingPool):
         self._waiting: deque[asyncio.Future[AbstractConnection]] = deque()
         self._altered: set[AbstractConnection] = set()
         self._connecting: set[AbstractConnection] = set()
+        # Those that are borrowed and were connected anew since.
+        self._reconnected: set[AbstractConnection] = set()
         self._lent_at: dict[AbstractConnection, float] = {}
         # Whether one place is kept for the shared connection, who has it, and who waits for it.
         self._reserves = False
@@ -55,10 +63,14 @@ class LendingPool(LivingPool):
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         # redis-py reconnects whenever it is asked to send. A connection that was out when the pool closed would come
-        # back to life: a WATCH would be forgotten, a subscription would outlive the pool.
+        # back to life: a WATCH would be forgotten, a subscription would outlive the pool. One that was altered would
+        # be another one, without its caller's knowledge.
         if connection not in self._in_use_connections and connection not in self._available_connections:
             await connection.disconnect(nowait=True)
             raise self.closed_error()
+        if connection in self._altered:
+            await connection.disconnect(nowait=True)
+            raise PinnedConnectionLostError(ALTERED_LOST)
 
     async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
         """Borrow a connection; give it back with ``release``.
@@ -200,9 +212,35 @@ class LendingPool(LivingPool):
         if connection.is_connected and is_readable(connection):
             # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's.
             await connection.disconnect(nowait=True)
+        await self._made_by(connection, partial(super().ensure_connection, connection))
+
+    async def reconnect(self, connection: AbstractConnection) -> None:
+        """Connect a borrowed connection anew; it stays borrowed, also if that fails.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        if not self.lends(connection):
+            raise self.closed_error()
+        self._reconnected.add(connection)
+        self._connecting.add(connection)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancellations = task.cancelling()
+        try:
+            await connection.disconnect(nowait=True)
+            await self._made_by(connection, connection.connect)
+        except Exception as error:
+            if not self.lends(connection):
+                raise self.closed_error() from error
+            raise
+        finally:
+            self._connecting.discard(connection)
+            _heed_cancellation(task, cancellations)
+
+    async def _made_by(self, connection: AbstractConnection, connect: Callable[[], Awaitable[None]]) -> None:
         began = None if connection.is_connected else perf_counter()
         try:
-            await super().ensure_connection(connection)
+            await connect()
             if began is not None:
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
@@ -215,6 +253,14 @@ class LendingPool(LivingPool):
     def alter(self, connection: AbstractConnection) -> None:
         """Note that a borrowed connection is no longer as it was made: it is closed when it is given back."""
         self._altered.add(connection)
+
+    def is_altered(self, connection: AbstractConnection) -> bool:
+        """Whether a borrowed connection is no longer as it was made."""
+        return connection in self._altered
+
+    def was_reconnected(self, connection: AbstractConnection) -> bool:
+        """Whether a borrowed connection was connected anew since it was borrowed."""
+        return connection in self._reconnected
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give a borrowed connection back."""
@@ -239,6 +285,7 @@ class LendingPool(LivingPool):
         """Take back a borrowed connection that is closed."""
         if self.lends(connection):
             self._in_use_connections.remove(connection)
+            self._reconnected.discard(connection)
             if (since := self._lent_at.pop(connection, None)) is not None:
                 self.note_use(perf_counter() - since)
             if connection is self._holder:
@@ -264,7 +311,8 @@ class LendingPool(LivingPool):
     def _forget(self) -> None:
         waiting = (*self._first, *self._waiting)
         super()._forget()
-        self._waiting, self._first, self._altered = deque(), deque(), set()
+        self._waiting, self._first = deque(), deque()
+        self._altered, self._reconnected = set(), set()
         self._reserves, self._holder, self._lent_at = False, None, {}
         for turn in waiting:
             # Without an event loop, nobody waits.

@@ -1,7 +1,7 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
-from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Collection, Iterable, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -9,28 +9,37 @@ from typing import Any
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
-from redis.exceptions import ConnectionError, RedisError, ResponseError  # noqa: A004
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError, RedisError, ResponseError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
 
-from aioredis_monitored.attempts import attempted
-from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
+from aioredis_monitored.attempts import attempt_on, attempted
+from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.retry import is_hang_up
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.part import Observer, Part
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
-from aioredis_monitored.traits import Traits, server_wait, traits_of_batch
+from aioredis_monitored.traits import Traits, server_wait, traits_of, traits_of_batch
 
 _UNDONE = frozenset({"UNWATCH", "WATCH"})
 
 
+def _lost_watch() -> WatchError:
+    return WatchError("the connection that watched the keys was lost: begin again with watch()")
+
+
 class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
+
+    On a ``MonitoredConnectionPool``, it raises ``WatchError`` at every call once the connection that watches is lost,
+    until ``watch`` begins anew; what may have run raises its own error first.
 
     Args:
         connection_pool: Where its connection comes from.
@@ -96,32 +105,37 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def _run(self, raise_on_error: bool) -> list[Any]:
         pool, stack = self.connection_pool, self.command_stack
-        if not isinstance(pool, MonitoredConnectionPool) or self.connection is not None or not stack:
-            return await self._run_on_own_connection(raise_on_error)
+        if not stack and not self.watching:
+            return []
+        if not isinstance(pool, MonitoredConnectionPool):
+            return await self._run_on_plain_connection(raise_on_error)
+        pool.check_event_loop()
         traits = traits_of_batch([args for args, _ in stack])
-        attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
-        # Nothing blocks in a transaction.
-        wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
+        make_attempt = self._attempt_batch if self.connection is None else self._attempt_pinned_batch
+        attempt = partial(make_attempt, pool, traits, stack, raise_on_error)
         try:
             if self.scripts:
                 await self.load_scripts()  # type: ignore[no-untyped-call]
-            return await attempted(pool, traits, attempt, wait, self._operation)
+            return await attempted(pool, traits, attempt, self._wait(stack), self._operation)
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
+
+    def _wait(self, stack: CommandStackT) -> float:
+        """The seconds for which the server may hold back the replies."""
+        # Nothing blocks in a transaction.
+        return 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
 
     def _note_altered(self, connection: Any, commands: Collection[Sequence[Any]]) -> None:
         # What it watches, it unwatches itself before it gives the connection back.
         super()._note_altered(connection, [args for args in commands if operation_name(args).upper() not in _UNDONE])
 
-    async def _run_on_own_connection(self, raise_on_error: bool) -> list[Any]:
-        """As redis-py does, on the connection that watches or on a plain pool's; but see ``foreign``."""
+    async def _run_on_plain_connection(self, raise_on_error: bool) -> list[Any]:
+        """As redis-py does, on a plain pool's connection; but see ``foreign``."""
         stack = self.command_stack
-        if not stack and not self.watching:
-            return []
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         if self.scripts:
             await self.load_scripts()  # type: ignore[no-untyped-call]
-        connection = await self._own_connection(self._operation)
+        connection = await self._plain_connection(self._operation)
         try:
             results: list[Any] = await connection.retry.call_with_retry(
                 lambda: execute(connection, stack, raise_on_error),
@@ -129,11 +143,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             )
             return results
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
 
-    async def _own_connection(self, operation: Observer | None) -> Connection:
-        if isinstance(self.connection_pool, MonitoredConnectionPool):
-            self.connection_pool.check_event_loop()
+    async def _plain_connection(self, operation: Observer | None) -> Connection:
         if self.connection is None:
             self.connection = await lent(self.connection_pool, operation)
         elif operation is not None:
@@ -170,29 +182,70 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self, pool: MonitoredConnectionPool, stack: CommandStackT, raise_on_error: bool, seconds: float | None
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        # Nothing blocks in a transaction.
-        wait = 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
-        async with borrowed(pool, seconds, self._operation, wait) as connection:
+        async with attempt_on(pool, seconds, borrowed(pool, self._operation), self._wait(stack)) as connection:
             results = await execute(connection, stack, raise_on_error)
             heed_demotion(pool, results, connection)
             return results
+
+    async def _attempt_pinned_batch(
+        self,
+        pool: MonitoredConnectionPool,
+        traits: Traits,  # noqa: ARG002 - as of any other batch
+        stack: CommandStackT,
+        raise_on_error: bool,
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - no other call uses this connection
+    ) -> list[Any]:
+        execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
+        pinned = self._pinned(pool, [args for args, _ in stack], self._operation)
+        async with attempt_on(pool, seconds, pinned, self._wait(stack)) as connection:
+            results = await execute(connection, stack, raise_on_error)
+            heed_demotion(pool, results, connection)
+            return results
+
+    @asynccontextmanager
+    async def _pinned(
+        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+    ) -> AsyncIterator[AbstractConnection]:
+        async with super()._pinned(pool, commands, operation) as connection:
+            try:
+                yield connection
+            except RedisError as error:
+                # What may have run must not be taken for what did not: others repeat it when they see a WatchError.
+                if self.watching and is_hang_up(error) and traits_of_batch(commands).repeatable:
+                    raise _lost_watch() from error
+                raise
+
+    async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
+        connection = self.connection
+        if self.watching and connection is not None and has_lost(pool, connection):
+            # It watches as long as it is not said to begin anew, so that each further call raises this as well.
+            await connection.disconnect(nowait=True)
+            raise _lost_watch()
+        return await super()._pinned_connection(pool, operation)
+
+    async def reset(self) -> None:  # type: ignore[override]  # redis-py's own bases disagree
+        """Forget the batch, end the watch and give the connection back, as redis-py does."""
+        if self.connection is not None and not self.connection.is_connected:
+            # redis-py would connect it to end a watch that has ended with the connection.
+            self.watching = False
+        await super().reset()  # type: ignore[no-untyped-call]
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, Ride):
             return await super()._execute_transaction(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
-        with self._doubted(connection):
+        async with self._doubted(connection):
             replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
             return replies
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, Ride):
             return await super()._execute_pipeline(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
-        async with self._heeded(connection, [args for args, _ in commands]):
-            with self._doubted(connection):
-                replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
-                return replies
+        async with self._heeded(connection, [args for args, _ in commands]), self._doubted(connection):
+            replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
+            return replies
 
     async def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
         """Read one reply of the batch, as redis-py does.
@@ -211,14 +264,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 raise
             raise self._refusal from None
 
-    @contextmanager
-    def _doubted(self, connection: Any) -> Iterator[None]:
-        """Lend a connection to nobody else after an error: it may have kept redis-py from reading all replies."""
+    @asynccontextmanager
+    async def _doubted(self, connection: Any) -> AsyncIterator[None]:
+        """Close a connection after an error, which may have kept redis-py from reading all replies."""
         try:
             yield
         except BaseException:
             if isinstance(self.connection_pool, MonitoredConnectionPool):
-                self.connection_pool.alter(connection)
+                await connection.disconnect(nowait=True)
             raise
 
     def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> Any:
@@ -245,13 +298,33 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None
     ) -> Any:
         pool = self.connection_pool
-        if isinstance(pool, MonitoredConnectionPool) and self._is_executing and self.connection is None:
-            return await self._call(pool, args, options, operation=operation)
-        connection = await self._own_connection(operation)
+        if isinstance(pool, MonitoredConnectionPool):
+            pool.check_event_loop()
+            if self._is_executing and self.connection is None:
+                return await self._call(pool, args, options, operation=operation)
+            if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
+                # A call has raised since it was lost.
+                self.watching = False
+            attempt = partial(self._attempt_immediately, pool, args, options, operation)
+            return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
+        connection = await self._plain_connection(operation)
         return await connection.retry.call_with_retry(
             lambda: self._send_command_parse_response(connection, args[0], *args, **options),
             partial(self._disconnect_reset_raise_on_watching, connection),
         )
+
+    async def _attempt_immediately(
+        self,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        operation: Observer | None,
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - no other call uses this connection
+    ) -> Any:
+        pinned = self._pinned(pool, [args], operation)
+        async with attempt_on(pool, seconds, pinned, server_wait(args) or 0) as connection:
+            return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Write the command into the error's text, as redis-py does but without the values in it."""

@@ -21,7 +21,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from aioredis_monitored.errors import PoolClosedError, cause_of
+from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError, cause_of
 from aioredis_monitored.traits import Traits
 
 # The longest pause: a server that has come back is found within it.
@@ -35,7 +35,9 @@ _PASSING: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 _MAX_LOSSES: Final = 2
 # With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
 _ENOUGH: Final = 64
-_FINAL = (AuthenticationError, AuthorizationError, MaxConnectionsError, PoolClosedError)
+# No pause changes these.
+_LASTING = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
+_FINAL = (*_LASTING, MaxConnectionsError)
 
 
 def pauses(first: float, longest: float) -> Callable[[int], float]:
@@ -104,7 +106,7 @@ def may_pass(error: Exception) -> bool:
 
     Or it has forgotten a script as soon as it was told it, as one does that is started anew.
     """
-    if isinstance(error, AuthenticationError | AuthorizationError | PoolClosedError) or _is_refusal(cause_of(error)):
+    if isinstance(error, _LASTING) or _is_refusal(cause_of(error)):
         return False
     passing = (ConnectionError, TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
     return isinstance(error, passing) or str(error).startswith(_PASSING)

@@ -38,6 +38,16 @@ def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | No
 
 def is_readable(connection: AbstractConnection) -> bool:
     """Whether something has come that the event loop has not read yet; of an idle connection, most likely its end."""
+    return _is_polled(connection, select.POLLIN)
+
+
+def has_ended(connection: AbstractConnection) -> bool:
+    """Whether the other end has closed a connection on which something may also have come unasked."""
+    # Where there is no such event, only a reset is noticed.
+    return _is_polled(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
+
+
+def _is_polled(connection: AbstractConnection, events: int) -> bool:
     writer: Any = getattr(connection, "_writer", None)
     sock = getattr(writer, "get_extra_info", lambda _: None)("socket")
     if sock is None:
@@ -48,7 +58,7 @@ def is_readable(connection: AbstractConnection) -> bool:
     if descriptor < 0:
         return True
     sockets = select.poll()
-    sockets.register(descriptor, select.POLLIN)
+    sockets.register(descriptor, events)
     return bool(sockets.poll(0))
 
 

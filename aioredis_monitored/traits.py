@@ -136,6 +136,7 @@ _HARMLESS = frozenset(
         "SCRIPT EXISTS",  # reports
         "SCRIPT LOAD",  # the second time finds the script there
         "TIME",  # reports
+        "WATCH",  # watches what it watches already
     }
 )
 _RUNS_CODE = frozenset({"EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO"})

@@ -10,7 +10,13 @@ import redis.asyncio
 from opentelemetry.context import attach, detach, set_value
 from sharing import UNRECORDED, begun, frozen, until_blocked
 
-from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored import (
+    LeaseLostError,
+    MessageQueue,
+    MonitoredRedisConnection,
+    PinnedConnectionLostError,
+    PoolClosedError,
+)
 from aioredis_monitored.envelope import seal
 from aioredis_monitored.patience import finish, insist
 from aioredis_monitored.retry import may_pass, pauses
@@ -332,6 +338,7 @@ async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(que
         (redis.exceptions.ResponseError("WRONGTYPE Operation against a key"), False),
         (redis.exceptions.AuthenticationError("WRONGPASS"), False),
         (PoolClosedError("closed"), False),
+        (PinnedConnectionLostError("lost"), False),
     ],
 )
 def test_what_passes_by_itself_is_waited_for(error, passes):

@@ -96,6 +96,7 @@ HARMLESS = {
     "PUBSUB NUMSUB": ["c"],
     "SCRIPT EXISTS": ["0" * 40],
     "SCRIPT LOAD": ["return 1"],
+    "WATCH": ["key"],
 }
 
 

@@ -12,8 +12,8 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from aioredis_monitored.attempts import attempted
-from aioredis_monitored.calls import borrowed, heed_demotion
+from aioredis_monitored.attempts import attempt_on, attempted
+from aioredis_monitored.calls import heed_demotion
 from aioredis_monitored.fetching.aside import aside_of, is_answered
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.fetching.waiting import CLOSE_ENOUGH, Waiting
@@ -22,6 +22,8 @@ from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import traits_of, traits_of_batch
+
+Connecting = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
 
 
 async def fetched_at_once(pool: MonitoredConnectionPool, fetch: Fetch, operation: Observer | None) -> Any:
@@ -78,25 +80,34 @@ async def in_turns(fetched: Callable[[float], Awaitable[Any]], fetch: Fetch, wai
     return found
 
 
-async def fetched_waiting(pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None) -> Any:
-    """What comes within so many seconds, awaited on a borrowed connection; ``None`` if nothing comes.
+async def fetched_waiting(
+    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, connecting: Connecting
+) -> Any:
+    """What comes within ``wait`` seconds, awaited on a dedicated connection; ``None`` if nothing comes.
+
+    Args:
+        pool: Where connections come from.
+        fetch: What to fetch.
+        wait: How many seconds.
+        operation: Learns of the pauses between attempts.
+        connecting: Gives the connection for one attempt, and gives it back.
 
     Raises:
         redis.exceptions.RedisError: As for any call that waits.
     """
     traits = traits_of_batch(fetch.waiting(fetch.longest_wait))
-    return await attempted(pool, traits, partial(_attempt_waiting, pool, fetch, wait, operation), wait, operation)
+    return await attempted(pool, traits, partial(_attempt_waiting, pool, fetch, wait, connecting), wait, operation)
 
 
 async def _attempt_waiting(
     pool: MonitoredConnectionPool,
     fetch: Fetch,
     wait: float,
-    operation: Observer | None,
+    connecting: Connecting,
     seconds: float | None,
     losses: int,  # noqa: ARG001 - it has a connection of its own anyway
 ) -> Any:
-    return await fetched_on(borrowed(pool, seconds, operation), pool, fetch, wait)
+    return await fetched_on(attempt_on(pool, seconds, connecting()), pool, fetch, wait)
 
 
 async def fetched_on(

@@ -135,6 +135,11 @@ class Instruments:
         self.lock_lost = meter.create_counter(
             own.LOCK_LOST, "{lock}", "The number of acquired locks that were found to be no longer owned."
         )
+        self.pubsub_reconnects = meter.create_counter(
+            own.PUBSUB_RECONNECTS,
+            "{reconnect}",
+            "The number of times that subscriptions were renewed after their connection was lost.",
+        )
         self.timeouts = meter.create_counter(
             semconv.DB_CLIENT_CONNECTION_TIMEOUTS,
             "{timeout}",

@@ -58,5 +58,8 @@ LOCK_HOLD_TIME: Final = f"{_OURS}.lock.hold_time"
 # was unprotected then.
 LOCK_CONTENDED: Final = f"{_OURS}.lock.contended"
 LOCK_LOST: Final = f"{_OURS}.lock.lost"
+# Subscriptions that were renewed after their connection was lost: what was published meanwhile never came. Conventions
+# count messages that come.
+PUBSUB_RECONNECTS: Final = f"{_OURS}.pubsub.reconnects"
 # From the reading of a reply until its caller goes on: what looks like a slow server and is a busy event loop.
 EVENT_LOOP_LAG: Final = f"{_OURS}.event_loop.lag"

@@ -110,7 +110,8 @@ class Telemetry:
     def _begin_counting(self) -> None:
         # What is not there before its first event shows no increase by it.
         instruments = self.instruments
-        for counter in (instruments.timeouts, instruments.lock_contended, instruments.lock_lost):
+        pools = (instruments.timeouts, instruments.lock_contended, instruments.lock_lost, instruments.pubsub_reconnects)
+        for counter in pools:
             self.measure(counter.add, 0)
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
             for view in self.queues.values():
