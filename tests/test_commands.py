@@ -306,7 +306,8 @@ def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, 
     elapsed = time.perf_counter() - started
 
     assert server_wait(args) == WAIT
-    assert WAIT * 0.9 < elapsed < WAIT + 1
+    # In seconds, what are milliseconds would be fifty.
+    assert WAIT * 0.9 < elapsed < WAIT + 15
 
 
 @pytest.mark.parametrize(
