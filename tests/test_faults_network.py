@@ -68,7 +68,8 @@ async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_cl
                 await client.getset("key", value)
             outcomes.append(await client.ping())
         # The one that was cut is never used again.
-        assert accepted + 1 == proxy.accepted
+        assert await client.ping()
+        assert accepted < proxy.accepted
 
     assert [True] * 1_000 == outcomes
 
