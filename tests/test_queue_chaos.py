@@ -47,7 +47,7 @@ def run(*words):
 def test_killed_cut_off_and_frozen_consumers_lose_nothing():
     faults = {"kills": 10, "client_kills": 10, "freezes": 2}
     words = [f"--{name.replace('_', '-')}={count}" for name, count in faults.items()]
-    # Whatever the machine does, a message comes again in less than half a minute, the lease by default.
+    # What did not go by the lease would take half a minute, the default.
     code, figures = run("--messages=2000", *words, "--lease=2", "--handed-over=20", "--seconds=20", "--patience=60")
 
     assert ([], 0) == (figures["failures"], code), figures
