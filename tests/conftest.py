@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import redis
 from collector import collecting
+from hypothesis import HealthCheck, settings
 from sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
@@ -18,6 +19,9 @@ from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
 
 # Far beyond what anything takes that comes true at all: it is reached by what never does.
 DEADLINE = 30.0
+
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("any machine")
 
 if os.environ.get("AIOREDIS_MONITORED_UVLOOP"):
 

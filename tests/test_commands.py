@@ -133,7 +133,7 @@ def test_keys_that_the_table_cannot_tell_are_called_incomplete(inspector, args, 
 
 
 def test_everything_that_a_grammar_allows_is_shown_without_its_values(inspector, grammars):
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(chance=st.randoms(use_true_random=True))
     def check(chance):
         for name, grammar in grammars.items():
@@ -378,7 +378,6 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(args=st.lists(ANYTHING, max_size=12).map(tuple), limit=st.integers(1, 64))
 def test_whatever_the_arguments_are_nothing_raises(args, limit):
     text = query_text(args, limit=limit)

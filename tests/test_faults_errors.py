@@ -163,7 +163,7 @@ def error_types(telemetry):
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.status)
 async def test_an_error_reply_has_its_type_and_leaves_the_connection_usable(make_client, telemetry, multiplex, case):
     with RedisServer(*case.options) as server, redis.Redis.from_url(server.url) as admin:
-        client = make_client(server.url, is_recorded=True, socket_timeout=1.5)
+        client = make_client(server.url, is_recorded=True, socket_timeout=60, retries=2)
         connection = await client.client_id()
         case.arrange(admin)
 

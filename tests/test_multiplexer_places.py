@@ -24,7 +24,7 @@ def places(pool):
 async def test_while_a_retired_connection_lives_nothing_is_lent_twice(
     make_pool, proxy, inspector, until, others, before
 ):
-    client = client_of(make_pool, proxy.url, max_connections=others + 1, socket_timeout=2)
+    client = client_of(make_pool, proxy.url, max_connections=others + 1, socket_timeout=3)
     pool = client.connection_pool
     await client.ping()
     blocked = [asyncio.ensure_future(client.blpop("list", timeout=1)) for _ in range(before)]

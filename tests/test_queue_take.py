@@ -23,7 +23,7 @@ KINDS = {
 
 @pytest.fixture
 def queue(make_pool, server):
-    return MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
 
 
 @pytest.fixture(params=[*KINDS, "plain", "one connection"])
@@ -36,7 +36,7 @@ async def queue_of_any_kind(request, make_pool, server):
         client = MonitoredRedisConnection(connection_pool=pool)
     if request.param == "one connection":
         client = client.client()
-    async with client, MessageQueue("mail", client, lease=1) as queue:
+    async with client, MessageQueue("mail", client) as queue:
         yield queue
 
 
@@ -255,9 +255,8 @@ async def test_an_acknowledgement_that_is_cut_off_is_tried_again(make_pool, prox
     assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
 
-async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_comes_again(
-    make_pool, queue, proxy, until
-):
+async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_comes_again(make_pool, server, proxy):
+    queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
     cut_off = MessageQueue("mail", make_pool(proxy.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     async with asyncio.timeout(20):

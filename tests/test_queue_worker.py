@@ -19,7 +19,7 @@ from aioredis_monitored import worker as worker_module
 
 @pytest.fixture
 def queue(make_pool, server):
-    return MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
 
 
 class Handler:
@@ -92,7 +92,7 @@ async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
         pool = make_pool(server.url, multiplex=kind != "unshared", **UNRECORDED)
         client = MonitoredRedisConnection(connection_pool=pool)
     async with client.client() if kind == "one connection" else client as client:
-        queue = MessageQueue("mail", client, lease=1)
+        queue = MessageQueue("mail", client)
         worker = consume(queue, handler)
         try:
             for number in range(3):
