@@ -77,6 +77,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """Let 200 tasks use the client in 15 minutes of faults, on asyncio and uvloop at once; ``-- --help`` for less."""
+    session.install("-e", ".[demo]", "uvloop>=0.22")
+    session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo."""
     session.install("-e", ".[demo]")

@@ -95,11 +95,11 @@ def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, request, 
     process = subprocess.Popen(
         [sys.executable, "-m", "aioredis_monitored", "demo"], env=environment, stderr=subprocess.PIPE, text=True
     )
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not _connected_to(own_server.port, process.pid) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=20)
+    _, errors = process.communicate(timeout=60)
 
     assert (130, "") == (process.returncode, errors)
     assert [] == list(tmp_path.iterdir())
@@ -111,7 +111,7 @@ def test_a_signal_cancels_what_runs_and_the_handlers_are_put_back(own_server, mo
     own_server.freeze()
 
     def terminate():
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while not _connected_to(own_server.port, os.getpid()) and time.monotonic() < deadline:
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGHUP)

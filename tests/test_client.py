@@ -6,6 +6,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from sharing import until_answered
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, MonitoredRedisPipeline
 from aioredis_monitored.lock import MonitoredLock
@@ -240,16 +241,24 @@ async def test_a_response_callback_is_the_handles_own(client):
 
 @pytest.mark.slow
 async def test_blocking_commands_outlive_the_socket_timeout(make_pool, server):
-    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=0.2))
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=5))
     await client.xgroup_create("stream", "group", mkstream=True)
 
-    assert await client.blpop("nothing", timeout=1) is None
-    assert [None, True] == await client.pipeline(False).blpop("nothing", timeout=1).execute_command("PING").execute()
-    async with client.pipeline() as pipe:
-        await pipe.watch("key")
-        assert await pipe.blpop("nothing", timeout=1) is None
-    assert not await client.xread({"stream": "$"}, block=500)
-    assert not await client.xreadgroup("group", "consumer", {"stream": ">"}, block=500)
+    async def watching():
+        async with client.pipeline() as pipe:
+            await pipe.watch("key")
+            return await pipe.blpop("nothing", timeout=6)
+
+    replies = await asyncio.gather(
+        client.blpop("nothing", timeout=6),
+        client.pipeline(False).blpop("nothing", timeout=6).execute_command("PING").execute(),
+        watching(),
+        client.xread({"stream": "$"}, block=6_000),
+        client.xreadgroup("group", "consumer", {"stream": ">"}, block=6_000),
+    )
+
+    assert [None, [None, True], None] == replies[:3]
+    assert not any(replies[3:])
 
 
 async def test_a_pool_without_a_socket_timeout_keeps_none(make_pool, server):
@@ -272,11 +281,12 @@ async def test_a_pipeline_annotates_errors_as_redis_py_does_but_without_values(c
 
 async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make_pool, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2)).client()
-    await client.ping()
+    await until_answered(client.ping)
     await client.connection.disconnect()
     own_server.freeze()
 
-    async with asyncio.timeout(3):
+    # To be patient would be to wait until the server goes on.
+    async with asyncio.timeout(15):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.blpop("nothing", timeout=0)
     own_server.thaw()
@@ -285,13 +295,13 @@ async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make
 
 async def test_a_frozen_server_is_noticed_by_blocking_commands_too(own_server, make_pool):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2))
-    await client.ping()
+    await until_answered(client.ping)
     own_server.freeze()
 
     with pytest.raises(redis.exceptions.TimeoutError):
         await client.blpop("nothing", timeout=0.1)
     own_server.thaw()
-    assert await client.ping() is True
+    assert await until_answered(client.ping) is True
 
 
 async def test_cancellation_leaves_no_stale_reply_and_no_borrowed_connection(make_pool, server):

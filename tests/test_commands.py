@@ -133,7 +133,7 @@ def test_keys_that_the_table_cannot_tell_are_called_incomplete(inspector, args, 
 
 
 def test_everything_that_a_grammar_allows_is_shown_without_its_values(inspector, grammars):
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(chance=st.randoms(use_true_random=True))
     def check(chance):
         for name, grammar in grammars.items():
@@ -306,7 +306,8 @@ def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, 
     elapsed = time.perf_counter() - started
 
     assert server_wait(args) == WAIT
-    assert WAIT * 0.9 < elapsed < WAIT + 1
+    # In seconds, what are milliseconds would be fifty.
+    assert WAIT * 0.9 < elapsed < WAIT + 15
 
 
 @pytest.mark.parametrize(
@@ -377,7 +378,6 @@ ANYTHING = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(args=st.lists(ANYTHING, max_size=12).map(tuple), limit=st.integers(1, 64))
 def test_whatever_the_arguments_are_nothing_raises(args, limit):
     text = query_text(args, limit=limit)

@@ -171,7 +171,7 @@ async def tell(client):
             async with queue.take():
                 raise LookupError
         (view,) = client.telemetry.queues.values()
-        deadline = asyncio.get_running_loop().time() + 5
+        deadline = asyncio.get_running_loop().time() + 30
         async with queue.take():
             while view.dead() is None and asyncio.get_running_loop().time() < deadline:
                 await asyncio.sleep(0.001)

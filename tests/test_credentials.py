@@ -240,10 +240,11 @@ async def test_what_a_queue_sends_on_other_connections_is_asked_for_too(
         assert b"message" == message
         # Its lease is renewed on another connection where none is shared.
         renewed = account.counted("zadd", "set", "pexpire", "eval", "evalsha")
-        await until(lambda: account.counted("zadd", "set", "pexpire", "eval", "evalsha") > renewed, 20)
+        await until(lambda: account.counted("zadd", "set", "pexpire", "eval", "evalsha") > renewed)
 
     assert [] == held(inspector)
-    assert 0 < account.refusals == account.attempts / 2
+    # One that renews leases may be connecting still.
+    await until(lambda: 0 < account.refusals == account.attempts / 2)
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def outcome(program, url, multiplex, run="asyncio.run", warnings="error"):
     """What the program prints, and what it and the interpreter complain about."""
     command = [sys.executable, "-W", warnings, "-c", BEGINNING + textwrap.dedent(program)]
     done = subprocess.run(  # noqa: S603 - our own Python
-        [*command, url, str(multiplex), run], capture_output=True, text=True, timeout=20, check=False
+        [*command, url, str(multiplex), run], capture_output=True, text=True, timeout=120, check=False
     )
     return done.stdout.split(), done.stderr
 
@@ -181,7 +181,7 @@ def test_a_pool_with_replies_under_way_is_forgotten_with_one_warning(server, mul
 
 
 FORKING = """
-pool = make(max_connections=8, socket_timeout=2)
+pool = make(max_connections=8, socket_timeout=60, timeout=60)
 client = MonitoredRedisConnection(connection_pool=pool)
 
 async def echo(number):

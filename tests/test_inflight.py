@@ -223,7 +223,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert check <= min(ends, default=check)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
 test_replies_go_to_whom_they_belong_whatever_happens = AnyOrder.TestCase
 
 

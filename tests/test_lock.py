@@ -10,7 +10,7 @@ import redis
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import SpanKind, StatusCode
-from sharing import UNRECORDED, begun, frozen, stopwatch
+from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.lock import MonitoredLock
@@ -84,25 +84,25 @@ async def test_the_query_text_is_that_of_the_set(client, telemetry, timeout):
 async def test_a_lock_contended_for_a_second_is_one_span_of_a_second(client, telemetry, held, inspector, until):
     await client.ping()
     with telemetry.block() as block:
-        watch = stopwatch()
+        asked = time.perf_counter()
         acquiring = asyncio.ensure_future(client.lock("lock").acquire())
         await until(lambda: block.tally(CONTENDED) == {"": 1})
         # It is waited for by now: whatever the machine does, that takes a second more.
         inspector.pexpire("lock", 1_000)
         assert await acquiring
-        took = watch()
+        took = time.perf_counter() - asked
     span, wait = block.span("lock.acquire"), block.point(WAIT)
     polls = span.attributes[POLLS]
 
     assert (span,) == block.spans
-    # About a second, and no later than the next poll. The span is around the wait, and within what it took.
-    assert took.within(0.99, 1.5)
-    assert 0.99 <= wait.sum <= (span.end_time - span.start_time) / 1e9 <= took.seconds
+    # The span is around the wait, and within what it took.
+    assert 0.99 <= wait.sum <= (span.end_time - span.start_time) / 1e9 <= took
     assert span.attributes[ACQUIRED] is True
     # A pause of 0.1 s before each but the first.
     assert 2 <= polls <= 1 + wait.sum / 0.09
     assert {"SET": polls} == block.tally(DURATION, "db.operation.name")
-    assert block.point(DURATION).sum < wait.sum / 2
+    # The pauses are no part of the polls.
+    assert block.point(DURATION).sum <= wait.sum - 0.09 * (polls - 1)
     assert {"test": 1} == block.tally(CONTENDED, "db.client.connection.pool.name")
 
 
@@ -302,13 +302,13 @@ async def test_keys_are_shown_as_users_have_chosen(make_pool, server, telemetry,
 
 async def test_noise_is_left_out_as_users_have_chosen(make_pool, server, telemetry, held, inspector, until):
     # Long enough for a machine that stalls to acquire what is free.
-    pool = make_pool(server.url, telemetry=TelemetryOptions(slow_only=0.7))
+    pool = make_pool(server.url, telemetry=TelemetryOptions(slow_only=2))
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.lock("free").acquire()
     acquiring = asyncio.ensure_future(client.lock("lock", sleep=0.01).acquire())
     await until(lambda: telemetry.tally(CONTENDED) == {"": 1})
     since = time.perf_counter()
-    await until(lambda: time.perf_counter() > since + 0.7)
+    await until(lambda: time.perf_counter() > since + 2)
     inspector.delete("lock")
     await acquiring
 

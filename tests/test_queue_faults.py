@@ -44,7 +44,7 @@ async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(ma
 
 async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog):
     # Without a shared connection, unblocking takes another one, which does not come about.
-    queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=0.2, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=2, **UNRECORDED))
     (waiting,) = await begun(queue.get())
     with redis.Redis.from_url(own_server.url) as inspector:
         await until_blocked(inspector)
@@ -174,7 +174,7 @@ async def test_it_does_not_take_for_ever():
     with pytest.raises(TimeoutError):
         await insist(asyncio.Event().wait, 0.01)
 
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 15
 
 
 async def test_nothing_is_told_where_instrumentation_is_suppressed(pool, telemetry):
@@ -210,13 +210,13 @@ async def test_an_envelope_of_another_kind_is_opened_all_the_same(pool, telemetr
 
 
 async def test_a_server_that_never_answers_a_waiting_get_is_told(make_pool, own_server):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.2, retries=0, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1.5, retries=0, **UNRECORDED))
     await queue.client.ping()
     (waiting,) = await begun(queue.get(1))
     with redis.Redis.from_url(own_server.url) as inspector:
         await until_blocked(inspector)
     async with frozen(own_server):
-        with pytest.raises(redis.exceptions.TimeoutError, match=r"no reply in 1\.2 s"):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"no reply in 2\.5 s"):
             await waiting
 
 
@@ -252,7 +252,7 @@ async def test_a_message_whose_consumer_died_is_handled_alone(queue, inspector, 
 
 
 async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, own_server, caplog, until):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.1, **UNRECORDED), lease=1)
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
         async with queue.take():

