@@ -17,6 +17,7 @@ from aioredis_monitored.calls import CallsMixin, borrowed, heed_demotion, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
@@ -107,7 +108,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 await self.load_scripts()  # type: ignore[no-untyped-call]
             return await attempted(pool, traits, attempt, wait, self._operation)
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
 
     def _note_altered(self, connection: Any, commands: Collection[Sequence[Any]]) -> None:
         # What it watches, it unwatches itself before it gives the connection back.
@@ -129,7 +130,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             )
             return results
         finally:
-            await self.reset()  # type: ignore[no-untyped-call]
+            await self.reset()
 
     async def _own_connection(self, operation: Observer | None) -> Connection:
         if isinstance(self.connection_pool, MonitoredConnectionPool):
@@ -252,6 +253,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             lambda: self._send_command_parse_response(connection, args[0], *args, **options),
             partial(self._disconnect_reset_raise_on_watching, connection),
         )
+
+    async def reset(self) -> None:  # type: ignore[override]  # redis-py's own bases disagree
+        """Forget the commands, and give the connection back, which watches nothing more."""
+        if self.connection is None:
+            await super().reset()  # type: ignore[no-untyped-call]
+            return
+        with cleaning_up("resetting a pipeline"):
+            await super().reset()  # type: ignore[no-untyped-call]
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Write the command into the error's text, as redis-py does but without the values in it."""

@@ -17,6 +17,7 @@ from redis.utils import str_if_bytes
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.envelope import seal, unseal
 from aioredis_monitored.handle import Handle
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.telemetry.messaging import Processing, carrier_of
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.telemetry import Telemetry
@@ -61,6 +62,11 @@ class MonitoredPubSub(PubSub):
         super().__init__(connection_pool, **arguments)
         self.server_span = server_span
         self._telemetry = telemetry
+
+    async def aclose(self) -> None:
+        """End all subscriptions, and close their connection."""
+        with cleaning_up("closing subscriptions"):
+            await super().aclose()  # type: ignore[no-untyped-call]
 
     def process(self, message: Mapping[str, Any]) -> Processing:
         """Handle a message: ``with pubsub.process(message): …``.
