@@ -17,6 +17,7 @@ from redis.typing import KeyT, ScriptTextT
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.lock import MonitoredLock
 from aioredis_monitored.monitor import MonitoredMonitor
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.pubsub import PubSubMixin
@@ -142,12 +143,25 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         # redis-py's closes nothing if it is cancelled.
         self._usage_counter -= 1
         if not self._usage_counter:
-            await asyncio.shield(asyncio.ensure_future(self._close_unless_used()))
+            with cleaning_up(f"client {self.context_name!r}: closing it"):
+                await asyncio.shield(asyncio.ensure_future(self._close_unless_used()))
 
     async def _close_unless_used(self) -> None:
         # Somebody may have entered since.
         if not self._usage_counter:
             await self.aclose()
+
+    async def aclose(self, close_connection_pool: bool | None = None) -> None:
+        """Give the connection of this handle back if it keeps to one, and close the pool if it is the handle's own.
+
+        Args:
+            close_connection_pool: Whether to close the pool; default: if the handle has made it.
+        """
+        with cleaning_up(f"client {self.context_name!r}: closing it"):
+            if self.connection is not None and self._single_conn_lock.locked():
+                # A call is not answered yet, and the next user must not get its reply.
+                await self.connection.disconnect(nowait=True)
+            await super().aclose(close_connection_pool)
 
     def set_retry(self, retry: Retry) -> None:
         """Set the retry policy of a plain redis-py pool.

@@ -15,6 +15,7 @@ from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.configstore import ConfigStore
 from aioredis_monitored.errors import ConfigurationError, NoComponentsError
 from aioredis_monitored.injection import Injector, injector
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
 
 _logger = logging.getLogger("aioredis_monitored.components")
@@ -78,11 +79,12 @@ class Components:
         pools = [*self._pools.values(), *self._retired]
         self._pools.clear()
         self._retired.clear()
-        async with AsyncExitStack() as closing:
-            for pool in pools:
-                closing.push_async_callback(pool.aclose)
-            if self._closing:
-                await asyncio.wait(self._closing)
+        with cleaning_up("closing components"):
+            async with AsyncExitStack() as closing:
+                for pool in pools:
+                    closing.push_async_callback(pool.aclose)
+                if self._closing:
+                    await asyncio.wait(self._closing)
 
     async def __aenter__(self) -> Self:
         self.use()

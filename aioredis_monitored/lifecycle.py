@@ -9,6 +9,7 @@ from weakref import finalize
 from redis.asyncio import BlockingConnectionPool
 
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.sockets import Held
 
 
@@ -22,6 +23,8 @@ class LivingPool(BlockingConnectionPool):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
+        # What goes on when its callers have left, and is to end before the pool is closed.
+        self.unfinished: set[asyncio.Task[None]] = set()
         self._held = Held(self._available_connections, self._in_use_connections)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
         finalize(self, self._held.forget)
@@ -70,7 +73,8 @@ class LivingPool(BlockingConnectionPool):
         if self._closing is None:
             self._closing = asyncio.create_task(self._close_connections())
             self._closing.add_done_callback(self._is_closed)
-        await asyncio.shield(self._closing)
+        with cleaning_up(f"pool {self.name!r}: closing it"):
+            await asyncio.shield(self._closing)
 
     def _is_closed(self, closing: asyncio.Task[None]) -> None:
         self._closing = None
@@ -93,7 +97,7 @@ class LivingPool(BlockingConnectionPool):
         """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
         self._closed = True
         self._available_connections, self._in_use_connections = [], set()
-        self._lock, self._loop = asyncio.Lock(), None
+        self._lock, self._loop, self.unfinished = asyncio.Lock(), None, set()
         self._held.idle, self._held.lent, self._held.loop = self._available_connections, self._in_use_connections, None
 
     async def __aenter__(self) -> Self:

@@ -1,27 +1,69 @@
-"""redis-py's lock: acquiring it is one span, and how long locks are waited for and held is measured."""
+"""redis-py's lock with the queue's care: nothing of it is left behind, and each task releases what it has acquired."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from time import perf_counter
-from typing import Any, Literal, cast
+import asyncio
+import logging
+import threading
+from collections.abc import Awaitable, Coroutine, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from time import monotonic, perf_counter
+from typing import Any, Final, Literal, TypeVar, cast
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.lock import Lock
-from redis.exceptions import LockNotOwnedError
+from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
+from aioredis_monitored.attempts import attempt_on, attempted, until_answered
+from aioredis_monitored.calls import heed_demotion
+from aioredis_monitored.fetching import SETTLE_SECONDS, aside_of
 from aioredis_monitored.handle import Handle
+from aioredis_monitored.multiplexer import Lost, Reply
+from aioredis_monitored.patience import cleaning_up, finish, patiently
+from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.retry import is_answer, is_hang_up, may_pass, pauses
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.ambience import folded
 from aioredis_monitored.telemetry.operation import Operation
 from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored.traits import traits_of
+
+T = TypeVar("T")
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.lock")
+
+# Seconds for which a server that does not answer is asked to undo what an acquisition may have done.
+_UNDO_SECONDS: Final = 5.0
+_seconds_after = pauses(0.05, 0.5)
+
+# Those on pools of redis-py; ours keep their own. An event loop keeps no task alive.
+_undoing: set[asyncio.Task[None]] = set()
 
 
 class MonitoredLock(Lock):
-    """A lock that reports where its client does, and whose scripts are its own.
+    """A ``redis.asyncio.lock.Lock`` that reports where its client does, and cleans up behind its callers.
 
-    redis-py keeps them on the class, bound to the first client of the process, which keeps that client, its pool and
-    its event loop alive.
+    - An ``acquire`` that is cancelled, late or cut off leaves the lock to others: if its SET has succeeded, or may have
+      and the token is a random one, the lock is released in the background, for which a server that does not answer
+      gets 5 s.
+    - Releasing comes to its end also if it is cancelled. What fails in a release while its task is being cancelled is
+      logged, and the cancellation goes on.
+    - Each task releases and extends what it has acquired itself. A task that has acquired none since its last release
+      uses the token that was acquired last, as in redis-py: locks may be handed over. With ``thread_local=False`` all
+      share one token.
+
+    Its scripts are its own: redis-py keeps them on the class, bound to the first client of the process, which keeps
+    that client, its pool and its event loop alive.
     """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()  # type: ignore[assignment]
+        # The tokens with which only this lock can have set the key.
+        self._random: set[str | bytes] = set()
 
     def register_scripts(self) -> None:
         """Bind the three scripts to this lock's client."""
@@ -38,22 +80,32 @@ class MonitoredLock(Lock):
         Args:
             blocking: Whether to wait for it; default: as the lock was made.
             blocking_timeout: How long to wait, in seconds; default: as the lock was made.
-            token: What to know the holder by; default: something random.
+            token: What to know the holder by; default: something random. If a SET with a token of yours gets no answer,
+                it is not undone, as another holder may have the same token.
 
         Returns:
             Whether it was acquired.
         """
+        if token is not None:
+            return await self._acquire(blocking, blocking_timeout, token)
+        token = uuid4().hex.encode()
+        self._random.add(token)
+        try:
+            return await self._acquire(blocking, blocking_timeout, token)
+        finally:
+            self._random.discard(token)
+
+    async def _acquire(self, *how: Any) -> bool:
         client = self.redis
         if not isinstance(client, Handle) or not client.telemetry.is_heard():
-            acquired: bool = await super().acquire(blocking, blocking_timeout, token)
+            acquired: bool = await super().acquire(*how)
             return acquired
-        expiry = ("PX", int(self.timeout * 1000)) if self.timeout else ()
-        # As redis-py's do_acquire sends it; the token shows nowhere.
-        command = ("SET", self.name, b"", "NX", *expiry)
-        operation = client.operation_of(client.telemetry.acquisition_call(command), command)
-        return await operation.observe(self._acquire(client.telemetry, operation, blocking, blocking_timeout, token))
+        # The token shows nowhere.
+        command = self._set_command(b"")
+        operation = client.operation_of(client.telemetry.lock_call(own.LOCK_ACQUIRE, command), command)
+        return await operation.observe(self._acquire_observed(client.telemetry, operation, *how))
 
-    async def _acquire(self, telemetry: Telemetry, operation: Operation, *how: Any) -> bool:
+    async def _acquire_observed(self, telemetry: Telemetry, operation: Operation, *how: Any) -> bool:
         polling = _Polling(self, telemetry)
         acquired: bool = False
         started = perf_counter()
@@ -63,49 +115,387 @@ class MonitoredLock(Lock):
         finally:
             now = perf_counter()
             if acquired:
-                # It may have expired before, unnoticed.
-                self._end_hold(is_lost=True)
-                # Beside the token, which threads have one each of.
                 self.local.held_since = now
             telemetry.measure(telemetry.instruments.lock_wait_time.record, now - started)
             outcome = {own.LOCK_ACQUIRED: acquired, own.LOCK_POLLS: polling.count}
             operation.call = operation.call.with_span_attributes(outcome)
         return acquired
 
-    async def do_release(self, expected_token: bytes) -> None:
-        """Give it up; redis-py's ``release`` calls this."""
-        with self._noticing_loss():
-            await super().do_release(expected_token)
-        self._end_hold()
+    def _set_command(self, token: str | bytes) -> tuple[Any, ...]:
+        expiry = ("PX", int(self.timeout * 1000)) if self.timeout else ()
+        return ("SET", self.name, token, "NX", *expiry)
 
-    async def do_extend(self, additional_time: Number, replace_ttl: bool) -> Literal[True]:
-        """Keep it for longer; redis-py's ``extend`` calls this."""
-        with self._noticing_loss():
-            return await super().do_extend(additional_time, replace_ttl)
+    async def do_acquire(self, token: str | bytes) -> bool:
+        """Ask for the lock once; redis-py's ``acquire`` calls this."""
+        pool = getattr(self.redis, "connection_pool", None)
+        if pool is None:
+            # A cluster's client.
+            return await super().do_acquire(token)
+        return await _Acquisition(self, pool, token, is_random=token in self._random).outcome()
 
-    async def do_reacquire(self) -> Literal[True]:
-        """Keep it for its whole time once more; redis-py's ``reacquire`` calls this."""
-        with self._noticing_loss():
-            return await super().do_reacquire()
+    async def set_with(self, acquisition: "_Acquisition", token: str | bytes) -> bool:
+        """Send the SET of an acquisition, which learns how far it gets."""
+        client = self.redis
+        if not isinstance(client, Handle) or client.is_replaced:
+            return await acquisition.track(super().do_acquire(token))
+        command = self._set_command(token)
+        return bool(await client.execute_as(command, {}, partial(acquisition.send, client, command)))
 
-    @contextmanager
-    def _noticing_loss(self) -> Iterator[None]:
-        try:
-            yield
-        except LockNotOwnedError:
-            self._end_hold(is_lost=True)
-            raise
+    # Not coroutine functions: what a task holds, it holds also if it has another task await this.
 
-    def _end_hold(self, *, is_lost: bool = False) -> None:
-        client, since = self.redis, getattr(self.local, "held_since", None)
+    def owned(self) -> Coroutine[Any, Any, bool]:
+        """Whether the key holds the token of the current task."""
+        return self._on_behalf(self.local.current(), super().owned())
+
+    def release(self) -> Coroutine[Any, Any, None]:
+        """Release the lock: one span.
+
+        It comes to its end also if it is cancelled, which is then a second late at most. If the connection breaks, it
+        is tried once more.
+
+        Raises:
+            LockError: The current task holds no lock.
+            LockNotOwnedError: It has held the lock for longer than its ``timeout``.
+            redis.exceptions.RedisError: The server cannot be reached, or refuses. While the task is being cancelled,
+                none of these is raised, but logged.
+        """
+        return self._release(self.local.current())
+
+    def extend(self, additional_time: Number, replace_ttl: bool = False) -> Awaitable[Literal[True]]:
+        """Keep the lock for longer, as redis-py does."""
+        return self._on_behalf(self.local.current(), super().extend(additional_time, replace_ttl))
+
+    def reacquire(self) -> Awaitable[Literal[True]]:
+        """Keep the lock for its whole time once more, as redis-py does."""
+        return self._on_behalf(self.local.current(), super().reacquire())
+
+    async def _on_behalf(self, hold: "_Hold", call: Awaitable[T]) -> T:
+        with self.local.adopted(hold):
+            try:
+                return await call
+            except LockNotOwnedError:
+                self._end_hold(hold, is_lost=True)
+                raise
+
+    async def _release(self, hold: "_Hold") -> None:
+        client = self.redis
+        with cleaning_up(f"lock {self.name!r}: releasing it"):
+            token = hold.token
+            if token is None:
+                message = "Cannot release a lock that's not owned or is already unlocked."
+                raise LockError(message, lock_name=cast("str", self.name))
+            if not isinstance(client, Handle) or not client.telemetry.is_heard():
+                await self._finish_release(hold, token)
+                return
+            command = ("EVALSHA", cast("Any", self.lua_release).sha, 1, self.name, b"")
+            operation = client.operation_of(client.telemetry.lock_call(own.LOCK_RELEASE, command), command)
+            await operation.observe(self._release_observed(operation, hold, token))
+
+    async def _release_observed(self, operation: Operation, hold: "_Hold", token: str | bytes) -> None:
+        with folded(operation):
+            await self._finish_release(hold, token)
+
+    async def _finish_release(self, hold: "_Hold", token: str | bytes) -> None:
+        may_be_released = False
+
+        async def attempt() -> None:
+            nonlocal may_be_released
+            is_repeated, may_be_released = may_be_released, True
+            try:
+                await self.do_release(cast("bytes", token))
+            except LockNotOwnedError:
+                self._end_hold(hold, is_lost=not is_repeated)
+                self.local.give_up(hold, token)
+                if not is_repeated:
+                    raise
+            else:
+                self._end_hold(hold)
+                self.local.give_up(hold, token)
+
+        async def attempt_twice() -> None:
+            try:
+                await attempt()
+            except RedisError as error:
+                if not is_hang_up(error) or not may_pass(error):
+                    raise
+                # Where the first one has released it, this one finds nothing.
+                await attempt()
+
+        await finish(f"lock {self.name!r}: releasing it", attempt_twice, SETTLE_SECONDS)
+
+    def end_last_hold(self) -> None:
+        """Note that what was acquired last and never released was lost: the lock was acquired again."""
+        self._end_hold(self.local.last, is_lost=True)
+
+    def _end_hold(self, hold: "_Hold", *, is_lost: bool = False) -> None:
+        client, since = self.redis, hold.held_since
         if since is None or not isinstance(client, Handle):
             return
         # redis-py keeps the token of a lock that extend has found lost; it is counted once.
-        self.local.held_since = None
+        hold.held_since = None
         telemetry = client.telemetry
         telemetry.measure(telemetry.instruments.lock_hold_time.record, perf_counter() - since)
         if is_lost:
             telemetry.measure(telemetry.instruments.lock_lost.add, 1)
+
+
+class _Hold:
+    """What a holder of a lock knows it by; alone, it is what all holders share.
+
+    Attributes:
+        token: The value of the key; ``None`` if it holds nothing.
+        held_since: When it was acquired, by the performance counter; ``None`` if that is not known.
+        number: Of the acquisitions that were made when this was acquired, or else given up.
+    """
+
+    __slots__ = ("held_since", "number", "token")
+
+    def __init__(self, token: str | bytes | None = None, number: int = 0) -> None:
+        self.token = token
+        self.held_since: float | None = None
+        self.number = number
+
+    def current(self) -> "_Hold":
+        return self
+
+    @property
+    def last(self) -> "_Hold":
+        return self
+
+    def adopted(self, hold: "_Hold") -> AbstractContextManager[object]:  # noqa: ARG002 - as in _Holds
+        """See ``_Holds``."""
+        return nullcontext()
+
+    def give_up(self, hold: "_Hold", token: str | bytes) -> None:
+        """See ``_Holds``: another holder may have acquired the lock meanwhile."""
+        if hold.token == token:
+            hold.token = None
+
+
+class _Holds(threading.local):
+    """What the tasks of a thread hold a lock by.
+
+    Attributes:
+        last: What was acquired last.
+    """
+
+    def __init__(self) -> None:
+        self.last = _Hold()
+        self._count = 0
+        self._of_tasks: WeakKeyDictionary[asyncio.Task[Any], _Hold] = WeakKeyDictionary()
+
+    def current(self) -> _Hold:
+        """What the current task has acquired, or else what was acquired last, unless that was before it released."""
+        task = _current_task()
+        hold = None if task is None else self._of_tasks.get(task)
+        if hold is None or (hold.token is None and hold.number < self.last.number):
+            return self.last
+        return hold
+
+    @contextmanager
+    def adopted(self, hold: _Hold) -> Iterator[None]:
+        """Let the current task hold what another one has acquired, as long as the block runs."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        before = self._of_tasks.get(task)
+        self._of_tasks[task] = hold
+        try:
+            yield
+        finally:
+            if before is None:
+                del self._of_tasks[task]
+            else:
+                self._of_tasks[task] = before
+
+    def give_up(self, hold: _Hold, token: str | bytes) -> None:  # noqa: ARG002 - as in _Hold
+        """Hold it no more."""
+        hold.token = None
+        hold.number = self._count
+
+    @property
+    def token(self) -> str | bytes | None:
+        """That of the current task, as in redis-py."""
+        return self.current().token
+
+    @token.setter
+    def token(self, token: str | bytes | None) -> None:
+        if token is None:
+            self.give_up(self.current(), b"")
+            return
+        self._count += 1
+        self.last = _Hold(token, self._count)
+        task = _current_task()
+        if task is not None:
+            self._of_tasks[task] = self.last
+
+    @property
+    def held_since(self) -> float | None:
+        """When the current task has acquired it, by the performance counter; ``None`` if that is not known."""
+        return self.current().held_since
+
+    @held_since.setter
+    def held_since(self, since: float) -> None:
+        self.current().held_since = since
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+class _Acquisition:
+    """One SET of a lock, in a task of its own: if its caller leaves, it comes to its end and is undone.
+
+    Args:
+        lock: The lock.
+        pool: The pool of its client.
+        token: The value.
+        is_random: Whether only this acquisition can have set that value.
+    """
+
+    def __init__(self, lock: MonitoredLock, pool: ConnectionPool, token: str | bytes, *, is_random: bool) -> None:
+        loop = asyncio.get_running_loop()
+        self._lock = lock
+        self._pool = pool
+        self._token = token
+        self._is_random = is_random
+        # On a shared connection, the call; on another one, whether it is sent and not answered.
+        self._call: Reply | None = None
+        self._is_asking = False
+        # Whether an answer was lost before an attempt that was answered.
+        self._is_doubted = False
+        self._outcome: asyncio.Future[bool] = loop.create_future()
+        self._is_taken: asyncio.Future[None] = loop.create_future()
+        self._task = loop.create_task(self._run())
+
+    async def outcome(self) -> bool:
+        """Whether the lock was acquired; if the caller is cancelled, it leaves at once."""
+        try:
+            acquired = await self._outcome
+        except asyncio.CancelledError:
+            self._is_taken.cancel()
+            if self._outcome.done() and not self._outcome.cancelled():
+                # Otherwise, asyncio would complain that its error was never retrieved.
+                self._outcome.exception()
+            self._outlive_caller()
+            if not self._may_run():
+                self._task.cancel()
+                await patiently(self._task, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+            raise
+        self._is_taken.set_result(None)
+        return acquired
+
+    def _may_run(self) -> bool:
+        """Whether the SET was sent and not answered yet, or an answer was lost."""
+        return self._is_doubted or self._is_asking or (self._call is not None and not self._call.waits)
+
+    def _outlive_caller(self) -> None:
+        unfinished = self._pool.unfinished if isinstance(self._pool, MonitoredConnectionPool) else _undoing
+        unfinished.add(self._task)
+        self._task.add_done_callback(unfinished.discard)
+
+    async def _run(self) -> None:
+        try:
+            acquired = await self._lock.set_with(self, self._token)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the caller's
+            is_left = self._is_random and self._may_run()
+            if is_left:
+                self._outlive_caller()
+            self._fail(error)
+        else:
+            is_left = not acquired and self._is_random and self._is_doubted
+            if not self._outcome.done():
+                self._outcome.set_result(acquired)
+            if acquired:
+                # In the tick in which it succeeds, the caller may be cancelled.
+                await patiently(self._is_taken, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+                is_left = not self._is_taken.done() or self._is_taken.cancelled()
+        if is_left:
+            await finish(f"lock {self._lock.name!r}: undoing an acquisition", self._undone, SETTLE_SECONDS)
+
+    def _fail(self, error: BaseException) -> None:
+        if self._outcome.done():
+            return
+        if isinstance(error, asyncio.CancelledError):
+            self._outcome.cancel()
+        else:
+            self._outcome.set_exception(error)
+
+    async def send(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
+        """The reply to the SET, after as many attempts as the pool's policy allows."""
+        if not isinstance(self._pool, MonitoredConnectionPool):
+            return await self._ask_elsewhere(client, command, operation)
+        attempt = partial(self._attempt, client, self._pool, command, operation)
+        return await attempted(self._pool, traits_of(command), attempt, 0, operation)
+
+    async def _attempt(
+        self,
+        client: Handle,
+        pool: MonitoredConnectionPool,
+        command: tuple[Any, ...],
+        operation: Operation | None,
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - it is never repeated once it was written
+    ) -> Any:
+        multiplexer = None if client._pool is None else pool.multiplexer  # noqa: SLF001 - where its calls go
+        if multiplexer is None:
+            dedicated = client._dedicated(pool, [command], operation)  # noqa: SLF001 - a call of the client
+            async with attempt_on(pool, seconds, dedicated, 0) as connection:
+                return await self.track(self._ask(client, connection, command))
+        started = monotonic()
+        self._call = multiplexer.send(command, None, operation)
+        reply = await self._call.within(seconds)
+        self._call = None
+        if isinstance(reply, Exception):
+            lost = reply if isinstance(reply, Lost) else Lost(reply, written=True)
+            self._is_doubted |= lost.written and not is_answer(lost.error)
+            heed_demotion(pool, reply, since=started)
+            raise lost
+        pool.retry_policy.is_out_of_reach = False
+        return reply
+
+    async def _ask_elsewhere(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
+        async with client._elsewhere(operation) as connection:  # noqa: SLF001 - a call of the client
+            return await connection.retry.call_with_retry(
+                lambda: self.track(self._ask(client, connection, command)),
+                partial(client._close_connection, connection),  # noqa: SLF001 - as redis-py does
+            )
+
+    async def _ask(self, client: Handle, connection: AbstractConnection, command: tuple[Any, ...]) -> Any:
+        return await client._send_command_parse_response(connection, command[0], *command)  # noqa: SLF001 - as redis-py does
+
+    async def track(self, asking: Awaitable[T]) -> T:
+        """Await the answer to a SET that is sent now on a connection that no other call uses."""
+        self._is_asking = True
+        try:
+            answer = await asking
+        except RedisError as error:
+            self._is_doubted |= not is_answer(error) and not isinstance(error, DataError)
+            self._is_asking = False
+            raise
+        self._is_asking = False
+        return answer
+
+    async def _undone(self) -> None:
+        """Delete the key if it has the token; not as a part of what the caller has called."""
+        command = ("EVAL", self._lock.LUA_RELEASE_SCRIPT, 1, self._lock.name, self._token)
+
+        async def attempt() -> None:
+            # Behind the SET, where the connection of that is shared and still there.
+            reply = await aside_of(self._pool)(*command)
+            if isinstance(reply, Exception):
+                raise reply.error if isinstance(reply, Lost) else reply
+
+        try:
+            async with asyncio.timeout(_UNDO_SECONDS):
+                await until_answered(attempt, _seconds_after)
+        except (RedisError, TimeoutError) as error:
+            _LOGGER.warning(
+                "lock %r: an acquisition that was given up may hold it until its timeout: %s",
+                self._lock.name,
+                type(error).__qualname__,
+            )
 
 
 class _Polling:
@@ -122,7 +512,9 @@ class _Polling:
     async def do_acquire(self, token: str | bytes) -> bool:
         self.count += 1
         acquired = await self._lock.do_acquire(token)
-        if not acquired and self.count == 1:
+        if acquired:
+            self._lock.end_last_hold()
+        elif self.count == 1:
             # At once: who looks at the metrics may be looking for what this waits for.
             self._telemetry.measure(self._telemetry.instruments.lock_contended.add, 1)
         return acquired

@@ -1,11 +1,49 @@
-"""What has to come to its end although the task that waits for it is being cancelled."""
+"""The one policy for all that cleans up: it comes to its end although the task that waits for it is being cancelled."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Any, TypeVar
+import logging
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from math import inf
+from typing import Any, Final, TypeVar
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored")
 
 T = TypeVar("T")
+
+
+def shielded() -> AbstractContextManager[object]:
+    """Hold off a cancellation that comes again at every await, as anyio's does, as long as the block runs.
+
+    It holds off what has come already. A cancellation by ``Task.cancel``, which comes once, still gets in: the second
+    one is meant for what cleans up.
+    """
+    # Where anyio is not loaded, no task can be in one of its scopes.
+    anyio: Any = sys.modules.get("anyio")
+    if anyio is None or anyio.current_effective_deadline() > -inf:
+        return nullcontext()
+    shield: AbstractContextManager[object] = anyio.CancelScope(shield=True)
+    return shield
+
+
+@contextmanager
+def cleaning_up(what: str) -> Iterator[None]:
+    """Clean up in the block, also while this task is being cancelled: then what fails is logged, and not raised.
+
+    Otherwise an error would take the place of the cancellation, and the task would go on.
+
+    Args:
+        what: What is done, for the log.
+    """
+    is_cancelled = isinstance(sys.exception(), asyncio.CancelledError)
+    with shielded():
+        try:
+            yield
+        except Exception as error:
+            if not is_cancelled:
+                raise
+            _note_failure(what, error)
 
 
 async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
@@ -17,26 +55,29 @@ async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
     """
     loop = asyncio.get_running_loop()
     while not future.done() and (left := deadline - loop.time()) > 0:
-        # Whoever calls this is being cancelled already, and says so in the end.
-        with suppress(asyncio.CancelledError):
+        # The caller is being cancelled already, and raises that in the end.
+        with suppress(asyncio.CancelledError), shielded():
             await asyncio.wait([future], timeout=left)
     return future.done()
 
 
-async def finish(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+async def finish(what: str, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Await something that is to come to its end also if this task is cancelled meanwhile, which it is then.
 
     Args:
+        what: What is done, for the log: if it fails while this task is being cancelled, that is not raised.
         attempt: May be repeated.
         seconds: How long it may take once the task is cancelled.
     """
-    try:
-        return await attempt()
-    except asyncio.CancelledError:
-        # What it raises now is nobody's; whoever counts has done so in it.
-        with suppress(Exception):
-            await insist(attempt, seconds)
-        raise
+    with shielded():
+        try:
+            return await attempt()
+        except asyncio.CancelledError:
+            try:
+                await insist(attempt, seconds)
+            except Exception as error:  # noqa: BLE001 - the cancellation goes on
+                _note_failure(what, error)
+            raise
 
 
 async def insist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
@@ -57,3 +98,8 @@ async def insist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
             raise TimeoutError
         if not task.cancelled():
             return task.result()
+
+
+def _note_failure(what: str, error: Exception) -> None:
+    # An error's text may quote arguments.
+    _LOGGER.warning("%s failed while its task was being cancelled: %s", what, type(error).__qualname__)

@@ -18,6 +18,7 @@ from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, heed_demoti
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
+from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_hang_up
 from aioredis_monitored.telemetry import own
@@ -229,7 +230,11 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         if self.connection is not None and not self.connection.is_connected:
             # redis-py would connect it to end a watch that has ended with the connection.
             self.watching = False
-        await super().reset()  # type: ignore[no-untyped-call]
+        if self.connection is None:
+            await super().reset()  # type: ignore[no-untyped-call]
+            return
+        with cleaning_up("resetting a pipeline"):
+            await super().reset()  # type: ignore[no-untyped-call]
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, Ride):

@@ -1,5 +1,6 @@
 """The connection pool: made from configuration, bound to one event loop, closed by whoever opened it."""
 
+import asyncio
 import logging
 import ssl
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ _LOGGER = logging.getLogger(__name__)
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
 _LEAST_FOR_BULK = 3
+# Seconds that what goes on without its caller gets on closing, if a reply had all the time in the world before.
+_FINISH_SECONDS = 5.0
 _RESP2 = 2
 _RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
 
@@ -226,12 +229,19 @@ class MonitoredConnectionPool(ReportingPool):
             await connection.disconnect(nowait=True)
 
     async def _close_connections(self) -> None:
+        unfinished = self.unfinished
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=self._sample.socket_timeout or _FINISH_SECONDS)
         multiplexer, self.multiplexer, self._closed = self.multiplexer, None, True
         try:
             if multiplexer is not None:
                 await multiplexer.aclose(self.closed_error())
         finally:
             await super()._close_connections()
+            for task in unfinished:
+                task.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished)
 
     def _forget(self) -> None:
         super()._forget()

@@ -303,7 +303,7 @@ class MonitoredPubSub(PubSub):
 
     async def aclose(self) -> None:
         """End all subscriptions, and give the connection back."""
-        await finish(self._close, _GRACE)
+        await finish("closing subscriptions", self._close, _GRACE)
 
     async def _close(self) -> None:
         if self._connecting is not None and self.connection is not None:

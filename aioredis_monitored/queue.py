@@ -4,7 +4,7 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Final, NoReturn, Self
+from typing import Any, Final, Self
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.client import NEVER_DECODE
@@ -91,6 +91,8 @@ class MessageQueue:
         kept = self.client.single_connection_client
         shared = MonitoredRedisConnection(connection_pool=self.client.connection_pool) if kept else self.client
         self._leases = Leases(shared, self._keys, terms, self._telemetry)
+        self._workers: set[Worker] = set()
+        self._is_stopped = False
         self._max_length = None if max_length is None else _count("max_length", max_length)
         self._putting = Putting(self.client, name, self._max_length, self._telemetry, propagate=propagate)
         self._revive = MonitoredScript(self.client, REVIVE)
@@ -160,13 +162,14 @@ class MessageQueue:
         """
         return Taking(self._leases, _count("count", count), _seconds(timeout), list)
 
-    async def consume(self, handler: Callable[[bytes], Awaitable[object]], *, concurrency: int = 8) -> NoReturn:
-        """Take messages and handle them, until this is cancelled.
+    async def consume(self, handler: Callable[[bytes], Awaitable[object]], *, concurrency: int = 8) -> None:
+        """Take messages and handle them, until ``stop`` is called or this is cancelled.
 
-        Cancelled, it takes no more, and ends when the handlers have; cancelled once more, it cancels them. A handler
-        that raises gives its message back to the tail, after a pause of 0.1 s that doubles with each failure in a row,
-        to 5 s. While the server cannot be reached, it tries again in such a way, and with pauses of up to 30 s while
-        the server refuses what a ``credential_provider`` or ``password_file`` gives. It logs what it survives.
+        Either way it takes no more, and ends when the handlers have: after ``stop`` it returns, cancelled it raises
+        ``CancelledError``. Cancelled while it waits for the handlers, it cancels them. A handler that raises gives its
+        message back to the tail, after a pause of 0.1 s that doubles with each failure in a row, to 5 s. While the
+        server cannot be reached, it tries again in such a way, and with pauses of up to 30 s while the server refuses
+        what a ``credential_provider`` or ``password_file`` gives. It logs what it survives.
 
         Args:
             handler: A coroutine function that gets a message.
@@ -180,7 +183,26 @@ class MessageQueue:
         if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004
             message = f"a handler is a coroutine function, not {handler!r}"
             raise TypeError(message)
-        await Worker(self.name, self._leases, handler, _count("concurrency", concurrency)).run()
+        worker = Worker(self.name, self._leases, handler, _count("concurrency", concurrency))
+        if self._is_stopped:
+            return
+        self._workers.add(worker)
+        try:
+            await worker.run()
+        finally:
+            self._workers.discard(worker)
+
+    def stop(self) -> None:
+        """Let every ``consume`` of this queue take no more, and return when its handlers have ended.
+
+        It returns at once, does nothing the second time, and can handle a signal:
+        ``loop.add_signal_handler(signal.SIGTERM, queue.stop)``. It is for good: a ``consume`` that is called later
+        returns at once, as the signal may come before it; another ``MessageQueue`` of the same name consumes. All other
+        methods go on as before.
+        """
+        self._is_stopped = True
+        for worker in self._workers:
+            worker.stop()
 
     async def put(self, message: EncodableT, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as in get()
         """Append a message.

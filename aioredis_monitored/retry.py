@@ -92,7 +92,7 @@ class RetryPolicy:
         pause = self._seconds_after(failures)
         is_late = self.deadline is not None and elapsed + pause >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
-        if is_over and failures > 1 and (not written or _is_answer(error)):
+        if is_over and failures > 1 and (not written or is_answer(error)):
             # A reply that merely took too long would say nothing about the next call, nor would one attempt after a
             # long wait for its turn.
             self.is_out_of_reach = True
@@ -118,13 +118,13 @@ def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # What a script has done before the error came is done.
         return not (written and traits.runs_code)
-    is_broken = isinstance(error, ConnectionError | TimeoutError) and not _is_answer(error)
+    is_broken = isinstance(error, ConnectionError | TimeoutError) and not is_answer(error)
     return is_broken and (not written or traits.repeatable)
 
 
 def is_hang_up(error: Exception) -> bool:
     """Whether the connection has ended without an answer."""
-    return isinstance(error, ConnectionError) and not _is_answer(error)
+    return isinstance(error, ConnectionError) and not is_answer(error)
 
 
 def _is_refusal(cause: BaseException | None) -> bool:
@@ -132,6 +132,6 @@ def _is_refusal(cause: BaseException | None) -> bool:
     return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
-def _is_answer(error: Exception) -> bool:
+def is_answer(error: Exception) -> bool:
     """Whether the server said it; redis-py makes some of its replies connection errors."""
     return isinstance(error, ResponseError) or getattr(error, "status_code", None) is not None

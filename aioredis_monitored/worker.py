@@ -1,20 +1,20 @@
-"""Handles the messages of a queue until it is cancelled; nothing that befalls it ends that silently."""
+"""Handles the messages of a queue until it is stopped or cancelled, and logs every failure."""
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Final, NoReturn, cast
+from typing import Final, cast
 
 from redis.exceptions import AuthenticationError, RedisError
 
 from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.leases import HEAD, TAIL, Consumer, Leases
-from aioredis_monitored.patience import finish
+from aioredis_monitored.patience import finish, shielded
 from aioredis_monitored.retry import may_pass, pauses
 from aioredis_monitored.telemetry.ambience import spanless
 
@@ -62,33 +62,54 @@ class Worker:
         # When credentials are tried again that were refused, by the monotonic clock.
         self._next_login = 0.0
 
-    async def run(self) -> NoReturn:
-        """Work until this is cancelled: then no more is taken, and what was begun comes to its end.
+    async def run(self) -> None:
+        """Work until this is stopped or cancelled: then no more is taken, and what was begun comes to its end.
 
-        Cancelled a second time, it cancels the handlers, whose messages go back to the head.
+        Cancelled after that, it cancels the handlers, whose messages go back to the head.
 
         Raises:
             redis.exceptions.RedisError: The server refuses, which waiting will not change.
         """
         loops = [asyncio.create_task(self._loop(), context=spanless()) for _ in range(self._concurrency)]
         try:
-            await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+            is_stopped = await self._drained(loops)
+        except asyncio.CancelledError:
+            for loop in loops:
+                loop.cancel()
+            await finish(f"queue {self._name!r}: the end of its handlers", lambda: asyncio.wait(loops), _GRACE)
+            raise
         finally:
+            errors = self._errors_of(loops)
+        if errors:
+            raise errors[0]
+        if not is_stopped:
+            # Something has cancelled a loop and not this.
+            raise asyncio.CancelledError
+
+    async def _drained(self, loops: Collection[asyncio.Task[None]]) -> bool:
+        """Wait until this is to end and the loops have ended; return whether it was stopped."""
+        try:
+            await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
+        except asyncio.CancelledError:
+            if not self._draining.is_set():
+                await self._drain(loops)
+            raise
+        is_stopped = self._draining.is_set()
+        await self._drain(loops)
+        return is_stopped
+
+    async def _drain(self, loops: Collection[asyncio.Task[None]]) -> None:
+        self.stop()
+        with shielded():
+            await asyncio.wait(loops)
+
+    def stop(self) -> None:
+        """Take no more, and end with what was begun."""
+        if not self._draining.is_set():
             self._draining.set()
             self._hurry.set()
             for loop in self._idle:
                 loop.cancel()
-            try:
-                await asyncio.wait(loops)
-            except asyncio.CancelledError:
-                for loop in loops:
-                    loop.cancel()
-                await finish(lambda: asyncio.wait(loops), _GRACE)
-                raise
-            finally:
-                errors = self._errors_of(loops)
-        # Without one, somebody has cancelled the loops and not this.
-        raise errors[0] if errors else asyncio.CancelledError
 
     def _errors_of(self, loops: list[asyncio.Task[None]]) -> list[BaseException]:
         # One is raised, or none if this was cancelled; asyncio would complain of each that nobody looks at.

@@ -155,7 +155,7 @@ async def test_what_is_to_come_to_its_end_does():
         attempts.append(asyncio.current_task())
         await asyncio.sleep(0.01)
 
-    (task,) = await begun(finish(attempt, 5))
+    (task,) = await begun(finish("what", attempt, 5))
     task.cancel()
     for _ in range(3):
         await asyncio.sleep(0)

@@ -150,6 +150,94 @@ async def test_cancelled_twice_it_cancels_the_handlers_whose_messages_go_to_the_
     assert [[b"0", b"1"], [b"2", b"3", b"4"], []] == [sorted(left[:2]), left[2:], held(inspector)]
 
 
+async def test_stopped_it_takes_no_more_and_returns_when_the_handlers_have_ended(
+    queue, consume, handler, inspector, until
+):
+    await queue.put_many(range(5))
+    handler.may_go_on.clear()
+    workers = [consume(queue, handler, concurrency=1) for _ in range(2)]
+    await until(lambda: len(handler.begun) == 2)
+    for _ in range(2):
+        queue.stop()
+        await begun()
+    assert not any(worker.done() for worker in workers)
+    handler.may_go_on.set()
+
+    assert [None, None] == await asyncio.gather(*workers)
+    assert [b"0", b"1"] == sorted(handler.handled)
+    assert [[b"2", b"3", b"4"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+async def test_cancelled_after_it_was_stopped_it_cancels_the_handlers(
+    queue, consume, handler, inspector, until, concurrency
+):
+    await queue.put_many(range(2))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=concurrency)
+    await until(lambda: len(handler.begun) == min(concurrency, 2))
+    queue.stop()
+    await begun()
+    await _ended(worker)
+
+    assert [] == handler.handled
+    assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
+
+
+async def test_stopped_while_there_is_nothing_to_do_or_a_failure_waits_it_returns(queue, consume, inspector, until):
+    failed = []
+
+    async def fail(message):
+        failed.append(message)
+        raise ValueError(message)
+
+    idle = MessageQueue("nothing", queue.client, lease=1)
+    await queue.put(b"message")
+    workers = [consume(each, fail) for each in (queue, idle)]
+    await until(lambda: failed and blocked(inspector) == 2)
+    for each in (queue, idle):
+        each.stop()
+    await asyncio.wait_for(asyncio.gather(*workers), 15)
+
+    assert [[b"message"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+async def test_stopped_before_it_begins_it_returns(queue, handler, inspector):
+    await queue.put(b"message")
+    queue.stop()
+    await queue.consume(handler)
+    with pytest.raises(TypeError):
+        await queue.consume(print)
+
+    assert [] == handler.handled
+    # All else goes on.
+    assert b"message" == await queue.get(0)
+
+
+async def test_it_is_cancelled_if_its_loops_are(queue, consume, handler, inspector, until):
+    await queue.put_many(range(2))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=2)
+    await until(lambda: len(handler.begun) == 2)
+    for task in asyncio.all_tasks():
+        if "Worker._loop" in task.get_coro().__qualname__:
+            task.cancel()
+    await asyncio.wait([worker])
+
+    assert worker.cancelled()
+    assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
+
+
+async def test_stopped_after_it_has_ended_it_has_raised(queue, consume, handler, inspector, until):
+    worker = consume(queue, handler)
+    await until(lambda: blocked(inspector))
+    inspector.set("mail", "no list")
+    await asyncio.wait([worker])
+    queue.stop()
+
+    assert isinstance(worker.exception(), redis.exceptions.ResponseError)
+
+
 async def test_it_ends_at_once_while_there_is_nothing_to_do_or_a_failure_waits(
     queue, consume, inspector, until, monkeypatch
 ):

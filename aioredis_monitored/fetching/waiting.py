@@ -12,7 +12,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError, Timeout
 from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.fetching.aside import Aside
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
-from aioredis_monitored.patience import patiently
+from aioredis_monitored.patience import patiently, shielded
 
 # Of the first attempt to unblock a connection, doubled each time: a command can be overtaken by what is to end it.
 _FIRST_PAUSE: Final = 0.005
@@ -147,8 +147,9 @@ class Waiting:
     async def _hear_until(self, deadline: float) -> bool:
         """Read what is owed, whatever happens to this task; return whether that can be gone on with."""
         try:
-            async with asyncio.timeout_at(deadline):
-                await self._hear()
+            with shielded():
+                async with asyncio.timeout_at(deadline):
+                    await self._hear()
         except (asyncio.CancelledError, builtins.TimeoutError):
             return True
         except RedisError:

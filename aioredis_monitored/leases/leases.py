@@ -20,7 +20,7 @@ from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.consumer import Consumer, Take, Terms
 from aioredis_monitored.leases.keeper import Keeper
 from aioredis_monitored.leases.keys import Keys
-from aioredis_monitored.patience import finish
+from aioredis_monitored.patience import cleaning_up, finish
 from aioredis_monitored.script import MonitoredScript
 from aioredis_monitored.telemetry.attributes import About
 from aioredis_monitored.telemetry.messaging import Processing
@@ -204,7 +204,7 @@ class Leases:
         async def finished(operation: Delivery | None) -> None:
             if operation is not None:
                 operation.concern(len(consumer.messages), is_batch=consumer.is_batch)
-            await finish(lambda: settle(operation), SETTLE_SECONDS)
+            await finish(f"queue {self._keys.queue!r}: {about.name}", lambda: settle(operation), SETTLE_SECONDS)
 
         await self._client.execute_about(about, ("EVALSHA", script.sha, len(keys), *keys), finished)
 
@@ -255,11 +255,12 @@ class Leases:
     async def let_go(self) -> None:
         """Give back all that is held, and do no more until something is taken again."""
         self._keeper.stop()
-        # All at once: each may take five seconds if the server cannot be reached.
-        holding = [consumer for consumer in self._alive if consumer.messages]
-        await asyncio.gather(*(self.give_back(consumer, scripts.HEAD) for consumer in holding))
-        if self._free:
-            free, self._free = self._free, []
-            with suppress(RedisError):
-                # Otherwise, somebody would find that they hold nothing.
-                await self._client.execute_within(None, "SREM", self._keys.consumers, *(each.id for each in free))
+        with cleaning_up(f"queue {self._keys.queue!r}: closing it"):
+            # All at once: each may take five seconds if the server cannot be reached.
+            holding = [consumer for consumer in self._alive if consumer.messages]
+            await asyncio.gather(*(self.give_back(consumer, scripts.HEAD) for consumer in holding))
+            if self._free:
+                free, self._free = self._free, []
+                with suppress(RedisError):
+                    # Otherwise, somebody would find that they hold nothing.
+                    await self._client.execute_within(None, "SREM", self._keys.consumers, *(each.id for each in free))

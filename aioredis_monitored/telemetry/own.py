@@ -45,9 +45,10 @@ CONNECTION_IN_FLIGHT: Final = f"{_OURS}.connection.in_flight"
 HOT_KEYS_RATE: Final = f"{_OURS}.hot_keys.rate"
 KEY: Final = f"{_OURS}.key"
 KEY_ACCESS: Final = f"{_OURS}.key.access"
-# Acquiring a lock is one span, whatever it takes: whether it was acquired, as not getting it is no error, and how often
-# Redis was asked. Conventions know no locks.
+# Acquiring a lock is one span, whatever it takes, and releasing it is one; whether it was acquired, as not
+# getting it is no error, and how often Redis was asked. Conventions know no locks.
 LOCK_ACQUIRE: Final = "lock.acquire"
+LOCK_RELEASE: Final = "lock.release"
 LOCK_ACQUIRED: Final = f"{_OURS}.lock.acquired"
 LOCK_POLLS: Final = f"{_OURS}.lock.polls"
 # How long locks are waited for, whether that ends with having one or not, and how long they are held: both are times of

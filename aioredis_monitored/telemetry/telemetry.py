@@ -9,7 +9,7 @@ from opentelemetry.context import Context
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.commands import PUBLISHING, SIMPLE, channel_of, encodable, keys_of
-from aioredis_monitored.telemetry import own, semconv
+from aioredis_monitored.telemetry import semconv
 from aioredis_monitored.telemetry.attributes import About, Call, Describer, Server
 from aioredis_monitored.telemetry.cardinality import Countable
 from aioredis_monitored.telemetry.failure import Failure, failure_of
@@ -210,12 +210,12 @@ class Telemetry:
         template = self._template(batch[0]) if self._has_templates and len(batch) == 1 else None
         return call if template is None else call.with_template(template)
 
-    def acquisition_call(self, args: Sequence[Any]) -> Call:
-        """The acquisition of a lock with this command.
+    def lock_call(self, name: str, args: Sequence[Any]) -> Call:
+        """What is done with a lock, by commands of which this one stands for all.
 
-        It is no point: it waits for whoever holds the lock, and not for Redis.
+        It is no point: its commands are, and acquiring waits for the holder of the lock, and not for Redis.
         """
-        call = replace(self.describer.command(args, own.LOCK_ACQUIRE), is_measured=False)
+        call = replace(self.describer.command(args, name), is_measured=False)
         template = self._template(args) if self._has_templates else None
         return call if template is None else call.with_template(template)
 

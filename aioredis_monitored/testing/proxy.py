@@ -7,6 +7,8 @@ import struct
 from types import TracebackType
 from typing import Self
 
+from aioredis_monitored.patience import shielded
+
 _CHUNK = 65536
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 
@@ -62,8 +64,9 @@ class FaultProxy:
         if self._server is not None:
             self._server.close()
             self.cut()
-            await asyncio.gather(*self._tasks, return_exceptions=True)
-            await self._server.wait_closed()
+            with shielded():
+                await asyncio.gather(*self._tasks, return_exceptions=True)
+                await self._server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Never, assert_type
+from typing import assert_type
 
 from opentelemetry.trace import Span
 from redis.asyncio import Redis
@@ -68,7 +68,8 @@ async def queues(client: MonitoredRedisConnection, pool: MonitoredConnectionPool
 
     if await client.exists("mail"):
         await bounded.consume(plain)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
-    assert_type(await bounded.consume(handle, concurrency=3), Never)
+    await bounded.consume(handle, concurrency=3)
+    bounded.stop()
 
 
 @redis_connection("logs")
