@@ -2,10 +2,10 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from math import inf
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
@@ -13,7 +13,11 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError  #
 
 from aioredis_monitored.errors import PoolExhaustedError
 from aioredis_monitored.lifecycle import LivingPool
+from aioredis_monitored.patience import patiently
 from aioredis_monitored.sockets import is_readable
+
+# Seconds in which what is connecting ends once its socket is closed.
+_GOODBYE: Final = 1.0
 
 
 class LendingPool(LivingPool):
@@ -202,8 +206,10 @@ class LendingPool(LivingPool):
             await connection.disconnect(nowait=True)
         began = None if connection.is_connected else perf_counter()
         try:
-            await super().ensure_connection(connection)
-            if began is not None:
+            if began is None:
+                await super().ensure_connection(connection)
+            else:
+                await _connect(connection, super().ensure_connection(connection))
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
             await connection.disconnect(nowait=True)
@@ -270,6 +276,22 @@ class LendingPool(LivingPool):
             # Without an event loop, nobody waits.
             if not turn.done() and not turn.get_loop().is_closed():
                 turn.set_exception(self.closed_error())
+
+
+async def _connect(connection: AbstractConnection, connect: Coroutine[Any, Any, None]) -> None:
+    """Connect in a task of its own, so that leaving takes no longer than a second.
+
+    In its caller's, redis-py's handshake may swallow a cancellation, on Python 3.11, and goes on for ``socket_timeout``.
+    """
+    connecting = asyncio.ensure_future(connect)
+    try:
+        await asyncio.wait([connecting])
+    except asyncio.CancelledError:
+        connecting.cancel()
+        await connection.disconnect(nowait=True)
+        await patiently(connecting, asyncio.get_running_loop().time() + _GOODBYE)
+        raise
+    connecting.result()
 
 
 def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:

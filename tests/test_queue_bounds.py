@@ -214,6 +214,18 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
     assert time.monotonic() - started < BOUND
 
 
+async def test_connecting_that_is_cancelled_ends_at_once(make_pool, own_server):
+    pool = make_pool(own_server.url, multiplex=False, socket_timeout=FOR_EVER, **UNRECORDED)
+    async with in_time(own_server):
+        for turns in range(60):
+            connecting = asyncio.ensure_future(pool.get_connection())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            connecting.cancel()
+            await asyncio.wait([connecting])
+            assert connecting.cancelled()
+
+
 async def test_what_was_deleted_is_not_called_another_consumers(queue, operator):
     for delete in (operator.flushall, lambda: operator.delete(*operator.keys("{mail}:p:*"))):
         operator.rpush("mail", "message")
