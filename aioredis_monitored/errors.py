@@ -37,7 +37,7 @@ class TimedOutError(MonitoredRedisError, TimeoutError):
 
 
 class LeaseLostError(MonitoredRedisError):
-    """A message was held while its consumer did not live, by its lease, and another consumer has it by now."""
+    """A message is no longer held: another consumer got it when the lease had ended, or it was deleted."""
 
     __module__ = "aioredis_monitored"
 

@@ -9,6 +9,12 @@ from aioredis_monitored.fetching import LONGEST_WAIT
 from aioredis_monitored.telemetry.queues import QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
+# A server that is out of memory refuses LPUSH, but in a script only as the first write. KEYS: queue. ARGV: the messages,
+# the last one first.
+_PUT_BACK: Final = """
+redis.call('LTRIM', KEYS[1], 0, -1)
+for _, message in ipairs(ARGV) do redis.call('LPUSH', KEYS[1], message) end
+"""
 
 
 class Pop:
@@ -49,7 +55,7 @@ class Pop:
 
     def putting_back(self, found: Any) -> tuple[Any, ...]:
         """See ``Fetch``."""
-        return ("LPUSH", self._queue, *reversed(found))
+        return ("EVAL", _PUT_BACK, 1, self._queue, *reversed(found))
 
     def note_unsettled(self) -> None:
         """See ``Fetch``."""

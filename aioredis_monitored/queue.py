@@ -42,15 +42,21 @@ class MessageQueue:
 
     A ``get`` or ``take`` that is cancelled may take a second to end, if the server is slow to answer.
 
+    A server whose memory is full refuses ``put``; all else goes on, as it makes room. Set its ``maxmemory-policy`` to
+    ``noeviction`` or one of ``volatile-*``: one of ``allkeys-*`` deletes messages when memory is short, which a queue
+    whose messages are taken says once in the log.
+
     Args:
-        name: The key of the list. The other keys of the queue begin with ``{name}:``, or with ``name:`` if that has a
-            hash tag.
+        name: The key of the list. The other keys of the queue are ``{name}:c``, ``:n``, ``:dead``, ``:sweeper`` and
+            ``:p:…``, or ``name::c`` and so on if the name has a hash tag; no two queues have one in common.
         client: A pool or a client; a pool is not closed by the queue.
         lease: Seconds after which what a dead consumer has held is delivered to another one that uses ``take`` or
             ``consume`` with the same lease, a half more at most; at least 1, default 30. A consumer that lives keeps
             what it holds, for however long.
         max_deliveries: After so many deliveries without an acknowledgement a message goes to the list of the ``dead``;
-            default ``None``, for never. Equal messages are counted as one.
+            default ``None``, for never. Equal messages are counted as one. A message that fails in ``take`` and is then
+            popped otherwise leaves its count behind; all counts are deleted when the queue is empty and none of it is
+            held, or when there are 10,000 more than messages.
         max_length: How many messages the queue may hold, those not counted that are given back; default ``None``, for
             any number. It binds who puts through a queue with this argument.
         propagate: Put messages into an envelope, with what the application's propagators have to say of the span of
@@ -59,8 +65,8 @@ class MessageQueue:
 
     Raises:
         TypeError: ``client`` is neither a pool nor a client, or one that replaces ``execute_command``.
-        ValueError: The name is empty, or has braces that are not those of a hash tag; or another argument is out of
-            range.
+        ValueError: The name is empty, has braces that are not those of a hash tag, or is that of another queue's key; or
+            another argument is out of range.
     """
 
     def __init__(
@@ -138,14 +144,15 @@ class MessageQueue:
         """Hold the message at the head while a block runs: ``async with queue.take() as message: …``.
 
         Leaving the block acknowledges it: it is deleted. If the block raises, it goes back, to the tail; if it is
-        cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled.
+        cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled, within a
+        second then; if the server does not answer, they are given up after five seconds, or a lease if that is less.
 
         Args:
             timeout: As in ``get``, and so is what is raised on entering.
 
         Raises:
             LeaseLostError: On leaving: this process has stood still for so long that another consumer has got the
-                message meanwhile.
+                message meanwhile, or the message was deleted, by FLUSHALL for instance.
             redis.exceptions.RedisError: On leaving: the acknowledgement has got no answer for five seconds, or a lease
                 if that is less. The message may come again.
         """
@@ -262,7 +269,11 @@ class MessageQueue:
         await self.unlink()
 
     async def aclose(self) -> None:
-        """Let go of the queue; messages stay where they are, and a pool or client belongs to whoever made it."""
+        """Let go of the queue; messages stay where they are, and a pool or client is not closed.
+
+        What is held in ``take`` goes back. If the server does not answer, that is given up after five seconds, or a
+        lease if that is less, and it goes back when the lease has ended.
+        """
         await self._leases.let_go()
 
     async def __aenter__(self) -> Self:

@@ -31,7 +31,7 @@ from aioredis_monitored import MessageQueue, MonitoredConnectionPool, TimedOutEr
 from aioredis_monitored.testing import RedisServer
 
 QUEUE = "chaos"
-CONSUMERS, HEARTBEAT, PROCESSING, DEAD = "{chaos}:c", "{chaos}:c:", "{chaos}:p:", "{chaos}:dead"
+CONSUMERS, PROCESSING, DEAD = "{chaos}:c", "{chaos}:p:", "{chaos}:dead"
 EVENTS = "events"
 RELEASED = "released"
 HOLD = "hold "  # begins a message whose handler goes on only when it is released
@@ -369,16 +369,14 @@ class Chaos:
                     orphan.seen_elsewhere = at
         self.faults.longest_held = max(self.faults.longest_held, *(now - since for since in self.held.values()), 0.0)
         async with self.observer.pipeline(transaction=False) as pipe:
-            waiting, dead, consumers = await pipe.llen(QUEUE).llen(DEAD).smembers(CONSUMERS).execute()
-            for consumer in consumers:
-                pipe.exists(f"{HEARTBEAT}{consumer}")
-            alive = await pipe.execute()
+            pipe.llen(QUEUE).llen(DEAD).zcount(CONSUMERS, "-inf", at * 1000)
+            waiting, dead, dead_consumers = await pipe.execute()
         self.is_idle = not waiting and len(self.held) <= self.asked.consumers * self.asked.takes / 2
         rest = {
             "messages in the queue": waiting,
             "dead messages": dead,
             "processing lists": len(lists),
-            "dead consumers": alive.count(0),
+            "dead consumers": dead_consumers,
         }
         self.rest = [f"{count} {what}" for what, count in rest.items() if count]
         for name, process in list(self.workers.items()):

@@ -19,6 +19,17 @@ def held(inspector):
     return [message for key in inspector.scan_iter("{mail}:p:*") for message in inspector.lrange(key, 0, -1)]
 
 
+def die(inspector, *consumers):
+    """Have consumers of the queue ``mail`` known whose leases have ended."""
+    inspector.zadd("{mail}:c", dict.fromkeys(consumers, 0))
+
+
+def living(inspector):
+    """The consumers of the queue ``mail`` whose leases have not ended."""
+    seconds, microseconds = inspector.time()
+    return set(inspector.zrangebyscore("{mail}:c", seconds * 1e3 + microseconds / 1e3, "+inf"))
+
+
 def blocked(inspector):
     """How many consumers wait for a message."""
     return inspector.info("clients")["blocked_clients"]

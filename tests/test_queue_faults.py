@@ -7,6 +7,7 @@ import time
 
 import pytest
 import redis.asyncio
+from consuming import die, living
 from opentelemetry.context import attach, detach, set_value
 from sharing import UNRECORDED, begun, frozen, until_blocked
 
@@ -259,9 +260,8 @@ async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, o
             async with frozen(own_server):
                 await until(lambda: caplog.messages)
             with redis.Redis.from_url(own_server.url) as inspector:
-                (heartbeat,) = inspector.scan_iter("{mail}:c:*")
-                inspector.delete(heartbeat)
-                await until(lambda: inspector.exists(heartbeat))
+                die(inspector, *inspector.zrange("{mail}:c", 0, -1))
+                await until(lambda: living(inspector))
 
     assert "queue 'mail': leases were not renewed: TimeoutError" == caplog.messages[0]
 
@@ -274,9 +274,8 @@ async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wan
         await until(lambda: keeper._keeping is not None)
         keeper.stop()
         async with impatient.take():
-            for heartbeat in (keys := inspector.keys("{mail}:c:*")):
-                inspector.delete(heartbeat)
-            await until(lambda: set(keys) <= set(inspector.keys("{mail}:c:*")))
+            die(inspector, *(consumers := inspector.zrange("{mail}:c", 0, -1)))
+            await until(lambda: set(consumers) <= living(inspector))
 
 
 def test_pauses_double_to_the_longest_and_stay_there():
@@ -288,7 +287,7 @@ def test_pauses_double_to_the_longest_and_stay_there():
 
 async def test_a_list_that_cannot_come_back_keeps_no_other_from_it(queue, inspector, until, caplog):
     impatient = MessageQueue("mail", queue.client, lease=1)
-    inspector.sadd("{mail}:c", *range(20))
+    die(inspector, *range(20))
     inspector.set("{mail}:p:0", "no list")
     for number in range(1, 20):
         inspector.rpush(f"{{mail}}:p:{number}", number)

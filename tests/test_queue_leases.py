@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis.asyncio
-from consuming import POISON, blocked, consumer, held, hold_and_die
+from consuming import POISON, blocked, consumer, held, hold_and_die, living
 from redis.crc import key_slot
 from sharing import UNRECORDED, begun
 
@@ -93,7 +93,8 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
 
     await queue.put(b"message")
     with ThreadPoolExecutor() as executor:
-        with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages are another consumer's by now"):
+        text = "queue 'mail': 1 of 1 messages were no longer held: another consumer got them"
+        with pytest.raises(LeaseLostError, match=text):
             async with queue.take():
                 other = executor.submit(asyncio.run, elsewhere())
                 while not other.done():
@@ -210,7 +211,7 @@ async def test_all_keys_of_a_queue_are_in_the_slot_of_its_name(make_queue, inspe
         keys = inspector.keys()
 
     assert {key_slot(name.encode())} == set(map(key_slot, keys))
-    assert len(keys) >= 6
+    assert len(keys) >= 4
 
 
 @pytest.mark.parametrize("name", ["a}b", "{}x", "}", "{}", "a}", "x{}{y}"])
@@ -280,15 +281,14 @@ async def test_a_queue_that_outlives_its_event_loop_makes_no_noise_and_keeps_wha
 
     async def take(seconds):
         async with pool, queue.take():
-            (heartbeat,) = inspector.scan_iter("{mail}:c:*")
             ends = time.monotonic() + seconds
-            while time.monotonic() < ends and inspector.exists(heartbeat):
+            while time.monotonic() < ends and living(inspector):
                 await asyncio.sleep(0.01)
-            return inspector.exists(heartbeat)
+            return len(living(inspector))
 
     with caplog.at_level(logging.WARNING):
         assert 1 == await asyncio.to_thread(asyncio.run, take(0), debug=True)
-        inspector.delete(*inspector.keys("{mail}:c:*"))
+        inspector.delete("{mail}:c")
         assert 1 == await asyncio.to_thread(asyncio.run, take(3), debug=True)
 
     assert [] == caplog.messages

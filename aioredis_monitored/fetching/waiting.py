@@ -3,21 +3,32 @@
 import asyncio
 import builtins
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from math import inf
 from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError  # noqa: A004
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 
 from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.fetching.aside import Aside
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
-from aioredis_monitored.patience import patiently, shielded
+from aioredis_monitored.patience import insist, patiently, shielded
+from aioredis_monitored.retry import pauses
 
 # Of the first attempt to unblock a connection, doubled each time: a command can be overtaken by what is to end it.
 _FIRST_PAUSE: Final = 0.005
 # So many seconds before the end the server's clock and ours agree that it is over.
 CLOSE_ENOUGH: Final = 0.01
+# Seconds between one look and the next while the server has no memory for waiting.
+_seconds_after = pauses(0.02, 0.5)
 
 
 class Waiting:
@@ -53,10 +64,18 @@ class Waiting:
             deadline = loop.time() + seconds
             found = None
             if seconds == 0 or fetch.is_batch:
-                found = await self._ask([fetch.at_once()], 0, lambda replies: _found(fetch, replies))
+                found = await self._look()
+            failures = 0
             while found is None and (left := deadline - loop.time()) > CLOSE_ENOUGH:
                 wait = min(left, fetch.longest_wait)
-                found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
+                try:
+                    found = await self._ask(fetch.waiting(wait), wait, fetch.arrived)
+                except OutOfMemoryError:
+                    # Waiting may need memory, also if nothing comes; what is there can be fetched without.
+                    found = await self._look()
+                    failures += 1
+                    if found is None:
+                        await asyncio.sleep(min(left, _seconds_after(failures)))
             if found is None:
                 fetch.note_empty()
             return found
@@ -64,6 +83,10 @@ class Waiting:
             connection.socket_timeout = self._answer_within
             if self._owed or self._may_be_unblocked:
                 await connection.disconnect(nowait=True)
+
+    async def _look(self) -> Any:
+        fetch = self._fetch
+        return await self._ask([fetch.at_once()], 0, lambda replies: _found(fetch, replies))
 
     async def _ask(
         self, commands: Sequence[tuple[Any, ...]], wait: float, found_in: Callable[[Sequence[Any]], Any]
@@ -75,7 +98,10 @@ class Waiting:
                 await self._say(("CLIENT", "ID"), *commands)
                 await self._hear()
         except asyncio.CancelledError:
-            await self._settle(found_in)
+            settle = partial(self._settle, found_in, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+            with suppress(builtins.TimeoutError):
+                # It ends by then by itself; later, the connection is closed.
+                await insist(settle, 2 * SETTLE_SECONDS)
             raise
         except builtins.TimeoutError:
             raise TimeoutError(f"no reply in {limit:.3g} s") from None
@@ -90,10 +116,10 @@ class Waiting:
 
     async def _say(self, *commands: tuple[Any, ...]) -> None:
         connection = self._connection
+        self._owed, self._replies = len(commands), []
         if not connection.is_connected:
             # redis-py would connect anew.
             raise ConnectionError("Connection closed.")
-        self._owed, self._replies = len(commands), []
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
     async def _hear(self) -> None:
@@ -106,9 +132,8 @@ class Waiting:
             self._owed -= 1
             self._replies.append(reply)
 
-    async def _settle(self, found_in: Callable[[Sequence[Any]], Any]) -> None:
-        """Let the waiting end, and put back what it has brought; not much longer."""
-        deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+    async def _settle(self, found_in: Callable[[Sequence[Any]], Any], deadline: float) -> None:
+        """Let the waiting end, and put back what it has brought; not much longer than until the deadline."""
         asked = await self._unblock(deadline)
         if self._owed:
             self._fetch.note_unsettled()
@@ -134,10 +159,9 @@ class Waiting:
         return asked
 
     async def _put_back(self, found: Any, deadline: float) -> None:
-        try:
-            await self._say(self._fetch.putting_back(found))
-        except RedisError:
-            self._owed = 1
+        with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
+            async with asyncio.timeout_at(deadline):
+                await self._say(self._fetch.putting_back(found))
         while self._owed and asyncio.get_running_loop().time() < deadline:
             if not await self._hear_until(deadline):
                 break

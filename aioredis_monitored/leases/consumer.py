@@ -1,9 +1,10 @@
 """What Redis knows a holder of messages by, and how messages get to it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+from aioredis_monitored.fetching import LONGEST_WAIT
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.telemetry.queues import QueueTelemetry
@@ -39,7 +40,6 @@ class Consumer:
 
     Attributes:
         id: What Redis knows it by.
-        heartbeat: The key that exists while it lives.
         taken: The key of the list of what it holds.
         messages: What it holds.
         carriers: What came with them.
@@ -52,7 +52,6 @@ class Consumer:
         "_keys",
         "_terms",
         "carriers",
-        "heartbeat",
         "id",
         "is_batch",
         "is_doubted",
@@ -65,7 +64,6 @@ class Consumer:
         self._keys = keys
         self._terms = terms
         self.id = id or uuid4().hex
-        self.heartbeat = keys.heartbeat(self.id)
         self.taken = keys.taken(self.id)
         self.messages: list[bytes] = []
         self.carriers: list[Mapping[str, str]] = []
@@ -73,14 +71,9 @@ class Consumer:
         self.is_doubted = False
         self.may_have_past = False
 
-    def registration(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The commands by which it is known, and lives for a lease."""
-        known = ("SADD", self._keys.consumers, self.id)
-        return known, ("SET", self.heartbeat, 1, "PX", self._terms.milliseconds)
-
     def taking(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """Keys and arguments of the script that takes so many messages."""
-        keys = (self._keys.queue, self._keys.consumers, self.heartbeat, self.taken, self._keys.counts)
+        keys = (self._keys.queue, self._keys.consumers, self.taken, self._keys.counts)
         return keys, (self.id, self._terms.milliseconds, count)
 
     def giving_back(self, side: str, *, counts: bool, may_live: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
@@ -92,7 +85,7 @@ class Consumer:
             may_live: Whether it is done even if the consumer lives.
         """
         keys = self._keys
-        where = (keys.queue, keys.consumers, self.heartbeat, self.taken, keys.counts, keys.dead)
+        where = (keys.queue, keys.consumers, self.taken, keys.counts, keys.dead)
         return where, (self.id, side, int(counts), self._terms.max_deliveries or 0, int(may_live))
 
     def past(self) -> tuple[str, str]:
@@ -100,35 +93,45 @@ class Consumer:
         return self.taken, self._keys.counts
 
 
+def registration(keys: Keys, terms: Terms, consumers: Iterable[Consumer]) -> tuple[Any, ...]:
+    """The command by which consumers are known, and live for a lease from then on.
+
+    It carries the script: with a server that has forgotten it, what follows would run all the same.
+    """
+    return ("EVAL", scripts.REGISTER, 1, keys.consumers, terms.milliseconds, *(consumer.id for consumer in consumers))
+
+
 class Take:
     """Fetches messages into the list of a consumer (see ``Fetch``).
 
     Args:
         consumer: Who takes them.
-        queue: The key of the list that they are in.
+        keys: Those of the queue.
+        terms: On what terms they are held.
         count: How many at most; ``None`` for the first one.
         telemetry: Of the queue.
         sha: Of the script that takes what is there.
-        longest_wait: How long the server may be asked to wait for one, in seconds.
     """
 
     def __init__(
         self,
         consumer: Consumer,
-        queue: str,
+        keys: Keys,
+        terms: Terms,
         count: int | None,
         telemetry: QueueTelemetry,
         sha: str,
-        longest_wait: float,
     ) -> None:
         self._consumer = consumer
-        self._queue = queue
+        self._keys = keys
+        self._terms = terms
         self._count = count or 1
         self.is_batch = count is not None
         self.about = telemetry.take
         self.note_empty = telemetry.note_empty
         self._script: tuple[str, str] = ("EVALSHA", sha)
-        self.longest_wait = longest_wait
+        # It ends before the lease does, in whose time the consumer must be seen to live.
+        self.longest_wait = min(LONGEST_WAIT, terms.lease / 3)
 
     def at_once(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
@@ -146,9 +149,8 @@ class Take:
 
     def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything."""
-        taking = ("BLMOVE", self._queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
-        _, counts = self._consumer.past()
-        return *self._consumer.registration(), taking, ("EXISTS", counts)
+        taking = ("BLMOVE", self._keys.queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
+        return registration(self._keys, self._terms, (self._consumer,)), taking, ("EXISTS", self._keys.counts)
 
     def arrived(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""

@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
+from math import inf
 from typing import Final
 
 from redis.asyncio import ConnectionPool, Redis
@@ -13,7 +14,8 @@ from redis.exceptions import ResponseError
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.commands import text_of
 from aioredis_monitored.errors import PoolClosedError
-from aioredis_monitored.leases.consumer import Consumer, Terms
+from aioredis_monitored.leases import scripts
+from aioredis_monitored.leases.consumer import Consumer, Terms, registration
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.ambience import silence
@@ -25,15 +27,22 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 _INTERVAL: Final = 1 / 4
 # Of that, while a fault lasts.
 _AGAIN: Final = 1 / 4
+# Of a lease: what was renewed so long ago may have ended, and so may the leases of all others.
+_GAP: Final = 1 / 2
 # Of the interval, so that a single consumer finds its own mark gone.
 _SWEEPING: Final = 0.8
 _LONGEST_ID: Final = 64
+# So many more messages may be counted than there are, before all of them are forgotten.
+_EXCESS: Final = 10_000
 
 
 class Keeper:
     """Renews the leases of a queue's consumers in this process, and recovers those of others, while there are any.
 
     A timer and no task: nothing is left to be cancelled when the event loop ends.
+
+    When it could not renew them in time, because this process stood still or the server was away, others may have been
+    as late: then it recovers nothing for a lease, in which those that live say so.
 
     Args:
         client: What to do it on.
@@ -63,6 +72,9 @@ class Keeper:
         self._timer: asyncio.TimerHandle | None = None
         self._keeping: asyncio.Task[None] | None = None
         self._is_wanted = False
+        # When leases were last renewed, or began; and from when on others' may be taken for ended.
+        self._renewed = self._sweeps_from = -inf
+        self._knows_policy = False
 
     def wake(self) -> None:
         """Begin, unless that is done."""
@@ -72,6 +84,7 @@ class Keeper:
             # A timer of an event loop that has ended never comes.
             self._loop, self._timer, self._keeping = loop, None, None
         if self._timer is None and self._keeping is None:
+            self._renewed = loop.time()
             self._watch(_INTERVAL)
 
     def stop(self) -> None:
@@ -118,45 +131,56 @@ class Keeper:
                     await self._renew(client)
                 async with asyncio.timeout(interval):
                     await self._look(client)
-                    await self._sweep(client)
+                    if asyncio.get_running_loop().time() >= self._sweeps_from:
+                        await self._sweep(client)
 
     async def _renew(self, client: Redis) -> None:
-        if not self._alive:
-            return
-        async with client.pipeline(transaction=False) as pipe:
-            for consumer in self._alive:
-                for command in consumer.registration():
-                    pipe.execute_command(*command)
-            await pipe.execute()
+        # Also if there are none: it is to be seen whether the server answers.
+        await client.execute_command(*registration(self._keys, self._terms, self._alive))
+        now = asyncio.get_running_loop().time()
+        if now - self._renewed > self._terms.lease * _GAP:
+            self._sweeps_from = now + self._terms.lease
+        self._renewed = now
 
     async def _look(self, client: Redis) -> None:
-        # Whoever may not look at one of them has leases all the same.
+        # A user who may not look at one of them has leases all the same.
         for key, see in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):
                 self._view.see(**{see: await client.llen(key)})
+        if not self._knows_policy:
+            with suppress(ResponseError):
+                self._warn_of(str((await client.info("memory")).get("maxmemory_policy")))
+            self._knows_policy = True
+
+    def _warn_of(self, policy: str) -> None:
+        if policy.startswith("allkeys-"):
+            _LOGGER.warning(
+                "queue %r: the server's maxmemory-policy is %s, which deletes messages when memory is short: "
+                "set noeviction or one of volatile-*",
+                self._keys.queue,
+                policy,
+            )
 
     async def _sweep(self, client: Redis) -> None:
         keys = self._keys
         pause = int(self._terms.milliseconds * _INTERVAL * _SWEEPING)
-        if not await client.set(keys.sweeper, 1, nx=True, px=pause):
-            return
+        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.counts, pause)
         here = {consumer.id for consumer in self._alive}
-        known = [
-            Consumer(keys, self._terms, text_of(each, _LONGEST_ID)) for each in await client.smembers(keys.consumers)
-        ]
-        others = [consumer for consumer in known if consumer.id not in here]
-        async with client.pipeline(transaction=False) as pipe:
-            for consumer in others:
-                pipe.exists(consumer.heartbeat)
-            lives = await pipe.execute()
-        for consumer, is_alive in zip(others, lives, strict=True):
-            if not is_alive:
+        for each in ended:
+            consumer = Consumer(keys, self._terms, text_of(each, _LONGEST_ID))
+            if consumer.id not in here:
                 try:
                     await self._recover(consumer)
                 except ResponseError as error:
                     # The others are none the worse for it.
                     kind = type(error).__qualname__
                     _LOGGER.warning("queue %r: what a dead consumer has held cannot come back: %s", keys.queue, kind)
+        if known:
+            lists = [keys.taken(text_of(each, _LONGEST_ID)) for each in known]
+            declared = (keys.counts, keys.consumers, keys.queue, *lists)
+            # One of them may be no list.
+            with suppress(ResponseError):
+                await client.eval(scripts.FORGET, len(declared), *declared, _EXCESS)
 
 
 @asynccontextmanager

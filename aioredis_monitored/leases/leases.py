@@ -1,6 +1,7 @@
 """Taking messages, acknowledging them, giving them back: at no time can one be lost."""
 
 import asyncio
+import builtins
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -8,14 +9,14 @@ from functools import partial
 from math import isinf
 from typing import Any, Final
 
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, TimeoutError  # noqa: A004
 from redis.typing import EncodableT
 
 from aioredis_monitored.attempts import until_answered
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.credentials import credentials_may_change
 from aioredis_monitored.errors import LeaseLostError
-from aioredis_monitored.fetching import LONGEST_WAIT, SETTLE_SECONDS
+from aioredis_monitored.fetching import SETTLE_SECONDS
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.consumer import Consumer, Take, Terms
 from aioredis_monitored.leases.keeper import Keeper
@@ -30,7 +31,7 @@ from aioredis_monitored.telemetry.queues import Delivery, QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
-# Seconds for which what may be repeated is tried again while the server cannot be reached, and between two attempts.
+# Seconds for which what may be repeated is tried while the server does not answer, and between two attempts.
 _PERSISTENCE: Final = 5.0
 _PAUSE: Final = 0.05
 
@@ -100,7 +101,7 @@ class Leases:
 
     async def _fetch(self, consumer: Consumer, count: int | None, seconds: float) -> list[bytes] | None:
         queue, about = self._keys.queue, self._telemetry.take
-        fetch = Take(consumer, queue, count, self._telemetry, self._take.sha, min(LONGEST_WAIT, self._terms.lease / 3))
+        fetch = Take(consumer, self._keys, self._terms, count, self._telemetry, self._take.sha)
         command = ("BLMOVE", queue, consumer.taken, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
         return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
 
@@ -129,8 +130,9 @@ class Leases:
         """Delete what it holds, also if this is cancelled, which is then a second late at most.
 
         Raises:
-            LeaseLostError: It holds that no longer: another consumer has it.
-            redis.exceptions.RedisError: The server cannot be reached; it comes back when the lease has ended.
+            LeaseLostError: It holds that no longer: it went to another consumer, or was deleted.
+            redis.exceptions.RedisError: The server has not answered for five seconds, or a lease if that is less; what
+                was held comes back when the lease has ended.
         """
         keys = consumer.past()
         if consumer not in self._alive:
@@ -146,26 +148,41 @@ class Leases:
         self._let_go(consumer, is_clean=not consumer.is_doubted)
 
     async def _acknowledged(self, consumer: Consumer, keys: Sequence[str], operation: Operation | None) -> None:
-        there = await self._persist(consumer, self._acknowledge, keys, (), operation)
+        was_doubted, consumer.is_doubted = consumer.is_doubted, True
+
+        def doubt(_: RedisError) -> None:
+            nonlocal was_doubted
+            was_doubted = True
+
+        there = await self._persist(self._acknowledge, keys, (), operation, self._deadline(), doubt)
+        consumer.is_doubted = was_doubted
         total = len(consumer.messages)
         lost = total - there
         # After an attempt without an answer, what is no longer there may have been deleted by that.
         if lost and not consumer.is_doubted:
             self._telemetry.note_lease_lost(lost)
-            message = f"queue {self._keys.queue!r}: {lost} of {total} messages are another consumer's by now"
+            message = (
+                f"queue {self._keys.queue!r}: {lost} of {total} messages were no longer held: another consumer got "
+                "them, as this process had not renewed its lease in time, or they were deleted (FLUSHALL, eviction)"
+            )
             raise LeaseLostError(message)
 
     async def past_of(self, consumer: Consumer) -> tuple[int, int]:
-        """How often the message that it holds was delivered in vain, and in how many of these its consumer died."""
+        """How often the message that it holds was delivered in vain, and in how many of these its consumer died.
+
+        Raises:
+            redis.exceptions.RedisError: The server has not answered for five seconds, or a lease if that is less.
+        """
         if not consumer.may_have_past:
             return 0, 0
-        deliveries, deaths = await self._look_back.run_within(None, consumer.past())
+        deliveries, deaths = await self._persist(self._look_back, consumer.past(), (), None, self._deadline())
         return deliveries, deaths
 
     async def give_back(self, consumer: Consumer, side: str, *, counts: bool = True) -> None:
         """Put what it holds back, also if this is cancelled, which is then a second late at most.
 
-        If the server cannot be reached, it comes back when the lease has ended.
+        If the server does not answer for five seconds, or a lease if that is less, it comes back when the lease has
+        ended.
 
         Args:
             consumer: Who holds it.
@@ -184,7 +201,7 @@ class Leases:
                 consumer,
                 self._give_back,
                 keys,
-                partial(self._given_back, consumer, keys, arguments),
+                partial(self._given_back, keys, arguments),
             )
         except RedisError as error:
             # Whoever gives back has an error of its own to tell.
@@ -209,58 +226,68 @@ class Leases:
         await self._client.execute_about(about, ("EVALSHA", script.sha, len(keys), *keys), finished)
 
     async def _given_back(
-        self,
-        consumer: Consumer,
-        keys: Sequence[str],
-        arguments: Sequence[EncodableT],
-        operation: Operation | None,
+        self, keys: Sequence[str], arguments: Sequence[EncodableT], operation: Operation | None
     ) -> None:
-        is_more = True
+        is_more, deadline = True, self._deadline()
         while is_more:
-            *_, is_more = await self._persist(consumer, self._give_back, keys, arguments, operation)
+            *_, is_more = await self._persist(self._give_back, keys, arguments, operation, deadline)
 
     async def _recover(self, consumer: Consumer) -> None:
         keys, arguments = consumer.giving_back(scripts.HEAD, counts=True, may_live=False)
-        is_more = True
+        is_more, deadline = True, self._deadline()
         while is_more:
-            back, dead, is_more = await self._persist(consumer, self._give_back, keys, arguments, None)
+            back, dead, is_more = await self._persist(self._give_back, keys, arguments, None, deadline)
             # At once: all of it may take longer than there is time.
             if back or dead:
                 self._telemetry.note_recovered(back + dead)
 
+    def _deadline(self) -> float:
+        return asyncio.get_running_loop().time() + min(_PERSISTENCE, self._terms.lease)
+
     async def _persist(
         self,
-        consumer: Consumer,
         script: MonitoredScript,
         keys: Sequence[str],
         arguments: Sequence[EncodableT],
         operation: Operation | None,
+        deadline: float,
+        on_failure: Callable[[RedisError], None] | None = None,
     ) -> Any:
-        """Run a script that may be repeated until it is answered, for as long as that makes sense."""
-        was_doubted, consumer.is_doubted = consumer.is_doubted, True
+        """Run a script that may be repeated until it is answered, or the deadline has come."""
+        failure: RedisError | None = None
 
         async def attempt() -> Any:
             part = None if operation is None else Part(operation)
             return await script.run_within(part, keys, *arguments)
 
-        def note_failure(_: RedisError) -> None:
-            nonlocal was_doubted
-            was_doubted = True
+        def note_failure(error: RedisError) -> None:
+            nonlocal failure
+            failure = error
+            if on_failure is not None:
+                on_failure(error)
 
-        bound = min(_PERSISTENCE, self._terms.lease)
-        reply = await until_answered(attempt, lambda _: _PAUSE, seconds=bound, on_failure=note_failure)
-        consumer.is_doubted = was_doubted
-        return reply
+        try:
+            # An attempt alone may take as long as the client's socket_timeout.
+            async with asyncio.timeout_at(deadline):
+                return await until_answered(attempt, lambda _: _PAUSE, on_failure=note_failure)
+        except builtins.TimeoutError:
+            raise failure or TimeoutError("no answer from the server in time") from None
 
     async def let_go(self) -> None:
-        """Give back all that is held, and do no more until something is taken again."""
+        """Give back all that is held, and do no more until something is taken again.
+
+        It takes five seconds at most, or a lease if that is less.
+        """
         self._keeper.stop()
+        deadline = self._deadline()
         with cleaning_up(f"queue {self._keys.queue!r}: closing it"):
-            # All at once: each may take five seconds if the server cannot be reached.
+            # All at once, as each may take that long.
             holding = [consumer for consumer in self._alive if consumer.messages]
             await asyncio.gather(*(self.give_back(consumer, scripts.HEAD) for consumer in holding))
             if self._free:
                 free, self._free = self._free, []
-                with suppress(RedisError):
-                    # Otherwise, somebody would find that they hold nothing.
-                    await self._client.execute_within(None, "SREM", self._keys.consumers, *(each.id for each in free))
+                with suppress(RedisError, builtins.TimeoutError):
+                    # Otherwise, another consumer would find that they hold nothing.
+                    async with asyncio.timeout_at(deadline):
+                        ids = [each.id for each in free]
+                        await self._client.execute_within(None, "ZREM", self._keys.consumers, *ids)
