@@ -136,7 +136,9 @@ class MessageQueue:
         """Hold the message at the head while a block runs: ``async with queue.take() as message: …``.
 
         Leaving the block acknowledges it: it is deleted. If the block raises, it goes back, to the tail; if it is
-        cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled.
+        cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled. Another task
+        may leave it, as one does that closes an async generator: the block's span ends, but stays current in the task
+        that has entered.
 
         Args:
             timeout: As in ``get``, and so is what is raised on entering.
