@@ -178,7 +178,7 @@ def url_arguments(url: str) -> dict[str, Any]:
     for name, text in parsed.options:
         if name not in _EVERY_NAME:
             # Not even the name is repeated: it may be the rest of a password.
-            problems.append(f"unknown option{_suggestion(name, _EVERY_NAME)}")
+            problems.append(f"unknown option{_resembling(name, _EVERY_NAME)}")
         elif name not in applicable:
             problems.append(f"{name} does not apply to {parsed.scheme}://")
         elif times[name] > 1:
@@ -311,12 +311,16 @@ class _Reading:
     def _suggestion(self, name: str, known: Iterable[str]) -> str:
         if (instead := _instead(name, f"{self.prefix}url", f"{self.prefix}retries")) is not None:
             return f"; {instead}"
-        close = get_close_matches(name.lower(), known, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return _resembling(name, known)
 
     def _note(self, name: str, reason: str) -> None:
         source = self._sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
+
+
+def _resembling(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _is_key_pair(certificate: str, key: str | None) -> bool:
