@@ -2,16 +2,19 @@
 
 import asyncio
 import copy
+from collections.abc import Mapping
+from inspect import signature
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
-from redis.asyncio import ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import ResponseCallbackT
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.commands.core import AsyncScript
+from redis.event import EventDispatcher
 from redis.typing import KeyT, ScriptTextT
 
 from aioredis_monitored.handle import Handle
@@ -26,6 +29,12 @@ from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 
+_ADDRESS = ("host", "unix_socket_path", "path")
+_RETRY = ("retry", "retry_on_error", "retry_on_timeout")
+_PARAMETERS = signature(Redis.__init__).parameters
+_TCP_ARGUMENTS = frozenset(signature(Connection).parameters)
+_SSL_ARGUMENTS = frozenset(signature(SSLConnection).parameters)
+
 _plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
 
 
@@ -38,35 +47,48 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         connection_pool: The pool, which whoever made it closes; redis-py's own pools work too, and keep their own
             settings. Without one, a ``MonitoredConnectionPool`` is made and closed with this client.
         single_connection_client: Keep to one connection, as ``client()`` does; default ``False``.
-        connection_arguments: Without a pool: those of ``MonitoredConnectionPool``, and ``ssl`` and
-            ``unix_socket_path`` as in ``redis.asyncio.Redis``.
+        auto_close_connection_pool: Whether a pool that is made here is closed with this client; default ``True``.
+        event_dispatcher: As in ``redis.asyncio.Redis``.
+        connection_arguments: Without a pool: those of ``redis.asyncio.Redis`` and of ``MonitoredConnectionPool``; no
+            arguments at all mean a server on this machine.
 
     Raises:
-        TypeError: An argument is unknown, or is given beside a pool that would not heed it.
+        TypeError: An argument is unknown, is given beside a pool where it has no effect, or is no name or span: a host
+            is given as ``host=``.
     """
 
     def __init__(
         self,
-        context_name: str = "redis",
+        context_name: str | None = None,
         server_span: Span | None = None,
         connection_pool: ConnectionPool | None = None,
         *,
         single_connection_client: bool = False,
+        auto_close_connection_pool: bool | None = None,
+        event_dispatcher: EventDispatcher | None = None,
         **connection_arguments: Any,
     ) -> None:
-        if connection_pool is not None and connection_arguments:
-            message = f"given beside connection_pool, which would not heed them: {', '.join(connection_arguments)}"
-            raise TypeError(message)
-        owns_pool = connection_pool is None
-        if connection_pool is None:
+        _check_handle(context_name, server_span)
+        if connection_pool is not None:
+            owns_pool = False
+            _check_without_effect(connection_arguments)
+        else:
+            owns_pool = auto_close_connection_pool is not False
+            if context_name is not None and connection_arguments.keys().isdisjoint(_ADDRESS):
+                message = (
+                    f"{context_name!r} is taken for the name of a context, and there is neither a pool nor a server: "
+                    f"give connection_pool=, host= or unix_socket_path=, or use from_url()"
+                )
+                raise TypeError(message)
             connection_pool = _own_pool(**connection_arguments)
         super().__init__(
             connection_pool=connection_pool,
             single_connection_client=single_connection_client,
             credential_provider=connection_arguments.get("credential_provider"),
+            event_dispatcher=event_dispatcher,
         )
         self.auto_close_connection_pool = owns_pool
-        self.context_name = context_name
+        self.context_name = "redis" if context_name is None else context_name
         self.server_span = server_span
         self._request: RequestView | None = None
         self.telemetry = _telemetry_of(self.connection_pool)
@@ -84,6 +106,12 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         **kwargs: Any,
     ) -> Self:
         """A client with a ``MonitoredConnectionPool`` of its own for this URL, closed with the client.
+
+        Args:
+            url: As in ``MonitoredConnectionPool.from_url``.
+            single_connection_client: Keep to one connection, as ``client()`` does; default ``False``.
+            auto_close_connection_pool: Whether closing the client closes the pool; default ``True``.
+            kwargs: Arguments of ``MonitoredConnectionPool``, over which the URL wins.
 
         Raises:
             ConfigurationError: The URL cannot be used.
@@ -163,15 +191,18 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
                 await self.connection.disconnect(nowait=True)
             await super().aclose(close_connection_pool)
 
-    def set_retry(self, retry: Retry) -> None:
-        """Set the retry policy of a plain redis-py pool.
+    def get_retry(self) -> Retry | None:
+        """The retry policy of the pool, in redis-py's terms."""
+        pool = self.connection_pool
+        return pool.get_retry() if isinstance(pool, MonitoredConnectionPool) else super().get_retry()
 
-        Raises:
-            TypeError: The pool is a ``MonitoredConnectionPool``, which refuses it.
-        """
+    def set_retry(self, retry: Retry) -> None:
+        """Set the retry policy of the pool; of it, a ``MonitoredConnectionPool`` takes the number of retries alone."""
         if isinstance(self.connection_pool, MonitoredConnectionPool):
+            # Not its connection_kwargs: connections would repeat what may have run.
             self.connection_pool.set_retry(retry)
-        super().set_retry(retry)
+        else:
+            super().set_retry(retry)
 
     def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
         """Set how replies to ``command`` are parsed, for this handle alone: others share the callbacks it had."""
@@ -256,23 +287,49 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         return MonitoredScript(self, script)
 
 
-def _own_pool(
-    *, unix_socket_path: str | None = None, ssl: bool = False, max_connections: int | None = None, **arguments: Any
-) -> MonitoredConnectionPool:
-    """The pool for the arguments of ``redis.asyncio.Redis``."""
+def _check_handle(context_name: object, server_span: object) -> None:
+    for name, value, expected in (("context_name", context_name, str), ("server_span", server_span, Span)):
+        if not isinstance(value, expected | None):
+            message = (
+                f"{name} must be a {expected.__name__}, not {type(value).__name__}; a server is given as "
+                f"MonitoredRedisConnection(host=…, port=…), a pool as connection_pool=…"
+            )
+            raise TypeError(message)
+
+
+def _check_without_effect(arguments: Mapping[str, Any]) -> None:
+    """Refuse what redis-py ignores beside a pool, but for what says nothing, or is documented to be ignored."""
+    without_effect = [
+        name
+        for name, value in arguments.items()
+        if name not in _PARAMETERS or (name not in _RETRY and value != _PARAMETERS[name].default)
+    ]
+    if without_effect:
+        message = f"cannot be combined with connection_pool: {', '.join(without_effect)}"
+        raise TypeError(message)
+
+
+def _own_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **arguments: Any) -> MonitoredConnectionPool:
+    """The pool for the arguments of ``redis.asyncio.Redis``, which ignores those that do not apply."""
+    ignored: frozenset[str] = frozenset()
     if unix_socket_path is not None:
         arguments |= {"connection_class": UnixDomainSocketConnection, "path": unix_socket_path}
+        ignored = _TCP_ARGUMENTS | _SSL_ARGUMENTS
     elif ssl:
         arguments["connection_class"] = SSLConnection
-    if max_connections is not None:
-        arguments["max_connections"] = max_connections
-    return MonitoredConnectionPool(**arguments)
+    elif "connection_class" not in arguments:
+        ignored = _SSL_ARGUMENTS
+    return MonitoredConnectionPool(**{name: value for name, value in arguments.items() if name not in ignored})
 
 
 def _telemetry_of(pool: ConnectionPool) -> Telemetry:
     if isinstance(pool, MonitoredConnectionPool):
         return pool.telemetry
-    telemetry = _plain_pools.get(pool)
-    if telemetry is None:
-        telemetry = _plain_pools[pool] = Telemetry(server_of(pool))
+    try:
+        telemetry = _plain_pools.get(pool)
+        if telemetry is None:
+            telemetry = _plain_pools[pool] = Telemetry(server_of(pool))
+    except TypeError:
+        # What stands in for a pool need not be hashable, or weakly referable.
+        return Telemetry(server_of(pool))
     return telemetry

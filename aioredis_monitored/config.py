@@ -8,9 +8,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, Self
 
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
+from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnection
 
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.options import OPTIONS, Option
@@ -130,7 +132,10 @@ class RedisConfig:
         reading.check_together(url.scheme)
         if reading.problems:
             raise ConfigurationError(*reading.problems)
-        return cls(host=url.host, port=url.port, path=url.path, tls=url.scheme == "rediss", **reading.values)
+        address: dict[str, Any] = {"path": url.path} if url.host is None else {"host": url.host}
+        if url.port is not None:
+            address["port"] = url.port
+        return cls(**address, tls=url.scheme == "rediss", **reading.values)
 
     def pool_arguments(self) -> dict[str, Any]:
         """Return the keyword arguments for ``MonitoredConnectionPool``."""
@@ -148,6 +153,62 @@ def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, 
     if others.get("credential_provider") is not None:
         lost.add("username")
     return {name: value for name, value in arguments.items() if name not in lost} | others
+
+
+def url_arguments(url: str) -> dict[str, Any]:
+    """Read a URL as ``redis.asyncio.ConnectionPool.from_url`` does, and return the arguments that it stands for.
+
+    Options that configuration knows too are left to ``read_arguments``, all others to redis-py's own parsers. Where
+    redis-py's guess may reach another server or database than is meant, or drops what is given, the URL is refused.
+
+    Raises:
+        ConfigurationError: It cannot be used; no part of it is repeated but known names.
+    """
+    if not isinstance(url, str):
+        raise ConfigurationError(("url", "must be text"))
+    parsed = parse_url(url.strip(), strict=False)
+    problems = list(parsed.problems)
+    arguments: dict[str, Any] = {
+        name: value for name in ("host", "port", "path") if (value := getattr(parsed, name)) is not None
+    }
+    if parsed.scheme in _CLASSES:
+        arguments["connection_class"] = _CLASSES[parsed.scheme]
+    applicable = _POOL_OPTIONS | _names_of(arguments.get("connection_class", Connection))
+    times = Counter([*arguments, *(name for name, text in parsed.options if text)])
+    for name, text in parsed.options:
+        if name not in _EVERY_NAME:
+            # Not even the name is repeated: it may be the rest of a password.
+            problems.append(f"unknown option{_resembling(name, _EVERY_NAME)}")
+        elif name not in applicable:
+            problems.append(f"{name} does not apply to {parsed.scheme}://")
+        elif times[name] > 1:
+            problems.append(f"{name} is given twice")
+        elif text:
+            try:
+                arguments[name] = _url_value(name, text)
+            except (TypeError, ValueError):
+                problems.append(f"{name} cannot be read")
+    if problems:
+        raise ConfigurationError(*(("url", problem) for problem in problems))
+    return arguments
+
+
+def _url_value(name: str, text: str) -> Any:
+    if name == "ssl_min_version" and text.isdecimal():
+        # What redis-py takes there is the number of ssl.TLSVersion.
+        return ssl.TLSVersion(int(text))
+    return text if name in OPTIONS else URL_QUERY_ARGUMENT_PARSERS.get(name, str)(text)
+
+
+def _names_of(connection_class: type[AbstractConnection]) -> frozenset[str]:
+    """The arguments of a connection class, which hands on to its bases what it does not take itself."""
+    constructors = [vars(each)["__init__"] for each in connection_class.__mro__[:-1] if "__init__" in vars(each)]
+    return frozenset(name for each in constructors for name in signature(each).parameters) - {"self", "kwargs"}
+
+
+_CLASSES = {"rediss": SSLConnection, "unix": UnixDomainSocketConnection}
+_POOL_OPTIONS = frozenset(_IN_URL) - _names_of(SSLConnection)
+_EVERY_NAME = _POOL_OPTIONS | _names_of(SSLConnection)
 
 
 def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,12 +311,16 @@ class _Reading:
     def _suggestion(self, name: str, known: Iterable[str]) -> str:
         if (instead := _instead(name, f"{self.prefix}url", f"{self.prefix}retries")) is not None:
             return f"; {instead}"
-        close = get_close_matches(name.lower(), known, n=1)
-        return f"; did you mean {close[0]}?" if close else ""
+        return _resembling(name, known)
 
     def _note(self, name: str, reason: str) -> None:
         source = self._sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
+
+
+def _resembling(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name.lower(), known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""
 
 
 def _is_key_pair(certificate: str, key: str | None) -> bool:

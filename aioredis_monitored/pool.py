@@ -3,29 +3,33 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis.asyncio import SSLConnection
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
-from redis.driver_info import DriverInfo
+from redis.backoff import EqualJitterBackoff
+from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.exceptions import RedisError
 from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import AbstractRetry
+from redis.utils import SENTINEL
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.attributes import AttributeFreeParser
-from aioredis_monitored.config import RedisConfig, override, read_arguments
+from aioredis_monitored.config import RedisConfig, override, read_arguments, url_arguments
 from aioredis_monitored.credentials import PasswordFile, asking_again, may_change
 from aioredis_monitored.decoding import decoded, surely_decodes
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
 from aioredis_monitored.greeting import greet
 from aioredis_monitored.multiplexer import Lost, Multiplexer, can_share
 from aioredis_monitored.reporting import ReportingPool
-from aioredis_monitored.retry import RetryPolicy
+from aioredis_monitored.retry import LONGEST_PAUSE, RetryPolicy
 from aioredis_monitored.telemetry.attributes import server_of
 from aioredis_monitored.telemetry.instruments import SCOPE
 from aioredis_monitored.telemetry.observing import begun
@@ -41,7 +45,10 @@ _LEAST_FOR_BULK = 3
 # Seconds that what goes on without its caller gets on closing, if a reply had all the time in the world before.
 _FINISH_SECONDS = 5.0
 _RESP2 = 2
-_RETRY_ARGUMENTS = ("retry", "retry_on_error", "retry_on_timeout")
+_DEFAULT_CONNECTIONS = 50
+_DEFAULT_RETRIES = 20
+# Where None has no meaning of its own.
+_MAY_BE_NONE = ("host", "port", "maint_notifications_config", "redis_connect_func")
 
 
 class MonitoredConnectionPool(ReportingPool):
@@ -52,12 +59,15 @@ class MonitoredConnectionPool(ReportingPool):
     ``aclose``) closes every connection; entering opens the pool again. It belongs to the event loop that first used it.
 
     Args:
-        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, metrics
-            call the next one ``name-2``.
         max_connections: The most connections at a time, at least 1; default 50. With 1, none is shared.
         timeout: Seconds to wait for a connection when all are in use; ``None`` waits for ever; default 20.
+        connection_class: What makes connections; default redis-py's ``Connection``.
+        queue_class: Kept for redis-py's sake.
+        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, metrics
+            call the next one ``name-2``.
         multiplex: Whether ordinary commands share a connection; default ``True``.
-        retries: How often at most a call that surely did not run is tried again within ``socket_timeout``; default 20.
+        retries: How often at most a call that surely did not run is tried again within ``socket_timeout``; default 20,
+            or what ``retry`` says.
         retry_backoff: Seconds of the first pause before that, doubled each time, to half a second; default 0.02.
         password_file: The path of a file that holds the password, read at every connect; default ``None``. While it
             cannot be read, the last good password is used.
@@ -66,46 +76,59 @@ class MonitoredConnectionPool(ReportingPool):
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
-        connection_arguments: What redis-py's connection classes take: ``host``, ``port``, ``db``, ``password``,
-            ``socket_timeout`` (seconds or a timespan), ``connection_class`` and so on. When the server refuses what a
+        retry: A retry policy of redis-py, of which only the number of retries counts: what may have run is never
+            repeated, whatever its errors, and pauses are ``retry_backoff``'s. A negative number means any number.
+        retry_on_error: Ignored, with a line in the log, for the same reason.
+        retry_on_timeout: The same.
+        connection_arguments: What the connection class takes: ``host``, ``port``, ``db``, ``password``,
+            ``socket_timeout`` (seconds or a timespan) and so on. When the server refuses what a
             ``credential_provider`` or the ``password_file`` has given, that is asked once more.
 
     Raises:
         ConfigurationError: A value cannot be used; it names every such value at once.
-        TypeError: An argument is unknown, or one of redis-py's retry arguments: its retries repeat commands that
-            may have run.
+        TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
 
     def __init__(
         self,
+        max_connections: int | None = None,
+        timeout: float | None = 20.0,
+        connection_class: Callable[..., AbstractConnection] = Connection,
+        queue_class: object = None,  # noqa: ARG002 - redis-py's signature
         *,
         name: str | None = None,
-        max_connections: int = 50,
-        timeout: float | None = 20.0,
         multiplex: bool = True,
-        retries: int = 20,
+        retries: int | None = None,
         retry_backoff: float = 0.02,
         client_info: bool = True,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         telemetry: TelemetryOptions | None = None,
+        retry: AbstractRetry[Any] | None = None,
+        retry_on_error: Iterable[type[Exception]] | None = None,
+        retry_on_timeout: bool = False,
         **connection_arguments: Any,
     ) -> None:
-        for argument in _RETRY_ARGUMENTS:
-            if connection_arguments.pop(argument, None):
-                _refuse_retries(argument)
         own: dict[str, Any] = {
             "multiplex": multiplex,
-            "retries": retries,
+            "retries": _DEFAULT_RETRIES if retries is None else retries,
             "retry_backoff": retry_backoff,
             "client_info": client_info,
         }
         arguments = read_arguments(
-            {"max_connections": max_connections, "timeout": timeout, **own, **connection_arguments}
+            {
+                "max_connections": _DEFAULT_CONNECTIONS if max_connections is None else max_connections,
+                "timeout": timeout,
+                **own,
+                **{name: value for name, value in connection_arguments.items() if not _is_default(name, value)},
+            }
         )
         own = {option: arguments.pop(option) for option in own}
         # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
         arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
+        library = {name: arguments.pop(name) for name in ("lib_name", "lib_version") if name in arguments}
+        if library:
+            arguments.setdefault("driver_info", resolve_driver_info(**library))
         arguments.setdefault("driver_info", _DRIVER_INFO if own["client_info"] else None)
         # hiredis counts attributes, which only RESP3 has, as replies.
         arguments.setdefault("parser_class", AttributeFreeParser)
@@ -116,12 +139,13 @@ class MonitoredConnectionPool(ReportingPool):
         if may_change(arguments.get("credential_provider")):
             handshake = arguments.get("redis_connect_func") or AbstractConnection.on_connect
             arguments["redis_connect_func"] = asking_again(handshake)
-        super().__init__(**arguments)
+        super().__init__(connection_class=connection_class, **arguments)
         # It is never connected. An unknown argument would otherwise be noticed by the first command.
         self._sample = self.make_connection()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and can_share(self._sample)
         self.decodes = self._sample.encoder.decode_responses
-        self.retry_policy = RetryPolicy(own["retries"], own["retry_backoff"], self._sample.socket_timeout)
+        self._retry_backoff: float = own["retry_backoff"]
+        self._policy_of(own["retries"] if retries is not None or retry is None else _retries_of(retry))
         reporting = Telemetry(
             server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
         )
@@ -134,6 +158,7 @@ class MonitoredConnectionPool(ReportingPool):
                 "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
                 self.name,
             )
+        self._note_ignored(retry, retry_on_error, retry_on_timeout)
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
@@ -144,12 +169,18 @@ class MonitoredConnectionPool(ReportingPool):
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
-        """A pool for a URL, checked as ``pool_from_config`` checks it; keyword arguments win over the URL's options.
+        """A pool for a URL, which means what it does to redis-py, and wins over keyword arguments.
+
+        ``valkey://`` and ``valkeys://`` work too, and so do the options of this pool. Other than in redis-py, truth
+        values are read as such (``decode_responses=False``), durations may be timespans (``timeout=200ms``), and what
+        redis-py overlooks is refused: ``redis:/host`` and ``redis:///run/redis.sock``, which it takes for localhost;
+        ``redis://host/name``, which it takes for database 0, and ``redis://host/1/2``, for 12; a host before a Unix
+        socket's path; unknown options, and what is given twice.
 
         Raises:
             ConfigurationError: The URL cannot be used.
         """
-        return cls(**override(RedisConfig.from_mapping({"url": url}, "").pool_arguments(), kwargs))
+        return cls(**{**kwargs, **url_arguments(url)})
 
     def __repr__(self) -> str:
         state = f"{self.used()} used, {self.idle()} idle, at most {self.max_connections}"
@@ -188,13 +219,36 @@ class MonitoredConnectionPool(ReportingPool):
                 await self.release(connection)
         self.retry_policy.is_out_of_reach = False
 
-    def set_retry(self, retry: Retry) -> None:  # noqa: ARG002 - redis-py's signature
-        """Refuse a retry policy, as the constructor does.
+    def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one will do
+        """Take the number of retries of a policy of redis-py, as the constructor does.
 
         Raises:
-            TypeError: Always.
+            TypeError: It is no retry policy.
         """
-        _refuse_retries("retry")
+        self._policy_of(_retries_of(retry))
+        self._note_ignored(retry)
+
+    def get_retry(self) -> Retry:
+        """How calls are tried again, in redis-py's terms: how often, and after which pauses."""
+        return Retry(EqualJitterBackoff(cap=LONGEST_PAUSE, base=self._retry_backoff / 2), self._retries)
+
+    def _policy_of(self, retries: int) -> None:
+        self._retries = retries
+        # In vain for ever, for redis-py.
+        most = sys.maxsize if retries < 0 else retries
+        self.retry_policy = RetryPolicy(most, self._retry_backoff, self._sample.socket_timeout)
+
+    def _note_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
+        policy = None if self._retries == 0 else retry
+        given = {"retry": policy is not None, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
+        if ignored := [name for name, value in given.items() if value]:
+            _LOGGER.warning(
+                "pool %r: of %s, only a number of retries counts (%d now): a call is tried again only if it certainly "
+                "did not run, whatever its error, and after pauses of retry_backoff",
+                self.name,
+                ", ".join(ignored),
+                self._retries,
+            )
 
     def decode(self, reply: Any) -> Any:
         """A reply of the shared connection as this pool's callers want it."""
@@ -270,6 +324,13 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 
-def _refuse_retries(argument: str) -> None:
-    message = f"{argument}= is refused: redis-py's retries repeat commands that may already have run"
-    raise TypeError(message)
+def _retries_of(retry: AbstractRetry[Any]) -> int:
+    if not isinstance(retry, AbstractRetry):
+        message = f"retry must be a redis.asyncio.retry.Retry, not {type(retry).__name__}"
+        raise TypeError(message)
+    return retry.get_retries()
+
+
+def _is_default(name: str, value: object) -> bool:
+    """Whether an argument that is given says no more than one that is not, as wrappers of redis-py pass them."""
+    return value is SENTINEL or (value is None and name in _MAY_BE_NONE)

@@ -320,7 +320,8 @@ class MonitoredPubSub(PubSub):
         """Handle a message: ``with pubsub.process(message): …``.
 
         The block is a span of kind CONSUMER, which is current in it and linked to the span that has published the
-        message if the message carried that, and a point of ``messaging.process.duration``.
+        message if the message carried that, and a point of ``messaging.process.duration``. Another task may leave
+        it, as one does that closes an async generator: the span ends, but stays current in the task that has entered.
 
         Args:
             message: What ``get_message`` or ``listen`` has returned; another ``dict`` made of it has lost the link.

@@ -146,6 +146,8 @@ class MessageQueue:
         Leaving the block acknowledges it: it is deleted. If the block raises, it goes back, to the tail; if it is
         cancelled, to the head. Acknowledging and giving back come to their end also if they are cancelled, within a
         second then; if the server does not answer, they are given up after five seconds, or a lease if that is less.
+        Another task may leave it, as one does that closes an async generator: the block's span ends, but stays current
+        in the task that has entered.
 
         Args:
             timeout: As in ``get``, and so is what is raised on entering.

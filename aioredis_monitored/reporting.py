@@ -41,7 +41,11 @@ class ReportingPool(LendingPool):
         """
         self.telemetry = telemetry
         server = telemetry.server
-        host = server.target or server.attributes.get(semconv.SERVER_ADDRESS, self.connection_class.__name__)
+        host = (
+            server.target
+            or server.attributes.get(semconv.SERVER_ADDRESS)
+            or getattr(self.connection_class, "__name__", type(self.connection_class).__name__)
+        )
         self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
         self.name = name or self._address
         self._take_name()

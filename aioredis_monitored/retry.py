@@ -25,7 +25,7 @@ from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 from aioredis_monitored.traits import Traits
 
 # The longest pause: a server that has come back is found within it.
-_LONGEST_PAUSE: Final = 0.5
+LONGEST_PAUSE: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
 # Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
@@ -71,7 +71,7 @@ class RetryPolicy:
         self.is_out_of_reach = False
         self.deadline = deadline
         self._retries = retries
-        self._seconds_after = pauses(backoff, _LONGEST_PAUSE)
+        self._seconds_after = pauses(backoff, LONGEST_PAUSE)
 
     def pause(
         self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0

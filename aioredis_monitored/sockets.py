@@ -23,7 +23,9 @@ def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | No
     writer: Any = connection._writer  # noqa: SLF001
     connection._writer = connection._reader = None  # noqa: SLF001
     if not forked:  # an event loop shares what it waits for with the parent, which would wait in vain
-        with suppress(RuntimeError):  # the event loop is closed
+        with suppress(
+            RuntimeError, AttributeError
+        ):  # the event loop is closed; what stands in for a transport has none
             writer.transport.abort()
         if loop is not None and loop.is_running():
             return
@@ -51,8 +53,8 @@ def _is_polled(connection: AbstractConnection, events: int) -> bool:
     writer: Any = getattr(connection, "_writer", None)
     sock = getattr(writer, "get_extra_info", lambda _: None)("socket")
     if sock is None:
-        # It has none, or asyncio has closed it.
-        return writer is not None and writer.is_closing()
+        # It has none, as in fakeredis, or asyncio has closed it.
+        return bool(getattr(writer, "is_closing", lambda: False)())
     # Once: exporters look from another thread, in which it may be closed meanwhile.
     descriptor = sock.fileno()
     if descriptor < 0:

@@ -12,7 +12,7 @@ _PARTS = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<path>[^?#]*)\??(?P<query>[^#]*)(?:#.*)?",
     re.IGNORECASE | re.ASCII,
 )
-_ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]+)(?::(?P<port>.*))?")
+_ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>.*))?")
 _HOST_NAME = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
 _MAX_PORT = 65_535
 
@@ -23,23 +23,29 @@ class RedisUrl:
 
     Attributes:
         scheme: "redis", "rediss" or "unix"; empty if the URL has none of which something can be made.
-        host: Name or address of the server.
-        port: Its TCP port.
+        host: Name or address of the server; ``None`` if the URL names none.
+        port: Its TCP port; ``None`` if the URL names none.
         path: The Unix socket, which then takes the place of host and port.
         options: ``(name, text)`` of what else it says (username, password, db, query): decoded, not yet checked.
         problems: Why the URL cannot be used; empty if it can.
     """
 
     scheme: str = ""
-    host: str = "localhost"
-    port: int = 6379
+    host: str | None = None
+    port: int | None = None
     path: str | None = None
     options: list[tuple[str, str]] = field(default_factory=list, repr=False)
     problems: list[str] = field(default_factory=list)
 
 
-def parse_url(url: str) -> RedisUrl:
-    """Take a URL apart; whatever is wrong with it is told in ``problems``, nothing is raised."""
+def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
+    """Take a URL apart; what is wrong with it goes into ``problems``, nothing is raised.
+
+    Args:
+        url: The URL.
+        strict: Whether to refuse what redis-py completes or overlooks without harm: no host, no port after its colon,
+            slashes around the database, a host that is percent-encoded. Default ``True``.
+    """
     if problem := _unreadable(url):
         return RedisUrl(problems=[problem])
     parts = _PARTS.fullmatch(url)
@@ -59,9 +65,14 @@ def parse_url(url: str) -> RedisUrl:
     if parsed.scheme == "unix":
         _read_socket(parsed, address, parts["path"])
     else:
-        _read_address(parsed, address)
-        _read_database(parsed, parts["path"])
+        _read_address(parsed, address, strict=strict)
+        _read_database(parsed, parts["path"] if strict else f"/{unquote(parts['path']).strip('/')}")
+    before, parsed.options = parsed.options, []
     _read_query(parsed, parts["query"])
+    if not strict and dict(parsed.options).get("db"):
+        # By redis-py's documentation, the path counts only without it.
+        before = [(name, text) for name, text in before if name != "db"]
+    parsed.options = before + parsed.options
     return parsed
 
 
@@ -88,17 +99,18 @@ def _read_socket(parsed: RedisUrl, address: str, path: str) -> None:
         parsed.path = unquote(path)
 
 
-def _read_address(parsed: RedisUrl, address: str) -> None:
+def _read_address(parsed: RedisUrl, address: str, *, strict: bool) -> None:
     match = _ADDRESS.fullmatch(address)
-    if match is None:
+    if match is None or (strict and not match["host"]):
         parsed.problems.append(f"no host: {_FORM}")
         return
     host, port = match.group("host", "port")
     try:
-        parsed.host = _read_host(host)
+        if host:
+            parsed.host = _read_host(host if strict or host.startswith("[") else unquote(host))
     except ValueError:
         parsed.problems.append("the host must be a name, an IPv4 address or an IPv6 address in brackets")
-    if port is not None:
+    if port or (strict and port is not None):
         if re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) <= _MAX_PORT:
             parsed.port = int(port)
         else:

@@ -7,9 +7,6 @@ import warnings
 import pytest
 import redis.asyncio
 import redis.exceptions
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.retry import Retry as SyncRetry
 
 from aioredis_monitored import (
     ConfigurationError,
@@ -81,12 +78,6 @@ def test_all_problems_are_raised_at_once():
 
     assert {"redis.url", "redis.max_conections", "redis.socket_timeout"} == {key for key, _ in caught.value.problems}
     assert 3 == len(str(caught.value).splitlines())
-
-
-@pytest.mark.parametrize("retry", [Retry(NoBackoff(), 1), SyncRetry(NoBackoff(), 1)])
-def test_a_retry_policy_is_refused_with_the_reason(retry):
-    with pytest.raises(TypeError, match="may already have run"):
-        MonitoredConnectionPool.from_url("redis://localhost", retry=retry)
 
 
 def test_an_unknown_argument_is_noticed_before_the_first_command():
@@ -436,16 +427,6 @@ def test_a_pool_forgotten_in_a_stopped_loop_leaves_no_socket(server):
         gc.collect()
 
     assert ["pool 'stopped' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
-
-
-async def test_set_retry_is_refused_with_the_reason(client, server):
-    with pytest.raises(TypeError, match="may already have run"):
-        client.set_retry(Retry(NoBackoff(), 3))
-    async with redis.asyncio.ConnectionPool.from_url(server.url) as plain:
-        MonitoredRedisConnection(connection_pool=plain).set_retry(Retry(NoBackoff(), 3))
-
-    assert client.connection_pool.connection_kwargs.get("retry") is None
-    assert 3 == plain.connection_kwargs["retry"].get_retries()
 
 
 def test_explicit_arguments_are_checked_like_configuration():

@@ -14,6 +14,41 @@ _SUPPRESSED_TOO: Final = "suppress_instrumentation"
 # What calls are a part of, for which they get no span of their own.
 WHOLE: Final = context.create_key("aioredis_monitored.whole")
 
+# Its tokens know where they were made; those of a runtime context need not be of contextvars.
+_place: Final = contextvars.ContextVar[None]("aioredis_monitored.place")
+
+
+class Attached:
+    """A context that is current from now on until ``detach``, which may be called in any task.
+
+    What one task has made current, no other can undo: a generator's block may be left by the task that closes the
+    generator, or by the garbage collector. OpenTelemetry logs an error with a traceback then.
+
+    Args:
+        new: The context.
+    """
+
+    __slots__ = ("_before", "_new", "_place", "_token")
+
+    def __init__(self, new: Context) -> None:
+        self._before = context.get_current()
+        self._new = new
+        self._place = _place.set(None)
+        self._token = context.attach(new)
+
+    def detach(self) -> None:
+        """Make current again what was before.
+
+        In another task only if it has inherited this context; the task that has attached it keeps it.
+        """
+        try:
+            _place.reset(self._place)
+        except ValueError:
+            if context.get_current() is self._new:
+                context.attach(self._before)
+        else:
+            context.detach(self._token)
+
 
 def spanless() -> contextvars.Context:
     """A copy of the current context without its span, for what goes on when that has long ended."""
@@ -30,18 +65,18 @@ def is_suppressed(here: Context) -> bool:
 @contextmanager
 def folded(whole: object) -> Iterator[None]:
     """Calls in this context are points, and parts of another record, which learns what they learn if it can."""
-    token = context.attach(context.set_value(WHOLE, whole))
+    attached = Attached(context.set_value(WHOLE, whole))
     try:
         yield
     finally:
-        context.detach(token)
+        attached.detach()
 
 
 @contextmanager
 def silence() -> Iterator[None]:
     """Calls in this context are neither spans nor points."""
-    token = context.attach(context.set_value(_SUPPRESSED_TOO, True))
+    attached = Attached(context.set_value(_SUPPRESSED_TOO, True))
     try:
         yield
     finally:
-        context.detach(token)
+        attached.detach()

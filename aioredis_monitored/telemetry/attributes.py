@@ -1,6 +1,6 @@
 """What a call and a server mean in the terms of the semantic conventions; nothing here records anything."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple, Self
@@ -14,6 +14,7 @@ from aioredis_monitored.querytext import KEY_AND_VALUES, query_text, text_of_key
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.cardinality import Countable
 from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.telemetry.trouble import report
 from aioredis_monitored.traits import awaits_data
 
 _DEFAULT_PORT = 6379
@@ -38,23 +39,49 @@ class Server(NamedTuple):
 
 
 def server_of(pool: ConnectionPool) -> Server:
-    """The server that a pool connects to, without connecting: a Sentinel-made pool cannot tell it yet."""
-    arguments = pool.connection_kwargs
+    """The server that a pool connects to, without connecting: a Sentinel-made pool cannot tell it yet.
+
+    As far as that can be found out: a pool may be of any make. It raises nothing.
+    """
+    try:
+        return _server_of(pool)
+    except Exception as trouble:  # noqa: BLE001 - a call matters more than its record
+        report(trouble)
+        return Server({semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS, semconv.DB_NAMESPACE: "0"}, None)
+
+
+def _server_of(pool: ConnectionPool) -> Server:
+    arguments: Any = getattr(pool, "connection_kwargs", None)
+    if not isinstance(arguments, Mapping):
+        arguments = {}
     attributes: dict[str, Any] = {
         semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS,
         semconv.DB_NAMESPACE: str(arguments.get("db") or 0),
     }
     if isinstance(pool, SentinelConnectionPool):
         return Server(attributes, None)
-    if issubclass(pool.connection_class, UnixDomainSocketConnection):
-        attributes[semconv.SERVER_ADDRESS] = arguments.get("path", "")
+    made_by: Any = getattr(pool, "connection_class", None)
+    while isinstance(made_by, partial):
+        arguments, made_by = {**made_by.keywords, **arguments}, made_by.func
+    # What a factory makes, its arguments alone can say.
+    kind = made_by if isinstance(made_by, type) else object
+    if issubclass(kind, UnixDomainSocketConnection) or (kind is object and arguments.get("path")):
+        attributes[semconv.SERVER_ADDRESS] = str(arguments.get("path", ""))
         attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_UNIX
         return Server(attributes, None)
-    if not issubclass(pool.connection_class, Connection):
+    if not issubclass(kind, Connection) and not (kind is object and arguments.get("host")):
         return Server(attributes, None)
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
-    address, target = _address_of(arguments.get("host", "localhost"), int(arguments.get("port", _DEFAULT_PORT)))
+    address, target = _address_of(str(arguments.get("host") or "localhost"), _port_of(arguments.get("port")))
     return Server(attributes | address, target)
+
+
+def _port_of(given: Any) -> int:
+    try:
+        return int(given)
+    except (TypeError, ValueError):
+        # There is none, or connecting says what is wrong with it.
+        return _DEFAULT_PORT
 
 
 def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:

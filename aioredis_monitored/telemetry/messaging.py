@@ -10,7 +10,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.ambience import is_suppressed
+from aioredis_monitored.telemetry.ambience import Attached, is_suppressed
 from aioredis_monitored.telemetry.attributes import Call
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.telemetry.trouble import report
@@ -50,6 +50,10 @@ class Processing:
     is there from the beginning, to be the parent of what is called in the block; to the span that has sent the message
     it is linked (messaging-spans.md: "span link as default").
 
+    It may be left in another task than it was entered in, as an async generator's block is that is closed by another
+    task. That task goes on with its own context. The one that has entered keeps the span as its current one, although
+    it has ended: no other task can change that.
+
     Args:
         telemetry: Where to record.
         channel: Where the message came from.
@@ -60,6 +64,7 @@ class Processing:
     """
 
     __slots__ = (
+        "_attached",
         "_began",
         "_call",
         "_carriers",
@@ -70,7 +75,6 @@ class Processing:
         "_span",
         "_started",
         "_telemetry",
-        "_token",
     )
 
     def __init__(
@@ -120,14 +124,14 @@ class Processing:
             set_status_on_exception=False,
         )
         self._here = trace.set_span_in_context(self._span, self._here)
-        self._token = context.attach(self._here)
+        self._attached = Attached(self._here)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         elapsed = perf_counter() - self._started
         if self._span is not None:
-            context.detach(self._token)
+            self._attached.detach()
         if self._call is None:
             return
         failure = None if error is None else self._telemetry.failure_of(error)
