@@ -9,7 +9,7 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.multiplexer import Late, Lost
@@ -54,6 +54,9 @@ async def attempt_on(
             else:
                 async with _replies_in_time(connection, wait):
                     yield connection
+    except WatchError:
+        # The caller's to begin anew.
+        raise
     except RedisError as error:
         raise Lost(error, written=is_usable) from error
     except builtins.TimeoutError:

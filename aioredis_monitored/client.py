@@ -2,8 +2,8 @@
 
 import asyncio
 import copy
-from collections.abc import Mapping
-from inspect import signature
+from collections.abc import Callable, Mapping
+from inspect import isawaitable, signature
 from types import TracebackType
 from typing import Any, Self, cast, overload
 from weakref import WeakKeyDictionary
@@ -251,6 +251,27 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             server_span=self.server_span,
             request=self._request,
         )
+
+    async def transaction(
+        self, func: Callable[[Any], Any], *watches: KeyT, shard_hint: str | None = None, **options: Any
+    ) -> Any:
+        """Run a function on a pipeline that watches keys, until none of them has changed meanwhile, as redis-py does.
+
+        What was sent and not answered is not repeated if it may have run: its error is raised.
+
+        Args:
+            func: Is given the pipeline.
+            watches: The keys.
+            shard_hint: Kept for redis-py's sake.
+            options: Those of ``redis.asyncio.Redis.transaction``.
+        """
+
+        async def run(pipe: Any) -> Any:
+            pipe.is_repeated = True
+            result = func(pipe)
+            return await result if isawaitable(result) else result
+
+        return await super().transaction(run, *watches, shard_hint=shard_hint, **options)
 
     def lock(
         self,

@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.client import CommandStackT, Pipeline
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, RedisError, ResponseError, WatchError  # noqa: A004
+from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored.attempts import attempt_on, attempted
@@ -20,7 +20,7 @@ from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
 from aioredis_monitored.patience import cleaning_up
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.retry import is_hang_up
+from aioredis_monitored.retry import is_answer
 from aioredis_monitored.telemetry import own
 from aioredis_monitored.telemetry.observing import begun, recorded
 from aioredis_monitored.telemetry.operation import Operation
@@ -32,15 +32,17 @@ from aioredis_monitored.traits import Traits, server_wait, traits_of, traits_of_
 _UNDONE = frozenset({"UNWATCH", "WATCH"})
 
 
-def _lost_watch() -> WatchError:
-    return WatchError("the connection that watched the keys was lost: begin again with watch()")
+def _lost_watch(*, may_have_run: bool) -> WatchError:
+    doubt = ", and what was sent last may have run" if may_have_run else ""
+    return WatchError(f"the connection that watched the keys was lost{doubt}: begin again with watch()")
 
 
 class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     On a ``MonitoredConnectionPool``, it raises ``WatchError`` at every call once the connection that watches is lost,
-    until ``watch`` begins anew; what may have run raises its own error first.
+    until ``watch`` begins anew. So does, as in redis-py, the call that was sent and not answered; the text says if that
+    may have run.
 
     Args:
         connection_pool: Where its connection comes from.
@@ -51,6 +53,10 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         telemetry: Where to record.
         server_span: The parent span; ``None`` means the current one.
         request: The request that it is a part of, if that is known.
+
+    Attributes:
+        is_repeated: Whether its caller repeats whatever raises ``WatchError``: what may have run raises its own error
+            then. Default ``False``.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self._request = request
         self._operation: Operation | None = None
         self._is_executing = False
+        self.is_repeated = False
         self._refusal: ResponseError | None = None
 
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
@@ -211,18 +218,20 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         async with super()._pinned(pool, commands, operation) as connection:
             try:
                 yield connection
-            except RedisError as error:
-                # What may have run must not be taken for what did not: others repeat it when they see a WatchError.
-                if self.watching and is_hang_up(error) and traits_of_batch(commands).repeatable:
-                    raise _lost_watch() from error
-                raise
+            except (ConnectionError, TimeoutError) as error:
+                if not self.watching or connection.is_connected or is_answer(error):
+                    raise
+                may_have_run = not traits_of_batch(commands).repeatable
+                if may_have_run and self.is_repeated:
+                    raise
+                raise _lost_watch(may_have_run=may_have_run) from error
 
     async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
         connection = self.connection
         if self.watching and connection is not None and has_lost(pool, connection):
             # It watches as long as it is not said to begin anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
-            raise _lost_watch()
+            raise _lost_watch(may_have_run=False)
         return await super()._pinned_connection(pool, operation)
 
     async def reset(self) -> None:  # type: ignore[override]  # redis-py's own bases disagree

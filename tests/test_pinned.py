@@ -454,7 +454,7 @@ async def test_a_second_watch_does_not_hide_that_the_first_was_lost(make_client,
             await pipe.watch("second")
 
 
-async def test_a_batch_that_may_have_run_is_not_said_to_have_met_a_change(make_client, proxy, inspector):
+async def test_a_transaction_does_not_repeat_a_batch_that_may_have_run(make_client, proxy, inspector):
     client = make_client(proxy.url)
 
     async def add(pipe):
@@ -469,14 +469,36 @@ async def test_a_batch_that_may_have_run_is_not_said_to_have_met_a_change(make_c
     assert b"1" == inspector.get("key")
 
 
-async def test_a_write_of_a_watching_pipeline_that_may_have_run_raises_its_own_error(make_client, proxy, inspector):
+async def test_a_transaction_does_not_repeat_a_write_before_its_batch_that_may_have_run(make_client, proxy, inspector):
+    def add(pipe):
+        proxy.cut_replies = 1
+        return pipe.incr("other")
+
+    with pytest.raises(ConnectionError):
+        await make_client(proxy.url).transaction(add, "key")
+
+    assert b"1" == inspector.get("other")
+
+
+async def test_a_batch_of_a_watching_pipeline_that_may_have_run_says_so(make_client, proxy, inspector):
+    async with make_client(proxy.url).pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.multi()
+        proxy.cut_replies = 1
+        with pytest.raises(WatchError, match="may have run"):
+            await pipe.incr("key").execute()
+
+    assert b"1" == inspector.get("key")
+
+
+async def test_a_write_of_a_watching_pipeline_that_may_have_run_says_so_once(make_client, proxy, inspector):
     async with make_client(proxy.url).pipeline() as pipe:
         await pipe.watch("key")
         proxy.cut_replies = 1
-        with pytest.raises(ConnectionError):
+        with pytest.raises(WatchError, match="may have run"):
             await pipe.incr("other")
         for _ in range(2):
-            with pytest.raises(WatchError):
+            with pytest.raises(WatchError, match="was lost: begin"):
                 await pipe.incr("other")
 
     assert b"1" == inspector.get("other")
