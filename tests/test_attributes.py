@@ -82,7 +82,7 @@ def fed(chunks):
     return replies, attributes
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(st.lists(VALUES, max_size=5), st.lists(st.integers(1, 7), min_size=1))
 def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes):
     stream, chunks = b"".join(map(encoded, values)), []

@@ -123,7 +123,9 @@ async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, inspe
 
 @pytest.mark.slow
 async def test_five_hundred_replies_that_come_byte_by_byte_are_whole(make_client, proxy, inspector):
-    clients = [make_client(protocol=2 + number % 2, max_connections=2, socket_timeout=100) for number in range(50)]
+    clients = [
+        make_client(protocol=2 + number % 2, max_connections=2, socket_timeout=100, timeout=100) for number in range(50)
+    ]
     inspector.hset("hash", "field", "value")
     inspector.zadd("sorted", {"member": 0.5})
     inspector.sadd("set", "member")
