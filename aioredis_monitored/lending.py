@@ -334,7 +334,7 @@ class LendingPool(LivingPool):
 async def _connect(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Connect in a task of its own, so that leaving takes no longer than a second.
 
-    In its caller's, redis-py's handshake may swallow a cancellation, on Python 3.11, and goes on for ``socket_timeout``.
+    In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
     """
     connecting = asyncio.ensure_future(connect())
     try:
