@@ -168,7 +168,7 @@ class LendingPool(LivingPool):
         try:
             if anew:
                 await connection.disconnect(nowait=True)
-            await self.ensure_connection(connection)
+            await self.ensure_connection(connection, is_shared=anew)
             if anew:
                 await self._re_authenticated(connection)
             _heed_cancellation(task, cancellations)
@@ -190,7 +190,7 @@ class LendingPool(LivingPool):
         except AuthenticationError:
             # Those that it was connected with may do; redis-py has closed it.
             connection.set_re_auth_token(None)  # type: ignore[arg-type]
-            await self.ensure_connection(connection)
+            await self.ensure_connection(connection, is_shared=True)
 
     async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
@@ -210,12 +210,20 @@ class LendingPool(LivingPool):
                 raise PoolExhaustedError(message) from error
             raise
 
-    async def ensure_connection(self, connection: AbstractConnection) -> None:
-        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance."""
+    async def ensure_connection(self, connection: AbstractConnection, *, is_shared: bool = False) -> None:
+        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance.
+
+        Args:
+            connection: The one to connect.
+            is_shared: Whether it is to be shared, and no caller waits for it that may be cancelled.
+        """
         if connection.is_connected and is_readable(connection):
             # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's.
             await connection.disconnect(nowait=True)
-        await self._made_by(connection, partial(super().ensure_connection, connection))
+        connect = partial(super().ensure_connection, connection)
+        await self._made_by(
+            connection, connect if is_shared or connection.is_connected else partial(_connect, connection, connect)
+        )
 
     async def reconnect(self, connection: AbstractConnection) -> None:
         """Connect a borrowed connection anew; it stays borrowed, also if that fails.
@@ -231,7 +239,7 @@ class LendingPool(LivingPool):
         cancellations = task.cancelling()
         try:
             await connection.disconnect(nowait=True)
-            await self._made_by(connection, connection.connect)
+            await self._made_by(connection, partial(_connect, connection, connection.connect))
         except Exception as error:
             if not self.lends(connection):
                 raise self.closed_error() from error
@@ -243,7 +251,7 @@ class LendingPool(LivingPool):
     async def _made_by(self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
         began = None if connection.is_connected else perf_counter()
         try:
-            await (connect() if began is None else _connect(connection, connect()))
+            await connect()
             if began is not None:
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
@@ -323,12 +331,12 @@ class LendingPool(LivingPool):
                 turn.set_exception(self.closed_error())
 
 
-async def _connect(connection: AbstractConnection, connect: Coroutine[Any, Any, None]) -> None:
+async def _connect(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Connect in a task of its own, so that leaving takes no longer than a second.
 
-    In its caller's, redis-py's handshake may swallow a cancellation, on Python 3.11, and goes on for ``socket_timeout``.
+    In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
     """
-    connecting = asyncio.ensure_future(connect)
+    connecting = asyncio.ensure_future(connect())
     try:
         await asyncio.wait([connecting])
     except asyncio.CancelledError:

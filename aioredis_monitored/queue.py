@@ -65,8 +65,8 @@ class MessageQueue:
 
     Raises:
         TypeError: ``client`` is neither a pool nor a client, or one that replaces ``execute_command``.
-        ValueError: The name is empty, has braces that are not those of a hash tag, or is that of another queue's key; or
-            another argument is out of range.
+        ValueError: The name is empty, has braces that are not those of a hash tag, or is that of another queue's key;
+            or another argument is out of range.
     """
 
     def __init__(

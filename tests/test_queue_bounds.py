@@ -1,4 +1,4 @@
-"""What takes a second, or five, or a lease, takes no longer on a frozen server, whatever the client's socket_timeout."""
+"""What takes a second, or five, or a lease, takes no longer on a frozen server, whatever ``socket_timeout`` is."""
 
 import asyncio
 import logging

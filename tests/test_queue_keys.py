@@ -43,7 +43,7 @@ def test_no_two_queues_have_a_key_in_common(one, other):
 def test_no_queue_is_a_key_of_another(name):
     keys = keys_of(name)
     for key in (keys or {name}) - {name}:
-        with pytest.raises(ValueError, match="is a key of the queue .*: choose another name"):
+        with pytest.raises(ValueError, match="is a key of the queue"):
             Keys(key)
 
 

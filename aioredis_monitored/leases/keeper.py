@@ -136,7 +136,8 @@ class Keeper:
 
     async def _renew(self, client: Redis) -> None:
         # Also if there are none: it is to be seen whether the server answers.
-        await client.execute_command(*registration(self._keys, self._terms, self._alive))
+        renewing = registration(self._keys, self._terms, self._alive)
+        await client.execute_command(*renewing)  # type: ignore[no-untyped-call]
         now = asyncio.get_running_loop().time()
         if now - self._renewed > self._terms.lease * _GAP:
             self._sweeps_from = now + self._terms.lease

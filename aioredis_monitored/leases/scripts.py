@@ -47,10 +47,10 @@ redis.call('UNLINK', KEYS[1])
 return held
 """
 
-# In the order in which they were, whichever end they go to. KEYS: queue, consumers, taken, counts, dead. ARGV: consumer,
-# end of the queue, whether it counts as a delivery, after how many of these a message is dead (0: never), whether the
-# consumer may live. Returns how many are back, how many are dead, and whether there are more: ten thousand would keep
-# the server from all else for 80 ms.
+# In the order in which they were, whichever end they go to. KEYS: queue, consumers, taken, counts, dead. ARGV:
+# consumer, end of the queue, whether it counts as a delivery, after how many of these a message is dead (0: never),
+# whether the consumer may live. Returns how many are back, how many are dead, and whether there are more: ten thousand
+# would keep the server from all else for 80 ms.
 GIVE_BACK: Final = """
 local consumer, side, counts, most, may_live = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), ARGV[5] == '1'
 if not may_live then
@@ -102,9 +102,9 @@ if redis.call('EXISTS', KEYS[3]) == 1 then all = redis.call('ZRANGE', KEYS[1], 0
 return {redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] * 1000 + math.floor(now[2] / 1000)), all}
 """
 
-# Deletes the counts of messages which others have popped: all of them when there is no message, or when so many more are
-# counted than there are messages. KEYS: counts, consumers, queue, the list of each consumer. ARGV: how many more. Does
-# nothing if there are other consumers by now.
+# Deletes the counts of messages which others have popped: all of them when there is no message, or when there are many
+# more counts than messages. KEYS: counts, consumers, queue, the list of each consumer. ARGV: how many more. Does nothing
+# if there are other consumers by now.
 FORGET: Final = """
 if redis.call('ZCARD', KEYS[2]) ~= #KEYS - 3 then return end
 local messages = 0
