@@ -16,6 +16,7 @@ from aioredis_monitored.errors import (
     PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
+    ReplyDecodingError,
     TimedOutError,
 )
 from aioredis_monitored.pipeline import MonitoredRedisPipeline
@@ -44,6 +45,7 @@ __all__ = [
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",
+    "ReplyDecodingError",
     "TelemetryOptions",
     "TimedOutError",
     "__version__",

@@ -18,7 +18,7 @@ from redis.himport import parse_himport_set_args
 from aioredis_monitored.attempts import attempt_on, retried
 from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError
 from aioredis_monitored.lending import ALTERED_LOST
-from aioredis_monitored.multiplexer import ALONE, Lost
+from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
@@ -81,7 +81,7 @@ class CallsMixin:
             if isinstance(reply, Exception):
                 if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
                     return options[EMPTY_RESPONSE]
-                heed_demotion(pool, reply, since=started)
+                leave_if_refused(pool, reply, since=started)
                 raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
             pool.retry_policy.is_out_of_reach = False
             if decodes:
@@ -263,8 +263,8 @@ async def borrowed(pool: MonitoredConnectionPool, operation: Observer | None) ->
     try:
         async with _in_use(pool, connection):
             yield connection
-    except ReadOnlyError as error:
-        heed_demotion(pool, error, connection)
+    except ResponseError as error:
+        leave_if_refused(pool, error, connection)
         raise
     finally:
         await pool.release(connection)
@@ -284,10 +284,13 @@ async def _in_use(pool: MonitoredConnectionPool, connection: AbstractConnection)
         raise pool.closed_error() from error
 
 
-def heed_demotion(
+def leave_if_refused(
     pool: MonitoredConnectionPool, outcome: object, connection: AbstractConnection | None = None, *, since: float = 0.0
 ) -> None:
-    """Leave the connection if its server refuses writes: behind the same name there may be another one by now.
+    """Leave the connection if its server refuses writes, or has refused what was sent and hangs up.
+
+    Behind the name of a server that refuses writes there may be another one by now; and the end of a connection may
+    arrive after its next user.
 
     Args:
         pool: Whose connection it is.
@@ -296,7 +299,9 @@ def heed_demotion(
         since: When the attempt began, by the monotonic clock.
     """
     results = outcome if isinstance(outcome, list) else (outcome,)
-    if not any(isinstance(result, ReadOnlyError) for result in results):
+    if not any(
+        isinstance(each, ReadOnlyError) or (isinstance(each, ResponseError) and is_refusal(each)) for each in results
+    ):
         return
     if connection is not None:
         pool.alter(connection)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from aioredis_monitored.errors import ReplyDecodingError
+
 _LIKE_ASCII = frozenset({"ascii", "latin-1", "latin1", "utf-8", "utf8"})
 
 
@@ -9,10 +11,13 @@ def decoded(reply: Any, encoding: str, errors: str) -> Any:
     """The reply with all bytes in it decoded, however deep.
 
     Raises:
-        UnicodeDecodeError: Some of them are not in this encoding.
+        ReplyDecodingError: Some of them are not in this encoding.
     """
     if isinstance(reply, bytes):
-        return reply.decode(encoding, errors)
+        try:
+            return reply.decode(encoding, errors)
+        except UnicodeDecodeError as error:
+            raise ReplyDecodingError(*error.args) from None
     if isinstance(reply, list):
         return [decoded(item, encoding, errors) for item in reply]
     if isinstance(reply, dict):

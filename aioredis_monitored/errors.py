@@ -66,6 +66,19 @@ class PinnedConnectionLostError(MonitoredRedisError, RedisConnectionError):
     __module__ = "aioredis_monitored"
 
 
+class ReplyDecodingError(MonitoredRedisError, RedisError, UnicodeDecodeError):
+    """A reply is not in the encoding of a client with ``decode_responses``; ``object`` has its bytes."""
+
+    __module__ = "aioredis_monitored"
+
+    def __init__(self, *details: Any) -> None:
+        UnicodeDecodeError.__init__(self, *details)
+        super().__init__(*details)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
+
 class EventLoopError(MonitoredRedisError, RuntimeError):
     """A pool was used from another event loop than the one that it belongs to."""
 

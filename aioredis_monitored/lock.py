@@ -18,7 +18,7 @@ from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
 from aioredis_monitored.attempts import attempt_on, attempted, until_answered
-from aioredis_monitored.calls import heed_demotion
+from aioredis_monitored.calls import leave_if_refused
 from aioredis_monitored.fetching import SETTLE_SECONDS, aside_of
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.multiplexer import Lost, Reply
@@ -450,7 +450,7 @@ class _Acquisition:
         if isinstance(reply, Exception):
             lost = reply if isinstance(reply, Lost) else Lost(reply, written=True)
             self._is_doubted |= lost.written and not is_answer(lost.error)
-            heed_demotion(pool, reply, since=started)
+            leave_if_refused(pool, reply, since=started)
             raise lost
         pool.retry_policy.is_out_of_reach = False
         return reply

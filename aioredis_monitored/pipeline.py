@@ -14,7 +14,7 @@ from redis.exceptions import ConnectionError, RedisError, ResponseError, Timeout
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored.attempts import attempt_on, attempted
-from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, heed_demotion, lent
+from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused, lent
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
@@ -180,9 +180,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             ride = Ride(multiplexer, pool.decode, seconds, self._operation, losses)
             results = await execute(ride, stack, raise_on_error)
         except RedisError as error:
-            heed_demotion(pool, error, since=started)
+            leave_if_refused(pool, error, since=started)
             raise Lost(error, written=True) from error
-        heed_demotion(pool, results, since=started)
+        leave_if_refused(pool, results, since=started)
         pool.retry_policy.is_out_of_reach = False
         return results
 
@@ -192,7 +192,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         async with attempt_on(pool, seconds, borrowed(pool, self._operation), self._wait(stack)) as connection:
             results = await execute(connection, stack, raise_on_error)
-            heed_demotion(pool, results, connection)
+            leave_if_refused(pool, results, connection)
             return results
 
     async def _attempt_pinned_batch(
@@ -208,7 +208,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         pinned = self._pinned(pool, [args for args, _ in stack], self._operation)
         async with attempt_on(pool, seconds, pinned, self._wait(stack)) as connection:
             results = await execute(connection, stack, raise_on_error)
-            heed_demotion(pool, results, connection)
+            leave_if_refused(pool, results, connection)
             return results
 
     @asynccontextmanager

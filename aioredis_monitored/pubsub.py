@@ -27,6 +27,7 @@ from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.credentials import credentials_may_change
 from aioredis_monitored.envelope import seal, unseal
+from aioredis_monitored.errors import ReplyDecodingError
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.patience import finish
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -245,7 +246,7 @@ class MonitoredPubSub(PubSub):
         except RedisError as error:
             if self.connection is not connection:
                 return None
-            if isinstance(error, ResponseError) and not may_pass(error):
+            if isinstance(error, ReplyDecodingError) or (isinstance(error, ResponseError) and not may_pass(error)):
                 raise
             # Also if a subscription was refused for now: then all are sent again.
             if self._ready.is_set() and self._generation == generation:

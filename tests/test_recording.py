@@ -89,7 +89,7 @@ async def test_a_reply_that_does_not_decode_is_a_failure(make_pool, server, tele
     with pytest.raises(UnicodeDecodeError):
         await reader.get("key")
 
-    assert {"SET": 1, "GET UnicodeDecodeError": 1} == telemetry.tally(*OUTCOMES)
+    assert {"SET": 1, "GET aioredis_monitored.ReplyDecodingError": 1} == telemetry.tally(*OUTCOMES)
 
 
 async def test_a_callback_that_raises_is_a_failure(client, telemetry):

@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import attempt_on, attempted
-from aioredis_monitored.calls import heed_demotion
+from aioredis_monitored.calls import leave_if_refused
 from aioredis_monitored.fetching.aside import aside_of, is_answered
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.fetching.waiting import CLOSE_ENOUGH, Waiting
@@ -58,7 +58,7 @@ async def _attempt_at_once(
             await leftover.settled()
         raise
     if isinstance(reply, Exception):
-        heed_demotion(pool, reply, since=started)
+        leave_if_refused(pool, reply, since=started)
         raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
     pool.retry_policy.is_out_of_reach = False
     return fetch.found(reply)
