@@ -313,6 +313,8 @@ class MonitoredPubSub(PubSub):
             await self.connection.disconnect(nowait=True)
         # That waits for redis-py's lock: what connects must not go on with a connection that another caller has.
         await super().aclose()  # type: ignore[no-untyped-call]
+        # Calls that pause wake up, and see that it is closed.
+        self._ready.set()
         self._ready.clear()
         self._connecting, self._unconfirmed = None, None
         self._failures, self._resumes_at = 0, 0.0

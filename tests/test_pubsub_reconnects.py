@@ -639,7 +639,9 @@ async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, unt
 
 
 @pytest.mark.parametrize("phase", ["pausing", "connecting", "reading"])
-async def test_closing_ends_listening_and_gives_the_connection_back(make_client, way, until, phase):
+async def test_closing_ends_listening_and_gives_the_connection_back(make_client, way, until, phase, monkeypatch):
+    if phase == "pausing":
+        monkeypatch.setattr("aioredis_monitored.pubsub._seconds_after", lambda _: 600.0)
     client = make_client(way.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")
@@ -648,7 +650,7 @@ async def test_closing_ends_listening_and_gives_the_connection_back(make_client,
         await asyncio.sleep(0)
         if phase == "pausing":
             way.down()
-            await way.refused()
+            await until(lambda: pubsub._failures, 30)
         elif phase == "connecting":
             way.proxy.silent = True
             way.proxy.cut()
