@@ -9,8 +9,8 @@ from aioredis_monitored.fetching import LONGEST_WAIT
 from aioredis_monitored.telemetry.queues import QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
-# A server that is out of memory refuses LPUSH, but in a script only as the first write. KEYS: queue. ARGV: messages, the
-# last one first.
+# A server that is out of memory refuses LPUSH, but in a script only as the first write. KEYS: queue. ARGV: messages,
+# the last one first.
 _PUT_BACK: Final = """
 redis.call('LTRIM', KEYS[1], 0, -1)
 for _, message in ipairs(ARGV) do redis.call('LPUSH', KEYS[1], message) end

@@ -103,8 +103,8 @@ return {redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now[1] * 1000 + math.floor(
 """
 
 # Deletes the counts of messages which others have popped: all of them when there is no message, or when there are many
-# more counts than messages. KEYS: counts, consumers, queue, the list of each consumer. ARGV: how many more. Does nothing
-# if there are other consumers by now.
+# more counts than messages. KEYS: counts, consumers, queue, the list of each consumer. ARGV: how many more. Does
+# nothing if there are other consumers by now.
 FORGET: Final = """
 if redis.call('ZCARD', KEYS[2]) ~= #KEYS - 3 then return end
 local messages = 0
