@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.attributes import AttributeFilter
 
 NO_REPLY = object()
