@@ -9,12 +9,19 @@ from time import monotonic
 from typing import Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, RedisError, TimeoutError, WatchError  # noqa: A004
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,  # noqa: A004
+    RedisError,
+    TimeoutError,  # noqa: A004
+    WatchError,
+)
 
 from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_hang_up, may_pass
+from aioredis_monitored.sockets import is_of_closed_transport
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import Traits
 
@@ -59,6 +66,11 @@ async def attempt_on(
         raise
     except RedisError as error:
         raise Lost(error, written=is_usable) from error
+    except RuntimeError as error:
+        if not is_of_closed_transport(error):
+            raise
+        lost = ConnectionError(f"Error while writing: {error}")
+        raise Lost(lost, written=is_usable) from error
     except builtins.TimeoutError:
         if not limit.expired():
             # A pipeline's response callback's own.

@@ -66,8 +66,8 @@ class AttributeFilter:
         self.last_byte = chunk[-1]
 
     def has_data(self) -> bool:
-        """Whether a reply has begun, as far as the reader knows."""
-        return self.pending or self._reader.has_data()
+        """Whether a reply or an attribute has begun, as far as the reader knows; ``pending`` may outlast its reply."""
+        return self._is_inside or self._fed < len(self._chunk) or self._reader.has_data()
 
     def gets(self, *arguments: Any) -> Any:
         """The next reply, as the reader returns it.

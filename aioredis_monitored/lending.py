@@ -15,7 +15,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError  #
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.patience import patiently
-from aioredis_monitored.sockets import is_readable
+from aioredis_monitored.sockets import is_of_closed_transport, is_readable
 
 ALTERED_LOST: Final = (
     "the connection of this handle is lost, and with it what was set there, such as the database: "
@@ -256,8 +256,7 @@ class LendingPool(LivingPool):
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            if type(error) is RuntimeError and "closed" in str(error):
-                # What uvloop raises when it writes to a socket that was reset.
+            if is_of_closed_transport(error):
                 raise ConnectionError(f"Error while connecting: {error}") from error
             raise
 

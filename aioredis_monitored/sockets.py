@@ -49,6 +49,11 @@ def has_ended(connection: AbstractConnection) -> bool:
     return _is_polled(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
 
+def is_of_closed_transport(error: BaseException) -> bool:
+    """Whether it is what uvloop raises when it writes to a socket that was reset; asyncio's loop raises nothing."""
+    return type(error) is RuntimeError and "the handler is closed" in str(error)
+
+
 def _is_polled(connection: AbstractConnection, events: int) -> bool:
     writer: Any = getattr(connection, "_writer", None)
     sock = getattr(writer, "get_extra_info", lambda _: None)("socket")

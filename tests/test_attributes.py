@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.attributes import AttributeFilter
 
 NO_REPLY = object()
@@ -113,3 +114,30 @@ def test_an_attribute_in_an_attribute_is_refused():
 def test_an_attribute_without_an_end_is_refused():
     with pytest.raises(ValueError, match="more than 65536 bytes"):
         fed([b"|1\r\n$3\r\nttl\r\n$99999\r\n", *[b"x" * 1000] * 99])
+
+
+@pytest.mark.parametrize("rest", [b"", b":1\r\n", b"|1\r\n"])
+@pytest.mark.parametrize("chunks", [[b"$1\r\nx\r", b"\n"], [b"$4\r\na\r\n|\r\n"]], ids=["line feed", "bar"])
+def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_asked_for(chunks, rest):
+    attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
+    replies = []
+    for chunk in [*chunks[:-1], chunks[-1] + rest]:
+        attributes.feed(chunk)
+        # As redis-py asks, which stops at the first reply, and looks whether there is more before the next call.
+        replies.append(attributes.gets())
+
+    assert NO_REPLY is not replies[-1]
+    assert bool(rest) == attributes.has_data()
+
+
+async def test_a_connection_whose_reply_ends_with_a_line_feed_of_its_own_is_used_again(make_pool, proxy):
+    pools = [make_pool(proxy.url, multiplex=False, protocol=protocol) for protocol in (2, 3)]
+    clients = [MonitoredRedisConnection(connection_pool=pool) for pool in pools]
+    for client in clients:
+        await client.ping()
+    proxy.reply_pause = 0.001
+    for client in clients:
+        for _ in range(3):
+            assert b"a\r\n|" == await client.echo(b"a\r\n|")
+
+    assert 2 == proxy.accepted

@@ -5,6 +5,7 @@ from functools import partial
 
 import pytest
 import redis.exceptions
+from redis.asyncio import Connection
 
 
 @pytest.fixture
@@ -44,6 +45,40 @@ async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, 
         await until(transport.is_closing)
 
         assert number + 1 == await client.rpush("list", number)
+
+
+@pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription"])
+async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(
+    make_client, proxy, until, monkeypatch, kind
+):
+    client = make_client(multiplex=False)
+    # A read without a further attempt, so that it shows.
+    monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: None)
+    send = Connection.send_packed_command
+
+    async def reset_and_send(connection, command, check_health=True):
+        if b"last" in b"".join(command):
+            transport = connection._writer.transport
+            proxy.cut()
+            await until(lambda: transport.is_closing() and "closed=False" not in repr(transport))
+        await send(connection, command, check_health)
+
+    monkeypatch.setattr(Connection, "send_packed_command", reset_and_send)
+    async with client.client() as pinned, client.pipeline() as watching, client.pubsub() as subscription:
+        if kind == "watching":
+            await watching.watch("key")
+        if kind == "subscription":
+            await subscription.subscribe("news")
+        call = {
+            "command": lambda: client.echo("last"),
+            "pipeline": lambda: client.pipeline().echo("last").execute(),
+            "pinned": lambda: pinned.echo("last"),
+            "watching": lambda: watching.get("last"),
+            "subscription": lambda: subscription.subscribe("last"),
+        }[kind]
+        with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.WatchError)):
+            await call()
+        monkeypatch.setattr(Connection, "send_packed_command", send)
 
 
 # 9: cut in the middle of a reply
