@@ -274,8 +274,10 @@ async def batch(client, transaction, calls):
     # Our texts leave the values out.
     try:
         replies = await pipeline.execute(raise_on_error=False)
+    except UnicodeDecodeError:
+        raise
     except redis.RedisError as error:
-        return _kind_of(error)
+        return type(error)
     return [type(reply) if isinstance(reply, Exception) else reply for reply in replies]
 
 
