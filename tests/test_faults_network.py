@@ -7,6 +7,8 @@ import pytest
 import redis.exceptions
 from redis.asyncio import Connection
 
+from aioredis_monitored import MonitoredRedisConnection
+
 
 @pytest.fixture
 def make_client(make_client, proxy):
@@ -48,10 +50,8 @@ async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, 
 
 
 @pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription"])
-async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(
-    make_client, proxy, until, monkeypatch, kind
-):
-    client = make_client(multiplex=False)
+async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
+    client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # A read without a further attempt, so that it shows.
     monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: None)
     send = Connection.send_packed_command
