@@ -336,6 +336,8 @@ async def _connect(connection: AbstractConnection, connect: Callable[[], Corouti
     In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
     """
     connecting = asyncio.ensure_future(connect())
+    # After a cancellation, no caller asks for what it raises.
+    connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
     try:
         await asyncio.wait([connecting])
     except asyncio.CancelledError:

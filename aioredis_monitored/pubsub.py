@@ -226,6 +226,9 @@ class MonitoredPubSub(PubSub):
             with suppress(builtins.TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ready.wait()
+        if self._resumes_at <= deadline:
+            # Also if the event loop's timer was a little early.
+            self._resumes_at = 0.0
 
     async def _read(self, pool: MonitoredConnectionPool, deadline: float) -> Any:
         """What the server has sent; ``None`` if nothing has come by then, or this was closed meanwhile."""
