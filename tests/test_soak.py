@@ -96,7 +96,7 @@ def test_memory_grows_from_the_first_minute_on():
     assert 0 == soak.growth(samples(900, lambda at: 100 if at >= 60 else at))
     assert 50 == round(soak.growth(samples(900, lambda at: 150 if at > 600 else 100)))
     # The latter half, if there is no minute.
-    assert 0 == soak.growth(samples(20, lambda at: 100 if at >= 10 else at))
+    assert 0 == soak.growth(samples(30, lambda at: 100 if at >= 15 else at))
 
 
 @pytest.fixture
