@@ -13,6 +13,7 @@ from consuming import blocked, die, held, hold_and_die, living
 from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
+from aioredis_monitored.fetching import fetched, waiting
 
 
 @pytest.fixture
@@ -165,7 +166,15 @@ async def test_failing_handlers_give_back_while_memory_is_full_until_their_messa
     assert [100, [], []] == [operator.llen("mail"), held(operator), await queue.dead()]
 
 
+@pytest.fixture
+def patient(monkeypatch):
+    """Have what is on its way be put back for as long as that takes on a slow machine."""
+    for module in (fetched, waiting):
+        monkeypatch.setattr(module, "SETTLE_SECONDS", 60)
+
+
 @pytest.mark.parametrize("count", [None, 3])
+@pytest.mark.usefixtures("patient")
 async def test_cancelled_gets_lose_nothing_while_memory_is_full(queue, operator, until, dice, count):
     operator.rpush("mail", *range(250))
     received = []
@@ -184,12 +193,13 @@ async def test_cancelled_gets_lose_nothing_while_memory_is_full(queue, operator,
             await asyncio.gather(getting, return_exceptions=True)
 
         # Replies that came after their callers had left go back behind them.
-        await until(lambda: len(received) + operator.llen("mail") == 250)
+        await until(lambda: len(received) + operator.llen("mail") == 250, 30)
     assert [str(number).encode() for number in range(250)] == sorted(
         [*received, *operator.lrange("mail", 0, -1)], key=int
     )
 
 
+@pytest.mark.usefixtures("patient")
 async def test_gets_that_wait_and_are_cancelled_lose_nothing_while_memory_is_full(queue, operator, until):
     with kept_full(operator):
         for _ in range(25):

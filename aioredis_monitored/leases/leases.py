@@ -19,6 +19,7 @@ from aioredis_monitored.errors import LeaseLostError
 from aioredis_monitored.fetching import SETTLE_SECONDS
 from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.consumer import Consumer, Take, Terms
+from aioredis_monitored.leases.deadlines import Deadlines
 from aioredis_monitored.leases.keeper import Keeper
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.patience import cleaning_up, finish
@@ -57,6 +58,7 @@ class Leases:
         self._look_back = MonitoredScript(client, scripts.LOOK_BACK)
         self._free: list[Consumer] = []
         self._alive: set[Consumer] = set()
+        self._deadlines = Deadlines()
         self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
         telemetry.view.watch(self, terms.lease)
 
@@ -268,8 +270,9 @@ class Leases:
 
         try:
             # An attempt alone may take as long as the client's socket_timeout.
-            async with asyncio.timeout_at(deadline):
-                return await until_answered(attempt, lambda _: _PAUSE, on_failure=note_failure)
+            return await self._deadlines.before(
+                deadline, until_answered(attempt, lambda _: _PAUSE, on_failure=note_failure)
+            )
         except builtins.TimeoutError:
             raise failure or TimeoutError("no answer from the server in time") from None
 
