@@ -335,9 +335,16 @@ async def _connect(connection: AbstractConnection, connect: Callable[[], Corouti
 
     In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
     """
-    connecting = asyncio.ensure_future(connect())
-    # After a cancellation, no caller asks for what it raises.
-    connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def error_of_connecting() -> Exception | None:
+        # A value: after a cancellation no caller asks for it, and asyncio would complain.
+        try:
+            await connect()
+        except Exception as error:  # noqa: BLE001 - raised below
+            return error
+        return None
+
+    connecting = asyncio.ensure_future(error_of_connecting())
     try:
         await asyncio.wait([connecting])
     except asyncio.CancelledError:
@@ -345,7 +352,8 @@ async def _connect(connection: AbstractConnection, connect: Callable[[], Corouti
         await connection.disconnect(nowait=True)
         await patiently(connecting, asyncio.get_running_loop().time() + _GOODBYE)
         raise
-    connecting.result()
+    if (error := connecting.result()) is not None:
+        raise error
 
 
 def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:

@@ -533,7 +533,7 @@ URLS = [
     "unix://u:p@/run/redis.sock",
 ]
 UNLIKE = {"max_connections", "retry", "retry_on_timeout", "retry_on_error", "driver_info", "redis_connect_func"}
-UNLIKE |= {"maint_notifications_config", "himport_registry"}
+UNLIKE |= {"maint_notifications_config", "himport_registry", "parser_class"}
 
 
 def meant(pool):

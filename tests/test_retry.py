@@ -16,7 +16,6 @@ from scripted import scripted
 from sharing import line_of
 
 from aioredis_monitored import (
-    MonitoredConnectionPool,
     MonitoredRedisConnection,
     OwnConnectionError,
     PinnedConnectionLostError,
@@ -350,12 +349,6 @@ async def test_without_socket_timeout_retries_bound_the_attempts(make_pool, prox
         await client.incr("key")
 
     assert 4 == proxy.accepted
-
-
-@pytest.mark.parametrize("argument", ["retry", "retry_on_error", "retry_on_timeout"])
-def test_redis_pys_retries_are_refused_with_the_reason(argument):
-    with pytest.raises(TypeError, match=f"{argument}= is refused: redis-py's retries repeat commands that may"):
-        MonitoredConnectionPool(**{argument: [redis.ConnectionError]})
 
 
 async def test_each_caller_gets_an_error_of_its_own(make_pool):

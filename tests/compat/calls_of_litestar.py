@@ -184,11 +184,10 @@ async def test_channels_of_an_application(backend):
         return data
 
     app = Litestar([listen], plugins=[plugin])
-    async with app.lifespan():
-        async with plugin.start_subscription(["news"]) as subscriber:
-            await asyncio.sleep(0.2)
-            await plugin.wait_published("hello", ["news"])
-            async with asyncio.timeout(20):
-                async for event in subscriber.iter_events():
-                    assert event == b"hello"
-                    break
+    async with app.lifespan(), plugin.start_subscription(["news"]) as subscriber:
+        await asyncio.sleep(0.2)
+        await plugin.wait_published("hello", ["news"])
+        async with asyncio.timeout(20):
+            async for event in subscriber.iter_events():
+                assert event == b"hello"
+                break

@@ -18,11 +18,12 @@ URL = os.environ["COMPAT_URL"]
 @pytest.fixture(params=["connection", "pool", "url"])
 async def store(request):
     if request.param == "url":
-        with pytest.warns(DeprecationWarning):
+        with pytest.warns(DeprecationWarning, match="."):
             store = RedisStore(URL)
     else:
         pool = redis.asyncio.ConnectionPool.from_url(URL) if request.param == "pool" else None
-        store = RedisStore(connection=redis.asyncio.Redis.from_pool(pool) if pool else redis.asyncio.Redis.from_url(URL))
+        client = redis.asyncio.Redis.from_pool(pool) if pool else redis.asyncio.Redis.from_url(URL)
+        store = RedisStore(connection=client)
     await store._connection.flushall()
     yield store
     await store._connection.aclose()
