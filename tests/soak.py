@@ -121,6 +121,14 @@ class Load:
         if self.foreign.total() <= SHOWN:
             traceback.print_exception(error)
 
+    def note_unheard(self, context):
+        """Note what an event loop says that nothing else has heard of."""
+        self.foreign[context["message"]] += 1
+        if self.foreign.total() <= SHOWN:
+            print(context, file=sys.stderr)
+            if "exception" in context:
+                traceback.print_exception(context["exception"])
+
     async def call(self, name, call):
         """The reply, or ``FAILED`` if an error says that there is none."""
         self.calls[name] += 1
@@ -560,7 +568,7 @@ async def work(asked):
     options = {"socket_timeout": SOCKET_TIMEOUT, "max_connections": asked.tasks, "timeout": 10, **providers}
     pools = [MonitoredConnectionPool.from_url(asked.url, multiplex=multiplex, **options) for multiplex in (True, False)]
     load = Load([MonitoredRedisConnection(connection_pool=pool) for pool in pools], asked.seed)
-    loop.set_exception_handler(lambda _, context: load.foreign.update([context["message"]]))
+    loop.set_exception_handler(lambda _, context: load.note_unheard(context))
     try:
         consumers, subscribers = await load_until_told(load, asked, samples)
     finally:

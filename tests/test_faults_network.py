@@ -8,6 +8,7 @@ import redis.exceptions
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.fetching.aside import aside_of
 
 
 @pytest.fixture
@@ -49,7 +50,12 @@ async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, 
         assert number + 1 == await client.rpush("list", number)
 
 
-@pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription"])
+async def raised(reply):
+    """An error that is a value, raised."""
+    raise await reply
+
+
+@pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription", "aside"])
 async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # A read without a further attempt, so that it shows.
@@ -75,6 +81,7 @@ async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_
             "pinned": lambda: pinned.echo("last"),
             "watching": lambda: watching.get("last"),
             "subscription": lambda: subscription.subscribe("last"),
+            "aside": lambda: raised(aside_of(client.connection_pool)("ECHO", "last")),
         }[kind]
         with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.WatchError)):
             await call()

@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import RedisError
+from redis.exceptions import ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sockets import is_of_closed_transport
 
 Aside = Callable[..., "asyncio.Future[Any]"]
 
@@ -35,5 +36,9 @@ async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any
         return await connection.read_response()
     except (RedisError, OSError) as error:
         return error
+    except RuntimeError as error:
+        if not is_of_closed_transport(error):
+            raise
+        return ConnectionError(f"Error while writing: {error}")
     finally:
         await connection.disconnect(nowait=True)
