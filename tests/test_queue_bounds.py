@@ -52,6 +52,7 @@ async def queue(request, make_pool, own_server):
             await queue.get(0)
     await queue.unlink()
     yield queue
+    await queue.aclose()
     await client.aclose()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError, RedisError  # noqa: A004
 
+from aioredis_monitored.fetching.fetch import SETTLE_SECONDS
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.sockets import is_of_closed_transport
 
@@ -30,6 +31,8 @@ def is_answered(reply: "asyncio.Future[Any]") -> bool:
 async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # Past our pool's own way: this one is not lent, and a pool that is used up could lend none.
     connection = ConnectionPool.make_connection(pool)  # type: ignore[no-untyped-call]
+    # By then it is given up; on Python 3.11, redis-py may swallow that.
+    connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
         await connection.connect()
         await connection.send_command(*args)

@@ -125,7 +125,7 @@ class Keeper:
         # It is nobody's call.
         interval = self._terms.lease * _INTERVAL
         with silence():
-            async with _own_client(self._client) as client:
+            async with _own_client(self._client, interval) as client:
                 # A reply may take longer than a lease.
                 async with asyncio.timeout(interval):
                     await self._renew(client)
@@ -185,13 +185,20 @@ class Keeper:
 
 
 @asynccontextmanager
-async def _own_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
-    """A client that need not wait for a connection, as all may be in the hands of those who wait for messages."""
+async def _own_client(client: MonitoredRedisConnection, seconds: float) -> AsyncIterator[Redis]:
+    """A client that need not wait for a connection, as all may be in the hands of those who wait for messages.
+
+    Args:
+        client: What it is like.
+        seconds: How long it waits for a reply at most: on Python 3.11, redis-py may swallow the end of a longer wait.
+    """
     pool = client.connection_pool
     if isinstance(pool, MonitoredConnectionPool):
         pool.check_usable()
         if pool.multiplexer is not None:
             yield client
             return
-    async with ConnectionPool(pool.connection_class, **pool.connection_kwargs) as own:
+    arguments = pool.connection_kwargs
+    bounds = {name: min(arguments.get(name) or inf, seconds) for name in ("socket_timeout", "socket_connect_timeout")}
+    async with ConnectionPool(pool.connection_class, **{**arguments, **bounds}) as own:
         yield Redis(connection_pool=own)
