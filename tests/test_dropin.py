@@ -40,13 +40,6 @@ def defaults_of(function):
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
-def differing(pool, other):
-    """In what two pools differ that is not made anew for each."""
-    new = {"himport_registry", "driver_info", "maint_notifications_config", "event_dispatcher"}
-    one, two = ({k: v for k, v in each.connection_kwargs.items() if k not in new} for each in (pool, other))
-    return one.items() ^ two.items()
-
-
 @pytest.fixture
 def logged(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
