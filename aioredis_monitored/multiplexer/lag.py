@@ -15,6 +15,10 @@ class Lag:
 
     Args:
         tell: Is told of a lag in seconds, and returns whether anybody wants to know of them.
+
+    Attributes:
+        is_wanted: Whether every batch is to be measured.
+        due: When one is to be measured in any case, by the performance counter.
     """
 
     def __init__(self, tell: Callable[[float], bool]) -> None:
@@ -22,18 +26,17 @@ class Lag:
         self._loop = asyncio.get_running_loop()
         self._context = Context()
         self._longest = 0.0
-        self._due = 0.0
-        self._is_wanted = True
+        self.due = 0.0
+        self.is_wanted = True
 
     def replies_read(self, now: float) -> None:
         """Measure from this time of the performance counter until all callers have gone on that wake up now."""
-        if self._is_wanted or now >= self._due:
-            self._loop.call_soon(self._gone_on, now, context=self._context)
+        self._loop.call_soon(self._gone_on, now, context=self._context)
 
     def _gone_on(self, read: float) -> None:
         now = perf_counter()
         self._longest = max(self._longest, now - read)
-        if now >= self._due:
-            self._due = now + _PAUSE
+        if now >= self.due:
+            self.due = now + _PAUSE
             longest, self._longest = self._longest, 0.0
-            self._is_wanted = self._tell(longest)
+            self.is_wanted = self._tell(longest)

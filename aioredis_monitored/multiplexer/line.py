@@ -89,7 +89,7 @@ class Line(asyncio.BufferedProtocol):
         self._judge_by: float | None = None
         self._seen: tuple[float, int, int] = (0.0, 0, 0)
         self._due = 0.0
-        self._last_active = monotonic()
+        self._last_active = perf_counter()
         self._buffer = bytearray(_BUFFER)
         # It does not decode: a value for which that fails is its caller's trouble, and nobody else's.
         self._reader = hiredis.Reader(
@@ -141,7 +141,7 @@ class Line(asyncio.BufferedProtocol):
             self.end(lambda: ConnectionError("Connection closed."))
             return
         inflight = self.inflight
-        now = monotonic()
+        now = perf_counter()
         if inflight.unwritten == len(inflight.calls):
             is_checked = now - self._last_active <= self._check_after and not self._poll(0)
             if not (is_checked or self._is_fit(now)):
@@ -178,7 +178,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _checked(self, reply: Reply) -> None:
         self._checking = None
-        self._last_active = monotonic()
+        self._last_active = perf_counter()
         if reply.result() == b"PONG":
             self._flush()
         else:
@@ -201,7 +201,7 @@ class Line(asyncio.BufferedProtocol):
         self._unfinished += nbytes
         calls = inflight.calls
         head = calls[0] if calls else None
-        now, read = monotonic(), perf_counter()
+        now = perf_counter()
         first, attributes = buffer[0], self._attributes
         try:
             if first in (BAR, LINE_FEED) or attributes.pending or buffer.find(b"\r\n|", 0, nbytes) >= 0:
@@ -221,7 +221,9 @@ class Line(asyncio.BufferedProtocol):
                 self._tell(perf_counter())
         self._last_active = now
         if completed:
-            self._lag.replies_read(read)
+            lag = self._lag
+            if lag.is_wanted or now >= lag.due:
+                lag.replies_read(now)
             if self._unfinished > LARGE and head is not None:
                 self._owner.line_was_slowed(head)
             self._unfinished = 0
@@ -280,7 +282,7 @@ class Line(asyncio.BufferedProtocol):
         self._timer = self._loop.call_later(due - now, self._check, context=self._context)
 
     def _check(self) -> None:
-        now = monotonic()
+        now = perf_counter()
         overdue = list(self.inflight.overdue(now))
         if overdue and self._may_be_answered(now):
             self._look_at(now + cast("float", self.inflight.timeout) / 4, now)
@@ -321,7 +323,7 @@ class Line(asyncio.BufferedProtocol):
 
     def is_idle(self, seconds: float) -> bool:
         """Whether nothing is in flight, and nothing was sent or came for so many seconds."""
-        return not self.inflight.calls and monotonic() - self._last_active >= seconds
+        return not self.inflight.calls and perf_counter() - self._last_active >= seconds
 
     def retire(self) -> None:
         """Take no further calls, and end when nobody awaits a reply any more."""
@@ -342,7 +344,7 @@ class Line(asyncio.BufferedProtocol):
 
     def _end_if_left(self) -> None:
         self._looking = False
-        if not self.inflight.is_awaited(monotonic()):
+        if not self.inflight.is_awaited(perf_counter()):
             self.end(lambda: ConnectionError("Connection retired."))
 
     def end(self, error: Callable[[], Exception]) -> None:
