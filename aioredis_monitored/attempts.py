@@ -1,7 +1,7 @@
 """Trying again: one loop for every caller, and the deadline over all attempts of one call."""
 
-import asyncio
 import builtins
+from asyncio import sleep  # as redis-py does: applications' tests replace asyncio.sleep, for their own pauses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
@@ -200,7 +200,7 @@ class _Call(Generic[T]):
     async def pause(self, seconds: float) -> None:
         paused = monotonic()
         try:
-            await asyncio.sleep(seconds)
+            await sleep(seconds)
         finally:
             if self._operation is not None:
                 self._operation.waited(monotonic() - paused, 0)
@@ -221,7 +221,7 @@ async def until_answered(
     seconds: float = inf,
     after_refusal: Callable[[int], float] | None = None,
     on_failure: Callable[[RedisError], object] | None = None,
-    pause: Callable[[float], Awaitable[object]] = asyncio.sleep,
+    pause: Callable[[float], Awaitable[object]] = sleep,
 ) -> T:
     """Repeat what may be repeated in any case while its errors may pass by themselves (see ``retry.may_pass``).
 

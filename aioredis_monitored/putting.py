@@ -1,6 +1,7 @@
 """Appending messages to a queue: at once, or when there is room."""
 
 import asyncio
+from asyncio import sleep  # see attempts
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
@@ -100,7 +101,7 @@ class Putting:
                     return
                 if (left := deadline - loop.time()) <= 0:
                     raise TimedOutError("Timed out waiting for room in the message queue.")
-                await asyncio.sleep(min(left, _seconds_after(looks)))
+                await sleep(min(left, _seconds_after(looks)))
                 looks += 1
 
     def _sealed(self, messages: Sequence[EncodableT], operation: Delivery | None) -> Sequence[EncodableT]:

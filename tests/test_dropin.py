@@ -23,8 +23,10 @@ from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored import (
     ConfigurationError,
+    MessageQueue,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
+    TimedOutError,
     pool_from_config,
 )
 from aioredis_monitored.config import url_arguments
@@ -331,6 +333,22 @@ def test_one_line_says_what_is_ignored_of_a_retry_policy(make, arguments, ignore
     assert (1 if ignored else 0) == len(logged())
     for text in ignored:
         assert text in logged()[0]
+
+
+async def test_pauses_are_no_asyncio_sleep_that_an_applications_tests_replace(hanging_up, server, make_pool, until):
+    port, accepted = hanging_up
+    sleep = mock.Mock(side_effect=AssertionError)
+    client = MonitoredRedisConnection(host="127.0.0.1", port=port, retry_backoff=0.001, retries=3, socket_timeout=60)
+    queue = MessageQueue("orders", make_pool(server.url), max_length=1)
+    await queue.put(b"first")
+    with mock.patch.object(asyncio, "sleep", sleep):
+        async with client:
+            with pytest.raises(redis.ConnectionError):
+                await client.get("key")
+        with pytest.raises(TimedOutError):
+            await queue.put(b"second", timeout=0.05)
+
+    assert (4, 0) == (len(accepted), sleep.call_count)
 
 
 # --- Which argument is which ---

@@ -2,6 +2,7 @@
 
 import asyncio
 import builtins
+from asyncio import sleep  # see attempts
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -75,7 +76,7 @@ class Waiting:
                     found = await self._look()
                     failures += 1
                     if found is None:
-                        await asyncio.sleep(min(left, _seconds_after(failures)))
+                        await sleep(min(left, _seconds_after(failures)))
             if found is None:
                 fetch.note_empty()
             return found

@@ -4,15 +4,15 @@ import asyncio
 import os
 from datetime import timedelta
 
+import httpx
 import pytest
 import redis.asyncio
-from litestar import Litestar, get, websocket_listener
+from litestar import Litestar, Request, get
 from litestar.channels import ChannelsPlugin
 from litestar.channels.backends.redis import RedisChannelsPubSubBackend, RedisChannelsStreamBackend
 from litestar.middleware.rate_limit import RateLimitConfig
 from litestar.middleware.session.server_side import ServerSideSessionConfig
 from litestar.stores.redis import RedisStore
-from litestar.testing import AsyncTestClient
 
 URL = os.environ["COMPAT_URL"]
 
@@ -81,33 +81,34 @@ async def test_delete_all_keeps_to_its_namespace(store, client):
 
 @pytest.mark.parametrize("arguments", [{}, {"db": 1}, {"db": 0, "port": None, "username": None, "password": None}])
 async def test_with_client(arguments):
-    async with RedisStore.with_client(URL, **arguments) as store:
+    store = RedisStore.with_client(URL, **arguments)
+    async with store:
         await store.set("key", b"value")
         assert await store.get("key") == b"value"
         await store.delete_all()
 
 
 async def test_concurrent_use(store):
-    await asyncio.gather(*(store.set(f"key-{number}", str(number)) for number in range(200)))
-    values = await asyncio.gather(*(store.get(f"key-{number}", renew_for=9) for number in range(200)))
-    assert values == [str(number).encode() for number in range(200)]
+    await asyncio.gather(*(store.set(f"key-{number}", str(number)) for number in range(50)))
+    values = await asyncio.gather(*(store.get(f"key-{number}", renew_for=9) for number in range(50)))
+    assert values == [str(number).encode() for number in range(50)]
+
+
+@get("/")
+async def count(request: Request) -> int:
+    request.session["count"] = request.session.get("count", 0) + 1
+    return request.session["count"]
 
 
 async def test_rate_limit_and_sessions_of_an_application(client):
-    @get("/")
-    async def count(request: "object") -> int:
-        session = request.session
-        session["count"] = session.get("count", 0) + 1
-        return session["count"]
-
-    count.fn.__annotations__["request"] = __import__("litestar").Request
-    store = RedisStore(client, handle_client_shutdown=False)
+    store = RedisStore(client)
     app = Litestar(
         [count],
         stores={"sessions": store, "rate_limit": store.with_namespace("limit")},
         middleware=[ServerSideSessionConfig().middleware, RateLimitConfig(("minute", 3)).middleware],
     )
-    async with AsyncTestClient(app) as browser:
+    browsing = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://testserver")
+    async with app.lifespan(), browsing as browser:
         seen = [await browser.get("/") for _ in range(4)]
     assert [200, 200, 200, 429] == [response.status_code for response in seen]
     assert [1, 2, 3] == [response.json() for response in seen[:3]]
@@ -176,14 +177,11 @@ async def test_history_of_streams(client):
     assert await backend.get_history("foo") == []
 
 
+# redis-py on Python 3.11 swallows the cancellation by which the application stops a stream, and never ends.
+@pytest.mark.timeout(10)
 async def test_channels_of_an_application(backend):
     plugin = ChannelsPlugin(backend, arbitrary_channels_allowed=True)
-
-    @websocket_listener("/")
-    async def listen(data: str) -> str:
-        return data
-
-    app = Litestar([listen], plugins=[plugin])
+    app = Litestar(plugins=[plugin])
     async with app.lifespan(), plugin.start_subscription(["news"]) as subscriber:
         await asyncio.sleep(0.2)
         await plugin.wait_published("hello", ["news"])

@@ -18,7 +18,7 @@ URL = os.environ["COMPAT_URL"]
 @pytest.fixture(params=["connection", "pool", "url"])
 async def store(request):
     if request.param == "url":
-        with pytest.warns(DeprecationWarning, match="."):
+        with pytest.warns(DeprecationWarning, match="url"):
             store = RedisStore(URL)
     else:
         pool = redis.asyncio.ConnectionPool.from_url(URL) if request.param == "pool" else None

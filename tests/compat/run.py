@@ -5,8 +5,9 @@ what it requires, but redis-py 8.1, whatever it pins. Its tests are taken from i
 hold none, ``calls_of_<library>.py`` makes the calls that they make. The client gets in by ``replacing.py``. No code of
 these libraries is kept here.
 
-It fails if a test fails with our client that passes with redis-py's, or if redis-py's passes fewer than are expected,
-which would mean that nothing was compared. What is left out, and why, is in ``LIBRARIES``.
+It fails if a test fails with our client that passes with redis-py's, three times in a row since some of them measure
+time, or if redis-py's passes fewer than are expected, which would mean that nothing was compared. What is left out, and
+why, is in ``LIBRARIES``.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 from aioredis_monitored.testing import RedisServer
 
 HERE = Path(__file__).parent
+_FURTHER_RUNS = 2
 
 
 @dataclass
@@ -83,7 +85,7 @@ def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisSer
     # What suites leave open at their end, and call although redis-py has renamed it, is as it is with either client.
     warnings = ["DeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
     arguments += [f"-Wignore::{warning}" for warning in warnings]
-    plugins = ["-p", "replacing", "-p", "no:randomly", "-p", "no:cacheprovider"]
+    plugins = ["-p", "replacing", "-p", "no:randomly", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
     command = [sys.executable, "-m", "pytest", "-q", "--timeout", "60", *plugins, *arguments, *tests]
     subprocess.run(command, cwd=root, env=environment, check=False)  # noqa: S603 - pytest
     return json.loads(written.read_text()) if written.exists() else {}
@@ -93,7 +95,7 @@ def compare(name: str, only: list[str]) -> bool:
     """Run a library's tests with both clients; return whether ours is as good."""
     library = LIBRARIES[name]
     with tempfile.TemporaryDirectory() as directory, RedisServer() as server:
-        root, tests = Path(directory), [f"calls_of_{name}.py", "--override-ini", "asyncio_mode=auto"]
+        root, tests = Path(directory), [f"calls_of_{name}.py"]
         if library.paths:
             root, tests = sdist_of(name, root), list(library.paths)
         else:
@@ -102,15 +104,20 @@ def compare(name: str, only: list[str]) -> bool:
         for place, source in library.stand_ins.items():
             shutil.copy(HERE / "stand_ins" / source, root / place)
         theirs, ours = (outcomes_of(library, [*tests, *only], root, server, client) for client in ("redis-py", "ours"))
-    left_out = {test: reason for test in theirs for part, reason in library.left_out.items() if part in test}
-    passed = [test for test, outcome in theirs.items() if outcome == "passed"]
-    worse = [test for test in passed if ours.get(test) != "passed" and test not in left_out]
+        left_out = {test: reason for test in theirs for part, reason in library.left_out.items() if part in test}
+        passed = [test for test, outcome in theirs.items() if outcome == "passed" and test not in left_out]
+        worse = [test for test in passed if ours.get(test) != "passed"]
+        for _ in range(_FURTHER_RUNS):
+            if worse:
+                print(f"{name}: once more: {', '.join(worse)}", flush=True)
+                ours |= outcomes_of(library, worse, root, server, "ours")
+                worse = [test for test in passed if ours.get(test) != "passed"]
     for test in worse:
         print(f"{name}: passes with redis-py's client, and not with ours: {test}")
     for test, reason in left_out.items():
         print(f"{name}: not compared: {test}: {reason}")
     print(f"{name} {version(name)} on redis-py {version('redis')}: {len(passed)} tests pass with redis-py's client")
-    print(f"{len(passed) - len(worse) - len(left_out)} passed, {len(worse)} failed")
+    print(f"{len(passed) - len(worse)} passed, {len(worse)} failed")
     return not worse and (bool(only) or len(passed) >= library.least)
 
 
