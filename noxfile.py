@@ -10,6 +10,16 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The Python that runs nox is always one of them, so that "nox -s tests" never passes by running nothing.
 PYTHONS = sorted({*nox.project.python_versions(PYPROJECT), "{}.{}".format(*sys.version_info)})
 
+# What the libraries' own tests need beside the library, see tests/compat/run.py.
+COMPAT = {
+    "aiogram": ["aiogram[redis]", "aresponses", "motor", "pycryptodomex", "pymongo", "pytest-mock", "pytz"],
+    "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
+    "bullmq": ["bullmq"],
+    "litestar": ["litestar[redis]"],
+    "saq": ["saq[redis,web]", "httpx", "psycopg[binary,pool]", "starlette", "time-machine"],
+    "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
+}
+
 nox.needs_version = ">=2025.11"
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
@@ -81,6 +91,17 @@ def soak(session: nox.Session) -> None:
     """Let 200 tasks use the client in 15 minutes of faults, on asyncio and uvloop at once; ``-- --help`` for less."""
     session.install("-e", ".[demo]", "uvloop>=0.22")
     session.run("python", "tests/soak.py", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
+def compat(session: nox.Session, library: str) -> None:
+    """Run a library's own tests with redis-py's client and with ours; all six take some ten minutes."""
+    # arq's use the event_loop fixture of old.
+    session.install("pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
+    # Last, as some libraries want an older redis-py.
+    session.install("-e", ".[demo]")
+    session.run("python", "tests/compat/run.py", library, *session.posargs)
 
 
 @nox.session
