@@ -6,6 +6,8 @@ from typing import assert_type
 
 from opentelemetry.trace import Span
 from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from aioredis_monitored import (
     Components,
@@ -30,6 +32,11 @@ async def pools_and_clients(span: Span) -> None:
     as_redis: Redis = client
     assert_type(client.client(), MonitoredRedisConnection)
     assert_type(MonitoredRedisConnection.from_url("redis://localhost"), MonitoredRedisConnection)
+    assert_type(MonitoredRedisConnection(host="localhost", ssl=False, retry=None), MonitoredRedisConnection)
+    MonitoredRedisConnection("localhost", 6379)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    client.set_retry(Retry(NoBackoff(), 3))
+    assert_type(client.get_retry(), Retry | None)
+    assert_type(pool.get_retry(), Retry)
     assert_type(await client.get("key"), bytes | str | None)
     assert_type(await as_redis.exists("key"), int)
     factory = RedisContextFactory(pool, name="redis")
