@@ -77,7 +77,8 @@ class MonitoredConnectionPool(ReportingPool):
         meter_provider: Where metrics go; default the global provider.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
         retry: A retry policy of redis-py, of which only the number of retries counts: what may have run is never
-            repeated, whatever its errors, and pauses are ``retry_backoff``'s. A negative number means any number.
+            repeated, whatever its errors, and pauses are ``retry_backoff``'s. A negative number means any number;
+            ``None``, as in redis-py, means none. ``retries`` wins over it.
         retry_on_error: Ignored, with a line in the log, for the same reason.
         retry_on_timeout: The same.
         connection_arguments: What the connection class takes: ``host``, ``port``, ``db``, ``password``,
@@ -104,7 +105,7 @@ class MonitoredConnectionPool(ReportingPool):
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
         telemetry: TelemetryOptions | None = None,
-        retry: AbstractRetry[Any] | None = None,
+        retry: AbstractRetry[Any] | object | None = SENTINEL,
         retry_on_error: Iterable[type[Exception]] | None = None,
         retry_on_timeout: bool = False,
         **connection_arguments: Any,
@@ -145,7 +146,7 @@ class MonitoredConnectionPool(ReportingPool):
         self._multiplex = own["multiplex"] and self.max_connections > 1 and can_share(self._sample)
         self.decodes = self._sample.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
-        self._policy_of(own["retries"] if retries is not None or retry is None else _retries_of(retry))
+        self._policy_of(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
         reporting = Telemetry(
             server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
         )
@@ -239,8 +240,8 @@ class MonitoredConnectionPool(ReportingPool):
         self.retry_policy = RetryPolicy(most, self._retry_backoff, self._sample.socket_timeout)
 
     def _note_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
-        policy = None if self._retries == 0 else retry
-        given = {"retry": policy is not None, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
+        is_policy = isinstance(retry, AbstractRetry) and self._retries != 0
+        given = {"retry": is_policy, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
         if ignored := [name for name, value in given.items() if value]:
             _LOGGER.warning(
                 "pool %r: of %s, only a number of retries counts (%d now): a call is tried again only if it certainly "
@@ -324,7 +325,9 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 
-def _retries_of(retry: AbstractRetry[Any]) -> int:
+def _retries_of(retry: object) -> int:
+    if retry is None:
+        return 0
     if not isinstance(retry, AbstractRetry):
         message = f"retry must be a redis.asyncio.retry.Retry, not {type(retry).__name__}"
         raise TypeError(message)

@@ -246,6 +246,8 @@ async def hanging_up():
     ("arguments", "attempts"),
     [
         ({"retry": NOT_RETRIED}, 1),
+        ({"retry": None}, 1),
+        ({"retry": None, "retries": 1}, 2),
         ({"retry": Retry(ExponentialBackoff(), 2)}, 3),
         ({"retry": redis.retry.Retry(NoBackoff(), 1)}, 2),
         ({"retry": Retry(NoBackoff(), 5), "retries": 3}, 4),
