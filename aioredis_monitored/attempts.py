@@ -66,7 +66,7 @@ async def attempt_on(
         raise
     except RedisError as error:
         raise Lost(error, written=is_usable) from error
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         if not is_of_closed_transport(error):
             raise
         lost = ConnectionError(f"Error while writing: {error}")

@@ -3,6 +3,7 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -21,8 +22,8 @@ ALTERED_LOST: Final = (
     "the connection of this handle is lost, and with it what was set there, such as the database: "
     "make a new handle (client() or pipeline()), and set it again"
 )
-# Seconds in which what is connecting ends once its socket is closed.
-_GOODBYE: Final = 1.0
+# Seconds in which what is connecting ends once its socket is closed: a few turns of the event loop, however busy.
+_GOODBYE: Final = 5.0
 
 
 class LendingPool(LivingPool):
@@ -331,7 +332,7 @@ class LendingPool(LivingPool):
 
 
 async def _connect(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Connect in a task of its own, so that leaving takes no longer than a second.
+    """Connect in a task of its own, so that a caller that is cancelled leaves at once.
 
     In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
     """
@@ -349,11 +350,18 @@ async def _connect(connection: AbstractConnection, connect: Callable[[], Corouti
         await asyncio.wait([connecting])
     except asyncio.CancelledError:
         connecting.cancel()
+        # One that swallows this would connect anew with what it sends next, and read what the next borrower is sent.
+        vars(connection)["_connect"] = _refuse_to_connect
+        connecting.add_done_callback(lambda _: vars(connection).pop("_connect", None), context=Context())
         await connection.disconnect(nowait=True)
         await patiently(connecting, asyncio.get_running_loop().time() + _GOODBYE)
         raise
     if (error := connecting.result()) is not None:
         raise error
+
+
+async def _refuse_to_connect() -> None:
+    raise ConnectionError("given up while it was connecting")
 
 
 def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:

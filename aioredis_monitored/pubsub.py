@@ -232,15 +232,15 @@ class MonitoredPubSub(PubSub):
 
     async def _read(self, pool: MonitoredConnectionPool, deadline: float) -> Any:
         """What the server has sent; ``None`` if nothing has come by then, or this was closed meanwhile."""
-        connection = self.connection
+        connection = await self._usable_connection(pool, deadline)
         if connection is None:
-            return None
-        if not self._is_ready(connection) and not (await self._reconnects(pool, deadline) and self.subscribed):
-            # With its last subscription, it has also lost the confirmation that this has ended.
             return None
         generation = self._generation
         try:
-            await self.check_health()
+            await self.check_health()  # type: ignore[no-untyped-call]
+            if self.connection is not connection:
+                # Closed meanwhile: another caller may have the connection by now.
+                return None
             response = await connection.read_response(
                 timeout=inf if deadline == inf else max(0.0, deadline - monotonic()),
                 disconnect_on_error=False,
@@ -261,6 +261,15 @@ class MonitoredPubSub(PubSub):
         if connection.health_check_interval and response in self.health_check_response:
             return None
         return response
+
+    async def _usable_connection(self, pool: MonitoredConnectionPool, deadline: float) -> AbstractConnection | None:
+        """The connection, made anew if it is lost; ``None`` if that took too long, or this was closed meanwhile."""
+        connection = self.connection
+        if connection is None or self._is_ready(connection):
+            return connection
+        is_made = await self._reconnects(pool, deadline)
+        # With its last subscription, it has also lost the confirmation that this has ended.
+        return connection if is_made and self.subscribed and self.connection is connection else None
 
     async def _reconnects(self, pool: MonitoredConnectionPool, deadline: float) -> bool:
         """Wait for an attempt to connect; return whether it has succeeded by then.

@@ -50,8 +50,17 @@ def has_ended(connection: AbstractConnection) -> bool:
 
 
 def is_of_closed_transport(error: BaseException) -> bool:
-    """Whether it is what uvloop raises when it writes to a socket that was reset; asyncio's loop raises nothing."""
-    return type(error) is RuntimeError and "the handler is closed" in str(error)
+    """Whether it is what a transport raises when it is written to after its socket was reset.
+
+    uvloop's raises a ``RuntimeError``. asyncio's should raise nothing, but on Python 3.12 and 3.13 it fails on what it
+    has let go of (https://github.com/redis/redis-py/issues/4287).
+    """
+    if type(error) is RuntimeError:
+        return "the handler is closed" in str(error)
+    traceback = error.__traceback__ if isinstance(error, AttributeError | TypeError) else None
+    while traceback is not None and traceback.tb_next is not None:
+        traceback = traceback.tb_next
+    return traceback is not None and traceback.tb_frame.f_globals.get("__name__") == "asyncio.selector_events"
 
 
 def _is_polled(connection: AbstractConnection, events: int) -> bool:

@@ -39,7 +39,7 @@ async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any
         return await connection.read_response()
     except (RedisError, OSError) as error:
         return error
-    except RuntimeError as error:
+    except (AttributeError, RuntimeError, TypeError) as error:
         if not is_of_closed_transport(error):
             raise
         return ConnectionError(f"Error while writing: {error}")
