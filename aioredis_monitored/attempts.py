@@ -227,11 +227,11 @@ async def until_answered(
 
     Args:
         attempt: Tries once.
-        delays: Seconds to wait after so many failures.
+        delays: Gives the seconds to wait, of the number of failures.
         seconds: How long after the first attempt's beginning a further one may follow a failure; default ``inf``.
         after_refusal: Seconds to wait, as ``delays``, after credentials were refused; default ``None``: that is raised.
         on_failure: Called with each error that is followed by another attempt.
-        pause: Waits for so many seconds, or less.
+        pause: Waits for the seconds that it is given, or less.
 
     Raises:
         redis.exceptions.RedisError: One that does not pass, or the last one.
@@ -266,7 +266,7 @@ async def repeated(
         failure: What the first attempt has raised.
         next_delay: Gives the seconds before the next attempt, of the last failure and the number of failures; ``None``
             if there is none, and the failure is raised.
-        pause: Waits for so many seconds.
+        pause: Waits for the seconds that it is given.
     """
     failures = 1
     while (delay := next_delay(failure, failures)) is not None:

@@ -41,8 +41,8 @@ WARM_SECONDS = 60.0  # before memory is looked at for the first time
 THINK_SECONDS = 0.1  # between the calls of one task, on average half of it
 LEASE = 5.0
 LOCK_SECONDS = 20.0
-SHARING = 10  # so many tasks share a lock, or a key that they watch
-BACKLOG = 200  # so many messages wait in a queue before nothing more is put
+SHARING = 10  # tasks that share a lock, or a key that they watch
+BACKLOG = 200  # messages that wait in a queue before nothing more is put
 SHOWN = 10  # of each kind of what is wrong
 SCRIPT = "return {ARGV[1], redis.call('INCR', KEYS[1])}"
 
@@ -456,7 +456,7 @@ def resident():
 
 
 async def until(condition, seconds):
-    """Whether the condition came true in so many seconds."""
+    """Whether the condition came true in the given seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
@@ -662,7 +662,7 @@ class Torment:
         self.proxy.reply_pause = 0.0
 
     async def rage(self, seconds, pause):
-        """Make faults for so many seconds, with so many between them on average."""
+        """Make faults for the given seconds, with the given pause between them on average."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, self.dice.uniform(0.5 * pause, 1.5 * pause)))
@@ -726,7 +726,7 @@ def failures(figures, growth_allowed):
 
 
 async def soaked(name, asked):
-    """The figures of a run on one event loop; what its calls have raised is told on stderr."""
+    """The figures of a run on one event loop; what its calls have raised is printed to stderr."""
     dice = random.Random(f"{asked.seed} {name}")
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
         async with FaultProxy(server.host, server.port) as proxy:

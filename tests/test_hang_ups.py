@@ -1,4 +1,4 @@
-"""What a server answers by hanging up: it harms those in flight at that moment, once, and nobody afterwards."""
+"""What a server answers by hanging up: it harms those in flight at that moment, once, and no call afterwards."""
 
 import asyncio
 

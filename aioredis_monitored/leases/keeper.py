@@ -32,7 +32,7 @@ _GAP: Final = 1 / 2
 # Of the interval, so that a single consumer finds its own mark gone.
 _SWEEPING: Final = 0.8
 _LONGEST_ID: Final = 64
-# So many more messages may be counted than there are, before all of them are forgotten.
+# How many more messages may be counted than there are, before all counts are forgotten.
 _EXCESS: Final = 10_000
 
 

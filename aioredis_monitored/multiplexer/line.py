@@ -322,7 +322,7 @@ class Line(asyncio.BufferedProtocol):
             self._flush()
 
     def is_idle(self, seconds: float) -> bool:
-        """Whether nothing is in flight, and nothing was sent or came for so many seconds."""
+        """Whether nothing is in flight, and nothing was sent or came for the given seconds."""
         return not self.inflight.calls and perf_counter() - self._last_active >= seconds
 
     def retire(self) -> None:

@@ -25,7 +25,7 @@ _LONGEST_LARGE_KEY: Final = 1024
 # Seconds between one renewal and the next.
 _LEAST_PAUSE: Final = 0.5
 
-# After so many losses of the connections that it was written to, a call goes alone on one of its own.
+# The number of lost connections after which a call goes alone, on a connection of its own.
 ALONE: Final = 2
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
