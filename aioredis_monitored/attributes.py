@@ -12,8 +12,6 @@ from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored.errors import ReplyDecodingError
-
 BAR: Final = ord("|")
 LINE_FEED: Final = ord("\n")
 # Servers send a few dozen bytes.
@@ -123,22 +121,9 @@ class AttributeFilter:
 
 
 class AttributeFreeParser(_AsyncHiredisParser):
-    """redis-py's parser without attributes, for the connections that it reads itself; all errors are ``RedisError``."""
+    """redis-py's parser without attributes, for the connections that it reads itself."""
 
     def on_connect(self, connection: AbstractConnection) -> None:
         """Begin to read a connection."""
         super().on_connect(connection)  # type: ignore[no-untyped-call]
         self._reader: Any = AttributeFilter(self._reader, NOT_ENOUGH_DATA)
-
-    async def read_response(self, disable_decoding: bool = False, push_request: bool = False) -> Any:
-        """Read a reply.
-
-        Raises:
-            ReplyDecodingError: It is not in the connection's encoding.
-        """
-        try:
-            return await super().read_response(disable_decoding, push_request)
-        except UnicodeDecodeError as error:
-            if isinstance(error, ReplyDecodingError):
-                raise
-            raise ReplyDecodingError(*error.args) from None

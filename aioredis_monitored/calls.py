@@ -16,7 +16,7 @@ from redis.exceptions import ReadOnlyError, ResponseError
 from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import attempt_on, retried
-from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError
+from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError, undecodable
 from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -79,10 +79,7 @@ class CallsMixin:
             reply = multiplexer.send(args, None, operation, losses)
             reply = await (reply if seconds is None else reply.within(seconds))
             if isinstance(reply, Exception):
-                if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
-                    return options[EMPTY_RESPONSE]
-                leave_if_refused(pool, reply, since=started)
-                raise reply if isinstance(reply, Lost) else Lost(reply, written=True)
+                return _in_place_of_error(pool, reply, options, started)
             pool.retry_policy.is_out_of_reach = False
             if decodes:
                 reply = pool.decode(reply)
@@ -90,6 +87,8 @@ class CallsMixin:
                 return reply
             parsed = _parsed(callback, reply, options)
             return await parsed if isawaitable(parsed) else parsed
+        except UnicodeDecodeError as error:
+            raise undecodable(error) from None
         except Lost as lost:
             if losses is not None:
                 raise
@@ -250,6 +249,18 @@ async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
 
 def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+
+
+def _in_place_of_error(pool: MonitoredConnectionPool, error: Exception, options: dict[str, Any], since: float) -> Any:
+    """What a call returns for an error of the shared connection.
+
+    Raises:
+        Lost: It is the call's own.
+    """
+    if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
+        return options[EMPTY_RESPONSE]
+    leave_if_refused(pool, error, since=since)
+    raise error if isinstance(error, Lost) else Lost(error, written=True)
 
 
 @asynccontextmanager

@@ -93,7 +93,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         self._request: RequestView | None = None
         self.telemetry = _telemetry_of(self.connection_pool)
         # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
-        parses = type(self).parse_response is not Redis.parse_response
+        parses = type(self).parse_response is not Handle.parse_response
         is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client and not parses
         self._pool = cast("MonitoredConnectionPool", connection_pool) if is_ours else None
 
@@ -344,8 +344,9 @@ def _own_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **argum
 
 
 def _telemetry_of(pool: ConnectionPool) -> Telemetry:
-    if isinstance(pool, MonitoredConnectionPool):
-        return pool.telemetry
+    # A mock of ours has none, although it is one of ours.
+    if isinstance(own := getattr(pool, "telemetry", None), Telemetry):
+        return own
     try:
         telemetry = _plain_pools.get(pool)
         if telemetry is None:

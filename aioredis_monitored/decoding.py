@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from aioredis_monitored.errors import ReplyDecodingError
-
 _LIKE_ASCII = frozenset({"ascii", "latin-1", "latin1", "utf-8", "utf8"})
 
 
@@ -11,13 +9,10 @@ def decoded(reply: Any, encoding: str, errors: str) -> Any:
     """The reply with all bytes in it decoded, however deep.
 
     Raises:
-        ReplyDecodingError: Some of them are not in this encoding.
+        UnicodeDecodeError: Some of them are not in this encoding.
     """
     if isinstance(reply, bytes):
-        try:
-            return reply.decode(encoding, errors)
-        except UnicodeDecodeError as error:
-            raise ReplyDecodingError(*error.args) from None
+        return reply.decode(encoding, errors)
     if isinstance(reply, list):
         return [decoded(item, encoding, errors) for item in reply]
     if isinstance(reply, dict):

@@ -95,3 +95,8 @@ def cause_of(error: BaseException) -> BaseException | None:
     """What an error came from; what its caller is handling is every error's context, and none of its business."""
     cause = error.__cause__ or error.__context__
     return None if cause is sys.exc_info()[1] else cause
+
+
+def undecodable(error: UnicodeDecodeError) -> ReplyDecodingError:
+    """The error to raise in place of Python's, at the same place."""
+    return ReplyDecodingError(*error.args).with_traceback(error.__traceback__)

@@ -12,6 +12,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.attempts import attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, lent, refuse_counting
+from aioredis_monitored.errors import undecodable
 from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -178,6 +179,17 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 lambda: self._send_command_parse_response(connection, args[0], *args, **options),
                 partial(self._close_connection, connection),
             )
+
+    async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
+        """Read a reply, on a connection of its own, as redis-py does.
+
+        Raises:
+            ReplyDecodingError: It is not in the connection's encoding.
+        """
+        try:
+            return await super().parse_response(connection, command_name, **options)
+        except UnicodeDecodeError as error:
+            raise undecodable(error) from None
 
     async def initialize(self) -> Self:
         """Borrow the one connection of a handle that keeps to one, as redis-py does."""

@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
-from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError
+from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, undecodable
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.sockets import is_of_closed_transport, is_readable
@@ -259,6 +259,8 @@ class LendingPool(LivingPool):
             await connection.disconnect(nowait=True)
             if is_of_closed_transport(error):
                 raise ConnectionError(f"Error while connecting: {error}") from error
+            if isinstance(error, UnicodeDecodeError):
+                raise undecodable(error) from None
             raise
 
     def alter(self, connection: AbstractConnection) -> None:

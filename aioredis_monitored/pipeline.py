@@ -16,6 +16,7 @@ from redis.typing import ChannelT, EncodableT
 from aioredis_monitored.attempts import attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused, lent
 from aioredis_monitored.commands import operation_name
+from aioredis_monitored.errors import undecodable
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
 from aioredis_monitored.patience import cleaning_up
@@ -267,12 +268,15 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         Raises:
             redis.exceptions.ResponseError: Also for what stands behind a command that the server has answered by
                 hanging up: redis-py raises that the connection is gone, which does not say why.
+            ReplyDecodingError: It is not in the connection's encoding.
         """
         try:
             return await super().parse_response(connection, command_name, **options)
         except ResponseError as error:
             self._refusal = error if is_refusal(error) else None
             raise
+        except UnicodeDecodeError as error:
+            raise undecodable(error) from None
         except ConnectionError:
             if self._refusal is None:
                 raise

@@ -27,7 +27,7 @@ from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.commands import LONGEST_NAME, text_of
 from aioredis_monitored.credentials import credentials_may_change
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.errors import ReplyDecodingError
+from aioredis_monitored.errors import undecodable
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.patience import finish
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -195,20 +195,27 @@ class MonitoredPubSub(PubSub):
             await super()._reconnect(conn, *failure)
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:  # noqa: ASYNC109 - redis-py's
-        """Read a response, as redis-py does, and reconnect if that is necessary."""
+        """Read a response, as redis-py does, and reconnect if that is necessary.
+
+        Raises:
+            ReplyDecodingError: It is not in the connection's encoding; the subscriptions go on.
+        """
         pool = self.connection_pool
-        if self.connection is None or not isinstance(pool, MonitoredConnectionPool):
-            response = await super().parse_response(block, timeout)
-        else:
-            deadline = inf if block else monotonic() + timeout
-            await self._pause(deadline)
-            after_refusal = partial(self._next_delay, _seconds_after_refusal)
-            response = await until_answered(
-                partial(self._read, pool, deadline),
-                partial(self._next_delay, _seconds_after),
-                after_refusal=after_refusal if credentials_may_change(pool) else None,
-                pause=lambda _: self._pause(deadline),
-            )
+        try:
+            if self.connection is None or not isinstance(pool, MonitoredConnectionPool):
+                response = await super().parse_response(block, timeout)
+            else:
+                deadline = inf if block else monotonic() + timeout
+                await self._pause(deadline)
+                after_refusal = partial(self._next_delay, _seconds_after_refusal)
+                response = await until_answered(
+                    partial(self._read, pool, deadline),
+                    partial(self._next_delay, _seconds_after),
+                    after_refusal=after_refusal if credentials_may_change(pool) else None,
+                    pause=lambda _: self._pause(deadline),
+                )
+        except UnicodeDecodeError as error:
+            raise undecodable(error) from None
         await self._report(response)
         return response
 
@@ -249,7 +256,7 @@ class MonitoredPubSub(PubSub):
         except RedisError as error:
             if self.connection is not connection:
                 return None
-            if isinstance(error, ReplyDecodingError) or (isinstance(error, ResponseError) and not may_pass(error)):
+            if isinstance(error, ResponseError) and not may_pass(error):
                 raise
             # Also if a subscription was refused for now: then all are sent again.
             if self._ready.is_set() and self._generation == generation:

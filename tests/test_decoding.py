@@ -4,8 +4,10 @@ import pickle
 
 import pytest
 import redis.exceptions
+from redis._parsers import _AsyncHiredisParser, _AsyncRESP3Parser
+from redis.asyncio import BlockingConnectionPool, ConnectionPool
 
-from aioredis_monitored import MonitoredRedisError, ReplyDecodingError
+from aioredis_monitored import MonitoredRedisConnection, MonitoredRedisError, ReplyDecodingError
 
 SECRET = b"secret \xff"
 
@@ -18,26 +20,62 @@ def text_client(make_client, server, inspector):
     return make_client(server.url, decode_responses=True)
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda client: client.get("binary"),
-        lambda client: client.hgetall("hash"),
-        lambda client: client.lrange("list", 0, -1),
-        lambda client: client.blpop("list", 1),
-        lambda client: client.eval("return {1, {redis.call('GET', KEYS[1])}}", 1, "binary"),
-        lambda client: client.pipeline().echo("x").get("binary").echo("y").execute(),
-        lambda client: client.pipeline(transaction=False).echo("x").get("binary").echo("y").execute(),
-        lambda client: client.pipeline(transaction=False).get("binary").blpop("list", 1).execute(),
-        lambda client: client.client().get("binary"),
-        lambda client: client.client().blpop("list", 1),
-    ],
-    ids=range(10),
-)
+FOREIGN = ["plain", "blocking", "hiredis", "python"]
+PARSERS = {"hiredis": _AsyncHiredisParser, "python": _AsyncRESP3Parser}
+
+
+@pytest.fixture(params=FOREIGN)
+async def foreign_client(request, server, make_pool, inspector):
+    """On pools whose connections know nothing of our errors."""
+    inspector.set("binary", SECRET)
+    inspector.hset("hash", "field", SECRET)
+    inspector.rpush("list", *[SECRET] * 9)
+    if request.param in PARSERS:
+        pool = make_pool(server.url, decode_responses=True, parser_class=PARSERS[request.param])
+    else:
+        kind = ConnectionPool if request.param == "plain" else BlockingConnectionPool
+        pool = kind.from_url(server.url, decode_responses=True)
+    yield MonitoredRedisConnection(connection_pool=pool)
+    await pool.aclose()
+
+
+async def _watched(client):
+    async with client.pipeline() as pipeline:
+        await pipeline.watch("binary")
+        await pipeline.get("binary")
+
+
+CALLS = [
+    lambda client: client.get("binary"),
+    lambda client: client.hgetall("hash"),
+    lambda client: client.lrange("list", 0, -1),
+    lambda client: client.blpop("list", 1),
+    lambda client: client.eval("return {1, {redis.call('GET', KEYS[1])}}", 1, "binary"),
+    lambda client: client.pipeline().echo("x").get("binary").echo("y").execute(),
+    lambda client: client.pipeline(transaction=False).echo("x").get("binary").echo("y").execute(),
+    lambda client: client.pipeline(transaction=False).get("binary").blpop("list", 1).execute(),
+    lambda client: client.client().get("binary"),
+    lambda client: client.client().blpop("list", 1),
+    lambda client: client.register_script("return redis.call('GET', KEYS[1])")(["binary"]),
+    _watched,
+]
+reads_undecodable = pytest.mark.parametrize("call", CALLS, ids=range(len(CALLS)))
+
+
+@reads_undecodable
 async def test_a_reply_that_cannot_be_decoded_is_an_error_of_both_kinds(text_client, call):
+    await _check_undecodable(text_client, call)
+
+
+@reads_undecodable
+async def test_it_is_that_on_any_pool(foreign_client, call):
+    await _check_undecodable(foreign_client, call)
+
+
+async def _check_undecodable(client, call):
     handles = []
     with pytest.raises(ReplyDecodingError) as caught:
-        await call(_Kept(text_client, handles))
+        await call(_Kept(client, handles))
     for handle in handles:
         await handle.aclose()
 
@@ -48,7 +86,7 @@ async def test_a_reply_that_cannot_be_decoded_is_an_error_of_both_kinds(text_cli
     assert ("utf-8", SECRET, "invalid start byte") == (error.encoding, error.object, error.reason)
     assert "secret" not in repr(error) + str(error)
     # Only that call has failed.
-    assert "OK" == await text_client.echo("OK")
+    assert "OK" == await client.echo("OK")
 
 
 class _Kept:
@@ -65,6 +103,13 @@ class _Kept:
         return getattr(self._client, name)
 
 
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_greeting_that_cannot_be_decoded_is_one_too(make_client, server, kept):
+    client = make_client(server.url, decode_responses=True, encoding="utf-16")
+    with pytest.raises(ReplyDecodingError, match="truncated data"):
+        await (client.client() if kept else client).get("key")
+
+
 def test_it_survives_pickling():
     error = ReplyDecodingError("utf-8", SECRET, 7, 8, "invalid start byte")
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
@@ -74,7 +119,28 @@ def test_it_survives_pickling():
 
 
 async def test_a_message_that_cannot_be_decoded_ends_no_subscription(text_client, inspector, until):
-    async with text_client.pubsub(ignore_subscribe_messages=True) as pubsub:
+    await _check_undecodable_message(text_client, inspector, until)
+
+
+# redis-py's parser in Python reads such a message again and again.
+@pytest.mark.parametrize("foreign_client", FOREIGN[:-1], indirect=True)
+async def test_it_ends_none_on_any_pool(foreign_client, inspector, until):
+    await _check_undecodable_message(foreign_client, inspector, until)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_reply_that_a_callback_cannot_decode_is_one_too(text_client, kept):
+    client = text_client.client() if kept else text_client
+    client.set_response_callback("ECHO", lambda _: SECRET.decode())
+    with pytest.raises(ReplyDecodingError) as caught:
+        await client.echo("x")
+    await client.aclose()
+
+    assert "<lambda>" == caught.traceback[-1].name
+
+
+async def _check_undecodable_message(client, inspector, until):
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe("news")
         await until(lambda: inspector.pubsub_numsub("news") == [(b"news", 1)])
         inspector.publish("news", SECRET)

@@ -450,9 +450,18 @@ def test_a_pool_that_tells_nothing_is_no_error(pool):
 
 @pytest.mark.parametrize(
     "pool",
-    [mock.Mock(), mock.MagicMock(spec=ConnectionPool), SimpleNamespace(connection_kwargs={})],
-    ids=lambda pool: type(pool).__name__,
+    [
+        mock.Mock(),
+        mock.AsyncMock(),
+        mock.MagicMock(spec=ConnectionPool),
+        mock.MagicMock(spec=MonitoredConnectionPool),
+        mock.create_autospec(MonitoredConnectionPool, instance=True),
+        SimpleNamespace(connection_kwargs={}),
+    ],
+    ids=range(6),
 )
+# redis-py asks an AsyncMock for its encoder.
+@pytest.mark.filterwarnings("ignore:coroutine 'AsyncMockMixin:RuntimeWarning")
 def test_a_client_can_be_made_on_a_mock(pool):
     client = MonitoredRedisConnection(connection_pool=pool)
 
