@@ -74,7 +74,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             _check_without_effect(connection_arguments)
         else:
             owns_pool = auto_close_connection_pool is not False
-            if context_name is not None and connection_arguments.keys().isdisjoint(_ADDRESS):
+            if context_name is not None and all(connection_arguments.get(name) is None for name in _ADDRESS):
                 message = (
                     f"{context_name!r} is taken for the name of a context, and there is neither a pool nor a server: "
                     f"give connection_pool=, host= or unix_socket_path=, or use from_url()"

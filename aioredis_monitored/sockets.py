@@ -86,9 +86,13 @@ def peer_of(connection: AbstractConnection) -> Peer | None:
     """The other end of a connection's socket, if it is connected."""
     writer: Any = getattr(connection, "_writer", None)
     peer = getattr(writer, "get_extra_info", lambda _: None)("peername")
-    if isinstance(peer, tuple):
-        return str(peer[0]), int(peer[1])
-    return (peer, None) if isinstance(peer, str) and peer else None
+    # What stands in for a socket may give anything.
+    match peer:
+        case (host, int(port), *_):
+            return str(host), port
+        case str() if peer:
+            return peer, None
+    return None
 
 
 class Held:

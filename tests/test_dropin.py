@@ -5,6 +5,7 @@ import logging
 import ssl
 from functools import partial
 from inspect import signature
+from math import inf
 from pathlib import Path
 from types import SimpleNamespace
 from unittest import mock
@@ -375,8 +376,9 @@ def test_a_name_or_a_span_that_is_none_is_refused(args, reason):
 
 
 def test_a_name_needs_a_pool_or_a_server():
-    with pytest.raises(TypeError, match="neither a pool nor a server"):
-        MonitoredRedisConnection(context_name="cache", port=6390)
+    for arguments in ({"port": 6390}, {"host": None}, {"unix_socket_path": None, "port": 6390}):
+        with pytest.raises(TypeError, match="neither a pool nor a server"):
+            MonitoredRedisConnection(context_name="cache", **arguments)
     span = NonRecordingSpan(SpanContext(1, 1, is_remote=False))
     for arguments in (
         {"connection_pool": MonitoredConnectionPool()},
@@ -509,6 +511,64 @@ async def test_a_stand_in_for_a_socket_will_do(server, until):
     assert [True, True] == [await client.ping(), await client.ping()]
     assert 1 == pool.idle()
     await pool.aclose()
+
+
+@pytest.mark.parametrize("peer", [(), ("h",), ("h", None), ("h", "7"), b"/s", 5, mock.Mock()])
+@pytest.mark.parametrize("pool_class", [MonitoredConnectionPool, ConnectionPool])
+async def test_what_stands_in_for_a_socket_may_say_anything_of_its_other_end(server, pool_class, peer):
+    class Writer:
+        def __init__(self, writer):
+            self._writer = writer
+
+        def __getattr__(self, name):
+            return getattr(self._writer, name)
+
+        def get_extra_info(self, name, default=None):
+            return peer if name == "peername" else default
+
+    class StandIn(Connection):
+        async def _connect(self):
+            await super()._connect()
+            self._writer = Writer(self._writer)
+
+    async with pool_class(connection_class=StandIn, host=server.host, port=server.port) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [True, [True]] == [await client.ping(), await client.pipeline().ping().execute()]
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "expected"),
+    [
+        ("db.example", 7, ("GET db.example:7", "db.example", 7)),
+        ("db.example", None, ("GET db.example:6379", "db.example", None)),
+        ("db.example", "7", ("GET db.example:7", "db.example", 7)),
+        ("db.example", inf, ("GET db.example:6379", "db.example", None)),
+        (None, 7, ("GET", None, None)),
+        (mock.Mock(), 7, ("GET", None, None)),
+    ],
+    ids=range(6),
+)
+async def test_the_server_that_a_connection_alone_knows_is_what_can_be_found_out(
+    server, telemetry, host, port, expected
+):
+    class Knowing(Connection):
+        async def _connect(self):
+            self.host, self.port = server.host, server.port
+            await super()._connect()
+            self.host, self.port = host, port
+
+        @classmethod
+        def made(cls, **arguments):
+            return cls(**arguments)
+
+    # A factory, as functions are.
+    pool = MonitoredConnectionPool(connection_class=Knowing.made, multiplex=False, **telemetry.providers)
+    async with pool:
+        assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None
+
+    (span,) = telemetry.spans
+    attributes = span.attributes
+    assert expected == (span.name, attributes.get("server.address"), attributes.get("server.port"))
 
 
 # --- URLs ---

@@ -72,14 +72,15 @@ def _server_of(pool: ConnectionPool) -> Server:
     if not issubclass(kind, Connection) and not (kind is object and arguments.get("host")):
         return Server(attributes, None)
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
-    address, target = _address_of(str(arguments.get("host") or "localhost"), _port_of(arguments.get("port")))
+    address, target = _address_of(str(arguments.get("host") or "localhost"), port_of(arguments.get("port")))
     return Server(attributes | address, target)
 
 
-def _port_of(given: Any) -> int:
+def port_of(given: Any) -> int:
+    """The port that a pool or a connection has been given, which may be of any kind; the default one if it is none."""
     try:
         return int(given)
-    except (TypeError, ValueError):
+    except (OverflowError, TypeError, ValueError):
         # There is none, or connecting says what is wrong with it.
         return _DEFAULT_PORT
 

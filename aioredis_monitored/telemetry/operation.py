@@ -9,13 +9,12 @@ from typing import Any, Final, NoReturn, TypeVar
 from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
-from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.sockets import Peer, peer_of
 from aioredis_monitored.telemetry import own, semconv
 from aioredis_monitored.telemetry.ambience import WHOLE, is_suppressed
-from aioredis_monitored.telemetry.attributes import Call
+from aioredis_monitored.telemetry.attributes import Call, port_of
 from aioredis_monitored.telemetry.failure import Failure
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
@@ -143,8 +142,10 @@ class Operation:
     def reached(self, connection: AbstractConnection) -> None:
         """Take note of the connection that is to be used."""
         self._peer = peer_of(connection)
-        if isinstance(connection, Connection) and semconv.SERVER_ADDRESS not in self.call.span_attributes:
-            self.call = self.call.served_by(connection.host, connection.port)
+        if semconv.SERVER_ADDRESS not in self.call.span_attributes:
+            host = getattr(connection, "host", None)
+            if isinstance(host, str):
+                self.call = self.call.served_by(host, port_of(getattr(connection, "port", None)))
 
     def answered(self, reply: object, now: float, peer: Peer | None) -> None:
         """Record the call before its caller goes on; an error is the caller's to raise.
