@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from inspect import signature
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnection
 
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.options import OPTIONS, Option
-from aioredis_monitored.url import RedisUrl, parse_url
+from aioredis_monitored.url import MAX_PORT, RedisUrl, parse_url
 
 _logger = logging.getLogger(__name__)
 _KEYS = ("url", *OPTIONS)
@@ -189,7 +189,7 @@ def url_arguments(url: str) -> dict[str, Any]:
             except (TypeError, ValueError):
                 problems.append(f"{name} cannot be read")
     if problems:
-        raise ConfigurationError(*(("url", problem) for problem in problems))
+        raise ConfigurationError(*(("url", problem) for problem in dict.fromkeys(problems)))
     return arguments
 
 
@@ -197,15 +197,24 @@ def _url_value(name: str, text: str) -> Any:
     if name == "ssl_min_version" and text.isdecimal():
         # What redis-py takes there is the number of ssl.TLSVersion.
         return ssl.TLSVersion(int(text))
+    if name == "port" and not 0 < int(text) <= MAX_PORT:
+        raise ValueError
     return text if name in OPTIONS else URL_QUERY_ARGUMENT_PARSERS.get(name, str)(text)
 
 
 def _names_of(connection_class: type[AbstractConnection]) -> frozenset[str]:
-    """The arguments of a connection class, which hands on to its bases what it does not take itself."""
+    """The arguments of a connection class that may be text; it hands on to its bases what it does not take itself."""
     constructors = [vars(each)["__init__"] for each in connection_class.__mro__[:-1] if "__init__" in vars(each)]
-    return frozenset(name for each in constructors for name in signature(each).parameters) - {"self", "kwargs"}
+    arguments = [argument for each in constructors for argument in signature(each).parameters.values()]
+    return frozenset(each.name for each in arguments if each.name in _READ or _may_be_text(each.annotation))
 
 
+def _may_be_text(annotation: object) -> bool:
+    return str in (annotation, *get_args(annotation))
+
+
+# What has a reader, whatever its type.
+_READ = {*_IN_URL, *URL_QUERY_ARGUMENT_PARSERS}
 _CLASSES = {"rediss": SSLConnection, "unix": UnixDomainSocketConnection}
 _POOL_OPTIONS = frozenset(_IN_URL) - _names_of(SSLConnection)
 _EVERY_NAME = _POOL_OPTIONS | _names_of(SSLConnection)

@@ -14,7 +14,7 @@ _PARTS = re.compile(
 )
 _ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>.*))?")
 _HOST_NAME = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
-_MAX_PORT = 65_535
+MAX_PORT = 65_535
 
 
 @dataclass(slots=True)
@@ -111,10 +111,10 @@ def _read_address(parsed: RedisUrl, address: str, *, strict: bool) -> None:
     except ValueError:
         parsed.problems.append("the host must be a name, an IPv4 address or an IPv6 address in brackets")
     if port or (strict and port is not None):
-        if re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) <= _MAX_PORT:
+        if re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) <= MAX_PORT:
             parsed.port = int(port)
         else:
-            parsed.problems.append(f"the port must be a number from 1 to {_MAX_PORT}")
+            parsed.problems.append(f"the port must be a number from 1 to {MAX_PORT}")
 
 
 def _read_host(host: str) -> str:

@@ -757,6 +757,13 @@ def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
         ("redis://h?socket_read_size=many", "url: socket_read_size cannot be read"),
         ("rediss://h?ssl_min_version=1", "url: ssl_min_version cannot be read"),
         ("rediss://h?ssl_include_verify_flags=NONE", "url: ssl_include_verify_flags cannot be read"),
+        ("redis://h?port=x", "url: port cannot be read"),
+        ("redis://h?port=99999", "url: port cannot be read"),
+        ("redis://h?retry=3", "url: unknown option; did you mean retries?"),
+        ("redis://h?retry_on_error=x", "url: unknown option; did you mean"),
+        ("redis://h?credential_provider=x", "url: unknown option"),
+        ("redis://h?parser_class=x", "url: unknown option"),
+        ("redis://h?socket_type=1", "url: unknown option"),
         ("redis://h?db=x", "db: must be a whole number, 0 or more"),
         ("redis://h?max_connections=0", "max_connections: must be a whole number, 1 or more"),
     ],
@@ -769,6 +776,13 @@ def test_a_url_by_which_redis_py_guesses_is_refused(url, reason):
             make(url)
         assert str(caught.value).startswith(reason)
         assert isinstance(caught.value, ValueError)
+
+
+def test_each_reason_is_given_once():
+    with pytest.raises(ConfigurationError) as caught:
+        url_arguments("redis://u:p@h?password=p&password=q")
+
+    assert (("url", "password is given twice"),) == caught.value.problems
 
 
 def test_no_part_of_a_url_that_is_refused_is_repeated():
