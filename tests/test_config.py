@@ -924,6 +924,17 @@ async def test_the_documented_defaults_are_the_defaults(server, inspector):
         assert await client.get("missing") is None
 
 
+def test_what_is_not_given_is_as_redis_py_has_it():
+    pool = pool_from_config({"redis.url": "rediss://localhost"})
+    connection = pool._sample
+
+    assert (0, None, None) == (connection.db, connection.client_name, connection.credential_provider)
+    assert (None, None, False) == (connection.username, connection.password, pool.decodes)
+    assert (ssl.CERT_REQUIRED, True) == (connection.cert_reqs, connection.check_hostname)
+    assert (None, None, None) == (connection.ca_certs, connection.certfile, connection.keyfile)
+    assert connection.ssl_context.min_version is None
+
+
 @pytest.mark.parametrize(
     ("protocol", "wire", "scores"), [("2", "2", [(b"member", 1.5)]), ("3", "3", [[b"member", 1.5]])]
 )
