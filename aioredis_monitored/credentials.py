@@ -86,7 +86,7 @@ def asking_again(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
 
     async def shake_hands(connection: C) -> None:
         provider = cast("CredentialProvider", connection.credential_provider)
-        given = _Given(await provider.get_credentials_async())
+        given = _Given(await _asked(provider))
         connection.credential_provider = given
         try:
             try:
@@ -94,7 +94,7 @@ def asking_again(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
             except RedisError as refusal:
                 if not _is_refusal(refusal):
                     raise
-                renewed = await provider.get_credentials_async()
+                renewed = await _asked(provider)
                 if renewed == given.credentials:
                     raise
                 given.credentials = renewed
@@ -104,6 +104,26 @@ def asking_again(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
             connection.credential_provider = provider
 
     return shake_hands
+
+
+async def _asked(provider: CredentialProvider) -> Any:
+    """What a provider gives; where it gives nothing, as its own server is away, that is no other than ours being away.
+
+    Raises:
+        redis.exceptions.ConnectionError: It could not reach what it asks, or what it waited for was cancelled.
+    """
+    task = cast("asyncio.Task[Any]", asyncio.current_task())
+    try:
+        return await provider.get_credentials_async()
+    except OSError as error:
+        # Its text may quote what it was asked with.
+        raise ConnectionError(f"the credential_provider gave no credentials: {type(error).__qualname__}") from error
+    except asyncio.CancelledError as error:
+        # A refresh that it shares with others may be cancelled; with this task alone, those who wait for the connection
+        # would wait for ever.
+        if task.cancelling():
+            raise
+        raise ConnectionError("the credential_provider gave no credentials: it was cancelled") from error
 
 
 def _is_refusal(error: RedisError) -> bool:

@@ -53,9 +53,10 @@ class Pop:
         (reply,) = replies
         return None if reply is None else [reply[1]]
 
-    def putting_back(self, found: Any) -> tuple[Any, ...]:
-        """See ``Fetch``."""
-        return ("EVAL", _PUT_BACK, 1, self._queue, *reversed(found))
+    def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:
+        """See ``Fetch``; a user who may pop need not be one who may run scripts."""
+        messages = tuple(reversed(found))
+        return ("LPUSH", self._queue, *messages), ("EVAL", _PUT_BACK, 1, self._queue, *messages)
 
     def note_unsettled(self) -> None:
         """See ``Fetch``."""

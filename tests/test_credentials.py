@@ -684,3 +684,32 @@ async def test_a_pool_that_checks_the_server_is_silent(caplog, arguments):
     pool_from_config({"redis.url": "redis://h"})
 
     assert [] == caplog.messages
+
+
+# --- What a provider raises because its own server is away ---
+
+
+class Failing(CredentialProvider):
+    """Raises twice what it raises when a server that it asks is away, or another caller has cancelled its request."""
+
+    def __init__(self, error):
+        self._errors = [error, error]
+
+    async def get_credentials_async(self):
+        if self._errors:
+            raise self._errors.pop()
+        return (USER, "fresh")
+
+
+@pytest.mark.parametrize("error", [OSError, TimeoutError, asyncio.CancelledError])
+async def test_a_provider_that_cannot_ask_its_server_is_a_server_that_cannot_be_reached(client_with, account, error):
+    client = client_with(Failing(error))
+    async with asyncio.timeout(30):
+        assert [True] * 3 == await asyncio.gather(*(client.set(f"key:{number}", "value") for number in range(3)))
+
+
+async def test_the_text_of_what_a_provider_raises_is_not_repeated(client_with, account):
+    client = client_with(Failing(OSError("token hunter2")), retries=0)
+    with pytest.raises(redis.exceptions.ConnectionError, match="gave no credentials: OSError") as raised:
+        await client.get("key")
+    assert "hunter2" not in str(raised.value)

@@ -342,3 +342,32 @@ async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(que
 )
 def test_what_passes_by_itself_is_waited_for(error, passes):
     assert passes == may_pass(error)
+
+
+@pytest.mark.parametrize("refused", ["-@scripting", "-ltrim"])
+@pytest.mark.parametrize("is_waiting", [False, True], ids=["there", "awaited"])
+async def test_what_was_on_its_way_goes_back_in_a_way_that_the_user_may_go(
+    make_client, own_server, caplog, refused, is_waiting
+):
+    received, count = [], 20
+    with redis.Redis.from_url(own_server.url) as root:
+        root.acl_setuser("limited", enabled=True, nopass=True, keys=["*"], commands=["+@all", refused])
+        queue = MessageQueue("mail", make_client(own_server.url, username="limited"))
+        with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+            for number in range(count):
+                if is_waiting and not root.exists("mail"):
+                    (getting,) = await begun(queue.get())
+                    await until_blocked(root)
+                    root.rpush("mail", number)
+                else:
+                    root.rpush("mail", number)
+                    getting = asyncio.create_task(queue.get())
+                    await asyncio.sleep(0)
+                getting.cancel()
+                await asyncio.wait([getting])
+                received += [] if getting.cancelled() else [getting.result()]
+                if is_waiting:
+                    received += root.lpop("mail", count) or []
+
+        assert [] == caplog.messages
+        assert [str(number).encode() for number in range(count)] == received + root.lrange("mail", 0, -1)

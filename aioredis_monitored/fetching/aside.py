@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import ConnectionError, RedisError, ResponseError  # noqa: A004
 
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -26,6 +26,11 @@ def aside_of(pool: ConnectionPool) -> Aside:
 def is_answered(reply: "asyncio.Future[Any]") -> bool:
     """Whether a command that was sent aside has succeeded."""
     return reply.done() and not reply.cancelled() and not isinstance(reply.result(), Exception)
+
+
+def is_refused(reply: "asyncio.Future[Any]") -> bool:
+    """Whether the server has answered it with an error."""
+    return reply.done() and not reply.cancelled() and isinstance(reply.result(), ResponseError)
 
 
 async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:

@@ -39,8 +39,8 @@ class Fetch(Protocol):
     def arrived(self, replies: Sequence[Any]) -> Any:
         """What these have fetched, ``None`` standing for errors; ``None`` if nothing came."""
 
-    def putting_back(self, found: Any) -> tuple[Any, ...]:
-        """The command that puts it back."""
+    def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:
+        """The commands that put it back, each of them if the server refuses those before it."""
 
     def note_empty(self) -> None:
         """Take note that nothing was there."""

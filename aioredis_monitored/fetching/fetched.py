@@ -1,7 +1,7 @@
 """What was fetched: at once on the shared connection, or by waiting on a borrowed one."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from contextvars import Context
 from functools import partial
@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 
 from aioredis_monitored.attempts import attempt_on, attempted
 from aioredis_monitored.calls import leave_if_refused
-from aioredis_monitored.fetching.aside import aside_of, is_answered
+from aioredis_monitored.fetching.aside import aside_of, is_answered, is_refused
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.fetching.waiting import CLOSE_ENOUGH, Waiting
 from aioredis_monitored.multiplexer import Lost
@@ -142,13 +142,14 @@ async def fetched_on(
 class _Leftover:
     """What was fetched for a caller that has left; called with the reply, it puts it back."""
 
-    __slots__ = ("_fetch", "_is_settled", "_pool", "_waiter")
+    __slots__ = ("_fetch", "_is_settled", "_pool", "_waiter", "_ways")
 
     def __init__(self, pool: ConnectionPool, fetch: Fetch) -> None:
         self._pool = pool
         self._fetch = fetch
         self._is_settled = False
         self._waiter: asyncio.Future[None] | None = None
+        self._ways: Iterator[tuple[Any, ...]] = iter(())
 
     def __call__(self, reply: Any) -> None:
         found = None if isinstance(reply, Exception) else self._fetch.found(reply)
@@ -159,8 +160,12 @@ class _Leftover:
 
     def put_back(self, found: Any) -> None:
         """Begin to put it back."""
+        self._ways = iter(self._fetch.putting_back(found))
+        self._put_back_by(next(self._ways))
+
+    def _put_back_by(self, command: tuple[Any, ...]) -> None:
         try:
-            putting = aside_of(self._pool)(*self._fetch.putting_back(found))
+            putting = aside_of(self._pool)(*command)
         except RedisError:
             # The pool was closed; nobody waits for long.
             self._fetch.note_unsettled()
@@ -170,6 +175,10 @@ class _Leftover:
 
     def _has_put_back(self, putting: asyncio.Future[Any]) -> None:
         if not is_answered(putting):
+            # Refused, it certainly has not run.
+            if is_refused(putting) and (command := next(self._ways, None)) is not None:
+                self._put_back_by(command)
+                return
             self._fetch.note_unsettled()
         self._settle()
 

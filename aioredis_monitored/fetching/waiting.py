@@ -160,11 +160,14 @@ class Waiting:
         return asked
 
     async def _put_back(self, found: Any, deadline: float) -> None:
-        with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
-            async with asyncio.timeout_at(deadline):
-                await self._say(self._fetch.putting_back(found))
-        while self._owed and asyncio.get_running_loop().time() < deadline:
-            if not await self._hear_until(deadline):
+        for command in self._fetch.putting_back(found):
+            with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
+                async with asyncio.timeout_at(deadline):
+                    await self._say(command)
+            while self._owed and asyncio.get_running_loop().time() < deadline:
+                if not await self._hear_until(deadline):
+                    break
+            if self._owed or not isinstance(self._replies[0], Exception):
                 break
         if self._owed or isinstance(self._replies[0], Exception):
             self._fetch.note_unsettled()

@@ -157,10 +157,10 @@ class Take:
         *_, message, self._consumer.may_have_past = replies
         return None if message is None else [message]
 
-    def putting_back(self, found: Any) -> tuple[Any, ...]:  # noqa: ARG002 - Redis knows
+    def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:  # noqa: ARG002 - Redis knows
         """See ``Fetch``: nobody has seen it, which is no delivery."""
         keys, arguments = self._consumer.giving_back(scripts.HEAD, counts=False, may_live=True)
-        return ("EVAL", scripts.GIVE_BACK, len(keys), *keys, *arguments)
+        return (("EVAL", scripts.GIVE_BACK, len(keys), *keys, *arguments),)
 
     def note_unsettled(self) -> None:
         """See ``Fetch``: it comes back when the lease has ended, as that of a dead one does."""
