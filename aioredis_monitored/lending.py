@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError  #
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, undecodable
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.patience import patiently
-from aioredis_monitored.sockets import is_of_closed_transport, is_readable
+from aioredis_monitored.sockets import has_ended, is_of_closed_transport, is_readable
 
 ALTERED_LOST: Final = (
     "the connection of this handle is lost, and with it what was set there, such as the database: "
@@ -254,6 +254,7 @@ class LendingPool(LivingPool):
         try:
             await connect()
             if began is not None:
+                _refuse_ended(connection)
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
             await connection.disconnect(nowait=True)
@@ -364,6 +365,15 @@ async def _connect(connection: AbstractConnection, connect: Callable[[], Corouti
 
 async def _refuse_to_connect() -> None:
     raise ConnectionError("given up while it was connecting")
+
+
+def _refuse_ended(connection: AbstractConnection) -> None:
+    """Raise if it has ended since it was connected.
+
+    redis-py has read that, and would look at it after it has written; a shared connection would wait for it in vain.
+    """
+    if has_ended(connection):
+        raise ConnectionError("Connection closed by server.")
 
 
 def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:

@@ -137,3 +137,27 @@ async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, prox
             await client.connection_pool.ping()
 
     assert not policy.is_out_of_reach
+
+
+@pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])
+async def test_a_connection_that_ends_as_soon_as_it_is_made_is_not_used(make_client, proxy, inspector, until, is_reset):
+    made = 0
+
+    async def greet(connection):
+        nonlocal made
+        made += 1
+        await connection.on_connect()
+        if made > 2:
+            return
+        if is_reset:
+            proxy.cut()
+            await until(connection._writer.is_closing)
+            await asyncio.sleep(0.01)
+        else:
+            inspector.client_kill_filter(skipme=True)
+            await until(connection._reader.at_eof)
+
+    client = make_client(proxy.url, redis_connect_func=greet, socket_timeout=20)
+
+    assert 1 == await client.incr("number")
+    assert 3 == made

@@ -221,6 +221,20 @@ async def test_a_stray_reply_that_was_not_read_yet_is_seen_before_the_next_call_
         await client.connection_pool.aclose()
 
 
+async def test_what_blocks_does_not_hurry_a_call_past_a_stray_reply(make_pool):
+    with straying() as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
+        for _ in range(10):
+            await asyncio.gather(*(client.blpop("list") for _ in range(5)))
+            assert b"mine" == await client.get("key")
+            line = line_of(client)
+            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            calls = [client.echo("key"), *(client.brpoplpush("list", "list") for _ in range(5))]
+            assert [b"mine"] * 6 == await asyncio.gather(*calls)
+            assert line_of(client) is not line
+        await client.connection_pool.aclose()
+
+
 # Deadlines.
 
 

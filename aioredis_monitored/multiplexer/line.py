@@ -317,8 +317,9 @@ class Line(asyncio.BufferedProtocol):
         return is_behind and now < self._judge_by
 
     def write_pending(self) -> None:
-        """Write at once what would be written at the end of this tick."""
-        if self._outbox and self.is_open:
+        """Write at once what would be written at the end of this tick, unless something has to be read before that."""
+        inflight = self.inflight
+        if self._outbox and self.is_open and not (inflight.unwritten == len(inflight.calls) and self._poll(0)):
             self._flush()
 
     def is_idle(self, seconds: float) -> bool:
