@@ -6,7 +6,7 @@ import pytest
 import redis
 import redis.exceptions
 from scripted import scripted
-from sharing import UNRECORDED, connections, until_blocked
+from sharing import UNRECORDED, connections
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.multiplexer import Late
@@ -150,24 +150,6 @@ async def test_what_was_lost_twice_goes_alone_once(make_pool):
     alone = [key for connection, key in asked if connection > 2]
     assert [b"a", b"b"] == sorted(set(alone))
     assert len(asked) <= 6
-
-
-@pytest.mark.parametrize("most", [2, 3])
-async def test_where_there_is_no_further_connection_reads_go_over_the_shared_one_again(
-    make_pool, proxy, inspector, most
-):
-    pool = make_pool(proxy.url, **UNRECORDED, max_connections=most, socket_timeout=600, timeout=600)
-    client = MonitoredRedisConnection(connection_pool=pool)
-    await client.set("key", "value")
-    blocking = [asyncio.create_task(client.blpop("list")) for _ in range(most - 1)]
-    await until_blocked(inspector, most - 1)
-    proxy.cut_replies = 1
-    calls = [client.get("key"), client.pipeline(transaction=False).get("key").execute()]
-
-    async with asyncio.timeout(30):
-        assert [b"value", [b"value"]] == await asyncio.gather(*calls)
-    await client.rpush("list", *range(most))
-    await asyncio.gather(*blocking)
 
 
 async def test_a_call_whose_turn_to_go_alone_does_not_come_is_late(client):

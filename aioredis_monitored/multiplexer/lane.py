@@ -37,7 +37,7 @@ class Lane:
         pack: Packs a call that has waited.
         learn: Told of each call whose reply was large.
         overflow: Where calls go if there is no connection for this lane; default: one is reserved for it.
-        is_temporary: Whether its connection is closed a second after its last call.
+        is_temporary: Whether its connection is closed a second after its last call, and none is reserved for it.
 
     Attributes:
         ready: The line, if a call can be sent on it at once.
@@ -63,7 +63,7 @@ class Lane:
         self._timeout = lender.timeout
         self._overflow = overflow
         self._is_temporary = is_temporary
-        self._is_reserved = overflow is None
+        self._is_reserved = overflow is None and not is_temporary
         self._pack = pack
         self._lines: set[Line] = set()
         self._connecting: asyncio.Task[None] | None = None

@@ -56,9 +56,7 @@ class Multiplexer:
 
     What a server answers by hanging up must not be repeated on a connection that others use, and which of the calls in
     flight it was, it does not say. Those that may be repeated go together over one further connection, which no new
-    call uses; if that is lost as well, they go one at a time, each on a connection of its own (``alone``). Where there
-    is no further connection, as all are in use, they go over the main one once more: its place is kept, and they need
-    not fail.
+    call uses; if that is lost as well, they go one at a time, each on a connection of its own (``alone``).
 
     Args:
         lender: Where the connections come from.
@@ -76,7 +74,7 @@ class Multiplexer:
         self._large_keys: dict[tuple[Any, Any], None] = {}
         self._main = Lane(lender, self._pack_again, self._learn)
         self._bulk = Lane(lender, self._pack_again, self._learn, overflow=self._main) if bulk else self._main
-        self._repeats = Lane(lender, self._pack_again, self._learn, overflow=self._main, is_temporary=True)
+        self._repeats = Lane(lender, self._pack_again, self._learn, is_temporary=True)
         self._lanes = {self._main, self._bulk, self._repeats}
         self._one_at_a_time = asyncio.Lock()
         self._renewed = -_LEAST_PAUSE
