@@ -243,8 +243,8 @@ async def test_what_a_queue_sends_on_other_connections_is_asked_for_too(
         await until(lambda: account.counted("zadd", "set", "pexpire", "eval", "evalsha") > renewed)
 
     assert [] == held(inspector)
-    # One that renews leases may be connecting still.
-    await until(lambda: 0 < account.refusals == account.attempts / 2)
+    # One that renews leases may be connecting still, or was given up between the two.
+    await until(lambda: account.refusals > 0 and abs(2 * account.refusals - account.attempts) <= 1)
 
 
 @pytest.mark.parametrize(
