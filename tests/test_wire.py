@@ -13,7 +13,7 @@ import redis.exceptions
 from scripted import scripted
 from sharing import UNRECORDED, begun, client_of, line_of
 
-from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection
 from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.testing import RedisServer
 
@@ -254,6 +254,23 @@ async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(mak
     results = await asyncio.gather(*calls, return_exceptions=True)
 
     assert [] == [result for result in results if result != value]
+
+
+async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(
+    make_pool, server, inspector, until
+):
+    inspector.set("large", b"x" * 3_000_000)
+    client = client_of(make_pool, server.url, **UNRECORDED, socket_timeout=1)
+    async with MessageQueue("mail", client.connection_pool) as queue:
+        await queue.put(b"message")
+        calls = [asyncio.create_task(client.get("large")), asyncio.create_task(queue.get())]
+        await until(lambda: len(line_of(client).inflight.calls) == 2 and not line_of(client).inflight.unwritten)
+        for call in calls:
+            call.cancel()
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        await asyncio.wait(calls)
+
+        assert b"message" == await queue.get(timeout=30)
 
 
 async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, proxy, inspector, multiplex, until):

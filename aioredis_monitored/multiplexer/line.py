@@ -284,7 +284,8 @@ class Line(asyncio.BufferedProtocol):
     def _check(self) -> None:
         now = perf_counter()
         overdue = list(self.inflight.overdue(now))
-        if overdue and self._may_be_answered(now):
+        # Also where all callers have left: what was on its way to them may be put back.
+        if (overdue or self.inflight.is_stuck(now)) and self._may_be_answered(now):
             self._look_at(now + cast("float", self.inflight.timeout) / 4, now)
             return
         self._judge_by = None
