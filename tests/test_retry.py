@@ -418,9 +418,9 @@ async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex)
 
 @BOTH
 @pytest.mark.parametrize(
-    ("command", "text"), [("RPUSH", r"^no reply in 1\.5 s$"), ("GET", "^not yet$")], ids=["write", "read"]
+    ("command", "first"), [("RPUSH", "no reply in 1.5 s"), ("GET", "not yet")], ids=["write", "read"]
 )
-async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_pool, multiplex, command, text):
+async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_pool, multiplex, command, first):
     asked, is_over = [], asyncio.Event()
 
     async def answered(connection, args):
@@ -431,12 +431,15 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
 
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=1.5)
-        with pytest.raises(redis.RedisError, match=text) as caught:
+        with pytest.raises(redis.RedisError) as caught:
             await client.execute_command(command, "key")
         is_over.set()
         await client.connection_pool.aclose()
 
-    assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError)
+    # The whole call and its last reply are late at almost the same time; which is found first, a busy machine decides.
+    late_reply = "Timeout reading from " if multiplex else "no reply in 1.5 s"
+    assert str(caught.value).startswith((first, late_reply))
+    assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError | redis.TimeoutError)
     assert [command] * 2 == asked
     # It is slow, but there.
     assert not client.connection_pool.retry_policy.is_out_of_reach

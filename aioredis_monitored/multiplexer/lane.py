@@ -23,8 +23,9 @@ from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
 _PURGE: Final = 1024
 # Seconds that replies get on closing, if they had all the time in the world before.
 _DRAIN: Final = 5.0
-# Seconds that a temporary connection stays without a call.
-_LINGER: Final = 1.0
+# Seconds that a temporary connection stays without a call: those that were lost together come within a few pauses. A
+# call that has to go alone may need its place.
+_LINGER: Final = 0.1
 # Seconds that TLS has to say goodbye.
 _GOODBYE: Final = 1.0
 
@@ -37,7 +38,7 @@ class Lane:
         pack: Packs a call that has waited.
         learn: Told of each call whose reply was large.
         overflow: Where calls go if there is no connection for this lane; default: one is reserved for it.
-        is_temporary: Whether its connection is closed a second after its last call, and none is reserved for it.
+        is_temporary: Whether its connection is closed a moment after its last call, and none is reserved for it.
 
     Attributes:
         ready: The line, if a call can be sent on it at once.
