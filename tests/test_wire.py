@@ -52,7 +52,8 @@ async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, stri
     assert [True] * 400 == others
     # On a connection of its own, what redis-py has not read when a write fails is lost.
     reasons = {str(error) for error in culprits if multiplex or isinstance(error, redis.exceptions.ResponseError)}
-    assert {"Protocol error: invalid bulk length"} == reasons
+    assert {"Protocol error: invalid bulk length"} >= reasons
+    assert bool(reasons) or not multiplex
     assert {redis.exceptions.ResponseError, redis.exceptions.ConnectionError} >= set(map(type, culprits))
     assert [bytes([39]) * 100_000] * 10 == await client.mget(f"key:{each}" for each in range(10))
 
