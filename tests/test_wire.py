@@ -74,7 +74,8 @@ async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, stri
 
 
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
-    client = make_client(own_server.url)
+    # redis-py takes seconds to pack them.
+    client = make_client(own_server.url, socket_timeout=60)
     for number in range(5):
         calls = [client.incr("before"), client.mget(["key"] * 2**20), client.incr("behind")]
         before, error, behind = await asyncio.gather(*calls, return_exceptions=True)
