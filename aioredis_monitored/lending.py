@@ -13,6 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
+from aioredis_monitored.attributes import is_between_replies
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, undecodable
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.patience import patiently
@@ -218,8 +219,8 @@ class LendingPool(LivingPool):
             connection: The one to connect.
             is_shared: Whether it is to be shared, and no caller waits for it that may be cancelled.
         """
-        if connection.is_connected and is_readable(connection):
-            # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's.
+        if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
+            # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's, or a part of one.
             await connection.disconnect(nowait=True)
         connect = partial(super().ensure_connection, connection)
         await self._made_by(

@@ -58,7 +58,8 @@ def without_attributes(value):
     return value
 
 
-TRICKY = st.sampled_from([b"\r\n|", b"|", b"|1\r\n", b"a\r\n|1\r\n$1\r\na\r\n", b"\n|\r\n", b"\r", b""])
+PARTS = [b"\r\n|", b"|", b"|1\r\n", b"$1\r\na\r\n", b"\n|", b"\r", b"\n", b"-1", b"|12"]
+TRICKY = st.lists(st.sampled_from(PARTS), max_size=6).map(b"".join)
 TEXT = st.sampled_from([b"OK", b"|", b"|1", b"a|"]).map(Status)
 BARE = st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.binary(max_size=8), TRICKY, TEXT)
 PLAIN = st.recursive(BARE, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
@@ -96,6 +97,35 @@ def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes)
 
     assert [without_attributes(value) for value in values] == replies
     assert not attributes.has_data()
+    assert attributes.is_between_replies()
+
+
+class Counting(hiredis.Reader):
+    """Counts the pieces that it gets."""
+
+    pieces = 0
+
+    def feed(self, *arguments):
+        self.pieces += 1
+        return super().feed(*arguments)
+
+
+@pytest.mark.parametrize("line", [b"\r\n| a | b |", b"\r\n|", b"\n|", b"\n|1|\r"])
+def test_text_full_of_bars_is_read_in_one_piece(line):
+    value = line * 5_000
+    reader = Counting(notEnoughData=NO_REPLY)
+    attributes = AttributeFilter(reader, NO_REPLY)
+
+    attributes.feed(encoded(value))
+
+    assert [value, NO_REPLY] == [attributes.gets(), attributes.gets()]
+    assert reader.pieces == 1
+
+
+@pytest.mark.parametrize("length", [b"x", b"", b"01"])
+def test_what_looks_like_an_attribute_and_is_none_is_refused(length):
+    with pytest.raises((hiredis.ProtocolError, ValueError)):
+        fed([b"|" + length + b"\r\n$1\r\na\r\n:1\r\n"])
 
 
 def test_two_attributes_may_follow_each_other():
@@ -128,6 +158,17 @@ def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_aske
 
     assert NO_REPLY is not replies[-1]
     assert bool(rest) == attributes.has_data()
+
+
+@given(VALUES, st.data())
+def test_of_a_reply_that_has_begun_the_reader_knows_wherever_it_is_cut(value, data):
+    stream = encoded(value)
+    cut = data.draw(st.integers(1, len(stream) - 1))
+
+    replies, attributes = fed([stream[:cut]])
+
+    assert [] == replies
+    assert not attributes.is_between_replies()
 
 
 async def test_a_connection_whose_reply_ends_with_a_line_feed_of_its_own_is_used_again(make_pool, proxy):

@@ -1,6 +1,7 @@
 """Which calls a connection owes replies to: any order of events, without I/O, compared with a plain list."""
 
 import asyncio
+import math
 from collections import deque
 
 import hiredis
@@ -207,6 +208,7 @@ class AnyOrder(RuleBasedStateMachine):
         written = self.written()
         stuck = bool(written) and self.now - max(self.replied, written[0].written_at) >= TIMEOUT
         assert stuck == self.inflight.is_stuck(self.now)
+        assert (written[0].written_at if written else math.inf) == self.inflight.owes_since()
         awaited = any(not each.call.done() for each in self.owed)
         assert (awaited or (not stuck and any(each.call.orphan for each in self.owed))) == self.inflight.is_awaited(
             self.now

@@ -14,7 +14,7 @@ import redis
 import trustme
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
-from aioredis_monitored.testing import FaultProxy
+from aioredis_monitored.testing import FaultProxy, RedisServer
 
 HOST = "127.0.0.1"
 # What fails without a reason is tried again until then.
@@ -246,3 +246,28 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while
         gc.collect()
 
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+@pytest.fixture
+async def strict_tls_proxy(identity):
+    with RedisServer("--proto-max-bulk-len", "1mb") as server:
+        async with FaultProxy(server.host, server.port, tls=identity()) as proxy:
+            yield proxy
+
+
+async def test_what_stands_behind_a_value_that_is_too_long_is_not_written_twice(strict_tls_proxy, pem):
+    async with configured(strict_tls_proxy.url, ssl_ca_certs=pem.authority) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        for number in range(10):
+            # All of them on the connection for what is large.
+            calls = [client.rpush(f"list:{number}", b"x" * 100_000) for _ in range(10)]
+            calls.insert(number, client.set("long", b"x" * 1_500_000))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+
+            errors = {type(result) for result in results if isinstance(result, Exception)}
+            assert {redis.ResponseError, redis.ConnectionError} >= errors
+            assert isinstance(results[number], Exception)
+            acknowledged = [result for result in results if isinstance(result, int)]
+            assert len(acknowledged) == len(set(acknowledged))
+            assert len(acknowledged) <= await client.llen(f"list:{number}") <= 10

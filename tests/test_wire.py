@@ -52,7 +52,8 @@ async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, stri
     assert [True] * 400 == others
     # On a connection of its own, what redis-py has not read when a write fails is lost.
     reasons = {str(error) for error in culprits if multiplex or isinstance(error, redis.exceptions.ResponseError)}
-    assert {"Protocol error: invalid bulk length"} == reasons
+    assert {"Protocol error: invalid bulk length"} >= reasons
+    assert bool(reasons) or not multiplex
     assert {redis.exceptions.ResponseError, redis.exceptions.ConnectionError} >= set(map(type, culprits))
     assert [bytes([39]) * 100_000] * 10 == await client.mget(f"key:{each}" for each in range(10))
 
@@ -73,7 +74,8 @@ async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, stri
 
 
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
-    client = make_client(own_server.url)
+    # redis-py takes seconds to pack them.
+    client = make_client(own_server.url, socket_timeout=60)
     for number in range(5):
         calls = [client.incr("before"), client.mget(["key"] * 2**20), client.incr("behind")]
         before, error, behind = await asyncio.gather(*calls, return_exceptions=True)
@@ -99,6 +101,27 @@ async def test_a_query_that_is_too_large_for_the_server_is_not_repeated_for_long
     assert isinstance(error, redis.exceptions.ConnectionError)
     with redis.Redis.from_url(own_server.url) as admin:
         assert admin.info("stats")["total_connections_received"] < 15
+
+
+async def test_a_client_that_is_evicted_fails_no_read_and_repeats_no_write(make_client, own_server):
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("maxmemory-clients", "4mb")
+        client = make_client(own_server.url)
+        await client.set("key", "value")
+        for number in range(5):
+            # Half of it is enough for the server.
+            calls = [
+                client.get("key"),
+                client.echo(b"x" * 6_000_000),
+                client.incr(f"counter:{number}"),
+                client.get("key"),
+            ]
+            first, error, _, last = await asyncio.gather(*calls, return_exceptions=True)
+
+            assert (b"value", b"value") == (first, last)
+            assert isinstance(error, redis.exceptions.ConnectionError)
+            assert admin.get(f"counter:{number}") in {None, b"1"}
+        assert admin.info("stats")["evicted_clients"] >= 5
 
 
 async def test_what_a_kill_by_id_hits_is_read_again_and_not_written_again(make_client, own_server, until):
@@ -174,6 +197,29 @@ async def test_a_reply_that_came_unasked_a_moment_after_another_is_nobodys(make_
             assert [b"mine"] == await asyncio.gather(client.get("first"), return_exceptions=True)
             assert b"mine" == await client.get("second")
         await client.connection_pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("part", "rest"),
+    [
+        (b"$5\r\nst", b"ray\r\n"),
+        (b"*2\r\n$1\r\na\r\n", b":1\r\n"),
+        (b"|1\r\n+a\r\n", b"+b\r\n+stray\r\n"),
+        (b"+", b"x\r\n"),
+    ],
+    ids=["value", "array", "attribute", "type"],
+)
+async def test_a_part_of_a_reply_that_came_unasked_is_nobodys_when_the_rest_comes(make_pool, multiplex, part, rest):
+    def answer(connection, args):
+        if args[1] == b"first":
+            return b"+mine\r\n" + part
+        return (rest if connection == 1 else b"") + b"+mine\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, multiplex=multiplex)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [b"mine", b"mine"] == [await client.get("first"), await client.incr("second")]
+        await pool.aclose()
 
 
 @contextmanager
@@ -271,6 +317,22 @@ async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_even
         await asyncio.wait(calls)
 
         assert b"message" == await queue.get(timeout=30)
+
+
+@BOTH
+async def test_an_event_loop_that_is_busy_again_and_again_makes_no_timeout(make_pool, own_server, multiplex):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    count = 500 if multiplex else 100
+    value = b"x" * 2_000
+    await asyncio.gather(*(client.set(f"key:{number}", value) for number in range(count)))
+    # Also for longer than twice the timeout, and at once after the calls of before.
+    for seconds in (1.2, 1.2, 2.5):
+        calls = await begun(*(client.set(f"key:{number}", value, get=True) for number in range(count)))
+        time.sleep(seconds)  # noqa: ASYNC251 - that is the point
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [] == [result for result in results if result != value]
 
 
 async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, proxy, inspector, multiplex, until):

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
+from math import inf
 from typing import Any, Final
 
 import hiredis
@@ -102,7 +103,7 @@ class InFlight:
                 raise LookupError("a reply that nobody asked for")
             last = reply
             call = calls[0]
-            if isinstance(call, Run):
+            if call.__class__ is Run:
                 if not call.deliver(reply, self.heard):
                     continue
             elif not call.done():
@@ -143,6 +144,10 @@ class InFlight:
             for call in islice(calls, int(count)):
                 if not call.done():
                     yield call
+
+    def owes_since(self) -> float:
+        """When the oldest call was written that is owed a reply; ``inf`` if none is."""
+        return self._batches[0][0] if self._batches else inf
 
     def is_stuck(self, now: float) -> bool:
         """Whether replies are owed, and none came for as long as one may take."""

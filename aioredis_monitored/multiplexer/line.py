@@ -85,8 +85,9 @@ class Line(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._unfinished = 0
         self._looking = False
-        # The time by which overdue calls are judged in any case, and what had come, and was not sent, at the last look.
-        self._judge_by: float | None = None
+        # When overdue calls were found that were put off, what had come and was not sent at the last look, and when the
+        # next one is due.
+        self._put_off = -inf
         self._seen: tuple[float, int, int] = (0.0, 0, 0)
         self._due = 0.0
         self._last_active = perf_counter()
@@ -144,7 +145,11 @@ class Line(asyncio.BufferedProtocol):
         now = perf_counter()
         if inflight.unwritten == len(inflight.calls):
             is_checked = now - self._last_active <= self._check_after and not self._poll(0)
-            if not (is_checked or self._is_fit(now)):
+            if not is_checked and not self._is_fit(now):
+                return
+            if not self._attributes.is_between_replies():
+                text = f"Error while reading from {self._where()} : a part of a reply that nobody asked for"
+                self.end(lambda: ConnectionError(text))
                 return
         self._flushing = False
         self._ticks_waited = 0
@@ -288,7 +293,7 @@ class Line(asyncio.BufferedProtocol):
         if (overdue or self.inflight.is_stuck(now)) and self._may_be_answered(now):
             self._look_at(now + cast("float", self.inflight.timeout) / 4, now)
             return
-        self._judge_by = None
+        self._put_off = -inf
         text = f"Timeout reading from {self._where()}"
         for call in overdue:
             self.inflight.fail(call, TimeoutError(text))
@@ -307,15 +312,14 @@ class Line(asyncio.BufferedProtocol):
         """
         timeout = cast("float", self.inflight.timeout)
         held = self._transport.get_write_buffer_size()
-        seen = (self.inflight.replied, self._unfinished, held)
+        before, self._seen = self._seen, (self.inflight.replied, self._unfinished, held)
         is_behind = now - self._due > LATE or bool(self._poll(0))
-        if self._judge_by is None:
-            self._judge_by = now + timeout
-            is_behind = is_behind or bool(held)
-        else:
-            is_behind = is_behind or seen[:2] != self._seen[:2] or held < self._seen[2]
-        self._seen = seen
-        return is_behind and now < self._judge_by
+        if self.inflight.owes_since() > self._put_off - timeout:
+            # What was put off before has come to its end.
+            self._put_off = now
+            return is_behind or bool(held)
+        is_behind = is_behind or self._seen[:2] != before[:2] or held < before[2]
+        return is_behind and now < self._put_off + timeout
 
     def write_pending(self) -> None:
         """Write at once what would be written at the end of this tick, unless something has to be read before that."""
