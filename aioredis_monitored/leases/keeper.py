@@ -200,5 +200,11 @@ async def _own_client(client: MonitoredRedisConnection, seconds: float) -> Async
             return
     arguments = pool.connection_kwargs
     bounds = {name: min(arguments.get(name) or inf, seconds) for name in ("socket_timeout", "socket_connect_timeout")}
-    async with ConnectionPool(pool.connection_class, **{**arguments, **bounds}) as own:
-        yield Redis(connection_pool=own)
+    own = ConnectionPool(pool.connection_class, **{**arguments, **bounds})
+    try:
+        async with own:
+            yield Redis(connection_pool=own)
+    finally:
+        # Cancelled once more while it closes them, as at the end of an event loop, redis-py's pool leaves some open.
+        for connection in (*own._available_connections, *own._in_use_connections):  # noqa: SLF001 - no public way waits for nothing
+            connection._close()  # type: ignore[no-untyped-call]  # noqa: SLF001 - as above
