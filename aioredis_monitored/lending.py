@@ -220,7 +220,7 @@ class LendingPool(LivingPool):
             is_shared: Whether it is to be shared, and no caller waits for it that may be cancelled.
         """
         if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
-            # Nothing is owed on an idle connection: this is its end, or a reply that is nobody's, or a part of one.
+            # Nothing is owed on an idle connection: this is its end, or a reply that no call is owed, or a part of one.
             await connection.disconnect(nowait=True)
         connect = partial(super().ensure_connection, connection)
         await self._made_by(

@@ -148,7 +148,7 @@ class Line(asyncio.BufferedProtocol):
             if not is_checked and not self._is_fit(now):
                 return
             if not self._attributes.is_between_replies():
-                text = f"Error while reading from {self._where()} : a part of a reply that nobody asked for"
+                text = f"Error while reading from {self._where()} : a part of a reply that no call is owed"
                 self.end(lambda: ConnectionError(text))
                 return
         self._flushing = False
