@@ -1,12 +1,13 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from inspect import isawaitable
 from math import isinf
 from time import monotonic, perf_counter
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
@@ -19,11 +20,14 @@ from aioredis_monitored.attempts import attempt_on, retried
 from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError, undecodable
 from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
+from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
+# Seconds in which a plain pool's connection that nobody wants any more goes back; later, it does so unwatched.
+_GOODBYE: Final = 1.0
 # These raise for no reply.
 _NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
 # What redis-py takes out of the options before it parses a reply; "keys" is for its client-side cache.
@@ -237,7 +241,7 @@ async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
     else:
         asked = perf_counter()
         try:
-            connection = await pool.get_connection()  # type: ignore[no-untyped-call]
+            connection = await _lent_elsewhere(pool)
         finally:
             if operation is not None:
                 # It does not tell how much of that was connecting.
@@ -245,6 +249,28 @@ async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
     if operation is not None:
         operation.reached(connection)
     return cast("Connection", connection)
+
+
+async def _lent_elsewhere(pool: ConnectionPool) -> AbstractConnection:
+    """A connection of a plain pool, borrowed in a task of its own: see ``connect_aside``."""
+    borrowing: asyncio.Future[AbstractConnection] = asyncio.ensure_future(pool.get_connection())  # type: ignore[no-untyped-call]
+    try:
+        await asyncio.wait([borrowing])
+    except asyncio.CancelledError:
+        borrowing.cancel()
+        giving_back = asyncio.ensure_future(_give_back(pool, borrowing))
+        await patiently(giving_back, asyncio.get_running_loop().time() + _GOODBYE)
+        raise
+    return borrowing.result()
+
+
+async def _give_back(pool: ConnectionPool, borrowing: "asyncio.Future[AbstractConnection]") -> None:
+    await asyncio.wait([borrowing])
+    if not borrowing.cancelled() and borrowing.exception() is None:
+        connection = borrowing.result()
+        # The pool may be closed by now.
+        await connection.disconnect(nowait=True)
+        await pool.release(connection)
 
 
 def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:

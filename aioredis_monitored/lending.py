@@ -224,7 +224,7 @@ class LendingPool(LivingPool):
             await connection.disconnect(nowait=True)
         connect = partial(super().ensure_connection, connection)
         await self._made_by(
-            connection, connect if is_shared or connection.is_connected else partial(_connect, connection, connect)
+            connection, connect if is_shared or connection.is_connected else partial(connect_aside, connection, connect)
         )
 
     async def reconnect(self, connection: AbstractConnection) -> None:
@@ -241,7 +241,7 @@ class LendingPool(LivingPool):
         cancellations = task.cancelling()
         try:
             await connection.disconnect(nowait=True)
-            await self._made_by(connection, partial(_connect, connection, connection.connect))
+            await self._made_by(connection, partial(connect_aside, connection, connection.connect))
         except Exception as error:
             if not self.lends(connection):
                 raise self.closed_error() from error
@@ -335,7 +335,7 @@ class LendingPool(LivingPool):
                 turn.set_exception(self.closed_error())
 
 
-async def _connect(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
+async def connect_aside(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Connect in a task of its own, so that a caller that is cancelled leaves at once.
 
     In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
