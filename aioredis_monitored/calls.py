@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from inspect import isawaitable
 from math import isinf
@@ -124,6 +124,28 @@ class CallsMixin:
             return reply
         parsed = _parsed(callback, reply, options)
         return await parsed if isawaitable(parsed) else parsed
+
+    async def _attempt_on(
+        self,
+        connecting: Callable[[], AbstractAsyncContextManager[AbstractConnection]],
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        seconds: float | None,
+        losses: int,  # noqa: ARG002 - no other call uses this connection
+    ) -> Any:
+        """Run one command on a connection of its caller's own (see ``attempts.Attempt``).
+
+        Args:
+            connecting: Gives the connection, and gives it back.
+            pool: The pool of this handle.
+            args: The command.
+            options: Those of redis-py's ``execute_command``.
+            seconds: How long it may take.
+            losses: How many connections the call was written to and lost.
+        """
+        async with attempt_on(pool, seconds, connecting(), server_wait(args) or 0) as connection:
+            return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any

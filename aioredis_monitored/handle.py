@@ -171,7 +171,8 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """On the one connection of this handle, or one for this call; on a plain pool's as redis-py does."""
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            attempt = partial(self._attempt_dedicated, pool, args, options, operation)
+            dedicated = partial(self._dedicated, pool, [args], operation)
+            attempt = partial(self._attempt_on, dedicated, pool, args, options)
             return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
         # See ``foreign``.
         async with self._elsewhere(operation) as connection:
@@ -206,19 +207,6 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     ) -> None:
         async with attempt_on(pool, seconds, self._dedicated(pool, (), None)):
             pass
-
-    async def _attempt_dedicated(
-        self,
-        pool: MonitoredConnectionPool,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        operation: Observer | None,
-        seconds: float | None,
-        losses: int,  # noqa: ARG002 - no other call uses this connection
-    ) -> Any:
-        dedicated = self._dedicated(pool, [args], operation)
-        async with attempt_on(pool, seconds, dedicated, server_wait(args) or 0) as connection:
-            return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     @asynccontextmanager
     async def _dedicated(

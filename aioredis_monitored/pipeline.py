@@ -323,26 +323,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
                 # A call has raised since it was lost.
                 self.watching = False
-            attempt = partial(self._attempt_immediately, pool, args, options, operation)
+            pinned = partial(self._pinned, pool, [args], operation)
+            attempt = partial(self._attempt_on, pinned, pool, args, options)
             return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
         connection = await self._plain_connection(operation)
         return await connection.retry.call_with_retry(
             lambda: self._send_command_parse_response(connection, args[0], *args, **options),
             partial(self._disconnect_reset_raise_on_watching, connection),
         )
-
-    async def _attempt_immediately(
-        self,
-        pool: MonitoredConnectionPool,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        operation: Observer | None,
-        seconds: float | None,
-        losses: int,  # noqa: ARG002 - no other call uses this connection
-    ) -> Any:
-        pinned = self._pinned(pool, [args], operation)
-        async with attempt_on(pool, seconds, pinned, server_wait(args) or 0) as connection:
-            return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Write the command into the error's text, as redis-py does but without the values in it."""
