@@ -1,6 +1,11 @@
 """The keys of a queue: all in one slot of a cluster, and none of them another queue's."""
 
+import asyncio
+import re
+from pathlib import Path
+
 import pytest
+from consuming import blocked, hold_and_die
 from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
@@ -107,3 +112,54 @@ async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool,
 async def _taken(queue):
     async with queue.take() as message:
         return message
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_user_with_the_documented_rights_can_do_all(
+    make_pool, server, inspector, until, caplog, multiplex, protocol
+):
+    page = Path(__file__).parent.parent / "docs" / "failures.md"
+    (rights,) = re.findall(r"`ACL SETUSER worker (.*)`", page.read_text())
+    assert rights.startswith("on >secret ")
+    inspector.execute_command("ACL", "SETUSER", "worker", *rights.split())
+    inspector.rpush("mail", "first", "second")
+    hold_and_die(server, 1)
+    pool = make_pool(
+        server.url, username="worker", password="secret", multiplex=multiplex, protocol=protocol, **UNRECORDED
+    )
+    handled = []
+
+    async def handle(message):
+        handled.append(message)
+
+    try:
+        async with MessageQueue("mail", pool, lease=1, max_deliveries=1) as queue:
+            (getting,) = await begun(queue.get())
+            assert b"second" == await getting
+            for call in (queue.get(), queue.take().__aenter__()):
+                (waiting,) = await begun(call)
+                await until(lambda: blocked(inspector))
+                waiting.cancel()
+                await asyncio.wait([waiting])
+            working = asyncio.create_task(queue.consume(handle))
+            # What a dead one has held was delivered once, and so is dead now.
+            await until(lambda: inspector.llen("{mail}:dead"))
+            assert [b"first"] == await queue.dead()
+            assert 1 == await queue.requeue_dead()
+            await queue.put("third")
+            await until(lambda: len(handled) == 2)
+            queue.stop()
+            await working
+            await queue.put_many(["fourth", "fifth"])
+            with pytest.raises(ZeroDivisionError):
+                async with queue.take_many(2):
+                    raise ZeroDivisionError
+            assert [b"fourth", b"fifth"] == await queue.dead()
+            await queue.unlink()
+        async with MessageQueue("mail", pool, max_length=1) as bounded:
+            await bounded.put("message")
+            assert b"message" == await bounded.get()
+        assert {b"first", b"third"} == set(handled)
+        assert [] == caplog.messages
+    finally:
+        inspector.acl_deluser("worker")
