@@ -11,7 +11,6 @@ from typing import Generic, TypeVar
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import (
     AuthenticationError,
-    ConnectionError,  # noqa: A004
     RedisError,
     TimeoutError,  # noqa: A004
     WatchError,
@@ -21,7 +20,6 @@ from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_hang_up, may_pass
-from aioredis_monitored.sockets import is_of_closed_transport
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import Traits
 
@@ -66,11 +64,6 @@ async def attempt_on(
         raise
     except RedisError as error:
         raise Lost(error, written=is_usable) from error
-    except (AttributeError, RuntimeError, TypeError) as error:
-        if not is_of_closed_transport(error):
-            raise
-        lost = ConnectionError(f"Error while writing: {error}")
-        raise Lost(lost, written=is_usable) from error
     except builtins.TimeoutError:
         if not limit.expired():
             # A pipeline's response callback's own.

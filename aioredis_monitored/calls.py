@@ -22,6 +22,7 @@ from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sending import sending_soundly
 from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
@@ -274,7 +275,10 @@ async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
 
 
 async def _lent_elsewhere(pool: ConnectionPool) -> AbstractConnection:
-    """A connection of a plain pool, borrowed in a task of its own: see ``connect_aside``."""
+    """A connection of a plain pool, which is borrowed in a task of its own.
+
+    It may have to be made, and what makes it may swallow a cancellation: see ``sending_soundly``.
+    """
     borrowing: asyncio.Future[AbstractConnection] = asyncio.ensure_future(pool.get_connection())  # type: ignore[no-untyped-call]
     try:
         await asyncio.wait([borrowing])
@@ -283,7 +287,7 @@ async def _lent_elsewhere(pool: ConnectionPool) -> AbstractConnection:
         giving_back = asyncio.ensure_future(_give_back(pool, borrowing))
         await patiently(giving_back, asyncio.get_running_loop().time() + _GOODBYE)
         raise
-    return borrowing.result()
+    return sending_soundly(borrowing.result())
 
 
 async def _give_back(pool: ConnectionPool, borrowing: "asyncio.Future[AbstractConnection]") -> None:

@@ -3,7 +3,6 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
-from contextvars import Context
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -16,15 +15,13 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError  #
 from aioredis_monitored.attributes import is_between_replies
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, undecodable
 from aioredis_monitored.lifecycle import LivingPool
-from aioredis_monitored.patience import patiently
-from aioredis_monitored.sockets import has_ended, is_of_closed_transport, is_readable
+from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored.sockets import has_ended, is_readable
 
 ALTERED_LOST: Final = (
     "the connection of this handle is lost, and with it what was set there, such as the database: "
     "make a new handle (client() or pipeline()), and set it again"
 )
-# Seconds in which what is connecting ends once its socket is closed: a few turns of the event loop, however busy.
-_GOODBYE: Final = 5.0
 
 
 class LendingPool(LivingPool):
@@ -62,7 +59,7 @@ class LendingPool(LivingPool):
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
-        connection: AbstractConnection = super().make_connection()  # type: ignore[no-untyped-call]
+        connection: AbstractConnection = sending_soundly(super().make_connection())  # type: ignore[no-untyped-call]
         connection.register_connect_callback(self._on_connect)  # type: ignore[no-untyped-call]
         return connection
 
@@ -165,20 +162,15 @@ class LendingPool(LivingPool):
 
     async def _connected(self, connection: AbstractConnection, *, anew: bool = False) -> None:
         self._connecting.add(connection)
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancellations = task.cancelling()
         try:
             if anew:
                 await connection.disconnect(nowait=True)
-            await self.ensure_connection(connection, is_shared=anew)
+            await self.ensure_connection(connection)
             if anew:
                 await self._re_authenticated(connection)
-            _heed_cancellation(task, cancellations)
         except BaseException as error:
             is_closed = not self.lends(connection)
             await self.release(connection)
-            # Nor may it be tried again what was cancelled and has failed at once.
-            _heed_cancellation(task, cancellations)
             if is_closed and isinstance(error, Exception):
                 raise self.closed_error() from error
             raise
@@ -192,7 +184,7 @@ class LendingPool(LivingPool):
         except AuthenticationError:
             # Those that it was connected with may do; redis-py has closed it.
             connection.set_re_auth_token(None)  # type: ignore[arg-type]
-            await self.ensure_connection(connection, is_shared=True)
+            await self.ensure_connection(connection)
 
     async def _wait_for_turn(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
@@ -212,20 +204,12 @@ class LendingPool(LivingPool):
                 raise PoolExhaustedError(message) from error
             raise
 
-    async def ensure_connection(self, connection: AbstractConnection, *, is_shared: bool = False) -> None:
-        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance.
-
-        Args:
-            connection: The one to connect.
-            is_shared: Whether it is to be shared, and no caller waits for it that may be cancelled.
-        """
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance."""
         if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
             # Nothing is owed on an idle connection: this is its end, or a reply that no call is owed, or a part of one.
             await connection.disconnect(nowait=True)
-        connect = partial(super().ensure_connection, connection)
-        await self._made_by(
-            connection, connect if is_shared or connection.is_connected else partial(connect_aside, connection, connect)
-        )
+        await self._made_by(connection, partial(super().ensure_connection, connection))
 
     async def reconnect(self, connection: AbstractConnection) -> None:
         """Connect a borrowed connection anew; it stays borrowed, also if that fails.
@@ -237,18 +221,15 @@ class LendingPool(LivingPool):
             raise self.closed_error()
         self._reconnected.add(connection)
         self._connecting.add(connection)
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        cancellations = task.cancelling()
         try:
             await connection.disconnect(nowait=True)
-            await self._made_by(connection, partial(connect_aside, connection, connection.connect))
+            await self._made_by(connection, connection.connect)
         except Exception as error:
             if not self.lends(connection):
                 raise self.closed_error() from error
             raise
         finally:
             self._connecting.discard(connection)
-            _heed_cancellation(task, cancellations)
 
     async def _made_by(self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
         began = None if connection.is_connected else perf_counter()
@@ -259,8 +240,6 @@ class LendingPool(LivingPool):
                 self.note_creation(perf_counter() - began)
         except BaseException as error:
             await connection.disconnect(nowait=True)
-            if is_of_closed_transport(error):
-                raise ConnectionError(f"Error while connecting: {error}") from error
             if isinstance(error, UnicodeDecodeError):
                 raise undecodable(error) from None
             raise
@@ -335,39 +314,6 @@ class LendingPool(LivingPool):
                 turn.set_exception(self.closed_error())
 
 
-async def connect_aside(connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Connect in a task of its own, so that a caller that is cancelled leaves at once.
-
-    In its caller's, redis-py's handshake may swallow a cancellation on Python 3.11, and waits for ``socket_timeout``.
-    """
-
-    async def error_of_connecting() -> Exception | None:
-        # A value: after a cancellation no caller asks for it, and asyncio would complain.
-        try:
-            await connect()
-        except Exception as error:  # noqa: BLE001 - raised below
-            return error
-        return None
-
-    connecting = asyncio.ensure_future(error_of_connecting())
-    try:
-        await asyncio.wait([connecting])
-    except asyncio.CancelledError:
-        connecting.cancel()
-        # One that swallows this would connect anew with what it sends next, and read what the next borrower is sent.
-        vars(connection)["_connect"] = _refuse_to_connect
-        connecting.add_done_callback(lambda _: vars(connection).pop("_connect", None), context=Context())
-        await connection.disconnect(nowait=True)
-        await patiently(connecting, asyncio.get_running_loop().time() + _GOODBYE)
-        raise
-    if (error := connecting.result()) is not None:
-        raise error
-
-
-async def _refuse_to_connect() -> None:
-    raise ConnectionError("given up while it was connecting")
-
-
 def _refuse_ended(connection: AbstractConnection) -> None:
     """Raise if it has ended since it was connected.
 
@@ -375,9 +321,3 @@ def _refuse_ended(connection: AbstractConnection) -> None:
     """
     if has_ended(connection):
         raise ConnectionError("Connection closed by server.")
-
-
-def _heed_cancellation(task: "asyncio.Task[Any]", before: int) -> None:
-    """Raise a cancellation that was swallowed, as redis-py's handshake does on Python 3.11 while it writes."""
-    if task.cancelling() > before:
-        raise asyncio.CancelledError

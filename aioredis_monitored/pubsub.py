@@ -328,7 +328,6 @@ class MonitoredPubSub(PubSub):
     async def _close(self) -> None:
         if self._connecting is not None and self.connection is not None:
             self._connecting.cancel()
-            # On Python 3.11 redis-py's handshake may swallow that.
             await self.connection.disconnect(nowait=True)
         # That waits for redis-py's lock: what connects must not go on with a connection that another caller has.
         await super().aclose()  # type: ignore[no-untyped-call]

@@ -151,7 +151,7 @@ def test_every_argument_of_redis_pys_connections_is_taken(connection_class):
 
     pool = MonitoredConnectionPool(connection_class=connection_class, **given)
 
-    assert type(pool.make_connection()) is connection_class
+    assert isinstance(pool.make_connection(), connection_class)
 
 
 def test_the_positions_are_those_of_redis_pys_blocking_pool():

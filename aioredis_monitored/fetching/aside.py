@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from redis.asyncio import ConnectionPool
-from redis.exceptions import ConnectionError, RedisError, ResponseError  # noqa: A004
+from redis.exceptions import RedisError, ResponseError
 
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS
 from aioredis_monitored.pool import MonitoredConnectionPool
-from aioredis_monitored.sockets import is_of_closed_transport
+from aioredis_monitored.sending import sending_soundly
 
 Aside = Callable[..., "asyncio.Future[Any]"]
 
@@ -35,8 +35,8 @@ def is_refused(reply: "asyncio.Future[Any]") -> bool:
 
 async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # Past our pool's own way: this one is not lent, and a pool that is used up could lend none.
-    connection = ConnectionPool.make_connection(pool)  # type: ignore[no-untyped-call]
-    # By then it is given up; on Python 3.11, redis-py may swallow that.
+    connection = sending_soundly(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    # By then it is given up.
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
         await connection.connect()
@@ -44,9 +44,5 @@ async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any
         return await connection.read_response()
     except (RedisError, OSError) as error:
         return error
-    except (AttributeError, RuntimeError, TypeError) as error:
-        if not is_of_closed_transport(error):
-            raise
-        return ConnectionError(f"Error while writing: {error}")
     finally:
         await connection.disconnect(nowait=True)

@@ -17,7 +17,6 @@ from aioredis_monitored.calls import leave_if_refused
 from aioredis_monitored.fetching.aside import aside_of, is_answered, is_refused
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.fetching.waiting import CLOSE_ENOUGH, Waiting
-from aioredis_monitored.lending import connect_aside
 from aioredis_monitored.multiplexer import Lost
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
@@ -128,9 +127,7 @@ async def fetched_on(
     found = None
     try:
         async with connecting as connection:
-            if not connection.is_connected:
-                # The one connection of a handle on a plain pool.
-                await connect_aside(connection, connection.connect)
+            await connection.connect()  # type: ignore[no-untyped-call]
             found = await Waiting(connection, fetch, aside_of(pool)).fetched(wait)
     except BaseException:
         if found is not None:

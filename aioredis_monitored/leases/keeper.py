@@ -9,6 +9,7 @@ from math import inf
 from typing import Final
 
 from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored.client import MonitoredRedisConnection
@@ -18,6 +19,7 @@ from aioredis_monitored.leases import scripts
 from aioredis_monitored.leases.consumer import Consumer, Terms, registration
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.sending import sending_soundly
 from aioredis_monitored.telemetry.ambience import silence
 from aioredis_monitored.telemetry.queueview import QueueView
 
@@ -125,7 +127,7 @@ class Keeper:
         # It is nobody's call.
         interval = self._terms.lease * _INTERVAL
         with silence():
-            async with _own_client(self._client, interval) as client:
+            async with _own_client(self._client) as client:
                 # A reply may take longer than a lease.
                 async with asyncio.timeout(interval):
                     await self._renew(client)
@@ -184,23 +186,21 @@ class Keeper:
                 await client.eval(scripts.FORGET, len(declared), *declared, _EXCESS)
 
 
-@asynccontextmanager
-async def _own_client(client: MonitoredRedisConnection, seconds: float) -> AsyncIterator[Redis]:
-    """A client that need not wait for a connection, as all may be in the hands of those who wait for messages.
+class _SoundPool(ConnectionPool):
+    def make_connection(self) -> AbstractConnection:
+        return sending_soundly(super().make_connection())  # type: ignore[no-untyped-call,no-any-return]
 
-    Args:
-        client: What it is like.
-        seconds: How long it waits for a reply at most: on Python 3.11, redis-py may swallow the end of a longer wait.
-    """
+
+@asynccontextmanager
+async def _own_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
+    """A client like this one that need not wait for a connection: others may wait for messages on all of them."""
     pool = client.connection_pool
     if isinstance(pool, MonitoredConnectionPool):
         pool.check_usable()
         if pool.multiplexer is not None:
             yield client
             return
-    arguments = pool.connection_kwargs
-    bounds = {name: min(arguments.get(name) or inf, seconds) for name in ("socket_timeout", "socket_connect_timeout")}
-    own = ConnectionPool(pool.connection_class, **{**arguments, **bounds})
+    own = _SoundPool(pool.connection_class, **pool.connection_kwargs)
     try:
         async with own:
             yield Redis(connection_pool=own)

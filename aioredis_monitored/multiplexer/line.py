@@ -133,7 +133,7 @@ class Line(asyncio.BufferedProtocol):
         self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
         reply.add_done_callback(self._retire_unless_ok, context=self._context)
 
-    def _flush(self) -> None:
+    def _flush(self, is_checked: bool = False) -> None:
         if self._checking is not None or not self._outbox:
             return
         if self._transport.is_closing():
@@ -144,7 +144,7 @@ class Line(asyncio.BufferedProtocol):
         inflight = self.inflight
         now = perf_counter()
         if inflight.unwritten == len(inflight.calls):
-            is_checked = now - self._last_active <= self._check_after and not self._poll(0)
+            is_checked = is_checked or (now - self._last_active <= self._check_after and not self._poll(0))
             if not is_checked and not self._is_fit(now):
                 return
             if not self._attributes.is_between_replies():
@@ -185,7 +185,7 @@ class Line(asyncio.BufferedProtocol):
         self._checking = None
         self._last_active = perf_counter()
         if reply.result() == b"PONG":
-            self._flush()
+            self._flush(is_checked=True)
         else:
             self.end(lambda: ConnectionError("Bad response from PING health check"))
 

@@ -18,6 +18,7 @@ from aioredis_monitored.multiplexer.lane import Lane
 from aioredis_monitored.multiplexer.lender import Lender
 from aioredis_monitored.multiplexer.line import LARGE
 from aioredis_monitored.multiplexer.replies import Late, Listener, Reply, Run
+from aioredis_monitored.sending import SoundConnection
 
 _MOST_LARGE_KEYS: Final = 1024
 _LONGEST_LARGE_KEY: Final = 1024
@@ -37,7 +38,7 @@ def can_share(connection: AbstractConnection) -> bool:
     These cost ten times as much as all else, and there is no public way round them: hence the private attributes.
     """
     own_way = any(
-        getattr(type(connection), name) is not getattr(AbstractConnection, name)
+        getattr(type(connection), name) is not getattr(SoundConnection, name)
         for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
     )
     config = connection.maint_notifications_config
