@@ -26,6 +26,7 @@ from aioredis_monitored import (
     PoolExhaustedError,
 )
 from aioredis_monitored.multiplexer import can_share, inflight
+from aioredis_monitored.sending import sending_soundly
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
@@ -364,7 +365,7 @@ async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_p
 
 @pytest.mark.parametrize("attribute", ["_writer", "_parser"])
 def test_without_redis_pys_private_attributes_nothing_is_shared(attribute):
-    connection = Connection()
+    connection = sending_soundly(Connection())
     assert can_share(connection)
     delattr(connection, attribute)
 
