@@ -13,7 +13,12 @@ from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.client import EMPTY_RESPONSE, NEVER_DECODE
-from redis.exceptions import ReadOnlyError, ResponseError
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    ReadOnlyError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
 from redis.himport import parse_himport_set_args
 
 from aioredis_monitored.attempts import attempt_on, retried
@@ -22,6 +27,7 @@ from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
 from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
+from aioredis_monitored.retry import is_answer
 from aioredis_monitored.sending import sending_soundly
 from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
@@ -41,6 +47,11 @@ class CallsMixin:
     connection: Connection | None
     connection_pool: ConnectionPool
     response_callbacks: dict[str | bytes, Callable[..., Any]]
+    # How often it was closed, or reset: a call that began before that must not borrow a connection after it, as no one
+    # would give that back.
+    _closings = 0
+    # The connection of its own on which a call is in flight.
+    _busy: AbstractConnection | None = None
 
     async def _call(
         self,
@@ -179,7 +190,11 @@ class CallsMixin:
 
     @asynccontextmanager
     async def _pinned(
-        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+        self,
+        pool: MonitoredConnectionPool,
+        commands: Collection[Sequence[Any]],
+        operation: Observer | None,
+        closings: int,
     ) -> AsyncIterator[AbstractConnection]:
         """The one connection of this handle, for one attempt (see ``attempt_on``).
 
@@ -189,34 +204,90 @@ class CallsMixin:
             pool: The pool of this handle.
             commands: What is to be sent.
             operation: Learns of the connection, and of the time that it takes to get it.
+            closings: How often the handle was closed when the call began.
 
         Raises:
-            PinnedConnectionLostError: It was lost, and with it what earlier calls have changed or counted there.
+            PinnedConnectionLostError: It was lost, and with it what earlier calls have changed or counted there; or the
+                handle was closed since the call began.
         """
-        connection = await self._pinned_connection(pool, operation)
-        if pool.was_reconnected(connection):
-            for args in commands:
-                if counts_own_writes(args):
-                    message = f"{args[0]} would not count what was written on the connection that this handle has lost"
-                    raise PinnedConnectionLostError(f"{message}: make a new handle (client()), and write again")
-        leaves = False
+        is_kept = self.connection is not None
+        connection = await self._kept_connection(operation, closings)
+        async with self._in_flight_on(connection, closings):
+            if is_kept:
+                await self._make_usable(pool, connection, operation)
+            if pool.was_reconnected(connection):
+                for args in commands:
+                    if counts_own_writes(args):
+                        message = (
+                            f"{args[0]} would not count what was written on the connection that this handle has lost"
+                        )
+                        raise PinnedConnectionLostError(f"{message}: make a new handle (client()), and write again")
+            leaves = False
+            try:
+                async with _in_use(pool, connection):
+                    yield connection
+            except ReadOnlyError:
+                # Behind the same name there may be another server by now.
+                leaves = True
+                raise
+            finally:
+                leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
+                if leaves and not pool.is_altered(connection):
+                    await connection.disconnect(nowait=True)
+
+    async def _kept_connection(self, operation: Observer | None, closings: int) -> Connection:
+        """The one connection of this handle, on any pool; its first call borrows it.
+
+        Raises:
+            PinnedConnectionLostError: The handle was closed since the call began.
+        """
+        self._refuse_if_closed(closings)
+        if self.connection is None:
+            connection = await lent(self.connection_pool, operation)
+            if self.connection is None and closings == self._closings:
+                self.connection = connection
+            else:
+                await self.connection_pool.release(connection)
+                self._refuse_if_closed(closings)
+        return cast("Connection", self.connection)
+
+    @asynccontextmanager
+    async def _in_flight_on(self, connection: AbstractConnection, closings: int) -> AsyncIterator[None]:
+        """A call of this handle on its connection, which is given back by this if the handle is closed meanwhile.
+
+        Whatever closes the handle closes the connection, too (see ``_leave_busy``).
+
+        Raises:
+            PinnedConnectionLostError: The handle was closed before the answer came.
+        """
+        self._busy = connection
         try:
-            async with _in_use(pool, connection):
-                yield connection
-        except ReadOnlyError:
-            # Behind the same name there may be another server by now.
-            leaves = True
+            yield
+        except Exception as error:
+            is_lost = isinstance(error, ConnectionError | TimeoutError) and not is_answer(error)
+            # Or redis-py was about to write to it, and found no writer any more.
+            if is_lost or (isinstance(error, AttributeError) and error.obj is None):
+                self._refuse_if_closed(closings)
             raise
         finally:
-            leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
-            if leaves and not pool.is_altered(connection):
-                await connection.disconnect(nowait=True)
+            self._busy = None
+            if connection is not self.connection:
+                await self.connection_pool.release(connection)
 
-    async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
+    def _refuse_if_closed(self, closings: int) -> None:
+        if closings != self._closings:
+            raise PinnedConnectionLostError("this handle was closed, or reset, while the call was in flight")
+
+    async def _leave_busy(self) -> None:
+        """Close the connection of this handle if a call is in flight on it, which gives it back then."""
         connection = self.connection
-        if connection is None:
-            self.connection = connection = await lent(pool, operation)
-            return connection
+        if connection is not None and connection is self._busy:
+            self.connection = None
+            await connection.disconnect(nowait=True)
+
+    async def _make_usable(
+        self, pool: MonitoredConnectionPool, connection: AbstractConnection, operation: Observer | None
+    ) -> None:
         if not pool.lends(connection):
             raise pool.closed_error()
         if has_lost(pool, connection):
@@ -231,7 +302,6 @@ class CallsMixin:
                     operation.waited(seconds, seconds)
         if operation is not None:
             operation.reached(connection)
-        return connection
 
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         pool = self.connection_pool

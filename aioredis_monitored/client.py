@@ -148,7 +148,8 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
 
         If the connection is lost, the handle gets another one, unless something was sent on it that alters a connection
         (SELECT, CLIENT SETNAME, WATCH, MULTI, an unknown command, …): then every further call raises
-        ``PinnedConnectionLostError``, and so does WAIT on another connection than the first.
+        ``PinnedConnectionLostError``, and so does WAIT on another connection than the first. A call that is in flight
+        while another task closes the handle raises it, too.
         """
         handle = self.__class__(
             self.context_name, self.server_span, self.connection_pool, single_connection_client=True
@@ -185,9 +186,12 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         Args:
             close_connection_pool: Whether to close the pool; default: if the handle has made it.
         """
+        self._closings += self.single_connection_client
         with cleaning_up(f"client {self.context_name!r}: closing it"):
+            # The next user of the connection must not get the reply to a call that is not answered yet.
+            await self._leave_busy()
             if self.connection is not None and self._single_conn_lock.locked():
-                # A call is not answered yet, and the next user must not get its reply.
+                # redis-py sends new credentials on it.
                 await self.connection.disconnect(nowait=True)
             await super().aclose(close_connection_pool)
 

@@ -61,7 +61,10 @@ class OwnConnectionError(MonitoredRedisError, RedisError):
 
 
 class PinnedConnectionLostError(MonitoredRedisError, RedisConnectionError):
-    """A handle has lost the connection that it keeps to, and with it what its calls have changed or counted there."""
+    """A handle has lost the connection that it keeps to, and with it what its calls have changed or counted there.
+
+    Or it was closed, or the pipeline reset, while a call of it was in flight.
+    """
 
     __module__ = "aioredis_monitored"
 

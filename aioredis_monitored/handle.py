@@ -1,6 +1,6 @@
 """The calls of a client: each is an operation, or several are one."""
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from aioredis_monitored.attempts import attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, lent, refuse_counting
 from aioredis_monitored.errors import undecodable
-from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
+from aioredis_monitored.fetching import FETCH, Connecting, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import About, Call
@@ -150,11 +150,12 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         if pool is None:
             own = self.connection_pool
             if isinstance(own, MonitoredConnectionPool):
-                connecting = partial(self._dedicated, own, (), operation)
+                connecting = self._attempt_connections(own, (), operation)
                 return await in_turns(
                     lambda wait: fetched_waiting(own, fetch, wait, operation, connecting), fetch, seconds
                 )
-            return await in_turns(lambda wait: fetched_on(self._elsewhere(operation), own, fetch, wait), fetch, seconds)
+            elsewhere = partial(self._elsewhere, operation, self._closings)
+            return await in_turns(lambda wait: fetched_on(elsewhere(), own, fetch, wait), fetch, seconds)
         if pool.multiplexer is not None:
             found = await fetched_at_once(pool, fetch, operation)
             if found is not None:
@@ -171,14 +172,31 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """On the one connection of this handle, or one for this call; on a plain pool's as redis-py does."""
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            dedicated = partial(self._dedicated, pool, [args], operation)
-            attempt = partial(self._attempt_on, dedicated, pool, args, options)
+            attempt = partial(self._attempt_on, self._attempt_connections(pool, [args], operation), pool, args, options)
             return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
         # See ``foreign``.
-        async with self._elsewhere(operation) as connection:
+        return await self._retried_elsewhere(
+            operation, lambda connection: self._send_command_parse_response(connection, args[0], *args, **options)
+        )
+
+    async def _retried_elsewhere(self, operation: Observer | None, attempt: Callable[[Connection], Awaitable[T]]) -> T:
+        """Make a call on a plain pool, and retry it as redis-py does.
+
+        Args:
+            operation: Learns of the connection.
+            attempt: Makes the call on a connection.
+        """
+        closings = self._closings
+
+        async def attempt_unless_closed() -> T:
+            self._refuse_if_closed(closings)
+            return await attempt(connection)
+
+        async with self._elsewhere(operation, closings) as connection:
             return await connection.retry.call_with_retry(
-                lambda: self._send_command_parse_response(connection, args[0], *args, **options),
+                attempt_unless_closed,
                 partial(self._close_connection, connection),
+                is_retryable=lambda _: closings == self._closings,
             )
 
     async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
@@ -195,24 +213,46 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     async def initialize(self) -> Self:
         """Borrow the one connection of a handle that keeps to one, as redis-py does."""
         pool = self.connection_pool
-        if self.single_connection_client and self.connection is None and isinstance(pool, MonitoredConnectionPool):
-            await attempted(pool, traits_of(("PING",)), partial(self._attempt_to_connect, pool), 0, None)
+        if self.single_connection_client and self.connection is None:
+            if isinstance(pool, MonitoredConnectionPool):
+                attempt = partial(self._attempt_to_connect, self._attempt_connections(pool, (), None), pool)
+                await attempted(pool, traits_of(("PING",)), attempt, 0, None)
+            else:
+                # redis-py would keep a connection that comes when the handle has been closed.
+                async with self._elsewhere(None, self._closings):
+                    pass
         return await super().initialize()
 
     async def _attempt_to_connect(
         self,
+        connecting: Connecting,
         pool: MonitoredConnectionPool,
         seconds: float | None,
         losses: int,  # noqa: ARG002 - nothing is written
     ) -> None:
-        async with attempt_on(pool, seconds, self._dedicated(pool, (), None)):
+        async with attempt_on(pool, seconds, connecting()):
             pass
+
+    def _attempt_connections(
+        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+    ) -> Connecting:
+        """What gives each attempt of a call, which begins now, the one connection of this handle, or one of its own.
+
+        Args:
+            pool: The pool of this handle.
+            commands: What is to be sent.
+            operation: Learns of the connections, and of the time that it takes to get them.
+        """
+        return partial(self._dedicated, pool, commands, operation, self._closings)
 
     @asynccontextmanager
     async def _dedicated(
-        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+        self,
+        pool: MonitoredConnectionPool,
+        commands: Collection[Sequence[Any]],
+        operation: Observer | None,
+        closings: int,
     ) -> AsyncIterator[AbstractConnection]:
-        """The one connection of this handle, or one for this attempt; the arguments are those of ``_pinned``."""
         if not self.single_connection_client:
             for args in commands:
                 refuse_counting(args)
@@ -220,7 +260,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 yield connection
             return
         pool.check_event_loop()
-        async with self._locked(operation), self._pinned(pool, commands, operation) as connection:
+        async with self._locked(operation), self._pinned(pool, commands, operation, closings) as connection:
             yield connection
 
     @asynccontextmanager
@@ -237,8 +277,13 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             self._single_conn_lock.release()
 
     @asynccontextmanager
-    async def _elsewhere(self, operation: Observer | None) -> AsyncIterator[Connection]:
-        """The one connection of this handle, or one for this call, of a plain pool."""
+    async def _elsewhere(self, operation: Observer | None, closings: int) -> AsyncIterator[Connection]:
+        """The one connection of this handle, or one for this call, of a plain pool.
+
+        Args:
+            operation: Learns of the connection.
+            closings: How often the handle was closed when the call began.
+        """
         pool = self.connection_pool
         if not self.single_connection_client:
             connection = await lent(pool, operation)
@@ -248,18 +293,13 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 await pool.release(connection)
             return
         async with self._locked(operation):
-            connection = await self._kept_connection(operation)
-            try:
-                yield connection
-            finally:
-                if connection.should_reconnect():  # type: ignore[no-untyped-call]
-                    await connection.disconnect()
-                    await connection.connect()  # type: ignore[no-untyped-call]
-
-    async def _kept_connection(self, operation: Observer | None) -> Connection:
-        """The one connection of this handle on a plain pool, which its first call borrows."""
-        if self.connection is None:
-            self.connection = await lent(self.connection_pool, operation)
-        elif operation is not None:
-            operation.reached(self.connection)
-        return self.connection
+            connection = await self._kept_connection(operation, closings)
+            if operation is not None:
+                operation.reached(connection)
+            async with self._in_flight_on(connection, closings):
+                try:
+                    yield connection
+                finally:
+                    if connection.should_reconnect():  # type: ignore[no-untyped-call]
+                        await connection.disconnect()
+                        await connection.connect()  # type: ignore[no-untyped-call]

@@ -24,7 +24,7 @@ class LivingPool(BlockingConnectionPool):
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         # What goes on when its callers have left, and is to end before the pool is closed.
-        self.unfinished: set[asyncio.Task[None]] = set()
+        self.unfinished: set[asyncio.Task[Any]] = set()
         self._held = Held(self._available_connections, self._in_use_connections)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
         finalize(self, self._held.forget)

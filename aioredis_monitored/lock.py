@@ -4,7 +4,7 @@ import asyncio
 import logging
 import threading
 from collections.abc import Awaitable, Coroutine, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final, Literal, TypeVar, cast
@@ -19,10 +19,11 @@ from redis.typing import Number
 
 from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.calls import leave_if_refused
-from aioredis_monitored.fetching import SETTLE_SECONDS, aside_of
+from aioredis_monitored.errors import PinnedConnectionLostError
+from aioredis_monitored.fetching import SETTLE_SECONDS, Connecting, aside_of
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.multiplexer import Lost, Reply
-from aioredis_monitored.patience import cleaning_up, finish, patiently
+from aioredis_monitored.patience import cleaning_up, finish, is_being_cancelled, patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_answer, is_hang_up, may_pass, pauses
 from aioredis_monitored.telemetry import own
@@ -35,12 +36,18 @@ T = TypeVar("T")
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.lock")
 
-# Seconds for which a server that does not answer is asked to undo what an acquisition may have done.
+# Seconds for which a server that does not answer is asked to release what its task has left behind.
 _UNDO_SECONDS: Final = 5.0
 _seconds_after = pauses(0.05, 0.5)
 
 # Those on pools of redis-py; ours keep their own. An event loop keeps no task alive.
-_undoing: set[asyncio.Task[None]] = set()
+_undoing: set[asyncio.Task[Any]] = set()
+
+
+class _RandomToken(bytes):
+    """A token with which only one acquisition can have set the key: releasing by it may be repeated at any time."""
+
+    __slots__ = ()
 
 
 class MonitoredLock(Lock):
@@ -49,8 +56,9 @@ class MonitoredLock(Lock):
     - An ``acquire`` that is cancelled, late or cut off leaves the lock to others: if its SET has succeeded, or may have
       and the token is a random one, the lock is released in the background, for which a server that does not answer
       gets 5 s.
-    - Releasing comes to its end also if it is cancelled. What fails in a release while its task is being cancelled is
-      logged, and the cancellation goes on.
+    - Releasing comes to its end also if it is cancelled, or its task is being cancelled: the task leaves after a second
+      at most, and the release goes on in the background, for which a server that does not answer gets 5 s. If it fails
+      in the end, that is logged.
     - Each task releases and extends what it has acquired itself. A task that has acquired none since its last release
       uses the token that was acquired last, as in redis-py: locks may be handed over. With ``thread_local=False`` all
       share one token.
@@ -62,8 +70,6 @@ class MonitoredLock(Lock):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()  # type: ignore[assignment]
-        # The tokens with which only this lock can have set the key.
-        self._random: set[str | bytes] = set()
 
     def register_scripts(self) -> None:
         """Bind the three scripts to this lock's client."""
@@ -86,14 +92,9 @@ class MonitoredLock(Lock):
         Returns:
             Whether it was acquired.
         """
-        if token is not None:
-            return await self._acquire(blocking, blocking_timeout, token)
-        token = uuid4().hex.encode()
-        self._random.add(token)
-        try:
-            return await self._acquire(blocking, blocking_timeout, token)
-        finally:
-            self._random.discard(token)
+        if token is None:
+            token = _RandomToken(uuid4().hex.encode())
+        return await self._acquire(blocking, blocking_timeout, token)
 
     async def _acquire(self, *how: Any) -> bool:
         client = self.redis
@@ -131,7 +132,7 @@ class MonitoredLock(Lock):
         if pool is None:
             # A cluster's client.
             return await super().do_acquire(token)
-        return await _Acquisition(self, pool, token, is_random=token in self._random).outcome()
+        return await _Acquisition(self, pool, token).outcome()
 
     async def set_with(self, acquisition: "_Acquisition", token: str | bytes) -> bool:
         """Send the SET of an acquisition, which learns how far it gets."""
@@ -150,8 +151,9 @@ class MonitoredLock(Lock):
     def release(self) -> Coroutine[Any, Any, None]:
         """Release the lock: one span.
 
-        It comes to its end also if it is cancelled, which is then a second late at most. If the connection breaks, it
-        is tried once more.
+        It comes to its end also if it is cancelled, or called while its task is being cancelled: then this leaves after
+        a second at most, and it goes on in the background until the server has answered, for 5 s at most. If the
+        connection breaks, it is tried once more.
 
         Raises:
             LockError: The current task holds no lock.
@@ -184,44 +186,30 @@ class MonitoredLock(Lock):
             if token is None:
                 message = "Cannot release a lock that's not owned or is already unlocked."
                 raise LockError(message, lock_name=cast("str", self.name))
+            release = _Release(self, hold, token)
             if not isinstance(client, Handle) or not client.telemetry.is_heard():
-                await self._finish_release(hold, token)
+                await release.finished()
                 return
             command = ("EVALSHA", cast("Any", self.lua_release).sha, 1, self.name, b"")
             operation = client.operation_of(client.telemetry.lock_call(own.LOCK_RELEASE, command), command)
-            await operation.observe(self._release_observed(operation, hold, token))
+            await operation.observe(self._release_observed(operation, release))
 
-    async def _release_observed(self, operation: Operation, hold: "_Hold", token: str | bytes) -> None:
+    async def _release_observed(self, operation: Operation, release: "_Release") -> None:
         with folded(operation):
-            await self._finish_release(hold, token)
+            error = await release.finished()
+        if error is not None:
+            operation.fail(error)
 
-    async def _finish_release(self, hold: "_Hold", token: str | bytes) -> None:
-        may_be_released = False
+    def note_released(self, hold: "_Hold", token: str | bytes, *, is_lost: bool = False) -> None:
+        """Note that a hold has ended.
 
-        async def attempt() -> None:
-            nonlocal may_be_released
-            is_repeated, may_be_released = may_be_released, True
-            try:
-                await self.do_release(cast("bytes", token))
-            except LockNotOwnedError:
-                self._end_hold(hold, is_lost=not is_repeated)
-                self.local.give_up(hold, token)
-                if not is_repeated:
-                    raise
-            else:
-                self._end_hold(hold)
-                self.local.give_up(hold, token)
-
-        async def attempt_twice() -> None:
-            try:
-                await attempt()
-            except RedisError as error:
-                if not is_hang_up(error) or not may_pass(error):
-                    raise
-                # Where the first one has released it, this one finds nothing.
-                await attempt()
-
-        await finish(f"lock {self.name!r}: releasing it", attempt_twice, SETTLE_SECONDS)
+        Args:
+            hold: It.
+            token: What was released.
+            is_lost: Whether another one had the lock by then; default ``False``.
+        """
+        self._end_hold(hold, is_lost=is_lost)
+        self.local.give_up(hold, token)
 
     def end_last_hold(self) -> None:
         """Note that what was acquired last and never released was lost: the lock was acquired again."""
@@ -344,6 +332,121 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
+def _keep_alive(task: "asyncio.Task[Any]", pool: ConnectionPool | None) -> None:
+    """Let a task go on without its caller; a pool of ours waits for it when it is closed."""
+    unfinished = pool.unfinished if isinstance(pool, MonitoredConnectionPool) else _undoing
+    unfinished.add(task)
+    task.add_done_callback(unfinished.discard)
+
+
+async def _released_aside(lock: MonitoredLock, pool: ConnectionPool, token: str | bytes) -> None:
+    """Delete the key if it has the token; not as a part of what the caller has called.
+
+    Raises:
+        redis.exceptions.RedisError: That failed.
+    """
+    # Behind what was sent before, where the connection of that is shared and still there.
+    reply = await aside_of(pool)("EVAL", lock.LUA_RELEASE_SCRIPT, 1, lock.name, token)
+    if isinstance(reply, Exception):
+        raise reply.error if isinstance(reply, Lost) else reply
+
+
+class _Release:
+    """One release of a lock: if its caller is cancelled, it goes on in a task of its own.
+
+    Args:
+        lock: The lock.
+        hold: What is released.
+        token: The value.
+    """
+
+    def __init__(self, lock: MonitoredLock, hold: _Hold, token: str | bytes) -> None:
+        self._lock = lock
+        self._hold = hold
+        self._token = token
+        self._pool: ConnectionPool | None = getattr(lock.redis, "connection_pool", None)
+        self._what = f"lock {lock.name!r}: releasing it"
+        self._may_be_released = False
+        self._is_left = False
+        self._failure: Exception | None = None
+
+    async def finished(self) -> Exception | None:
+        """Release it; return what was logged in place of being raised, as the task is being cancelled.
+
+        Raises:
+            redis.exceptions.RedisError: It failed, and the task is not being cancelled.
+        """
+        if is_being_cancelled():
+            return await self._finished_behind()
+        try:
+            await self._attempt_twice()
+        except asyncio.CancelledError:
+            await self._finished_behind()
+            raise
+        return None
+
+    async def _finished_behind(self) -> Exception | None:
+        """Go on in a task of its own, and wait for that as long as a task that is being cancelled may take."""
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancellations = task.cancelling()
+        releasing = asyncio.ensure_future(finish(self._what, self._persist, SETTLE_SECONDS))
+        _keep_alive(releasing, self._pool)
+        is_done = await patiently(releasing, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+        if task.cancelling() > cancellations:
+            # Once more: the one before may be one that the caller does not raise.
+            raise asyncio.CancelledError
+        return releasing.result() if is_done and not releasing.cancelled() else TimeoutError()
+
+    async def _persist(self) -> Exception | None:
+        try:
+            async with asyncio.timeout(_UNDO_SECONDS):
+                if self._pool is None or not isinstance(self._token, _RandomToken):
+                    # Another holder may have the same token soon.
+                    await self._attempt_twice()
+                else:
+                    await until_answered(self._attempt_anywhere, _seconds_after, on_failure=self._note_failure)
+        except Exception as error:  # noqa: BLE001 - the caller has left, or is being cancelled
+            failure = self._failure if self._failure and isinstance(error, TimeoutError) else error
+            # An error's text may quote arguments.
+            kind = type(failure).__qualname__
+            _LOGGER.warning("%s failed while its task was being cancelled: %s", self._what, kind)
+            return failure
+        return None
+
+    def _note_failure(self, error: RedisError) -> None:
+        self._failure = error
+
+    async def _attempt_anywhere(self) -> None:
+        """First as the client does it, which may have selected a database; then without it, as it may be closed."""
+        if not self._is_left:
+            self._is_left = True
+            with suppress(PinnedConnectionLostError):
+                await self._attempt()
+                return
+        await _released_aside(self._lock, cast("ConnectionPool", self._pool), self._token)
+        self._lock.note_released(self._hold, self._token)
+
+    async def _attempt_twice(self) -> None:
+        try:
+            await self._attempt()
+        except RedisError as error:
+            if not is_hang_up(error) or not may_pass(error):
+                raise
+            # Where the first one has released it, this one finds nothing.
+            await self._attempt()
+
+    async def _attempt(self) -> None:
+        is_repeated, self._may_be_released = self._may_be_released, True
+        try:
+            await self._lock.do_release(cast("bytes", self._token))
+        except LockNotOwnedError:
+            self._lock.note_released(self._hold, self._token, is_lost=not is_repeated)
+            if not is_repeated:
+                raise
+        else:
+            self._lock.note_released(self._hold, self._token)
+
+
 class _Acquisition:
     """One SET of a lock, in a task of its own: if its caller leaves, it comes to its end and is undone.
 
@@ -351,15 +454,14 @@ class _Acquisition:
         lock: The lock.
         pool: The pool of its client.
         token: The value.
-        is_random: Whether only this acquisition can have set that value.
     """
 
-    def __init__(self, lock: MonitoredLock, pool: ConnectionPool, token: str | bytes, *, is_random: bool) -> None:
+    def __init__(self, lock: MonitoredLock, pool: ConnectionPool, token: str | bytes) -> None:
         loop = asyncio.get_running_loop()
         self._lock = lock
         self._pool = pool
         self._token = token
-        self._is_random = is_random
+        self._is_random = isinstance(token, _RandomToken)
         # On a shared connection, the call; on another one, whether it is sent and not answered.
         self._call: Reply | None = None
         self._is_asking = False
@@ -378,7 +480,7 @@ class _Acquisition:
             if self._outcome.done() and not self._outcome.cancelled():
                 # Otherwise, asyncio would complain that its error was never retrieved.
                 self._outcome.exception()
-            self._outlive_caller()
+            _keep_alive(self._task, self._pool)
             if not self._may_run():
                 self._task.cancel()
                 await patiently(self._task, asyncio.get_running_loop().time() + SETTLE_SECONDS)
@@ -390,18 +492,13 @@ class _Acquisition:
         """Whether the SET was sent and not answered yet, or an answer was lost."""
         return self._is_doubted or self._is_asking or (self._call is not None and not self._call.waits)
 
-    def _outlive_caller(self) -> None:
-        unfinished = self._pool.unfinished if isinstance(self._pool, MonitoredConnectionPool) else _undoing
-        unfinished.add(self._task)
-        self._task.add_done_callback(unfinished.discard)
-
     async def _run(self) -> None:
         try:
             acquired = await self._lock.set_with(self, self._token)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the caller's
             is_left = self._is_random and self._may_run()
             if is_left:
-                self._outlive_caller()
+                _keep_alive(self._task, self._pool)
             self._fail(error)
         else:
             is_left = not acquired and self._is_random and self._is_doubted
@@ -425,14 +522,18 @@ class _Acquisition:
     async def send(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
         """The reply to the SET, after as many attempts as the pool's policy allows."""
         if not isinstance(self._pool, MonitoredConnectionPool):
-            return await self._ask_elsewhere(client, command, operation)
-        attempt = partial(self._attempt, client, self._pool, command, operation)
+            return await client._retried_elsewhere(  # noqa: SLF001 - a call of the client
+                operation, lambda connection: self.track(self._ask(client, connection, command))
+            )
+        connecting = client._attempt_connections(self._pool, [command], operation)  # noqa: SLF001 - a call of the client
+        attempt = partial(self._attempt, client, self._pool, connecting, command, operation)
         return await attempted(self._pool, traits_of(command), attempt, 0, operation)
 
     async def _attempt(
         self,
         client: Handle,
         pool: MonitoredConnectionPool,
+        connecting: Connecting,
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,
@@ -440,8 +541,7 @@ class _Acquisition:
     ) -> Any:
         multiplexer = None if client._pool is None else pool.multiplexer  # noqa: SLF001 - where its calls go
         if multiplexer is None:
-            dedicated = client._dedicated(pool, [command], operation)  # noqa: SLF001 - a call of the client
-            async with attempt_on(pool, seconds, dedicated, 0) as connection:
+            async with attempt_on(pool, seconds, connecting(), 0) as connection:
                 return await self.track(self._ask(client, connection, command))
         started = monotonic()
         self._call = multiplexer.send(command, None, operation)
@@ -454,13 +554,6 @@ class _Acquisition:
             raise lost
         pool.retry_policy.is_out_of_reach = False
         return reply
-
-    async def _ask_elsewhere(self, client: Handle, command: tuple[Any, ...], operation: Operation | None) -> Any:
-        async with client._elsewhere(operation) as connection:  # noqa: SLF001 - a call of the client
-            return await connection.retry.call_with_retry(
-                lambda: self.track(self._ask(client, connection, command)),
-                partial(client._close_connection, connection),  # noqa: SLF001 - as redis-py does
-            )
 
     async def _ask(self, client: Handle, connection: AbstractConnection, command: tuple[Any, ...]) -> Any:
         return await client._send_command_parse_response(connection, command[0], *command)  # noqa: SLF001 - as redis-py does
@@ -478,15 +571,7 @@ class _Acquisition:
         return answer
 
     async def _undone(self) -> None:
-        """Delete the key if it has the token; not as a part of what the caller has called."""
-        command = ("EVAL", self._lock.LUA_RELEASE_SCRIPT, 1, self._lock.name, self._token)
-
-        async def attempt() -> None:
-            # Behind the SET, where the connection of that is shared and still there.
-            reply = await aside_of(self._pool)(*command)
-            if isinstance(reply, Exception):
-                raise reply.error if isinstance(reply, Lost) else reply
-
+        attempt = partial(_released_aside, self._lock, self._pool, self._token)
         try:
             async with asyncio.timeout(_UNDO_SECONDS):
                 await until_answered(attempt, _seconds_after)

@@ -27,6 +27,11 @@ def shielded() -> AbstractContextManager[object]:
     return shield
 
 
+def is_being_cancelled() -> bool:
+    """Whether this is called while its task handles a cancellation: what cleans up then must not take long."""
+    return isinstance(sys.exception(), asyncio.CancelledError)
+
+
 @contextmanager
 def cleaning_up(what: str) -> Iterator[None]:
     """Clean up in the block, also while this task is being cancelled: then what fails is logged, and not raised.
@@ -36,7 +41,7 @@ def cleaning_up(what: str) -> Iterator[None]:
     Args:
         what: What is done, for the log.
     """
-    is_cancelled = isinstance(sys.exception(), asyncio.CancelledError)
+    is_cancelled = is_being_cancelled()
     with shielded():
         try:
             yield

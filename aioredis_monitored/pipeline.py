@@ -1,10 +1,10 @@
 """Pipelines: one operation for each batch, and one for each command that runs at once because of a WATCH."""
 
-from collections.abc import AsyncIterator, Collection, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
@@ -13,13 +13,14 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
 
-from aioredis_monitored.attempts import attempt_on, attempted
-from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused, lent
+from aioredis_monitored.attempts import Attempt, attempt_on, attempted
+from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.errors import undecodable
+from aioredis_monitored.fetching import Connecting
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
-from aioredis_monitored.patience import cleaning_up
+from aioredis_monitored.patience import cleaning_up, is_being_cancelled
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_answer
 from aioredis_monitored.telemetry import own
@@ -29,6 +30,8 @@ from aioredis_monitored.telemetry.part import Observer, Part
 from aioredis_monitored.telemetry.request import RequestView
 from aioredis_monitored.telemetry.telemetry import Telemetry
 from aioredis_monitored.traits import Traits, server_wait, traits_of, traits_of_batch
+
+T = TypeVar("T")
 
 _UNDONE = frozenset({"UNWATCH", "WATCH"})
 
@@ -120,8 +123,12 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             return await self._run_on_plain_connection(raise_on_error)
         pool.check_event_loop()
         traits = traits_of_batch([args for args, _ in stack])
-        make_attempt = self._attempt_batch if self.connection is None else self._attempt_pinned_batch
-        attempt = partial(make_attempt, pool, traits, stack, raise_on_error)
+        attempt: Attempt[list[Any]]
+        if self.connection is None:
+            attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
+        else:
+            pinned = partial(self._pinned, pool, [args for args, _ in stack], self._operation, self._closings)
+            attempt = partial(self._attempt_pinned_batch, pinned, pool, stack, raise_on_error)
         try:
             if self.scripts:
                 await self.load_scripts()  # type: ignore[no-untyped-call]
@@ -144,22 +151,39 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         if self.scripts:
             await self.load_scripts()  # type: ignore[no-untyped-call]
-        connection = await self._plain_connection(self._operation)
+        # If there is none, the batch is kept, as in redis-py.
+        await self._kept_connection(self._operation, self._closings)
         try:
-            results: list[Any] = await connection.retry.call_with_retry(
-                lambda: execute(connection, stack, raise_on_error),
-                partial(self._disconnect_raise_on_watching, connection),
+            results: list[Any] = await self._retried_on_plain_connection(
+                self._operation,
+                lambda connection: execute(connection, stack, raise_on_error),
+                self._disconnect_raise_on_watching,
             )
             return results
         finally:
             await self.reset()
 
-    async def _plain_connection(self, operation: Observer | None) -> Connection:
-        if self.connection is None:
-            self.connection = await lent(self.connection_pool, operation)
-        elif operation is not None:
-            operation.reached(self.connection)
-        return self.connection
+    async def _retried_on_plain_connection(
+        self,
+        operation: Observer | None,
+        attempt: Callable[[Connection], Awaitable[T]],
+        on_failure: Callable[[Connection, Exception], Awaitable[object]],
+    ) -> T:
+        closings = self._closings
+
+        async def attempt_unless_reset() -> T:
+            self._refuse_if_closed(closings)
+            return await attempt(connection)
+
+        connection = await self._kept_connection(operation, closings)
+        if operation is not None:
+            operation.reached(connection)
+        async with self._in_flight_on(connection, closings):
+            return await connection.retry.call_with_retry(
+                attempt_unless_reset,
+                partial(on_failure, connection),
+                is_retryable=lambda _: closings == self._closings,
+            )
 
     async def _attempt_batch(
         self,
@@ -198,45 +222,66 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def _attempt_pinned_batch(
         self,
+        connecting: Connecting,
         pool: MonitoredConnectionPool,
-        traits: Traits,  # noqa: ARG002 - as of any other batch
         stack: CommandStackT,
         raise_on_error: bool,
         seconds: float | None,
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        pinned = self._pinned(pool, [args for args, _ in stack], self._operation)
-        async with attempt_on(pool, seconds, pinned, self._wait(stack)) as connection:
+        async with attempt_on(pool, seconds, connecting(), self._wait(stack)) as connection:
             results = await execute(connection, stack, raise_on_error)
             leave_if_refused(pool, results, connection)
             return results
 
     @asynccontextmanager
     async def _pinned(
-        self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
+        self,
+        pool: MonitoredConnectionPool,
+        commands: Collection[Sequence[Any]],
+        operation: Observer | None,
+        closings: int,
     ) -> AsyncIterator[AbstractConnection]:
-        async with super()._pinned(pool, commands, operation) as connection:
+        async with super()._pinned(pool, commands, operation, closings) as connection:
             try:
                 yield connection
             except (ConnectionError, TimeoutError) as error:
-                if not self.watching or connection.is_connected or is_answer(error):
+                is_kept = connection is self.connection
+                if not (self.watching and is_kept) or connection.is_connected or is_answer(error):
                     raise
                 may_have_run = not traits_of_batch(commands).repeatable
                 if may_have_run and self.is_repeated:
                     raise
                 raise _lost_watch(may_have_run=may_have_run) from error
 
-    async def _pinned_connection(self, pool: MonitoredConnectionPool, operation: Observer | None) -> AbstractConnection:
-        connection = self.connection
-        if self.watching and connection is not None and has_lost(pool, connection):
+    async def _make_usable(
+        self, pool: MonitoredConnectionPool, connection: AbstractConnection, operation: Observer | None
+    ) -> None:
+        if self.watching and has_lost(pool, connection):
             # It watches as long as it is not said to begin anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
             raise _lost_watch(may_have_run=False)
-        return await super()._pinned_connection(pool, operation)
+        await super()._make_usable(pool, connection, operation)
+
+    @asynccontextmanager
+    async def _in_flight_on(self, connection: AbstractConnection, closings: int) -> AsyncIterator[None]:
+        async with super()._in_flight_on(connection, closings):
+            yield
+            if self.connection is None:
+                # A WATCH that was answered, but another task has reset this meanwhile.
+                self.watching = False
 
     async def reset(self) -> None:  # type: ignore[override]  # redis-py's own bases disagree
-        """Forget the batch, end the watch and give the connection back, as redis-py does."""
+        """Forget the batch, end the watch and give the connection back, as redis-py does.
+
+        While its task is being cancelled, the watch ends with the connection: a server that does not answer would hold
+        the task up.
+        """
+        self._closings += 1
+        await self._leave_busy()
+        if self.watching and self.connection is not None and is_being_cancelled():
+            await self.connection.disconnect(nowait=True)
         if self.connection is not None and not self.connection.is_connected:
             # redis-py would connect it to end a watch that has ended with the connection.
             self.watching = False
@@ -323,13 +368,13 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
                 # A call has raised since it was lost.
                 self.watching = False
-            pinned = partial(self._pinned, pool, [args], operation)
+            pinned = partial(self._pinned, pool, [args], operation, self._closings)
             attempt = partial(self._attempt_on, pinned, pool, args, options)
             return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
-        connection = await self._plain_connection(operation)
-        return await connection.retry.call_with_retry(
-            lambda: self._send_command_parse_response(connection, args[0], *args, **options),
-            partial(self._disconnect_reset_raise_on_watching, connection),
+        return await self._retried_on_plain_connection(
+            operation,
+            lambda connection: self._send_command_parse_response(connection, args[0], *args, **options),
+            self._disconnect_reset_raise_on_watching,
         )
 
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:

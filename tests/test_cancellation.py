@@ -7,6 +7,8 @@ import sys
 
 import anyio
 import pytest
+import redis
+import redis.asyncio
 from consuming import blocked, held
 from sharing import UNRECORDED, begun, frozen
 from starlette.applications import Starlette
@@ -61,7 +63,8 @@ async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_cli
     assert not inspector.exists("job")
 
 
-async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own_server, caplog):
+async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own_server, caplog, monkeypatch):
+    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with anyio.CancelScope() as scope, caplog.at_level(logging.WARNING):
         async with client.lock("job"):
@@ -70,6 +73,34 @@ async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own
 
     assert scope.cancelled_caught
     assert ["lock 'job': releasing it failed while its task was being cancelled: ConnectionError"] == caplog.messages
+
+
+@pytest.mark.parametrize("seconds", [600, None])
+@pytest.mark.parametrize("what", ["lock", "pipeline"])
+async def test_a_frozen_server_holds_up_no_scope(make_client, own_server, until, what, seconds):
+    client = make_client(own_server.url, socket_timeout=seconds)
+
+    async def work():
+        with anyio.CancelScope() as scope:
+            if what == "lock":
+                async with client.lock("job"):
+                    own_server.freeze()
+                    await cancelled(scope)
+            async with client.pipeline() as pipe:
+                await pipe.watch("key")
+                own_server.freeze()
+                await cancelled(scope)
+        return scope.cancelled_caught
+
+    working = asyncio.ensure_future(work())
+    try:
+        await asyncio.wait([working], timeout=15)
+        assert working.done()
+    finally:
+        own_server.thaw()
+    assert await working
+    with redis.Redis.from_url(own_server.url) as inspector:
+        await until(lambda: not inspector.exists("job"))
 
 
 class Handler:
@@ -252,23 +283,20 @@ async def test_clients_are_closed_by_hand(make_pool, server):
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
-async def test_a_pipeline_unwatches_and_gives_back_its_connection(make_client, server, inspector):
+async def test_a_watch_ends_with_its_connection_which_is_given_back(make_client, server, inspector):
     client = make_client(server.url)
     with anyio.CancelScope() as scope:
         async with client.pipeline() as pipe:
             await pipe.watch("key")
-            connected = inspector.info("stats")["total_connections_received"]
             await cancelled(scope)
 
     assert scope.cancelled_caught
-    pool = client.connection_pool
-    assert 1 == sum(connection.is_connected for connection in pool._available_connections)
+    assert not client.connection_pool._in_use_connections
     async with client.pipeline() as pipe:
-        await pipe.watch("key")
-        inspector.set("other", 1)
+        await pipe.watch("other")
+        inspector.set("key", 1)
         pipe.multi()
-        assert [True] == await pipe.set("key", 1).execute()
-    assert connected == inspector.info("stats")["total_connections_received"]
+        assert [True] == await pipe.set("other", 1).execute()
 
 
 async def test_subscriptions_end(make_client, server, inspector, until):
@@ -374,12 +402,16 @@ async def test_what_fails_to_come_to_its_end_is_logged(caplog):
     assert ["a test failed while its task was being cancelled: LookupError"] == caplog.messages
 
 
-async def test_a_pipeline_that_cannot_unwatch_lets_the_cancellation_go_on(make_client, own_server, caplog):
-    client = make_client(own_server.url, socket_timeout=0.1)
+@pytest.mark.parametrize("is_plain", [True, False])
+async def test_a_watching_pipeline_waits_for_no_answer(make_pool, own_server, caplog, multiplex, is_plain):
+    if is_plain:
+        pool = redis.asyncio.ConnectionPool.from_url(own_server.url, socket_timeout=600)
+    else:
+        pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=600)
     is_watching = asyncio.Event()
 
     async def watch():
-        async with client.pipeline() as pipe:
+        async with MonitoredRedisConnection(connection_pool=pool).pipeline() as pipe:
             await pipe.watch("key")
             is_watching.set()
             await asyncio.Event().wait()
@@ -388,10 +420,26 @@ async def test_a_pipeline_that_cannot_unwatch_lets_the_cancellation_go_on(make_c
     await is_watching.wait()
     async with frozen(own_server):
         watching.cancel()
-        await asyncio.wait([watching])
+        await asyncio.wait([watching], timeout=15)
+        assert watching.cancelled()
+        assert not pool._in_use_connections
+    await pool.aclose()
 
-    assert watching.cancelled()
-    assert ["resetting a pipeline failed while its task was being cancelled: TimeoutError"] == caplog.messages
+    assert [] == caplog.messages
+
+
+async def test_a_pipeline_that_is_reset_in_time_unwatches(make_client, server, inspector):
+    client = make_client(server.url)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        connected = inspector.info("stats")["total_connections_received"]
+    async with client.pipeline() as pipe:
+        await pipe.watch("other")
+        inspector.set("key", 1)
+        pipe.multi()
+        assert [True] == await pipe.set("other", 1).execute()
+
+    assert connected == inspector.info("stats")["total_connections_received"]
 
 
 async def test_waiting_patiently_is_no_busy_loop():

@@ -101,7 +101,7 @@ def deleted(inspector, name="job"):
 
 def background():
     """What goes on without its caller."""
-    return [task for task in asyncio.all_tasks() if "_Acquisition" in task.get_coro().__qualname__]
+    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ in {"_Acquisition._run", "finish"}]
 
 
 async def settled(until):
@@ -639,8 +639,9 @@ async def test_each_tasks_holding_is_measured(client, telemetry, inspector, unti
 
 @pytest.mark.parametrize("how", ["async with", "finally"])
 async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_go_on(
-    make_client, own_server, until, caplog, how
+    make_client, own_server, until, caplog, monkeypatch, how
 ):
+    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     is_held = asyncio.Event()
 
@@ -663,6 +664,7 @@ async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_
     with caplog.at_level(logging.WARNING):
         holding.cancel()
         await asyncio.wait([holding])
+        await settled(until)
 
     assert holding.cancelled()
     assert ["lock 'job': releasing it failed while its task was being cancelled: ConnectionError"] == caplog.messages
@@ -689,6 +691,197 @@ async def test_a_release_that_is_cancelled_comes_to_its_end(any_client, inspecto
         assert lock.local.token is None
 
     assert [] == caplog.messages
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """A task that is being cancelled leaves a release sooner than after a second."""
+    monkeypatch.setattr("aioredis_monitored.lock.SETTLE_SECONDS", 0.1)
+
+
+async def held_by(lock):
+    """A task that holds the lock until it is cancelled."""
+    is_held = asyncio.Event()
+
+    async def hold():
+        async with lock:
+            is_held.set()
+            await asyncio.Event().wait()
+
+    holding = asyncio.ensure_future(hold())
+    await is_held.wait()
+    return holding
+
+
+async def left(task):
+    """The task leaves long before it could have got an answer."""
+    task.cancel()
+    await asyncio.wait([task], timeout=15)
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("where", ["in the block", "in the release"])
+async def test_a_release_goes_on_behind_its_cancelled_task(any_client, inspector, until, caplog, soon, where):
+    client = any_client(socket_timeout=600)
+    for _ in range(2):
+        # The second time, the server knows the script.
+        lock = lock_of(client)
+        task = await held_by(lock)
+        if where == "in the release":
+            task.cancel()
+            await asyncio.wait([task])
+            await lock.acquire()
+        with writes_held(inspector):
+            if where == "in the release":
+                (task,) = await begun(lock.release())
+                await until(lambda: inspector.info("clients")["blocked_clients"])
+            await left(task)
+            assert inspector.exists("job")
+            assert background()
+        await until(deleted(inspector))
+        await settled(until)
+        assert lock.local.token is None
+
+    assert [] == caplog.messages
+
+
+async def test_a_task_leaves_a_frozen_server_a_second_after_its_cancellation(make_client, own_server, until):
+    client = make_client(own_server.url, socket_timeout=600)
+    task = await held_by(client.lock("job"))
+    async with frozen(own_server):
+        await left(task)
+        assert background()
+    with redis.Redis.from_url(own_server.url) as inspector:
+        await until(deleted(inspector))
+    await settled(until)
+
+
+async def test_a_release_is_repeated_until_the_server_is_back(any_client, own_server, until, caplog, soon):
+    client = any_client(own_server.url, socket_timeout=0.2)
+    task = await held_by(lock_of(client))
+    async with frozen(own_server):
+        await left(task)
+    await settled(until)
+    with redis.Redis.from_url(own_server.url) as inspector:
+        assert deleted(inspector)()
+
+    assert [] == caplog.messages
+
+
+async def test_a_release_with_a_callers_own_token_is_not_repeated(any_client, own_server, until, caplog, soon):
+    client = any_client(own_server.url, socket_timeout=0.2)
+    lock = lock_of(client)
+    # So that the server knows the script.
+    async with lock:
+        pass
+    await lock.acquire(token="mine")
+
+    async def release():
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await lock.release()
+
+    (releasing,) = await begun(release())
+    async with frozen(own_server):
+        await left(releasing)
+        await settled(until)
+    with redis.Redis.from_url(own_server.url) as inspector:
+        await until(deleted(inspector))
+        # What is repeated is EVAL.
+        assert 0 == inspector.info("commandstats").get("cmdstat_eval", {}).get("calls", 0)
+
+    assert ["lock 'job': releasing it failed while its task was being cancelled: TimeoutError"] == caplog.messages
+
+
+@pytest.mark.parametrize("is_plain", [True, False])
+async def test_a_release_outlives_the_handle_that_it_was_called_on(
+    make_pool, server, inspector, until, caplog, soon, is_plain
+):
+    make = redis.asyncio.ConnectionPool.from_url if is_plain else make_pool
+    pool = make(server.url, socket_timeout=600)
+    is_held = asyncio.Event()
+
+    async def hold():
+        async with MonitoredRedisConnection(connection_pool=pool).client() as single, single.lock("job"):
+            is_held.set()
+            await asyncio.Event().wait()
+
+    holding = asyncio.ensure_future(hold())
+    await is_held.wait()
+    with writes_held(inspector):
+        await left(holding)
+        assert inspector.exists("job")
+    await until(deleted(inspector))
+    await settled(until)
+    await pool.aclose()
+
+    assert [] == caplog.messages
+
+
+async def test_a_pool_that_is_closed_waits_for_a_release(make_pool, server, inspector, multiplex, soon):
+    pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=600)
+    task = await held_by(MonitoredRedisConnection(connection_pool=pool).lock("job"))
+    with writes_held(inspector):
+        await left(task)
+        asyncio.get_running_loop().call_later(0.1, inspector.client_unpause)
+        await pool.aclose()
+
+    assert [] == background()
+    assert deleted(inspector)()
+
+
+async def test_a_release_outlives_the_end_of_the_event_loop_by_a_second(any_client, inspector, until, soon):
+    client = any_client()
+    task = await held_by(lock_of(client))
+    with writes_held(inspector):
+        await left(task)
+        (releasing,) = background()
+        # As an event loop that ends does.
+        releasing.cancel()
+        await asyncio.sleep(0)
+    await asyncio.wait([releasing])
+    await until(deleted(inspector))
+
+
+async def test_a_release_during_which_its_task_is_cancelled_once_more_raises_that(make_client, server, inspector, soon):
+    gone_on = []
+
+    async def hold(lock):
+        await lock.acquire()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            await lock.release()
+            gone_on.append(lock)
+
+    client = make_client(server.url)
+    for count in (1, 2):
+        lock = client.lock(f"job {count}")
+        task = asyncio.ensure_future(hold(lock))
+        while not lock.local.token:
+            await asyncio.sleep(0.001)
+        with writes_held(inspector):
+            for _ in range(count):
+                task.cancel()
+                await begun()
+            await asyncio.wait([task], timeout=15)
+        assert task.cancelled() == (count == 2)
+        assert 1 == len(gone_on)
+
+
+async def test_a_release_that_goes_on_is_seen_as_late_and_is_no_loss(client, telemetry, inspector, until, soon):
+    task = await held_by(client.lock("job"))
+    with writes_held(inspector):
+        await left(task)
+    await until(deleted(inspector))
+    await settled(until)
+    span = telemetry.span("lock.release")
+
+    assert StatusCode.ERROR is span.status.status_code
+    assert "TimeoutError" == span.attributes["error.type"]
+    assert {"": 0} == telemetry.tally(LOST)
+    assert {"": 1} == telemetry.tally(HOLD)
 
 
 async def test_a_release_whose_answer_is_lost_is_tried_again_and_is_no_loss(make_client, telemetry, proxy, inspector):

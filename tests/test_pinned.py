@@ -5,8 +5,11 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, WatchError  # noqa: A004
 from scripted import scripted
+from sharing import begun, frozen
 
 from aioredis_monitored import (
     MessageQueue,
@@ -406,6 +409,232 @@ async def test_a_monitor_of_a_plain_pool_is_redis_pys(server):
     async with redis.asyncio.ConnectionPool.from_url(server.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         assert 1 == await monitor(client)
+
+
+# Closed by another task
+
+
+CLOSED = "was closed, or reset"
+
+
+@pytest.fixture(params=["multiplexed", "pooled", "plain"])
+async def any_pool(request, make_pool):
+    """Pools of every kind."""
+    made = []
+
+    def make(url, **arguments):
+        if request.param == "plain":
+            made.append(redis.asyncio.BlockingConnectionPool.from_url(url, **arguments))
+            return made[-1]
+        return make_pool(url, multiplex=request.param == "multiplexed", **arguments)
+
+    yield make
+    for pool in made:
+        await pool.aclose()
+
+
+def plain_pool(url):
+    """Pauses before its only retry."""
+    return redis.asyncio.ConnectionPool.from_url(
+        url, retry=Retry(ConstantBackoff(0.2), 1), retry_on_error=[ConnectionError]
+    )
+
+
+def lent(pool):
+    return len(pool._in_use_connections)
+
+
+async def get(single):
+    return await single.get("key")
+
+
+async def add(single):
+    return await single.incr("key")
+
+
+async def pop(single):
+    return await single.blpop("nothing", timeout=600)
+
+
+async def get_message(single):
+    return await MessageQueue("mail", single).get(timeout=None)
+
+
+async def acquire(single):
+    return await single.lock("job").acquire()
+
+
+@pytest.mark.parametrize("call", [get, add, pop, get_message, acquire])
+async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_stays_lent(
+    any_pool, own_server, until, call
+):
+    client = MonitoredRedisConnection(connection_pool=any_pool(own_server.url))
+    await client.ping()
+    before = lent(client.connection_pool)
+    single = client.client()
+    await single.ping()
+    async with frozen(own_server):
+        # The second one waits for its turn.
+        calls = await begun(call(single), get(single))
+        await single.aclose()
+        await asyncio.wait(calls, timeout=15)
+        assert [PinnedConnectionLostError] * 2 == [type(each.exception()) for each in calls]
+        assert CLOSED in str(calls[0].exception())
+        assert before == lent(client.connection_pool)
+
+    # A new call begins anew.
+    assert await single.get("other") is None
+    assert before + 1 == lent(client.connection_pool)
+    async with single:
+        assert await single.get("other") is None
+    assert before == lent(client.connection_pool)
+
+
+async def test_a_call_whose_handle_is_closed_before_it_is_tried_again_raises(make_client, proxy, down, until):
+    client = make_client(proxy.url)
+    await client.ping()
+    before = lent(client.connection_pool)
+    for call in (get, add, get_message):
+        single = client.client()
+        await single.ping()
+        async with down(until) as tried:
+            calling = asyncio.ensure_future(call(single))
+            await tried()
+            await single.aclose()
+            with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+                await calling
+        await client.ping()
+        assert [None, before] == [single.connection, lent(client.connection_pool)]
+
+
+@pytest.mark.parametrize("call", [get, acquire, watch])
+async def test_a_handle_of_a_plain_pool_that_is_closed_before_a_retry_raises(proxy, until, call):
+    async with plain_pool(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        single = client.pipeline() if call == watch else client.client()
+        await (single.watch("other") if call == watch else single.ping())
+        await (single.unwatch() if call == watch else single.ping())
+        proxy.cut_replies = 1
+        calling = asyncio.ensure_future(single.watch("key") if call == watch else call(single))
+        await until(lambda: not proxy.cut_replies)
+        # It pauses, or is about to.
+        await single.aclose()
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+        assert [None, 0] == [single.connection, lent(pool)]
+
+
+async def test_closing_a_client_that_keeps_to_no_connection_ends_no_call(proxy, until):
+    async with plain_pool(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        proxy.cut_replies = 1
+        calling = asyncio.ensure_future(client.get("key"))
+        await until(lambda: not proxy.cut_replies)
+        await client.aclose()
+        assert await calling is None
+
+
+@pytest.mark.parametrize("call", [get, get_message, MonitoredRedisConnection.initialize])
+async def test_a_handle_that_is_closed_while_it_borrows_its_connection_keeps_none(any_pool, server, call):
+    pool = any_pool(server.url, max_connections=1, timeout=600)
+    single = MonitoredRedisConnection(connection_pool=pool).client()
+    other = await pool.get_connection()
+    (calling,) = await begun(call(single))
+    await single.aclose()
+    await pool.release(other)
+
+    with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+        await calling
+    assert [None, 0] == [single.connection, lent(pool)]
+
+
+async def watched_get(pipe):
+    return await pipe.get("key")
+
+
+async def watched_add(pipe):
+    return await pipe.incr("key")
+
+
+async def watch_more(pipe):
+    return await pipe.watch("other")
+
+
+async def watched_batch(pipe):
+    pipe.multi()
+    return await pipe.incr("key").execute()
+
+
+@pytest.mark.parametrize("call", [watched_get, watched_add, watch_more, watched_batch])
+async def test_a_call_of_a_pipeline_that_is_reset_meanwhile_raises_and_nothing_stays_lent(any_pool, own_server, call):
+    pool = any_pool(own_server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    async with frozen(own_server):
+        (calling,) = await begun(call(pipe))
+        await pipe.reset()
+        await asyncio.wait([calling], timeout=15)
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+        assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
+
+    await pipe.watch("key")
+    pipe.multi()
+    assert [True] == await pipe.set("key", "value").execute()
+    assert before == lent(pool)
+
+
+async def test_a_watch_of_a_pipeline_that_is_reset_in_the_pause_raises(make_client, proxy, down, until):
+    client = make_client(proxy.url)
+    await client.ping()
+    before = lent(client.connection_pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    await pipe.unwatch()
+    async with down(until) as tried:
+        calling = asyncio.ensure_future(pipe.watch("key"))
+        await tried()
+        await pipe.reset()
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+    await client.ping()
+    assert [None, False, before] == [pipe.connection, pipe.watching, lent(client.connection_pool)]
+
+
+async def test_two_first_calls_of_a_pipeline_borrow_one_connection(any_pool, server):
+    pool = any_pool(server.url, max_connections=3)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    await asyncio.gather(pipe.watch("first"), pipe.watch("second"), return_exceptions=True)
+    assert before + 1 == lent(pool)
+    await pipe.reset()
+    assert before == lent(pool)
+
+
+async def test_a_watch_that_is_answered_and_reset_in_the_same_tick_watches_nothing(any_pool, server):
+    pool = any_pool(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    ask = pipe._send_command_parse_response
+
+    async def ask_and_reset(*args, **options):
+        reply = await ask(*args, **options)
+        await asyncio.create_task(pipe.reset())
+        pipe.watching = True
+        return reply
+
+    pipe._send_command_parse_response = ask_and_reset
+    await pipe.watch("key")
+
+    assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
 
 
 # Pipelines that watch
