@@ -490,6 +490,26 @@ async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_st
     assert before == lent(client.connection_pool)
 
 
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_in_every_tick_a_handle_may_be_closed(any_pool, server, is_first):
+    client = MonitoredRedisConnection(connection_pool=any_pool(server.url))
+    await client.ping()
+    before = lent(client.connection_pool)
+    # In the first one, the calls begin.
+    for ticks in range(1, 60):
+        single = client.client()
+        if not is_first:
+            await single.ping()
+        calls = [asyncio.ensure_future(call(single)) for call in (get, add)]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await single.aclose()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        kinds = {type(outcome) for outcome in outcomes}
+        assert kinds <= {type(None), bytes, int, PinnedConnectionLostError}, (ticks, outcomes)
+        assert [None, before] == [single.connection, lent(client.connection_pool)], ticks
+
+
 async def test_a_call_whose_handle_is_closed_before_it_is_tried_again_raises(make_client, proxy, down, until):
     client = make_client(proxy.url)
     await client.ping()
