@@ -73,6 +73,75 @@ async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, stri
         assert isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError)
 
 
+SCRIPT = "return redis.call('INCRBY', KEYS[1], 1)"
+
+
+async def put_bounded(client, value):
+    async with MessageQueue("bounded", client.connection_pool, max_length=10) as queue:
+        await queue.put(value)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, value: client.eval(SCRIPT, 1, "runs", value),
+        lambda client, value: client.evalsha("0" * 40, 1, "runs", value),
+        lambda client, value: client.fcall("absent", 1, "runs", value),
+        lambda client, value: client.register_script(SCRIPT)(["runs"], [value]),
+        put_bounded,
+        lambda client, value: client.pipeline(transaction=False).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+        lambda client, value: client.pipeline(transaction=True).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+    ],
+    ids=["eval", "evalsha", "fcall", "script", "put", "pipeline", "transaction"],
+)
+async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
+    make_pool, strict_server, multiplex, call
+):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    await client.ping()
+    await client.set("runs", 0)
+    others, culprits = [], []
+    for number in range(10):
+        calls = [client.rpush(f"list:{multiplex}", b"y" * 100_000) for _ in range(10)]
+        calls.insert(number, call(client, b"x" * 1_500_000))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        culprits.append(results.pop(number))
+        others += results
+    pushed = await client.llen(f"list:{multiplex}")
+    await client.delete(f"list:{multiplex}", "a", "bounded")
+
+    # Each of them ran, and ran once.
+    assert (set(range(1, 101)), 100) == (set(others), pushed)
+    assert [] == [
+        error
+        for error in culprits
+        if "Protocol error: invalid bulk length" not in str(error)
+        and (multiplex or not isinstance(error, redis.exceptions.ConnectionError))
+    ]
+    assert b"0" == await client.get("runs")
+
+
+@pytest.mark.parametrize("args", [(b"EVAL", b"script", b"0"), (b"FCALL", b"function", b"0")], ids=lambda args: args[0])
+async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args):
+    counts = []
+
+    def answer(connection, said):
+        if said[0] == b"INCR":
+            counts.append(connection)
+            return b":1\r\n" if connection > 1 else None
+        return b"-ERR Protocol error: says the script\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        calls = [pool.multiplexer.send(args), pool.multiplexer.send(("INCR", "a"))]
+        said, lost = await asyncio.gather(*calls)
+        await pool.aclose()
+
+    # It may have run, and is not sent again.
+    assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
+
+
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
     # redis-py takes seconds to pack them.
     client = make_client(own_server.url, socket_timeout=60)
