@@ -11,7 +11,7 @@ import pytest
 import redis
 import redis.exceptions
 from scripted import scripted
-from sharing import UNRECORDED, begun, client_of, line_of
+from sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection
 from aioredis_monitored.multiplexer import Lost
@@ -369,6 +369,32 @@ async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(mak
     results = await asyncio.gather(*calls, return_exceptions=True)
 
     assert [] == [result for result in results if result != value]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"multiplex": False}, {"max_connections": 1}], ids=str)
+async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, arguments):
+    pool = make_pool(own_server.url, **UNRECORDED, socket_timeout=1, **arguments)
+    await until_answered(pool.ping)
+    for _ in range(3):
+        own_server.freeze()
+        (ping,) = await begun(pool.ping())
+        own_server.thaw()
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        await ping
+
+
+@BOTH
+async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(
+    make_pool, own_server, multiplex
+):
+    pool = make_pool(own_server.url, **UNRECORDED, name="mine", socket_timeout=1, multiplex=multiplex)
+    await until_answered(pool.ping)
+    async with frozen(own_server), asyncio.timeout(15):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"^pool 'mine' \(127\.0\.0\.1:\d+/0\): "):
+            await pool.ping()
+
+    client = MonitoredRedisConnection(connection_pool=pool)
+    assert b"mine" == await until_answered(lambda: client.echo("mine"))
 
 
 async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(
