@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import MonitoredRedisError
 
 _Value = bytes | str | None
@@ -130,7 +131,9 @@ class _Entry:
             self._reading = asyncio.get_running_loop().create_task(self._read(client, key, parse), context=Context())
         reading = self._reading
         left = None if patience is None else max(0.0, self._began_at + patience - monotonic())
-        await asyncio.wait({reading}, timeout=left)
+        with suppress(TimeoutError):
+            async with patient_timeout(left):
+                await asyncio.wait({reading})
         if reading.done() and reading.cancelled():
             # By somebody who cancels all there is; whoever still asks is not meant.
             await self.refresh(client, key, parse, patience)

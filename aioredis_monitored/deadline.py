@@ -24,7 +24,7 @@ async def patient_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeou
         seconds: How long the block may take; ``None`` for any time.
 
     Raises:
-        TimeoutError: It took longer; ``expired()`` of what is yielded is true then.
+        builtins.TimeoutError: It took longer; ``expired()`` of what is yielded is true then.
     """
     async with asyncio.timeout(None) as limit:
         if seconds is None:

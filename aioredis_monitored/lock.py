@@ -19,6 +19,7 @@ from redis.typing import Number
 
 from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.calls import leave_if_refused
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.fetching import SETTLE_SECONDS, aside_of
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.multiplexer import Lost, Reply
@@ -488,7 +489,7 @@ class _Acquisition:
                 raise reply.error if isinstance(reply, Lost) else reply
 
         try:
-            async with asyncio.timeout(_UNDO_SECONDS):
+            async with patient_timeout(_UNDO_SECONDS):
                 await until_answered(attempt, _seconds_after)
         except (RedisError, TimeoutError) as error:
             _LOGGER.warning(

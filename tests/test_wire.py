@@ -13,8 +13,8 @@ import redis.exceptions
 from scripted import scripted
 from sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
+from aioredis_monitored.multiplexer import Lost, inflight
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
@@ -395,6 +395,63 @@ async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_o
 
     client = MonitoredRedisConnection(connection_pool=pool)
     assert b"mine" == await until_answered(lambda: client.echo("mine"))
+
+
+@BOTH
+async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_lent(
+    make_pool, server, inspector, until, multiplex
+):
+    pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.queued())
+    inspector.rpush("list", "element")
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert [(b"list", b"element"), None] == await asyncio.gather(*calls)
+
+
+async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
+    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
+    await client.ping()
+    own_server.freeze()
+    calls = await begun(*(client.incr("key") for _ in range(100)))
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert list(range(1, 101)) == await asyncio.gather(*calls)
+
+
+async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
+    make_pool, own_server, monkeypatch, until
+):
+    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
+    await client.ping()
+    async with frozen(own_server):
+        calls = await begun(*(client.incr("key") for _ in range(20)))
+        async with asyncio.timeout(15):
+            while not calls[-1].done():
+                time.sleep(0.15)  # noqa: ASYNC251 - that is the point
+                await asyncio.sleep(0)
+        assert [PoolExhaustedError] * 10 == [type(call.exception()) for call in calls[10:]]
+
+    assert list(range(1, 11)) == await asyncio.gather(*calls[:10])
+
+
+async def test_what_was_answered_before_a_pool_is_closed_by_a_busy_event_loop_is_no_loss(make_pool, own_server):
+    value = b"x" * 2_000
+    client = client_of(make_pool, own_server.url, **UNRECORDED, socket_timeout=2)
+    await until_answered(lambda: client.set("key", value))
+    own_server.freeze()
+    calls = await begun(*(client.get("key") for _ in range(1_000)))
+    closing, *_ = await begun(client.connection_pool.aclose())
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+    await closing
+
+    assert [value] * 1_000 == await asyncio.gather(*calls)
 
 
 async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(
