@@ -26,8 +26,7 @@ def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | No
     transport = getattr(encrypted, "_transport", None) or writer.transport
     sock = getattr(transport, "_sock", None)
     if not forked:  # an event loop shares what it waits for with the parent, which would wait in vain
-        is_stopped = loop is not None and not (loop.is_running() or loop.is_closed())
-        if is_stopped and sock is not None:
+        if sock is not None and loop is not None and not (loop.is_running() or loop.is_closed()):
             # If it goes on, its own callback closes the socket once more, and must find it there.
             loop.call_soon(setattr, transport, "_sock", sock)
         with suppress(

@@ -38,6 +38,16 @@ async def test_it_is_json_at_the_books_key(store, client):
     assert {} == await store.get("redis", "unheard-of")
 
 
+async def test_no_two_components_share_a_key(store):
+    await store.set("a", "b:c", {"db": 1})
+    with pytest.raises(ValueError, match="the type of a component must not contain ':': 'a:b'"):
+        await store.set("a:b", "c", {"db": 2})
+    with pytest.raises(ValueError, match="the type of a component must not contain ':': 'a:b'"):
+        await store.get("a:b", "c")
+
+    assert {"db": 1} == await store.get("a", "b:c")
+
+
 async def test_an_answer_lasts_for_wait_seconds(store, client, clock, telemetry):
     await client.set("config:redis:logs", '{"db": 1}')
     await store.get("redis", "logs")

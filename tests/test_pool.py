@@ -24,9 +24,7 @@ from aioredis_monitored import (
 from aioredis_monitored.testing import RedisServer
 
 SECRET = "hunter2-" * 3
-LOOPS = pytest.mark.parametrize(
-    "new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
-)
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
 
 def _run_until_complete(coroutine):

@@ -384,9 +384,7 @@ async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_time
 
 
 @BOTH
-async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(
-    make_pool, own_server, multiplex
-):
+async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(make_pool, own_server, multiplex):
     pool = make_pool(own_server.url, **UNRECORDED, name="mine", socket_timeout=1, multiplex=multiplex)
     await until_answered(pool.ping)
     async with frozen(own_server), asyncio.timeout(15):
