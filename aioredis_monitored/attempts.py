@@ -16,7 +16,7 @@ from redis.exceptions import (
     WatchError,
 )
 
-from aioredis_monitored.deadline import patient_timeout
+from aioredis_monitored.deadline import patient_timeout, replies_in_time
 from aioredis_monitored.multiplexer import Late, Lost
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.retry import is_hang_up, may_pass
@@ -57,7 +57,7 @@ async def attempt_on(
             if wait is None:
                 yield connection
             else:
-                async with _replies_in_time(connection, wait):
+                async with replies_in_time(connection, wait):
                     yield connection
     except WatchError:
         # The caller's to begin anew.
@@ -70,30 +70,6 @@ async def attempt_on(
             raise
         raise Late(written=is_usable) from None
     pool.retry_policy.is_out_of_reach = False
-
-
-@asynccontextmanager
-async def _replies_in_time(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
-    """Bound the time of all replies together, which redis-py bounds one by one.
-
-    Raises:
-        redis.exceptions.TimeoutError: They took longer.
-    """
-    socket_timeout = connection.socket_timeout
-    if socket_timeout is None:
-        yield
-        return
-    bound = socket_timeout + wait
-    connection.socket_timeout = None
-    try:
-        async with patient_timeout(None if isinf(bound) else bound) as limit:
-            yield
-    except builtins.TimeoutError:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"no reply in {bound:g} s") from None
-    finally:
-        connection.socket_timeout = socket_timeout
 
 
 async def attempted(

@@ -311,7 +311,7 @@ class _Reading:
         text = f"no value specified under the prefix {self.prefix!r}"
         if pool := re.fullmatch(r"redis\.(?:([a-z0-9_]+)\.)?", self.prefix):
             variable = "_".join(filter(None, ("redis", pool[1], "url"))).upper()
-            text += f" (in the environment: {variable})"
+            text += f" (in the environment: {variable}, after the prefix of config_from_env if it was given one)"
         if others:
             named = ", ".join(f"{self.prefix}{name}" for name in sorted(others)[:_MOST_NAMED])
             text += f"; of other pools there are: {named}"

@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import MonitoredRedisError
 
 _Value = bytes | str | None
@@ -31,6 +32,8 @@ class ConfigStore:
     is cancelled leaves the read to the others. The answers for 256 components are kept, those asked for last; any other
     is read again.
 
+    A type must not contain ``:``, or else the keys of ``("a:b", "c")`` and ``("a", "b:c")`` would be the same.
+
     Args:
         client: A client of the server that keeps the configuration.
     """
@@ -42,8 +45,14 @@ class ConfigStore:
     async def set(self, type_: str, component: str, config: Mapping[str, Any]) -> None:
         """Write a component's configuration; this process sees it at once, others within their ``wait``.
 
+        Args:
+            type_: What kind of component it is: ``redis``, ``statistics``, …; without ``:``.
+            component: The component's name.
+            config: The configuration.
+
         Raises:
             TypeError: The configuration is not a mapping that JSON can hold.
+            ValueError: ``type_`` contains ``:``.
         """
         if not isinstance(config, Mapping):
             message = f"a configuration is a mapping, not {type(config).__name__}"
@@ -58,14 +67,14 @@ class ConfigStore:
         """Read a component's configuration; ``{}`` if there is none. What is returned is the caller's to change.
 
         Args:
-            type_: What kind of component it is: ``redis``, ``statistics``, ….
+            type_: What kind of component it is: ``redis``, ``statistics``, …; without ``:``.
             component: The component's name.
             wait: Seconds for which an earlier answer will do; default 1.
             patience: Seconds that a read may take, whoever began it, before an older answer will do, however old; the
                 read goes on. ``None``, the default, waits as long as the client does.
 
         Raises:
-            ValueError: What is kept there is not a JSON object; the text does not quote it.
+            ValueError: ``type_`` contains ``:``, or what is there is not a JSON object; the text does not quote it.
             TimeoutError: The read takes longer than ``patience``, and there is no older answer.
             redis.exceptions.RedisError: The server cannot be read.
         """
@@ -130,7 +139,9 @@ class _Entry:
             self._reading = asyncio.get_running_loop().create_task(self._read(client, key, parse), context=Context())
         reading = self._reading
         left = None if patience is None else max(0.0, self._began_at + patience - monotonic())
-        await asyncio.wait({reading}, timeout=left)
+        with suppress(TimeoutError):
+            async with patient_timeout(left):
+                await asyncio.wait({reading})
         if reading.done() and reading.cancelled():
             # By somebody who cancels all there is; whoever still asks is not meant.
             await self.refresh(client, key, parse, patience)
@@ -150,6 +161,10 @@ class _Entry:
 
 
 def _key(type_: str, component: str) -> str:
+    if ":" in type_:
+        # It would be read as another type, whose component's name begins with the rest.
+        message = f"the type of a component must not contain ':': {type_!r}"
+        raise ValueError(message)
     return f"config:{type_}:{component}"
 
 

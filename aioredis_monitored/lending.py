@@ -13,6 +13,7 @@ from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored.attributes import is_between_replies
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, undecodable
 from aioredis_monitored.lifecycle import LivingPool
 from aioredis_monitored.sending import sending_soundly
@@ -190,7 +191,7 @@ class LendingPool(LivingPool):
         turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
-            async with asyncio.timeout(self.timeout):
+            async with patient_timeout(self.timeout):
                 return await turn
         except BaseException as error:
             if turn in queue:

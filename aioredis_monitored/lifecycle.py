@@ -10,7 +10,7 @@ from redis.asyncio import BlockingConnectionPool
 
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
 from aioredis_monitored.patience import cleaning_up
-from aioredis_monitored.sockets import Held
+from aioredis_monitored.sockets import Held, close_now
 
 
 class LivingPool(BlockingConnectionPool):
@@ -78,18 +78,29 @@ class LivingPool(BlockingConnectionPool):
 
     def _is_closed(self, closing: asyncio.Task[None]) -> None:
         self._closing = None
-        if not closing.cancelled():
+        if closing.cancelled():
+            # Maybe before it has begun, as the event loop ends.
+            connections = (*self._available_connections, *self._in_use_connections)
+            self._forget()
+            for connection in connections:
+                close_now(connection)
+        else:
             # Whoever has waited for it has been told.
             closing.exception()
 
     async def _close_connections(self) -> None:
         idle, lent = self._available_connections, self._in_use_connections
         self._forget()
-        for connection in lent:
-            # Waiting for the end of what another task may be reading from could take as long as that task does.
-            await connection.disconnect(nowait=True)
-        closing = (connection.disconnect() for connection in idle)
-        errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
+        try:
+            for connection in lent:
+                # Waiting for the end of what another task may be reading from could take as long as that task does.
+                await connection.disconnect(nowait=True)
+            closing = (connection.disconnect() for connection in idle)
+            errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
+        finally:
+            # At the end of the event loop, all of that may be cancelled before it begins.
+            for connection in (*lent, *idle):
+                close_now(connection)
         if errors:
             raise errors[0]
 

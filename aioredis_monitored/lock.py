@@ -19,6 +19,7 @@ from redis.typing import Number
 
 from aioredis_monitored.attempts import attempt_on, attempted, until_answered
 from aioredis_monitored.calls import leave_if_refused
+from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
 from aioredis_monitored.fetching import SETTLE_SECONDS, Connecting, aside_of
 from aioredis_monitored.handle import Handle
@@ -573,7 +574,7 @@ class _Acquisition:
     async def _undone(self) -> None:
         attempt = partial(_released_aside, self._lock, self._pool, self._token)
         try:
-            async with asyncio.timeout(_UNDO_SECONDS):
+            async with patient_timeout(_UNDO_SECONDS):
                 await until_answered(attempt, _seconds_after)
         except (RedisError, TimeoutError) as error:
             _LOGGER.warning(

@@ -24,6 +24,7 @@ from aioredis_monitored._version import __version__
 from aioredis_monitored.attributes import AttributeFreeParser
 from aioredis_monitored.config import RedisConfig, override, read_arguments, url_arguments
 from aioredis_monitored.credentials import PasswordFile, asking_again, may_change
+from aioredis_monitored.deadline import replies_in_time
 from aioredis_monitored.decoding import decoded, surely_decodes
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
 from aioredis_monitored.greeting import greet
@@ -214,8 +215,9 @@ class MonitoredConnectionPool(ReportingPool):
             try:
                 if operation is not None:
                     operation.reached(connection)
-                await connection.send_command("PING")
-                await connection.read_response()
+                async with replies_in_time(connection, 0):
+                    await connection.send_command("PING")
+                    await connection.read_response()
             finally:
                 await self.release(connection)
         self.retry_policy.is_out_of_reach = False

@@ -22,20 +22,31 @@ def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | No
     """
     writer: Any = connection._writer  # noqa: SLF001
     connection._writer = connection._reader = None  # noqa: SLF001
+    encrypted = getattr(writer.transport, "_ssl_protocol", None)
+    transport = getattr(encrypted, "_transport", None) or writer.transport
+    sock = getattr(transport, "_sock", None)
     if not forked:  # an event loop shares what it waits for with the parent, which would wait in vain
+        if sock is not None and loop is not None and not (loop.is_running() or loop.is_closed()):
+            # If it goes on, its own callback closes the socket once more, and must find it there.
+            loop.call_soon(setattr, transport, "_sock", sock)
         with suppress(
             RuntimeError, AttributeError
         ):  # the event loop is closed; what stands in for a transport has none
             writer.transport.abort()
         if loop is not None and loop.is_running():
             return
-    # Nobody will run the callback that closes the socket.
-    encrypted = getattr(writer.transport, "_ssl_protocol", None)
-    transport = getattr(encrypted, "_transport", None) or writer.transport
-    sock = getattr(transport, "_sock", None)
+    # Maybe no event loop runs the callback that closes the socket.
     if sock is not None:
         sock.close()
         transport._sock = None  # noqa: SLF001
+
+
+def close_now(connection: AbstractConnection) -> None:
+    """Close a connection's socket where nothing may be awaited, as its event loop may be ending.
+
+    redis-py's public way is a coroutine, which does nothing if it is cancelled before it begins.
+    """
+    connection._close()  # type: ignore[no-untyped-call]  # noqa: SLF001
 
 
 def is_readable(connection: AbstractConnection) -> bool:

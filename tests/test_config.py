@@ -35,7 +35,8 @@ BAD_FILE = "must be the path of an existing file"
 BAD_AUTHORITIES = "must be the path of a PEM file of certificates"
 BAD_PAIR = "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
 BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password, in UTF-8 without BOM and NUL"
-NO_URL = "no value specified under the prefix 'redis.' (in the environment: REDIS_URL)"
+IN_FRONT = "after the prefix of config_from_env if it was given one"
+NO_URL = f"no value specified under the prefix 'redis.' (in the environment: REDIS_URL, {IN_FRONT})"
 SECRET = "S3CRET"
 
 
@@ -160,8 +161,11 @@ def test_a_url_that_is_not_there_is_missed():
 @pytest.mark.parametrize(
     ("prefix", "message"),
     [
-        ("redis.cache.", "under the prefix 'redis.cache.' (in the environment: REDIS_CACHE_URL)"),
-        ("redis.rate_limit.", "under the prefix 'redis.rate_limit.' (in the environment: REDIS_RATE_LIMIT_URL)"),
+        ("redis.cache.", f"under the prefix 'redis.cache.' (in the environment: REDIS_CACHE_URL, {IN_FRONT})"),
+        (
+            "redis.rate_limit.",
+            f"under the prefix 'redis.rate_limit.' (in the environment: REDIS_RATE_LIMIT_URL, {IN_FRONT})",
+        ),
         # No variable gives these.
         ("redis.a.b.", "under the prefix 'redis.a.b.'"),
         ("shop.redis.", "under the prefix 'shop.redis.'"),
@@ -173,6 +177,13 @@ def test_a_missing_url_is_named_as_it_would_be_found(prefix, message):
         RedisConfig.from_mapping({}, prefix)
 
     assert f"{prefix}url: no value specified {message}" == str(caught.value)
+
+
+def test_a_url_under_another_prefix_of_variables_is_missed_with_a_word_on_that():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(config_from_env({"REDIS_URL": "redis://h"}, "APP_"), "redis.")
+
+    assert str(caught.value).endswith("(in the environment: REDIS_URL, " + IN_FRONT + ")")
 
 
 def test_a_missing_url_is_told_from_those_of_other_pools():

@@ -1,6 +1,7 @@
 """Configuration kept in Redis: where it is, how long an answer lasts, what a broken one gives."""
 
 import asyncio
+import time
 
 import pytest
 import redis.exceptions
@@ -35,6 +36,16 @@ async def test_it_is_json_at_the_books_key(store, client):
     assert b'{"db": 3, "url": "redis://localhost"}' == await client.get("config:redis:logs")
     assert {"url": "redis://localhost", "db": 3} == await store.get("redis", "logs")
     assert {} == await store.get("redis", "unheard-of")
+
+
+async def test_no_two_components_share_a_key(store):
+    await store.set("a", "b:c", {"db": 1})
+    with pytest.raises(ValueError, match="the type of a component must not contain ':': 'a:b'"):
+        await store.set("a:b", "c", {"db": 2})
+    with pytest.raises(ValueError, match="the type of a component must not contain ':': 'a:b'"):
+        await store.get("a:b", "c")
+
+    assert {"db": 1} == await store.get("a", "b:c")
 
 
 async def test_an_answer_lasts_for_wait_seconds(store, client, clock, telemetry):
@@ -220,6 +231,17 @@ async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, ma
     assert {"db": 2} == await store.get("redis", "logs", wait=0, patience=0)
     own_server.thaw()
     await store.get("redis", "logs", wait=0)
+
+
+async def test_an_answer_that_came_while_the_event_loop_was_busy_is_used(own_server, make_pool):
+    store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
+    await store.set("redis", "logs", {"db": 1})
+    own_server.freeze()
+    (asking,) = await begun(store.get("redis", "logs", patience=2))
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert {"db": 1} == await asking
 
 
 async def test_each_caller_has_an_error_of_his_own(store, client, clock):

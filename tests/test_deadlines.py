@@ -1,6 +1,9 @@
 """Deadlines of many calls: what is late is cancelled, and no cancellation of another's is taken for that."""
 
 import asyncio
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sharing import begun
@@ -66,6 +69,31 @@ async def test_what_ends_well_although_it_was_late_returns_and_leaves_no_cancell
 
     assert 1 == await deadlines.before(loop.time(), stubborn())
     assert 0 == asyncio.current_task().cancelling()
+
+
+async def test_what_came_while_the_event_loop_was_busy_is_in_time():
+    deadlines, loop = Deadlines(), asyncio.get_running_loop()
+    near, far = socket.socketpair()
+    with far:
+        reader, writer = await asyncio.open_connection(sock=near)
+        (task,) = await begun(deadlines.before(loop.time() + 2, reader.readexactly(2_000_000)))
+        with ThreadPoolExecutor() as executor:
+            sending = executor.submit(far.sendall, b"x" * 2_000_000)
+            time.sleep(4)  # noqa: ASYNC251 - that is the point
+            assert 2_000_000 == len(await task)
+            sending.result()
+        writer.close()
+
+
+async def test_what_was_put_off_is_late_although_the_event_loop_is_busy_again():
+    deadlines, loop = Deadlines(), asyncio.get_running_loop()
+    tasks = await begun(*(deadlines.before(loop.time() + 0.1, asyncio.Event().wait()) for _ in range(2)))
+    async with asyncio.timeout(15):
+        while not all(task.done() for task in tasks):
+            time.sleep(0.15)  # noqa: ASYNC251 - that is the point
+            await asyncio.sleep(0)
+
+    assert [TimeoutError] * 2 == [type(task.exception()) for task in tasks]
 
 
 def test_they_are_kept_in_the_next_event_loop_too():

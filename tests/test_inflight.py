@@ -313,17 +313,37 @@ def test_a_batch_that_holds_what_was_refused_gets_the_servers_error(loop):
     assert not behind.result().written
 
 
+@pytest.mark.parametrize("text", ["invalid bulk length", "invalid multibulk length"])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_a_script_whose_arguments_are_too_long_is_refused_as_any_command(loop, is_batch, text):
+    owes, call, behind = InFlight(TIMEOUT), reply_of(loop), reply_of(loop)
+    if is_batch:
+        call = run_of(loop, 2)
+        call.commands = [("FCALL", "f", 0, "x"), ("ECHO", "x")]
+    else:
+        call.args = ("EVALSHA", "sha", 0, "x")
+    for each in (call, behind):
+        owes.add(each)
+    owes.write(2, 0.0)
+
+    owes.receive(parser(ResponseError(f"Protocol error: {text}")), 0.5)
+    owes.lose(lambda: ConnectionError("gone"))
+
+    assert not behind.result().written
+    assert text in str(call.result().error if is_batch else call.result())
+
+
 @pytest.mark.parametrize("case", ["a reply came behind it", "a script said it", "a batch's script said it"])
 def test_a_refusal_that_may_be_none_says_nothing(loop, case):
     owes, call, behind = InFlight(TIMEOUT), reply_of(loop), [reply_of(loop), reply_of(loop)]
-    replies = [REFUSAL]
+    replies = [ResponseError("Protocol error: invalid bulk length, says the script")]
     if case == "a script said it":
         call.args = ("EVAL", "return redis.error_reply('ERR Protocol error')", 0)
     elif case == "a batch's script said it":
         call = run_of(loop, 2)
         call.commands = [("FCALL", "f", 0), ("ECHO", "x")]
     else:
-        replies.append(b"x")
+        replies = [REFUSAL, b"x"]
     for each in (call, *behind):
         owes.add(each)
     owes.write(3, 0.0)

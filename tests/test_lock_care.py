@@ -274,6 +274,25 @@ async def test_a_lost_answer_is_undone_elsewhere(any_client, proxy, inspector, u
     await until(deleted(inspector), 10)
 
 
+@pytest.mark.parametrize("kind", ["multiplexed", "pooled"])
+async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
+    any_client, own_server, until, monkeypatch, caplog
+):
+    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 2)
+    client = any_client(own_server.url)
+    await client.ping()
+    own_server.freeze()
+    (task,) = await begun(lock_of(client).acquire(blocking=False))
+    task.cancel()
+    await asyncio.wait([task])
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+    await settled(until)
+
+    assert not await client.exists("job")
+    assert [] == caplog.messages
+
+
 async def test_a_lost_answer_to_a_callers_own_token_is_not(any_client, proxy, inspector, until):
     client = any_client(proxy.url)
     await client.ping()

@@ -7,6 +7,8 @@ import warnings
 import pytest
 import redis.asyncio
 import redis.exceptions
+import uvloop
+from sharing import UNRECORDED
 
 from aioredis_monitored import (
     ConfigurationError,
@@ -22,6 +24,7 @@ from aioredis_monitored import (
 from aioredis_monitored.testing import RedisServer
 
 SECRET = "hunter2-" * 3
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 
 
 def _run_until_complete(coroutine):
@@ -334,6 +337,52 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_runni
         gc.collect()
 
     assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+@LOOPS
+@pytest.mark.parametrize("ticks", range(8))
+def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server, multiplex, new_loop, ticks):
+    async def leave():
+        pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED, multiplex=multiplex)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        # One that is idle, one that is lent, and the shared one, if any.
+        await asyncio.gather(client.set("key", 1), client.blpop("list", 0.01))
+        await pool.get_connection()
+        await client.blpop("list", 0.01)
+        closings.append(asyncio.create_task(pool.aclose()))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+
+    closings = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(leave())
+        closings.clear()
+        gc.collect()
+
+    assert [] == [str(each.message) for each in caught]
+
+
+@LOOPS
+def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(
+    server, multiplex, new_loop, caplog
+):
+    async def use():
+        pool = MonitoredConnectionPool.from_url(server.url, name="forgotten", multiplex=multiplex)
+        await pool.ping()
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught, asyncio.Runner(loop_factory=new_loop) as runner:
+        warnings.simplefilter("always")
+        pool = runner.run(use())
+        del pool
+        gc.collect()
+        runner.run(asyncio.sleep(0))
+        gc.collect()
+
+    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+    assert [] == caplog.messages
 
 
 async def test_a_pool_that_was_never_used_may_be_forgotten():

@@ -248,6 +248,24 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
 
 
+def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(tls_url, pem, caplog):
+    async def use():
+        pool = configured(tls_url, ssl_ca_certs=pem.authority)
+        await pool.ping()
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught, asyncio.Runner() as runner:
+        warnings.simplefilter("always")
+        pool = runner.run(use())
+        del pool
+        gc.collect()
+        runner.run(asyncio.sleep(0))
+        gc.collect()
+
+    assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+    assert [] == caplog.messages
+
+
 @pytest.fixture
 async def strict_tls_proxy(identity):
     with RedisServer("--proto-max-bulk-len", "1mb") as server:

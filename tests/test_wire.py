@@ -11,10 +11,10 @@ import pytest
 import redis
 import redis.exceptions
 from scripted import scripted
-from sharing import UNRECORDED, begun, client_of, line_of
+from sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
+from aioredis_monitored.multiplexer import Lost, inflight
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
@@ -71,6 +71,75 @@ async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, stri
         if multiplex or isinstance(error, redis.exceptions.ResponseError):
             assert "Protocol error: invalid bulk length" in str(error)
         assert isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError)
+
+
+SCRIPT = "return redis.call('INCRBY', KEYS[1], 1)"
+
+
+async def put_bounded(client, value):
+    async with MessageQueue("bounded", client.connection_pool, max_length=10) as queue:
+        await queue.put(value)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, value: client.eval(SCRIPT, 1, "runs", value),
+        lambda client, value: client.evalsha("0" * 40, 1, "runs", value),
+        lambda client, value: client.fcall("absent", 1, "runs", value),
+        lambda client, value: client.register_script(SCRIPT)(["runs"], [value]),
+        put_bounded,
+        lambda client, value: client.pipeline(transaction=False).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+        lambda client, value: client.pipeline(transaction=True).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+    ],
+    ids=["eval", "evalsha", "fcall", "script", "put", "pipeline", "transaction"],
+)
+async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
+    make_pool, strict_server, multiplex, call
+):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    await client.ping()
+    await client.set("runs", 0)
+    others, culprits = [], []
+    for number in range(10):
+        calls = [client.rpush(f"list:{multiplex}", b"y" * 100_000) for _ in range(10)]
+        calls.insert(number, call(client, b"x" * 1_500_000))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        culprits.append(results.pop(number))
+        others += results
+    pushed = await client.llen(f"list:{multiplex}")
+    await client.delete(f"list:{multiplex}", "a", "bounded")
+
+    # Each of them ran, and ran once.
+    assert (set(range(1, 101)), 100) == (set(others), pushed)
+    assert [] == [
+        error
+        for error in culprits
+        if "Protocol error: invalid bulk length" not in str(error)
+        and (multiplex or not isinstance(error, redis.exceptions.ConnectionError))
+    ]
+    assert b"0" == await client.get("runs")
+
+
+@pytest.mark.parametrize("args", [(b"EVAL", b"script", b"0"), (b"FCALL", b"function", b"0")], ids=lambda args: args[0])
+async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args):
+    counts = []
+
+    def answer(connection, said):
+        if said[0] == b"INCR":
+            counts.append(connection)
+            return b":1\r\n" if connection > 1 else None
+        return b"-ERR Protocol error: says the script\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        calls = [pool.multiplexer.send(args), pool.multiplexer.send(("INCR", "a"))]
+        said, lost = await asyncio.gather(*calls)
+        await pool.aclose()
+
+    # It may have run, and is not sent again.
+    assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
 
 
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
@@ -300,6 +369,87 @@ async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(mak
     results = await asyncio.gather(*calls, return_exceptions=True)
 
     assert [] == [result for result in results if result != value]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"multiplex": False}, {"max_connections": 1}], ids=str)
+async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, arguments):
+    pool = make_pool(own_server.url, **UNRECORDED, socket_timeout=1, **arguments)
+    await until_answered(pool.ping)
+    for _ in range(3):
+        own_server.freeze()
+        (ping,) = await begun(pool.ping())
+        own_server.thaw()
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        await ping
+
+
+@BOTH
+async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(make_pool, own_server, multiplex):
+    pool = make_pool(own_server.url, **UNRECORDED, name="mine", socket_timeout=1, multiplex=multiplex)
+    await until_answered(pool.ping)
+    async with frozen(own_server), asyncio.timeout(15):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"^pool 'mine' \(127\.0\.0\.1:\d+/0\): "):
+            await pool.ping()
+
+    client = MonitoredRedisConnection(connection_pool=pool)
+    assert b"mine" == await until_answered(lambda: client.echo("mine"))
+
+
+@BOTH
+async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_lent(
+    make_pool, server, inspector, until, multiplex
+):
+    pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.queued())
+    inspector.rpush("list", "element")
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert [(b"list", b"element"), None] == await asyncio.gather(*calls)
+
+
+async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
+    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
+    await client.ping()
+    own_server.freeze()
+    calls = await begun(*(client.incr("key") for _ in range(100)))
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert list(range(1, 101)) == await asyncio.gather(*calls)
+
+
+async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
+    make_pool, own_server, monkeypatch, until
+):
+    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
+    await client.ping()
+    async with frozen(own_server):
+        calls = await begun(*(client.incr("key") for _ in range(20)))
+        async with asyncio.timeout(15):
+            while not calls[-1].done():
+                time.sleep(0.15)  # noqa: ASYNC251 - that is the point
+                await asyncio.sleep(0)
+        assert [PoolExhaustedError] * 10 == [type(call.exception()) for call in calls[10:]]
+
+    assert list(range(1, 11)) == await asyncio.gather(*calls[:10])
+
+
+async def test_what_was_answered_before_a_pool_is_closed_by_a_busy_event_loop_is_no_loss(make_pool, own_server):
+    value = b"x" * 2_000
+    client = client_of(make_pool, own_server.url, **UNRECORDED, socket_timeout=2)
+    await until_answered(lambda: client.set("key", value))
+    own_server.freeze()
+    calls = await begun(*(client.get("key") for _ in range(1_000)))
+    closing, *_ = await begun(client.connection_pool.aclose())
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+    await closing
+
+    assert [value] * 1_000 == await asyncio.gather(*calls)
 
 
 async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(

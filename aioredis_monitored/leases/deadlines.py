@@ -6,17 +6,20 @@ from contextvars import Context
 from math import inf
 from typing import Any, TypeVar, cast
 
+from aioredis_monitored.deadline import LATE
+
 T = TypeVar("T")
 
 
 class Deadlines:
-    """Does what ``asyncio.timeout_at`` does, for a quarter of the time while nothing is late.
+    """Does what ``patient_timeout`` does, for a quarter of the time while nothing is late.
 
     Every message is acknowledged within one.
     """
 
     def __init__(self) -> None:
-        self._pending: dict[asyncio.Task[Any], float] = {}
+        # The deadline of each, and the seconds by which that may be put off.
+        self._pending: dict[asyncio.Task[Any], tuple[float, float]] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -26,7 +29,8 @@ class Deadlines:
         """Await an attempt; one at a time in each task.
 
         Args:
-            deadline: When it is cancelled, by the event loop's clock.
+            deadline: When it is cancelled, by the event loop's clock. If the loop was busy then, it gets the time by
+                which that is noticed late to read what came meanwhile, and no more than it had anyway.
             attempt: What to await.
 
         Raises:
@@ -35,7 +39,7 @@ class Deadlines:
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
         cancellations = task.cancelling()
-        self._pending[task] = deadline
+        self._pending[task] = deadline, deadline - loop.time()
         if deadline < self._when or loop is not self._loop:
             self._arm(loop, deadline)
         try:
@@ -60,10 +64,13 @@ class Deadlines:
     def _cancel_late(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer, self._when = None, inf
         now = loop.time()
-        late = [task for task, deadline in self._pending.items() if deadline <= now]
-        for task in late:
-            del self._pending[task]
-            self._late.add(task)
-            task.cancel()
+        over = [(task, now - deadline, spare) for task, (deadline, spare) in self._pending.items() if deadline <= now]
+        for task, late, spare in over:
+            if late > LATE and spare > 0:
+                self._pending[task] = now + min(late, spare), 0.0
+            else:
+                del self._pending[task]
+                self._late.add(task)
+                task.cancel()
         if self._pending:
-            self._arm(loop, min(self._pending.values()))
+            self._arm(loop, min(deadline for deadline, _ in self._pending.values()))

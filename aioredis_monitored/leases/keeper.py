@@ -20,6 +20,7 @@ from aioredis_monitored.leases.consumer import Consumer, Terms, registration
 from aioredis_monitored.leases.keys import Keys
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored.sockets import close_now
 from aioredis_monitored.telemetry.ambience import silence
 from aioredis_monitored.telemetry.queueview import QueueView
 
@@ -207,4 +208,4 @@ async def _own_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
     finally:
         # Cancelled once more while it closes them, as at the end of an event loop, redis-py's pool leaves some open.
         for connection in (*own._available_connections, *own._in_use_connections):  # noqa: SLF001 - no public way waits for nothing
-            connection._close()  # type: ignore[no-untyped-call]  # noqa: SLF001 - as above
+            close_now(connection)

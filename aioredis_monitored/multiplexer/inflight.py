@@ -17,6 +17,8 @@ NO_REPLY: Final = object()
 # What may be in flight on one connection: it keeps any server busy, and bounds the memory that a stopped one costs.
 MOST_BYTES: Final = 16 * 2**20
 MOST_CALLS: Final = 16_384
+# What servers answer to a request that is over proto-max-bulk-len, or has too many arguments.
+_LIMITS: Final = frozenset({"Protocol error: invalid bulk length", "Protocol error: invalid multibulk length"})
 
 
 class InFlight:
@@ -199,6 +201,10 @@ def is_refusal(error: ResponseError) -> bool:
 
 
 def _ends_connection(call: Reply | Run, error: ResponseError) -> bool:
-    """Whether a server that answers so hangs up; a script may say anything."""
+    """Whether a server that answers so hangs up."""
+    if not is_refusal(error):
+        return False
     args = call.args if isinstance(call, Reply) else call.commands[len(call.replies) - 1]
-    return is_refusal(error) and not traits_of(args).runs_code
+    # A script may say anything, and what stands behind it may have run by the time the connection ends. But a script's
+    # arguments may be too long as well, and no other error of a script has just these words.
+    return str(error) in _LIMITS or not traits_of(args).runs_code

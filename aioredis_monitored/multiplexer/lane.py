@@ -14,6 +14,7 @@ from weakref import ref
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
 
+from aioredis_monitored.deadline import LATE, patient_timeout
 from aioredis_monitored.errors import PoolExhaustedError
 from aioredis_monitored.multiplexer.lender import Lender
 from aioredis_monitored.multiplexer.line import Line
@@ -69,6 +70,8 @@ class Lane:
         self._lines: set[Line] = set()
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # When the timer is due; when it was found to be late, and until when those that were to go then may stay.
+        self._due = self._put_off = self._put_off_until = -inf
         self._purge_at = _PURGE
         self._closed: Exception | None = None
         # When it began to connect, and when it had.
@@ -236,7 +239,8 @@ class Lane:
             self._timer = None
         if self.waiting and self._timeout is not None:
             call = self.waiting[0]
-            left = max(0.0, call.since + self._timeout - perf_counter())
+            self._due = max(call.since + self._timeout, self._put_off_until)
+            left = max(0.0, self._due - perf_counter())
             self._timer = call.get_loop().call_later(left, self._expire, context=self._context)
 
     def _expire(self) -> None:
@@ -244,11 +248,21 @@ class Lane:
             # Connecting has clocks of its own; it sets this one again.
             self._timer = None
             return
-        now = perf_counter()
-        text = f"no room on the shared connection in {self._timeout} s"
-        while self.waiting and (self.waiting[0].done() or self.waiting[0].since + cast("float", self._timeout) <= now):
-            self._refuse(PoolExhaustedError(text))
+        timeout, now = cast("float", self._timeout), perf_counter()
+        late = now - self._due
+        if late > LATE:
+            # An event loop that was busy has not read what makes room. It gets the time for that, and no more than each
+            # call has anyway; those that were put off before have had theirs.
+            self._refuse_older(self._put_off - timeout)
+            self._put_off, self._put_off_until = now, now + min(late, timeout)
+        else:
+            self._refuse_older(now - timeout)
         self._watch()
+
+    def _refuse_older(self, limit: float) -> None:
+        text = f"no room on the shared connection in {self._timeout} s"
+        while self.waiting and (self.waiting[0].done() or self.waiting[0].since <= limit):
+            self._refuse(PoolExhaustedError(text))
 
     def _lose(self, error: Exception, waiting_since: float = inf) -> None:
         while self.waiting and self.waiting[0].since <= waiting_since:
@@ -298,7 +312,9 @@ class Lane:
         if self._connecting is not None:
             ends.append(self._connecting)
         if ends:
-            await asyncio.wait(ends, timeout=max((line.inflight.timeout or _DRAIN for line in lines), default=_DRAIN))
+            with suppress(TimeoutError):
+                async with patient_timeout(max((line.inflight.timeout or _DRAIN for line in lines), default=_DRAIN)):
+                    await asyncio.wait(ends)
         for line in lines:
             line.end(lambda: ConnectionError("closed before the reply came"))
         if lines:

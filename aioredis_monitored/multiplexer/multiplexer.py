@@ -162,6 +162,7 @@ class Multiplexer:
         """
         began = monotonic()
         try:
+            # By the clock: no attempt begins when the time is over.
             async with asyncio.timeout(seconds):
                 await self._one_at_a_time.acquire()
         except builtins.TimeoutError:
