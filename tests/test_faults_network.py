@@ -60,16 +60,16 @@ async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # A read without a further attempt, so that it shows.
     monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: None)
-    send = Connection.send_packed_command
+    send = Connection._send_packed_command
 
-    async def reset_and_send(connection, command, check_health=True):
+    async def reset_and_send(connection, command):
         if b"last" in b"".join(command):
             transport = connection._writer.transport
             proxy.cut()
             await until(lambda: transport.is_closing() and "closed=False" not in repr(transport))
-        await send(connection, command, check_health)
+        await send(connection, command)
 
-    monkeypatch.setattr(Connection, "send_packed_command", reset_and_send)
+    monkeypatch.setattr(Connection, "_send_packed_command", reset_and_send)
     async with client.client() as pinned, client.pipeline() as watching, client.pubsub() as subscription:
         if kind == "watching":
             await watching.watch("key")

@@ -185,9 +185,9 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
             return ("password",)
 
     def spied(name, callback):
-        def spy(*args):
+        def spy(*args, **options):
             seen[name] = var.get()
-            return callback(*args)
+            return callback(*args, **options)
 
         return spy
 

@@ -192,13 +192,13 @@ async def test_only_what_sends_in_redis_pys_way_is_mended():
     assert kind is type(sending_soundly(connection))
 
 
-async def test_a_write_that_takes_too_long_is_a_timeout(own_server):
-    kwargs = redis.connection.parse_url(own_server.url)
-    connection = sending_soundly(redis.asyncio.Connection(**kwargs, socket_timeout=0.2))
+async def test_a_write_that_takes_too_long_is_a_timeout(server, monkeypatch):
+    arguments = redis.connection.parse_url(server.url)
+    connection = sending_soundly(redis.asyncio.Connection(**arguments, socket_timeout=600))
     await connection.connect()
-    own_server.freeze()
+    connection.socket_timeout = 0.01
+    # On Python 3.12 and 3.13, asyncio's transports take any number of lines without a pause.
+    monkeypatch.setattr(connection, "_send_packed_command", lambda _: asyncio.sleep(600))
     with pytest.raises(redis.exceptions.TimeoutError, match="Timeout writing to socket"):
-        # More than sockets take.
-        await connection.send_packed_command("x" * 50_000_000)
-    own_server.thaw()
+        await connection.send_packed_command("x")
     assert not connection.is_connected
