@@ -235,13 +235,14 @@ async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, ma
 
 async def test_an_answer_that_came_while_the_event_loop_was_busy_is_used(own_server, make_pool):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
-    await store.set("redis", "logs", {"db": 1})
+    config = {"text": "x" * 1_000_000}
+    await store.set("redis", "logs", config)
     own_server.freeze()
     (asking,) = await begun(store.get("redis", "logs", patience=2))
     own_server.thaw()
     time.sleep(4)  # noqa: ASYNC251 - that is the point
 
-    assert {"db": 1} == await asking
+    assert config == await asking
 
 
 async def test_each_caller_has_an_error_of_his_own(store, client, clock):

@@ -498,7 +498,7 @@ async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool
             except redis.exceptions.ResponseError as caught:
                 error = caught
         await admin.script_kill()
-        await asyncio.wait([script])
+        await asyncio.gather(script, return_exceptions=True)
 
     assert "BUSY" in str(error)
     assert "BUSY" == telemetry.spans[-1].attributes["error.type"]
