@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from math import inf
 from typing import Any, Final, TypeVar
 
+from aioredis_monitored.deadline import patient_timeout
+
 _LOGGER: Final = logging.getLogger("aioredis_monitored")
 
 T = TypeVar("T")
@@ -52,7 +54,7 @@ def cleaning_up(what: str) -> Iterator[None]:
 
 
 async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
-    """Wait for a future whatever happens to this task; return whether it is done.
+    """Wait for a future whatever happens to this task; return whether it is done (see ``patient_timeout``).
 
     Args:
         future: Not cancelled with this task.
@@ -61,8 +63,9 @@ async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
     loop = asyncio.get_running_loop()
     while not future.done() and (left := deadline - loop.time()) > 0:
         # The caller is being cancelled already, and raises that in the end.
-        with suppress(asyncio.CancelledError), shielded():
-            await asyncio.wait([future], timeout=left)
+        with suppress(asyncio.CancelledError, TimeoutError), shielded():
+            async with patient_timeout(left):
+                await asyncio.wait([future])
     return future.done()
 
 

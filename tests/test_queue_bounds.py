@@ -12,6 +12,7 @@ from consuming import blocked, held
 from sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection
+from aioredis_monitored.fetching import waiting
 
 # What is promised is a second or two; what it would be otherwise, ten minutes.
 BOUND = 15
@@ -175,6 +176,35 @@ async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own
     assert getting.cancelled()
     assert time.monotonic() - started < BOUND
     assert 1 == caplog.messages.count("queue 'mail': what was on its way to a get that was cancelled may be lost")
+
+
+async def test_what_came_as_a_get_was_cancelled_goes_back_although_the_event_loop_is_busy(
+    queue, operator, until, monkeypatch, caplog
+):
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.05)
+    loop = asyncio.get_running_loop()
+
+    def stand_still():
+        # Far more than there is to settle.
+        time.sleep(0.5)
+
+    def after(ticks):
+        if ticks:
+            loop.call_soon(after, ticks - 1)
+        else:
+            stand_still()
+
+    for ticks in range(8):
+        (getting,) = await begun(queue.get())
+        await until(lambda: blocked(operator))
+        operator.rpush("mail", "message")
+        getting.cancel()
+        after(ticks)
+        await asyncio.wait([getting])
+        assert getting.cancelled()
+        await until(lambda: operator.lrange("mail", 0, -1) == [b"message"])
+        operator.delete("mail")
+    assert not any("may be lost" in message for message in caplog.messages)
 
 
 @pytest.mark.parametrize("outcome", ["succeeds", "fails", "waits"])

@@ -4,7 +4,7 @@ import asyncio
 import builtins
 from asyncio import sleep  # see attempts
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from functools import partial
 from math import inf
 from typing import Any, Final
@@ -18,7 +18,7 @@ from redis.exceptions import (
     TimeoutError,  # noqa: A004
 )
 
-from aioredis_monitored.deadline import patient_timeout
+from aioredis_monitored.deadline import LATE, patient_timeout
 from aioredis_monitored.fetching.aside import Aside
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
 from aioredis_monitored.patience import insist, patiently, shielded
@@ -49,6 +49,9 @@ class Waiting:
         self._owed = 0
         self._replies: list[Any] = []
         self._may_be_unblocked = False
+        # Until when what a caller has left is settled, and whether that was put off.
+        self._settled_by = inf
+        self._was_busy = False
 
     async def fetched(self, seconds: float) -> Any:
         """What comes within so many seconds, or is there if that is 0; ``None`` if nothing comes.
@@ -99,10 +102,10 @@ class Waiting:
                 await self._say(("CLIENT", "ID"), *commands)
                 await self._hear()
         except asyncio.CancelledError:
-            settle = partial(self._settle, found_in, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+            self._begin_to_settle()
             with suppress(builtins.TimeoutError):
                 # It ends by then by itself; later, the connection is closed.
-                await insist(settle, 2 * SETTLE_SECONDS)
+                await insist(partial(self._settle, found_in), 3 * SETTLE_SECONDS)
             raise
         except builtins.TimeoutError:
             raise TimeoutError(f"no reply in {limit:.3g} s") from None
@@ -111,7 +114,8 @@ class Waiting:
         found = found_in(_without_errors(replies))
         if error is not None:
             if found is not None:
-                await self._put_back(found, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+                self._begin_to_settle()
+                await self._put_back(found)
             raise error
         return found
 
@@ -133,56 +137,71 @@ class Waiting:
             self._owed -= 1
             self._replies.append(reply)
 
-    async def _settle(self, found_in: Callable[[Sequence[Any]], Any], deadline: float) -> None:
-        """Let the waiting end, and put back what it has brought; not much longer than until the deadline."""
-        asked = await self._unblock(deadline)
+    def _begin_to_settle(self) -> None:
+        self._settled_by = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        self._was_busy = False
+
+    def _may_settle(self) -> bool:
+        """Whether there is time to settle; an event loop that was busy at its end has not read what came by then."""
+        now = asyncio.get_running_loop().time()
+        if not self._was_busy and now - self._settled_by > LATE:
+            self._was_busy = True
+            self._settled_by = now + SETTLE_SECONDS
+        return now < self._settled_by
+
+    async def _settle(self, found_in: Callable[[Sequence[Any]], Any]) -> None:
+        """Let the waiting end, and put back what it has brought."""
+        asked = await self._unblock()
         if self._owed:
             self._fetch.note_unsettled()
         else:
             found = found_in(_without_errors(self._replies[1:]))
             if found is not None:
-                await self._put_back(found, deadline)
+                await self._put_back(found)
         for each in asked:
-            if not await patiently(each, deadline):
+            if not await patiently(each, self._settled_by):
                 # It would unblock whoever has the connection then.
                 self._may_be_unblocked = True
                 each.cancel()
 
-    async def _unblock(self, deadline: float) -> list["asyncio.Future[Any]"]:
+    async def _unblock(self) -> list["asyncio.Future[Any]"]:
         asked: list[asyncio.Future[Any]] = []
         pause = _FIRST_PAUSE
-        while self._owed and asyncio.get_running_loop().time() < deadline:
+        while self._owed and self._may_settle():
             if self._replies and isinstance(self._replies[0], int):
                 asked.append(self._send_aside("CLIENT", "UNBLOCK", self._replies[0]))
-            if not await self._hear_until(min(deadline, asyncio.get_running_loop().time() + pause)):
+            if not await self._hear_for(pause):
                 break
             pause *= 2
         return asked
 
-    async def _put_back(self, found: Any, deadline: float) -> None:
+    async def _put_back(self, found: Any) -> None:
         for command in self._fetch.putting_back(found):
             with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
-                async with asyncio.timeout_at(deadline):
+                async with self._in_time(inf):
                     await self._say(command)
-            while self._owed and asyncio.get_running_loop().time() < deadline:
-                if not await self._hear_until(deadline):
+            while self._owed and self._may_settle():
+                if not await self._hear_for(inf):
                     break
             if self._owed or not isinstance(self._replies[0], Exception):
                 break
         if self._owed or isinstance(self._replies[0], Exception):
             self._fetch.note_unsettled()
 
-    async def _hear_until(self, deadline: float) -> bool:
+    async def _hear_for(self, seconds: float) -> bool:
         """Read what is owed, whatever happens to this task; return whether that can be gone on with."""
         try:
             with shielded():
-                async with asyncio.timeout_at(deadline):
+                async with self._in_time(seconds):
                     await self._hear()
         except (asyncio.CancelledError, builtins.TimeoutError):
             return True
         except RedisError:
             return False
         return True
+
+    def _in_time(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        return patient_timeout(max(0.0, min(seconds, self._settled_by - asyncio.get_running_loop().time())))
 
 
 def _found(fetch: Fetch, replies: Sequence[Any]) -> Any:
