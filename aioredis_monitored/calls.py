@@ -33,7 +33,7 @@ from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
 
-# Seconds in which a plain pool's connection that nobody wants any more goes back; later, it does so unwatched.
+# Seconds in which the connection of a plain pool whose caller has left goes back; later, it does so unwatched.
 _GOODBYE: Final = 1.0
 # These raise for no reply.
 _NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
