@@ -29,6 +29,8 @@ T = TypeVar("T")
 # number of connections that the call has been written to and lost. It raises ``Lost``, or ``Late`` when the seconds are
 # over.
 Attempt = Callable[[float | None, int], Awaitable[T]]
+# Gives each attempt a connection that no other call uses, and takes it back.
+Connecting = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
 
 
 @asynccontextmanager

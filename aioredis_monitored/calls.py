@@ -1,13 +1,13 @@
 """How a command gets to the server: on the shared connection or a borrowed one, once or, where that is safe, again."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
 from inspect import isawaitable
 from math import isinf
 from time import monotonic, perf_counter
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool
@@ -21,7 +21,7 @@ from redis.exceptions import (
 )
 from redis.himport import parse_himport_set_args
 
-from aioredis_monitored.attempts import attempt_on, retried
+from aioredis_monitored.attempts import Connecting, attempt_on, retried
 from aioredis_monitored.errors import OwnConnectionError, PinnedConnectionLostError, undecodable
 from aioredis_monitored.lending import ALTERED_LOST
 from aioredis_monitored.multiplexer import ALONE, Lost, is_refusal
@@ -32,6 +32,8 @@ from aioredis_monitored.sending import sending_soundly
 from aioredis_monitored.sockets import has_ended, is_readable
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import counts_own_writes, server_wait, traits_of
+
+T = TypeVar("T")
 
 # Seconds in which the connection of a plain pool whose caller has left goes back; later, it does so unwatched.
 _GOODBYE: Final = 1.0
@@ -139,7 +141,7 @@ class CallsMixin:
 
     async def _attempt_on(
         self,
-        connecting: Callable[[], AbstractAsyncContextManager[AbstractConnection]],
+        connecting: Connecting,
         pool: MonitoredConnectionPool,
         args: tuple[Any, ...],
         options: dict[str, Any],
@@ -273,6 +275,35 @@ class CallsMixin:
             self._busy = None
             if connection is not self.connection:
                 await self.connection_pool.release(connection)
+
+    async def _retried_on_plain(
+        self,
+        connection: Connection,
+        attempt: Callable[[Connection], Awaitable[T]],
+        on_failure: Callable[[Connection, Exception], Awaitable[object]],
+        closings: int,
+    ) -> T:
+        """Make a call on the connection of a plain pool, and retry it as redis-py does.
+
+        Args:
+            connection: Where it is made, each time.
+            attempt: Makes it.
+            on_failure: What redis-py does after an attempt has failed.
+            closings: How often the handle was closed when the call began.
+
+        Raises:
+            PinnedConnectionLostError: The handle was closed since the call began.
+        """
+
+        async def attempt_unless_closed() -> T:
+            self._refuse_if_closed(closings)
+            return await attempt(connection)
+
+        return await connection.retry.call_with_retry(
+            attempt_unless_closed,
+            partial(on_failure, connection),
+            is_retryable=lambda _: closings == self._closings,
+        )
 
     def _refuse_if_closed(self, closings: int) -> None:
         if closings != self._closings:

@@ -10,10 +10,10 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, Redis
 from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored.attempts import attempt_on, attempted
+from aioredis_monitored.attempts import Connecting, attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, lent, refuse_counting
 from aioredis_monitored.errors import undecodable
-from aioredis_monitored.fetching import FETCH, Connecting, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
+from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.attributes import About, Call
@@ -187,17 +187,8 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             attempt: Makes the call on a connection.
         """
         closings = self._closings
-
-        async def attempt_unless_closed() -> T:
-            self._refuse_if_closed(closings)
-            return await attempt(connection)
-
         async with self._elsewhere(operation, closings) as connection:
-            return await connection.retry.call_with_retry(
-                attempt_unless_closed,
-                partial(self._close_connection, connection),
-                is_retryable=lambda _: closings == self._closings,
-            )
+            return await self._retried_on_plain(connection, attempt, self._close_connection, closings)
 
     async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
         """Read a reply, on a connection of its own, as redis-py does.

@@ -17,11 +17,11 @@ from redis.asyncio.lock import Lock
 from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
-from aioredis_monitored.attempts import attempt_on, attempted, until_answered
+from aioredis_monitored.attempts import Connecting, attempt_on, attempted, until_answered
 from aioredis_monitored.calls import leave_if_refused
 from aioredis_monitored.deadline import patient_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
-from aioredis_monitored.fetching import SETTLE_SECONDS, Connecting, aside_of
+from aioredis_monitored.fetching import SETTLE_SECONDS, aside_of
 from aioredis_monitored.handle import Handle
 from aioredis_monitored.multiplexer import Lost, Reply
 from aioredis_monitored.patience import cleaning_up, finish, is_being_cancelled, patiently

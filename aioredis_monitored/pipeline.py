@@ -13,11 +13,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
 
-from aioredis_monitored.attempts import Attempt, attempt_on, attempted
+from aioredis_monitored.attempts import Attempt, Connecting, attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused
 from aioredis_monitored.commands import operation_name
 from aioredis_monitored.errors import undecodable
-from aioredis_monitored.fetching import Connecting
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
 from aioredis_monitored.patience import cleaning_up, is_being_cancelled
@@ -154,7 +153,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         # If there is none, the batch is kept, as in redis-py.
         await self._kept_connection(self._operation, self._closings)
         try:
-            results: list[Any] = await self._retried_on_plain_connection(
+            results: list[Any] = await self._retried_elsewhere(
                 self._operation,
                 lambda connection: execute(connection, stack, raise_on_error),
                 self._disconnect_raise_on_watching,
@@ -163,27 +162,18 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         finally:
             await self.reset()
 
-    async def _retried_on_plain_connection(
+    async def _retried_elsewhere(
         self,
         operation: Observer | None,
         attempt: Callable[[Connection], Awaitable[T]],
         on_failure: Callable[[Connection, Exception], Awaitable[object]],
     ) -> T:
         closings = self._closings
-
-        async def attempt_unless_reset() -> T:
-            self._refuse_if_closed(closings)
-            return await attempt(connection)
-
         connection = await self._kept_connection(operation, closings)
         if operation is not None:
             operation.reached(connection)
         async with self._in_flight_on(connection, closings):
-            return await connection.retry.call_with_retry(
-                attempt_unless_reset,
-                partial(on_failure, connection),
-                is_retryable=lambda _: closings == self._closings,
-            )
+            return await self._retried_on_plain(connection, attempt, on_failure, closings)
 
     async def _attempt_batch(
         self,
@@ -371,7 +361,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             pinned = partial(self._pinned, pool, [args], operation, self._closings)
             attempt = partial(self._attempt_on, pinned, pool, args, options)
             return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
-        return await self._retried_on_plain_connection(
+        return await self._retried_elsewhere(
             operation,
             lambda connection: self._send_command_parse_response(connection, args[0], *args, **options),
             self._disconnect_reset_raise_on_watching,

@@ -1,6 +1,8 @@
 """How tests of the shared connection hold it still, and what they look at."""
 
 import asyncio
+import gc
+import warnings
 from contextlib import asynccontextmanager
 
 import redis.exceptions
@@ -70,3 +72,21 @@ async def begun(*calls):
     for _ in range(5):
         await asyncio.sleep(0)
     return tasks
+
+
+def warnings_of_forgetting(make_pool, new_loop):
+    """What Python warns of when a pool, in use by then, is forgotten while its event loop pauses."""
+
+    async def use():
+        pool = make_pool()
+        await pool.ping()
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught, asyncio.Runner(loop_factory=new_loop) as runner:
+        warnings.simplefilter("always")
+        pool = runner.run(use())
+        del pool
+        gc.collect()
+        runner.run(asyncio.sleep(0))
+        gc.collect()
+    return [str(warning.message) for warning in caught]

@@ -8,7 +8,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 import uvloop
-from sharing import UNRECORDED
+from sharing import UNRECORDED, warnings_of_forgetting
 
 from aioredis_monitored import (
     ConfigurationError,
@@ -368,20 +368,12 @@ def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server,
 def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(
     server, multiplex, new_loop, caplog
 ):
-    async def use():
-        pool = MonitoredConnectionPool.from_url(server.url, name="forgotten", multiplex=multiplex)
-        await pool.ping()
-        return pool
+    def make_pool():
+        return MonitoredConnectionPool.from_url(server.url, name="forgotten", multiplex=multiplex)
 
-    with warnings.catch_warnings(record=True) as caught, asyncio.Runner(loop_factory=new_loop) as runner:
-        warnings.simplefilter("always")
-        pool = runner.run(use())
-        del pool
-        gc.collect()
-        runner.run(asyncio.sleep(0))
-        gc.collect()
+    warned = warnings_of_forgetting(make_pool, new_loop)
 
-    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == warned
     assert [] == caplog.messages
 
 

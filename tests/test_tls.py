@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import redis
 import trustme
+from sharing import warnings_of_forgetting
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import FaultProxy, RedisServer
@@ -249,20 +250,9 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while
 
 
 def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(tls_url, pem, caplog):
-    async def use():
-        pool = configured(tls_url, ssl_ca_certs=pem.authority)
-        await pool.ping()
-        return pool
+    warned = warnings_of_forgetting(lambda: configured(tls_url, ssl_ca_certs=pem.authority), asyncio.new_event_loop)
 
-    with warnings.catch_warnings(record=True) as caught, asyncio.Runner() as runner:
-        warnings.simplefilter("always")
-        pool = runner.run(use())
-        del pool
-        gc.collect()
-        runner.run(asyncio.sleep(0))
-        gc.collect()
-
-    assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+    assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == warned
     assert [] == caplog.messages
 
 

@@ -2,13 +2,12 @@
 
 from aioredis_monitored.fetching.aside import aside_of
 from aioredis_monitored.fetching.fetch import FETCH, LONGEST_WAIT, SETTLE_SECONDS, Fetch
-from aioredis_monitored.fetching.fetched import Connecting, fetched_at_once, fetched_on, fetched_waiting, in_turns
+from aioredis_monitored.fetching.fetched import fetched_at_once, fetched_on, fetched_waiting, in_turns
 
 __all__ = [
     "FETCH",
     "LONGEST_WAIT",
     "SETTLE_SECONDS",
-    "Connecting",
     "Fetch",
     "aside_of",
     "fetched_at_once",

@@ -12,7 +12,7 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError
 
-from aioredis_monitored.attempts import attempt_on, attempted
+from aioredis_monitored.attempts import Connecting, attempt_on, attempted
 from aioredis_monitored.calls import leave_if_refused
 from aioredis_monitored.fetching.aside import aside_of, is_answered, is_refused
 from aioredis_monitored.fetching.fetch import SETTLE_SECONDS, Fetch
@@ -22,8 +22,6 @@ from aioredis_monitored.patience import patiently
 from aioredis_monitored.pool import MonitoredConnectionPool
 from aioredis_monitored.telemetry.part import Observer
 from aioredis_monitored.traits import traits_of, traits_of_batch
-
-Connecting = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
 
 
 async def fetched_at_once(pool: MonitoredConnectionPool, fetch: Fetch, operation: Observer | None) -> Any:
