@@ -223,18 +223,23 @@ _EVERY_NAME = _POOL_OPTIONS | _names_of(SSLConnection)
 def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Check those keyword arguments of a pool that configuration could give as well; the others pass.
 
+    As redis-py does, it takes an empty name or password for none, and bytes for text.
+
     Raises:
         ConfigurationError: Some of them cannot be used; no value is repeated.
     """
     read, problems = dict(arguments), []
+    for name in ("client_name", "username", "password"):
+        if name in read and not read[name]:
+            read[name] = None
     for name, option in OPTIONS.items():
-        if arguments.get(name) is not None:
+        if (value := read.get(name)) is not None:
             try:
-                read[name] = option.read(arguments[name])
+                read[name] = option.read(value.decode() if isinstance(value, bytes) else value)
             except ValueError as error:
                 problems.append((name, str(error)))
-    if arguments.get("password_file") is not None:
-        others = (name for name in _PASSWORDS if name != "password_file" and arguments.get(name) is not None)
+    if read.get("password_file") is not None:
+        others = (name for name in _PASSWORDS if name != "password_file" and read.get(name) is not None)
         problems += (("password_file", f"cannot be given together with {name}") for name in others)
     if problems:
         raise ConfigurationError(*problems)
@@ -365,6 +370,16 @@ _ALIASES = {
     "PASS": "PASSWORD",
     "PWD": "PASSWORD",
     "DATABASE": "DB",
+    "POOL_SIZE": "MAX_CONNECTIONS",
+    "CONNECT_TIMEOUT": "SOCKET_CONNECT_TIMEOUT",
+    "CONNECTION_TIMEOUT": "SOCKET_CONNECT_TIMEOUT",
+    "KEEPALIVE": "SOCKET_KEEPALIVE",
+    "HEALTH_CHECK": "HEALTH_CHECK_INTERVAL",
+    "CA_CERTS": "SSL_CA_CERTS",
+    "SSL_CA_FILE": "SSL_CA_CERTS",
+    "SSL_CAFILE": "SSL_CA_CERTS",
+    "SSL_VERIFY": "SSL_CERT_REQS",
+    "VERIFY_SSL": "SSL_CERT_REQS",
 }
 _RESEMBLANCE = 0.85  # one wrong letter in a word of seven
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from copy import copy
 from functools import partial
 from time import perf_counter
 from typing import Any, Self, TypeVar
@@ -12,6 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored.attempts import Connecting, attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, lent, refuse_counting
+from aioredis_monitored.commands import LONGEST_WORD, parse, text_of
 from aioredis_monitored.errors import undecodable
 from aioredis_monitored.fetching import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
 from aioredis_monitored.foreign import EXECUTE_COMMAND
@@ -32,10 +34,12 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     """A client's calls, its own and those of what it makes.
 
     Attributes:
+        databases: Those, beside its pool's, that SELECT has named on the connection that it keeps to.
         server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
         telemetry: Where its calls are recorded.
     """
 
+    databases: frozenset[str] = frozenset()
     server_span: Span | None
     telemetry: Telemetry
     _request: RequestView | None
@@ -110,6 +114,13 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             What was found; ``None`` if there is nothing.
         """
         return await self.execute_about(fetch.about, args, partial(self.fetch_within, fetch, seconds))
+
+    def unpinned(self) -> Self:
+        """This client, but each call on any connection, for what goes on when the one of this may be lost or closed."""
+        client = copy(self)
+        client.connection = None
+        client.single_connection_client = False
+        return client
 
     def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
         """The record of something that takes several calls.
@@ -189,6 +200,14 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         closings = self._closings
         async with self._elsewhere(operation, closings) as connection:
             return await self._retried_on_plain(connection, attempt, self._close_connection, closings)
+
+    def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
+        super()._note_altered(connection, commands)
+        own = str(self.connection_pool.connection_kwargs.get("db") or 0)
+        for args in commands:
+            call = parse(args)
+            if call.name.upper() == "SELECT" and call.arguments:
+                self.databases |= {text_of(call.arguments[0], LONGEST_WORD)} - {own}
 
     async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
         """Read a reply, on a connection of its own, as redis-py does.

@@ -40,6 +40,20 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.lock")
 # Seconds for which a server that does not answer is asked to release what its task has left behind.
 _UNDO_SECONDS: Final = 5.0
 _seconds_after = pauses(0.05, 0.5)
+# The lock is in the pool's database, or in one that its client has selected, on a connection that may be lost.
+_UNDO: Final = """
+local function undo()
+    if redis.pcall('GET', KEYS[1]) == ARGV[1] then
+        redis.call('DEL', KEYS[1])
+    end
+end
+undo()
+for number = 2, #ARGV do
+    if not redis.pcall('SELECT', ARGV[number]).err then
+        undo()
+    end
+end
+"""
 
 # Those on pools of redis-py; ours keep their own. An event loop keeps no task alive.
 _undoing: set[asyncio.Task[Any]] = set()
@@ -341,13 +355,20 @@ def _keep_alive(task: "asyncio.Task[Any]", pool: ConnectionPool | None) -> None:
 
 
 async def _released_aside(lock: MonitoredLock, pool: ConnectionPool, token: str | bytes) -> None:
-    """Delete the key if it has the token; not as a part of what the caller has called.
+    """Delete the key if it has the token, a random one; not as a part of what the caller has called.
 
     Raises:
         redis.exceptions.RedisError: That failed.
     """
+    client = lock.redis
+    databases = client.databases if isinstance(client, Handle) else ()
+    command = ("EVAL", _UNDO, 1, lock.name, token, *databases)
+    if isinstance(client, Handle) and client.is_replaced:
+        # The key may have another name there.
+        await client.unpinned().execute_command(*command)
+        return
     # Behind what was sent before, where the connection of that is shared and still there.
-    reply = await aside_of(pool)("EVAL", lock.LUA_RELEASE_SCRIPT, 1, lock.name, token)
+    reply = await aside_of(pool)(*command)
     if isinstance(reply, Exception):
         raise reply.error if isinstance(reply, Lost) else reply
 

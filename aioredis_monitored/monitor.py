@@ -37,7 +37,7 @@ class MonitoredMonitor(Monitor):
         seconds: float | None,
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> None:
-        async with attempt_on(pool, seconds, self._lent(pool)):
+        async with attempt_on(pool, seconds, self._lent(pool), 0):
             await super().__aenter__()  # type: ignore[no-untyped-call]
 
     @asynccontextmanager

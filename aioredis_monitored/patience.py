@@ -30,8 +30,14 @@ def shielded() -> AbstractContextManager[object]:
 
 
 def is_being_cancelled() -> bool:
-    """Whether this is called while its task handles a cancellation: what cleans up then must not take long."""
-    return isinstance(sys.exception(), asyncio.CancelledError)
+    """Whether this is called while its task is being cancelled: what cleans up then must not take long.
+
+    A task that handles the cancellation of another one, for which it has waited, is not cancelled itself.
+    """
+    if not isinstance(sys.exception(), asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from redis.typing import ChannelT, EncodableT
 from aioredis_monitored.attempts import Attempt, Connecting, attempt_on, attempted
 from aioredis_monitored.calls import CallsMixin, borrowed, has_lost, leave_if_refused
 from aioredis_monitored.commands import operation_name
+from aioredis_monitored.deadline import replies_in_time
 from aioredis_monitored.errors import undecodable
 from aioredis_monitored.foreign import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored.multiplexer import ALONE, Lost, Ride, is_refusal
@@ -233,17 +234,20 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         operation: Observer | None,
         closings: int,
     ) -> AsyncIterator[AbstractConnection]:
-        async with super()._pinned(pool, commands, operation, closings) as connection:
-            try:
+        kept = self.connection
+        is_sent = False
+        try:
+            async with super()._pinned(pool, commands, operation, closings) as connection:
+                is_sent = True
                 yield connection
-            except (ConnectionError, TimeoutError) as error:
-                is_kept = connection is self.connection
-                if not (self.watching and is_kept) or connection.is_connected or is_answer(error):
-                    raise
-                may_have_run = not traits_of_batch(commands).repeatable
-                if may_have_run and self.is_repeated:
-                    raise
-                raise _lost_watch(may_have_run=may_have_run) from error
+        except (ConnectionError, TimeoutError) as error:
+            is_lost = kept is not None and kept is self.connection and not kept.is_connected
+            if not (self.watching and is_lost) or is_answer(error):
+                raise
+            may_have_run = is_sent and not traits_of_batch(commands).repeatable
+            if may_have_run and self.is_repeated:
+                raise
+            raise _lost_watch(may_have_run=may_have_run) from error
 
     async def _make_usable(
         self, pool: MonitoredConnectionPool, connection: AbstractConnection, operation: Observer | None
@@ -270,16 +274,30 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         """
         self._closings += 1
         await self._leave_busy()
-        if self.watching and self.connection is not None and is_being_cancelled():
-            await self.connection.disconnect(nowait=True)
-        if self.connection is not None and not self.connection.is_connected:
-            # redis-py would connect it to end a watch that has ended with the connection.
-            self.watching = False
         if self.connection is None:
             await super().reset()  # type: ignore[no-untyped-call]
             return
         with cleaning_up("resetting a pipeline"):
-            await super().reset()  # type: ignore[no-untyped-call]
+            try:
+                if self.watching:
+                    await self._end_watch(self.connection)
+            finally:
+                # redis-py would end it once more, by the clock alone.
+                self.watching = False
+                await super().reset()  # type: ignore[no-untyped-call]
+
+    async def _end_watch(self, connection: Connection) -> None:
+        """End the watch, with the connection if need be."""
+        if is_being_cancelled():
+            await connection.disconnect(nowait=True)
+        if not connection.is_connected:
+            return
+        try:
+            async with replies_in_time(connection, 0):
+                await connection.send_command("UNWATCH")
+                await connection.read_response()
+        except (ConnectionError, TimeoutError):
+            await connection.disconnect(nowait=True)
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, Ride):

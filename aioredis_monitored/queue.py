@@ -12,7 +12,7 @@ from redis.typing import EncodableT
 
 from aioredis_monitored.client import MonitoredRedisConnection
 from aioredis_monitored.envelope import unseal
-from aioredis_monitored.errors import TimedOutError
+from aioredis_monitored.errors import OwnConnectionError, TimedOutError
 from aioredis_monitored.fetching import FETCH
 from aioredis_monitored.leases import REVIVE, Keys, Leases, Taking, Terms
 from aioredis_monitored.popping import Pop
@@ -132,6 +132,7 @@ class MessageQueue:
         return await self._popped(Pop(self.name, self._telemetry, _count("count", count)), timeout)
 
     async def _popped(self, pop: Pop, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
+        self._refuse_other_database()
         seconds = _whole_seconds(timeout)
         args = pop.at_once() if seconds == 0 else ("BLPOP", self.name, seconds or 0)
         messages: list[bytes] | None = await self.client.execute_command(*args, **{FETCH: pop})
@@ -158,6 +159,7 @@ class MessageQueue:
             redis.exceptions.RedisError: On leaving: the acknowledgement has got no answer for five seconds, or a lease
                 if that is less. The message may come again.
         """
+        self._refuse_other_database()
         return Taking(self._leases, None, _seconds(timeout), _the_only_one)
 
     def take_many(self, count: int, timeout: float | None = None) -> Taking[list[bytes]]:
@@ -169,6 +171,7 @@ class MessageQueue:
             count: How many at most.
             timeout: As in ``take``, and so is what is raised.
         """
+        self._refuse_other_database()
         return Taking(self._leases, _count("count", count), _seconds(timeout), list)
 
     async def consume(self, handler: Callable[[bytes], Awaitable[object]], *, concurrency: int = 8) -> None:
@@ -192,6 +195,7 @@ class MessageQueue:
         if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004
             message = f"a handler is a coroutine function, not {handler!r}"
             raise TypeError(message)
+        self._refuse_other_database()
         worker = Worker(self.name, self._leases, handler, _count("concurrency", concurrency))
         if self._is_stopped:
             return
@@ -277,6 +281,16 @@ class MessageQueue:
         lease if that is less, and it goes back when the lease has ended.
         """
         await self._leases.let_go()
+
+    def _refuse_other_database(self) -> None:
+        """Refuse to fetch what would go back to the pool's database, and would be kept alive there.
+
+        Raises:
+            OwnConnectionError: The client, or the application on it, has selected another one.
+        """
+        if self.client.databases:
+            message = f"this client has selected database {', '.join(sorted(self.client.databases))}"
+            raise OwnConnectionError(f"{message}: a queue needs a pool whose db that is")
 
     async def __aenter__(self) -> Self:
         return self

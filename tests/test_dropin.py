@@ -134,6 +134,23 @@ def test_each_argument_of_redis_py_means_the_same(name):
         assert ours._event_dispatcher is GIVEN[name]
 
 
+@pytest.mark.parametrize("empty", ["", b""])
+@pytest.mark.parametrize("name", ["client_name", "username", "password"])
+def test_an_empty_name_or_password_is_none_as_in_redis_py(name, empty):
+    connection = MonitoredRedisConnection(**{name: empty}).connection_pool.make_connection()
+
+    assert getattr(connection, name) is None
+
+
+def test_bytes_are_text_as_in_redis_py():
+    client = MonitoredRedisConnection(username=b"user", password=b"secret")
+    connection = client.connection_pool.make_connection()
+
+    assert ("user", "secret") == (connection.username, connection.password)
+    with pytest.raises(ConfigurationError, match="password: must be text"):
+        MonitoredRedisConnection(password=b"\xff")
+
+
 @pytest.mark.parametrize("pool_class", [ConnectionPool, BlockingConnectionPool])
 def test_every_argument_of_redis_pys_pools_is_taken(pool_class, logged):
     pool = MonitoredConnectionPool(**defaults_of(pool_class.__init__))

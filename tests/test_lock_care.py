@@ -337,6 +337,82 @@ async def test_one_that_is_cancelled_and_then_lost_is_undone_elsewhere(any_clien
     assert deleted(inspector)()
 
 
+class Prefixing(MonitoredRedisConnection):
+    """Has names of its own for the keys of a lock, as a client for several tenants may."""
+
+    async def execute_command(self, *args, **options):
+        at = {"SET": 1, "EVAL": 3, "EVALSHA": 3}.get(args[0])
+        if at is not None:
+            args = (*args[:at], f"tenant:{args[at]}", *args[at + 1 :])
+        return await super().execute_command(*args, **options)
+
+
+# How a client may have its locks elsewhere than its pool's calls go: class, handle or not, and the database it selects.
+ELSEWHERE = {
+    "selected": (MonitoredRedisConnection, True, ("SELECT", 1)),
+    "selected in one string": (MonitoredRedisConnection, True, (b"select 1",)),
+    "prefixed": (Prefixing, False, None),
+    "prefixed handle": (Prefixing, True, None),
+    "prefixed and selected": (Prefixing, True, ("SELECT", "1")),
+}
+
+
+@pytest.fixture(params=ELSEWHERE)
+async def client_elsewhere(request, make_pool, proxy):
+    client_class, is_handle, select = ELSEWHERE[request.param]
+    pools = []
+
+    async def make(how):
+        options = {} if how == "plain" else {**UNRECORDED, "multiplex": how == "multiplexed"}
+        pools.append((redis.asyncio.ConnectionPool.from_url if how == "plain" else make_pool)(proxy.url, **options))
+        client = client_class(connection_pool=pools[-1], single_connection_client=is_handle)
+        await (client.execute_command(*select) if select else client.ping())
+        return client
+
+    yield make
+    for pool in pools:
+        await pool.aclose()
+
+
+def everywhere(inspector):
+    """The databases that have keys."""
+    return inspector.info("keyspace")
+
+
+@pytest.mark.parametrize("how", ["multiplexed", "pooled", "plain"])
+async def test_an_acquisition_is_undone_where_it_was_made(client_elsewhere, proxy, inspector, until, how):
+    client = await client_elsewhere(how)
+    with writes_held(inspector), pytest.raises(TimeoutError):
+        async with late_when_sent(inspector), client.lock("job"):
+            pass
+    await settled(until)
+    await until(lambda: not everywhere(inspector), 10)
+
+    # In the middle of the reply to SET, which is +OK.
+    proxy.cut_replies, proxy.cut_after = 1, 2
+    await asyncio.gather(client.lock("job", blocking=False).acquire(), return_exceptions=True)
+    await settled(until)
+    await until(lambda: not everywhere(inspector), 10)
+    await client.aclose()
+
+
+@pytest.mark.parametrize("how", ["multiplexed", "pooled"])
+async def test_a_release_goes_on_where_its_lock_is(client_elsewhere, proxy, inspector, until, caplog, soon, how):
+    client = await client_elsewhere(how)
+    holding = await held_by(client.lock("job"))
+    assert everywhere(inspector)
+    with writes_held(inspector):
+        holding.cancel()
+        await until(lambda: inspector.info("clients")["blocked_clients"])
+        proxy.cut()
+        await asyncio.wait([holding])
+    await until(lambda: not everywhere(inspector), 10)
+    await settled(until)
+    await client.aclose()
+
+    assert [] == caplog.messages
+
+
 async def test_what_was_refused_is_not_undone(any_client, inspector, until):
     client = any_client()
     await client.ping()
@@ -695,6 +771,21 @@ async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_
 
     assert holding.cancelled()
     assert ["lock 'job': releasing it failed while its task was being cancelled: ConnectionError"] == caplog.messages
+
+
+async def test_a_task_that_handles_the_cancellation_of_another_learns_what_fails(any_client, inspector):
+    client = any_client()
+    other = asyncio.ensure_future(asyncio.sleep(60))
+    other.cancel()
+    try:
+        await other
+    except asyncio.CancelledError:
+        lock = lock_of(client)
+        with pytest.raises(redis.exceptions.LockNotOwnedError):
+            async with lock:
+                inspector.delete("job")
+        with pytest.raises(redis.exceptions.LockError):
+            await lock_of(client).release()
 
 
 async def test_a_release_that_fails_otherwise_raises(make_client, own_server):

@@ -449,8 +449,9 @@ async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
     assert b"before" == await client.get("key")
 
 
-async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, make_pool, until):
-    pool = make_pool(server.url, socket_timeout=None)
+@pytest.mark.parametrize("socket_timeout", [None, 600])
+async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, make_pool, until, socket_timeout):
+    pool = make_pool(server.url, socket_timeout=socket_timeout)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
     line = line_of(client)

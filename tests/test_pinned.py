@@ -680,6 +680,32 @@ async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make
         assert [True] == await pipe.set("key", "watched").execute()
 
 
+async def test_a_lost_watch_is_noticed_by_a_health_check(make_client, proxy):
+    client = make_client(proxy.url, socket_timeout=0.5, health_check_interval=600)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.connection.next_health_check = 0
+        proxy.silent = True
+        pipe.multi()
+        with pytest.raises(WatchError, match="was lost: begin again with watch"):
+            await pipe.set("key", "mine").execute()
+        proxy.cut()
+        proxy.silent = False
+
+    attempts = []
+
+    async def add(pipe):
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            pipe.connection.next_health_check = 0
+            proxy.cut_replies = 1
+        pipe.multi()
+        pipe.incr("count")
+
+    assert [1] == await client.transaction(add, "key")
+    assert [0, 1] == attempts
+
+
 async def test_a_lost_watch_may_be_begun_again_at_once(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("key")

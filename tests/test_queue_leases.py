@@ -49,6 +49,27 @@ async def _taken(queue, timeout=None):
         return message
 
 
+async def test_who_waits_is_known_with_the_message_also_after_a_flush(make_client, server, inspector, until):
+    # So that nothing else makes it known.
+    queue = MessageQueue("mail", make_client(server.url), lease=600)
+    is_seen = asyncio.Event()
+
+    async def hold():
+        async with queue.take():
+            await is_seen.wait()
+
+    (holding,) = await begun(hold())
+    await until(lambda: blocked(inspector))
+    inspector.flushall()
+    inspector.rpush("mail", "message")
+    await until(lambda: held(inspector))
+    await until(lambda: living(inspector), 15)
+    (key,) = inspector.scan_iter("{mail}:p:*")
+    assert key.decode().rpartition(":")[2].encode() in living(inspector)
+    is_seen.set()
+    await holding
+
+
 @pytest.mark.slow
 async def test_what_takes_four_leases_is_handled_once(make_queue, until):
     queue = make_queue(lease=2)

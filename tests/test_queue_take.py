@@ -10,7 +10,7 @@ import redis.exceptions
 from consuming import blocked, held
 from sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, OwnConnectionError, TimedOutError
 
 KINDS = {
     "shared": {},
@@ -284,3 +284,23 @@ async def test_an_error_of_the_block_is_told_although_its_message_cannot_go_back
         async with queue.take():
             own_server.kill()
             raise ValueError("my own")
+
+
+async def ignore(message):
+    pass
+
+
+@pytest.mark.parametrize("select", [("SELECT", 1), ("select 1",)])
+async def test_a_queue_fetches_from_no_other_database_than_its_pools(make_client, server, inspector, select):
+    async with make_client(server.url).client() as client, MessageQueue("mail", client) as queue:
+        await client.select(0)
+        inspector.rpush("mail", 1)
+        assert b"1" == await queue.get(0)
+        await client.execute_command(*select)
+        reason = "this client has selected database 1: a queue needs a pool whose db that is"
+        for fetching in (queue.get(0), queue.get_many(2, 0), queue.consume(ignore)):
+            with pytest.raises(OwnConnectionError, match=reason):
+                await fetching
+        for take in (queue.take, lambda: queue.take_many(2)):
+            with pytest.raises(OwnConnectionError, match=reason):
+                take()

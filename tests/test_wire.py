@@ -353,6 +353,49 @@ async def test_what_blocks_does_not_hurry_a_call_past_a_stray_reply(make_pool):
 # Deadlines.
 
 
+async def leave_watch(client, pipe):
+    await pipe.reset()
+
+
+async def leave_block_that_watches(client, pipe):
+    async with pipe:
+        pass
+
+
+async def begin_to_monitor(client, pipe):
+    async with client.monitor():
+        pass
+
+
+@BOTH
+@pytest.mark.parametrize("call", [leave_watch, leave_block_that_watches, begin_to_monitor])
+async def test_what_redis_py_reads_by_itself_is_no_timeout_either(make_pool, own_server, multiplex, call):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, retries=0)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    # So that no call has to connect.
+    await client.blpop("list", 0.01)
+    own_server.freeze()
+    (calling,) = await begun(call(client, pipe))
+    own_server.thaw()
+    time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+    await calling
+    await pipe.reset()
+
+
+async def test_a_watch_that_cannot_be_ended_ends_with_its_connection(make_client, own_server):
+    client = make_client(own_server.url, socket_timeout=0.2)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    async with frozen(own_server):
+        await pipe.reset()
+
+    assert (None, False) == (pipe.connection, pipe.watching)
+    assert not client.connection_pool._in_use_connections
+    assert await client.set("key", "value")
+
+
 @BOTH
 @pytest.mark.parametrize("size", [2_000, 20_000])
 async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, multiplex, size):

@@ -148,13 +148,17 @@ class Take:
         return messages or None
 
     def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
-        """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything."""
+        """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything.
+
+        And behind that, as FLUSHALL may have come meanwhile: who dies with the message in its hands must be known then.
+        """
+        registering = registration(self._keys, self._terms, (self._consumer,))
         taking = ("BLMOVE", self._keys.queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
-        return registration(self._keys, self._terms, (self._consumer,)), taking, ("EXISTS", self._keys.counts)
+        return registering, taking, registering, ("EXISTS", self._keys.counts)
 
     def arrived(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""
-        *_, message, self._consumer.may_have_past = replies
+        _, message, _, self._consumer.may_have_past = replies
         return None if message is None else [message]
 
     def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:  # noqa: ARG002 - Redis knows

@@ -336,10 +336,8 @@ class Line(asyncio.BufferedProtocol):
         if self.is_open:
             self.is_open = False
             self._owner.line_retired(self)
-            if self.inflight.timeout is None:
-                # Otherwise, that time's end finds out.
-                for call in self.inflight.calls:
-                    call.on_leaving = self._left
+            for call in self.inflight.calls:
+                call.on_leaving = self._left
             self._end_if_left()
 
     def _left(self, _: Reply | Run) -> None:
