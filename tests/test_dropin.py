@@ -134,7 +134,7 @@ def test_each_argument_of_redis_py_means_the_same(name):
         assert ours._event_dispatcher is GIVEN[name]
 
 
-@pytest.mark.parametrize("empty", ["", b""])
+@pytest.mark.parametrize("empty", ["", b""], ids=["text", "bytes"])
 @pytest.mark.parametrize("name", ["client_name", "username", "password"])
 def test_an_empty_name_or_password_is_none_as_in_redis_py(name, empty):
     connection = MonitoredRedisConnection(**{name: empty}).connection_pool.make_connection()
