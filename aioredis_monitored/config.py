@@ -6,6 +6,7 @@ import re
 import ssl
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from inspect import signature
@@ -234,8 +235,11 @@ def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
             read[name] = None
     for name, option in OPTIONS.items():
         if (value := read.get(name)) is not None:
+            if isinstance(value, bytes):
+                with suppress(UnicodeDecodeError):
+                    value = value.decode()
             try:
-                read[name] = option.read(value.decode() if isinstance(value, bytes) else value)
+                read[name] = option.read(value)
             except ValueError as error:
                 problems.append((name, str(error)))
     if read.get("password_file") is not None:

@@ -373,19 +373,22 @@ async def test_a_client_that_hangs_up_leaves_no_lock_behind(pool, server, inspec
 
 
 async def test_errors_of_cleaning_up_are_logged_while_a_task_is_cancelled(caplog):
-    async def work(*, is_cancelled):
+    async def work(awaited):
         try:
-            if is_cancelled:
-                raise asyncio.CancelledError
+            await awaited
         finally:
             with cleaning_up("a test"):
                 raise LookupError("secret")
 
-    with pytest.raises(LookupError):
-        await work(is_cancelled=False)
+    others = asyncio.ensure_future(asyncio.Event().wait())
+    (ended, waiting, cancelled) = await begun(work(asyncio.sleep(0)), work(others), work(asyncio.Event().wait()))
+    others.cancel()
+    await asyncio.wait([ended, waiting])
+    assert [LookupError, LookupError] == [type(task.exception()) for task in (ended, waiting)]
     assert [] == caplog.messages
+    cancelled.cancel()
     with pytest.raises(asyncio.CancelledError):
-        await work(is_cancelled=True)
+        await cancelled
     assert ["a test failed while its task was being cancelled: LookupError"] == caplog.messages
 
 
