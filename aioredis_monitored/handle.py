@@ -203,10 +203,10 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
 
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         super()._note_altered(connection, commands)
-        own = str(self.connection_pool.connection_kwargs.get("db") or 0)
         for args in commands:
             call = parse(args)
             if call.name.upper() == "SELECT" and call.arguments:
+                own = str(self.connection_pool.connection_kwargs.get("db") or 0)
                 self.databases |= {text_of(call.arguments[0], LONGEST_WORD)} - {own}
 
     async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
