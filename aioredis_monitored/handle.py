@@ -203,6 +203,8 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
 
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         super()._note_altered(connection, commands)
+        if not self.single_connection_client:
+            return
         for args in commands:
             call = parse(args)
             if call.name.upper() == "SELECT" and call.arguments:

@@ -290,6 +290,15 @@ async def ignore(message):
     pass
 
 
+async def test_a_queue_goes_on_where_selecting_changes_nothing(make_client, server):
+    client = make_client(server.url)
+    await client.select(1)
+    async with MessageQueue("mail", client) as queue:
+        await queue.put(b"message")
+        async with queue.take(0) as message:
+            assert b"message" == message
+
+
 @pytest.mark.parametrize("select", [("SELECT", 1), ("select 1",)])
 async def test_a_queue_fetches_from_no_other_database_than_its_pools(make_client, server, inspector, select):
     async with make_client(server.url).client() as client, MessageQueue("mail", client) as queue:
