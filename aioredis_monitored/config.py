@@ -231,7 +231,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """
     read, problems = dict(arguments), []
     for name in ("client_name", "username", "password"):
-        if name in read and not read[name]:
+        if read.get(name) in ("", b""):
             read[name] = None
     for name, option in OPTIONS.items():
         if (value := read.get(name)) is not None:

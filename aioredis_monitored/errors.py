@@ -55,7 +55,10 @@ class PoolExhaustedError(MonitoredRedisError, MaxConnectionsError):
 
 
 class OwnConnectionError(MonitoredRedisError, RedisError):
-    """The command is about its own connection, and was called where every call may get another one."""
+    """The command is about its own connection, and was called where every call may get another one.
+
+    Or a queue is used on a ``client()`` that has selected another database than that of its pool.
+    """
 
     __module__ = "aioredis_monitored"
 

@@ -244,6 +244,7 @@ class MessageQueue:
         await self._put(tuple(messages), timeout, is_batch=True)
 
     async def _put(self, messages: Sequence[EncodableT], timeout: float | None, *, is_batch: bool) -> None:  # noqa: ASYNC109 - as in get()
+        self._refuse_other_database()
         seconds = _seconds(timeout)
         if self._max_length is not None and len(messages) > self._max_length:
             message = f"{len(messages)} messages at once in a queue for {self._max_length}"
@@ -283,7 +284,7 @@ class MessageQueue:
         await self._leases.let_go()
 
     def _refuse_other_database(self) -> None:
-        """Refuse to fetch what would go back to the pool's database, and would be kept alive there.
+        """Refuse to put where this queue does not take from, and to fetch what would go back elsewhere.
 
         Raises:
             OwnConnectionError: The client, or the application on it, has selected another one.

@@ -147,8 +147,9 @@ def test_bytes_are_text_as_in_redis_py():
     connection = client.connection_pool.make_connection()
 
     assert ("user", "secret") == (connection.username, connection.password)
-    with pytest.raises(ConfigurationError, match="password: must be text"):
-        MonitoredRedisConnection(password=b"\xff")
+    for password in (b"\xff", 0, False):
+        with pytest.raises(ConfigurationError, match="password: must be text"):
+            MonitoredRedisConnection(password=password)
 
 
 @pytest.mark.parametrize("pool_class", [ConnectionPool, BlockingConnectionPool])

@@ -300,16 +300,22 @@ async def test_a_queue_goes_on_where_selecting_changes_nothing(make_client, serv
 
 
 @pytest.mark.parametrize("select", [("SELECT", 1), ("select 1",)])
-async def test_a_queue_fetches_from_no_other_database_than_its_pools(make_client, server, inspector, select):
+async def test_a_queue_is_in_no_other_database_than_its_pools(make_client, server, inspector, select):
     async with make_client(server.url).client() as client, MessageQueue("mail", client) as queue:
         await client.select(0)
         inspector.rpush("mail", 1)
         assert b"1" == await queue.get(0)
         await client.execute_command(*select)
         reason = "this client has selected database 1: a queue needs a pool whose db that is"
-        for fetching in (queue.get(0), queue.get_many(2, 0), queue.consume(ignore)):
+        for call in (
+            queue.get(0),
+            queue.get_many(2, 0),
+            queue.consume(ignore),
+            queue.put(b"2"),
+            queue.put_many([b"2"]),
+        ):
             with pytest.raises(OwnConnectionError, match=reason):
-                await fetching
+                await call
         for take in (queue.take, lambda: queue.take_many(2)):
             with pytest.raises(OwnConnectionError, match=reason):
                 take()
