@@ -1,11 +1,14 @@
 """The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing."""
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.client import MonitoredRedisConnection
-from aioredis_monitored.components import Components, redis_connection
-from aioredis_monitored.config import RedisConfig, config_from_env
-from aioredis_monitored.configstore import ConfigStore
-from aioredis_monitored.context import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
+from aioredis_monitored.client.pubsub import MonitoredPubSub
+from aioredis_monitored.components.registry import Components, redis_connection
+from aioredis_monitored.components.store import ConfigStore
+from aioredis_monitored.config.env import config_from_env
+from aioredis_monitored.config.schema import RedisConfig
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import (
     ConfigurationError,
     EventLoopError,
@@ -19,11 +22,9 @@ from aioredis_monitored.errors import (
     ReplyDecodingError,
     TimedOutError,
 )
-from aioredis_monitored.pipeline import MonitoredRedisPipeline
-from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
-from aioredis_monitored.pubsub import MonitoredPubSub
-from aioredis_monitored.queue import MessageQueue
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
     "Components",
