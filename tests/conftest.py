@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from collector import collecting
 from hypothesis import HealthCheck, settings
-from sharing import UNRECORDED
+from support.collector import collecting
+from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
@@ -63,7 +63,7 @@ def idle_minute(request):
     if not any(item.name == "test_a_minute_of_idle_consuming_makes_no_span" for item in request.session.items):
         yield None
         return
-    command = [sys.executable, str(Path(__file__).parent / "idle.py"), "60"]
+    command = [sys.executable, str(Path(__file__).parent / "support" / "idle.py"), "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this Python
         yield process
         process.kill()
