@@ -115,7 +115,7 @@ class Deadlines:
             return await attempt
         except asyncio.CancelledError:
             if task in self._late and task.cancelling() - 1 <= cancellations:
-                raise TimeoutError from None
+                raise builtins.TimeoutError from None
             raise
         finally:
             self._pending.pop(task, None)

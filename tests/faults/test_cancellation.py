@@ -15,14 +15,8 @@ from starlette.routing import Route
 from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import (
-    Components,
-    MessageQueue,
-    MonitoredRedisConnection,
-    RedisContextFactory,
-    RedisMiddleware,
-)
-from aioredis_monitored.patience import cleaning_up, finish, patiently, shielded
+from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
+from aioredis_monitored._cancellation import cleaning_up, finish, patiently, shielded
 
 # An await that is cancelled again and again is so some thousand times a second.
 FEW = 20

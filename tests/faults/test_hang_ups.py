@@ -9,7 +9,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED, connections
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Late
+from aioredis_monitored._multiplexer import Late
 from aioredis_monitored.testing import RedisServer
 
 LARGE = 6 * 2**20

@@ -17,7 +17,7 @@ from opentelemetry.trace import StatusCode
 from support.sharing import UNRECORDED, begun, frozen, line_of
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.client.lock import MonitoredLock
 
 DURATION = "db.client.operation.duration"
 HOLD = "aioredis_monitored.lock.hold_time"

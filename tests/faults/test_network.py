@@ -8,7 +8,7 @@ import redis.exceptions
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.fetching.aside import aside_of
+from aioredis_monitored._execution.fetch import aside_of
 
 
 @pytest.fixture

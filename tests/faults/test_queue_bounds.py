@@ -12,7 +12,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection
-from aioredis_monitored.fetching import waiting
+from aioredis_monitored._execution import fetch as waiting
 
 # What is promised is a second or two; what it would be otherwise, ten minutes.
 BOUND = 15

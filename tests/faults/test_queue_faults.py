@@ -18,9 +18,9 @@ from aioredis_monitored import (
     PinnedConnectionLostError,
     PoolClosedError,
 )
+from aioredis_monitored._cancellation import finish, insist
 from aioredis_monitored.envelope import seal
-from aioredis_monitored.patience import finish, insist
-from aioredis_monitored.retry import may_pass, pauses
+from aioredis_monitored.pool.retry import may_pass, pauses
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 

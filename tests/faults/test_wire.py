@@ -14,7 +14,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
-from aioredis_monitored.multiplexer import Lost, inflight
+from aioredis_monitored._multiplexer import Lost, inflight
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])

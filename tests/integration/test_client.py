@@ -9,7 +9,7 @@ from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from support.sharing import until_answered
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, MonitoredRedisPipeline
-from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.testing import RedisServer
 
 

@@ -11,10 +11,11 @@ from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 from support.sentences import Sentence
 
-from aioredis_monitored import commands, traits
-from aioredis_monitored.commands import operation_name
-from aioredis_monitored.querytext import query_text
-from aioredis_monitored.traits import server_wait
+from aioredis_monitored._commands import table as commands
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import operation_name
+from aioredis_monitored._commands.traits import server_wait
+from aioredis_monitored._telemetry.query_text import query_text
 
 ROWS = json.loads(command_table.TABLE.read_text())
 

@@ -4,7 +4,7 @@ import pytest
 import redis
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
-from aioredis_monitored.traits import traits_of
+from aioredis_monitored._commands.traits import traits_of
 
 
 async def test_the_documented_defaults_are_the_defaults(server, inspector):

@@ -7,7 +7,8 @@ import pytest
 import redis.exceptions
 from support.sharing import begun, until_answered
 
-from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection, configstore
+from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored.components import store as configstore
 
 
 @pytest.fixture

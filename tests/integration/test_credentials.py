@@ -23,7 +23,7 @@ from aioredis_monitored import (
     config_from_env,
     pool_from_config,
 )
-from aioredis_monitored.worker import _seconds_after_refusal
+from aioredis_monitored.queue.worker import _seconds_after_refusal
 
 USER = "app"
 REFUSED = redis.exceptions.AuthenticationError

@@ -15,12 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from support.arguments import GIVEN, NOT_RETRIED
 
-from aioredis_monitored import (
-    MessageQueue,
-    MonitoredConnectionPool,
-    MonitoredRedisConnection,
-    TimedOutError,
-)
+from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
 
 
 @pytest.fixture

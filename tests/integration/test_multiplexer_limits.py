@@ -25,8 +25,8 @@ from aioredis_monitored import (
     PoolClosedError,
     PoolExhaustedError,
 )
-from aioredis_monitored.multiplexer import can_share, inflight
-from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored._multiplexer import can_share, inflight
+from aioredis_monitored._redispy.connections import sending_soundly
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored.multiplexer import Reply
+from aioredis_monitored._multiplexer import Reply
 
 VALUE = b"x" * 100_000
 

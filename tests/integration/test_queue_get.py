@@ -10,7 +10,7 @@ import redis.asyncio
 from support.sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored.multiplexer.replies import Reply
+from aioredis_monitored._multiplexer.futures import Reply
 
 MESSAGES = 10_000
 CANCELS = 10_000

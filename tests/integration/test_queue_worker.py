@@ -14,7 +14,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, client_of, connections
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored import worker as worker_module
+from aioredis_monitored.queue import worker as worker_module
 
 
 @pytest.fixture

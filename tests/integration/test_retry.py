@@ -15,10 +15,7 @@ from redis import exceptions as errors
 from support.scripted import scripted
 from support.sharing import line_of
 
-from aioredis_monitored import (
-    MonitoredRedisConnection,
-    pool_from_config,
-)
+from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False])

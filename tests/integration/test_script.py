@@ -11,9 +11,9 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.script import MonitoredScript
-from aioredis_monitored.telemetry.options import TelemetryOptions
-from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored.client.script import MonitoredScript
+from aioredis_monitored.config.telemetry import TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"

@@ -13,7 +13,7 @@ from support.consuming import blocked
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection
-from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored._redispy.connections import sending_soundly
 
 KINDS = ["shared", "unshared", "one connection", "plain", "blocking"]
 # More than any of the operations takes before it waits for a reply.

@@ -7,7 +7,8 @@ import pytest
 import redis
 from support.sharing import until_answered
 
-from aioredis_monitored import MonitoredRedisConnection, traits
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored._commands import traits
 from aioredis_monitored.testing import RedisServer
 
 # What the server tells of a connection that is about its past alone.

@@ -10,7 +10,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored._multiplexer import Lost
 
 # Where what is recorded is not the point, and would take most of the time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}

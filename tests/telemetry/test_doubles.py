@@ -22,10 +22,11 @@ from redis.observability import OTelConfig, get_observability_instance, reset_ob
 from redis.observability.config import MetricGroup
 from redis.observability.metrics import RedisMetricsCollector
 
-from aioredis_monitored import MonitoredRedisConnection, foreign
-from aioredis_monitored.telemetry import native
-from aioredis_monitored.telemetry.attributes import Server
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored._telemetry import coexistence as foreign
+from aioredis_monitored._telemetry import coexistence as native
+from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.spans import Server
 
 PROGRAM = Path(__file__).parents[1] / "support" / "doubled.py"
 # ddtrace would look for its agent.

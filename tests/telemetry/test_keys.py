@@ -3,7 +3,7 @@
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
-from aioredis_monitored.telemetry import trouble
+from aioredis_monitored._telemetry import guard as trouble
 
 DURATION = "db.client.operation.duration"
 TEMPLATE = "aioredis_monitored.key.template"

@@ -9,7 +9,7 @@ import pytest
 from opentelemetry import trace
 
 from aioredis_monitored import Components, MessageQueue
-from aioredis_monitored.telemetry.ambience import Attached, folded, silence
+from aioredis_monitored._telemetry.context import Attached, folded, silence
 
 
 @pytest.fixture(autouse=True)

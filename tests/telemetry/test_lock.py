@@ -13,9 +13,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.lock import MonitoredLock
-from aioredis_monitored.telemetry.options import TelemetryOptions
-from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored.client.lock import MonitoredLock
+from aioredis_monitored.config.telemetry import TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 WAIT = "aioredis_monitored.lock.wait_time"

@@ -11,14 +11,9 @@ import redis.exceptions
 from opentelemetry.sdk.metrics import MeterProvider
 from support.sharing import begun, client_of, connections, frozen
 
-from aioredis_monitored import (
-    MonitoredConnectionPool,
-    MonitoredRedisConnection,
-    PoolExhaustedError,
-    TelemetryOptions,
-)
-from aioredis_monitored.multiplexer import lag
-from aioredis_monitored.telemetry.instruments import Instruments
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolExhaustedError, TelemetryOptions
+from aioredis_monitored._multiplexer import connection as lag
+from aioredis_monitored._telemetry.instruments import Instruments
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"

@@ -8,11 +8,7 @@ import redis.exceptions
 from opentelemetry import context
 from support.sharing import begun, frozen
 
-from aioredis_monitored import (
-    ConfigurationError,
-    MonitoredRedisConnection,
-    TelemetryOptions,
-)
+from aioredis_monitored import ConfigurationError, MonitoredRedisConnection, TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 import aioredis_monitored
-from aioredis_monitored import traits
+from aioredis_monitored._commands import traits
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DASHBOARDS = Path(aioredis_monitored.__file__).parent / "dashboards"

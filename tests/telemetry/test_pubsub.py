@@ -14,9 +14,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
+from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.context import folded
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.ambience import folded
 
 CALLS = "db.client.operation.duration"
 PROCESSED = "messaging.process.duration"
@@ -713,4 +713,4 @@ def test_names_are_those_of_the_conventions():
 
     assert ours == {name: known[name] for name in ours}
     assert {semconv.OPERATION_TYPE_PROCESS, semconv.OPERATION_TYPE_SEND} <= kinds
-    assert own.MESSAGING_SYSTEM_REDIS not in {each.value for each in messaging_attributes.MessagingSystemValues}
+    assert semconv_ext.MESSAGING_SYSTEM_REDIS not in {each.value for each in messaging_attributes.MessagingSystemValues}

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.sockets import is_readable
-from aioredis_monitored.telemetry import trouble
-from aioredis_monitored.telemetry.attributes import Server
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored._redispy.sockets import is_readable
+from aioredis_monitored._telemetry import guard as trouble
+from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored.testing import TelemetryCapture
 
 DURATION = "db.client.operation.duration"

@@ -22,9 +22,9 @@ from aioredis_monitored import (
     RedisConfig,
     RedisContextFactory,
 )
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored._commands.traits import _WAITS, counts_own_writes
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
-from aioredis_monitored.traits import _WAITS, counts_own_writes
 
 WORD, NUMBER = "hunter2", 773155018926
 VALUES = (

@@ -18,7 +18,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
-from aioredis_monitored.telemetry import semconv, trouble
+from aioredis_monitored._telemetry import guard as trouble
+from aioredis_monitored._telemetry import semconv
 from aioredis_monitored.testing import FaultProxy, TelemetryCapture
 
 DURATION = "db.client.operation.duration"

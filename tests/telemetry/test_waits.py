@@ -10,11 +10,11 @@ from redis.asyncio.sentinel import Sentinel
 from support.sharing import begun, frozen, line_of, until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
-from aioredis_monitored.client import _plain_pools
-from aioredis_monitored.multiplexer.inflight import MOST_BYTES
-from aioredis_monitored.multiplexer.line import LARGE
-from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored._multiplexer.connection import LARGE
+from aioredis_monitored._multiplexer.inflight import MOST_BYTES
+from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.spans import server_of
+from aioredis_monitored.client.client import _plain_pools
 from aioredis_monitored.testing import RedisServer
 
 DURATION = "db.client.operation.duration"

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioredis_monitored import traits
-from aioredis_monitored.commands import operation_name, stored_procedure
-from aioredis_monitored.querytext import query_text
-from aioredis_monitored.traits import server_wait
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import operation_name, stored_procedure
+from aioredis_monitored._commands.traits import server_wait
+from aioredis_monitored._telemetry.query_text import query_text
 
 ROWS = json.loads(command_table.TABLE.read_text())
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
 from aioredis_monitored import pool_from_config
-from aioredis_monitored.config import RedisConfig, config_from_env, override, read_arguments
+from aioredis_monitored.config.env import config_from_env
+from aioredis_monitored.config.schema import RedisConfig, override, read_arguments
 from aioredis_monitored.errors import ConfigurationError
 
 EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"

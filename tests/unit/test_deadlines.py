@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from support.sharing import begun
 
-from aioredis_monitored.leases.deadlines import Deadlines
+from aioredis_monitored._timeouts import Deadlines
 
 
 async def test_what_is_in_time_returns_or_raises_what_it_does():

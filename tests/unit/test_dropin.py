@@ -21,14 +21,9 @@ from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from support.arguments import GIVEN, NOT_RETRIED
 
-from aioredis_monitored import (
-    ConfigurationError,
-    MonitoredConnectionPool,
-    MonitoredRedisConnection,
-    pool_from_config,
-)
-from aioredis_monitored.config import url_arguments
-from aioredis_monitored.telemetry.attributes import server_of
+from aioredis_monitored import ConfigurationError, MonitoredConnectionPool, MonitoredRedisConnection, pool_from_config
+from aioredis_monitored._telemetry.spans import server_of
+from aioredis_monitored.config.schema import url_arguments
 
 
 def defaults_of(function):

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioredis_monitored.telemetry import hotkeys
-from aioredis_monitored.telemetry.hotkeys import HotKeys, SpaceSaving
+from aioredis_monitored._telemetry import hotkeys
+from aioredis_monitored._telemetry.hotkeys import HotKeys, SpaceSaving
 
 
 def test_a_share_of_the_calls_finds_the_same(monkeypatch):

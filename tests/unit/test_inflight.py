@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.exceptions import ResponseError
 
-from aioredis_monitored.multiplexer import inflight
-from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
-from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
+from aioredis_monitored._multiplexer import inflight
+from aioredis_monitored._multiplexer.futures import Lost, Reply, Run
+from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 
 TIMEOUT = 1.0
 PUSH = hiredis.PushNotification([b"invalidate", [b"key"]])

@@ -10,7 +10,7 @@ import redis.exceptions
 
 import aioredis_monitored
 from aioredis_monitored import ConfigurationError, ReplyDecodingError
-from aioredis_monitored.multiplexer import Late, Lost
+from aioredis_monitored._multiplexer import Late, Lost
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 

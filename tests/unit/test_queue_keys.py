@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from aioredis_monitored.leases import Keys
+from aioredis_monitored.queue.consumer import Keys
 
 CONSUMERS = ["0" * 32, "0123456789abcdef" * 2]
 INNER = [":c", ":n", ":dead", ":sweeper", *(f":p:{consumer}" for consumer in CONSUMERS)]

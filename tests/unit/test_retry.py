@@ -5,14 +5,9 @@ import ssl
 import pytest
 from redis import exceptions as errors
 
-from aioredis_monitored import (
-    OwnConnectionError,
-    PinnedConnectionLostError,
-    PoolClosedError,
-    PoolExhaustedError,
-)
-from aioredis_monitored.retry import RetryPolicy
-from aioredis_monitored.traits import traits_of, traits_of_batch
+from aioredis_monitored import OwnConnectionError, PinnedConnectionLostError, PoolClosedError, PoolExhaustedError
+from aioredis_monitored._commands.traits import traits_of, traits_of_batch
+from aioredis_monitored.pool.retry import RetryPolicy
 
 READ, WRITE, SCRIPT = traits_of(["GET"]), traits_of(["INCR"]), traits_of(["EVAL"])
 READS, MIXED = traits_of_batch([["GET"], ["PING"]]), traits_of_batch([["GET"], ["INCR"]])

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aioredis_monitored import traits
-from aioredis_monitored.commands import TABLE
-from aioredis_monitored.traits import traits_of, traits_of_batch
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import TABLE
+from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 
 OVERLAYS = ["_ALTERS", "_OVERTAKES", "_HARMLESS", "_RUNS_CODE", "_MAY_WAIT", "_COUNTS_OWN_WRITES", "_WAITS"]
 
