@@ -11,11 +11,11 @@ from aioredis_monitored.config.schema import RedisConfig
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import (
     ConfigurationError,
+    DedicatedConnectionError,
     EventLoopError,
     LeaseLostError,
     MonitoredRedisError,
     NoComponentsError,
-    OwnConnectionError,
     PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
@@ -39,7 +39,7 @@ __all__ = [
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
     "NoComponentsError",
-    "OwnConnectionError",
+    "DedicatedConnectionError",
     "PinnedConnectionLostError",
     "PoolClosedError",
     "PoolExhaustedError",

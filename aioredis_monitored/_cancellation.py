@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from math import inf
 from typing import Any, Final, TypeVar
 
-from aioredis_monitored._timeouts import patient_timeout
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored")
 
@@ -56,10 +56,10 @@ def cleaning_up(what: str) -> Iterator[None]:
         except Exception as error:
             if not is_cancelled:
                 raise
-            _note_failure(what, error)
+            _log_failure(what, error)
 
 
-async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
+async def wait_shielded(future: asyncio.Future[Any], deadline: float) -> bool:
     """Wait for a future whatever happens to this task; return whether it is done (see ``patient_timeout``).
 
     Args:
@@ -70,12 +70,12 @@ async def patiently(future: asyncio.Future[Any], deadline: float) -> bool:
     while not future.done() and (left := deadline - loop.time()) > 0:
         # The caller is being cancelled already, and raises that in the end.
         with suppress(asyncio.CancelledError, TimeoutError), shielded():
-            async with patient_timeout(left):
+            async with lag_tolerant_timeout(left):
                 await asyncio.wait([future])
     return future.done()
 
 
-async def finish(what: str, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+async def complete_shielded(what: str, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Await something that is to come to its end also if this task is cancelled meanwhile, which it is then.
 
     Args:
@@ -88,13 +88,13 @@ async def finish(what: str, attempt: Callable[[], Awaitable[T]], seconds: float)
             return await attempt()
         except asyncio.CancelledError:
             try:
-                await insist(attempt, seconds)
+                await run_to_completion(attempt, seconds)
             except Exception as error:  # noqa: BLE001 - the cancellation goes on
-                _note_failure(what, error)
+                _log_failure(what, error)
             raise
 
 
-async def insist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     """Await attempts until one is not cancelled, as a task of its own: what ends an event loop cancels every task.
 
     Args:
@@ -107,13 +107,13 @@ async def insist(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
         task = asyncio.ensure_future(attempt())
-        if not await patiently(task, deadline):
+        if not await wait_shielded(task, deadline):
             task.cancel()
             raise TimeoutError
         if not task.cancelled():
             return task.result()
 
 
-def _note_failure(what: str, error: Exception) -> None:
+def _log_failure(what: str, error: Exception) -> None:
     # An error's text may quote arguments.
     _LOGGER.warning("%s failed while its task was being cancelled: %s", what, type(error).__qualname__)

@@ -12,11 +12,11 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError  # noqa: A004
 
 # Seconds by which a timer is late if the event loop was busy with something else.
-LATE: Final = 0.01
+LATE_SECONDS: Final = 0.01
 
 
 @asynccontextmanager
-async def patient_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
+async def lag_tolerant_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
     """As ``asyncio.timeout``, but an event loop that was busy when the time was over reads what came meanwhile.
 
     For that, it gets the time by which it is late, and no more than the timeout itself.
@@ -37,7 +37,7 @@ async def patient_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeou
 
         def expire() -> None:
             late = loop.time() - due
-            if late > LATE and len(timers) == 1:
+            if late > LATE_SECONDS and len(timers) == 1:
                 timers.append(loop.call_later(min(late, seconds), expire))
             else:
                 limit.reschedule(loop.time())
@@ -50,7 +50,7 @@ async def patient_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeou
 
 
 @asynccontextmanager
-async def replies_in_time(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
+async def reply_timeout(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
     """Bound the time of all replies together, which redis-py bounds one by one, and by the clock alone.
 
     Args:
@@ -67,7 +67,7 @@ async def replies_in_time(connection: AbstractConnection, wait: float) -> AsyncI
     bound = socket_timeout + wait
     connection.socket_timeout = None
     try:
-        async with patient_timeout(None if isinf(bound) else bound) as limit:
+        async with lag_tolerant_timeout(None if isinf(bound) else bound) as limit:
             yield
     except builtins.TimeoutError:
         if not limit.expired():
@@ -80,7 +80,7 @@ async def replies_in_time(connection: AbstractConnection, wait: float) -> AsyncI
 T = TypeVar("T")
 
 
-class Deadlines:
+class DeadlineTimer:
     """Does what ``patient_timeout`` does, for a quarter of the time while nothing is late.
 
     Every message is acknowledged within one.
@@ -94,7 +94,7 @@ class Deadlines:
         self._timer: asyncio.TimerHandle | None = None
         self._when = inf
 
-    async def before(self, deadline: float, attempt: Awaitable[T]) -> T:
+    async def run_until(self, deadline: float, attempt: Awaitable[T]) -> T:
         """Await an attempt; one at a time in each task.
 
         Args:
@@ -135,7 +135,7 @@ class Deadlines:
         now = loop.time()
         over = [(task, now - deadline, spare) for task, (deadline, spare) in self._pending.items() if deadline <= now]
         for task, late, spare in over:
-            if late > LATE and spare > 0:
+            if late > LATE_SECONDS and spare > 0:
                 self._pending[task] = now + min(late, spare), 0.0
             else:
                 del self._pending[task]

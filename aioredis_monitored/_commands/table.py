@@ -22,14 +22,14 @@ from collections.abc import Iterable, Sequence
 from importlib import resources
 from typing import Any, NamedTuple
 
-HIDDEN = "?"
+PLACEHOLDER = "?"
 # Longer than every name, word or number that means something to a server; the rest of a longer argument is not read.
-LONGEST_WORD = 64
+MAX_WORD_LENGTH = 64
 # redis-py takes a whole command in one string; more than this of it is not read.
-LONGEST_NAME = 65_536
+MAX_NAME_LENGTH = 65_536
 
 
-class Span(NamedTuple):
+class KeySpec(NamedTuple):
     """Where some arguments stand: the key specification of ``COMMAND INFO``, without what no command uses.
 
     The first of them stands at ``start``, or after the first ``keyword`` from there on, or after the number there that
@@ -52,7 +52,7 @@ class Span(NamedTuple):
         """
         first = self.start
         if self.keyword:
-            words = [text_of(argument, LONGEST_WORD).upper() for argument in arguments[first:]]
+            words = [argument_text(argument, MAX_WORD_LENGTH).upper() for argument in arguments[first:]]
             if self.keyword not in words:
                 return range(0)
             first += words.index(self.keyword) + 1
@@ -68,25 +68,25 @@ class Span(NamedTuple):
         return range(first, end, self.step)[: len(arguments)]
 
 
-class Command(NamedTuple):
+class CommandInfo(NamedTuple):
     """A row of the table; that of a command which is not in it is empty."""
 
-    keys: tuple[Span, ...] = ()
-    fields: tuple[Span, ...] = ()
+    keys: tuple[KeySpec, ...] = ()
+    fields: tuple[KeySpec, ...] = ()
     words: frozenset[str] = frozenset()
     words_from: int = 0
     flags: frozenset[str] = frozenset()
 
 
-class Invocation(NamedTuple):
+class ParsedCommand(NamedTuple):
     """A command as it is sent: all that follows the name is an argument, wherever the application put it."""
 
     name: str
-    command: Command
+    info: CommandInfo
     arguments: Sequence[object]
     total: int
 
-    def positions(self, spans: Iterable[Span]) -> set[int]:
+    def positions(self, spans: Iterable[KeySpec]) -> set[int]:
         """Where the arguments stand that these are about.
 
         Raises:
@@ -95,12 +95,12 @@ class Invocation(NamedTuple):
         return {position for span in spans for position in span.positions(self.arguments, self.total)}
 
 
-def _read_table() -> dict[str, Command]:
+def _read_table() -> dict[str, CommandInfo]:
     rows = json.loads(resources.files(__package__).joinpath("table.json").read_text("utf-8"))
     return {
-        name: Command(
-            keys=tuple(Span(**span) for span in row.get("keys", ())),
-            fields=tuple(Span(**span) for span in row.get("fields", ())),
+        name: CommandInfo(
+            keys=tuple(KeySpec(**span) for span in row.get("keys", ())),
+            fields=tuple(KeySpec(**span) for span in row.get("fields", ())),
             words=frozenset(row.get("words", "").split()),
             words_from=row.get("words_from", 0),
             flags=frozenset(row.get("flags", "").split()),
@@ -113,7 +113,7 @@ _PROCEDURES = frozenset({"EVALSHA", "EVALSHA_RO", "FCALL", "FCALL_RO"})
 PUBLISHING = frozenset({"PUBLISH", "SPUBLISH"})
 
 TABLE = _read_table()
-_UNKNOWN = Command()
+_UNKNOWN = CommandInfo()
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
 # What almost every command is found in, with one look: a name that no sub-command can follow.
 _COMPLETE = frozenset(TABLE.keys() - _CONTAINERS)
@@ -129,7 +129,7 @@ def operation_name(args: Sequence[Any]) -> str:
     name = args[0] if args else None
     if type(name) is str and name in _COMPLETE:
         return name
-    return parse(args, most=3).name
+    return parse_command(args, limit=3).name
 
 
 def stored_procedure(args: Sequence[Any]) -> str | None:
@@ -137,72 +137,72 @@ def stored_procedure(args: Sequence[Any]) -> str | None:
     name = args[0] if args else None
     if type(name) is str and name in SIMPLE:
         return None
-    call = parse(args, most=3)
+    call = parse_command(args, limit=3)
     if call.name.upper() not in _PROCEDURES or not call.arguments:
         return None
-    return printable(text_of(call.arguments[0], LONGEST_WORD))
+    return quote(argument_text(call.arguments[0], MAX_WORD_LENGTH))
 
 
 def channel_of(args: Sequence[Any]) -> object | None:
     """The channel that the command publishes to; ``None`` if it does not publish."""
-    call = parse(args, most=2)
+    call = parse_command(args, limit=2)
     return call.arguments[0] if call.name.upper() in PUBLISHING and call.arguments else None
 
 
-def keys_of(args: Sequence[Any], most: int) -> list[object]:
+def keys_of(args: Sequence[Any], limit: int) -> list[object]:
     """The keys among the first ``most`` arguments; none of a command that is not in the table or was given wrongly."""
-    call = parse(args, most)
+    call = parse_command(args, limit)
     try:
-        return [call.arguments[position] for position in sorted(call.positions(call.command.keys))]
+        return [call.arguments[position] for position in sorted(call.positions(call.info.keys))]
     except (IndexError, ValueError):
         return []
 
 
-def parse(args: Sequence[Any], most: int | None = None) -> Invocation:
+def parse_command(args: Sequence[Any], limit: int | None = None) -> ParsedCommand:
     """Take the command apart, looking at no more than ``most`` of ``args``."""
     name = args[0] if args else None
     if type(name) is str and name in _COMPLETE:
-        return Invocation(name, TABLE[name], args[1:most], len(args) - 1)
+        return ParsedCommand(name, TABLE[name], args[1:limit], len(args) - 1)
     # redis-py splits the first argument, and sends each of its words as an argument of its own.
-    words = text_of(name, LONGEST_NAME).encode(errors="backslashreplace").split() or [HIDDEN.encode()]
-    sent = [*words, *args[1:most]]
+    words = argument_text(name, MAX_NAME_LENGTH).encode(errors="backslashreplace").split() or [PLACEHOLDER.encode()]
+    sent = [*words, *args[1:limit]]
     total = len(words) + len(args) - 1
-    name = words[0].decode()[:LONGEST_WORD]
+    name = words[0].decode()[:MAX_WORD_LENGTH]
     if name.upper() in _CONTAINERS and len(sent) > 1:
-        full_name = f"{name} {text_of(sent[1], LONGEST_WORD)}"
+        full_name = f"{name} {argument_text(sent[1], MAX_WORD_LENGTH)}"
         if command := TABLE.get(full_name.upper()):
-            return Invocation(full_name, command, sent[2:], total - 2)
-    return Invocation(name, TABLE.get(name.upper(), _UNKNOWN), sent[1:], total - 1)
+            return ParsedCommand(full_name, command, sent[2:], total - 2)
+    return ParsedCommand(name, TABLE.get(name.upper(), _UNKNOWN), sent[1:], total - 1)
 
 
 def _count(argument: object) -> int:
     """A number that a server would take, which refuses much that Python takes."""
-    digits = text_of(argument, LONGEST_WORD)
+    digits = argument_text(argument, MAX_WORD_LENGTH)
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError("not a count")
     return int(digits)
 
 
-def text_of(argument: object, most: int) -> str:
+def argument_text(argument: object, limit: int) -> str:
     """The beginning of an argument as redis-py would send it, ``?`` for what redis-py would refuse."""
     try:
         if isinstance(argument, str):
-            return encodable(str.__getitem__(argument, slice(most)))
+            return escape_surrogates(str.__getitem__(argument, slice(limit)))
         if isinstance(argument, (bytes, bytearray, memoryview)):
-            return bytes(memoryview(argument)[:most]).decode(errors="backslashreplace")
+            return bytes(memoryview(argument)[:limit]).decode(errors="backslashreplace")
         if isinstance(argument, (int, float)):
-            return repr(argument)[:most]
+            return repr(argument)[:limit]
     except Exception:  # noqa: BLE001 - an application may pass anything; it is redis-py that refuses it, not telemetry
-        return HIDDEN
-    return HIDDEN
+        return PLACEHOLDER
+    return PLACEHOLDER
 
 
-def encodable(text: str) -> str:
+def escape_surrogates(text: str) -> str:
     """The text with escapes for what no exporter could send: a lone surrogate, as JSON may bring it."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
-def printable(text: str) -> str:
+def quote(text: str) -> str:
     """Quote what could be taken for two arguments or cannot be printed, as ``redis-cli`` would have it typed."""
     if text and text.isprintable() and " " not in text:
         return text

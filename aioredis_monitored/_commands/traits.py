@@ -10,7 +10,14 @@ from collections.abc import Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
-from aioredis_monitored._commands.table import LONGEST_NAME, LONGEST_WORD, TABLE, operation_name, parse, text_of
+from aioredis_monitored._commands.table import (
+    MAX_NAME_LENGTH,
+    MAX_WORD_LENGTH,
+    TABLE,
+    argument_text,
+    operation_name,
+    parse_command,
+)
 
 
 class Traits(NamedTuple):
@@ -23,9 +30,9 @@ class Traits(NamedTuple):
         runs_code: It runs a script or a function, whose error may come after some of it was done.
     """
 
-    shares: bool
-    alters: bool
-    repeatable: bool
+    shareable: bool
+    alters_connection: bool
+    retry_safe: bool
     runs_code: bool
 
 
@@ -33,7 +40,7 @@ def _block_option(arguments: Sequence[object]) -> object:
     """The value of BLOCK; a group, a consumer or a stream may be called BLOCK too."""
     rest = iter(arguments)
     for argument in rest:
-        match text_of(argument, LONGEST_WORD).upper():
+        match argument_text(argument, MAX_WORD_LENGTH).upper():
             case "BLOCK":
                 return next(rest, None)
             case "GROUP":
@@ -49,7 +56,7 @@ _SECONDS, _MILLISECONDS = 1, 1000
 
 # Which argument says how long the server may wait, and its unit. Servers do not tell either, and Redis 7.0 does not
 # call WAIT blocking.
-_WAITS: dict[str, tuple[Callable[[Sequence[object]], object], int]] = {
+_BLOCKING: dict[str, tuple[Callable[[Sequence[object]], object], int]] = {
     "BLMOVE": (_LAST, _SECONDS),  # until the source has an element
     "BLMPOP": (_FIRST, _SECONDS),  # until one of the lists has an element
     "BLPOP": (_LAST, _SECONDS),  # until one of the lists has an element
@@ -65,7 +72,7 @@ _WAITS: dict[str, tuple[Callable[[Sequence[object]], object], int]] = {
 }
 
 # After these the connection is no longer as the pool made it.
-_ALTERS = frozenset(
+_ALTERS_CONNECTION = frozenset(
     {
         "ASKING",  # the next command may be answered for a slot that moves
         "AUTH",  # another user
@@ -106,7 +113,7 @@ _ALTERS = frozenset(
     }
 )
 # These leave the connection as it is, but must not queue up behind what they are to end.
-_OVERTAKES = frozenset(
+_OUT_OF_BAND = frozenset(
     {
         "CLIENT UNPAUSE",  # a command that waits for the end of the pause would hold it back
         "FUNCTION KILL",  # the function that runs too long would hold it back
@@ -114,7 +121,7 @@ _OVERTAKES = frozenset(
     }
 )
 # Not read-only by the server's word, and yet running them twice does no harm.
-_HARMLESS = frozenset(
+_RETRY_SAFE = frozenset(
     {
         "CLIENT GETNAME",  # reports
         "CLIENT ID",  # reports
@@ -141,23 +148,23 @@ _HARMLESS = frozenset(
 )
 _RUNS_CODE = frozenset({"EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO"})
 # They wait only if BLOCK is among their arguments.
-_MAY_WAIT = frozenset({"XREAD", "XREADGROUP"})
+_MAY_BLOCK = frozenset({"XREAD", "XREADGROUP"})
 # They count the writes of their own connection (https://redis.io/docs/latest/commands/wait/).
-_COUNTS_OWN_WRITES = frozenset({"WAIT", "WAITAOF"})
+_COUNTS_CONNECTION_WRITES = frozenset({"WAIT", "WAITAOF"})
 
-_AWAIT_DATA = _WAITS.keys() - _COUNTS_OWN_WRITES
+_POLLS_FOR_DATA = _BLOCKING.keys() - _COUNTS_CONNECTION_WRITES
 
-_UNKNOWN = Traits(shares=False, alters=True, repeatable=False, runs_code=True)
+_UNKNOWN = Traits(shareable=False, alters_connection=True, retry_safe=False, runs_code=True)
 # A module's command, by the dot in its name: modules cannot alter a connection.
-_MODULE = _UNKNOWN._replace(alters=False)
+_MODULE = _UNKNOWN._replace(alters_connection=False)
 
 
 def _traits(name: str) -> Traits:
-    waits = name in _WAITS
+    waits = name in _BLOCKING
     return Traits(
-        shares=name not in _ALTERS | _OVERTAKES and (not waits or name in _MAY_WAIT),
-        alters=name in _ALTERS,
-        repeatable=name in _HARMLESS or ("readonly" in TABLE[name].flags and (not waits or name in _MAY_WAIT)),
+        shareable=name not in _ALTERS_CONNECTION | _OUT_OF_BAND and (not waits or name in _MAY_BLOCK),
+        alters_connection=name in _ALTERS_CONNECTION,
+        retry_safe=name in _RETRY_SAFE or ("readonly" in TABLE[name].flags and (not waits or name in _MAY_BLOCK)),
         runs_code=name in _RUNS_CODE,
     )
 
@@ -165,30 +172,30 @@ def _traits(name: str) -> Traits:
 _TRAITS = {name: _traits(name) for name in TABLE}
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
 # What almost every call is found in, with one look: its traits do not hang on its arguments.
-_CERTAIN = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_WAIT | _CONTAINERS}
+_FIXED_TRAITS = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_BLOCK | _CONTAINERS}
 
 
 def traits_of(args: Sequence[Any]) -> Traits:
     """The traits of a call; those of a command that is not in the table are the careful ones."""
     name = args[0] if args else None
-    if type(name) is str and (known := _CERTAIN.get(name)) is not None:
+    if type(name) is str and (known := _FIXED_TRAITS.get(name)) is not None:
         return known
-    if isinstance(name, str | bytes) and len(name) > LONGEST_NAME:
+    if isinstance(name, str | bytes) and len(name) > MAX_NAME_LENGTH:
         return _UNKNOWN
-    call = parse(args)
+    call = parse_command(args)
     name = call.name.upper()
     traits = _TRAITS.get(name)
     # An unknown sub-command, which may do anything, is found under the name of the commands that it is one of.
     if traits is None or (name in _CONTAINERS and call.total):
         return _MODULE if "." in name else _UNKNOWN
-    if name in _MAY_WAIT and any(_word(argument) == "BLOCK" for argument in call.arguments):
-        return traits._replace(shares=False, repeatable=False)
+    if name in _MAY_BLOCK and any(_word(argument) == "BLOCK" for argument in call.arguments):
+        return traits._replace(shareable=False, retry_safe=False)
     return traits
 
 
 def _word(argument: object) -> str:
     # Servers compare as C does, to the first zero byte.
-    return text_of(argument, LONGEST_WORD).partition("\0")[0].upper()
+    return argument_text(argument, MAX_WORD_LENGTH).partition("\0")[0].upper()
 
 
 def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:
@@ -197,40 +204,40 @@ def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:
     An error may come after some of them were done, unless all of them may be repeated.
     """
     each = [traits_of(args) for args in batch]
-    repeatable = all(traits.repeatable for traits in each)
+    repeatable = all(traits.retry_safe for traits in each)
     return Traits(
-        shares=all(traits.shares for traits in each),
-        alters=any(traits.alters for traits in each),
-        repeatable=repeatable,
+        shareable=all(traits.shareable for traits in each),
+        alters_connection=any(traits.alters_connection for traits in each),
+        retry_safe=repeatable,
         runs_code=not repeatable,
     )
 
 
-def counts_own_writes(args: Sequence[Any]) -> bool:
+def counts_connection_writes(args: Sequence[Any]) -> bool:
     """Whether the command is about the writes of the very connection that it is sent on."""
-    return operation_name(args).upper() in _COUNTS_OWN_WRITES
+    return operation_name(args).upper() in _COUNTS_CONNECTION_WRITES
 
 
-def awaits_data(args: Sequence[Any]) -> bool:
+def polls_for_data(args: Sequence[Any]) -> bool:
     """Whether the command is one that consumers wait or look for data with, over and over."""
-    return operation_name(args).upper() in _AWAIT_DATA
+    return operation_name(args).upper() in _POLLS_FOR_DATA
 
 
-def server_wait(args: Sequence[Any]) -> float | None:
+def blocking_timeout(args: Sequence[Any]) -> float | None:
     """The seconds for which the server may hold back the reply, ``math.inf`` if that is for ever.
 
     Returns:
         ``None`` if it answers at once, also because the time that was given is none.
     """
     name = args[0] if args else None
-    if type(name) is str and name in _CERTAIN and name not in _WAITS:
+    if type(name) is str and name in _FIXED_TRAITS and name not in _BLOCKING:
         return None
-    wait = _WAITS.get(operation_name(args).upper())
+    wait = _BLOCKING.get(operation_name(args).upper())
     if wait is None:
         return None
     argument, units_per_second = wait
     try:
-        seconds = float(text_of(argument(parse(args).arguments), LONGEST_WORD)) / units_per_second
+        seconds = float(argument_text(argument(parse_command(args).arguments), MAX_WORD_LENGTH)) / units_per_second
     except (IndexError, ValueError):
         return None
     if seconds == 0:

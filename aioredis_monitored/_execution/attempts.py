@@ -20,19 +20,19 @@ from redis.exceptions import (
     WatchError,
 )
 
-from aioredis_monitored._cancellation import patiently
-from aioredis_monitored._commands.traits import Traits, counts_own_writes
-from aioredis_monitored._multiplexer import Late, Lost, is_refusal
-from aioredis_monitored._redispy.connections import sending_soundly
-from aioredis_monitored._redispy.sockets import has_ended, is_readable
+from aioredis_monitored._cancellation import wait_shielded
+from aioredis_monitored._commands.traits import Traits, counts_connection_writes
+from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded, is_protocol_error
+from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
-from aioredis_monitored._timeouts import patient_timeout, replies_in_time
-from aioredis_monitored.errors import OwnConnectionError
+from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
+from aioredis_monitored.errors import DedicatedConnectionError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import is_hang_up, may_pass
+from aioredis_monitored.pool.retry import is_connection_loss, is_transient
 
 # Seconds in which the connection of a plain pool whose caller has left goes back; later, it does so unwatched.
-_GOODBYE: Final = 1.0
+_RELEASE_SECONDS: Final = 1.0
 
 T = TypeVar("T")
 
@@ -41,11 +41,11 @@ T = TypeVar("T")
 # over.
 Attempt = Callable[[float | None, int], Awaitable[T]]
 # Gives each attempt a connection that no other call uses, and takes it back.
-Connecting = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
+AcquireConnection = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
 
 
 @asynccontextmanager
-async def attempt_on(
+async def dedicated_attempt(
     pool: MonitoredConnectionPool,
     seconds: float | None,
     connecting: AbstractAsyncContextManager[AbstractConnection],
@@ -65,43 +65,43 @@ async def attempt_on(
     """
     is_usable = False
     try:
-        async with patient_timeout(seconds) as limit, connecting as connection:
+        async with lag_tolerant_timeout(seconds) as limit, connecting as connection:
             is_usable = True
             if wait is None:
                 yield connection
             else:
-                async with replies_in_time(connection, wait):
+                async with reply_timeout(connection, wait):
                     yield connection
     except WatchError:
         # The caller's to begin anew.
         raise
     except RedisError as error:
-        raise Lost(error, written=is_usable) from error
+        raise AttemptFailed(error, written=is_usable) from error
     except builtins.TimeoutError:
         if not limit.expired():
             # A pipeline's response callback's own.
             raise
-        raise Late(written=is_usable) from None
-    pool.retry_policy.is_out_of_reach = False
+        raise DeadlineExceeded(written=is_usable) from None
+    pool.retry_policy.server_unreachable = False
 
 
-async def attempted(
+async def retry(
     pool: MonitoredConnectionPool, traits: Traits, attempt: Attempt[T], wait: float, operation: Observer | None
 ) -> T:
     """Make a call, in as many attempts as the pool's policy allows; the arguments are those of ``retried``."""
     started = monotonic()
     try:
         return await attempt(None, 0)
-    except Lost as lost:
+    except AttemptFailed as lost:
         failure = lost
-    return await retried(pool, traits, attempt, failure, started, wait, operation)
+    return await retry_failed(pool, traits, attempt, failure, started, wait, operation)
 
 
-async def retried(
+async def retry_failed(
     pool: MonitoredConnectionPool,
     traits: Traits,
     attempt: Attempt[T],
-    failure: Lost,
+    failure: AttemptFailed,
     started: float,
     wait: float,
     operation: Observer | None,
@@ -121,21 +121,21 @@ async def retried(
         redis.exceptions.RedisError: The error of the last attempt, or of the one before it if the deadline has cut the
             last one short; of a write that was sent by then, it is a ``TimeoutError``, as it may have run.
     """
-    call = _Call(pool, traits, attempt, started, wait, operation)
+    call = _RetriedCall(pool, traits, attempt, started, wait, operation)
     try:
-        return await repeated(call.attempt_again, failure, call.next_delay, call.pause)
-    except Late as late:
-        if late.written and not traits.repeatable:
+        return await _repeat(call.attempt_again, failure, call.next_delay, call.pause)
+    except DeadlineExceeded as late:
+        if late.written and not traits.retry_safe:
             # The error of the attempt before would deny what this one may have done.
             raise TimeoutError(f"no reply in {call.bound} s") from call.failure.error
         if not (late.written or pool.is_connected()):
-            pool.retry_policy.is_out_of_reach = True
-    except Lost:
+            pool.retry_policy.server_unreachable = True
+    except AttemptFailed:
         pass
     raise call.failure.error
 
 
-class _Call(Generic[T]):
+class _RetriedCall(Generic[T]):
     """A call that has failed before, as the loop asks about it; the arguments are those of ``retried``.
 
     Attributes:
@@ -143,7 +143,7 @@ class _Call(Generic[T]):
         failure: The last one that is not the deadline's.
     """
 
-    failure: Lost
+    failure: AttemptFailed
 
     def __init__(
         self,
@@ -165,12 +165,12 @@ class _Call(Generic[T]):
         self.bound = None if deadline is None or isinf(wait) else deadline + wait
 
     def next_delay(self, failure: Exception, failures: int) -> float | None:
-        if isinstance(failure, Late) or not isinstance(failure, Lost):
+        if isinstance(failure, DeadlineExceeded) or not isinstance(failure, AttemptFailed):
             return None
         if not self._was_too_late:
-            self._losses += failure.written and is_hang_up(failure.error)
+            self._losses += failure.written and is_connection_loss(failure.error)
         self.failure = failure
-        return self._policy.pause(
+        return self._policy.next_delay(
             failure.error,
             written=failure.written,
             traits=self._traits,
@@ -185,7 +185,7 @@ class _Call(Generic[T]):
             await sleep(seconds)
         finally:
             if self._operation is not None:
-                self._operation.waited(monotonic() - paused, 0)
+                self._operation.add_wait(monotonic() - paused, 0)
 
     async def attempt_again(self) -> T:
         elapsed = monotonic() - self._started
@@ -196,7 +196,7 @@ class _Call(Generic[T]):
         return await self._attempt(None if self.bound is None else self.bound - elapsed, self._losses)
 
 
-async def until_answered(
+async def retry_until_answered(
     attempt: Callable[[], Awaitable[T]],
     delays: Callable[[int], float],
     *,
@@ -221,7 +221,7 @@ async def until_answered(
     deadline = monotonic() + seconds
 
     def next_delay(error: Exception, failures: int) -> float | None:
-        delay = after_refusal if isinstance(error, AuthenticationError) else delays if may_pass(error) else None
+        delay = after_refusal if isinstance(error, AuthenticationError) else delays if is_transient(error) else None
         if not isinstance(error, RedisError) or delay is None or monotonic() > deadline:
             return None
         if on_failure is not None:
@@ -232,10 +232,10 @@ async def until_answered(
         return await attempt()
     except RedisError as error:
         failure = error
-    return await repeated(attempt, failure, next_delay, pause)
+    return await _repeat(attempt, failure, next_delay, pause)
 
 
-async def repeated(
+async def _repeat(
     attempt: Callable[[], Awaitable[T]],
     failure: Exception,
     next_delay: Callable[[Exception, int], float | None],
@@ -255,34 +255,34 @@ async def repeated(
         await pause(delay)
         try:
             return await attempt()
-        except (Lost, RedisError) as error:
+        except (AttemptFailed, RedisError) as error:
             failure = error
         failures += 1
     raise failure
 
 
-def has_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bool:
+def is_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bool:
     """Whether a borrowed connection that owes nothing has ended, or cannot be used for another reason."""
     # One that was altered may get messages unasked.
-    ended = has_ended if pool.is_altered(connection) else is_readable
+    ended = is_closed_by_peer if pool.will_discard(connection) else is_readable
     return not connection.is_connected or ended(connection)
 
 
-def refuse_counting(args: Sequence[Any]) -> None:
+def reject_write_counting(args: Sequence[Any]) -> None:
     """Refuse a command that counts the writes of a connection, where each call may get another one.
 
     Raises:
         OwnConnectionError: It is one.
     """
-    if counts_own_writes(args):
+    if counts_connection_writes(args):
         message = f"{args[0]} counts the writes of its own connection: use pipeline() or client()"
-        raise OwnConnectionError(message)
+        raise DedicatedConnectionError(message)
 
 
-async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
+async def acquire_from(pool: ConnectionPool, operation: Observer | None) -> Connection:
     """A connection of any pool, whose operation is told of it; give it back with ``release``."""
     if isinstance(pool, MonitoredConnectionPool):
-        connection = await pool.borrow(None if operation is None else operation.waited)
+        connection = await pool.acquire(None if operation is None else operation.add_wait)
     else:
         asked = perf_counter()
         try:
@@ -290,9 +290,9 @@ async def lent(pool: ConnectionPool, operation: Observer | None) -> Connection:
         finally:
             if operation is not None:
                 # It does not tell how much of that was connecting.
-                operation.waited(perf_counter() - asked, 0)
+                operation.add_wait(perf_counter() - asked, 0)
     if operation is not None:
-        operation.reached(connection)
+        operation.set_connection(connection)
     return cast("Connection", connection)
 
 
@@ -307,9 +307,9 @@ async def _lent_elsewhere(pool: ConnectionPool) -> AbstractConnection:
     except asyncio.CancelledError:
         borrowing.cancel()
         giving_back = asyncio.ensure_future(_give_back(pool, borrowing))
-        await patiently(giving_back, asyncio.get_running_loop().time() + _GOODBYE)
+        await wait_shielded(giving_back, asyncio.get_running_loop().time() + _RELEASE_SECONDS)
         raise
-    return sending_soundly(borrowing.result())
+    return with_safe_send(borrowing.result())
 
 
 async def _give_back(pool: ConnectionPool, borrowing: "asyncio.Future[AbstractConnection]") -> None:
@@ -322,18 +322,20 @@ async def _give_back(pool: ConnectionPool, borrowing: "asyncio.Future[AbstractCo
 
 
 @asynccontextmanager
-async def borrowed(pool: MonitoredConnectionPool, operation: Observer | None) -> AsyncIterator[AbstractConnection]:
+async def dedicated_connection(
+    pool: MonitoredConnectionPool, operation: Observer | None
+) -> AsyncIterator[AbstractConnection]:
     """A connection for one attempt (see ``attempt_on``).
 
     What was called before is sent before: the shared connection writes what it would write at the end of this tick. It
     is not waited for, and a server may still run what comes on one connection before what came on another one.
     """
-    connection = await lent(pool, operation)
+    connection = await acquire_from(pool, operation)
     try:
         async with _in_use(pool, connection):
             yield connection
     except ResponseError as error:
-        leave_if_refused(pool, error, connection)
+        leave_refusing_server(pool, error, connection)
         raise
     finally:
         await pool.release(connection)
@@ -347,13 +349,13 @@ async def _in_use(pool: MonitoredConnectionPool, connection: AbstractConnection)
         pool.write_pending()
         yield
     except AttributeError as error:
-        if error.obj is not None or pool.lends(connection):
+        if error.obj is not None or pool.is_acquired(connection):
             raise
         # Closed while redis-py was about to write to it, and found no writer any more.
         raise pool.closed_error() from error
 
 
-def leave_if_refused(
+def leave_refusing_server(
     pool: MonitoredConnectionPool, outcome: object, connection: AbstractConnection | None = None, *, since: float = 0.0
 ) -> None:
     """Leave the connection if its server refuses writes, or has refused what was sent and hangs up.
@@ -369,10 +371,11 @@ def leave_if_refused(
     """
     results = outcome if isinstance(outcome, list) else (outcome,)
     if not any(
-        isinstance(each, ReadOnlyError) or (isinstance(each, ResponseError) and is_refusal(each)) for each in results
+        isinstance(each, ReadOnlyError) or (isinstance(each, ResponseError) and is_protocol_error(each))
+        for each in results
     ):
         return
     if connection is not None:
-        pool.alter(connection)
+        pool.discard_on_release(connection)
     else:
-        pool.renew(since)
+        pool.retire_connections(since)

@@ -22,32 +22,32 @@ from redis.exceptions import (
 )
 from redis.himport import parse_himport_set_args
 
-from aioredis_monitored._commands.table import LONGEST_WORD, parse, text_of
-from aioredis_monitored._commands.traits import counts_own_writes, server_wait, traits_of
+from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
+from aioredis_monitored._commands.traits import blocking_timeout, counts_connection_writes, traits_of
 from aioredis_monitored._execution.attempts import (
-    Connecting,
+    AcquireConnection,
     _in_use,
-    attempt_on,
-    attempted,
-    borrowed,
-    has_lost,
-    leave_if_refused,
-    lent,
-    refuse_counting,
-    retried,
+    acquire_from,
+    dedicated_attempt,
+    dedicated_connection,
+    is_lost,
+    leave_refusing_server,
+    reject_write_counting,
+    retry,
+    retry_failed,
 )
-from aioredis_monitored._execution.fetch import FETCH, Fetch, fetched_at_once, fetched_on, fetched_waiting, in_turns
-from aioredis_monitored._multiplexer import ALONE, Lost
+from aioredis_monitored._execution.fetch import FETCH, Fetch, fetch_blocking, fetch_in_turns, fetch_on, fetch_shared
+from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
-from aioredis_monitored._telemetry.messaging import Delivery
-from aioredis_monitored._telemetry.operation import Observer, Operation, begun, recorded
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._telemetry.spans import About, Call
-from aioredis_monitored._telemetry.stats import RequestView
-from aioredis_monitored.errors import PinnedConnectionLostError, undecodable
+from aioredis_monitored._telemetry.messaging import MessagingOperation
+from aioredis_monitored._telemetry.operation import Observer, Operation, observe_call, start_operation
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
+from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored.errors import PinnedConnectionLostError, decoding_error
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import is_answer
-from aioredis_monitored.pool.slots import ALTERED_LOST
+from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.slots import PINNED_CONNECTION_LOST
 
 T = TypeVar("T")
 
@@ -98,35 +98,35 @@ class CallsMixin:
         traits = traits_of(args)
         multiplexer = pool.multiplexer
         try:
-            if multiplexer is None or not traits.shares:
+            if multiplexer is None or not traits.shareable:
                 return await self._call_borrowed(pool, args, options, seconds, operation)
-            if losses is not None and losses >= ALONE:
-                async with multiplexer.alone(seconds) as left:
+            if losses is not None and losses >= ISOLATE_AFTER:
+                async with multiplexer.isolated(seconds) as left:
                     return await self._call_borrowed(pool, args, options, left, operation)
             # Past the look-up of redis-py's own dict, which is in Python.
             callback = dict.get(self.response_callbacks, args[0].upper())
-            decodes = pool.decodes and NEVER_DECODE not in options
+            decodes = pool.decodes_replies and NEVER_DECODE not in options
             if operation is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
-                operation.certain = pool.surely_decodes if decodes else True
+                operation.record_on_reply = pool.is_decodable if decodes else True
             reply = multiplexer.send(args, None, operation, losses)
-            reply = await (reply if seconds is None else reply.within(seconds))
+            reply = await (reply if seconds is None else reply.wait_for(seconds))
             if isinstance(reply, Exception):
                 return _in_place_of_error(pool, reply, options, started)
-            pool.retry_policy.is_out_of_reach = False
+            pool.retry_policy.server_unreachable = False
             if decodes:
-                reply = pool.decode(reply)
+                reply = pool.decode_reply(reply)
             if callback is None:
                 return reply
             parsed = _parsed(callback, reply, options)
             return await parsed if isawaitable(parsed) else parsed
         except UnicodeDecodeError as error:
-            raise undecodable(error) from None
-        except Lost as lost:
+            raise decoding_error(error) from None
+        except AttemptFailed as lost:
             if losses is not None:
                 raise
             failure = lost
         attempt = partial(self._call, pool, args, options, operation)
-        return await retried(pool, traits, attempt, failure, started, server_wait(args) or 0, operation)
+        return await retry_failed(pool, traits, attempt, failure, started, blocking_timeout(args) or 0, operation)
 
     async def _call_borrowed(
         self,
@@ -136,9 +136,11 @@ class CallsMixin:
         seconds: float | None,
         operation: Observer | None,
     ) -> Any:
-        refuse_counting(args)
+        reject_write_counting(args)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        async with attempt_on(pool, seconds, borrowed(pool, operation), server_wait(args) or 0) as connection:
+        async with dedicated_attempt(
+            pool, seconds, dedicated_connection(pool, operation), blocking_timeout(args) or 0
+        ) as connection:
             try:
                 # Under a name without a callback: what one raises is neither the server's nor the connection's.
                 reply = await self._send_command_parse_response(connection, "", *args, **decoding)
@@ -155,7 +157,7 @@ class CallsMixin:
 
     async def _attempt_on(
         self,
-        connecting: Connecting,
+        connecting: AcquireConnection,
         pool: MonitoredConnectionPool,
         args: tuple[Any, ...],
         options: dict[str, Any],
@@ -172,13 +174,13 @@ class CallsMixin:
             seconds: How long it may take.
             losses: How many connections the call was written to and lost.
         """
-        async with attempt_on(pool, seconds, connecting(), server_wait(args) or 0) as connection:
+        async with dedicated_attempt(pool, seconds, connecting(), blocking_timeout(args) or 0) as connection:
             return await self._send_command_parse_response(connection, args[0], *args, **options)
 
     async def _send_command_parse_response(
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
     ) -> Any:
-        if traits_of(args).shares:
+        if traits_of(args).shareable:
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
         async with self._heeded(conn, [args]):
             return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
@@ -191,7 +193,7 @@ class CallsMixin:
         fails; and it lends a connection that saw SELECT to the next caller as it is.
         """
         self._note_altered(connection, commands)
-        wait = sum(server_wait(args) or 0 for args in commands)
+        wait = sum(blocking_timeout(args) or 0 for args in commands)
         if not wait or connection.socket_timeout is None:
             yield
             return
@@ -233,7 +235,7 @@ class CallsMixin:
                 await self._make_usable(pool, connection, operation)
             if pool.was_reconnected(connection):
                 for args in commands:
-                    if counts_own_writes(args):
+                    if counts_connection_writes(args):
                         message = (
                             f"{args[0]} would not count what was written on the connection that this handle has lost"
                         )
@@ -248,7 +250,7 @@ class CallsMixin:
                 raise
             finally:
                 leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
-                if leaves and not pool.is_altered(connection):
+                if leaves and not pool.will_discard(connection):
                     await connection.disconnect(nowait=True)
 
     async def _kept_connection(self, operation: Observer | None, closings: int) -> Connection:
@@ -259,7 +261,7 @@ class CallsMixin:
         """
         self._refuse_if_closed(closings)
         if self.connection is None:
-            connection = await lent(self.connection_pool, operation)
+            connection = await acquire_from(self.connection_pool, operation)
             if self.connection is None and closings == self._closings:
                 self.connection = connection
             else:
@@ -280,7 +282,7 @@ class CallsMixin:
         try:
             yield
         except Exception as error:
-            is_lost = isinstance(error, ConnectionError | TimeoutError) and not is_answer(error)
+            is_lost = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
             # Or redis-py was about to write to it, and found no writer any more.
             if is_lost or (isinstance(error, AttributeError) and error.obj is None):
                 self._refuse_if_closed(closings)
@@ -333,25 +335,25 @@ class CallsMixin:
     async def _make_usable(
         self, pool: MonitoredConnectionPool, connection: AbstractConnection, operation: Observer | None
     ) -> None:
-        if not pool.lends(connection):
+        if not pool.is_acquired(connection):
             raise pool.closed_error()
-        if has_lost(pool, connection):
-            if pool.is_altered(connection):
-                raise PinnedConnectionLostError(ALTERED_LOST)
+        if is_lost(pool, connection):
+            if pool.will_discard(connection):
+                raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
             asked = perf_counter()
             try:
                 await pool.reconnect(connection)
             finally:
                 if operation is not None:
                     seconds = perf_counter() - asked
-                    operation.waited(seconds, seconds)
+                    operation.add_wait(seconds, seconds)
         if operation is not None:
-            operation.reached(connection)
+            operation.set_connection(connection)
 
     def _note_altered(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> None:
         pool = self.connection_pool
-        if any(traits_of(args).alters for args in commands) and isinstance(pool, MonitoredConnectionPool):
-            pool.alter(connection)
+        if any(traits_of(args).alters_connection for args in commands) and isinstance(pool, MonitoredConnectionPool):
+            pool.discard_on_release(connection)
 
 
 def _parsed(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
@@ -366,8 +368,8 @@ def _in_place_of_error(pool: MonitoredConnectionPool, error: Exception, options:
     """
     if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
         return options[EMPTY_RESPONSE]
-    leave_if_refused(pool, error, since=since)
-    raise error if isinstance(error, Lost) else Lost(error, written=True)
+    leave_refusing_server(pool, error, since=since)
+    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, written=True)
 
 
 class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases disagree
@@ -381,8 +383,8 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
 
     databases: frozenset[str] = frozenset()
     server_span: Span | None
-    telemetry: Telemetry
-    _request: RequestView | None
+    telemetry: PoolRecorder
+    _request: RequestStats | None
     _pool: MonitoredConnectionPool | None
 
     @property
@@ -397,15 +399,15 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             OwnConnectionError: The command is about its own connection, and this handle keeps to none.
         """
         if options and FETCH in options:
-            return await self.execute_fetch(options.pop(FETCH), args, server_wait(args) or 0)
+            return await self.execute_fetch(options.pop(FETCH), args, blocking_timeout(args) or 0)
         pool, telemetry = self._pool, self.telemetry
-        operation = begun(telemetry, args, self.server_span, self._request)
+        operation = start_operation(telemetry, args, self.server_span, self._request)
         if pool is None:
             calling = self._call_elsewhere(args, options, operation)
         else:
             calling = self._call(pool, args, options, operation)
-        if not telemetry.is_traced and Redis.execute_command is not EXECUTE_COMMAND.own:
-            return await recorded(operation, calling, telemetry, EXECUTE_COMMAND, self, *args, **options)
+        if not telemetry.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
+            return await observe_call(operation, calling, telemetry, EXECUTE_COMMAND, self, *args, **options)
         return await (calling if operation is None else operation.observe(calling))
 
     async def execute_as(
@@ -421,11 +423,14 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             options: Those of ``execute_command``.
             call: Does it, and is given the record, if anybody listens.
         """
-        operation = begun(self.telemetry, args, self.server_span, self._request)
-        return await recorded(operation, call(operation), self.telemetry, EXECUTE_COMMAND, self, *args, **options)
+        operation = start_operation(self.telemetry, args, self.server_span, self._request)
+        return await observe_call(operation, call(operation), self.telemetry, EXECUTE_COMMAND, self, *args, **options)
 
     async def execute_about(
-        self, about: About, args: Sequence[Any], call: Callable[[Delivery | None], Coroutine[Any, Any, T]]
+        self,
+        about: MessagingSpec,
+        args: Sequence[Any],
+        call: Callable[[MessagingOperation | None], Coroutine[Any, Any, T]],
     ) -> T:
         """Do what is an operation on messages.
 
@@ -435,12 +440,12 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             call: Does it, and is given the record, if anybody listens.
         """
         telemetry = self.telemetry
-        if telemetry.counts_keys:
-            telemetry.hot_keys.see(args)
+        if telemetry.counts_hot_keys:
+            telemetry.hot_keys.count(args)
         operation = None
-        if telemetry.is_heard():
-            operation = Delivery(telemetry, about, args, self.server_span, self._request)
-        return await recorded(operation, call(operation), telemetry, EXECUTE_COMMAND, self, *args)
+        if telemetry.is_enabled():
+            operation = MessagingOperation(telemetry, about, args, self.server_span, self._request)
+        return await observe_call(operation, call(operation), telemetry, EXECUTE_COMMAND, self, *args)
 
     async def execute_fetch(self, fetch: Fetch, args: Sequence[Any], seconds: float) -> Any:
         """Fetch what is there, or comes within so many seconds; what is on its way to a caller that leaves is put back.
@@ -453,7 +458,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         Returns:
             What was found; ``None`` if there is nothing.
         """
-        return await self.execute_about(fetch.about, args, partial(self.fetch_within, fetch, seconds))
+        return await self.execute_about(fetch.messaging, args, partial(self.fetch_within, fetch, seconds))
 
     def unpinned(self) -> Self:
         """This client, but each call on any connection, for what goes on when the one of this may be lost or closed."""
@@ -462,7 +467,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         client.single_connection_client = False
         return client
 
-    def operation_of(self, call: Call, called: Sequence[Any]) -> Operation:
+    def operation_of(self, call: CallSpec, called: Sequence[Any]) -> Operation:
         """The record of something that takes several calls.
 
         Args:
@@ -483,7 +488,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             return await self._call_elsewhere(args, options, operation)
         return await self._call(self._pool, args, options, operation)
 
-    async def fetch_within(self, fetch: Fetch, seconds: float, operation: Delivery | None) -> Any:
+    async def fetch_within(self, fetch: Fetch, seconds: float, operation: MessagingOperation | None) -> Any:
         """Fetch as ``execute_fetch`` does, without a record of its own.
 
         Args:
@@ -493,7 +498,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """
         found = await self._found(fetch, seconds, operation)
         if operation is not None and found is not None:
-            operation.receive(found, is_batch=fetch.is_batch)
+            operation.set_received(found, is_batch=fetch.is_batch)
         return found
 
     async def _found(self, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
@@ -502,29 +507,31 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             own = self.connection_pool
             if isinstance(own, MonitoredConnectionPool):
                 connecting = self._attempt_connections(own, (), operation)
-                return await in_turns(
-                    lambda wait: fetched_waiting(own, fetch, wait, operation, connecting), fetch, seconds
+                return await fetch_in_turns(
+                    lambda wait: fetch_blocking(own, fetch, wait, operation, connecting), fetch, seconds
                 )
             elsewhere = partial(self._elsewhere, operation, self._closings)
-            return await in_turns(lambda wait: fetched_on(elsewhere(), own, fetch, wait), fetch, seconds)
+            return await fetch_in_turns(lambda wait: fetch_on(elsewhere(), own, fetch, wait), fetch, seconds)
         if pool.multiplexer is not None:
-            found = await fetched_at_once(pool, fetch, operation)
+            found = await fetch_shared(pool, fetch, operation)
             if found is not None:
                 return found
-            fetch.note_empty()
+            fetch.on_empty()
             if not seconds:
                 return None
             if operation is not None:
-                operation.goes_on()
-        borrowing = partial(borrowed, pool, operation)
-        return await in_turns(lambda wait: fetched_waiting(pool, fetch, wait, operation, borrowing), fetch, seconds)
+                operation.expect_more()
+        borrowing = partial(dedicated_connection, pool, operation)
+        return await fetch_in_turns(
+            lambda wait: fetch_blocking(pool, fetch, wait, operation, borrowing), fetch, seconds
+        )
 
     async def _call_elsewhere(self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None) -> Any:
         """On the one connection of this handle, or one for this call; on a plain pool's as redis-py does."""
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
             attempt = partial(self._attempt_on, self._attempt_connections(pool, [args], operation), pool, args, options)
-            return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
+            return await retry(pool, traits_of(args), attempt, blocking_timeout(args) or 0, operation)
         # See ``foreign``.
         return await self._retried_elsewhere(
             operation, lambda connection: self._send_command_parse_response(connection, args[0], *args, **options)
@@ -546,10 +553,10 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         if not self.single_connection_client:
             return
         for args in commands:
-            call = parse(args)
+            call = parse_command(args)
             if call.name.upper() == "SELECT" and call.arguments:
                 own = str(self.connection_pool.connection_kwargs.get("db") or 0)
-                self.databases |= {text_of(call.arguments[0], LONGEST_WORD)} - {own}
+                self.databases |= {argument_text(call.arguments[0], MAX_WORD_LENGTH)} - {own}
 
     async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
         """Read a reply, on a connection of its own, as redis-py does.
@@ -560,7 +567,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         try:
             return await super().parse_response(connection, command_name, **options)
         except UnicodeDecodeError as error:
-            raise undecodable(error) from None
+            raise decoding_error(error) from None
 
     async def initialize(self) -> Self:
         """Borrow the one connection of a handle that keeps to one, as redis-py does."""
@@ -568,7 +575,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         if self.single_connection_client and self.connection is None:
             if isinstance(pool, MonitoredConnectionPool):
                 attempt = partial(self._attempt_to_connect, self._attempt_connections(pool, (), None), pool)
-                await attempted(pool, traits_of(("PING",)), attempt, 0, None)
+                await retry(pool, traits_of(("PING",)), attempt, 0, None)
             else:
                 # redis-py would keep a connection that comes when the handle has been closed.
                 async with self._elsewhere(None, self._closings):
@@ -577,17 +584,17 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
 
     async def _attempt_to_connect(
         self,
-        connecting: Connecting,
+        connecting: AcquireConnection,
         pool: MonitoredConnectionPool,
         seconds: float | None,
         losses: int,  # noqa: ARG002 - nothing is written
     ) -> None:
-        async with attempt_on(pool, seconds, connecting()):
+        async with dedicated_attempt(pool, seconds, connecting()):
             pass
 
     def _attempt_connections(
         self, pool: MonitoredConnectionPool, commands: Collection[Sequence[Any]], operation: Observer | None
-    ) -> Connecting:
+    ) -> AcquireConnection:
         """What gives each attempt of a call, which begins now, the one connection of this handle, or one of its own.
 
         Args:
@@ -607,11 +614,11 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
     ) -> AsyncIterator[AbstractConnection]:
         if not self.single_connection_client:
             for args in commands:
-                refuse_counting(args)
-            async with borrowed(pool, operation) as connection:
+                reject_write_counting(args)
+            async with dedicated_connection(pool, operation) as connection:
                 yield connection
             return
-        pool.check_event_loop()
+        pool.bind_event_loop()
         async with self._locked(operation), self._pinned(pool, commands, operation, closings) as connection:
             yield connection
 
@@ -622,7 +629,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
             await self._single_conn_lock.acquire()
         finally:
             if operation is not None:
-                operation.waited(perf_counter() - asked, 0)
+                operation.add_wait(perf_counter() - asked, 0)
         try:
             yield
         finally:
@@ -638,7 +645,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         """
         pool = self.connection_pool
         if not self.single_connection_client:
-            connection = await lent(pool, operation)
+            connection = await acquire_from(pool, operation)
             try:
                 yield connection
             finally:
@@ -647,7 +654,7 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
         async with self._locked(operation):
             connection = await self._kept_connection(operation, closings)
             if operation is not None:
-                operation.reached(connection)
+                operation.set_connection(connection)
             async with self._in_flight_on(connection, closings):
                 try:
                     yield connection

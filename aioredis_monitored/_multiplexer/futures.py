@@ -10,10 +10,10 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError  # noqa: A004
 
 from aioredis_monitored._redispy.sockets import Peer
-from aioredis_monitored._timeouts import patient_timeout
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 
 
-class Lost(Exception):  # noqa: N818 - the error is inside
+class AttemptFailed(Exception):  # noqa: N818 - the error is inside
     """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
 
     It stands in the place of a reply that will not come, and is raised only to whoever decides about the next attempt.
@@ -29,24 +29,24 @@ class Lost(Exception):  # noqa: N818 - the error is inside
         return f"{type(self).__name__}({type(self.error).__name__}: {self.error}, written={self.written})"
 
 
-class Late(Lost):
+class DeadlineExceeded(AttemptFailed):
     """The deadline over all attempts has cut this one short."""
 
     def __init__(self, *, written: bool) -> None:
         super().__init__(TimeoutError("no reply in time"), written=written)
 
 
-class Listener(Protocol):
+class ReplyObserver(Protocol):
     """Who wants to know what becomes of a call, before the caller goes on."""
 
-    def waited(self, seconds: float, connecting: float) -> object:
+    def add_wait(self, seconds: float, connecting: float) -> object:
         """Take note of how long the call waited before it could be written, and how much of that was connecting."""
 
-    def answered(self, reply: object, now: float, peer: Peer | None) -> object:
+    def on_reply(self, reply: object, now: float, peer: Peer | None) -> object:
         """Take the reply or ``Lost``, the performance counter's time of its reading, and the connection's other end."""
 
 
-class _Call(asyncio.Future[Any]):
+class _ReplyFuture(asyncio.Future[Any]):
     """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
 
     Whoever makes one sets its slots, past a constructor in Python, which would be one call more. What few have is in no
@@ -64,48 +64,48 @@ class _Call(asyncio.Future[Any]):
         on_leaving: Called with it when the caller leaves, while somebody has to know.
     """
 
-    __slots__ = ("listener", "on_leaving", "since", "size", "waits")
+    __slots__ = ("observer", "on_cancel", "queued_at", "size", "is_queued")
 
-    listener: Listener | None
+    observer: ReplyObserver | None
     size: int
-    waits: bool
-    since: float
-    on_leaving: Callable[[Any], None] | None
-    told = -1.0
+    is_queued: bool
+    queued_at: float
+    on_cancel: Callable[[Any], None] | None
+    wait_reported_at = -1.0
     packed: bytes | None = None
-    orphan: Callable[[Any], object] | None = None
-    is_own = False
+    on_orphan: Callable[[Any], object] | None = None
+    is_internal = False
 
     def cancel(self, msg: Any = None) -> bool:
         """Leave, as asyncio does when the caller is cancelled."""
         has_left = super().cancel(msg)
         # Not a done callback: a hundred thousand of them take memory, and come a tick later.
-        if has_left and self.on_leaving is not None:
-            self.on_leaving(self)
+        if has_left and self.on_cancel is not None:
+            self.on_cancel(self)
         return has_left
 
-    async def within(self, seconds: float | None) -> Any:
+    async def wait_for(self, seconds: float | None) -> Any:
         """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
         try:
             if seconds is None:
                 return await self
-            async with patient_timeout(seconds):
+            async with lag_tolerant_timeout(seconds):
                 return await self
         except asyncio.CancelledError:
-            if not self.cancelled() and not isinstance(self.result(), Lost):
-                self.leave_behind(self.result())
+            if not self.cancelled() and not isinstance(self.result(), AttemptFailed):
+                self.deliver_orphan(self.result())
             raise
         except builtins.TimeoutError:
-            return Late(written=not self.waits) if self.cancelled() else self.result()
+            return DeadlineExceeded(written=not self.is_queued) if self.cancelled() else self.result()
 
-    def leave_behind(self, reply: Any) -> None:
+    def deliver_orphan(self, reply: Any) -> None:
         """Hand over a reply that the caller no longer awaits."""
-        if self.orphan is not None:
+        if self.on_orphan is not None:
             # Not here: what it raises is not the reader's.
-            self.get_loop().call_soon(self.orphan, reply, context=Context())
+            self.get_loop().call_soon(self.on_orphan, reply, context=Context())
 
 
-class Reply(_Call):
+class CommandFuture(_ReplyFuture):
     """The reply to one command.
 
     Attributes:
@@ -117,7 +117,7 @@ class Reply(_Call):
     args: tuple[Any, ...]
 
 
-class Run(_Call):
+class BatchFuture(_ReplyFuture):
     """The replies to several commands that are sent in one piece.
 
     Attributes:
@@ -128,7 +128,7 @@ class Run(_Call):
     commands: Sequence[tuple[Any, ...]]
     replies: list[Any]
 
-    def deliver(self, reply: Any, heard: list[tuple[Listener, Any]]) -> bool:
+    def deliver(self, reply: Any, completed: list[tuple[ReplyObserver, Any]]) -> bool:
         """Take the next reply; return whether it is the last one, of which the listener is to hear."""
         # Nobody will read what a caller has left behind.
         self.replies.append(None if self.done() else reply)
@@ -136,33 +136,33 @@ class Run(_Call):
             return False
         if not self.done():
             self.set_result(self.replies)
-            if self.listener is not None:
-                heard.append((self.listener, self.replies))
+            if self.observer is not None:
+                completed.append((self.observer, self.replies))
         return True
 
 
-class Lender(Protocol):
+class ConnectionSource(Protocol):
     """Where the connections come from."""
 
     timeout: float | None
 
-    def check_usable(self) -> None:
+    def check_open(self) -> None:
         """Raise if it cannot be used in the running event loop."""
 
-    async def get_fresh_connection(self, *, reserved: bool) -> AbstractConnection:
+    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
         """Borrow a connection on which nothing was sent yet; ``reserved`` if a place is kept for it."""
 
     def has_free_connection(self) -> bool:
         """Whether borrowing would not have to wait."""
 
-    def discard(self, connection: AbstractConnection) -> None:
+    def return_closed(self, connection: AbstractConnection) -> None:
         """Take back a borrowed connection that is closed."""
 
-    def note_wait(self, seconds: float) -> None:
+    def on_acquired(self, seconds: float) -> None:
         """Take note of how long a call waited for the connection, or for room on it."""
 
-    def note_refusal(self) -> None:
+    def on_timeout(self) -> None:
         """Take note of a call that has waited in vain."""
 
-    def note_lag(self, seconds: float) -> bool:
+    def on_lag(self, seconds: float) -> bool:
         """Take note of how long callers took to go on once their replies were read; return whether that is wanted."""

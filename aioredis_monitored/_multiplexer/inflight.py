@@ -10,13 +10,13 @@ import hiredis
 from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
 
 from aioredis_monitored._commands.traits import traits_of
-from aioredis_monitored._multiplexer.futures import Listener, Lost, Reply, Run
+from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, CommandFuture, ReplyObserver
 
 # What a parser returns when it needs more bytes: every other value can be a reply.
 NO_REPLY: Final = object()
 # What may be in flight on one connection: it keeps any server busy, and bounds the memory that a stopped one costs.
-MOST_BYTES: Final = 16 * 2**20
-MOST_CALLS: Final = 16_384
+MAX_BYTES: Final = 16 * 2**20
+MAX_PENDING: Final = 16_384
 # What servers answer to a request that is over proto-max-bulk-len, or has too many arguments.
 _LIMITS: Final = frozenset({"Protocol error: invalid bulk length", "Protocol error: invalid multibulk length"})
 
@@ -40,29 +40,29 @@ class InFlight:
 
     def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
-        self.calls: deque[Reply | Run] = deque()
+        self.pending: deque[CommandFuture | BatchFuture] = deque()
         self.unwritten = self.unwritten_size = 0
         self.size = 0
-        self.replied = -1.0
-        self.refusal: ResponseError | None = None
-        self.heard: list[tuple[Listener, Any]] = []
+        self.last_reply_at = -1.0
+        self.protocol_error: ResponseError | None = None
+        self.completed: list[tuple[ReplyObserver, Any]] = []
         self._batches: deque[list[float]] = deque()  # [when it was written, how many calls of it are left]
 
-    def add(self, call: Reply | Run) -> bool:
+    def add(self, call: CommandFuture | BatchFuture) -> bool:
         """Queue a call behind all others; return whether there is room for a further one."""
-        self.calls.append(call)
+        self.pending.append(call)
         self.unwritten += 1
         self.unwritten_size += call.size
         self.size += call.size
-        return self.size < MOST_BYTES and len(self.calls) < MOST_CALLS
+        return self.size < MAX_BYTES and len(self.pending) < MAX_PENDING
 
     def is_full(self) -> bool:
         """Whether no further call may be added."""
-        return self.size >= MOST_BYTES or len(self.calls) >= MOST_CALLS
+        return self.size >= MAX_BYTES or len(self.pending) >= MAX_PENDING
 
-    def overtake(self, call: Reply) -> None:
+    def prepend(self, call: CommandFuture) -> None:
         """Queue a call in front of all others, of which none may be written."""
-        self.calls.appendleft(call)
+        self.pending.appendleft(call)
         self.unwritten += 1
         self.unwritten_size += call.size
         self.size += call.size
@@ -72,12 +72,12 @@ class InFlight:
         if count == self.unwritten:
             self.unwritten_size = 0
         else:
-            first = len(self.calls) - self.unwritten
-            self.unwritten_size -= sum(call.size for call in islice(self.calls, first, first + count))
+            first = len(self.pending) - self.unwritten
+            self.unwritten_size -= sum(call.size for call in islice(self.pending, first, first + count))
         self.unwritten -= count
         self._batches.append([now, count])
 
-    def receive(self, parse: Callable[[], Any], now: float) -> int:  # noqa: C901 - in one: every call more costs
+    def dispatch(self, parse: Callable[[], Any], now: float) -> int:  # noqa: C901 - in one: every call more costs
         """Hand every reply that has come to the call it belongs to; return how many calls that completes.
 
         Args:
@@ -87,7 +87,7 @@ class InFlight:
         Raises:
             LookupError: A reply has come that nobody is owed.
         """
-        calls = self.calls
+        calls = self.pending
         owed = len(calls) - self.unwritten
         completed = 0
         call = last = None
@@ -105,21 +105,21 @@ class InFlight:
                 raise LookupError("a reply that nobody asked for")
             last = reply
             call = calls[0]
-            if call.__class__ is Run:
-                if not call.deliver(reply, self.heard):
+            if call.__class__ is BatchFuture:
+                if not call.deliver(reply, self.completed):
                     continue
             elif not call.done():
                 call.set_result(reply)
-                if call.listener is not None:
-                    self.heard.append((call.listener, reply))
+                if call.observer is not None:
+                    self.completed.append((call.observer, reply))
             else:
-                call.leave_behind(reply)
+                call.deliver_orphan(reply)
             calls.popleft()
             self.size -= call.size
             completed += 1
         if call is not None:
-            self.replied = now
-            self.refusal = last if last.__class__ is ResponseError and _ends_connection(call, last) else None
+            self.last_reply_at = now
+            self.protocol_error = last if last.__class__ is ResponseError and _ends_connection(call, last) else None
             if completed:
                 self._complete(completed)
         return completed
@@ -134,12 +134,12 @@ class InFlight:
             count -= int(batch[1])
             batches.popleft()
 
-    def overdue(self, now: float) -> Iterator[Reply | Run]:
+    def overdue(self, now: float) -> Iterator[CommandFuture | BatchFuture]:
         """The calls whose reply takes longer than it may."""
         if self.timeout is None:
             return
         limit = now - self.timeout
-        calls = iter(self.calls)
+        calls = iter(self.pending)
         for written, count in self._batches:
             if written > limit:
                 return
@@ -147,64 +147,64 @@ class InFlight:
                 if not call.done():
                     yield call
 
-    def owes_since(self) -> float:
+    def oldest_written_at(self) -> float:
         """When the oldest call was written that is owed a reply; ``inf`` if none is."""
         return self._batches[0][0] if self._batches else inf
 
-    def is_stuck(self, now: float) -> bool:
+    def is_stalled(self, now: float) -> bool:
         """Whether replies are owed, and none came for as long as one may take."""
         if self.timeout is None or not self._batches:
             return False
-        return max(self.replied, self._batches[0][0]) <= now - self.timeout
+        return max(self.last_reply_at, self._batches[0][0]) <= now - self.timeout
 
-    def next_check(self, now: float) -> float | None:
+    def next_timeout(self, now: float) -> float | None:
         """When to look again for overdue calls; ``None`` if no call is written."""
         if self.timeout is None or not self._batches:
             return None
-        ends = (start + self.timeout for start in (self.replied, *(written for written, _ in self._batches)))
+        ends = (start + self.timeout for start in (self.last_reply_at, *(written for written, _ in self._batches)))
         return min((end for end in ends if end > now), default=now + self.timeout)
 
-    def is_awaited(self, now: float) -> bool:
+    def has_waiters(self, now: float) -> bool:
         """Whether somebody waits for one of the replies, or would take it; of a stuck connection, nobody would."""
-        if any(not call.done() and not call.is_own for call in self.calls):
+        if any(not call.done() and not call.is_internal for call in self.pending):
             return True
-        return not self.is_stuck(now) and any(call.orphan is not None for call in self.calls)
+        return not self.is_stalled(now) and any(call.on_orphan is not None for call in self.pending)
 
-    def fail(self, call: Reply | Run, error: Exception, *, may_have_run: bool = True) -> None:
+    def fail(self, call: CommandFuture | BatchFuture, error: Exception, *, may_have_run: bool = True) -> None:
         """Tell a call that is written that its reply will not come."""
-        lost = Lost(error, written=may_have_run)
+        lost = AttemptFailed(error, written=may_have_run)
         call.set_result(lost)
-        if call.listener is not None:
-            self.heard.append((call.listener, lost))
+        if call.observer is not None:
+            self.completed.append((call.observer, lost))
 
-    def lose(self, error: Callable[[], Exception]) -> list[Reply | Run]:
+    def fail_written(self, error: Callable[[], Exception]) -> list[CommandFuture | BatchFuture]:
         """Tell every call that is written that its reply will not come; return those that are not written."""
-        written = len(self.calls) - self.unwritten
-        for call in islice(self.calls, written):
+        written = len(self.pending) - self.unwritten
+        for call in islice(self.pending, written):
             if call.done():
                 continue
-            if self.refusal is not None and isinstance(call, Run) and call.replies:
+            if self.protocol_error is not None and isinstance(call, BatchFuture) and call.replies:
                 # It is one of its commands that the server has refused.
-                self.fail(call, self.refusal)
+                self.fail(call, self.protocol_error)
             else:
-                self.fail(call, error(), may_have_run=self.refusal is None)
-        unwritten = list(islice(self.calls, written, None))
-        self.calls.clear()
+                self.fail(call, error(), may_have_run=self.protocol_error is None)
+        unwritten = list(islice(self.pending, written, None))
+        self.pending.clear()
         self._batches.clear()
         self.unwritten = self.unwritten_size = self.size = 0
         return unwritten
 
 
-def is_refusal(error: ResponseError) -> bool:
+def is_protocol_error(error: ResponseError) -> bool:
     """Whether a server hangs up after it has answered so, and runs nothing of what stands behind."""
     return str(error).startswith("Protocol error")
 
 
-def _ends_connection(call: Reply | Run, error: ResponseError) -> bool:
+def _ends_connection(call: CommandFuture | BatchFuture, error: ResponseError) -> bool:
     """Whether a server that answers so hangs up."""
-    if not is_refusal(error):
+    if not is_protocol_error(error):
         return False
-    args = call.args if isinstance(call, Reply) else call.commands[len(call.replies) - 1]
+    args = call.args if isinstance(call, CommandFuture) else call.commands[len(call.replies) - 1]
     # A script may say anything, and what stands behind it may have run by the time the connection ends. But a script's
     # arguments may be too long as well, and no other error of a script has just these words.
     return str(error) in _LIMITS or not traits_of(args).runs_code

@@ -14,23 +14,23 @@ from weakref import ref
 from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError  # noqa: A004
 
-from aioredis_monitored._multiplexer.connection import Line
-from aioredis_monitored._multiplexer.futures import Lender, Lost, Reply, Run
-from aioredis_monitored._timeouts import LATE, patient_timeout
+from aioredis_monitored._multiplexer.connection import MultiplexedConnection
+from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, CommandFuture, ConnectionSource
+from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored.errors import PoolExhaustedError
 
 # So many waiting calls are not worth looking for those that have left.
-_PURGE: Final = 1024
+_PURGE_THRESHOLD: Final = 1024
 # Seconds that replies get on closing, if they had all the time in the world before.
-_DRAIN: Final = 5.0
+_DRAIN_SECONDS: Final = 5.0
 # Seconds that a temporary connection stays without a call: those that were lost together come within a few pauses. A
 # call that has to go alone may need its place.
-_LINGER: Final = 0.1
+_LINGER_SECONDS: Final = 0.1
 # Seconds that TLS has to say goodbye.
-_GOODBYE: Final = 1.0
+_TLS_CLOSE_SECONDS: Final = 1.0
 
 
-class Lane:
+class ConnectionManager:
     """One line at a time, and the calls that wait until it is connected or has room.
 
     Args:
@@ -48,122 +48,122 @@ class Lane:
 
     def __init__(
         self,
-        lender: Lender,
-        pack: Callable[[Reply | Run], bytes],
-        learn: Callable[[Reply | Run], None],
+        source: ConnectionSource,
+        pack: Callable[[CommandFuture | BatchFuture], bytes],
+        learn: Callable[[CommandFuture | BatchFuture], None],
         *,
-        overflow: "Lane | None" = None,
+        overflow: "ConnectionManager | None" = None,
         is_temporary: bool = False,
     ) -> None:
-        self.ready: Line | None = None
-        self.line: Line | None = None
-        self.waiting: deque[Reply | Run] = deque()
-        self.line_was_slowed = learn
+        self.ready: MultiplexedConnection | None = None
+        self.connection: MultiplexedConnection | None = None
+        self.queued: deque[CommandFuture | BatchFuture] = deque()
+        self.on_large_reply = learn
         # Not the pool itself: the event loop refers to the line, and a forgotten pool would never be noticed.
-        self._lender = ref(lender)
-        self._timeout = lender.timeout
+        self._source = ref(source)
+        self._timeout = source.timeout
         self._overflow = overflow
         self._is_temporary = is_temporary
         self._is_reserved = overflow is None and not is_temporary
         self._pack = pack
-        self._lines: set[Line] = set()
+        self._connections: set[MultiplexedConnection] = set()
         self._connecting: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         # When the timer is due; when it was found to be late, and until when those that were to go then may stay.
-        self._due = self._put_off = self._put_off_until = -inf
-        self._purge_at = _PURGE
+        self._due = self._deferred_at = self._deferred_until = -inf
+        self._purge_at = _PURGE_THRESHOLD
         self._closed: Exception | None = None
         # When it began to connect, and when it had.
         self._began = self._connected = -1.0
         # One of each for all calls that wait, which may be many.
         self._context = Context()
-        self._on_leaving = self._left
+        self._cancel_callback = self._on_cancel
 
-    def wait(self, call: Reply | Run) -> None:
+    def enqueue(self, call: CommandFuture | BatchFuture) -> None:
         """Send a call when it is its turn."""
         if self._closed is not None:
-            call.set_result(Lost(self._closed, written=False))
+            call.set_result(AttemptFailed(self._closed, written=False))
             return
-        if len(self.waiting) >= self._purge_at:
+        if len(self.queued) >= self._purge_at:
             # Those who have left must not fill the memory behind one who stays.
-            self.waiting = deque(each for each in self.waiting if not each.done())
-            self._purge_at = 2 * len(self.waiting) + _PURGE
-        call.since = perf_counter()
-        self.waiting.append(call)
-        call.waits, call.on_leaving = True, self._on_leaving
+            self.queued = deque(each for each in self.queued if not each.done())
+            self._purge_at = 2 * len(self.queued) + _PURGE_THRESHOLD
+        call.queued_at = perf_counter()
+        self.queued.append(call)
+        call.is_queued, call.on_cancel = True, self._cancel_callback
         if self._timer is None:
-            self._watch()
-        self.line_has_room()
+            self._arm_timer()
+        self.on_room()
 
-    def _left(self, call: Reply | Run) -> None:
-        self._tell_wait(call, perf_counter())
+    def _on_cancel(self, call: CommandFuture | BatchFuture) -> None:
+        self._notify_wait(call, perf_counter())
         if self._connecting is not None:
-            while self.waiting and self.waiting[0].done():
-                self.waiting.popleft()
-            if not self.waiting:
+            while self.queued and self.queued[0].done():
+                self.queued.popleft()
+            if not self.queued:
                 # Nobody would be there to see it fail, or to end it before the event loop ends.
                 self._connecting.cancel()
 
-    def line_is_full(self) -> None:
+    def on_full(self) -> None:
         """Let calls wait."""
         self.ready = None
 
-    def line_has_room(self) -> None:
+    def on_room(self) -> None:
         """Send what waits, first come, first served."""
-        if self.ready is not None and not self.waiting:
+        if self.ready is not None and not self.queued:
             return
-        while self.waiting:
+        while self.queued:
             # Sending may have ended the line that was there for the call before.
-            line, call = self.line, self.waiting[0]
+            line, call = self.connection, self.queued[0]
             if call.done():
-                self.waiting.popleft()
+                self.queued.popleft()
             elif line is None:
                 if self._connecting is None:
                     # Never an eager task, which could be done before it is known here.
                     self._connecting = asyncio.Task(self._connect(), loop=call.get_loop(), context=self._context)
                     # Nor by itself: a task that is cancelled before its first step does nothing.
-                    self._connecting.add_done_callback(self._has_connected, context=self._context)
+                    self._connecting.add_done_callback(self._on_connected, context=self._context)
                 return
             elif line.inflight.is_full():
                 return
             else:
-                self.waiting.popleft()
+                self.queued.popleft()
                 self._send(line, call)
-        if self.line is not None and not self.line.inflight.is_full():
-            self.ready = self.line
+        if self.connection is not None and not self.connection.inflight.is_full():
+            self.ready = self.connection
 
-    def _tell_wait(self, call: Reply | Run, now: float) -> float:
+    def _notify_wait(self, call: CommandFuture | BatchFuture, now: float) -> float:
         """Tell the listener how much longer the call has waited, and return it."""
-        since = max(call.since, call.told)
-        if call.listener is not None:
+        since = max(call.queued_at, call.wait_reported_at)
+        if call.observer is not None:
             # While it still connects, it has not connected since.
             connected = self._connected if self._connected > self._began else now
-            call.listener.waited(now - since, max(0.0, connected - max(self._began, since)))
+            call.observer.add_wait(now - since, max(0.0, connected - max(self._began, since)))
         return now - since
 
-    def line_lagged(self, seconds: float) -> bool:
+    def on_lag(self, seconds: float) -> bool:
         """Tell how long callers took to go on; the main lane's are enough."""
-        lender = self._lender()
-        return self._is_reserved and lender is not None and lender.note_lag(seconds)
+        lender = self._source()
+        return self._is_reserved and lender is not None and lender.on_lag(seconds)
 
-    def _send(self, line: Line, call: Reply | Run) -> None:
-        call.waits, call.on_leaving = False, None
+    def _send(self, line: MultiplexedConnection, call: CommandFuture | BatchFuture) -> None:
+        call.is_queued, call.on_cancel = False, None
         now = perf_counter()
-        waited = self._tell_wait(call, now)
-        lender = self._lender()
+        waited = self._notify_wait(call, now)
+        lender = self._source()
         if lender is not None:
-            lender.note_wait(waited)
+            lender.on_acquired(waited)
         # The line may end before it is written.
-        call.told = now
+        call.wait_reported_at = now
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument is no longer what it was; those behind it must go on
-            call.set_result(Lost(error, written=False))
+            call.set_result(AttemptFailed(error, written=False))
         else:
             line.send(call, packed)
 
     async def _connect(self) -> None:
-        lender = self._lender()
+        lender = self._source()
         if lender is None:
             return
         if self._overflow is not None and not lender.has_free_connection():
@@ -173,125 +173,125 @@ class Lane:
         # Not the loop's clock: that of uvloop counts milliseconds.
         began = self._began = perf_counter()
         try:
-            connection = await lender.get_fresh_connection(reserved=self._is_reserved)
+            connection = await lender.acquire_fresh(reserved=self._is_reserved)
             self._connected = perf_counter()
-            self.line = Line(connection, self)
-            self._lines.add(self.line)
+            self.connection = MultiplexedConnection(connection, self)
+            self._connections.add(self.connection)
             if self._is_temporary:
-                self._linger(self.line)
+                self._linger(self.connection)
         except Exception as error:  # noqa: BLE001 - it is for those who wait
-            if self._overflow is not None and self._overflow.line is not None:
+            if self._overflow is not None and self._overflow.connection is not None:
                 # The server may have no room for a second connection.
                 self._spill(self._overflow)
             else:
                 # Those who came later have all their time before them, and get another attempt.
-                self._lose(error, began)
+                self._fail_queued(error, began)
 
-    def _linger(self, line: Line) -> None:
+    def _linger(self, line: MultiplexedConnection) -> None:
         """Close a connection that has had no call for a while: others may need its place in the pool."""
-        if line.is_idle(_LINGER):
+        if line.is_idle(_LINGER_SECONDS):
             line.retire()
         elif line.is_open:
-            asyncio.get_running_loop().call_later(_LINGER, self._linger, line, context=self._context)
+            asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._linger, line, context=self._context)
 
-    def _spill(self, overflow: "Lane") -> None:
-        waiting, self.waiting = self.waiting, deque()
+    def _spill(self, overflow: "ConnectionManager") -> None:
+        waiting, self.queued = self.queued, deque()
         for call in waiting:
             if not call.done():
-                self._tell_wait(call, perf_counter())
-                overflow.wait(call)
+                self._notify_wait(call, perf_counter())
+                overflow.enqueue(call)
 
-    def _has_connected(self, _: asyncio.Task[None]) -> None:
+    def _on_connected(self, _: asyncio.Task[None]) -> None:
         # Or has failed, or was cancelled, while others have begun to wait.
         self._connecting = None
-        self.line_has_room()
-        self._watch()
+        self.on_room()
+        self._arm_timer()
 
-    def line_retired(self, line: Line) -> None:
+    def on_retired(self, line: MultiplexedConnection) -> None:
         """Connect anew for the next call."""
-        if self.line is line:
-            self.line = self.ready = None
+        if self.connection is line:
+            self.connection = self.ready = None
             if self._closed is None:
-                self.line_has_room()
+                self.on_room()
 
-    def line_ended(self, line: Line, unwritten: Sequence[Reply | Run]) -> None:
+    def on_closed(self, line: MultiplexedConnection, unwritten: Sequence[CommandFuture | BatchFuture]) -> None:
         """Give the connection back; what was not written to it goes on the next one, before all others."""
-        self._lines.discard(line)
-        lender = self._lender()
+        self._connections.discard(line)
+        lender = self._source()
         if lender is not None:
-            lender.discard(line.connection)
+            lender.return_closed(line.connection)
         for call in reversed(unwritten):
             # It came before all that wait, whether or not it had to wait itself.
-            oldest = self.waiting[0].since if self.waiting else perf_counter()
-            call.since = min(call.since or oldest, oldest)
-            call.waits, call.on_leaving = True, self._on_leaving
-            self.waiting.appendleft(call)
+            oldest = self.queued[0].queued_at if self.queued else perf_counter()
+            call.queued_at = min(call.queued_at or oldest, oldest)
+            call.is_queued, call.on_cancel = True, self._cancel_callback
+            self.queued.appendleft(call)
         if self._closed is not None:
-            self._lose(self._closed)
-        elif self.waiting:
-            self._watch()
-            self.line_has_room()
+            self._fail_queued(self._closed)
+        elif self.queued:
+            self._arm_timer()
+            self.on_room()
 
-    def _watch(self) -> None:
+    def _arm_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self.waiting and self._timeout is not None:
-            call = self.waiting[0]
-            self._due = max(call.since + self._timeout, self._put_off_until)
+        if self.queued and self._timeout is not None:
+            call = self.queued[0]
+            self._due = max(call.queued_at + self._timeout, self._deferred_until)
             left = max(0.0, self._due - perf_counter())
-            self._timer = call.get_loop().call_later(left, self._expire, context=self._context)
+            self._timer = call.get_loop().call_later(left, self._on_timeout, context=self._context)
 
-    def _expire(self) -> None:
-        if self.line is None:
+    def _on_timeout(self) -> None:
+        if self.connection is None:
             # Connecting has clocks of its own; it sets this one again.
             self._timer = None
             return
         timeout, now = cast("float", self._timeout), perf_counter()
         late = now - self._due
-        if late > LATE:
+        if late > LATE_SECONDS:
             # An event loop that was busy has not read what makes room. It gets the time for that, and no more than each
             # call has anyway; those that were put off before have had theirs.
-            self._refuse_older(self._put_off - timeout)
-            self._put_off, self._put_off_until = now, now + min(late, timeout)
+            self._reject_older(self._deferred_at - timeout)
+            self._deferred_at, self._deferred_until = now, now + min(late, timeout)
         else:
-            self._refuse_older(now - timeout)
-        self._watch()
+            self._reject_older(now - timeout)
+        self._arm_timer()
 
-    def _refuse_older(self, limit: float) -> None:
+    def _reject_older(self, limit: float) -> None:
         text = f"no room on the shared connection in {self._timeout} s"
-        while self.waiting and (self.waiting[0].done() or self.waiting[0].since <= limit):
-            self._refuse(PoolExhaustedError(text))
+        while self.queued and (self.queued[0].done() or self.queued[0].queued_at <= limit):
+            self._reject(PoolExhaustedError(text))
 
-    def _lose(self, error: Exception, waiting_since: float = inf) -> None:
-        while self.waiting and self.waiting[0].since <= waiting_since:
+    def _fail_queued(self, error: Exception, waiting_since: float = inf) -> None:
+        while self.queued and self.queued[0].queued_at <= waiting_since:
             # One for each: raising an error writes into it.
             own = error
             with suppress(Exception):  # not every class can be copied
                 own = copy(error)
                 own.__cause__ = error.__cause__ or error.__context__
-            self._waiting_ends(own)
+            self._fail_next(own)
 
-    def _refuse(self, error: Exception) -> None:
-        lender = self._lender()
-        if lender is not None and not self.waiting[0].done():
-            lender.note_refusal()
-        self._waiting_ends(error)
+    def _reject(self, error: Exception) -> None:
+        lender = self._source()
+        if lender is not None and not self.queued[0].done():
+            lender.on_timeout()
+        self._fail_next(error)
 
-    def _waiting_ends(self, error: Exception) -> None:
-        call = self.waiting.popleft()
+    def _fail_next(self, error: Exception) -> None:
+        call = self.queued.popleft()
         if not call.done():
-            self._tell_wait(call, perf_counter())
-            call.set_result(Lost(error, written=False))
+            self._notify_wait(call, perf_counter())
+            call.set_result(AttemptFailed(error, written=False))
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials on every line."""
-        for line in list(self._lines):
+        for line in list(self._connections):
             line.re_authenticate(token)
 
     def in_flight(self) -> int:
         """How many calls are owed a reply."""
-        return sum(len(line.inflight.calls) for line in list(self._lines))
+        return sum(len(line.inflight.pending) for line in list(self._connections))
 
     def close(self, error: Exception) -> None:
         """Take no further calls; those that wait get the error."""
@@ -300,23 +300,25 @@ class Lane:
             self._timer.cancel()
         if self._connecting is not None:
             self._connecting.cancel()
-        self._lose(error)
-        for line in list(self._lines):
+        self._fail_queued(error)
+        for line in list(self._connections):
             line.retire()
 
     async def drain(self) -> None:
         """Let what is written come to its end, within ``socket_timeout`` or else 5 s."""
-        lines = list(self._lines)
-        ends: list[asyncio.Future[None]] = [line.ended for line in lines]
+        lines = list(self._connections)
+        ends: list[asyncio.Future[None]] = [line.closing for line in lines]
         if self._connecting is not None:
             ends.append(self._connecting)
         if ends:
             with suppress(TimeoutError):
-                async with patient_timeout(max((line.inflight.timeout or _DRAIN for line in lines), default=_DRAIN)):
+                async with lag_tolerant_timeout(
+                    max((line.inflight.timeout or _DRAIN_SECONDS for line in lines), default=_DRAIN_SECONDS)
+                ):
                     await asyncio.wait(ends)
         for line in lines:
-            line.end(lambda: ConnectionError("closed before the reply came"))
+            line.close(lambda: ConnectionError("closed before the reply came"))
         if lines:
-            await asyncio.wait([line.lost for line in lines], timeout=_GOODBYE)
+            await asyncio.wait([line.closed for line in lines], timeout=_TLS_CLOSE_SECONDS)
         for line in lines:
             line.abort()

@@ -14,30 +14,36 @@ from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored._commands.table import TABLE
-from aioredis_monitored._multiplexer.connection import LARGE
-from aioredis_monitored._multiplexer.futures import Late, Lender, Listener, Reply, Run
-from aioredis_monitored._multiplexer.manager import Lane
-from aioredis_monitored._redispy.connections import SoundConnection
+from aioredis_monitored._multiplexer.connection import LARGE_BYTES
+from aioredis_monitored._multiplexer.futures import (
+    BatchFuture,
+    CommandFuture,
+    ConnectionSource,
+    DeadlineExceeded,
+    ReplyObserver,
+)
+from aioredis_monitored._multiplexer.manager import ConnectionManager
+from aioredis_monitored._redispy.connections import SafeConnection
 
-_MOST_LARGE_KEYS: Final = 1024
-_LONGEST_LARGE_KEY: Final = 1024
+_MAX_LARGE_KEYS: Final = 1024
+_MAX_LARGE_KEY_LENGTH: Final = 1024
 
 # Seconds between one renewal and the next.
-_LEAST_PAUSE: Final = 0.5
+_MIN_RETIRE_INTERVAL_SECONDS: Final = 0.5
 
 # The number of lost connections after which a call goes alone, on a connection of its own.
-ALONE: Final = 2
+ISOLATE_AFTER: Final = 2
 
 _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
 
 
-def can_share(connection: AbstractConnection) -> bool:
+def supports_multiplexing(connection: AbstractConnection) -> bool:
     """Whether connections of this kind can be written to and read from past redis-py's own methods.
 
     These cost ten times as much as all else, and there is no public way round them: hence the private attributes.
     """
     own_way = any(
-        getattr(type(connection), name) is not getattr(SoundConnection, name)
+        getattr(type(connection), name) is not getattr(SafeConnection, name)
         for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
     )
     config = connection.maint_notifications_config
@@ -64,28 +70,30 @@ class Multiplexer:
         bulk: Whether there may be a second connection.
     """
 
-    def __init__(self, lender: Lender, packer: AbstractConnection, *, bulk: bool) -> None:
-        self._lender = ref(lender)
+    def __init__(self, source: ConnectionSource, packer: AbstractConnection, *, bulk: bool) -> None:
+        self._source = ref(source)
         self._packer = packer
         encoder = packer.encoder
         is_utf8 = encoder.encoding.lower() in {"utf-8", "utf8"} and encoder.encoding_errors == "strict"
         self._for_hiredis = _ONE_WORD if is_utf8 else frozenset()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._large_keys: dict[tuple[Any, Any], None] = {}
-        self._main = Lane(lender, self._pack_again, self._learn)
-        self._bulk = Lane(lender, self._pack_again, self._learn, overflow=self._main) if bulk else self._main
-        self._repeats = Lane(lender, self._pack_again, self._learn, is_temporary=True)
-        self._lanes = {self._main, self._bulk, self._repeats}
-        self._one_at_a_time = asyncio.Lock()
-        self._renewed = -_LEAST_PAUSE
+        self._main = ConnectionManager(source, self._repack, self._remember_large)
+        self._bulk = (
+            ConnectionManager(source, self._repack, self._remember_large, overflow=self._main) if bulk else self._main
+        )
+        self._retries = ConnectionManager(source, self._repack, self._remember_large, is_temporary=True)
+        self._managers = {self._main, self._bulk, self._retries}
+        self._isolation = asyncio.Lock()
+        self._retired_at = -_MIN_RETIRE_INTERVAL_SECONDS
 
     def send(
         self,
         args: tuple[Any, ...],
-        orphan: Callable[[Any], object] | None = None,
-        listener: Listener | None = None,
+        on_orphan: Callable[[Any], object] | None = None,
+        observer: ReplyObserver | None = None,
         losses: int | None = None,
-    ) -> Reply:
+    ) -> CommandFuture:
         """Send one command.
 
         Args:
@@ -103,51 +111,51 @@ class Multiplexer:
         """
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._bind(loop)
+            self._bind_event_loop(loop)
         packed = self._pack(args)
-        reply = Reply(loop=loop)
-        reply.args, reply.size, reply.listener = args, len(packed), listener
-        reply.waits, reply.since, reply.on_leaving = False, 0.0, None
-        if orphan is not None:
-            reply.orphan = orphan
+        reply = CommandFuture(loop=loop)
+        reply.args, reply.size, reply.observer = args, len(packed), observer
+        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
+        if on_orphan is not None:
+            reply.on_orphan = on_orphan
         lane = self._main
         if losses:
-            lane = self._repeats
-        elif reply.size > LARGE or (self._large_keys and self._is_large(args)):
-            lane = self._lane_for_large()
+            lane = self._retries
+        elif reply.size > LARGE_BYTES or (self._large_keys and self._is_large(args)):
+            lane = self._manager_for_large()
         if lane.ready is not None:
             lane.ready.send(reply, packed)
         else:
-            if _may_change(args):
+            if _has_mutable_args(args):
                 reply.packed = packed
-            lane.wait(reply)
+            lane.enqueue(reply)
         return reply
 
-    def run(
-        self, commands: Sequence[tuple[Any, ...]], listener: Listener | None = None, losses: int | None = None
-    ) -> Run:
+    def send_batch(
+        self, commands: Sequence[tuple[Any, ...]], observer: ReplyObserver | None = None, losses: int | None = None
+    ) -> BatchFuture:
         """Send several commands in one piece; see ``send``."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            self._bind(loop)
-        run = Run(loop=loop)
-        run.commands, run.replies, run.listener = commands, [], listener
-        run.waits, run.since, run.on_leaving = False, 0.0, None
+            self._bind_event_loop(loop)
+        run = BatchFuture(loop=loop)
+        run.commands, run.replies, run.observer = commands, [], observer
+        run.is_queued, run.queued_at, run.on_cancel = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
         run.size = len(packed)
-        lane = self._lane_for_large() if run.size > LARGE else self._main
+        lane = self._manager_for_large() if run.size > LARGE_BYTES else self._main
         if losses:
-            lane = self._repeats
+            lane = self._retries
         if lane.ready is not None:
             lane.ready.send(run, packed)
         else:
-            if any(map(_may_change, commands)):
+            if any(map(_has_mutable_args, commands)):
                 run.packed = packed
-            lane.wait(run)
+            lane.enqueue(run)
         return run
 
     @asynccontextmanager
-    async def alone(self, seconds: float | None) -> AsyncIterator[float | None]:
+    async def isolated(self, seconds: float | None) -> AsyncIterator[float | None]:
         """Take turns with all other calls that go alone.
 
         Args:
@@ -163,23 +171,23 @@ class Multiplexer:
         try:
             # By the clock: no attempt begins when the time is over.
             async with asyncio.timeout(seconds):
-                await self._one_at_a_time.acquire()
+                await self._isolation.acquire()
         except builtins.TimeoutError:
-            raise Late(written=False) from None
+            raise DeadlineExceeded(written=False) from None
         try:
             yield None if seconds is None else seconds - (monotonic() - began)
         finally:
-            self._one_at_a_time.release()
+            self._isolation.release()
 
-    def _lane_for_large(self) -> Lane:
-        lender = self._lender()
+    def _manager_for_large(self) -> ConnectionManager:
+        lender = self._source()
         can_connect = lender is not None and lender.has_free_connection()
-        return self._bulk if self._bulk.line is not None or can_connect else self._main
+        return self._bulk if self._bulk.connection is not None or can_connect else self._main
 
-    def _bind(self, loop: asyncio.AbstractEventLoop) -> None:
-        lender = self._lender()
+    def _bind_event_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        lender = self._source()
         if lender is not None:
-            lender.check_usable()
+            lender.check_open()
         self._loop = loop
 
     def _pack(self, args: tuple[Any, ...]) -> bytes:
@@ -194,10 +202,10 @@ class Multiplexer:
         views = (argument.tobytes() if isinstance(argument, memoryview) else argument for argument in args)
         return b"".join(self._packer.pack_command(*views))
 
-    def _pack_again(self, call: Reply | Run) -> bytes:
+    def _repack(self, call: CommandFuture | BatchFuture) -> bytes:
         if call.packed is not None:
             return call.packed
-        return self._pack(call.args) if isinstance(call, Reply) else b"".join(map(self._pack, call.commands))
+        return self._pack(call.args) if isinstance(call, CommandFuture) else b"".join(map(self._pack, call.commands))
 
     def _is_large(self, args: Sequence[Any]) -> bool:
         try:
@@ -205,12 +213,12 @@ class Multiplexer:
         except TypeError:
             return False
 
-    def _learn(self, call: Reply | Run) -> None:
+    def _remember_large(self, call: CommandFuture | BatchFuture) -> None:
         """Remember whose reply was large: it is likely to be large again."""
-        key = call.args[1] if isinstance(call, Reply) and len(call.args) > 1 else None
-        if isinstance(call, Reply) and isinstance(key, str | bytes) and len(key) <= _LONGEST_LARGE_KEY:
+        key = call.args[1] if isinstance(call, CommandFuture) and len(call.args) > 1 else None
+        if isinstance(call, CommandFuture) and isinstance(key, str | bytes) and len(key) <= _MAX_LARGE_KEY_LENGTH:
             self._large_keys[tuple(call.args[:2])] = None
-            if len(self._large_keys) > _MOST_LARGE_KEYS:
+            if len(self._large_keys) > _MAX_LARGE_KEYS:
                 del self._large_keys[next(iter(self._large_keys))]
 
     def write_pending(self) -> None:
@@ -219,36 +227,36 @@ class Multiplexer:
             if lane.ready is not None:
                 lane.ready.write_pending()
 
-    def renew(self, older_than: float) -> None:
+    def retire_connections(self, older_than: float) -> None:
         """Send further calls on other connections than those made before that time of the monotonic clock."""
         now = monotonic()
-        if now - self._renewed < _LEAST_PAUSE:
+        if now - self._retired_at < _MIN_RETIRE_INTERVAL_SECONDS:
             # Not for each of many callers that try again.
             return
-        for lane in self._lanes:
-            if lane.line is not None and lane.line.since < older_than:
-                self._renewed = now
-                lane.line.retire()
+        for lane in self._managers:
+            if lane.connection is not None and lane.connection.connected_at < older_than:
+                self._retired_at = now
+                lane.connection.retire()
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls."""
-        for lane in self._lanes:
+        for lane in self._managers:
             lane.re_authenticate(token)
 
     def in_flight(self) -> int:
         """How many calls are owed a reply."""
-        return sum(lane.in_flight() for lane in self._lanes)
+        return sum(lane.in_flight() for lane in self._managers)
 
-    def waiting(self) -> int:
+    def queued(self) -> int:
         """How many calls wait for a connection, or for room on it."""
-        return sum(not call.done() for lane in self._lanes for call in list(lane.waiting))
+        return sum(not call.done() for lane in self._managers for call in list(lane.queued))
 
     async def aclose(self, error: Exception) -> None:
         """Refuse calls that wait, and let those that are written end, within ``socket_timeout`` or else 5 s."""
-        for lane in self._lanes:
+        for lane in self._managers:
             lane.close(error)
-        await asyncio.gather(*(lane.drain() for lane in self._lanes))
+        await asyncio.gather(*(lane.drain() for lane in self._managers))
 
 
-def _may_change(args: Sequence[Any]) -> bool:
+def _has_mutable_args(args: Sequence[Any]) -> bool:
     return any(isinstance(argument, bytearray | memoryview) for argument in args)

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from aioredis_monitored._multiplexer.futures import Listener, Lost
+from aioredis_monitored._multiplexer.futures import AttemptFailed, ReplyObserver
 from aioredis_monitored._multiplexer.multiplexer import Multiplexer
 
 
-class Ride:
+class PipelineAdapter:
     """Has what ``Pipeline._execute_pipeline`` and ``Pipeline._execute_transaction`` use of a connection.
 
     Args:
@@ -25,7 +25,7 @@ class Ride:
         multiplexer: Multiplexer,
         decode: Callable[[Any], Any],
         seconds: float | None,
-        listener: Listener | None,
+        listener: ReplyObserver | None,
         losses: int,
     ) -> None:
         self._multiplexer = multiplexer
@@ -45,9 +45,9 @@ class Ride:
         Raises:
             Lost: They will not come.
         """
-        run = self._multiplexer.run(commands, self._listener, self._losses)
-        replies = await (run if self._seconds is None else run.within(self._seconds))
-        if isinstance(replies, Lost):
+        run = self._multiplexer.send_batch(commands, self._listener, self._losses)
+        replies = await (run if self._seconds is None else run.wait_for(self._seconds))
+        if isinstance(replies, AttemptFailed):
             raise replies
         self._replies = iter(replies)
 

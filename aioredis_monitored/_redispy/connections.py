@@ -9,12 +9,12 @@ from typing import Any, TypeVar, cast
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004
 
-from aioredis_monitored._redispy.sockets import is_of_closed_transport
+from aioredis_monitored._redispy.sockets import is_closed_transport_error
 
 Connection = TypeVar("Connection", bound=AbstractConnection)
 
 
-def sending_soundly(connection: Connection) -> Connection:
+def with_safe_send(connection: Connection) -> Connection:
     """The same connection, with two faults of redis-py's ``send_packed_command`` mended.
 
     - It sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation that comes in the tick in which
@@ -28,11 +28,11 @@ def sending_soundly(connection: Connection) -> Connection:
     """
     kind = type(connection)
     if getattr(kind, "send_packed_command", None) is AbstractConnection.send_packed_command:
-        connection.__class__ = _sound(cast("Any", kind))
+        connection.__class__ = _safe_class(cast("Any", kind))
     return connection
 
 
-class SoundConnection(AbstractConnection):
+class SafeConnection(AbstractConnection):
     """What ``sending_soundly`` makes of a connection."""
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
@@ -51,19 +51,19 @@ class SoundConnection(AbstractConnection):
             await self.disconnect(nowait=True)
             if isinstance(error, builtins.TimeoutError):
                 raise TimeoutError("Timeout writing to socket") from None
-            if isinstance(error, OSError) or is_of_closed_transport(error):
+            if isinstance(error, OSError) or is_closed_transport_error(error):
                 raise ConnectionError(f"Error while writing to socket: {error}") from error
             raise
 
 
 @lru_cache
-def _sound(kind: type[AbstractConnection]) -> Any:
+def _safe_class(kind: type[AbstractConnection]) -> Any:
     # It goes by the name of what it is.
     names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
-    return type(kind.__name__, (SoundConnection, kind), names)
+    return type(kind.__name__, (SafeConnection, kind), names)
 
 
-async def greet(connection: AbstractConnection) -> None:
+async def handshake(connection: AbstractConnection) -> None:
     """Connect as redis-py does, after a first exchange.
 
     A server with too many clients says so and hangs up. redis-py asks something at once in RESP3 only; in RESP2 it
@@ -87,7 +87,7 @@ async def greet(connection: AbstractConnection) -> None:
 _LIKE_ASCII = frozenset({"ascii", "latin-1", "latin1", "utf-8", "utf8"})
 
 
-def decoded(reply: Any, encoding: str, errors: str) -> Any:
+def decode_reply(reply: Any, encoding: str, errors: str) -> Any:
     """The reply with all bytes in it decoded, however deep.
 
     Raises:
@@ -96,13 +96,15 @@ def decoded(reply: Any, encoding: str, errors: str) -> Any:
     if isinstance(reply, bytes):
         return reply.decode(encoding, errors)
     if isinstance(reply, list):
-        return [decoded(item, encoding, errors) for item in reply]
+        return [decode_reply(item, encoding, errors) for item in reply]
     if isinstance(reply, dict):
-        return {decoded(key, encoding, errors): decoded(value, encoding, errors) for key, value in reply.items()}
+        return {
+            decode_reply(key, encoding, errors): decode_reply(value, encoding, errors) for key, value in reply.items()
+        }
     return reply
 
 
-def surely_decodes(reply: Any, encoding: str) -> bool:
+def is_decodable(reply: Any, encoding: str) -> bool:
     """Whether the reply can be decoded, as far as that is told without doing it."""
     if isinstance(reply, bytes):
         return reply.isascii() and encoding.lower() in _LIKE_ASCII

@@ -8,7 +8,7 @@ from typing import Any
 from redis.asyncio.connection import AbstractConnection
 
 
-def abandon(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
+def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
     """Close a connection's socket at once, without a word from redis-py or asyncio about it being unclosed.
 
     Neither has a public way to close without a running event loop, hence the private attributes.
@@ -52,13 +52,13 @@ def is_readable(connection: AbstractConnection) -> bool:
     return _is_polled(connection, select.POLLIN)
 
 
-def has_ended(connection: AbstractConnection) -> bool:
+def is_closed_by_peer(connection: AbstractConnection) -> bool:
     """Whether the other end has closed a connection on which something may also have come unasked."""
     # Where there is no such event, only a reset is noticed.
     return _is_polled(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
 
-def is_of_closed_transport(error: BaseException) -> bool:
+def is_closed_transport_error(error: BaseException) -> bool:
     """Whether it is what a transport raises when it is written to after its socket was reset.
 
     uvloop's raises a ``RuntimeError``. asyncio's should raise nothing, but on Python 3.12 and 3.13 it fails on what it
@@ -91,7 +91,7 @@ def _is_polled(connection: AbstractConnection, events: int) -> bool:
 Peer = tuple[str, int | None]
 
 
-def peer_of(connection: AbstractConnection) -> Peer | None:
+def peer_address(connection: AbstractConnection) -> Peer | None:
     """The other end of a connection's socket, if it is connected."""
     writer: Any = getattr(connection, "_writer", None)
     peer = getattr(writer, "get_extra_info", lambda _: None)("peername")

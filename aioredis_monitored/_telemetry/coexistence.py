@@ -9,19 +9,19 @@ from redis.asyncio.client import Pipeline
 from redis.observability.config import MetricGroup
 from redis.observability.providers import get_observability_instance
 
-from aioredis_monitored._telemetry.guard import warn
+from aioredis_monitored._telemetry.guard import log_warning
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
-def _own(method: Method) -> Method | None:
+def _original(method: Method) -> Method | None:
     # Replacements pretend to be what they replace; these two they cannot feign.
     is_own = type(method) is FunctionType and method.__globals__ is vars(client)
     return method if is_own else None
 
 
-class Seam:
+class PatchPoint:
     """A method of redis-py's that others replace.
 
     One that was replaced before this was imported is unknown, so that calls go through it even when it is back; that is
@@ -38,20 +38,20 @@ class Seam:
     def __init__(self, cls: type[Redis], name: str) -> None:
         self._cls = cls
         self._name = name
-        self.own = _own(getattr(cls, name))
+        self.original = _original(getattr(cls, name))
 
     def replacement(self) -> Callable[..., Awaitable[Any]] | None:
         """What stands in its place now, if anything does."""
         method = getattr(self._cls, self._name)
-        return None if method is self.own else method
+        return None if method is self.original else method
 
 
-EXECUTE_COMMAND = Seam(Redis, "execute_command")
-EXECUTE = Seam(Pipeline, "execute")
-EXECUTE_IMMEDIATELY = Seam(Pipeline, "immediate_execute_command")
+EXECUTE_COMMAND = PatchPoint(Redis, "execute_command")
+EXECUTE = PatchPoint(Pipeline, "execute")
+EXECUTE_IMMEDIATELY = PatchPoint(Pipeline, "immediate_execute_command")
 
 
-async def led_through(
+async def call_patched(
     method: Callable[..., Awaitable[Any]], caller: Redis, call: Coroutine[Any, Any, T], /, *args: Any, **options: Any
 ) -> T:
     """Await a call from within a method of redis-py, so that whoever has replaced that method notices it.
@@ -130,15 +130,17 @@ class _Unspeakable(str):
         raise NotImplementedError
 
 
-_told: list[str] = []
-_SILENCE = "redis-py's own command metrics are on; they leave out the clients of this package, which records the same"
+_warned: list[str] = []
+_NATIVE_METRICS_WARNING = (
+    "redis-py's own command metrics are on; they leave out the clients of this package, which records the same"
+)
 
 
-def heed_native_metrics() -> None:
+def warn_native_metrics() -> None:
     """Say, once, that redis-py's own metrics of commands are on and stay silent for our clients."""
     manager = get_observability_instance().get_provider_manager()
-    if _told or manager is None or not manager.config.is_enabled():
+    if _warned or manager is None or not manager.config.is_enabled():
         return
     if MetricGroup.COMMAND in manager.config.metric_groups:
-        _told.append(_SILENCE)
-        warn(_SILENCE)
+        _warned.append(_NATIVE_METRICS_WARNING)
+        log_warning(_NATIVE_METRICS_WARNING)

@@ -12,13 +12,13 @@ from opentelemetry.context import Context
 _SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 _SUPPRESSED_TOO: Final = "suppress_instrumentation"
 # What calls are a part of, for which they get no span of their own.
-WHOLE: Final = context.create_key("aioredis_monitored.whole")
+PARENT_OPERATION: Final = context.create_key("aioredis_monitored.whole")
 
 # Its tokens know where they were made; those of a runtime context need not be of contextvars.
 _place: Final = contextvars.ContextVar[None]("aioredis_monitored.place")
 
 
-class Attached:
+class AttachedContext:
     """A context that is current from now on until ``detach``, which may be called in any task.
 
     What one task has made current, no other can undo: a generator's block may be left by the task that closes the
@@ -50,7 +50,7 @@ class Attached:
             context.detach(self._token)
 
 
-def spanless() -> contextvars.Context:
+def without_span() -> contextvars.Context:
     """A copy of the current context without its span, for what goes on when that has long ended."""
     copied = contextvars.copy_context()
     copied.run(lambda: context.attach(trace.set_span_in_context(trace.INVALID_SPAN)))
@@ -63,9 +63,9 @@ def is_suppressed(here: Context) -> bool:
 
 
 @contextmanager
-def folded(whole: object) -> Iterator[None]:
+def nested_in(whole: object) -> Iterator[None]:
     """Calls in this context are points, and parts of another record, which learns what they learn if it can."""
-    attached = Attached(context.set_value(WHOLE, whole))
+    attached = AttachedContext(context.set_value(PARENT_OPERATION, whole))
     try:
         yield
     finally:
@@ -73,9 +73,9 @@ def folded(whole: object) -> Iterator[None]:
 
 
 @contextmanager
-def silence() -> Iterator[None]:
+def suppressed() -> Iterator[None]:
     """Calls in this context are neither spans nor points."""
-    attached = Attached(context.set_value(_SUPPRESSED_TOO, True))
+    attached = AttachedContext(context.set_value(_SUPPRESSED_TOO, True))
     try:
         yield
     finally:

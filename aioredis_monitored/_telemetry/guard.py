@@ -6,10 +6,10 @@ from typing import Final
 from aioredis_monitored._telemetry.semconv import OTHER
 
 LOGGER: Final = logging.getLogger("aioredis_monitored.telemetry")
-_reported: set[str] = set()
+_logged: set[str] = set()
 
 
-def report(trouble: BaseException) -> None:
+def log_error(trouble: BaseException) -> None:
     """Take note of what an exporter, a processor, a sampler, a view or a hook has raised; the caller's call goes on.
 
     Whatever it is, Redis did not raise it: not even a cancellation is one.
@@ -17,13 +17,13 @@ def report(trouble: BaseException) -> None:
     if isinstance(trouble, KeyboardInterrupt | SystemExit):
         raise trouble
     kind = f"{type(trouble).__module__}.{type(trouble).__qualname__}"
-    if kind not in _reported:
-        _reported.add(kind)
+    if kind not in _logged:
+        _logged.add(kind)
         # Neither its text nor its traceback: both may quote the attributes of the span.
-        warn("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
+        log_warning("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
 
 
-def warn(text: str, *args: object) -> None:
+def log_warning(text: str, *args: object) -> None:
     """Log a warning, whatever the application's filters and handlers make of it."""
     try:
         LOGGER.warning(text, *args)
@@ -33,7 +33,7 @@ def warn(text: str, *args: object) -> None:
         pass
 
 
-class Countable:
+class CardinalityLimit:
     """The first so many different values; one value stands for all others.
 
     Args:
@@ -44,7 +44,7 @@ class Countable:
         self._most = most
         self._values: set[str] = set()
 
-    def of(self, value: str) -> str:
+    def cap(self, value: str) -> str:
         """The value, or ``_OTHER`` if it came too late."""
         if value in self._values:
             return value

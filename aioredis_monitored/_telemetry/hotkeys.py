@@ -6,23 +6,23 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from aioredis_monitored._commands.table import TABLE, keys_of, operation_name, text_of
-from aioredis_monitored._telemetry.guard import Countable
+from aioredis_monitored._commands.table import TABLE, argument_text, keys_of, operation_name
+from aioredis_monitored._telemetry.guard import CardinalityLimit
 
 READ: Final = "read"
 WRITE: Final = "write"
 # Keys that are counted, of each kind; those beyond take the place of the least called one.
-_MOST: Final = 256
-_LONGEST_KEY: Final = 256
+_MAX_KEYS: Final = 256
+_MAX_KEY_LENGTH: Final = 256
 # More keys of one command are not looked at.
-_KEYS_OF_ONE: Final = 64
+_MAX_KEYS_PER_COMMAND: Final = 64
 # Seconds after which a call weighs half.
-_HALF_LIFE: Final = 60.0
+_HALF_LIFE_SECONDS: Final = 60.0
 # Keys that the gauge tells of over all time.
-_MOST_TOLD: Final = 1_000
+_MAX_REPORTED_KEYS: Final = 1_000
 # Weights that are larger are made smaller, with all of the past, before they get too large for floats.
-_LARGE: Final = 2.0**64
-_MOST_DOUBLINGS: Final = 512
+_MAX_WEIGHT: Final = 2.0**64
+_MAX_DOUBLINGS: Final = 512
 
 
 class HotKey(NamedTuple):
@@ -89,8 +89,8 @@ class HotKeys:
         self._template_of = template_of
         self._skip = 0
         self._began = self._since = monotonic()
-        self._told = Countable(_MOST_TOLD)
-        self._kinds = {READ: SpaceSaving(_MOST), WRITE: SpaceSaving(_MOST)}
+        self._reported = CardinalityLimit(_MAX_REPORTED_KEYS)
+        self._kinds = {READ: SpaceSaving(_MAX_KEYS), WRITE: SpaceSaving(_MAX_KEYS)}
         self._skip_some()
 
     def _skip_some(self) -> None:
@@ -98,7 +98,7 @@ class HotKeys:
         if 0 < self._share < 1:
             self._skip = int(math.log(1.0 - random.random()) / math.log1p(-self._share))  # noqa: S311 - no secret
 
-    def see(self, args: Sequence[Any]) -> None:
+    def count(self, args: Sequence[Any]) -> None:
         """Look at a command, if it is its turn."""
         if self._skip:
             self._skip -= 1
@@ -109,15 +109,15 @@ class HotKeys:
             return
         kind = self._kinds[READ if "readonly" in command.flags else WRITE]
         weight = self._weight_of_now()
-        for key in keys_of(args, _KEYS_OF_ONE):
-            item = text_of(key, _LONGEST_KEY) if self._template_of is None else self._template_of(key)
+        for key in keys_of(args, _MAX_KEYS_PER_COMMAND):
+            item = argument_text(key, _MAX_KEY_LENGTH) if self._template_of is None else self._template_of(key)
             if item is not None:
                 kind.add(item, weight)
 
     def _weight_of_now(self) -> float:
         """What a call weighs now; growing, so that no weight of the past need be touched."""
         weight = self._doubled()
-        if weight > _LARGE:
+        if weight > _MAX_WEIGHT:
             self._since, scaled = monotonic(), weight
             for kind in self._kinds.values():
                 kind.scale(1 / scaled)
@@ -127,11 +127,11 @@ class HotKeys:
     def _per_second(self) -> float:
         # Of a time that has only begun, there is less to count.
         age = max(1.0, monotonic() - self._began)
-        span = _HALF_LIFE / math.log(2) * (1 - 2.0 ** -(age / _HALF_LIFE))
+        span = _HALF_LIFE_SECONDS / math.log(2) * (1 - 2.0 ** -(age / _HALF_LIFE_SECONDS))
         return float(1 / span / self._doubled() / self._share)
 
     def _doubled(self) -> float:
-        return float(2.0 ** min(_MOST_DOUBLINGS, (monotonic() - self._since) / _HALF_LIFE))
+        return float(2.0 ** min(_MAX_DOUBLINGS, (monotonic() - self._since) / _HALF_LIFE_SECONDS))
 
     def top(self, count: int) -> list[HotKey]:
         """The keys that are called most, reads and writes together, the most called first.
@@ -147,7 +147,7 @@ class HotKeys:
         ]
         return sorted(found, key=lambda hot: -hot.rate)[:count]
 
-    def told(self, count: int) -> dict[tuple[str, str], float]:
+    def rates(self, count: int) -> dict[tuple[str, str], float]:
         """The rates of the keys that are called most, by key and access, for a gauge: of a thousand keys over all time.
 
         Args:
@@ -155,6 +155,6 @@ class HotKeys:
         """
         rates: dict[tuple[str, str], float] = {}
         for hot in self.top(count):
-            named = (self._told.of(hot.key), hot.access)
+            named = (self._reported.cap(hot.key), hot.access)
             rates[named] = rates.get(named, 0.0) + hot.rate
         return rates

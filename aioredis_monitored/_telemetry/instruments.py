@@ -22,7 +22,7 @@ PROCESS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 
 QUEUE_BOUNDS: Final = (0.001, 0.01, 0.1, 1.0, 10.0, 60.0, 600.0, 3600.0, 21600.0, 86400.0)
 
 # More are not worth a time series each.
-_HOTTEST: Final = 10
+_MAX_HOT_KEYS: Final = 10
 
 _Measure = Callable[["MeasuredPool"], Iterable[tuple[float, dict[str, Any]]]]
 
@@ -48,7 +48,7 @@ class MeasuredPool(Protocol):
     def queues(self) -> Iterable["MeasuredQueue"]:
         """The queues on it."""
 
-    def hottest(self, count: int) -> dict[tuple[str, str], float]:
+    def hot_key_rates(self, count: int) -> dict[tuple[str, str], float]:
         """The rates of the keys that are called most, by key and access, if that is counted."""
 
 
@@ -224,14 +224,14 @@ class Instruments:
 
     def _callback(self, measure: _Measure) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
-            for pool in self._watched():
+            for pool in self._observed_pools():
                 named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
                 for value, attributes in measure(pool):
                     yield Observation(value, named | attributes)
 
         return observe
 
-    def _watched(self) -> Iterator[MeasuredPool]:
+    def _observed_pools(self) -> Iterator[MeasuredPool]:
         # If this provider has become the global one, gauges that were made for the stand-in are ignored by the SDK.
         is_global = self._provider() is metrics.get_meter_provider()
         for instruments in {self, *_of_the_global_provider} if is_global else {self}:
@@ -241,12 +241,12 @@ class Instruments:
                 if pool is not None:
                     yield pool
 
-    def watch(self, pool: MeasuredPool) -> None:
+    def add_pool(self, pool: MeasuredPool) -> None:
         """Let the gauges look at a pool, until it is forgotten."""
         key = id(pool)
         self._pools[key] = ref(pool, lambda _: self._pools.pop(key, None))
 
-    def unwatch(self, pool: MeasuredPool) -> None:
+    def remove_pool(self, pool: MeasuredPool) -> None:
         """Let the gauges look at it no more."""
         self._pools.pop(id(pool), None)
 
@@ -256,7 +256,7 @@ def _of_queues(count: Callable[[MeasuredQueue], int | None]) -> _Measure:
 
 
 def _hot_keys(pool: MeasuredPool) -> Iterable[tuple[float, dict[str, Any]]]:
-    hottest = pool.hottest(_HOTTEST)
+    hottest = pool.hot_key_rates(_MAX_HOT_KEYS)
     return ((rate, {semconv_ext.KEY: key, semconv_ext.KEY_ACCESS: access}) for (key, access), rate in hottest.items())
 
 

@@ -12,27 +12,27 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from aioredis_monitored._telemetry import semconv
-from aioredis_monitored._telemetry.context import Attached, is_suppressed
-from aioredis_monitored._telemetry.guard import report
+from aioredis_monitored._telemetry.context import AttachedContext, is_suppressed
+from aioredis_monitored._telemetry.guard import log_error
 from aioredis_monitored._telemetry.operation import Operation
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._telemetry.spans import About, Call
-from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
+from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.envelope import unseal
 
 
-def carrier_of(here: Context | None) -> dict[str, str]:
+def inject(here: Context | None) -> dict[str, str]:
     """What the application's propagators have to say of a context, or of the current one; nothing if nobody traces."""
     carrier: dict[str, str] = {}
     try:
         propagate.inject(carrier, here)
         return {str(name): str(value) for name, value in carrier.items()}
     except BaseException as trouble:  # noqa: BLE001 - see report
-        report(trouble)
+        log_error(trouble)
         return {}
 
 
-def links_of(carriers: Iterable[Mapping[str, str]]) -> list[Link]:
+def extract_links(carriers: Iterable[Mapping[str, str]]) -> list[Link]:
     """Links to the spans that have sent messages."""
     links = []
     for carrier in carriers:
@@ -40,14 +40,14 @@ def links_of(carriers: Iterable[Mapping[str, str]]) -> list[Link]:
             # Into an empty context: what a carrier does not tell must not be taken from the current one.
             sent = trace.get_current_span(propagate.extract(carrier, Context())).get_span_context()
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
         else:
             if sent.is_valid:
                 links.append(Link(sent))
     return links
 
 
-class Processing:
+class ProcessSpan:
     """The record of what is done with a message: ``with Processing(…):`` is a span and a point of its own.
 
     A sibling of ``Operation``, with the same rules for failures and for broken telemetry. It is no call to the server:
@@ -84,7 +84,7 @@ class Processing:
 
     def __init__(
         self,
-        telemetry: Telemetry,
+        telemetry: PoolRecorder,
         channel: object,
         carriers: Iterable[Mapping[str, str]],
         parent: Span | None,
@@ -96,24 +96,24 @@ class Processing:
         self._carriers = carriers
         self._parent = parent
         self._of_queue = of_queue
-        self._call: Call | None = None
+        self._call: CallSpec | None = None
         self._span: Span | None = None
 
     def __enter__(self) -> None:
         self._here = context.get_current()
         self._began = time_ns()
         self._started = perf_counter()
-        if not self._telemetry.is_heard() or is_suppressed(self._here):
+        if not self._telemetry.is_enabled() or is_suppressed(self._here):
             return
         try:
-            self._call = self._telemetry.processing_call(self._channel, of_queue=self._of_queue)
-            if self._telemetry.is_traced:
+            self._call = self._telemetry.process_spec(self._channel, of_queue=self._of_queue)
+            if self._telemetry.tracing_enabled:
                 self._start_span(self._call)
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
 
-    def _start_span(self, call: Call) -> None:
-        links = links_of(self._carriers)
+    def _start_span(self, call: CallSpec) -> None:
+        links = extract_links(self._carriers)
         parent = self._parent or trace.get_current_span(self._here)
         # Only the SDK's spans know that they have ended.
         if getattr(parent, "end_time", None) is not None:
@@ -129,7 +129,7 @@ class Processing:
             set_status_on_exception=False,
         )
         self._here = trace.set_span_in_context(self._span, self._here)
-        self._attached = Attached(self._here)
+        self._attached = AttachedContext(self._here)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -145,13 +145,13 @@ class Processing:
             if self._span is not None:
                 self._end_span(self._span, elapsed, failed, is_error=failure is not None and failure.is_error)
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
         try:
-            if self._telemetry.is_measured:
+            if self._telemetry.metrics_enabled:
                 histogram = self._telemetry.instruments.process_duration
                 histogram.record(elapsed, self._call.point_attributes | failed, self._here)
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
 
     def _end_span(self, span: Span, elapsed: float, failed: dict[str, Any], *, is_error: bool) -> None:
         try:
@@ -163,7 +163,7 @@ class Processing:
             span.end(self._began + int(elapsed * 1e9))
 
 
-class Delivery(Operation):
+class MessagingOperation(Operation):
     """The record of an operation on messages: a call, and points about the messages.
 
     Args:
@@ -176,21 +176,21 @@ class Delivery(Operation):
 
     def __init__(
         self,
-        telemetry: Telemetry,
-        about: About,
+        telemetry: PoolRecorder,
+        about: MessagingSpec,
         called: Sequence[Any],
         parent: Span | None,
-        request: RequestView | None = None,
+        request: RequestStats | None = None,
     ) -> None:
-        super().__init__(telemetry, telemetry.about_call(called, about), called, parent, request)
-        self._about = about
+        super().__init__(telemetry, telemetry.messaging_spec(called, about), called, parent, request)
+        self._messaging = about
         self._count = 0
 
-    def wait_for_room(self) -> None:
+    def exclude_wait(self) -> None:
         """Tell that it waits for others, and not for Redis: its parts alone are points of calls."""
-        self.call = replace(self.call, is_measured=False)
+        self.spec = replace(self.spec, is_point=False)
 
-    def concern(self, count: int, *, is_batch: bool) -> None:
+    def set_message_count(self, count: int, *, is_batch: bool) -> None:
         """Tell how many messages it is about.
 
         Args:
@@ -199,26 +199,26 @@ class Delivery(Operation):
         """
         self._count = count
         if is_batch:
-            self.call = self.call.with_span_attributes({semconv.MESSAGING_BATCH_MESSAGE_COUNT: count})
+            self.spec = self.spec.with_span_attributes({semconv.MESSAGING_BATCH_MESSAGE_COUNT: count})
 
-    def receive(self, messages: Sequence[bytes], *, is_batch: bool) -> None:
+    def set_received(self, messages: Sequence[bytes], *, is_batch: bool) -> None:
         """Tell which messages it has received."""
-        self.concern(len(messages), is_batch=is_batch)
-        if self._telemetry.is_traced:
-            self._links = links_of(carrier for _, carrier in map(unseal, messages) if carrier is not None)
+        self.set_message_count(len(messages), is_batch=is_batch)
+        if self._telemetry.tracing_enabled:
+            self._links = extract_links(carrier for _, carrier in map(unseal, messages) if carrier is not None)
 
     def end(self, now: float, reply: object) -> None:
         """Record it; one that was cancelled has received nothing, as what was on its way goes back."""
-        has_left = self._about.kind == semconv.OPERATION_TYPE_RECEIVE and isinstance(reply, asyncio.CancelledError)
+        has_left = self._messaging.kind == semconv.OPERATION_TYPE_RECEIVE and isinstance(reply, asyncio.CancelledError)
         super().end(now, None if has_left else reply)
 
     def _record(self, elapsed: float, reply: object) -> None:
         super()._record(elapsed, reply)
-        telemetry, about, instruments = self._telemetry, self._about, self._telemetry.instruments
-        if not telemetry.is_measured or is_suppressed(context.get_current()):
+        telemetry, about, instruments = self._telemetry, self._messaging, self._telemetry.instruments
+        if not telemetry.metrics_enabled or is_suppressed(context.get_current()):
             return
         try:
-            points = telemetry.message_points(about)
+            points = telemetry.message_attributes(about)
             if self._failure is not None:
                 points = points | {semconv.ERROR_TYPE: self._failure.error_type}
             instruments.message_duration.record(elapsed, points)
@@ -227,4 +227,4 @@ class Delivery(Operation):
             elif self._count and about.kind == semconv.OPERATION_TYPE_RECEIVE:
                 instruments.consumed_messages.add(self._count, points)
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)

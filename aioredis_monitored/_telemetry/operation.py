@@ -12,21 +12,21 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
-from aioredis_monitored._redispy.sockets import Peer, peer_of
+from aioredis_monitored._redispy.sockets import Peer, peer_address
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.coexistence import Seam, led_through
-from aioredis_monitored._telemetry.context import WHOLE, is_suppressed
-from aioredis_monitored._telemetry.guard import report
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._telemetry.spans import Call, Failure, port_of
-from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored._telemetry.coexistence import PatchPoint, call_patched
+from aioredis_monitored._telemetry.context import PARENT_OPERATION, is_suppressed
+from aioredis_monitored._telemetry.guard import log_error
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import CallSpec, Failure, port_of
+from aioredis_monitored._telemetry.stats import RequestStats
 
 T = TypeVar("T")
 
 _ERROR = Status(StatusCode.ERROR)
 _SAMPLED: Final = trace.TraceFlags.SAMPLED
 # A call that waited longer, in seconds, or for more than this share of its time, tells where its time went.
-_LONG_WAIT: Final = 0.01
+_LONG_WAIT_SECONDS: Final = 0.01
 _LARGE_SHARE: Final = 0.5
 
 # Whether a reply makes sure that its call will succeed.
@@ -54,10 +54,10 @@ class Operation:
 
     # What most calls have none of is set on those that do, so that making an operation is quick.
     _recorded = False
-    certain: Certainty = False
+    record_on_reply: Certainty = False
     _failure: Failure | None = None
     _span: Span | None = None
-    _noted: list[tuple[BaseException, Failure | None]] | None = None
+    _classified: list[tuple[BaseException, Failure | None]] | None = None
     _peer: Peer | None = None
     _links: Sequence[Link] | None = None
     _waited = _connecting = _in_parts = 0.0
@@ -66,14 +66,14 @@ class Operation:
 
     def __init__(
         self,
-        telemetry: Telemetry,
-        call: Call,
+        telemetry: PoolRecorder,
+        call: CallSpec,
         called: Sequence[Any],
         parent: Span | None,
-        request: RequestView | None = None,
+        request: RequestStats | None = None,
     ) -> None:
         self._telemetry = telemetry
-        self.call = call
+        self.spec = call
         self._called = called
         self._parent = parent
         self._request = request
@@ -105,7 +105,7 @@ class Operation:
         cause = error.__context__
         now = perf_counter()
         try:
-            self.fail(error)
+            self.set_error(error)
             self.end(now, error)
             raise error
         finally:
@@ -114,18 +114,18 @@ class Operation:
             error.__context__ = cause
             del error, cause
 
-    def note(self, error: BaseException) -> None:
+    def classify_early(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline puts the command's arguments into it)."""
-        if self._noted is None:
-            self._noted = []
-        self._noted.append((error, self._telemetry.failure_of(error)))
+        if self._classified is None:
+            self._classified = []
+        self._classified.append((error, self._telemetry.failure_of(error)))
 
-    def fail(self, error: BaseException) -> None:
+    def set_error(self, error: BaseException) -> None:
         """Tell the outcome: the error that the call raises, or returns in its place."""
-        noted = next((failure for known, failure in self._noted or () if known is error), None)
+        noted = next((failure for known, failure in self._classified or () if known is error), None)
         self._failure = noted or self._telemetry.failure_of(error)
 
-    def waited(self, seconds: float, connecting: float) -> None:
+    def add_wait(self, seconds: float, connecting: float) -> None:
         """Take note of a wait for a connection, or of a place on the shared one.
 
         Args:
@@ -136,19 +136,19 @@ class Operation:
         self._connecting += connecting
         self._read = None
 
-    def goes_on(self) -> None:
+    def expect_more(self) -> None:
         """Take note that the reply which was read is not the last one."""
         self._read = None
 
-    def reached(self, connection: AbstractConnection) -> None:
+    def set_connection(self, connection: AbstractConnection) -> None:
         """Take note of the connection that is to be used."""
-        self._peer = peer_of(connection)
-        if semconv.SERVER_ADDRESS not in self.call.span_attributes:
+        self._peer = peer_address(connection)
+        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
-                self.call = self.call.served_by(host, port_of(getattr(connection, "port", None)))
+                self.spec = self.spec.served_by(host, port_of(getattr(connection, "port", None)))
 
-    def answered(self, reply: object, now: float, peer: Peer | None) -> None:
+    def on_reply(self, reply: object, now: float, peer: Peer | None) -> None:
         """Record the call before its caller goes on; an error is the caller's to raise.
 
         Args:
@@ -157,7 +157,7 @@ class Operation:
             peer: Who has sent it.
         """
         self._peer, self._read = peer, now
-        certain = self.certain
+        certain = self.record_on_reply
         if certain and not isinstance(reply, Exception) and (certain is True or certain(reply)) and not self._recorded:
             self._recorded = True
             self._context.run(self._record, now - self._started, reply)
@@ -174,39 +174,43 @@ class Operation:
             self._context.run(self._record, (self._read or now) - self._started, reply)
 
     def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every call more costs
-        telemetry, call, failure, peer = self._telemetry, self.call, self._failure, self._peer
+        telemetry, call, failure, peer = self._telemetry, self.spec, self._failure, self._peer
         here = context.get_current()
         whole = None
         if here:
             if is_suppressed(here):
                 return
-            whole = here.get(WHOLE)
+            whole = here.get(PARENT_OPERATION)
         if whole is not None or self._request is not None:
-            self._join(whole, elapsed)
+            self._report_to_parent(whole, elapsed)
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
         point_attributes = call.point_attributes
         if failure is not None:
             failed = failure.attributes()
             point_attributes = {**point_attributes, **failed}
-        if telemetry.is_traced and whole is None:
+        if telemetry.tracing_enabled and whole is None:
             try:
                 span = self._span
-                if span is not None or call.is_sure or telemetry.chooses(call, reply, elapsed, failure, here):
+                if (
+                    span is not None
+                    or call.always_recorded
+                    or telemetry.wants_span(call, reply, elapsed, failure, here)
+                ):
                     # A copy: a sampler may write into it, and what it is told of one call must not be told of the next.
                     attributes = call.span_attributes.copy()
                     if failure is not None:
                         attributes.update(failed)
                     # Samplers may decide by it (database-spans.md), and set later it costs a recorded span three times
                     # that.
-                    if text := call.text_of(self._called):
+                    if text := call.query_text_of(self._called):
                         attributes[semconv.DB_QUERY_TEXT] = text
                     if peer is not None:
                         attributes[semconv.NETWORK_PEER_ADDRESS], port = peer
                         if port is not None:
                             attributes[semconv.NETWORK_PEER_PORT] = port
                     if self._waited or self._connecting:
-                        self._tell_waiting(elapsed, attributes)
+                        self._add_wait_attributes(elapsed, attributes)
                     if span is None:
                         span = telemetry.tracer.start_span(
                             call.span_name, here, call.kind, attributes, self._links, self._began
@@ -223,32 +227,32 @@ class Operation:
                         # The point leads to the span.
                         here = trace.set_span_in_context(span, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
-                report(trouble)
-        if telemetry.is_measured and call.is_measured:
+                log_error(trouble)
+        if telemetry.metrics_enabled and call.is_point:
             try:
                 telemetry.operation_duration.record(elapsed, point_attributes, here)
             except BaseException as trouble:  # noqa: BLE001 - see report
-                report(trouble)
+                log_error(trouble)
 
-    def _join(self, whole: object, elapsed: float) -> None:
+    def _report_to_parent(self, whole: object, elapsed: float) -> None:
         """Tell what the call is part of; a request counts every call, but not the parts of another one."""
         if isinstance(whole, Operation):
-            whole.absorb(self.call, elapsed, self._waited, self._connecting, self._peer)
+            whole.merge(self.spec, elapsed, self._waited, self._connecting, self._peer)
         elif whole is None and self._request is not None:
             # What is no point has spent in Redis what its parts have.
-            seconds = elapsed if self.call.is_measured else self._in_parts
-            self._request.add(self.call.point_attributes[semconv.DB_OPERATION_NAME], seconds)
+            seconds = elapsed if self.spec.is_point else self._in_parts
+            self._request.record_call(self.spec.point_attributes[semconv.DB_OPERATION_NAME], seconds)
 
-    def absorb(self, part: Call, elapsed: float, waited: float, connecting: float, peer: Peer | None) -> None:
+    def merge(self, part: CallSpec, elapsed: float, waited: float, connecting: float, peer: Peer | None) -> None:
         """Take over what a part of it has learnt."""
         self._in_parts += elapsed
         self._peer = peer or self._peer
         self._waited += waited
         self._connecting += connecting
-        if semconv.SERVER_ADDRESS not in self.call.span_attributes:
-            self.call = self.call.with_span_attributes(part.address())
+        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
+            self.spec = self.spec.with_span_attributes(part.address())
 
-    def start(self) -> Context:
+    def start_span(self) -> Context:
         """Make the span now, for what has to carry its context, and return that context.
 
         If the call is not to have a span, it is the context of the parent.
@@ -257,23 +261,23 @@ class Operation:
         try:
             if self._parent is not None:
                 here = trace.set_span_in_context(self._parent, here)
-            is_silent = is_suppressed(here) or here.get(WHOLE)
-            telemetry, call = self._telemetry, self.call
-            is_wanted = telemetry.is_traced and not is_silent
+            is_silent = is_suppressed(here) or here.get(PARENT_OPERATION)
+            telemetry, call = self._telemetry, self.spec
+            is_wanted = telemetry.tracing_enabled and not is_silent
             # How long it will take, nobody knows yet.
-            if is_wanted and (call.is_sure or telemetry.chooses(call, self, math.inf, None, here)):
-                attributes = {**call.span_attributes, semconv.DB_QUERY_TEXT: call.text_of(self._called)}
+            if is_wanted and (call.always_recorded or telemetry.wants_span(call, self, math.inf, None, here)):
+                attributes = {**call.span_attributes, semconv.DB_QUERY_TEXT: call.query_text_of(self._called)}
                 self._span = telemetry.tracer.start_span(call.span_name, here, call.kind, attributes, None, self._began)
                 return trace.set_span_in_context(self._span, here)
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
         return here
 
-    def _tell_waiting(self, elapsed: float, attributes: dict[str, Any]) -> None:
+    def _add_wait_attributes(self, elapsed: float, attributes: dict[str, Any]) -> None:
         before = self._waited + self._connecting
         # What is no point was in Redis while its parts were, and between them not.
-        elapsed = elapsed if self.call.is_measured else self._in_parts
-        if before > _LONG_WAIT or before > elapsed * _LARGE_SHARE:
+        elapsed = elapsed if self.spec.is_point else self._in_parts
+        if before > _LONG_WAIT_SECONDS or before > elapsed * _LARGE_SHARE:
             attributes[semconv_ext.WAIT_DURATION] = self._waited
             attributes[semconv_ext.CONNECT_DURATION] = self._connecting
             if self._peer is not None:
@@ -281,52 +285,52 @@ class Operation:
                 attributes[semconv_ext.WIRE_DURATION] = max(0.0, elapsed - before)
 
 
-class Part:
+class NestedCall:
     """A call without a record of its own: where its time went, it tells the one that it is a part of.
 
     Attributes:
         certain: Set as an operation's is, and of no consequence.
     """
 
-    certain: Certainty = False
+    record_on_reply: Certainty = False
 
     def __init__(self, whole: Operation) -> None:
-        whole.goes_on()
-        self._whole = whole
+        whole.expect_more()
+        self._parent = whole
 
-    def waited(self, seconds: float, connecting: float) -> None:
+    def add_wait(self, seconds: float, connecting: float) -> None:
         """Take note of a wait."""
-        self._whole.waited(seconds, connecting)
+        self._parent.add_wait(seconds, connecting)
 
-    def reached(self, connection: AbstractConnection) -> None:
+    def set_connection(self, connection: AbstractConnection) -> None:
         """Take note of the connection that is to be used."""
-        self._whole.reached(connection)
+        self._parent.set_connection(connection)
 
-    def answered(self, reply: object, now: float, peer: Peer | None) -> None:  # noqa: ARG002 - as an operation is told
+    def on_reply(self, reply: object, now: float, peer: Peer | None) -> None:  # noqa: ARG002 - as an operation is told
         """Take note of who has answered."""
-        self._whole.absorb(self._whole.call, 0.0, 0.0, 0.0, peer)
+        self._parent.merge(self._parent.spec, 0.0, 0.0, 0.0, peer)
 
 
 # Who is told how a call goes.
-Observer = Operation | Part
+Observer = Operation | NestedCall
 
 
-def begun(
-    telemetry: Telemetry, args: Sequence[Any], parent: Span | None, request: RequestView | None = None
+def start_operation(
+    telemetry: PoolRecorder, args: Sequence[Any], parent: Span | None, request: RequestStats | None = None
 ) -> Operation | None:
     """The record of one command, if anybody listens."""
-    if telemetry.counts_keys:
-        telemetry.hot_keys.see(args)
-    if not telemetry.is_heard():
+    if telemetry.counts_hot_keys:
+        telemetry.hot_keys.count(args)
+    if not telemetry.is_enabled():
         return None
-    return Operation(telemetry, telemetry.command_call(args), args, parent, request)
+    return Operation(telemetry, telemetry.command_spec(args), args, parent, request)
 
 
-async def recorded(
+async def observe_call(
     operation: Operation | None,
     calling: Coroutine[Any, Any, T],
-    telemetry: Telemetry,
-    seam: Seam,
+    telemetry: PoolRecorder,
+    seam: PatchPoint,
     caller: Redis,
     /,
     *args: Any,
@@ -344,11 +348,11 @@ async def recorded(
         options: Its keyword arguments.
     """
     observed = calling if operation is None else operation.observe(calling)
-    replacement = None if telemetry.is_traced else seam.replacement()
+    replacement = None if telemetry.tracing_enabled else seam.replacement()
     if replacement is None:
         return await observed
     try:
-        result = await led_through(replacement, caller, observed, *args, **options)
+        result = await call_patched(replacement, caller, observed, *args, **options)
     finally:
         calling.close()
     if operation is not None:

@@ -4,37 +4,37 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from aioredis_monitored._commands.table import (
-    HIDDEN,
-    LONGEST_WORD,
+    MAX_WORD_LENGTH,
+    PLACEHOLDER,
     SIMPLE,
     TABLE,
-    Invocation,
-    Span,
-    parse,
-    printable,
-    text_of,
+    KeySpec,
+    ParsedCommand,
+    argument_text,
+    parse_command,
+    quote,
 )
 
-_LIMIT = 1024
+_MAX_LENGTH = 1024
 _ELLIPSIS = "…"
-_HIDDEN_ONE = f" {HIDDEN}"
-_FEW = 16
+_PLACEHOLDER_WORD = f" {PLACEHOLDER}"
+_MAX_FAST_ARGUMENTS = 16
 # Arguments: the name and the key.
-_NO_VALUE = 2
+_NAME_AND_KEY = 2
 # What most calls are, with one look: a key, and then nothing but values.
 KEY_AND_VALUES = frozenset(
     name
     for name, row in TABLE.items()
-    if row.keys == (Span(0),) and not row.fields and not row.words and name in SIMPLE
+    if row.keys == (KeySpec(0),) and not row.fields and not row.words and name in SIMPLE
 )
 # The characters beside the key.
-_MOST_BESIDE = max(map(len, KEY_AND_VALUES)) + _FEW * len(_HIDDEN_ONE)
+_MAX_REST_LENGTH = max(map(len, KEY_AND_VALUES)) + _MAX_FAST_ARGUMENTS * len(_PLACEHOLDER_WORD)
 
 
 def query_text(
     args: Sequence[Any],
     *,
-    limit: int = _LIMIT,
+    limit: int = _MAX_LENGTH,
     key_text: Callable[[object], str] | None = None,
     shows_fields: bool = True,
 ) -> str:
@@ -55,13 +55,17 @@ def query_text(
     return _text(args, limit, key_text, shows_fields=shows_fields)
 
 
-def text_of_key_and_values(args: Sequence[Any], limit: int = _LIMIT) -> str:
+def text_of_key_and_values(args: Sequence[Any], limit: int = _MAX_LENGTH) -> str:
     """``query_text`` of a command that is known to be one of ``KEY_AND_VALUES``."""
     count = len(args)
-    if 1 < count < _FEW:
+    if 1 < count < _MAX_FAST_ARGUMENTS:
         key = args[1]
-        if type(key) is str and 0 < len(key) < limit - _MOST_BESIDE and key.isprintable() and " " not in key:
-            return f"{args[0]} {key}" if count == _NO_VALUE else f"{args[0]} {key}{_HIDDEN_ONE * (count - _NO_VALUE)}"
+        if type(key) is str and 0 < len(key) < limit - _MAX_REST_LENGTH and key.isprintable() and " " not in key:
+            return (
+                f"{args[0]} {key}"
+                if count == _NAME_AND_KEY
+                else f"{args[0]} {key}{_PLACEHOLDER_WORD * (count - _NAME_AND_KEY)}"
+            )
     return _text(args, limit)
 
 
@@ -69,7 +73,7 @@ def _text(
     args: Sequence[Any], limit: int, key_text: Callable[[object], str] | None = None, *, shows_fields: bool = True
 ) -> str:
     # An argument and the space before it take two characters, so that these are more than there is room for.
-    call = parse(args, most=limit // 2 + 2)
+    call = parse_command(args, limit=limit // 2 + 2)
     parts = [call.name]
     room = limit - len(call.name)
     for part in _shown(call, limit, key_text, shows_fields=shows_fields):
@@ -85,21 +89,21 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _shown(
-    call: Invocation, limit: int, key_text: Callable[[object], str] | None, *, shows_fields: bool
+    call: ParsedCommand, limit: int, key_text: Callable[[object], str] | None, *, shows_fields: bool
 ) -> Iterator[str]:
     """What to show for each argument."""
-    words, words_from = call.command.words, call.command.words_from
+    words, words_from = call.info.words, call.info.words_from
     try:
-        keys, fields = call.positions(call.command.keys), call.positions(call.command.fields)
+        keys, fields = call.positions(call.info.keys), call.positions(call.info.fields)
     except (IndexError, ValueError):
         keys, fields, words = set(), set(), frozenset()
     for position, argument in enumerate(call.arguments):
         if position in keys and key_text is not None:
-            yield printable(key_text(argument))
+            yield quote(key_text(argument))
         elif position in keys or (position in fields and shows_fields):
             # A character takes up to four bytes: with less, a key could seem to end where it was cut.
-            yield printable(text_of(argument, 4 * limit))
-        elif words and position >= words_from and (word := text_of(argument, LONGEST_WORD)).upper() in words:
+            yield quote(argument_text(argument, 4 * limit))
+        elif words and position >= words_from and (word := argument_text(argument, MAX_WORD_LENGTH)).upper() in words:
             yield word
         else:
-            yield HIDDEN
+            yield PLACEHOLDER

@@ -12,33 +12,33 @@ from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored._commands.table import (
-    HIDDEN,
-    LONGEST_WORD,
+    MAX_WORD_LENGTH,
+    PLACEHOLDER,
     PUBLISHING,
     TABLE,
+    argument_text,
     channel_of,
-    encodable,
+    escape_surrogates,
     operation_name,
     stored_procedure,
-    text_of,
 )
-from aioredis_monitored._commands.traits import awaits_data
+from aioredis_monitored._commands.traits import polls_for_data
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.guard import Countable, report
+from aioredis_monitored._telemetry.guard import CardinalityLimit, log_error
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import cause_of
 
 _DEFAULT_PORT = 6379
 # Commands of modules, and mistakes.
-_MOST_UNKNOWN = 200
-_MOST_TEXTS = 100
-_MOST_CHARACTERS = 4096
-_LONGEST_KEY = 1024
-_LONGEST_CHANNEL = 256
+_MAX_UNKNOWN_COMMANDS = 200
+_MAX_TEXTS = 100
+_MAX_BATCH_TEXT_LENGTH = 4096
+_MAX_KEY_LENGTH = 1024
+_MAX_CHANNEL_LENGTH = 256
 _ADDRESS = (semconv.SERVER_ADDRESS, semconv.SERVER_PORT)
 # Of a message's attributes, those that points may have.
-_FEW_VALUES = (
+_LOW_CARDINALITY = (
     semconv.MESSAGING_SYSTEM,
     semconv.MESSAGING_OPERATION_NAME,
     semconv.MESSAGING_DESTINATION_TEMPLATE,
@@ -60,7 +60,7 @@ def server_of(pool: ConnectionPool) -> Server:
     try:
         return _server_of(pool)
     except Exception as trouble:  # noqa: BLE001 - a call matters more than its record
-        report(trouble)
+        log_error(trouble)
         return Server({semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS, semconv.DB_NAMESPACE: "0"}, None)
 
 
@@ -107,7 +107,7 @@ def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
 
 
 @dataclass(frozen=True, slots=True)  # whose attributes are read faster than a tuple's names
-class Call:
+class CallSpec:
     """What calls that look alike have in common: the name of their span, its attributes, and those of their points.
 
     What tells them apart is their query text: that of the arguments of a command, or of the commands of a batch.
@@ -125,12 +125,12 @@ class Call:
     span_name: str
     span_attributes: dict[str, Any]
     point_attributes: dict[str, Any]
-    text_of: Callable[[Sequence[Any]], str] = query_text
+    query_text_of: Callable[[Sequence[Any]], str] = query_text
     kind: SpanKind = SpanKind.CLIENT
-    is_sure: bool = True
-    is_wanted: bool = True
-    is_measured: bool = True
-    awaits_data: bool = False
+    always_recorded: bool = True
+    is_included: bool = True
+    is_point: bool = True
+    polls_for_data: bool = False
     lacks_target: bool = False
 
     def with_template(self, template: str) -> Self:
@@ -159,7 +159,7 @@ class Call:
         return replace(self, span_attributes=self.span_attributes | added)
 
 
-class About(NamedTuple):
+class MessagingSpec(NamedTuple):
     """What an operation on messages is (messaging-spans.md).
 
     Attributes:
@@ -172,10 +172,10 @@ class About(NamedTuple):
     name: str
     kind: str
     queue: str
-    renames: bool
+    names_span: bool
 
 
-class Describer:
+class SpanNamer:
     """Puts calls on one server into the conventions' terms.
 
     Args:
@@ -189,50 +189,50 @@ class Describer:
     def __init__(self, server: Server, options: TelemetryOptions) -> None:
         self.server = server
         self._options = options
-        self._unknown = Countable(_MOST_UNKNOWN)
+        self._unknown = CardinalityLimit(_MAX_UNKNOWN_COMMANDS)
         hides = not options.show_keys or options.key_template is not None
         self.query_text = (
             partial(query_text, key_text=self.key_text, shows_fields=options.show_keys) if hides else query_text
         )
 
-    def wants(self, operations: Collection[str]) -> bool:
+    def includes(self, operations: Collection[str]) -> bool:
         """Whether calls of these commands get spans, as far as their names tell."""
         names = [operation.upper() for operation in operations]
         included = self._options.include_commands is None or any(
-            _is_among(name, self._options.include_commands) for name in names
+            _is_listed(name, self._options.include_commands) for name in names
         )
-        return included and not (names and all(_is_among(name, self._options.exclude_commands) for name in names))
+        return included and not (names and all(_is_listed(name, self._options.exclude_commands) for name in names))
 
     @property
-    def is_choosy(self) -> bool:
+    def has_filters(self) -> bool:
         """Whether not every call whose names are wanted gets a span."""
         return self._options.require_parent or self._options.slow_only is not None
 
-    def name_of(self, attributes: Mapping[str, Any], name: str) -> str:
+    def span_name(self, attributes: Mapping[str, Any], name: str) -> str:
         """The name of a span with these attributes, which is that one by the conventions."""
         if self._options.span_name is None:
             return name
         try:
             # A copy, because its attributes are those of many calls.
-            return encodable(str.__getitem__(self._options.span_name(dict(attributes)), slice(None))) or name
+            return escape_surrogates(str.__getitem__(self._options.span_name(dict(attributes)), slice(None))) or name
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
             return name
 
     def key_text(self, key: object) -> str:
         """What the query text shows in place of a key."""
-        return self.template_of(key) or HIDDEN if self._options.show_keys else HIDDEN
+        return self.template_of(key) or PLACEHOLDER if self._options.show_keys else PLACEHOLDER
 
     def template_of(self, key: object) -> str | None:
         """What the template function makes of a key; ``None`` if there is none, or if it fails."""
         if self._options.key_template is None:
             return None
         try:
-            return encodable(
-                str.__getitem__(self._options.key_template(text_of(key, _LONGEST_KEY)), slice(LONGEST_WORD))
+            return escape_surrogates(
+                str.__getitem__(self._options.key_template(argument_text(key, _MAX_KEY_LENGTH)), slice(MAX_WORD_LENGTH))
             )
         except BaseException as trouble:  # noqa: BLE001 - see report
-            report(trouble)
+            log_error(trouble)
             return None
 
     def destination_of(self, channel: object) -> tuple[dict[str, str], str | None]:
@@ -246,22 +246,22 @@ class Describer:
         if self._options.key_template is not None:
             template = self.template_of(channel)
             return ({}, None) if template is None else ({semconv.MESSAGING_DESTINATION_TEMPLATE: template}, template)
-        name = text_of(channel, _LONGEST_CHANNEL)
+        name = argument_text(channel, _MAX_CHANNEL_LENGTH)
         if not name.isprintable():
-            name = name.encode("unicode_escape").decode()[:_LONGEST_CHANNEL]
+            name = name.encode("unicode_escape").decode()[:_MAX_CHANNEL_LENGTH]
         return {semconv.MESSAGING_DESTINATION_NAME: name}, name
 
-    def command(self, args: Sequence[Any], summary: str | None = None) -> Call:
+    def command(self, args: Sequence[Any], summary: str | None = None) -> CallSpec:
         """One command."""
         operation, procedure = operation_name(args), stored_procedure(args)
-        call = self._call(self._countable(operation), summary=summary, stored_procedure=procedure)
+        call = self._spec(self._capped(operation), summary=summary, stored_procedure=procedure)
         # Only of the plain name: redis-py takes a key out of one that holds it.
         if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
-            call = replace(call, text_of=text_of_key_and_values)
-        call = self._wanted(replace(call, awaits_data=awaits_data(args)), [operation])
+            call = replace(call, query_text_of=text_of_key_and_values)
+        call = self._with_inclusion(replace(call, polls_for_data=polls_for_data(args)), [operation])
         return self.publication(call, args, summary) if operation.upper() in PUBLISHING else call
 
-    def publication(self, call: Call, args: Sequence[Any], summary: str | None = None) -> Call:
+    def publication(self, call: CallSpec, args: Sequence[Any], summary: str | None = None) -> CallSpec:
         """A command that publishes: a call as any other, whose span is about a message too (messaging-spans.md).
 
         Args:
@@ -274,29 +274,29 @@ class Describer:
             return call
         name, attributes = self._messaging(semconv_ext.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
         attributes = call.span_attributes | attributes
-        name = self.name_of(attributes, summary or name)
+        name = self.span_name(attributes, summary or name)
         return replace(call, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
-    def about(self, args: Sequence[Any], about: About) -> Call:
+    def messaging(self, args: Sequence[Any], about: MessagingSpec) -> CallSpec:
         """A command by which messages are sent, received or settled.
 
         A producer's is what carries its context along (messaging-spans.md, "Span kind"), as its name then tells.
         """
         call = self.command(args)
         name, attributes = self._messaging(about.name, about.kind, about.queue)
-        if not about.renames:
+        if not about.names_span:
             return call.with_span_attributes(attributes)
         attributes = call.span_attributes | attributes
         kind = SpanKind.PRODUCER if about.kind == semconv.OPERATION_TYPE_SEND else SpanKind.CLIENT
-        name = self.name_of(attributes, name)
+        name = self.span_name(attributes, name)
         return replace(call, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
 
-    def messages(self, about: About) -> dict[str, Any]:
+    def message_attributes(self, about: MessagingSpec) -> dict[str, Any]:
         """What the points of such an operation have in common."""
         _, attributes = self._messaging(about.name, about.kind, about.queue)
         return self._address() | attributes
 
-    def processing(self, channel: object, *, of_queue: bool) -> Call:
+    def processing(self, channel: object, *, of_queue: bool) -> CallSpec:
         """What is done with a message (messaging-spans.md), which is no call to the server.
 
         Args:
@@ -305,10 +305,10 @@ class Describer:
         """
         name, attributes = self._messaging(semconv_ext.OPERATION_PROCESS, semconv.OPERATION_TYPE_PROCESS, channel)
         server = self._address()
-        few = (*_FEW_VALUES, semconv.MESSAGING_DESTINATION_NAME) if of_queue else _FEW_VALUES
+        few = (*_LOW_CARDINALITY, semconv.MESSAGING_DESTINATION_NAME) if of_queue else _LOW_CARDINALITY
         of_points = {key: attributes[key] for key in few if key in attributes}
-        name = self.name_of(server | attributes, name)
-        return Call(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
+        name = self.span_name(server | attributes, name)
+        return CallSpec(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
 
     def _address(self) -> dict[str, Any]:
         return {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
@@ -325,25 +325,25 @@ class Describer:
         target = target or self.server.target
         return f"{name} {target}" if target else name, attributes
 
-    def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> Call:
+    def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> CallSpec:
         """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
         if len(batch) == 1:
-            return replace(self.command(batch[0], summary), text_of=self.batch_text)
+            return replace(self.command(batch[0], summary), query_text_of=self.batch_text)
         names = {operation_name(args) for args in batch}
-        operation = f"{kind} {self._countable(next(iter(names)))}" if len(names) == 1 else kind
-        call = self._call(operation, batch_size=len(batch), summary=summary)
-        return self._wanted(replace(call, text_of=self.batch_text), names)
+        operation = f"{kind} {self._capped(next(iter(names)))}" if len(names) == 1 else kind
+        call = self._spec(operation, batch_size=len(batch), summary=summary)
+        return self._with_inclusion(replace(call, query_text_of=self.batch_text), names)
 
-    def _wanted(self, call: Call, operations: Collection[str]) -> Call:
-        is_wanted = self.wants(operations)
-        is_sure = is_wanted and not call.awaits_data and not self.is_choosy
-        return replace(call, is_wanted=is_wanted, is_sure=is_sure)
+    def _with_inclusion(self, call: CallSpec, operations: Collection[str]) -> CallSpec:
+        is_wanted = self.includes(operations)
+        is_sure = is_wanted and not call.polls_for_data and not self.has_filters
+        return replace(call, is_included=is_wanted, always_recorded=is_sure)
 
     def batch_text(self, batch: Sequence[Sequence[Any]]) -> str:
         """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
         texts: list[str] = []
-        room = _MOST_CHARACTERS
-        for args in batch[:_MOST_TEXTS]:
+        room = _MAX_BATCH_TEXT_LENGTH
+        for args in batch[:_MAX_TEXTS]:
             texts.append(self.query_text(args))
             room -= len(texts[-1])
             if room < 0:
@@ -354,17 +354,17 @@ class Describer:
             texts.append("…")
         return "; ".join(texts)
 
-    def _countable(self, operation: str) -> str:
-        return operation if operation.upper() in TABLE else self._unknown.of(operation)
+    def _capped(self, operation: str) -> str:
+        return operation if operation.upper() in TABLE else self._unknown.cap(operation)
 
-    def _call(
+    def _spec(
         self,
         operation: str,
         *,
         batch_size: int | None = None,
         summary: str | None = None,
         stored_procedure: str | None = None,
-    ) -> Call:
+    ) -> CallSpec:
         """A call by the conventions for Redis.
 
         The name of the span is the summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md
@@ -382,12 +382,12 @@ class Describer:
         point_attributes = {**self.server.attributes, **given}
         point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
         name = summary or (f"{operation} {target}" if target else operation)
-        chosen = self.name_of(span_attributes, name)
+        chosen = self.span_name(span_attributes, name)
         is_bare = chosen == name and summary is None and target is None
-        return Call(chosen, span_attributes, point_attributes, self.query_text, lacks_target=is_bare)
+        return CallSpec(chosen, span_attributes, point_attributes, self.query_text, lacks_target=is_bare)
 
 
-def _is_among(name: str, names: Collection[str]) -> bool:
+def _is_listed(name: str, names: Collection[str]) -> bool:
     return name in names or name.partition(" ")[0] in names
 
 

@@ -19,9 +19,9 @@ from redis.typing import KeyT, ScriptTextT
 
 from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._execution.routing import Handle
-from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
-from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.client.monitor import MonitoredMonitor
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
@@ -35,7 +35,7 @@ _PARAMETERS = signature(Redis.__init__).parameters
 _TCP_ARGUMENTS = frozenset(signature(Connection).parameters)
 _SSL_ARGUMENTS = frozenset(signature(SSLConnection).parameters)
 
-_plain_pools: WeakKeyDictionary[ConnectionPool, Telemetry] = WeakKeyDictionary()
+_plain_pools: WeakKeyDictionary[ConnectionPool, PoolRecorder] = WeakKeyDictionary()
 
 
 class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # redis-py's own bases disagree
@@ -90,7 +90,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         self.auto_close_connection_pool = owns_pool
         self.context_name = "redis" if context_name is None else context_name
         self.server_span = server_span
-        self._request: RequestView | None = None
+        self._request: RequestStats | None = None
         self.telemetry = _telemetry_of(self.connection_pool)
         # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
         parses = type(self).parse_response is not Handle.parse_response
@@ -123,7 +123,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
 
-    def in_context(self, context_name: str, server_span: Span | None, request: RequestView | None = None) -> Self:
+    def in_context(self, context_name: str, server_span: Span | None, request: RequestStats | None = None) -> Self:
         """Another handle on the same pool, which it does not own; it costs a fraction of a constructor's call.
 
         Args:
@@ -347,15 +347,15 @@ def _own_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **argum
     return MonitoredConnectionPool(**{name: value for name, value in arguments.items() if name not in ignored})
 
 
-def _telemetry_of(pool: ConnectionPool) -> Telemetry:
+def _telemetry_of(pool: ConnectionPool) -> PoolRecorder:
     # A mock of ours has none, although it is one of ours.
-    if isinstance(own := getattr(pool, "telemetry", None), Telemetry):
+    if isinstance(own := getattr(pool, "telemetry", None), PoolRecorder):
         return own
     try:
         telemetry = _plain_pools.get(pool)
         if telemetry is None:
-            telemetry = _plain_pools[pool] = Telemetry(server_of(pool))
+            telemetry = _plain_pools[pool] = PoolRecorder(server_of(pool))
     except TypeError:
         # What stands in for a pool need not be hashable, or weakly referable.
-        return Telemetry(server_of(pool))
+        return PoolRecorder(server_of(pool))
     return telemetry

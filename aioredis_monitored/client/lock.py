@@ -17,20 +17,26 @@ from redis.asyncio.lock import Lock
 from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
-from aioredis_monitored._cancellation import cleaning_up, finish, is_being_cancelled, patiently
+from aioredis_monitored._cancellation import cleaning_up, complete_shielded, is_being_cancelled, wait_shielded
 from aioredis_monitored._commands.traits import traits_of
-from aioredis_monitored._execution.attempts import Connecting, attempt_on, attempted, leave_if_refused, until_answered
-from aioredis_monitored._execution.fetch import SETTLE_SECONDS, aside_of
+from aioredis_monitored._execution.attempts import (
+    AcquireConnection,
+    dedicated_attempt,
+    leave_refusing_server,
+    retry,
+    retry_until_answered,
+)
+from aioredis_monitored._execution.fetch import SETTLE_SECONDS, side_channel
 from aioredis_monitored._execution.routing import Handle
-from aioredis_monitored._multiplexer import Lost, Reply
+from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
 from aioredis_monitored._telemetry import semconv_ext
-from aioredis_monitored._telemetry.context import folded
+from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._timeouts import patient_timeout
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import is_answer, is_hang_up, may_pass, pauses
+from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
 
 T = TypeVar("T")
 
@@ -38,7 +44,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.lock")
 
 # Seconds for which a server that does not answer is asked to release what its task has left behind.
 _UNDO_SECONDS: Final = 5.0
-_seconds_after = pauses(0.05, 0.5)
+_undo_backoff = exponential_backoff(0.05, 0.5)
 # The lock is in the pool's database, or in one that its client has selected, on a connection that may be lost.
 _UNDO: Final = """
 local function undo()
@@ -112,28 +118,28 @@ class MonitoredLock(Lock):
 
     async def _acquire(self, *how: Any) -> bool:
         client = self.redis
-        if not isinstance(client, Handle) or not client.telemetry.is_heard():
+        if not isinstance(client, Handle) or not client.telemetry.is_enabled():
             acquired: bool = await super().acquire(*how)
             return acquired
         # The token shows nowhere.
         command = self._set_command(b"")
-        operation = client.operation_of(client.telemetry.lock_call(semconv_ext.LOCK_ACQUIRE, command), command)
+        operation = client.operation_of(client.telemetry.lock_spec(semconv_ext.LOCK_ACQUIRE, command), command)
         return await operation.observe(self._acquire_observed(client.telemetry, operation, *how))
 
-    async def _acquire_observed(self, telemetry: Telemetry, operation: Operation, *how: Any) -> bool:
+    async def _acquire_observed(self, telemetry: PoolRecorder, operation: Operation, *how: Any) -> bool:
         polling = _Polling(self, telemetry)
         acquired: bool = False
         started = perf_counter()
         try:
-            with folded(operation):
+            with nested_in(operation):
                 acquired = await Lock.acquire(cast("Lock", polling), *how)
         finally:
             now = perf_counter()
             if acquired:
                 self.local.held_since = now
-            telemetry.measure(telemetry.instruments.lock_wait_time.record, now - started)
+            telemetry.record(telemetry.instruments.lock_wait_time.record, now - started)
             outcome = {semconv_ext.LOCK_ACQUIRED: acquired, semconv_ext.LOCK_POLLS: polling.count}
-            operation.call = operation.call.with_span_attributes(outcome)
+            operation.spec = operation.spec.with_span_attributes(outcome)
         return acquired
 
     def _set_command(self, token: str | bytes) -> tuple[Any, ...]:
@@ -146,7 +152,7 @@ class MonitoredLock(Lock):
         if pool is None:
             # A cluster's client.
             return await super().do_acquire(token)
-        return await _Acquisition(self, pool, token).outcome()
+        return await _Acquisition(self, pool, token).wait()
 
     async def set_with(self, acquisition: "_Acquisition", token: str | bytes) -> bool:
         """Send the SET of an acquisition, which learns how far it gets."""
@@ -201,20 +207,20 @@ class MonitoredLock(Lock):
                 message = "Cannot release a lock that's not owned or is already unlocked."
                 raise LockError(message, lock_name=cast("str", self.name))
             release = _Release(self, hold, token)
-            if not isinstance(client, Handle) or not client.telemetry.is_heard():
-                await release.finished()
+            if not isinstance(client, Handle) or not client.telemetry.is_enabled():
+                await release.run()
                 return
             command = ("EVALSHA", cast("Any", self.lua_release).sha, 1, self.name, b"")
-            operation = client.operation_of(client.telemetry.lock_call(semconv_ext.LOCK_RELEASE, command), command)
+            operation = client.operation_of(client.telemetry.lock_spec(semconv_ext.LOCK_RELEASE, command), command)
             await operation.observe(self._release_observed(operation, release))
 
     async def _release_observed(self, operation: Operation, release: "_Release") -> None:
-        with folded(operation):
-            error = await release.finished()
+        with nested_in(operation):
+            error = await release.run()
         if error is not None:
-            operation.fail(error)
+            operation.set_error(error)
 
-    def note_released(self, hold: "_Hold", token: str | bytes, *, is_lost: bool = False) -> None:
+    def on_released(self, hold: "_Hold", token: str | bytes, *, is_lost: bool = False) -> None:
         """Note that a hold has ended.
 
         Args:
@@ -236,9 +242,9 @@ class MonitoredLock(Lock):
         # redis-py keeps the token of a lock that extend has found lost; it is counted once.
         hold.held_since = None
         telemetry = client.telemetry
-        telemetry.measure(telemetry.instruments.lock_hold_time.record, perf_counter() - since)
+        telemetry.record(telemetry.instruments.lock_hold_time.record, perf_counter() - since)
         if is_lost:
-            telemetry.measure(telemetry.instruments.lock_lost.add, 1)
+            telemetry.record(telemetry.instruments.lock_lost.add, 1)
 
 
 class _Hold:
@@ -346,14 +352,14 @@ def _current_task() -> asyncio.Task[Any] | None:
         return None
 
 
-def _keep_alive(task: "asyncio.Task[Any]", pool: ConnectionPool | None) -> None:
+def _track_background(task: "asyncio.Task[Any]", pool: ConnectionPool | None) -> None:
     """Let a task go on without its caller; a pool of ours waits for it when it is closed."""
-    unfinished = pool.unfinished if isinstance(pool, MonitoredConnectionPool) else _undoing
+    unfinished = pool.background_tasks if isinstance(pool, MonitoredConnectionPool) else _undoing
     unfinished.add(task)
     task.add_done_callback(unfinished.discard)
 
 
-async def _released_aside(lock: MonitoredLock, pool: ConnectionPool, token: str | bytes) -> None:
+async def _release_on_side_channel(lock: MonitoredLock, pool: ConnectionPool, token: str | bytes) -> None:
     """Delete the key if it has the token, a random one; not as a part of what the caller has called.
 
     Raises:
@@ -367,9 +373,9 @@ async def _released_aside(lock: MonitoredLock, pool: ConnectionPool, token: str 
         await client.unpinned().execute_command(*command)
         return
     # Behind what was sent before, where the connection of that is shared and still there.
-    reply = await aside_of(pool)(*command)
+    reply = await side_channel(pool)(*command)
     if isinstance(reply, Exception):
-        raise reply.error if isinstance(reply, Lost) else reply
+        raise reply.error if isinstance(reply, AttemptFailed) else reply
 
 
 class _Release:
@@ -391,28 +397,28 @@ class _Release:
         self._is_left = False
         self._failure: Exception | None = None
 
-    async def finished(self) -> Exception | None:
+    async def run(self) -> Exception | None:
         """Release it; return what was logged in place of being raised, as the task is being cancelled.
 
         Raises:
             redis.exceptions.RedisError: It failed, and the task is not being cancelled.
         """
         if is_being_cancelled():
-            return await self._finished_behind()
+            return await self._run_in_background()
         try:
             await self._attempt_twice()
         except asyncio.CancelledError:
-            await self._finished_behind()
+            await self._run_in_background()
             raise
         return None
 
-    async def _finished_behind(self) -> Exception | None:
+    async def _run_in_background(self) -> Exception | None:
         """Go on in a task of its own, and wait for that as long as a task that is being cancelled may take."""
         task = cast("asyncio.Task[Any]", asyncio.current_task())
         cancellations = task.cancelling()
-        releasing = asyncio.ensure_future(finish(self._what, self._persist, SETTLE_SECONDS))
-        _keep_alive(releasing, self._pool)
-        is_done = await patiently(releasing, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+        releasing = asyncio.ensure_future(complete_shielded(self._what, self._persist, SETTLE_SECONDS))
+        _track_background(releasing, self._pool)
+        is_done = await wait_shielded(releasing, asyncio.get_running_loop().time() + SETTLE_SECONDS)
         if task.cancelling() > cancellations:
             # Once more: the one before may be one that the caller does not raise.
             raise asyncio.CancelledError
@@ -425,7 +431,7 @@ class _Release:
                     # Another holder may have the same token soon.
                     await self._attempt_twice()
                 else:
-                    await until_answered(self._attempt_anywhere, _seconds_after, on_failure=self._note_failure)
+                    await retry_until_answered(self._attempt_anywhere, _undo_backoff, on_failure=self._on_failure)
         except Exception as error:  # noqa: BLE001 - the caller has left, or is being cancelled
             failure = self._failure if self._failure and isinstance(error, TimeoutError) else error
             # An error's text may quote arguments.
@@ -434,7 +440,7 @@ class _Release:
             return failure
         return None
 
-    def _note_failure(self, error: RedisError) -> None:
+    def _on_failure(self, error: RedisError) -> None:
         self._failure = error
 
     async def _attempt_anywhere(self) -> None:
@@ -444,14 +450,14 @@ class _Release:
             with suppress(PinnedConnectionLostError):
                 await self._attempt()
                 return
-        await _released_aside(self._lock, cast("ConnectionPool", self._pool), self._token)
-        self._lock.note_released(self._hold, self._token)
+        await _release_on_side_channel(self._lock, cast("ConnectionPool", self._pool), self._token)
+        self._lock.on_released(self._hold, self._token)
 
     async def _attempt_twice(self) -> None:
         try:
             await self._attempt()
         except RedisError as error:
-            if not is_hang_up(error) or not may_pass(error):
+            if not is_connection_loss(error) or not is_transient(error):
                 raise
             # Where the first one has released it, this one finds nothing.
             await self._attempt()
@@ -461,11 +467,11 @@ class _Release:
         try:
             await self._lock.do_release(cast("bytes", self._token))
         except LockNotOwnedError:
-            self._lock.note_released(self._hold, self._token, is_lost=not is_repeated)
+            self._lock.on_released(self._hold, self._token, is_lost=not is_repeated)
             if not is_repeated:
                 raise
         else:
-            self._lock.note_released(self._hold, self._token)
+            self._lock.on_released(self._hold, self._token)
 
 
 class _Acquisition:
@@ -484,34 +490,34 @@ class _Acquisition:
         self._token = token
         self._is_random = isinstance(token, _RandomToken)
         # On a shared connection, the call; on another one, whether it is sent and not answered.
-        self._call: Reply | None = None
-        self._is_asking = False
+        self._call: CommandFuture | None = None
+        self._is_sent = False
         # Whether an answer was lost before an attempt that was answered.
-        self._is_doubted = False
+        self._outcome_unknown = False
         self._outcome: asyncio.Future[bool] = loop.create_future()
-        self._is_taken: asyncio.Future[None] = loop.create_future()
+        self._is_received: asyncio.Future[None] = loop.create_future()
         self._task = loop.create_task(self._run())
 
-    async def outcome(self) -> bool:
+    async def wait(self) -> bool:
         """Whether the lock was acquired; if the caller is cancelled, it leaves at once."""
         try:
             acquired = await self._outcome
         except asyncio.CancelledError:
-            self._is_taken.cancel()
+            self._is_received.cancel()
             if self._outcome.done() and not self._outcome.cancelled():
                 # Otherwise, asyncio would complain that its error was never retrieved.
                 self._outcome.exception()
-            _keep_alive(self._task, self._pool)
+            _track_background(self._task, self._pool)
             if not self._may_run():
                 self._task.cancel()
-                await patiently(self._task, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+                await wait_shielded(self._task, asyncio.get_running_loop().time() + SETTLE_SECONDS)
             raise
-        self._is_taken.set_result(None)
+        self._is_received.set_result(None)
         return acquired
 
     def _may_run(self) -> bool:
         """Whether the SET was sent and not answered yet, or an answer was lost."""
-        return self._is_doubted or self._is_asking or (self._call is not None and not self._call.waits)
+        return self._outcome_unknown or self._is_sent or (self._call is not None and not self._call.is_queued)
 
     async def _run(self) -> None:
         try:
@@ -519,18 +525,18 @@ class _Acquisition:
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - it is the caller's
             is_left = self._is_random and self._may_run()
             if is_left:
-                _keep_alive(self._task, self._pool)
+                _track_background(self._task, self._pool)
             self._fail(error)
         else:
-            is_left = not acquired and self._is_random and self._is_doubted
+            is_left = not acquired and self._is_random and self._outcome_unknown
             if not self._outcome.done():
                 self._outcome.set_result(acquired)
             if acquired:
                 # In the tick in which it succeeds, the caller may be cancelled.
-                await patiently(self._is_taken, asyncio.get_running_loop().time() + SETTLE_SECONDS)
-                is_left = not self._is_taken.done() or self._is_taken.cancelled()
+                await wait_shielded(self._is_received, asyncio.get_running_loop().time() + SETTLE_SECONDS)
+                is_left = not self._is_received.done() or self._is_received.cancelled()
         if is_left:
-            await finish(f"lock {self._lock.name!r}: undoing an acquisition", self._undone, SETTLE_SECONDS)
+            await complete_shielded(f"lock {self._lock.name!r}: undoing an acquisition", self._undo, SETTLE_SECONDS)
 
     def _fail(self, error: BaseException) -> None:
         if self._outcome.done():
@@ -544,17 +550,17 @@ class _Acquisition:
         """The reply to the SET, after as many attempts as the pool's policy allows."""
         if not isinstance(self._pool, MonitoredConnectionPool):
             return await client._retried_elsewhere(  # noqa: SLF001 - a call of the client
-                operation, lambda connection: self.track(self._ask(client, connection, command))
+                operation, lambda connection: self.track(self._send(client, connection, command))
             )
         connecting = client._attempt_connections(self._pool, [command], operation)  # noqa: SLF001 - a call of the client
         attempt = partial(self._attempt, client, self._pool, connecting, command, operation)
-        return await attempted(self._pool, traits_of(command), attempt, 0, operation)
+        return await retry(self._pool, traits_of(command), attempt, 0, operation)
 
     async def _attempt(
         self,
         client: Handle,
         pool: MonitoredConnectionPool,
-        connecting: Connecting,
+        connecting: AcquireConnection,
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,
@@ -562,40 +568,40 @@ class _Acquisition:
     ) -> Any:
         multiplexer = None if client._pool is None else pool.multiplexer  # noqa: SLF001 - where its calls go
         if multiplexer is None:
-            async with attempt_on(pool, seconds, connecting(), 0) as connection:
-                return await self.track(self._ask(client, connection, command))
+            async with dedicated_attempt(pool, seconds, connecting(), 0) as connection:
+                return await self.track(self._send(client, connection, command))
         started = monotonic()
         self._call = multiplexer.send(command, None, operation)
-        reply = await self._call.within(seconds)
+        reply = await self._call.wait_for(seconds)
         self._call = None
         if isinstance(reply, Exception):
-            lost = reply if isinstance(reply, Lost) else Lost(reply, written=True)
-            self._is_doubted |= lost.written and not is_answer(lost.error)
-            leave_if_refused(pool, reply, since=started)
+            lost = reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
+            self._outcome_unknown |= lost.written and not is_error_reply(lost.error)
+            leave_refusing_server(pool, reply, since=started)
             raise lost
-        pool.retry_policy.is_out_of_reach = False
+        pool.retry_policy.server_unreachable = False
         return reply
 
-    async def _ask(self, client: Handle, connection: AbstractConnection, command: tuple[Any, ...]) -> Any:
+    async def _send(self, client: Handle, connection: AbstractConnection, command: tuple[Any, ...]) -> Any:
         return await client._send_command_parse_response(connection, command[0], *command)  # noqa: SLF001 - as redis-py does
 
     async def track(self, asking: Awaitable[T]) -> T:
         """Await the answer to a SET that is sent now on a connection that no other call uses."""
-        self._is_asking = True
+        self._is_sent = True
         try:
             answer = await asking
         except RedisError as error:
-            self._is_doubted |= not is_answer(error) and not isinstance(error, DataError)
-            self._is_asking = False
+            self._outcome_unknown |= not is_error_reply(error) and not isinstance(error, DataError)
+            self._is_sent = False
             raise
-        self._is_asking = False
+        self._is_sent = False
         return answer
 
-    async def _undone(self) -> None:
-        attempt = partial(_released_aside, self._lock, self._pool, self._token)
+    async def _undo(self) -> None:
+        attempt = partial(_release_on_side_channel, self._lock, self._pool, self._token)
         try:
-            async with patient_timeout(_UNDO_SECONDS):
-                await until_answered(attempt, _seconds_after)
+            async with lag_tolerant_timeout(_UNDO_SECONDS):
+                await retry_until_answered(attempt, _undo_backoff)
         except (RedisError, TimeoutError) as error:
             _LOGGER.warning(
                 "lock %r: an acquisition that was given up may hold it until its timeout: %s",
@@ -607,7 +613,7 @@ class _Acquisition:
 class _Polling:
     """Stands in for a lock in redis-py's loop that polls for it: tasks may share the lock, but not the count."""
 
-    def __init__(self, lock: MonitoredLock, telemetry: Telemetry) -> None:
+    def __init__(self, lock: MonitoredLock, telemetry: PoolRecorder) -> None:
         self._lock = lock
         self._telemetry = telemetry
         self.count = 0
@@ -622,5 +628,5 @@ class _Polling:
             self._lock.end_last_hold()
         elif self.count == 1:
             # At once: who looks at the metrics may be looking for what this waits for.
-            self._telemetry.measure(self._telemetry.instruments.lock_contended.add, 1)
+            self._telemetry.record(self._telemetry.instruments.lock_contended.add, 1)
         return acquired

@@ -9,11 +9,11 @@ from redis.asyncio.client import Monitor
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
-from aioredis_monitored._execution.attempts import attempt_on, attempted, lent
+from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 # It changes nothing but its connection, which is not used again if it fails.
-_MONITOR = traits_of(("MONITOR",))._replace(repeatable=True)
+_MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)
 
 
 class MonitoredMonitor(Monitor):
@@ -25,7 +25,7 @@ class MonitoredMonitor(Monitor):
     async def __aenter__(self) -> Self:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            await attempted(pool, _MONITOR, partial(self._attempt, pool), 0, None)
+            await retry(pool, _MONITOR, partial(self._attempt, pool), 0, None)
         else:
             await super().__aenter__()  # type: ignore[no-untyped-call]
         return self
@@ -36,13 +36,13 @@ class MonitoredMonitor(Monitor):
         seconds: float | None,
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> None:
-        async with attempt_on(pool, seconds, self._lent(pool), 0):
+        async with dedicated_attempt(pool, seconds, self._lent(pool), 0):
             await super().__aenter__()  # type: ignore[no-untyped-call]
 
     @asynccontextmanager
     async def _lent(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
         # redis-py gives it back only if all has gone well.
-        connection = self.connection = await lent(pool, None)
+        connection = self.connection = await acquire_from(pool, None)
         try:
             yield connection
         except BaseException:

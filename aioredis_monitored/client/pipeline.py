@@ -15,27 +15,27 @@ from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored._cancellation import cleaning_up, is_being_cancelled
 from aioredis_monitored._commands.table import operation_name
-from aioredis_monitored._commands.traits import Traits, server_wait, traits_of, traits_of_batch
+from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
+    AcquireConnection,
     Attempt,
-    Connecting,
-    attempt_on,
-    attempted,
-    borrowed,
-    has_lost,
-    leave_if_refused,
+    dedicated_attempt,
+    dedicated_connection,
+    is_lost,
+    leave_refusing_server,
+    retry,
 )
 from aioredis_monitored._execution.routing import CallsMixin
-from aioredis_monitored._multiplexer import ALONE, Lost, Ride, is_refusal
+from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
-from aioredis_monitored._telemetry.operation import Observer, Operation, Part, begun, recorded
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._telemetry.stats import RequestView
-from aioredis_monitored._timeouts import replies_in_time
-from aioredis_monitored.errors import undecodable
+from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import is_answer
+from aioredis_monitored.pool.retry import is_error_reply
 
 T = TypeVar("T")
 
@@ -77,9 +77,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         shard_hint: str | None,
         *,
         name: str | None,
-        telemetry: Telemetry,
+        telemetry: PoolRecorder,
         server_span: Span | None,
-        request: RequestView | None,
+        request: RequestStats | None,
     ) -> None:
         super().__init__(connection_pool, response_callbacks, transaction, shard_hint)
         self.name = name
@@ -94,17 +94,17 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def execute(self, raise_on_error: bool = True) -> list[Any]:
         """Send the batch and return its replies, as redis-py does."""
         telemetry = self._telemetry
-        if telemetry.counts_keys:
+        if telemetry.counts_hot_keys:
             for args, _ in self.command_stack:
-                telemetry.hot_keys.see(args)
-        if telemetry.is_heard():
+                telemetry.hot_keys.count(args)
+        if telemetry.is_enabled():
             batch = [args for args, _ in self.command_stack]
-            call = telemetry.batch_call("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
+            call = telemetry.batch_spec("MULTI" if self._is_transaction else "PIPELINE", batch, self.name)
             self._operation = Operation(telemetry, call, batch, self.server_span, self._request)
         self._is_executing = True
         try:
             executing = self._execute(raise_on_error)
-            return await recorded(self._operation, executing, telemetry, EXECUTE, self, raise_on_error)
+            return await observe_call(self._operation, executing, telemetry, EXECUTE, self, raise_on_error)
         finally:
             self._operation, self._is_executing, self._refusal = None, False, None
 
@@ -117,8 +117,8 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         if self._operation is not None and not raise_on_error:
             errors = [result for result in results if isinstance(result, Exception)]
             if errors:
-                self._operation.fail(errors[0])
-                self._operation.call = self._operation.call.with_span_attributes(
+                self._operation.set_error(errors[0])
+                self._operation.spec = self._operation.spec.with_span_attributes(
                     {semconv_ext.BATCH_FAILED: len(errors)}
                 )
         return results
@@ -129,7 +129,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             return []
         if not isinstance(pool, MonitoredConnectionPool):
             return await self._run_on_plain_connection(raise_on_error)
-        pool.check_event_loop()
+        pool.bind_event_loop()
         traits = traits_of_batch([args for args, _ in stack])
         attempt: Attempt[list[Any]]
         if self.connection is None:
@@ -140,14 +140,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         try:
             if self.scripts:
                 await self.load_scripts()  # type: ignore[no-untyped-call]
-            return await attempted(pool, traits, attempt, self._wait(stack), self._operation)
+            return await retry(pool, traits, attempt, self._wait(stack), self._operation)
         finally:
             await self.reset()
 
     def _wait(self, stack: CommandStackT) -> float:
         """The seconds for which the server may hold back the replies."""
         # Nothing blocks in a transaction.
-        return 0 if self._is_transaction else sum(server_wait(args) or 0 for args, _ in stack)
+        return 0 if self._is_transaction else sum(blocking_timeout(args) or 0 for args, _ in stack)
 
     def _note_altered(self, connection: Any, commands: Collection[Sequence[Any]]) -> None:
         # What it watches, it unwatches itself before it gives the connection back.
@@ -180,7 +180,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         closings = self._closings
         connection = await self._kept_connection(operation, closings)
         if operation is not None:
-            operation.reached(connection)
+            operation.set_connection(connection)
         async with self._in_flight_on(connection, closings):
             return await self._retried_on_plain(connection, attempt, on_failure, closings)
 
@@ -194,34 +194,36 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         losses: int,
     ) -> list[Any]:
         multiplexer, started = pool.multiplexer, monotonic()
-        if multiplexer is None or not traits.shares:
+        if multiplexer is None or not traits.shareable:
             return await self._attempt_borrowed(pool, stack, raise_on_error, seconds)
-        if losses >= ALONE:
-            async with multiplexer.alone(seconds) as left:
+        if losses >= ISOLATE_AFTER:
+            async with multiplexer.isolated(seconds) as left:
                 return await self._attempt_borrowed(pool, stack, raise_on_error, left)
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         try:
-            ride = Ride(multiplexer, pool.decode, seconds, self._operation, losses)
+            ride = PipelineAdapter(multiplexer, pool.decode_reply, seconds, self._operation, losses)
             results = await execute(ride, stack, raise_on_error)
         except RedisError as error:
-            leave_if_refused(pool, error, since=started)
-            raise Lost(error, written=True) from error
-        leave_if_refused(pool, results, since=started)
-        pool.retry_policy.is_out_of_reach = False
+            leave_refusing_server(pool, error, since=started)
+            raise AttemptFailed(error, written=True) from error
+        leave_refusing_server(pool, results, since=started)
+        pool.retry_policy.server_unreachable = False
         return results
 
     async def _attempt_borrowed(
         self, pool: MonitoredConnectionPool, stack: CommandStackT, raise_on_error: bool, seconds: float | None
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        async with attempt_on(pool, seconds, borrowed(pool, self._operation), self._wait(stack)) as connection:
+        async with dedicated_attempt(
+            pool, seconds, dedicated_connection(pool, self._operation), self._wait(stack)
+        ) as connection:
             results = await execute(connection, stack, raise_on_error)
-            leave_if_refused(pool, results, connection)
+            leave_refusing_server(pool, results, connection)
             return results
 
     async def _attempt_pinned_batch(
         self,
-        connecting: Connecting,
+        connecting: AcquireConnection,
         pool: MonitoredConnectionPool,
         stack: CommandStackT,
         raise_on_error: bool,
@@ -229,9 +231,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        async with attempt_on(pool, seconds, connecting(), self._wait(stack)) as connection:
+        async with dedicated_attempt(pool, seconds, connecting(), self._wait(stack)) as connection:
             results = await execute(connection, stack, raise_on_error)
-            leave_if_refused(pool, results, connection)
+            leave_refusing_server(pool, results, connection)
             return results
 
     @asynccontextmanager
@@ -250,9 +252,9 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 yield connection
         except (ConnectionError, TimeoutError) as error:
             is_lost = kept is not None and kept is self.connection and not kept.is_connected
-            if not (self.watching and is_lost) or is_answer(error):
+            if not (self.watching and is_lost) or is_error_reply(error):
                 raise
-            may_have_run = is_sent and not traits_of_batch(commands).repeatable
+            may_have_run = is_sent and not traits_of_batch(commands).retry_safe
             if may_have_run and self.is_repeated:
                 raise
             raise _lost_watch(may_have_run=may_have_run) from error
@@ -260,7 +262,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     async def _make_usable(
         self, pool: MonitoredConnectionPool, connection: AbstractConnection, operation: Observer | None
     ) -> None:
-        if self.watching and has_lost(pool, connection):
+        if self.watching and is_lost(pool, connection):
             # It watches as long as it is not said to begin anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
             raise _lost_watch(may_have_run=False)
@@ -301,14 +303,14 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         if not connection.is_connected:
             return
         try:
-            async with replies_in_time(connection, 0):
+            async with reply_timeout(connection, 0):
                 await connection.send_command("UNWATCH")
                 await connection.read_response()
         except (ConnectionError, TimeoutError):
             await connection.disconnect(nowait=True)
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
-        if isinstance(connection, Ride):
+        if isinstance(connection, PipelineAdapter):
             return await super()._execute_transaction(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
@@ -317,7 +319,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             return replies
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
-        if isinstance(connection, Ride):
+        if isinstance(connection, PipelineAdapter):
             return await super()._execute_pipeline(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
         async with self._heeded(connection, [args for args, _ in commands]), self._doubted(connection):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
@@ -334,10 +336,10 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         try:
             return await super().parse_response(connection, command_name, **options)
         except ResponseError as error:
-            self._refusal = error if is_refusal(error) else None
+            self._refusal = error if is_protocol_error(error) else None
             raise
         except UnicodeDecodeError as error:
-            raise undecodable(error) from None
+            raise decoding_error(error) from None
         except ConnectionError:
             if self._refusal is None:
                 raise
@@ -367,18 +369,18 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         """Run one command now: WATCH, what is read between it and MULTI, or the loading of a batch's scripts."""
         if self._is_executing:
             # Its scripts are looked for, and loaded.
-            part = None if self._operation is None else Part(self._operation)
+            part = None if self._operation is None else NestedCall(self._operation)
             return await self._execute_immediately(args, options, part)
-        operation = begun(self._telemetry, args, self.server_span, self._request)
+        operation = start_operation(self._telemetry, args, self.server_span, self._request)
         call = self._execute_immediately(args, options, operation)
-        return await recorded(operation, call, self._telemetry, EXECUTE_IMMEDIATELY, self, *args, **options)
+        return await observe_call(operation, call, self._telemetry, EXECUTE_IMMEDIATELY, self, *args, **options)
 
     async def _execute_immediately(
         self, args: tuple[Any, ...], options: dict[str, Any], operation: Observer | None
     ) -> Any:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            pool.check_event_loop()
+            pool.bind_event_loop()
             if self._is_executing and self.connection is None:
                 return await self._call(pool, args, options, operation=operation)
             if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
@@ -386,7 +388,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
                 self.watching = False
             pinned = partial(self._pinned, pool, [args], operation, self._closings)
             attempt = partial(self._attempt_on, pinned, pool, args, options)
-            return await attempted(pool, traits_of(args), attempt, server_wait(args) or 0, operation)
+            return await retry(pool, traits_of(args), attempt, blocking_timeout(args) or 0, operation)
         return await self._retried_elsewhere(
             operation,
             lambda connection: self._send_command_parse_response(connection, args[0], *args, **options),
@@ -396,7 +398,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
     def annotate_exception(self, exception: Exception, number: int, command: Iterable[object]) -> None:
         """Write the command into the error's text, as redis-py does but without the values in it."""
         if self._operation is not None:
-            self._operation.note(exception)
-        shown = self._telemetry.describer.query_text(tuple(command))
+            self._operation.classify_early(exception)
+        shown = self._telemetry.span_namer.query_text(tuple(command))
         text = f"Command # {number} ({shown}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])

@@ -23,33 +23,33 @@ from redis.observability.recorder import record_pubsub_message
 from redis.typing import ChannelT, EncodableT
 from redis.utils import str_if_bytes
 
-from aioredis_monitored._cancellation import finish
-from aioredis_monitored._commands.table import LONGEST_NAME, text_of
+from aioredis_monitored._cancellation import complete_shielded
+from aioredis_monitored._commands.table import MAX_NAME_LENGTH, argument_text
 from aioredis_monitored._commands.traits import Traits
-from aioredis_monitored._execution.attempts import attempt_on, attempted, until_answered
+from aioredis_monitored._execution.attempts import dedicated_attempt, retry, retry_until_answered
 from aioredis_monitored._execution.routing import Handle
-from aioredis_monitored._redispy.sockets import has_ended
-from aioredis_monitored._telemetry.context import spanless
-from aioredis_monitored._telemetry.messaging import Processing, carrier_of
+from aioredis_monitored._redispy.sockets import is_closed_by_peer
+from aioredis_monitored._telemetry.context import without_span
+from aioredis_monitored._telemetry.messaging import ProcessSpan, inject
 from aioredis_monitored._telemetry.operation import Operation
-from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.errors import undecodable
-from aioredis_monitored.pool.credentials import credentials_may_change
+from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.pool.credentials import has_renewable_credentials
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import may_pass, pauses
+from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
 # To subscribe, and to end that, may be repeated: what was lost with a connection is subscribed anew.
-_SUBSCRIBING: Final = Traits(shares=False, alters=True, repeatable=True, runs_code=False)
+_SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to connect while messages are waited for, after a number of failures in a row.
-_seconds_after = pauses(0.1, 5.0)
+_reconnect_backoff = exponential_backoff(0.1, 5.0)
 # The same where credentials were refused that may be others by then: too many attempts lock an account.
-_seconds_after_refusal = pauses(0.1, 30.0)
+_auth_backoff = exponential_backoff(0.1, 30.0)
 # Seconds to wait for the end of an attempt to connect, once the task that closes is cancelled.
-_GRACE: Final = 1.0
+_CLOSE_SECONDS: Final = 1.0
 
 
 class TracedMessage(dict[str, Any]):
@@ -93,7 +93,7 @@ class MonitoredPubSub(PubSub):
         self,
         connection_pool: ConnectionPool,
         *,
-        telemetry: Telemetry,
+        telemetry: PoolRecorder,
         server_span: Span | None = None,
         on_reconnect: Callable[[], object] | None = None,
         **arguments: Any,
@@ -111,7 +111,7 @@ class MonitoredPubSub(PubSub):
         self._connecting: asyncio.Task[None] | None = None
         # The failures since something was read, and when the pause after the last one ends.
         self._failures = 0
-        self._resumes_at = 0.0
+        self._retry_at = 0.0
         # What was subscribed again and is not confirmed yet; ``None`` if that was reported.
         self._unconfirmed: int | None = None
 
@@ -128,7 +128,7 @@ class MonitoredPubSub(PubSub):
         if not isinstance(pool, MonitoredConnectionPool) or asyncio.current_task() is self._holder:
             await send()
         else:
-            await attempted(pool, _SUBSCRIBING, partial(self._attempt, pool, send), 0, None)
+            await retry(pool, _SUBSCRIBING, partial(self._attempt, pool, send), 0, None)
 
     async def _attempt(
         self,
@@ -137,11 +137,11 @@ class MonitoredPubSub(PubSub):
         seconds: float | None,
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> None:
-        async with attempt_on(pool, seconds, self._connected(pool)):
+        async with dedicated_attempt(pool, seconds, self._connected_and_locked(pool)):
             await send()
 
     @asynccontextmanager
-    async def _connected(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
+    async def _connected_and_locked(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
         """The connection, made anew and subscribed if it is lost; no other task connects or sends meanwhile."""
         async with self._lock:
             self._holder = asyncio.current_task()
@@ -151,7 +151,7 @@ class MonitoredPubSub(PubSub):
                     await super().connect()  # type: ignore[no-untyped-call]
                     connection = cast("AbstractConnection", self.connection)
                     self._ready.set()
-                elif not self._is_ready(connection) or has_ended(connection):
+                elif not self._is_ready(connection) or is_closed_by_peer(connection):
                     self._ready.clear()
                     # That calls on_connect.
                     await pool.reconnect(connection)
@@ -207,15 +207,15 @@ class MonitoredPubSub(PubSub):
             else:
                 deadline = inf if block else monotonic() + timeout
                 await self._pause(deadline)
-                after_refusal = partial(self._next_delay, _seconds_after_refusal)
-                response = await until_answered(
+                after_refusal = partial(self._next_delay, _auth_backoff)
+                response = await retry_until_answered(
                     partial(self._read, pool, deadline),
-                    partial(self._next_delay, _seconds_after),
-                    after_refusal=after_refusal if credentials_may_change(pool) else None,
+                    partial(self._next_delay, _reconnect_backoff),
+                    after_refusal=after_refusal if has_renewable_credentials(pool) else None,
                     pause=lambda _: self._pause(deadline),
                 )
         except UnicodeDecodeError as error:
-            raise undecodable(error) from None
+            raise decoding_error(error) from None
         await self._report(response)
         return response
 
@@ -223,23 +223,23 @@ class MonitoredPubSub(PubSub):
         # A call that takes little time sees one failure of many.
         self._failures += 1
         delay = delays(self._failures)
-        self._resumes_at = monotonic() + delay
+        self._retry_at = monotonic() + delay
         return delay
 
     async def _pause(self, deadline: float) -> None:
         """Wait for the end of the pause after a failure, unless there is a connection before that."""
-        seconds = min(self._resumes_at, deadline) - monotonic()
+        seconds = min(self._retry_at, deadline) - monotonic()
         if seconds > 0:
             with suppress(builtins.TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._ready.wait()
-        if self._resumes_at <= deadline:
+        if self._retry_at <= deadline:
             # Also if the event loop's timer was a little early.
-            self._resumes_at = 0.0
+            self._retry_at = 0.0
 
     async def _read(self, pool: MonitoredConnectionPool, deadline: float) -> Any:
         """What the server has sent; ``None`` if nothing has come by then, or this was closed meanwhile."""
-        connection = await self._usable_connection(pool, deadline)
+        connection = await self._ready_connection(pool, deadline)
         if connection is None:
             return None
         generation = self._generation
@@ -256,7 +256,7 @@ class MonitoredPubSub(PubSub):
         except RedisError as error:
             if self.connection is not connection:
                 return None
-            if isinstance(error, ResponseError) and not may_pass(error):
+            if isinstance(error, ResponseError) and not is_transient(error):
                 raise
             # Also if a subscription was refused for now: then all are sent again.
             if self._ready.is_set() and self._generation == generation:
@@ -264,31 +264,31 @@ class MonitoredPubSub(PubSub):
                 await connection.disconnect(nowait=True)
             raise
         if response is not None:
-            self._failures, self._resumes_at = 0, 0.0
+            self._failures, self._retry_at = 0, 0.0
         if connection.health_check_interval and response in self.health_check_response:
             return None
         return response
 
-    async def _usable_connection(self, pool: MonitoredConnectionPool, deadline: float) -> AbstractConnection | None:
+    async def _ready_connection(self, pool: MonitoredConnectionPool, deadline: float) -> AbstractConnection | None:
         """The connection, made anew if it is lost; ``None`` if that took too long, or this was closed meanwhile."""
         connection = self.connection
         if connection is None or self._is_ready(connection):
             return connection
-        is_made = await self._reconnects(pool, deadline)
+        is_made = await self._wait_reconnected(pool, deadline)
         # With its last subscription, it has also lost the confirmation that this has ended.
         return connection if is_made and self.subscribed and self.connection is connection else None
 
-    async def _reconnects(self, pool: MonitoredConnectionPool, deadline: float) -> bool:
+    async def _wait_reconnected(self, pool: MonitoredConnectionPool, deadline: float) -> bool:
         """Wait for an attempt to connect; return whether it has succeeded by then.
 
         An attempt that takes longer goes on, and what it raises is raised to the next one that waits.
         """
         self._ready.clear()
         if self._connecting is None:
-            if monotonic() < self._resumes_at:
+            if monotonic() < self._retry_at:
                 return False
-            self._connecting = asyncio.create_task(self._connect(pool), context=spanless())
-            self._connecting.add_done_callback(self._has_connected)
+            self._connecting = asyncio.create_task(self._connect(pool), context=without_span())
+            self._connecting.add_done_callback(self._on_connected)
         connecting = self._connecting
         await asyncio.wait([connecting], timeout=None if deadline == inf else max(0.0, deadline - monotonic()))
         if not connecting.done():
@@ -299,10 +299,10 @@ class MonitoredPubSub(PubSub):
         return not connecting.cancelled()
 
     async def _connect(self, pool: MonitoredConnectionPool) -> None:
-        async with self._connected(pool):
+        async with self._connected_and_locked(pool):
             pass
 
-    def _has_connected(self, connecting: "asyncio.Task[None]") -> None:
+    def _on_connected(self, connecting: "asyncio.Task[None]") -> None:
         # Asked for here, as it may be that no call waits for it any more.
         if connecting.cancelled() or connecting.exception() is None:
             self._connecting = None
@@ -315,7 +315,7 @@ class MonitoredPubSub(PubSub):
         self._unconfirmed = None
         name = getattr(self.connection_pool, "name", type(self.connection_pool).__name__)
         _LOGGER.warning("pool %r: subscribed again on a new connection: messages published meanwhile are lost", name)
-        self._telemetry.measure(self._telemetry.instruments.pubsub_reconnects.add, 1)
+        self._telemetry.record(self._telemetry.instruments.pubsub_reconnects.add, 1)
         if self._on_reconnect is not None:
             result = self._on_reconnect()
             if isawaitable(result):
@@ -323,7 +323,7 @@ class MonitoredPubSub(PubSub):
 
     async def aclose(self) -> None:
         """End all subscriptions, and give the connection back."""
-        await finish("closing subscriptions", self._close, _GRACE)
+        await complete_shielded("closing subscriptions", self._close, _CLOSE_SECONDS)
 
     async def _close(self) -> None:
         if self._connecting is not None and self.connection is not None:
@@ -335,9 +335,9 @@ class MonitoredPubSub(PubSub):
         self._ready.set()
         self._ready.clear()
         self._connecting, self._unconfirmed = None, None
-        self._failures, self._resumes_at = 0, 0.0
+        self._failures, self._retry_at = 0, 0.0
 
-    def process(self, message: Mapping[str, Any]) -> Processing:
+    def process(self, message: Mapping[str, Any]) -> ProcessSpan:
         """Handle a message: ``with pubsub.process(message): …``.
 
         The block is a span of kind CONSUMER, which is current in it and linked to the span that has published the
@@ -348,7 +348,7 @@ class MonitoredPubSub(PubSub):
             message: What ``get_message`` or ``listen`` has returned; another ``dict`` made of it has lost the link.
         """
         carriers = [message.carrier] if isinstance(message, TracedMessage) else []
-        return Processing(self._telemetry, message["channel"], carriers, self.server_span)
+        return ProcessSpan(self._telemetry, message["channel"], carriers, self.server_span)
 
     async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
         """Make a message of what was read, or hand it to its handler, as redis-py does."""
@@ -361,7 +361,7 @@ class MonitoredPubSub(PubSub):
         payload, carrier = unseal(data)
         bare = [*place, payload]
         if handlers.get(subscription):
-            with Processing(self._telemetry, place[-1], [] if carrier is None else [carrier], self.server_span):
+            with ProcessSpan(self._telemetry, place[-1], [] if carrier is None else [carrier], self.server_span):
                 return await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
         message = await super().handle_message(bare, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
         return message if carrier is None else TracedMessage(message, carrier)
@@ -413,20 +413,20 @@ class PubSubMixin(Handle):
         args = (name, channel, message)
         # For redis-py's own metrics.
         record_pubsub_message(
-            PubSubDirection.PUBLISH, text_of(channel, LONGEST_NAME), sharded=name == "SPUBLISH" or None
+            PubSubDirection.PUBLISH, argument_text(channel, MAX_NAME_LENGTH), sharded=name == "SPUBLISH" or None
         )
         if self.is_replaced:
             here = None if self.server_span is None else trace.set_span_in_context(self.server_span)
-            return cast("int", await self.execute_command(name, channel, self._sealed(message, here), **options))
+            return cast("int", await self.execute_command(name, channel, self._wrap(message, here), **options))
         return await self.execute_as(args, options, partial(self._publish_traced, args, options))
 
     async def _publish_traced(
         self, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any], operation: Operation | None
     ) -> int:
         name, channel, message = args
-        sealed = self._sealed(message, None if operation is None else operation.start())
+        sealed = self._wrap(message, None if operation is None else operation.start_span())
         return cast("int", await self.execute_within(operation, name, channel, sealed, **options))
 
-    def _sealed(self, message: EncodableT, here: Context | None) -> EncodableT:
-        carrier = carrier_of(here)
+    def _wrap(self, message: EncodableT, here: Context | None) -> EncodableT:
+        carrier = inject(here)
         return seal(self.get_encoder().encode(message), carrier) if carrier else message  # type: ignore[no-untyped-call]

@@ -9,7 +9,7 @@ from redis.exceptions import NoScriptError
 from redis.typing import EncodableT, KeyT
 
 from aioredis_monitored._execution.routing import Handle
-from aioredis_monitored._telemetry.operation import Observer, Operation, Part
+from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
 
 
 class MonitoredScript(AsyncScript):
@@ -32,7 +32,7 @@ class MonitoredScript(AsyncScript):
             client: Where to run it; default: on the client that has made it. A pipeline has it run with its batch.
         """
         client = self.registered_client if client is None else client
-        if not isinstance(client, Handle) or client.is_replaced or not client.telemetry.is_heard():
+        if not isinstance(client, Handle) or client.is_replaced or not client.telemetry.is_enabled():
             return await super().__call__(keys, args, client)
         keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
@@ -53,7 +53,7 @@ class MonitoredScript(AsyncScript):
         try:
             return await client.execute_within(operation, *command)
         except NoScriptError:
-            loading = Part(operation) if isinstance(operation, Operation) else operation
+            loading = NestedCall(operation) if isinstance(operation, Operation) else operation
             # As in redis-py, the server's word counts: its client may encode the text in another way.
             self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)
         name, _, *arguments = command

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 S = TypeVar("S")
 T = TypeVar("T", bound=Awaitable[Any] | AsyncIterator[Any] | AbstractAsyncContextManager[Any])
 
-Lease = Callable[[], AbstractAsyncContextManager[MonitoredRedisConnection]]
+Checkout = Callable[[], AbstractAsyncContextManager[MonitoredRedisConnection]]
 
 
 class Injector(Protocol):
@@ -33,7 +33,7 @@ async def _context_manager() -> AsyncIterator[None]:
     yield
 
 
-def injector(lease: Lease) -> Injector:
+def injector(lease: Checkout) -> Injector:
     """The decorator whose functions borrow a connection from ``lease`` for each call.
 
     Raises:
@@ -59,7 +59,7 @@ def injector(lease: Lease) -> Injector:
     return cast("Injector", decorate)
 
 
-def _inject_coroutine(function: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
+def _inject_coroutine(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
     place = _connection_place(function)
 
     @wraps(function)
@@ -70,7 +70,7 @@ def _inject_coroutine(function: Callable[..., Any], lease: Lease) -> Callable[..
     return coroutine
 
 
-def _inject_context_manager(function: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
+def _inject_context_manager(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
     place = _connection_place(function)
 
     @wraps(function)
@@ -82,7 +82,7 @@ def _inject_context_manager(function: Callable[..., Any], lease: Lease) -> Calla
     return context_manager
 
 
-def _inject_generator(function: Callable[..., Any], lease: Lease) -> Callable[..., Any]:
+def _inject_generator(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
     place = _connection_place(function)
 
     @wraps(function)

@@ -42,7 +42,7 @@ class Components:
         self._source = source
         self._pool_arguments = pool_arguments
         self._pools: dict[str, _ComponentPool] = {}
-        self._troubled: set[str] = set()
+        self._degraded: set[str] = set()
         self._retired: set[_ComponentPool] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -61,7 +61,7 @@ class Components:
             TypeError: When decorating: the function is none of these.
             ConfigurationError: When called: there is no usable configuration, and never was.
         """
-        return injector(lambda: self._lease(component, wait))
+        return injector(lambda: self._checkout(component, wait))
 
     def use(self) -> None:
         """Put it in use for the running event loop, until ``aclose``."""
@@ -96,7 +96,7 @@ class Components:
         await self.aclose()
 
     @asynccontextmanager
-    async def _lease(self, component: str, wait: float) -> AsyncIterator[MonitoredRedisConnection]:
+    async def _checkout(self, component: str, wait: float) -> AsyncIterator[MonitoredRedisConnection]:
         try:
             config = await self._look_up(component, wait)
             # From here to the pool's entry nothing awaits: concurrent first calls make one pool, and no call is left
@@ -125,7 +125,7 @@ class Components:
                 self._retired.add(current)
                 current.retire(self._close_drained)
             current = self._pools[component] = _ComponentPool(pool, config, component)
-        self._troubled.discard(component)
+        self._degraded.discard(component)
         return current
 
     def _last_good(self, component: str, error: Exception) -> "_ComponentPool":
@@ -134,8 +134,8 @@ class Components:
         if current is None:
             message = f"no usable configuration, and never had one: {error}"
             raise ConfigurationError((f"component {component!r}", message)) from error
-        if component not in self._troubled:
-            self._troubled.add(component)
+        if component not in self._degraded:
+            self._degraded.add(component)
             _logger.warning("component %r goes on with its last good configuration: %s", component, error)
         return current
 
@@ -198,7 +198,7 @@ def redis_connection(component: str, wait: float = 1) -> Injector:
         NoComponentsError: When called: no ``Components`` is in use.
         ConfigurationError: When called: there is no usable configuration, and never was.
     """
-    return injector(lambda: _components_in_use()._lease(component, wait))  # noqa: SLF001 - the same module
+    return injector(lambda: _components_in_use()._checkout(component, wait))  # noqa: SLF001 - the same module
 
 
 def _components_in_use() -> Components:

@@ -13,14 +13,14 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from aioredis_monitored._timeouts import patient_timeout
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import MonitoredRedisError
 
 _Value = bytes | str | None
 _Parser = Callable[[_Value], object]
 
 # The keys whose answers are kept.
-_MOST_ENTRIES = 256
+_MAX_ENTRIES = 256
 _MAINTENANCE_KEY = "is-under-maintenance"
 _MAINTENANCE_SECONDS = 1.0
 
@@ -105,7 +105,7 @@ class ConfigStore:
         if entry is None:
             entry = _Entry()
             idle = [other for other, each in self._entries.items() if not each.is_reading()]
-            for oldest in idle[: max(0, len(self._entries) + 1 - _MOST_ENTRIES)]:
+            for oldest in idle[: max(0, len(self._entries) + 1 - _MAX_ENTRIES)]:
                 del self._entries[oldest]
         # The last one is the one that was asked for last.
         self._entries[key] = entry
@@ -140,7 +140,7 @@ class _Entry:
         reading = self._reading
         left = None if patience is None else max(0.0, self._began_at + patience - monotonic())
         with suppress(TimeoutError):
-            async with patient_timeout(left):
+            async with lag_tolerant_timeout(left):
                 await asyncio.wait({reading})
         if reading.done() and reading.cancelled():
             # By somebody who cancels all there is; whoever still asks is not meant.

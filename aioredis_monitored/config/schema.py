@@ -167,7 +167,7 @@ _IN_URL = tuple(name for name in OPTIONS if name != "password_file")
 # Only one of these can give the password.
 _PASSWORDS = ("password", "password_file", "credential_provider")
 # The most keys of other pools that an error names.
-_MOST_NAMED = 3
+_MAX_NAMED = 3
 
 _TLS = "rediss:// in {url} encrypts, redis:// does not"
 _RETRIES = "{retries} is how often a command that did not run is tried again"
@@ -268,7 +268,7 @@ class RedisConfig:
             for key, value in mapping.items()
             if isinstance(key, str) and key.startswith(prefix)
         }
-        reading = _Reading(prefix)
+        reading = _ConfigReader(prefix)
         url = reading.url(own.pop("url", None), others=[name for name in own if name.endswith(".url")])
         reading.keys({name: value for name, value in own.items() if "." not in name})
         reading.check_together(url.scheme)
@@ -362,7 +362,7 @@ _POOL_OPTIONS = frozenset(_IN_URL) - _names_of(SSLConnection)
 _EVERY_NAME = _POOL_OPTIONS | _names_of(SSLConnection)
 
 
-def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Check those keyword arguments of a pool that configuration could give as well; the others pass.
 
     As redis-py does, it takes an empty name or password for none, and bytes for text.
@@ -391,7 +391,7 @@ def read_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-class _Reading:
+class _ConfigReader:
     """One pool's configuration as it is being read: a problem is noted, and reading goes on to find the others."""
 
     def __init__(self, prefix: str) -> None:
@@ -403,18 +403,18 @@ class _Reading:
     def url(self, value: object, others: Sequence[str]) -> RedisUrl:
         """Read the URL and the options in it; ``others`` are the keys of other pools' URLs."""
         if _is_blank(value) or not isinstance(value, str):
-            self._note("url", self._missing_url(others) if _is_blank(value) else "must be text")
+            self._add_problem("url", self._missing_url(others) if _is_blank(value) else "must be text")
             return RedisUrl()
         url = parse_url(value.strip())
         for problem in url.problems:
-            self._note("url", problem)
+            self._add_problem("url", problem)
         times = Counter(name for name, _ in url.options)
         for name, text in dict(url.options).items():
             if name not in _IN_URL:
                 # Not even the name is repeated: it may be the rest of a password.
-                self._note("url", f"unknown option{self._suggestion(name, _IN_URL)}")
+                self._add_problem("url", f"unknown option{self._suggestion(name, _IN_URL)}")
             elif times[name] > 1:
-                self._note("url", f"{name} is given twice")
+                self._add_problem("url", f"{name} is given twice")
             elif not _is_blank(text):
                 self._read(name, text, OPTIONS[name], "url")
         return url
@@ -422,7 +422,7 @@ class _Reading:
     def keys(self, own: Mapping[str, object]) -> None:
         """Read all keys but the URL."""
         for name in sorted(own.keys() - KEYS):
-            self._note(name, f"unknown key{self._suggestion(name, KEYS)}")
+            self._add_problem(name, f"unknown key{self._suggestion(name, KEYS)}")
         for name, value in own.items():
             if name in OPTIONS and not _is_blank(value):
                 self._read(name, value, OPTIONS[name], name)
@@ -431,31 +431,33 @@ class _Reading:
         """Refuse options that the URL's scheme, or the lack of another option, leaves without effect."""
         for name in self._sources:
             if name.startswith("ssl_") and scheme not in ("rediss", ""):
-                self._note(name, "needs rediss://")
+                self._add_problem(name, "needs rediss://")
         if {"password", "password_file"} <= self._sources.keys():
             # Not even if they are equal: the next password would be in the file alone.
             password = f"{self.prefix}{self._sources['password']}"
-            self._note("password_file", f"cannot be given together with the password in {password}")
+            self._add_problem("password_file", f"cannot be given together with the password in {password}")
         if self.values.get("ssl_cert_reqs") is ssl.CERT_NONE and self.values.get("ssl_check_hostname"):
-            self._note("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
+            self._add_problem("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
         if "socket_keepalive" in self._sources and scheme == "unix":
-            self._note("socket_keepalive", "does not apply to a Unix socket")
+            self._add_problem("socket_keepalive", "does not apply to a Unix socket")
         if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
-            self._note("ssl_keyfile", "needs ssl_certfile")
+            self._add_problem("ssl_keyfile", "needs ssl_certfile")
         certificate, key = self.values.get("ssl_certfile"), self.values.get("ssl_keyfile")
         # A key that could not be read has been told already.
         if certificate and (key or "ssl_keyfile" not in self._sources) and not _is_key_pair(certificate, key):
-            self._note("ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted")
+            self._add_problem(
+                "ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
+            )
 
     def _read(self, name: str, value: object, option: Option, source: str) -> None:
         self._sources[name] = source
         try:
             read = option.read(value)
         except ValueError as error:
-            self._note(name, str(error))
+            self._add_problem(name, str(error))
         else:
             if self.values.setdefault(name, read) != read:
-                self._note(name, f"differs from the one in {self.prefix}url")
+                self._add_problem(name, f"differs from the one in {self.prefix}url")
 
     def _missing_url(self, others: Sequence[str]) -> str:
         text = f"no value specified under the prefix {self.prefix!r}"
@@ -463,7 +465,7 @@ class _Reading:
             variable = "_".join(filter(None, ("redis", pool[1], "url"))).upper()
             text += f" (in the environment: {variable}, after the prefix of config_from_env if it was given one)"
         if others:
-            named = ", ".join(f"{self.prefix}{name}" for name in sorted(others)[:_MOST_NAMED])
+            named = ", ".join(f"{self.prefix}{name}" for name in sorted(others)[:_MAX_NAMED])
             text += f"; of other pools there are: {named}"
         return text
 
@@ -472,7 +474,7 @@ class _Reading:
             return f"; {hint}"
         return _resembling(name, known)
 
-    def _note(self, name: str, reason: str) -> None:
+    def _add_problem(self, name: str, reason: str) -> None:
         source = self._sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
 

@@ -8,7 +8,7 @@ from opentelemetry import trace
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 
-from aioredis_monitored._telemetry.stats import RequestView, view_of
+from aioredis_monitored._telemetry.stats import RequestStats, request_stats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 
 _Scope = MutableMapping[str, Any]
@@ -46,13 +46,13 @@ class RedisContextFactory:
         request = None if span is None else self._view(span, at_once=True)
         return self._prototype.in_context(name, span, request)
 
-    def make_object_for_request(self, name: str) -> tuple[MonitoredRedisConnection, RequestView | None]:
+    def make_object_for_request(self, name: str) -> tuple[MonitoredRedisConnection, RequestStats | None]:
         """A connection object for the request whose span is current, and what has to be told when the request ends."""
         request = self._view(trace.get_current_span(), at_once=False)
         return self._prototype.in_context(name, None, request), request
 
-    def _view(self, span: Span, *, at_once: bool) -> RequestView | None:
-        return view_of(span, self._prototype.telemetry.options.repeated_calls, at_once=at_once)
+    def _view(self, span: Span, *, at_once: bool) -> RequestStats | None:
+        return request_stats(span, self._prototype.telemetry.options.repeated_calls, eager=at_once)
 
     def attach(self, context: Any, name: str | None = None) -> MonitoredRedisConnection:
         """Set a connection object as an attribute of ``context`` and return it; default name: the factory's."""
@@ -91,4 +91,4 @@ class RedisMiddleware:
             await self.app(scope, receive, send)
         finally:
             if request is not None:
-                request.end()
+                request.close()

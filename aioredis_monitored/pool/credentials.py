@@ -55,7 +55,7 @@ class PasswordFile(CredentialProvider):
         return await asyncio.to_thread(self.get_credentials)
 
 
-class _Given(CredentialProvider):
+class _FixedCredentials(CredentialProvider):
     """Credentials that a provider was asked for already."""
 
     def __init__(self, credentials: Any) -> None:
@@ -65,17 +65,17 @@ class _Given(CredentialProvider):
         return self.credentials
 
 
-def may_change(provider: CredentialProvider | None) -> bool:
+def is_renewable(provider: CredentialProvider | None) -> bool:
     """Whether a provider may give other credentials by and by: any but redis-py's static one."""
     return provider is not None and type(provider) is not UsernamePasswordCredentialProvider
 
 
-def credentials_may_change(pool: ConnectionPool) -> bool:
+def has_renewable_credentials(pool: ConnectionPool) -> bool:
     """Whether waiting helps when a pool's credentials are refused."""
-    return may_change(pool.connection_kwargs.get("credential_provider"))
+    return is_renewable(pool.connection_kwargs.get("credential_provider"))
 
 
-def asking_again(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
+def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
     """A handshake that asks the connection's provider once more if the server refuses what it has given.
 
     The refused ones are not sent twice: too many of them lock an account.
@@ -86,27 +86,27 @@ def asking_again(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
 
     async def shake_hands(connection: C) -> None:
         provider = cast("CredentialProvider", connection.credential_provider)
-        given = _Given(await _asked(provider))
+        given = _FixedCredentials(await _ask(provider))
         connection.credential_provider = given
         try:
             try:
-                await _finished(handshake(connection))
+                await _await_if_needed(handshake(connection))
             except RedisError as refusal:
                 if not _is_refusal(refusal):
                     raise
-                renewed = await _asked(provider)
+                renewed = await _ask(provider)
                 if renewed == given.credentials:
                     raise
                 given.credentials = renewed
-                await _connect_again(connection)
-                await _finished(handshake(connection))
+                await _reconnect(connection)
+                await _await_if_needed(handshake(connection))
         finally:
             connection.credential_provider = provider
 
     return shake_hands
 
 
-async def _asked(provider: CredentialProvider) -> Any:
+async def _ask(provider: CredentialProvider) -> Any:
     """What a provider gives; where it gives nothing, as its own server is away, that is no other than ours being away.
 
     Raises:
@@ -130,12 +130,12 @@ def _is_refusal(error: RedisError) -> bool:
     return isinstance(error, AuthenticationError) or any(text in str(error).lower() for text in _REFUSALS)
 
 
-async def _finished(result: Awaitable[object] | object) -> None:
+async def _await_if_needed(result: Awaitable[object] | object) -> None:
     if isawaitable(result):
         await result
 
 
-async def _connect_again(connection: AbstractConnection) -> None:
+async def _reconnect(connection: AbstractConnection) -> None:
     # redis-py ends a connection whose AUTH was refused, and some servers do.
     await connection.disconnect(nowait=True)
     try:

@@ -11,7 +11,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._cancellation import cleaning_up
-from aioredis_monitored._redispy.sockets import abandon, close_now
+from aioredis_monitored._redispy.sockets import abort_socket, close_now
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
 
 
@@ -26,12 +26,12 @@ class LivingPool(BlockingConnectionPool):
         self._closed = False
         self._closing: asyncio.Task[None] | None = None
         # What goes on when its callers have left, and is to end before the pool is closed.
-        self.unfinished: set[asyncio.Task[Any]] = set()
-        self._held = Held(self._available_connections, self._in_use_connections)
+        self.background_tasks: set[asyncio.Task[Any]] = set()
+        self._leak_guard = LeakGuard(self._available_connections, self._in_use_connections)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
-        finalize(self, self._held.forget)
+        finalize(self, self._leak_guard.warn)
 
-    def check_usable(self) -> None:
+    def check_open(self) -> None:
         """See that a call may begin.
 
         Raises:
@@ -40,9 +40,9 @@ class LivingPool(BlockingConnectionPool):
         """
         if self._closed:
             raise self.closed_error()
-        self.check_event_loop()
+        self.bind_event_loop()
 
-    def check_event_loop(self) -> None:
+    def bind_event_loop(self) -> None:
         """Bind the pool to the running event loop, if it is not yet bound.
 
         Raises:
@@ -51,7 +51,7 @@ class LivingPool(BlockingConnectionPool):
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._held.loop, self._held.process, self._held.name = loop, os.getpid(), self.name
+            self._leak_guard.loop, self._leak_guard.process, self._leak_guard.name = loop, os.getpid(), self.name
         elif self._loop is not loop:
             message = f"pool {self.name!r} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
@@ -67,23 +67,23 @@ class LivingPool(BlockingConnectionPool):
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
         if self._loop is not None and self._loop.is_closed():
-            self._held.abandon()
-            self._forget()
+            self._leak_guard.abort()
+            self._reset()
             self._closing = None
             return
-        self.check_event_loop()
+        self.bind_event_loop()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close_connections())
-            self._closing.add_done_callback(self._is_closed)
+            self._closing.add_done_callback(self._on_closed)
         with cleaning_up(f"pool {self.name!r}: closing it"):
             await asyncio.shield(self._closing)
 
-    def _is_closed(self, closing: asyncio.Task[None]) -> None:
+    def _on_closed(self, closing: asyncio.Task[None]) -> None:
         self._closing = None
         if closing.cancelled():
             # Maybe before it has begun, as the event loop ends.
             connections = (*self._available_connections, *self._in_use_connections)
-            self._forget()
+            self._reset()
             for connection in connections:
                 close_now(connection)
         else:
@@ -92,7 +92,7 @@ class LivingPool(BlockingConnectionPool):
 
     async def _close_connections(self) -> None:
         idle, lent = self._available_connections, self._in_use_connections
-        self._forget()
+        self._reset()
         try:
             for connection in lent:
                 # Waiting for the end of what another task may be reading from could take as long as that task does.
@@ -106,12 +106,16 @@ class LivingPool(BlockingConnectionPool):
         if errors:
             raise errors[0]
 
-    def _forget(self) -> None:
+    def _reset(self) -> None:
         """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
         self._closed = True
         self._available_connections, self._in_use_connections = [], set()
-        self._lock, self._loop, self.unfinished = asyncio.Lock(), None, set()
-        self._held.idle, self._held.lent, self._held.loop = self._available_connections, self._in_use_connections, None
+        self._lock, self._loop, self.background_tasks = asyncio.Lock(), None, set()
+        self._leak_guard.idle, self._leak_guard.acquired, self._leak_guard.loop = (
+            self._available_connections,
+            self._in_use_connections,
+            None,
+        )
 
     async def __aenter__(self) -> Self:
         if self._closing is not None:
@@ -126,25 +130,25 @@ class LivingPool(BlockingConnectionPool):
         await self.aclose()
 
 
-class Held:
+class LeakGuard:
     """The connections of a pool, which outlive it for a moment if it is forgotten."""
 
     def __init__(self, idle: list[AbstractConnection], lent: set[AbstractConnection]) -> None:
         self.idle = idle
-        self.lent = lent
+        self.acquired = lent
         self.loop: asyncio.AbstractEventLoop | None = None
         self.process = 0
         self.name = ""
 
-    def abandon(self) -> int:
+    def abort(self) -> int:
         """Close all sockets without the event loop; return how many there were."""
-        connected = [connection for connection in (*self.idle, *self.lent) if connection.is_connected]
+        connected = [connection for connection in (*self.idle, *self.acquired) if connection.is_connected]
         for connection in connected:
-            abandon(connection, self.loop, forked=os.getpid() != self.process)
+            abort_socket(connection, self.loop, forked=os.getpid() != self.process)
         return len(connected)
 
-    def forget(self) -> None:
+    def warn(self) -> None:
         """Close what a pool has left open that nobody closed."""
-        if self.abandon():
+        if self.abort():
             text = f"pool {self.name!r} was never closed: use 'async with' or aclose()"
             warnings.warn(text, ResourceWarning, stacklevel=2)

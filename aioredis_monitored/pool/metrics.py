@@ -6,12 +6,12 @@ from threading import Lock
 from typing import Self
 from weakref import WeakValueDictionary
 
-from aioredis_monitored._commands.table import encodable
+from aioredis_monitored._commands.table import escape_surrogates
 from aioredis_monitored._multiplexer import Multiplexer
 from aioredis_monitored._redispy.sockets import is_readable
 from aioredis_monitored._telemetry import semconv
-from aioredis_monitored._telemetry.recorder import Telemetry
-from aioredis_monitored._telemetry.stats import QueueView
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.pool.slots import LendingPool
 
 _naming = Lock()
@@ -29,10 +29,10 @@ class ReportingPool(LendingPool):
     """
 
     name_in_metrics: str
-    telemetry: Telemetry
+    telemetry: PoolRecorder
     multiplexer: Multiplexer | None
 
-    def report_to(self, telemetry: Telemetry, name: str | None) -> None:
+    def attach_metrics(self, telemetry: PoolRecorder, name: str | None) -> None:
         """Take a name and begin to report.
 
         Args:
@@ -48,17 +48,17 @@ class ReportingPool(LendingPool):
         )
         self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
         self.name = name or self._address
-        self._take_name()
+        self._register_name()
 
-    def _take_name(self) -> None:
+    def _register_name(self) -> None:
         # Of two pools with one name, all gauges would be the sum.
         with _naming:
-            name = encodable(self.name)
+            name = escape_surrogates(self.name)
             names = chain([name], (f"{name}-{number}" for number in count(2)))
             self.name_in_metrics = next(name for name in names if _named.get(name, self) is self)
             _named[self.name_in_metrics] = self
-        self.telemetry.name_pool(self.name_in_metrics)
-        self.telemetry.instruments.watch(self)
+        self.telemetry.set_pool_name(self.name_in_metrics)
+        self.telemetry.instruments.add_pool(self)
 
     @property
     def _label(self) -> str:
@@ -68,12 +68,12 @@ class ReportingPool(LendingPool):
         await super().__aenter__()
         # Not by whether it is closed now: a closing may have been under way.
         if _named.get(self.name_in_metrics) is not self:
-            self._take_name()
+            self._register_name()
         return self
 
-    def _forget(self) -> None:
-        super()._forget()
-        self.telemetry.instruments.unwatch(self)
+    def _reset(self) -> None:
+        super()._reset()
+        self.telemetry.instruments.remove_pool(self)
         if _named.get(self.name_in_metrics) is self:
             del _named[self.name_in_metrics]
 
@@ -91,40 +91,40 @@ class ReportingPool(LendingPool):
     def pending(self) -> int:
         """How many callers wait for a connection, or for room on the shared one."""
         multiplexer = self.multiplexer
-        return self.queued() + (0 if multiplexer is None else multiplexer.waiting())
+        return self.waiter_count() + (0 if multiplexer is None else multiplexer.queued())
 
     def in_flight(self) -> int:
         """How many calls on the shared connection are owed a reply."""
         multiplexer = self.multiplexer
         return 0 if multiplexer is None else multiplexer.in_flight()
 
-    def queues(self) -> Iterable[QueueView]:
+    def queues(self) -> Iterable[QueueStats]:
         """The queues on it."""
         return list(self.telemetry.queues.values())
 
-    def hottest(self, count: int) -> dict[tuple[str, str], float]:
+    def hot_key_rates(self, count: int) -> dict[tuple[str, str], float]:
         """The rates of the keys that are called most, by key and access, if that is counted."""
-        return self.telemetry.hot_keys.told(count)
+        return self.telemetry.hot_keys.rates(count)
 
     # What happens, in seconds.
 
-    def note_creation(self, seconds: float) -> None:
+    def on_created(self, seconds: float) -> None:
         """A connection was made."""
-        self.telemetry.measure(self.telemetry.instruments.create_time.record, seconds)
+        self.telemetry.record(self.telemetry.instruments.create_time.record, seconds)
 
-    def note_wait(self, seconds: float) -> None:
+    def on_acquired(self, seconds: float) -> None:
         """A call has got a connection, or room on the shared one if it had to wait for that."""
-        self.telemetry.measure(self.telemetry.instruments.wait_time.record, seconds)
+        self.telemetry.record(self.telemetry.instruments.wait_time.record, seconds)
 
-    def note_use(self, seconds: float) -> None:
+    def on_released(self, seconds: float) -> None:
         """A connection was given back."""
-        self.telemetry.measure(self.telemetry.instruments.use_time.record, seconds)
+        self.telemetry.record(self.telemetry.instruments.use_time.record, seconds)
 
-    def note_refusal(self) -> None:
+    def on_timeout(self) -> None:
         """A call has waited in vain."""
-        self.telemetry.measure(self.telemetry.instruments.timeouts.add, 1)
+        self.telemetry.record(self.telemetry.instruments.timeouts.add, 1)
 
-    def note_lag(self, seconds: float) -> bool:
+    def on_lag(self, seconds: float) -> bool:
         """Callers took so long to go on once their replies were read; whether anybody wants to know."""
-        self.telemetry.measure(self.telemetry.instruments.event_loop_lag.record, seconds)
-        return self.telemetry.is_measured
+        self.telemetry.record(self.telemetry.instruments.event_loop_lag.record, seconds)
+        return self.telemetry.metrics_enabled

@@ -20,27 +20,27 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
-from aioredis_monitored._multiplexer import Lost, Multiplexer, can_share
+from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.attributes import AttributeFreeParser
-from aioredis_monitored._redispy.connections import decoded, greet, surely_decodes
+from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable
 from aioredis_monitored._telemetry.instruments import SCOPE
-from aioredis_monitored._telemetry.operation import Operation, begun
-from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.operation import Operation, start_operation
+from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
-from aioredis_monitored._timeouts import replies_in_time
+from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored._version import __version__
-from aioredis_monitored.config.schema import RedisConfig, override, read_arguments, url_arguments
+from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
-from aioredis_monitored.pool.credentials import PasswordFile, asking_again, may_change
+from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retry_refused
 from aioredis_monitored.pool.metrics import ReportingPool
-from aioredis_monitored.pool.retry import LONGEST_PAUSE, RetryPolicy
+from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
 
 _LOGGER = logging.getLogger("aioredis_monitored.pool")
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
-_LEAST_FOR_BULK = 3
+_MIN_CONNECTIONS_FOR_BULK = 3
 # Seconds that what goes on without its caller gets on closing, if a reply had all the time in the world before.
 _FINISH_SECONDS = 5.0
 _RESP2 = 2
@@ -115,12 +115,12 @@ class MonitoredConnectionPool(ReportingPool):
             "retry_backoff": retry_backoff,
             "client_info": client_info,
         }
-        arguments = read_arguments(
+        arguments = validate_arguments(
             {
                 "max_connections": _DEFAULT_CONNECTIONS if max_connections is None else max_connections,
                 "timeout": timeout,
                 **own,
-                **{name: value for name, value in connection_arguments.items() if not _is_default(name, value)},
+                **{name: value for name, value in connection_arguments.items() if not _is_unset(name, value)},
             }
         )
         own = {option: arguments.pop(option) for option in own}
@@ -133,39 +133,39 @@ class MonitoredConnectionPool(ReportingPool):
         # hiredis counts attributes, which only RESP3 has, as replies.
         arguments.setdefault("parser_class", AttributeFreeParser)
         if arguments.get("protocol") == _RESP2:
-            arguments.setdefault("redis_connect_func", greet)
+            arguments.setdefault("redis_connect_func", handshake)
         if (path := arguments.pop("password_file", None)) is not None:
             arguments["credential_provider"] = PasswordFile(path, arguments.pop("username", None))
-        if may_change(arguments.get("credential_provider")):
-            handshake = arguments.get("redis_connect_func") or AbstractConnection.on_connect
-            arguments["redis_connect_func"] = asking_again(handshake)
+        if is_renewable(arguments.get("credential_provider")):
+            connect_func = arguments.get("redis_connect_func") or AbstractConnection.on_connect
+            arguments["redis_connect_func"] = retry_refused(connect_func)
         super().__init__(connection_class=connection_class, **arguments)
         # It is never connected. An unknown argument would otherwise be noticed by the first command.
-        self._sample = self.make_connection()
-        self._multiplex = own["multiplex"] and self.max_connections > 1 and can_share(self._sample)
-        self.decodes = self._sample.encoder.decode_responses
+        self._template = self.make_connection()
+        self._multiplex = own["multiplex"] and self.max_connections > 1 and supports_multiplexing(self._template)
+        self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
-        self._policy_of(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
-        reporting = Telemetry(
+        self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
+        reporting = PoolRecorder(
             server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
         )
         self.multiplexer = self._make_multiplexer()
         # Last, as gauges look at it from now on, in threads of their own.
-        self.report_to(reporting, name)
-        if isinstance(self._sample, SSLConnection) and self._sample.cert_reqs == ssl.CERT_NONE:
+        self.attach_metrics(reporting, name)
+        if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
             _LOGGER.warning(
                 "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
                 "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
                 self.name,
             )
-        self._note_ignored(retry, retry_on_error, retry_on_timeout)
+        self._warn_ignored(retry, retry_on_error, retry_on_timeout)
 
     def _make_multiplexer(self) -> Multiplexer | None:
         if not self._multiplex:
             return None
-        self.reserve()
+        self.reserve_slot()
         # The two shared connections must leave one for what cannot share.
-        return Multiplexer(self, self._sample, bulk=self.max_connections >= _LEAST_FOR_BULK)
+        return Multiplexer(self, self._template, bulk=self.max_connections >= _MIN_CONNECTIONS_FOR_BULK)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
@@ -185,7 +185,7 @@ class MonitoredConnectionPool(ReportingPool):
     def __repr__(self) -> str:
         state = f"{self.used()} used, {self.idle()} idle, at most {self.max_connections}"
         if self.multiplexer is not None:
-            state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.waiting()} waiting"
+            state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.queued()} waiting"
         return f"<{type(self).__name__} {self._label} [{'closed' if self._closed else state}]>"
 
     async def ping(self) -> None:
@@ -195,7 +195,7 @@ class MonitoredConnectionPool(ReportingPool):
             redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
         """
         try:
-            operation = begun(self.telemetry, ("PING",), None)
+            operation = start_operation(self.telemetry, ("PING",), None)
             await (self._ping(None) if operation is None else operation.observe(self._ping(operation)))
         except (PoolClosedError, PoolExhaustedError):
             raise
@@ -207,18 +207,18 @@ class MonitoredConnectionPool(ReportingPool):
         if self.multiplexer is not None:
             reply = await self.multiplexer.send(("PING",), None, operation)
             if isinstance(reply, Exception):
-                raise reply.error if isinstance(reply, Lost) else reply
+                raise reply.error if isinstance(reply, AttemptFailed) else reply
         else:
-            connection = await self.borrow(None if operation is None else operation.waited)
+            connection = await self.acquire(None if operation is None else operation.add_wait)
             try:
                 if operation is not None:
-                    operation.reached(connection)
-                async with replies_in_time(connection, 0):
+                    operation.set_connection(connection)
+                async with reply_timeout(connection, 0):
                     await connection.send_command("PING")
                     await connection.read_response()
             finally:
                 await self.release(connection)
-        self.retry_policy.is_out_of_reach = False
+        self.retry_policy.server_unreachable = False
 
     def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one will do
         """Take the number of retries of a policy of redis-py, as the constructor does.
@@ -226,20 +226,20 @@ class MonitoredConnectionPool(ReportingPool):
         Raises:
             TypeError: It is no retry policy.
         """
-        self._policy_of(_retries_of(retry))
-        self._note_ignored(retry)
+        self._set_retries(_retries_of(retry))
+        self._warn_ignored(retry)
 
     def get_retry(self) -> Retry:
         """How calls are tried again, in redis-py's terms: how often, and after which pauses."""
-        return Retry(EqualJitterBackoff(cap=LONGEST_PAUSE, base=self._retry_backoff / 2), self._retries)
+        return Retry(EqualJitterBackoff(cap=MAX_DELAY_SECONDS, base=self._retry_backoff / 2), self._retries)
 
-    def _policy_of(self, retries: int) -> None:
+    def _set_retries(self, retries: int) -> None:
         self._retries = retries
         # In vain for ever, for redis-py.
         most = sys.maxsize if retries < 0 else retries
-        self.retry_policy = RetryPolicy(most, self._retry_backoff, self._sample.socket_timeout)
+        self.retry_policy = RetryPolicy(most, self._retry_backoff, self._template.socket_timeout)
 
-    def _note_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
+    def _warn_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
         is_policy = isinstance(retry, AbstractRetry) and self._retries != 0
         given = {"retry": is_policy, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
         if ignored := [name for name, value in given.items() if value]:
@@ -251,24 +251,24 @@ class MonitoredConnectionPool(ReportingPool):
                 self._retries,
             )
 
-    def decode(self, reply: Any) -> Any:
+    def decode_reply(self, reply: Any) -> Any:
         """A reply of the shared connection as this pool's callers want it."""
-        encoder = self._sample.encoder
-        return decoded(reply, encoder.encoding, encoder.encoding_errors) if self.decodes else reply
+        encoder = self._template.encoder
+        return decode_reply(reply, encoder.encoding, encoder.encoding_errors) if self.decodes_replies else reply
 
-    def surely_decodes(self, reply: Any) -> bool:
+    def is_decodable(self, reply: Any) -> bool:
         """Whether ``decode`` cannot fail, as far as that is told without doing it."""
-        return surely_decodes(reply, self._sample.encoder.encoding)
+        return is_decodable(reply, self._template.encoder.encoding)
 
     def write_pending(self) -> None:
         """Write what the shared connection would write at the end of this tick, if it is connected and has room."""
         if self.multiplexer is not None:
             self.multiplexer.write_pending()
 
-    def renew(self, older_than: float) -> None:
+    def retire_connections(self, older_than: float) -> None:
         """Share another connection from now on, if the present one was made before that time (monotonic clock)."""
         if self.multiplexer is not None:
-            self.multiplexer.renew(older_than)
+            self.multiplexer.retire_connections(older_than)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Use new credentials everywhere; redis-py calls it when a streaming provider has renewed them.
@@ -284,9 +284,9 @@ class MonitoredConnectionPool(ReportingPool):
             await connection.disconnect(nowait=True)
 
     async def _close_connections(self) -> None:
-        unfinished = self.unfinished
+        unfinished = self.background_tasks
         if unfinished:
-            await asyncio.wait(unfinished, timeout=self._sample.socket_timeout or _FINISH_SECONDS)
+            await asyncio.wait(unfinished, timeout=self._template.socket_timeout or _FINISH_SECONDS)
         multiplexer, self.multiplexer, self._closed = self.multiplexer, None, True
         try:
             if multiplexer is not None:
@@ -298,8 +298,8 @@ class MonitoredConnectionPool(ReportingPool):
             if unfinished:
                 await asyncio.wait(unfinished)
 
-    def _forget(self) -> None:
-        super()._forget()
+    def _reset(self) -> None:
+        super()._reset()
         self.multiplexer = self._make_multiplexer()
 
 
@@ -334,6 +334,6 @@ def _retries_of(retry: object) -> int:
     return retry.get_retries()
 
 
-def _is_default(name: str, value: object) -> bool:
+def _is_unset(name: str, value: object) -> bool:
     """Whether an argument that is given says no more than one that is not, as wrappers of redis-py pass them."""
     return value is SENTINEL or (value is None and name in _MAY_BE_NONE)

@@ -25,22 +25,22 @@ from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError, cause_of
 
 # The longest pause: a server that has come back is found within it.
-LONGEST_PAUSE: Final = 0.5
+MAX_DELAY_SECONDS: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
 # Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
 # replicas or of disk space.
-_PASSING: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
+_TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 # A call is written once on the shared connection, once together with others that were lost with that, and once alone.
 _MAX_LOSSES: Final = 2
 # With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
-_ENOUGH: Final = 64
+_MAX_DOUBLINGS: Final = 64
 # No pause changes these.
-_LASTING = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
-_FINAL = (*_LASTING, MaxConnectionsError)
+_PERMANENT = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
+_NEVER_RETRIED = (*_PERMANENT, MaxConnectionsError)
 
 
-def pauses(first: float, longest: float) -> Callable[[int], float]:
+def exponential_backoff(first: float, cap: float) -> Callable[[int], float]:
     """Pauses that double with each failure, of which up to half is random.
 
     Args:
@@ -50,8 +50,8 @@ def pauses(first: float, longest: float) -> Callable[[int], float]:
     Returns:
         A function that gives the seconds after so many failures.
     """
-    policy = EqualJitterBackoff(cap=longest, base=first / 2)
-    return lambda failures: float(policy.compute(min(failures, _ENOUGH)))
+    policy = EqualJitterBackoff(cap=cap, base=first / 2)
+    return lambda failures: float(policy.compute(min(failures, _MAX_DOUBLINGS)))
 
 
 class RetryPolicy:
@@ -68,12 +68,12 @@ class RetryPolicy:
     """
 
     def __init__(self, retries: int, backoff: float, deadline: float | None) -> None:
-        self.is_out_of_reach = False
+        self.server_unreachable = False
         self.deadline = deadline
         self._retries = retries
-        self._seconds_after = pauses(backoff, LONGEST_PAUSE)
+        self._backoff = exponential_backoff(backoff, MAX_DELAY_SECONDS)
 
-    def pause(
+    def next_delay(
         self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
     ) -> float | None:
         """Seconds to wait before the next attempt; ``None`` if the error is to be raised.
@@ -87,51 +87,51 @@ class RetryPolicy:
             losses: How many connections the call was written to and lost, at most 3; default 0. What a server answers
                 by hanging up must not be repeated for as long as there is time.
         """
-        if losses > _MAX_LOSSES or not _may_retry(error, written=written, traits=traits):
+        if losses > _MAX_LOSSES or not _is_retryable(error, written=written, traits=traits):
             return None
-        pause = self._seconds_after(failures)
-        is_late = self.deadline is not None and elapsed + pause >= self.deadline
+        delay = self._backoff(failures)
+        is_late = self.deadline is not None and elapsed + delay >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
-        if is_over and failures > 1 and (not written or is_answer(error)):
+        if is_over and failures > 1 and (not written or is_error_reply(error)):
             # A reply that merely took too long would say nothing about the next call, nor would one attempt after a
             # long wait for its turn.
-            self.is_out_of_reach = True
-        if self.is_out_of_reach or failures > self._retries or is_late:
+            self.server_unreachable = True
+        if self.server_unreachable or failures > self._retries or is_late:
             return None
-        return pause
+        return delay
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now.
 
     Or it has forgotten a script as soon as it was told it, as one does that is started anew.
     """
-    if isinstance(error, _LASTING) or _is_refusal(cause_of(error)):
+    if isinstance(error, _PERMANENT) or _is_tls_refusal(cause_of(error)):
         return False
     passing = (ConnectionError, TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
-    return isinstance(error, passing) or str(error).startswith(_PASSING)
+    return isinstance(error, passing) or str(error).startswith(_TRANSIENT_PREFIXES)
 
 
-def _may_retry(error: Exception, *, written: bool, traits: Traits) -> bool:
-    if isinstance(error, _FINAL) or _is_refusal(cause_of(error)):
+def _is_retryable(error: Exception, *, written: bool, traits: Traits) -> bool:
+    if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # What a script has done before the error came is done.
         return not (written and traits.runs_code)
-    is_broken = isinstance(error, ConnectionError | TimeoutError) and not is_answer(error)
-    return is_broken and (not written or traits.repeatable)
+    is_broken = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
+    return is_broken and (not written or traits.retry_safe)
 
 
-def is_hang_up(error: Exception) -> bool:
+def is_connection_loss(error: Exception) -> bool:
     """Whether the connection has ended without an answer."""
-    return isinstance(error, ConnectionError) and not is_answer(error)
+    return isinstance(error, ConnectionError) and not is_error_reply(error)
 
 
-def _is_refusal(cause: BaseException | None) -> bool:
+def _is_tls_refusal(cause: BaseException | None) -> bool:
     """Whether TLS was refused by either side, which the next attempt will not change."""
     return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
-def is_answer(error: Exception) -> bool:
+def is_error_reply(error: Exception) -> bool:
     """Whether the server said it; redis-py makes some of its replies connection errors."""
     return isinstance(error, ResponseError) or getattr(error, "status_code", None) is not None

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
-from aioredis_monitored._execution.fetch import LONGEST_WAIT
+from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS
 from aioredis_monitored.queue import scripts
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
@@ -14,7 +14,7 @@ from aioredis_monitored.queue.telemetry import QueueTelemetry
 _INNER: Final = re.compile(r"(?s)(?:\{([^}]+)\}:|(.*\}.*)::)(?:c|n|dead|sweeper|p:[0-9a-f]{32})")
 
 
-class Keys:
+class QueueKeys:
     """The keys of a queue.
 
     Args:
@@ -46,16 +46,16 @@ class Keys:
         self._prefix = f"{queue}::" if has_tag else f"{{{queue}}}:"
         self.queue = queue
         self.consumers = f"{self._prefix}c"
-        self.counts = f"{self._prefix}n"
+        self.deliveries = f"{self._prefix}n"
         self.dead = f"{self._prefix}dead"
         self.sweeper = f"{self._prefix}sweeper"
 
-    def taken(self, consumer: str) -> str:
+    def processing(self, consumer: str) -> str:
         """The list of what a consumer holds, by its id: 32 lower-case hexadecimal digits."""
         return f"{self._prefix}p:{consumer}"
 
 
-class Terms(NamedTuple):
+class LeaseConfig(NamedTuple):
     """On what terms messages are held.
 
     Attributes:
@@ -99,29 +99,29 @@ class Consumer:
         "carriers",
         "id",
         "is_batch",
-        "is_doubted",
-        "may_have_past",
+        "outcome_unknown",
+        "may_be_redelivery",
         "messages",
-        "taken",
+        "processing",
     )
 
-    def __init__(self, keys: Keys, terms: Terms, id: str | None = None) -> None:  # noqa: A002 - what it is
+    def __init__(self, keys: QueueKeys, terms: LeaseConfig, id: str | None = None) -> None:  # noqa: A002 - what it is
         self._keys = keys
         self._terms = terms
         self.id = id or uuid4().hex
-        self.taken = keys.taken(self.id)
+        self.processing = keys.processing(self.id)
         self.messages: list[bytes] = []
         self.carriers: list[Mapping[str, str]] = []
         self.is_batch = False
-        self.is_doubted = False
-        self.may_have_past = False
+        self.outcome_unknown = False
+        self.may_be_redelivery = False
 
-    def taking(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def take_arguments(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """Keys and arguments of the script that takes so many messages."""
-        keys = (self._keys.queue, self._keys.consumers, self.taken, self._keys.counts)
+        keys = (self._keys.queue, self._keys.consumers, self.processing, self._keys.deliveries)
         return keys, (self.id, self._terms.milliseconds, count)
 
-    def giving_back(self, side: str, *, counts: bool, may_live: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def nack_arguments(self, side: str, *, counts: bool, force: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """Keys and arguments of the script that gives back what it holds.
 
         Args:
@@ -130,15 +130,15 @@ class Consumer:
             may_live: Whether it is done even if the consumer lives.
         """
         keys = self._keys
-        where = (keys.queue, keys.consumers, self.taken, keys.counts, keys.dead)
-        return where, (self.id, side, int(counts), self._terms.max_deliveries or 0, int(may_live))
+        where = (keys.queue, keys.consumers, self.processing, keys.deliveries, keys.dead)
+        return where, (self.id, side, int(counts), self._terms.max_deliveries or 0, int(force))
 
-    def past(self) -> tuple[str, str]:
+    def delivery_keys(self) -> tuple[str, str]:
         """What it holds, and what is known of that: the keys of the scripts that look back, or delete it."""
-        return self.taken, self._keys.counts
+        return self.processing, self._keys.deliveries
 
 
-def registration(keys: Keys, terms: Terms, consumers: Iterable[Consumer]) -> tuple[Any, ...]:
+def register_command(keys: QueueKeys, terms: LeaseConfig, consumers: Iterable[Consumer]) -> tuple[Any, ...]:
     """The command by which consumers are known, and live for a lease from then on.
 
     It carries the script: with a server that has forgotten it, what follows would run all the same.
@@ -146,7 +146,7 @@ def registration(keys: Keys, terms: Terms, consumers: Iterable[Consumer]) -> tup
     return ("EVAL", scripts.REGISTER, 1, keys.consumers, terms.milliseconds, *(consumer.id for consumer in consumers))
 
 
-class Take:
+class LeaseFetch:
     """Fetches messages into the list of a consumer (see ``Fetch``).
 
     Args:
@@ -161,8 +161,8 @@ class Take:
     def __init__(
         self,
         consumer: Consumer,
-        keys: Keys,
-        terms: Terms,
+        keys: QueueKeys,
+        terms: LeaseConfig,
         count: int | None,
         telemetry: QueueTelemetry,
         sha: str,
@@ -172,44 +172,44 @@ class Take:
         self._terms = terms
         self._count = count or 1
         self.is_batch = count is not None
-        self.about = telemetry.take
-        self.note_empty = telemetry.note_empty
+        self.messaging = telemetry.take
+        self.on_empty = telemetry.on_empty
         self._script: tuple[str, str] = ("EVALSHA", sha)
         # It ends before the lease does, in whose time the consumer must be seen to live.
-        self.longest_wait = min(LONGEST_WAIT, terms.lease / 3)
+        self.max_wait = min(MAX_WAIT_SECONDS, terms.lease / 3)
 
-    def at_once(self) -> tuple[Any, ...]:
+    def poll_command(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
-        keys, arguments = self._consumer.taking(self._count)
+        keys, arguments = self._consumer.take_arguments(self._count)
         return (*self._script, len(keys), *keys, *arguments)
 
-    def tell_script(self) -> None:
+    def send_script(self) -> None:
         """Send the script from now on: the server does not know it, or has forgotten it."""
         self._script = ("EVAL", scripts.TAKE)
 
-    def found(self, reply: Any) -> Any:
+    def parse_poll(self, reply: Any) -> Any:
         """See ``Fetch``."""
-        messages, self._consumer.may_have_past = reply
+        messages, self._consumer.may_be_redelivery = reply
         return messages or None
 
-    def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
+    def blocking_commands(self, seconds: float) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``: also who was frozen meanwhile is known, and lives, before it can have anything.
 
         And behind that, as FLUSHALL may have come meanwhile: who dies with the message in its hands must be known then.
         """
-        registering = registration(self._keys, self._terms, (self._consumer,))
-        taking = ("BLMOVE", self._keys.queue, self._consumer.taken, "LEFT", "RIGHT", seconds)
-        return registering, taking, registering, ("EXISTS", self._keys.counts)
+        registering = register_command(self._keys, self._terms, (self._consumer,))
+        taking = ("BLMOVE", self._keys.queue, self._consumer.processing, "LEFT", "RIGHT", seconds)
+        return registering, taking, registering, ("EXISTS", self._keys.deliveries)
 
-    def arrived(self, replies: Sequence[Any]) -> Any:
+    def parse_blocking(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""
-        _, message, _, self._consumer.may_have_past = replies
+        _, message, _, self._consumer.may_be_redelivery = replies
         return None if message is None else [message]
 
-    def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:  # noqa: ARG002 - Redis knows
+    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:  # noqa: ARG002 - Redis knows
         """See ``Fetch``: nobody has seen it, which is no delivery."""
-        keys, arguments = self._consumer.giving_back(scripts.HEAD, counts=False, may_live=True)
-        return (("EVAL", scripts.GIVE_BACK, len(keys), *keys, *arguments),)
+        keys, arguments = self._consumer.nack_arguments(scripts.HEAD, counts=False, force=True)
+        return (("EVAL", scripts.NACK, len(keys), *keys, *arguments),)
 
-    def note_unsettled(self) -> None:
+    def on_unsettled(self) -> None:
         """See ``Fetch``: it comes back when the lease has ended, as that of a dead one does."""

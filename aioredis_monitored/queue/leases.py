@@ -13,36 +13,36 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, cast
 from redis.exceptions import NoScriptError, RedisError, TimeoutError  # noqa: A004
 from redis.typing import EncodableT
 
-from aioredis_monitored._cancellation import cleaning_up, finish
-from aioredis_monitored._execution.attempts import until_answered
+from aioredis_monitored._cancellation import cleaning_up, complete_shielded
+from aioredis_monitored._execution.attempts import retry_until_answered
 from aioredis_monitored._execution.fetch import SETTLE_SECONDS
-from aioredis_monitored._telemetry.messaging import Delivery, Processing
-from aioredis_monitored._telemetry.operation import Operation, Part
-from aioredis_monitored._telemetry.spans import About
-from aioredis_monitored._timeouts import Deadlines
+from aioredis_monitored._telemetry.messaging import MessagingOperation, ProcessSpan
+from aioredis_monitored._telemetry.operation import NestedCall, Operation
+from aioredis_monitored._telemetry.spans import MessagingSpec
+from aioredis_monitored._timeouts import DeadlineTimer
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.errors import LeaseLostError, TimedOutError
-from aioredis_monitored.pool.credentials import credentials_may_change
+from aioredis_monitored.pool.credentials import has_renewable_credentials
 from aioredis_monitored.queue import scripts
-from aioredis_monitored.queue.consumer import Consumer, Keys, Take, Terms
-from aioredis_monitored.queue.renewal import Keeper
+from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, LeaseFetch, QueueKeys
+from aioredis_monitored.queue.renewal import LeaseRenewer
 from aioredis_monitored.queue.scripts import HEAD, TAIL
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
 if TYPE_CHECKING:
-    from aioredis_monitored._telemetry.messaging import Processing
+    from aioredis_monitored._telemetry.messaging import ProcessSpan
     from aioredis_monitored.queue.consumer import Consumer
 
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Seconds for which what may be repeated is tried while the server does not answer, and between two attempts.
-_PERSISTENCE: Final = 5.0
-_PAUSE: Final = 0.05
+_MAX_RETRY_SECONDS: Final = 5.0
+_RETRY_DELAY_SECONDS: Final = 0.05
 
 
-class Leases:
+class LeaseManager:
     """What the consumers of a queue in this process hold.
 
     Args:
@@ -52,25 +52,27 @@ class Leases:
         telemetry: Of the queue.
     """
 
-    def __init__(self, client: MonitoredRedisConnection, keys: Keys, terms: Terms, telemetry: QueueTelemetry) -> None:
+    def __init__(
+        self, client: MonitoredRedisConnection, keys: QueueKeys, terms: LeaseConfig, telemetry: QueueTelemetry
+    ) -> None:
         self._client = client
         self._keys = keys
         self._terms = terms
         self._telemetry = telemetry
-        self._take = MonitoredScript(client, scripts.TAKE)
-        self._acknowledge = MonitoredScript(client, scripts.ACKNOWLEDGE)
-        self._give_back = MonitoredScript(client, scripts.GIVE_BACK)
-        self._look_back = MonitoredScript(client, scripts.LOOK_BACK)
+        self._take_script = MonitoredScript(client, scripts.TAKE)
+        self._ack_script = MonitoredScript(client, scripts.ACK)
+        self._nack_script = MonitoredScript(client, scripts.NACK)
+        self._counts_script = MonitoredScript(client, scripts.DELIVERY_COUNTS)
         self._free: list[Consumer] = []
         self._alive: set[Consumer] = set()
-        self._deadlines = Deadlines()
-        self._keeper = Keeper(client, keys, terms, self._alive, self._recover, telemetry.view)
-        telemetry.view.watch(self, terms.lease)
+        self._deadlines = DeadlineTimer()
+        self._renewer = LeaseRenewer(client, keys, terms, self._alive, self._recover, telemetry.stats)
+        telemetry.stats.track(self, terms.lease)
 
     @property
-    def may_get_credentials(self) -> bool:
+    def has_renewable_credentials(self) -> bool:
         """Whether there may be other credentials by and by, when the server refuses those that there are."""
-        return credentials_may_change(self._client.connection_pool)
+        return has_renewable_credentials(self._client.connection_pool)
 
     def __len__(self) -> int:
         """How many messages are held."""
@@ -91,49 +93,51 @@ class Leases:
         """
         consumer = self._free.pop() if self._free else Consumer(self._keys, self._terms)
         self._alive.add(consumer)
-        self._keeper.wake()
+        self._renewer.wake()
         try:
             messages = await self._fetch(consumer, count, seconds)
         except BaseException:
-            self._let_go(consumer, is_clean=False)
+            self._release(consumer, is_clean=False)
             raise
         if messages is None:
-            self._let_go(consumer, is_clean=True)
+            self._release(consumer, is_clean=True)
             return None
         # It may have been stopped meanwhile.
-        self._keeper.wake()
-        consumer.messages, consumer.carriers = self._telemetry.opened(messages)
+        self._renewer.wake()
+        consumer.messages, consumer.carriers = self._telemetry.unwrap(messages)
         consumer.is_batch = count is not None
         return consumer
 
     async def _fetch(self, consumer: Consumer, count: int | None, seconds: float) -> list[bytes] | None:
         queue, about = self._keys.queue, self._telemetry.take
-        fetch = Take(consumer, self._keys, self._terms, count, self._telemetry, self._take.sha)
-        command = ("BLMOVE", queue, consumer.taken, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
+        fetch = LeaseFetch(consumer, self._keys, self._terms, count, self._telemetry, self._take_script.sha)
+        command = ("BLMOVE", queue, consumer.processing, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
         return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
 
-    async def _fetched(self, fetch: Take, seconds: float, operation: Delivery | None) -> list[bytes] | None:
+    async def _fetched(
+        self, fetch: LeaseFetch, seconds: float, operation: MessagingOperation | None
+    ) -> list[bytes] | None:
         messages: list[bytes] | None
         try:
             messages = await self._client.fetch_within(fetch, seconds, operation)
         except NoScriptError:
             if operation is not None:
-                operation.goes_on()
-            fetch.tell_script()
+                operation.expect_more()
+            fetch.send_script()
             messages = await self._client.fetch_within(fetch, seconds, operation)
         return messages
 
-    def _let_go(self, consumer: Consumer, *, is_clean: bool) -> None:
+    def _release(self, consumer: Consumer, *, is_clean: bool) -> None:
         self._alive.discard(consumer)
         consumer.messages = []
         if is_clean:
             self._free.append(consumer)
 
-    def process(self, consumer: Consumer) -> Processing:
+    def process(self, consumer: Consumer) -> ProcessSpan:
         """The record of what is done with what it holds."""
-        return self._telemetry.processing(consumer.carriers, self._client.server_span)
+        return self._telemetry.process_span(consumer.carriers, self._client.server_span)
 
-    async def acknowledge(self, consumer: Consumer) -> None:
+    async def ack(self, consumer: Consumer) -> None:
         """Delete what it holds, also if this is cancelled, which is then a second late at most.
 
         Raises:
@@ -141,51 +145,53 @@ class Leases:
             redis.exceptions.RedisError: The server has not answered for five seconds, or a lease if that is less; what
                 was held comes back when the lease has ended.
         """
-        keys = consumer.past()
+        keys = consumer.delivery_keys()
         if consumer not in self._alive:
             message = f"queue {self._keys.queue!r}: what was held went back when the queue was closed"
             raise LeaseLostError(message)
         try:
             await self._settle(
-                self._telemetry.ack, consumer, self._acknowledge, keys, partial(self._acknowledged, consumer, keys)
+                self._telemetry.ack, consumer, self._ack_script, keys, partial(self._run_ack, consumer, keys)
             )
         except BaseException:
-            self._let_go(consumer, is_clean=False)
+            self._release(consumer, is_clean=False)
             raise
-        self._let_go(consumer, is_clean=not consumer.is_doubted)
+        self._release(consumer, is_clean=not consumer.outcome_unknown)
 
-    async def _acknowledged(self, consumer: Consumer, keys: Sequence[str], operation: Operation | None) -> None:
-        was_doubted, consumer.is_doubted = consumer.is_doubted, True
+    async def _run_ack(self, consumer: Consumer, keys: Sequence[str], operation: Operation | None) -> None:
+        was_doubted, consumer.outcome_unknown = consumer.outcome_unknown, True
 
         def doubt(_: RedisError) -> None:
             nonlocal was_doubted
             was_doubted = True
 
-        there = await self._persist(self._acknowledge, keys, (), operation, self._deadline(), doubt)
-        consumer.is_doubted = was_doubted
+        there = await self._retry_script(self._ack_script, keys, (), operation, self._deadline(), doubt)
+        consumer.outcome_unknown = was_doubted
         total = len(consumer.messages)
         lost = total - there
         # After an attempt without an answer, what is no longer there may have been deleted by that.
-        if lost and not consumer.is_doubted:
-            self._telemetry.note_lease_lost(lost)
+        if lost and not consumer.outcome_unknown:
+            self._telemetry.on_lease_lost(lost)
             message = (
                 f"queue {self._keys.queue!r}: {lost} of {total} messages were no longer held: another consumer got "
                 "them, as this process had not renewed its lease in time, or they were deleted (FLUSHALL, eviction)"
             )
             raise LeaseLostError(message)
 
-    async def past_of(self, consumer: Consumer) -> tuple[int, int]:
+    async def delivery_counts(self, consumer: Consumer) -> tuple[int, int]:
         """How often the message that it holds was delivered in vain, and in how many of these its consumer died.
 
         Raises:
             redis.exceptions.RedisError: The server has not answered for five seconds, or a lease if that is less.
         """
-        if not consumer.may_have_past:
+        if not consumer.may_be_redelivery:
             return 0, 0
-        deliveries, deaths = await self._persist(self._look_back, consumer.past(), (), None, self._deadline())
+        deliveries, deaths = await self._retry_script(
+            self._counts_script, consumer.delivery_keys(), (), None, self._deadline()
+        )
         return deliveries, deaths
 
-    async def give_back(self, consumer: Consumer, side: str, *, counts: bool = True) -> None:
+    async def nack(self, consumer: Consumer, side: str, *, counts: bool = True) -> None:
         """Put what it holds back, also if this is cancelled, which is then a second late at most.
 
         If the server does not answer for five seconds, or a lease if that is less, it comes back when the lease has
@@ -201,57 +207,59 @@ class Leases:
             return
         # From now on it holds nothing: whoever acknowledges meanwhile is told.
         self._alive.discard(consumer)
-        keys, arguments = consumer.giving_back(side, counts=counts, may_live=True)
+        keys, arguments = consumer.nack_arguments(side, counts=counts, force=True)
         try:
             await self._settle(
                 self._telemetry.nack,
                 consumer,
-                self._give_back,
+                self._nack_script,
                 keys,
-                partial(self._given_back, keys, arguments),
+                partial(self._run_nack, keys, arguments),
             )
         except RedisError as error:
             # Whoever gives back has an error of its own to tell.
             kind = type(error).__qualname__
             _LOGGER.warning("queue %r: what was held comes back when its lease has ended: %s", self._keys.queue, kind)
         finally:
-            self._let_go(consumer, is_clean=False)
+            self._release(consumer, is_clean=False)
 
     async def _settle(
         self,
-        about: About,
+        about: MessagingSpec,
         consumer: Consumer,
         script: MonitoredScript,
         keys: Sequence[str],
         settle: Callable[[Operation | None], Coroutine[Any, Any, object]],
     ) -> None:
-        async def finished(operation: Delivery | None) -> None:
+        async def finished(operation: MessagingOperation | None) -> None:
             if operation is not None:
-                operation.concern(len(consumer.messages), is_batch=consumer.is_batch)
-            await finish(f"queue {self._keys.queue!r}: {about.name}", lambda: settle(operation), SETTLE_SECONDS)
+                operation.set_message_count(len(consumer.messages), is_batch=consumer.is_batch)
+            await complete_shielded(
+                f"queue {self._keys.queue!r}: {about.name}", lambda: settle(operation), SETTLE_SECONDS
+            )
 
         await self._client.execute_about(about, ("EVALSHA", script.sha, len(keys), *keys), finished)
 
-    async def _given_back(
+    async def _run_nack(
         self, keys: Sequence[str], arguments: Sequence[EncodableT], operation: Operation | None
     ) -> None:
         is_more, deadline = True, self._deadline()
         while is_more:
-            *_, is_more = await self._persist(self._give_back, keys, arguments, operation, deadline)
+            *_, is_more = await self._retry_script(self._nack_script, keys, arguments, operation, deadline)
 
     async def _recover(self, consumer: Consumer) -> None:
-        keys, arguments = consumer.giving_back(scripts.HEAD, counts=True, may_live=False)
+        keys, arguments = consumer.nack_arguments(scripts.HEAD, counts=True, force=False)
         is_more, deadline = True, self._deadline()
         while is_more:
-            back, dead, is_more = await self._persist(self._give_back, keys, arguments, None, deadline)
+            back, dead, is_more = await self._retry_script(self._nack_script, keys, arguments, None, deadline)
             # At once: all of it may take longer than there is time.
             if back or dead:
-                self._telemetry.note_recovered(back + dead)
+                self._telemetry.on_recovered(back + dead)
 
     def _deadline(self) -> float:
-        return asyncio.get_running_loop().time() + min(_PERSISTENCE, self._terms.lease)
+        return asyncio.get_running_loop().time() + min(_MAX_RETRY_SECONDS, self._terms.lease)
 
-    async def _persist(
+    async def _retry_script(
         self,
         script: MonitoredScript,
         keys: Sequence[str],
@@ -264,7 +272,7 @@ class Leases:
         failure: RedisError | None = None
 
         async def attempt() -> Any:
-            part = None if operation is None else Part(operation)
+            part = None if operation is None else NestedCall(operation)
             return await script.run_within(part, keys, *arguments)
 
         def note_failure(error: RedisError) -> None:
@@ -275,23 +283,23 @@ class Leases:
 
         try:
             # An attempt alone may take as long as the client's socket_timeout.
-            return await self._deadlines.before(
-                deadline, until_answered(attempt, lambda _: _PAUSE, on_failure=note_failure)
+            return await self._deadlines.run_until(
+                deadline, retry_until_answered(attempt, lambda _: _RETRY_DELAY_SECONDS, on_failure=note_failure)
             )
         except builtins.TimeoutError:
             raise failure or TimeoutError("no answer from the server in time") from None
 
-    async def let_go(self) -> None:
+    async def release_all(self) -> None:
         """Give back all that is held, and do no more until something is taken again.
 
         It takes five seconds at most, or a lease if that is less.
         """
-        self._keeper.stop()
+        self._renewer.stop()
         deadline = self._deadline()
         with cleaning_up(f"queue {self._keys.queue!r}: closing it"):
             # All at once, as each may take that long.
             holding = [consumer for consumer in self._alive if consumer.messages]
-            await asyncio.gather(*(self.give_back(consumer, scripts.HEAD) for consumer in holding))
+            await asyncio.gather(*(self.nack(consumer, scripts.HEAD) for consumer in holding))
             if self._free:
                 free, self._free = self._free, []
                 with suppress(RedisError, builtins.TimeoutError):
@@ -304,7 +312,7 @@ class Leases:
 T_co = TypeVar("T_co", covariant=True)
 
 
-class Taking(Generic[T_co]):
+class TakeContext(Generic[T_co]):
     """``async with`` it: leaving acknowledges, an error gives back to the tail, a cancellation to the head.
 
     Args:
@@ -314,13 +322,15 @@ class Taking(Generic[T_co]):
         shape: Makes of them what the block gets.
     """
 
-    def __init__(self, leases: Leases, count: int | None, seconds: float, shape: Callable[[list[bytes]], T_co]) -> None:
+    def __init__(
+        self, leases: LeaseManager, count: int | None, seconds: float, shape: Callable[[list[bytes]], T_co]
+    ) -> None:
         self._leases = leases
         self._count = count
         self._seconds = seconds
         self._shape = shape
         self._is_entered = False
-        self._held: tuple[Consumer, Processing] | None = None
+        self._held: tuple[Consumer, ProcessSpan] | None = None
 
     async def __aenter__(self) -> T_co:
         if self._is_entered:
@@ -340,10 +350,10 @@ class Taking(Generic[T_co]):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        consumer, processing = cast("tuple[Consumer, Processing]", self._held)
+        consumer, processing = cast("tuple[Consumer, ProcessSpan]", self._held)
         self._is_entered, self._held = False, None
         processing.__exit__(kind, error, traceback)
         if error is None:
-            await self._leases.acknowledge(consumer)
+            await self._leases.ack(consumer)
         else:
-            await self._leases.give_back(consumer, TAIL if isinstance(error, Exception) else HEAD)
+            await self._leases.nack(consumer, TAIL if isinstance(error, Exception) else HEAD)

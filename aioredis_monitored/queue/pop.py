@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, Final
 
-from aioredis_monitored._execution.fetch import LONGEST_WAIT
+from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
@@ -17,7 +17,7 @@ for _, message in ipairs(ARGV) do redis.call('LPUSH', KEYS[1], message) end
 """
 
 
-class Pop:
+class PopFetch:
     """Fetches the messages at the head of a list (see ``Fetch``).
 
     Args:
@@ -26,39 +26,39 @@ class Pop:
         count: How many at most; default ``None``, for the first one.
     """
 
-    longest_wait = LONGEST_WAIT
+    max_wait = MAX_WAIT_SECONDS
 
     def __init__(self, queue: str, telemetry: QueueTelemetry, count: int | None = None) -> None:
         self._queue = queue
         self._telemetry = telemetry
         self._count = count
-        self.about = telemetry.get
-        self.note_empty = telemetry.note_empty
+        self.messaging = telemetry.get
+        self.on_empty = telemetry.on_empty
         self.is_batch = count is not None
 
-    def at_once(self) -> tuple[Any, ...]:
+    def poll_command(self) -> tuple[Any, ...]:
         """See ``Fetch``."""
         return ("LPOP", self._queue) if self._count is None else ("LPOP", self._queue, self._count)
 
-    def found(self, reply: Any) -> Any:
+    def parse_poll(self, reply: Any) -> Any:
         """See ``Fetch``."""
         return [reply] if isinstance(reply, bytes) else reply
 
-    def waiting(self, seconds: float) -> Sequence[tuple[Any, ...]]:
+    def blocking_commands(self, seconds: float) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``; older servers take no fractions of seconds."""
         return (("BLPOP", self._queue, math.ceil(seconds)),)
 
-    def arrived(self, replies: Sequence[Any]) -> Any:
+    def parse_blocking(self, replies: Sequence[Any]) -> Any:
         """See ``Fetch``."""
         (reply,) = replies
         return None if reply is None else [reply[1]]
 
-    def putting_back(self, found: Any) -> Sequence[tuple[Any, ...]]:
+    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``; a user who may pop need not be one who may run scripts."""
         messages = tuple(reversed(found))
         return ("LPUSH", self._queue, *messages), ("EVAL", _PUT_BACK, 1, self._queue, *messages)
 
-    def note_unsettled(self) -> None:
+    def on_unsettled(self) -> None:
         """See ``Fetch``."""
-        self._telemetry.note_unsettled()
+        self._telemetry.on_unsettled()
         _LOGGER.warning("queue %r: what was on its way to a get that was cancelled may be lost", self._queue)

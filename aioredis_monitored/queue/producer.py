@@ -8,12 +8,12 @@ from typing import Any, Final
 
 from redis.typing import EncodableT
 
-from aioredis_monitored._telemetry.context import folded
-from aioredis_monitored._telemetry.messaging import Delivery
+from aioredis_monitored._telemetry.context import nested_in
+from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.errors import TimedOutError
-from aioredis_monitored.pool.retry import pauses
+from aioredis_monitored.pool.retry import exponential_backoff
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
 # KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
@@ -24,10 +24,10 @@ for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
 return {1, depth}
 """
 # Seconds between one look for room and the next.
-_seconds_after = pauses(0.002, 0.1)
+_room_backoff = exponential_backoff(0.002, 0.1)
 
 
-class Putting:
+class Producer:
     """The producers' side of a queue.
 
     Args:
@@ -74,39 +74,46 @@ class Putting:
         else:
             command = ("RPUSH", self._queue, *messages)
             depth = await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))
-            telemetry.view.see(depth=depth)
+            telemetry.stats.update(depth=depth)
 
-    async def _append(self, messages: Sequence[EncodableT], is_batch: bool, operation: Delivery | None) -> int:
+    async def _append(
+        self, messages: Sequence[EncodableT], is_batch: bool, operation: MessagingOperation | None
+    ) -> int:
         if operation is not None:
-            operation.concern(len(messages), is_batch=is_batch)
+            operation.set_message_count(len(messages), is_batch=is_batch)
         sealed = self._sealed(messages, operation)
         depth: int = await self._client.execute_within(operation, "RPUSH", self._queue, *sealed)
         return depth
 
     async def _append_in_time(
-        self, messages: Sequence[EncodableT], most: int, seconds: float, is_batch: bool, operation: Delivery | None
+        self,
+        messages: Sequence[EncodableT],
+        most: int,
+        seconds: float,
+        is_batch: bool,
+        operation: MessagingOperation | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + seconds
         if operation is not None:
-            operation.wait_for_room()
-            operation.concern(len(messages), is_batch=is_batch)
+            operation.exclude_wait()
+            operation.set_message_count(len(messages), is_batch=is_batch)
         sealed = self._sealed(messages, operation)
         looks = 1
         # None of its looks is a span.
-        with folded(operation or self):
+        with nested_in(operation or self):
             while True:
                 has_room, depth = await self._script([self._queue], [most, *sealed])
-                self._telemetry.view.see(depth=depth)
+                self._telemetry.stats.update(depth=depth)
                 if has_room:
                     return
                 if (left := deadline - loop.time()) <= 0:
                     raise TimedOutError("Timed out waiting for room in the message queue.")
-                await sleep(min(left, _seconds_after(looks)))
+                await sleep(min(left, _room_backoff(looks)))
                 looks += 1
 
-    def _sealed(self, messages: Sequence[EncodableT], operation: Delivery | None) -> Sequence[EncodableT]:
+    def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
         if not self._propagate:
             return messages
         encode = self._client.get_encoder().encode  # type: ignore[no-untyped-call]
-        return self._telemetry.sealed([encode(message) for message in messages], operation)
+        return self._telemetry.wrap([encode(message) for message in messages], operation)

@@ -14,19 +14,19 @@ from aioredis_monitored._execution.fetch import FETCH
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
-from aioredis_monitored.errors import OwnConnectionError, TimedOutError
-from aioredis_monitored.queue.consumer import Keys, Terms
-from aioredis_monitored.queue.leases import Leases, Taking
-from aioredis_monitored.queue.pop import Pop
-from aioredis_monitored.queue.producer import Putting
-from aioredis_monitored.queue.scripts import REVIVE
+from aioredis_monitored.errors import DedicatedConnectionError, TimedOutError
+from aioredis_monitored.queue.consumer import LeaseConfig, QueueKeys
+from aioredis_monitored.queue.leases import LeaseManager, TakeContext
+from aioredis_monitored.queue.pop import PopFetch
+from aioredis_monitored.queue.producer import Producer
+from aioredis_monitored.queue.scripts import REQUEUE_DEAD
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 from aioredis_monitored.queue.worker import Worker
 
-_MOST_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
-_LEAST_LEASE: Final = 1
+_MAX_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
+_MIN_LEASE_SECONDS: Final = 1
 # More would keep the server from all else for long.
-_AT_ONCE: Final = 100
+_MAX_REQUEUE_BATCH: Final = 100
 
 
 class MessageQueue:
@@ -86,24 +86,24 @@ class MessageQueue:
         if not isinstance(name, str):
             message = f"a queue's name is text, not {type(name).__name__}"
             raise TypeError(message)
-        if not _is_number(lease) or not _LEAST_LEASE <= lease <= _MOST_SECONDS:
-            message = f"lease must be a number of seconds from {_LEAST_LEASE} to {_MOST_SECONDS}, not {lease!r}"
+        if not _is_number(lease) or not _MIN_LEASE_SECONDS <= lease <= _MAX_SECONDS:
+            message = f"lease must be a number of seconds from {_MIN_LEASE_SECONDS} to {_MAX_SECONDS}, not {lease!r}"
             raise ValueError(message)
         self.name = name
         self.client = _client_of(client)
-        self._keys = Keys(name)
+        self._keys = QueueKeys(name)
         self._telemetry = QueueTelemetry(self.client.telemetry, name, propagate=propagate)
-        self._pop = Pop(name, self._telemetry)
-        terms = Terms(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
+        self._pop = PopFetch(name, self._telemetry)
+        terms = LeaseConfig(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
         # What renews leases must not wait until the one connection of a handle is free.
         kept = self.client.single_connection_client
         shared = MonitoredRedisConnection(connection_pool=self.client.connection_pool) if kept else self.client
-        self._leases = Leases(shared, self._keys, terms, self._telemetry)
+        self._leases = LeaseManager(shared, self._keys, terms, self._telemetry)
         self._workers: set[Worker] = set()
         self._is_stopped = False
         self._max_length = None if max_length is None else _count("max_length", max_length)
-        self._putting = Putting(self.client, name, self._max_length, self._telemetry, propagate=propagate)
-        self._revive = MonitoredScript(self.client, REVIVE)
+        self._producer = Producer(self.client, name, self._max_length, self._telemetry, propagate=propagate)
+        self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
@@ -131,19 +131,19 @@ class MessageQueue:
             count: How many at most.
             timeout: As in ``get``, and so is what is raised.
         """
-        return await self._popped(Pop(self.name, self._telemetry, _count("count", count)), timeout)
+        return await self._popped(PopFetch(self.name, self._telemetry, _count("count", count)), timeout)
 
-    async def _popped(self, pop: Pop, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
-        self._refuse_other_database()
+    async def _popped(self, pop: PopFetch, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
+        self._check_database()
         seconds = _whole_seconds(timeout)
-        args = pop.at_once() if seconds == 0 else ("BLPOP", self.name, seconds or 0)
+        args = pop.poll_command() if seconds == 0 else ("BLPOP", self.name, seconds or 0)
         messages: list[bytes] | None = await self.client.execute_command(*args, **{FETCH: pop})
         if messages is None:
             raise TimedOutError("Timed out waiting for the message queue.")
-        payloads, _ = self._telemetry.opened(messages)
+        payloads, _ = self._telemetry.unwrap(messages)
         return payloads
 
-    def take(self, timeout: float | None = None) -> Taking[bytes]:
+    def take(self, timeout: float | None = None) -> TakeContext[bytes]:
         """Hold the message at the head while a block runs: ``async with queue.take() as message: …``.
 
         Leaving the block acknowledges it: it is deleted. If the block raises, it goes back, to the tail; if it is
@@ -161,10 +161,10 @@ class MessageQueue:
             redis.exceptions.RedisError: On leaving: the acknowledgement has got no answer for five seconds, or a lease
                 if that is less. The message may come again.
         """
-        self._refuse_other_database()
-        return Taking(self._leases, None, _seconds(timeout), _the_only_one)
+        self._check_database()
+        return TakeContext(self._leases, None, _seconds(timeout), _single)
 
-    def take_many(self, count: int, timeout: float | None = None) -> Taking[list[bytes]]:
+    def take_many(self, count: int, timeout: float | None = None) -> TakeContext[list[bytes]]:
         """Hold up to ``count`` messages: those that are there, or the first one that comes.
 
         They are acknowledged all together, or go back all together.
@@ -173,8 +173,8 @@ class MessageQueue:
             count: How many at most.
             timeout: As in ``take``, and so is what is raised.
         """
-        self._refuse_other_database()
-        return Taking(self._leases, _count("count", count), _seconds(timeout), list)
+        self._check_database()
+        return TakeContext(self._leases, _count("count", count), _seconds(timeout), list)
 
     async def consume(self, handler: Callable[[bytes], Awaitable[object]], *, concurrency: int = 8) -> None:
         """Take messages and handle them, until ``stop`` is called or this is cancelled.
@@ -197,7 +197,7 @@ class MessageQueue:
         if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004
             message = f"a handler is a coroutine function, not {handler!r}"
             raise TypeError(message)
-        self._refuse_other_database()
+        self._check_database()
         worker = Worker(self.name, self._leases, handler, _count("concurrency", concurrency))
         if self._is_stopped:
             return
@@ -246,32 +246,34 @@ class MessageQueue:
         await self._put(tuple(messages), timeout, is_batch=True)
 
     async def _put(self, messages: Sequence[EncodableT], timeout: float | None, *, is_batch: bool) -> None:  # noqa: ASYNC109 - as in get()
-        self._refuse_other_database()
+        self._check_database()
         seconds = _seconds(timeout)
         if self._max_length is not None and len(messages) > self._max_length:
             message = f"{len(messages)} messages at once in a queue for {self._max_length}"
             raise ValueError(message)
         if messages:
-            await self._putting.put(messages, seconds, is_batch=is_batch)
+            await self._producer.put(messages, seconds, is_batch=is_batch)
 
     async def dead(self) -> list[bytes]:
         """The messages that were delivered ``max_deliveries`` times, the oldest first; they stay where they are."""
         messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
-        self._telemetry.view.see(dead=len(messages))
+        self._telemetry.stats.update(dead=len(messages))
         return [unseal(message)[0] for message in messages]
 
     async def requeue_dead(self) -> int:
         """Put those messages back to the tail of the queue, as if they had never been delivered; return how many."""
         left = total = await self.client.llen(self._keys.dead)
-        while left > 0 and (moved := await self._revive([self._keys.dead, self.name], [min(left, _AT_ONCE)])):
+        while left > 0 and (
+            moved := await self._requeue_script([self._keys.dead, self.name], [min(left, _MAX_REQUEUE_BATCH)])
+        ):
             left -= moved
-        self._telemetry.view.see(dead=left)
+        self._telemetry.stats.update(dead=left)
         return total - left
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
-        await self.client.delete(self.name, self._keys.counts)
-        self._telemetry.view.see(depth=0)
+        await self.client.delete(self.name, self._keys.deliveries)
+        self._telemetry.stats.update(depth=0)
 
     async def close(self) -> None:
         """Delete the list and every message in it, as ``unlink`` does."""
@@ -283,9 +285,9 @@ class MessageQueue:
         What is held in ``take`` goes back. If the server does not answer, that is given up after five seconds, or a
         lease if that is less, and it goes back when the lease has ended.
         """
-        await self._leases.let_go()
+        await self._leases.release_all()
 
-    def _refuse_other_database(self) -> None:
+    def _check_database(self) -> None:
         """Refuse to put where this queue does not take from, and to fetch what would go back elsewhere.
 
         Raises:
@@ -293,7 +295,7 @@ class MessageQueue:
         """
         if self.client.databases:
             message = f"this client has selected database {', '.join(sorted(self.client.databases))}"
-            raise OwnConnectionError(f"{message}: a queue needs a pool whose db that is")
+            raise DedicatedConnectionError(f"{message}: a queue needs a pool whose db that is")
 
     async def __aenter__(self) -> Self:
         return self
@@ -338,8 +340,8 @@ def _whole_seconds(timeout: Any) -> int | None:
     """BLPOP's timeout: rounded up, since 0 would mean for ever and older servers take no fractions."""
     if timeout is None:
         return None
-    if not _is_number(timeout) or not 0 <= timeout <= _MOST_SECONDS:
-        message = f"timeout must be None or a number of seconds from 0 to {_MOST_SECONDS}, not {timeout!r}"
+    if not _is_number(timeout) or not 0 <= timeout <= _MAX_SECONDS:
+        message = f"timeout must be None or a number of seconds from 0 to {_MAX_SECONDS}, not {timeout!r}"
         raise ValueError(message)
     return math.ceil(float(timeout))
 
@@ -349,5 +351,5 @@ def _seconds(timeout: Any) -> float:
     return math.inf if seconds is None else seconds
 
 
-def _the_only_one(messages: list[bytes]) -> bytes:
+def _single(messages: list[bytes]) -> bytes:
     return messages[0]

@@ -12,33 +12,33 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from aioredis_monitored._commands.table import text_of
-from aioredis_monitored._redispy.connections import sending_soundly
+from aioredis_monitored._commands.table import argument_text
+from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.sockets import close_now
-from aioredis_monitored._telemetry.context import silence
-from aioredis_monitored._telemetry.stats import QueueView
+from aioredis_monitored._telemetry.context import suppressed
+from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import scripts
-from aioredis_monitored.queue.consumer import Consumer, Keys, Terms, registration
+from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Of a lease: after two attempts in vain, a third one comes before it ends.
 _INTERVAL: Final = 1 / 4
 # Of that, while a fault lasts.
-_AGAIN: Final = 1 / 4
+_RETRY_SHARE: Final = 1 / 4
 # Of a lease: what was renewed so long ago may have ended, and so may the leases of all others.
-_GAP: Final = 1 / 2
+_MAX_RENEWAL_GAP: Final = 1 / 2
 # Of the interval, so that a single consumer finds its own mark gone.
-_SWEEPING: Final = 0.8
-_LONGEST_ID: Final = 64
+_SWEEP_SHARE: Final = 0.8
+_MAX_ID_LENGTH: Final = 64
 # How many more messages may be counted than there are, before all counts are forgotten.
-_EXCESS: Final = 10_000
+_MAX_STALE_COUNTS: Final = 10_000
 
 
-class Keeper:
+class LeaseRenewer:
     """Renews the leases of a queue's consumers in this process, and recovers those of others, while there are any.
 
     A timer and no task: nothing is left to be cancelled when the event loop ends.
@@ -58,25 +58,25 @@ class Keeper:
     def __init__(
         self,
         client: MonitoredRedisConnection,
-        keys: Keys,
-        terms: Terms,
+        keys: QueueKeys,
+        terms: LeaseConfig,
         alive: Collection[Consumer],
         recover: Callable[[Consumer], Awaitable[None]],
-        view: QueueView,
+        view: QueueStats,
     ) -> None:
         self._client = client
         self._keys = keys
         self._terms = terms
         self._alive = alive
         self._recover = recover
-        self._view = view
+        self._stats = view
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._keeping: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
         self._is_wanted = False
         # When leases were last renewed, or began; and from when on others' may be taken for ended.
-        self._renewed = self._sweeps_from = -inf
-        self._knows_policy = False
+        self._renewed_at = self._sweeps_from = -inf
+        self._has_checked_policy = False
 
     def wake(self) -> None:
         """Begin, unless that is done."""
@@ -84,10 +84,10 @@ class Keeper:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             # A timer of an event loop that has ended never comes.
-            self._loop, self._timer, self._keeping = loop, None, None
-        if self._timer is None and self._keeping is None:
-            self._renewed = loop.time()
-            self._watch(_INTERVAL)
+            self._loop, self._timer, self._task = loop, None, None
+        if self._timer is None and self._task is None:
+            self._renewed_at = loop.time()
+            self._arm_timer(_INTERVAL)
 
     def stop(self) -> None:
         """Do no more until it is woken again."""
@@ -95,25 +95,25 @@ class Keeper:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._keeping is not None:
-            self._keeping.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
-    def _watch(self, share: float) -> None:
+    def _arm_timer(self, share: float) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._terms.lease * share, self._begin, context=Context())
+        self._timer = loop.call_later(self._terms.lease * share, self._start, context=Context())
 
-    def _begin(self) -> None:
+    def _start(self) -> None:
         self._timer = None
         if self._alive or self._is_wanted:
             self._is_wanted = False
-            self._keeping = asyncio.get_running_loop().create_task(self._keep())
-            self._keeping.add_done_callback(self._has_kept, context=Context())
+            self._task = asyncio.get_running_loop().create_task(self._run())
+            self._task.add_done_callback(self._on_done, context=Context())
 
-    def _has_kept(self, keeping: asyncio.Task[None]) -> None:
-        self._keeping = None
+    def _on_done(self, keeping: asyncio.Task[None]) -> None:
+        self._task = None
         if keeping.cancelled():
             if self._is_wanted:
-                self._watch(_INTERVAL)
+                self._arm_timer(_INTERVAL)
             return
         error = keeping.exception()
         if isinstance(error, PoolClosedError):
@@ -121,41 +121,41 @@ class Keeper:
             return
         if error is not None:
             _LOGGER.warning("queue %r: leases were not renewed: %s", self._keys.queue, type(error).__qualname__)
-        self._watch(_INTERVAL if error is None else _INTERVAL * _AGAIN)
+        self._arm_timer(_INTERVAL if error is None else _INTERVAL * _RETRY_SHARE)
 
-    async def _keep(self) -> None:
+    async def _run(self) -> None:
         # It is nobody's call.
         interval = self._terms.lease * _INTERVAL
-        with silence():
-            async with _own_client(self._client) as client:
+        with suppressed():
+            async with _dedicated_client(self._client) as client:
                 # A reply may take longer than a lease.
                 async with asyncio.timeout(interval):
                     await self._renew(client)
                 async with asyncio.timeout(interval):
-                    await self._look(client)
+                    await self._update_stats(client)
                     if asyncio.get_running_loop().time() >= self._sweeps_from:
-                        await self._sweep(client)
+                        await self._recover_expired(client)
 
     async def _renew(self, client: Redis) -> None:
         # Also if there are none: it is to be seen whether the server answers.
-        renewing = registration(self._keys, self._terms, self._alive)
+        renewing = register_command(self._keys, self._terms, self._alive)
         await client.execute_command(*renewing)  # type: ignore[no-untyped-call]
         now = asyncio.get_running_loop().time()
-        if now - self._renewed > self._terms.lease * _GAP:
+        if now - self._renewed_at > self._terms.lease * _MAX_RENEWAL_GAP:
             self._sweeps_from = now + self._terms.lease
-        self._renewed = now
+        self._renewed_at = now
 
-    async def _look(self, client: Redis) -> None:
+    async def _update_stats(self, client: Redis) -> None:
         # A user who may not look at one of them has leases all the same.
         for key, see in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):
-                self._view.see(**{see: await client.llen(key)})
-        if not self._knows_policy:
+                self._stats.update(**{see: await client.llen(key)})
+        if not self._has_checked_policy:
             with suppress(ResponseError):
-                self._warn_of(str((await client.info("memory")).get("maxmemory_policy")))
-            self._knows_policy = True
+                self._warn_eviction(str((await client.info("memory")).get("maxmemory_policy")))
+            self._has_checked_policy = True
 
-    def _warn_of(self, policy: str) -> None:
+    def _warn_eviction(self, policy: str) -> None:
         if policy.startswith("allkeys-"):
             _LOGGER.warning(
                 "queue %r: the server's maxmemory-policy is %s, which deletes messages when memory is short: "
@@ -164,13 +164,13 @@ class Keeper:
                 policy,
             )
 
-    async def _sweep(self, client: Redis) -> None:
+    async def _recover_expired(self, client: Redis) -> None:
         keys = self._keys
-        pause = int(self._terms.milliseconds * _INTERVAL * _SWEEPING)
-        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.counts, pause)
+        pause = int(self._terms.milliseconds * _INTERVAL * _SWEEP_SHARE)
+        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
         here = {consumer.id for consumer in self._alive}
         for each in ended:
-            consumer = Consumer(keys, self._terms, text_of(each, _LONGEST_ID))
+            consumer = Consumer(keys, self._terms, argument_text(each, _MAX_ID_LENGTH))
             if consumer.id not in here:
                 try:
                     await self._recover(consumer)
@@ -179,28 +179,28 @@ class Keeper:
                     kind = type(error).__qualname__
                     _LOGGER.warning("queue %r: what a dead consumer has held cannot come back: %s", keys.queue, kind)
         if known:
-            lists = [keys.taken(text_of(each, _LONGEST_ID)) for each in known]
-            declared = (keys.counts, keys.consumers, keys.queue, *lists)
+            lists = [keys.processing(argument_text(each, _MAX_ID_LENGTH)) for each in known]
+            declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
             # One of them may be no list.
             with suppress(ResponseError):
-                await client.eval(scripts.FORGET, len(declared), *declared, _EXCESS)
+                await client.eval(scripts.FORGET, len(declared), *declared, _MAX_STALE_COUNTS)
 
 
-class _SoundPool(ConnectionPool):
+class _SafePool(ConnectionPool):
     def make_connection(self) -> AbstractConnection:
-        return sending_soundly(super().make_connection())  # type: ignore[no-untyped-call,no-any-return]
+        return with_safe_send(super().make_connection())  # type: ignore[no-untyped-call,no-any-return]
 
 
 @asynccontextmanager
-async def _own_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
+async def _dedicated_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
     """A client like this one that need not wait for a connection: others may wait for messages on all of them."""
     pool = client.connection_pool
     if isinstance(pool, MonitoredConnectionPool):
-        pool.check_usable()
+        pool.check_open()
         if pool.multiplexer is not None:
             yield client
             return
-    own = _SoundPool(pool.connection_class, **pool.connection_kwargs)
+    own = _SafePool(pool.connection_class, **pool.connection_kwargs)
     try:
         async with own:
             yield Redis(connection_pool=own)

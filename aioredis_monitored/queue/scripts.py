@@ -35,7 +35,7 @@ return {messages, redis.call('EXISTS', KEYS[4])}
 """
 
 # KEYS: taken, counts. Returns how many they were.
-ACKNOWLEDGE: Final = """
+ACK: Final = """
 local held = redis.call('LLEN', KEYS[1])
 if redis.call('EXISTS', KEYS[2]) == 1 then
     for _, message in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
@@ -51,7 +51,7 @@ return held
 # consumer, end of the queue, whether it counts as a delivery, after how many of these a message is dead (0: never),
 # whether the consumer may live. Returns how many are back, how many are dead, and whether there are more: ten thousand
 # would keep the server from all else for 80 ms.
-GIVE_BACK: Final = """
+NACK: Final = """
 local consumer, side, counts, most, may_live = ARGV[1], ARGV[2], ARGV[3] == '1', tonumber(ARGV[4]), ARGV[5] == '1'
 if not may_live then
     local now, deadline = redis.call('TIME'), redis.call('ZSCORE', KEYS[2], consumer)
@@ -85,7 +85,7 @@ return {back, dead, 1}
 """
 
 # KEYS: taken, counts. Returns how often the message was delivered in vain, and in how many of these its consumer died.
-LOOK_BACK: Final = """
+DELIVERY_COUNTS: Final = """
 local hash = redis.sha1hex(redis.call('LINDEX', KEYS[1], 0) or '')
 local counts = redis.call('HMGET', KEYS[2], hash, hash .. ':deaths')
 return {tonumber(counts[1] or 0), tonumber(counts[2] or 0)}
@@ -114,7 +114,7 @@ if messages == 0 or redis.call('HLEN', KEYS[1]) > 2 * messages + ARGV[1] then re
 """
 
 # KEYS: dead, queue. ARGV: how many at most. Returns how many they were.
-REVIVE: Final = """
+REQUEUE_DEAD: Final = """
 redis.call('PERSIST', KEYS[1])
 for number = 1, ARGV[1] do
     if not redis.call('LMOVE', KEYS[1], KEYS[2], 'LEFT', 'RIGHT') then return number - 1 end

@@ -11,23 +11,23 @@ from typing import Final, cast
 
 from redis.exceptions import AuthenticationError, RedisError
 
-from aioredis_monitored._cancellation import finish, shielded
-from aioredis_monitored._execution.attempts import until_answered
-from aioredis_monitored._telemetry.context import spanless
+from aioredis_monitored._cancellation import complete_shielded, shielded
+from aioredis_monitored._execution.attempts import retry_until_answered
+from aioredis_monitored._telemetry.context import without_span
 from aioredis_monitored.errors import LeaseLostError
-from aioredis_monitored.pool.retry import may_pass, pauses
+from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 from aioredis_monitored.queue.consumer import Consumer
-from aioredis_monitored.queue.leases import Leases
+from aioredis_monitored.queue.leases import LeaseManager
 from aioredis_monitored.queue.scripts import HEAD, TAIL
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # Seconds before what has failed is tried again, doubled with each failure in a row.
-_seconds_after = pauses(0.1, 5.0)
+_failure_backoff = exponential_backoff(0.1, 5.0)
 # The same where credentials were refused: too many attempts lock an account.
-_seconds_after_refusal = pauses(0.1, 30.0)
+_auth_backoff = exponential_backoff(0.1, 30.0)
 # Seconds that handlers which are cancelled get.
-_GRACE: Final = 5.0
+_CANCEL_SECONDS: Final = 5.0
 
 
 class Worker:
@@ -43,7 +43,7 @@ class Worker:
     """
 
     def __init__(
-        self, name: str, leases: Leases, handler: Callable[[bytes], Awaitable[object]], concurrency: int
+        self, name: str, leases: LeaseManager, handler: Callable[[bytes], Awaitable[object]], concurrency: int
     ) -> None:
         self._name = name
         self._leases = leases
@@ -54,7 +54,7 @@ class Worker:
         self._idle: set[asyncio.Task[None]] = set()
         self._stopped: set[asyncio.Task[None]] = set()
         # One waits for all: the others would only hold a connection each.
-        self._turn = asyncio.Lock()
+        self._waiting_lock = asyncio.Lock()
         # How many loops hold a message; set when one lets go of its own, or no longer waits for one.
         self._holding = 0
         self._released = asyncio.Event()
@@ -72,13 +72,15 @@ class Worker:
         Raises:
             redis.exceptions.RedisError: The server refuses, which waiting will not change.
         """
-        loops = [asyncio.create_task(self._loop(), context=spanless()) for _ in range(self._concurrency)]
+        loops = [asyncio.create_task(self._loop(), context=without_span()) for _ in range(self._concurrency)]
         try:
-            is_stopped = await self._drained(loops)
+            is_stopped = await self._wait_stopped(loops)
         except asyncio.CancelledError:
             for loop in loops:
                 loop.cancel()
-            await finish(f"queue {self._name!r}: the end of its handlers", lambda: asyncio.wait(loops), _GRACE)
+            await complete_shielded(
+                f"queue {self._name!r}: the end of its handlers", lambda: asyncio.wait(loops), _CANCEL_SECONDS
+            )
             raise
         finally:
             errors = self._errors_of(loops)
@@ -88,7 +90,7 @@ class Worker:
             # Something has cancelled a loop and not this.
             raise asyncio.CancelledError
 
-    async def _drained(self, loops: Collection[asyncio.Task[None]]) -> bool:
+    async def _wait_stopped(self, loops: Collection[asyncio.Task[None]]) -> bool:
         """Wait until this is to end and the loops have ended; return whether it was stopped."""
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
@@ -126,11 +128,11 @@ class Worker:
         work = partial(self._work, task)
         while not self._draining.is_set():
             try:
-                await until_answered(
+                await retry_until_answered(
                     work,
-                    _seconds_after,
-                    after_refusal=self._seconds_after_refusal if self._leases.may_get_credentials else None,
-                    on_failure=self._note_outage,
+                    _failure_backoff,
+                    after_refusal=self._auth_delay if self._leases.has_renewable_credentials else None,
+                    on_failure=self._log_outage,
                     pause=self._pause,
                 )
             except asyncio.CancelledError:
@@ -144,24 +146,24 @@ class Worker:
         while not self._open.is_set():
             await self._open.wait()
         if not self._draining.is_set():
-            await self._hold(await self._next(task))
+            await self._process(await self._claim(task))
 
-    def _seconds_after_refusal(self, failures: int) -> float:
+    def _auth_delay(self, failures: int) -> float:
         # All at the same time: then they share an attempt where they share a connection.
         now = monotonic()
         if self._next_login <= now:
-            self._next_login = now + _seconds_after_refusal(failures)
+            self._next_login = now + _auth_backoff(failures)
         return self._next_login - now
 
-    def _note_outage(self, error: RedisError) -> None:
+    def _log_outage(self, error: RedisError) -> None:
         _LOGGER.warning("queue %r: server unavailable, retrying: %s", self._name, _kind(error))
 
-    async def _next(self, task: asyncio.Task[None]) -> Consumer:
+    async def _claim(self, task: asyncio.Task[None]) -> Consumer:
         self._idle.add(task)
         try:
             consumer = await self._leases.take(None, 0)
             if consumer is None:
-                async with self._turn:
+                async with self._waiting_lock:
                     while consumer is None:
                         consumer = await self._leases.take(None, inf)
         finally:
@@ -172,26 +174,26 @@ class Worker:
                 task.uncancel()
         return consumer
 
-    async def _hold(self, consumer: Consumer) -> None:
+    async def _process(self, consumer: Consumer) -> None:
         self._holding += 1
         is_delivered = False
         try:
-            deliveries, deaths = await self._leases.past_of(consumer)
+            deliveries, deaths = await self._leases.delivery_counts(consumer)
             if deaths and not self._open.is_set():
-                await self._leases.give_back(consumer, HEAD, counts=False)
+                await self._leases.nack(consumer, HEAD, counts=False)
             else:
                 is_delivered = True
-                succeeds = await (self._succeeds_alone(consumer) if deaths else self._succeeds(consumer))
-                await self._end(consumer, deliveries, succeeds=succeeds)
+                succeeds = await (self._handle_alone(consumer) if deaths else self._handle(consumer))
+                await self._settle(consumer, deliveries, succeeds=succeeds)
         except BaseException:
             # Unless it was, by now.
-            await self._leases.give_back(consumer, HEAD, counts=is_delivered)
+            await self._leases.nack(consumer, HEAD, counts=is_delivered)
             raise
         finally:
             self._holding -= 1
             self._released.set()
 
-    async def _succeeds_alone(self, consumer: Consumer) -> bool:
+    async def _handle_alone(self, consumer: Consumer) -> bool:
         self._open.clear()
         self._hurry.set()
         try:
@@ -201,28 +203,28 @@ class Worker:
             while self._idle or self._holding > 1:
                 self._released.clear()
                 await self._released.wait()
-            return await self._succeeds(consumer)
+            return await self._handle(consumer)
         finally:
             self._open.set()
             if not self._draining.is_set():
                 self._hurry.clear()
 
-    async def _end(self, consumer: Consumer, deliveries: int, *, succeeds: bool) -> None:
+    async def _settle(self, consumer: Consumer, deliveries: int, *, succeeds: bool) -> None:
         if not succeeds:
-            await self._pause(_seconds_after(deliveries + 1))
-            await self._leases.give_back(consumer, TAIL)
+            await self._pause(_failure_backoff(deliveries + 1))
+            await self._leases.nack(consumer, TAIL)
             return
         try:
-            await self._leases.acknowledge(consumer)
+            await self._leases.ack(consumer)
         except LeaseLostError as error:
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, error)
         except RedisError as error:
             is_refusal = isinstance(error, AuthenticationError)
-            if not (may_pass(error) or (is_refusal and self._leases.may_get_credentials)):
+            if not (is_transient(error) or (is_refusal and self._leases.has_renewable_credentials)):
                 raise
             _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, _kind(error))
 
-    async def _succeeds(self, consumer: Consumer) -> bool:
+    async def _handle(self, consumer: Consumer) -> bool:
         try:
             with self._leases.process(consumer):
                 await self._handler(consumer.messages[0])

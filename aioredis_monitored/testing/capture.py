@@ -22,7 +22,7 @@ from aioredis_monitored._telemetry import semconv
 T = TypeVar("T")
 
 
-class Series(NamedTuple):
+class MetricSeries(NamedTuple):
     """A data point of the SDK, and whether its metric adds up or, as gauges do, tells how things are now."""
 
     metric: str
@@ -64,7 +64,7 @@ class Recording:
     def __init__(
         self,
         read_spans: Callable[[], tuple[ReadableSpan, ...]],
-        read_series: Callable[[], Mapping[Hashable, Series]],
+        read_series: Callable[[], Mapping[Hashable, MetricSeries]],
     ) -> None:
         self._read_spans = read_spans
         self._read_series = read_series
@@ -213,7 +213,7 @@ class TelemetryCapture(Recording):
         """
         first, before = len(self.spans), self._read_series()
 
-        def added() -> dict[Hashable, Series]:
+        def added() -> dict[Hashable, MetricSeries]:
             now = {key: s.since(before[key]) if key in before else s for key, s in self._read_series().items()}
             return {key: series for key, series in now.items() if series.amount or not series.adds_up}
 
@@ -226,10 +226,10 @@ class TelemetryCapture(Recording):
         self.tracer_provider.shutdown()
         self.meter_provider.shutdown()
 
-    def _series(self) -> dict[Hashable, Series]:
+    def _series(self) -> dict[Hashable, MetricSeries]:
         data = self._reader.get_metrics_data()
         return {
-            (scope.scope, metric.name, frozenset((point.attributes or {}).items())): Series(
+            (scope.scope, metric.name, frozenset((point.attributes or {}).items())): MetricSeries(
                 metric.name,
                 point,
                 isinstance(metric.data, Histogram) or (isinstance(metric.data, Sum) and metric.data.is_monotonic),

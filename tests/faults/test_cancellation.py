@@ -16,7 +16,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
-from aioredis_monitored._cancellation import cleaning_up, finish, patiently, shielded
+from aioredis_monitored._cancellation import cleaning_up, complete_shielded, wait_shielded, shielded
 
 # An await that is cancelled again and again is so some thousand times a second.
 FEW = 20
@@ -391,7 +391,7 @@ async def test_what_fails_to_come_to_its_end_is_logged(caplog):
         await asyncio.sleep(0.01)
         raise LookupError("secret")
 
-    (task,) = await begun(finish("a test", attempt, 5))
+    (task,) = await begun(complete_shielded("a test", attempt, 5))
     task.cancel()
     await asyncio.wait([task])
 
@@ -445,7 +445,7 @@ async def test_waiting_patiently_is_no_busy_loop():
 
     async def wait():
         tasks.append(asyncio.current_task())
-        assert await patiently(future, asyncio.get_running_loop().time() + 60)
+        assert await wait_shielded(future, asyncio.get_running_loop().time() + 60)
 
     async with anyio.create_task_group() as group:
         group.start_soon(wait)

@@ -252,7 +252,7 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
     operator.hset("{mail}:n", "other", 1)
     operator.rpush("mail", "message")
     looking = asyncio.Event()
-    past_of = queue._leases.past_of
+    past_of = queue._leases.delivery_counts
 
     async def handle(message):
         pytest.fail("nothing is known of it")
@@ -262,7 +262,7 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
         looking.set()
         return await past_of(consumer)
 
-    queue._leases.past_of = look
+    queue._leases.delivery_counts = look
     working = asyncio.create_task(queue.consume(handle, concurrency=1))
     await looking.wait()
     started = time.monotonic()

@@ -14,7 +14,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
-from aioredis_monitored._multiplexer import Lost, inflight
+from aioredis_monitored._multiplexer import AttemptFailed, inflight
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
@@ -24,7 +24,7 @@ async def shared(client, *args):
     """The reply to a command on the shared connection, which the client would not send there."""
     reply = await client.connection_pool.multiplexer.send(args)
     if isinstance(reply, Exception):
-        raise reply.error if isinstance(reply, Lost) else reply
+        raise reply.error if isinstance(reply, AttemptFailed) else reply
     return reply
 
 

@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, WatchError
 from support.scripted import scripted
 from support.sharing import begun, connections, frozen, line_of
 
-from aioredis_monitored import MonitoredRedisConnection, OwnConnectionError
+from aioredis_monitored import MonitoredRedisConnection, DedicatedConnectionError
 from aioredis_monitored.testing import RedisServer
 
 CALLERS = 1024
@@ -149,7 +149,7 @@ async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server,
 
 async def test_wait_is_refused_where_it_would_count_the_writes_of_another_connection(client):
     for call in (client.wait(0, 1), client.waitaof(0, 0, 1), client.execute_command("wait", 0, 1)):
-        with pytest.raises(OwnConnectionError, match=r"(?i)^wait.* counts the writes of its own connection"):
+        with pytest.raises(DedicatedConnectionError, match=r"(?i)^wait.* counts the writes of its own connection"):
             await call
 
 

@@ -25,8 +25,8 @@ from aioredis_monitored import (
     PoolClosedError,
     PoolExhaustedError,
 )
-from aioredis_monitored._multiplexer import can_share, inflight
-from aioredis_monitored._redispy.connections import sending_soundly
+from aioredis_monitored._multiplexer import supports_multiplexing, inflight
+from aioredis_monitored._redispy.connections import with_safe_send
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
@@ -48,8 +48,8 @@ async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
         calls = await begun(*(client.rpush("list", b"%05d" % number + value) for number in range(count)))
         in_flight = multiplexer.in_flight()
         assert count == in_flight + multiplexer.waiting()
-        assert (1000 if not value else inflight.MOST_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
-        assert multiplexer._main.line.inflight.size < inflight.MOST_BYTES + len(VALUE) + 100
+        assert (1000 if not value else inflight.MAX_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
+        assert multiplexer._main.line.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
 
     assert list(range(1, count + 1)) == await asyncio.gather(*calls)
     assert [b"%05d" % number for number in range(count)] == [item[:5] for item in await client.lrange("list", 0, -1)]
@@ -71,7 +71,7 @@ async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
 
 
 async def test_a_call_larger_than_all_room_goes_alone(client):
-    value = b"x" * (inflight.MOST_BYTES + 1)
+    value = b"x" * (inflight.MAX_BYTES + 1)
 
     replies = await asyncio.gather(*(client.echo(value) for _ in range(2)), client.echo(1))
 
@@ -124,8 +124,8 @@ def test_100_000_calls_of_10_kb_to_a_stopped_server_cost_the_bound_beyond_what_t
         process.stdin.flush()
     (least, least_peak), (resident, peak) = [map(int, process.communicate()[0].split()) for process in processes]
 
-    assert resident - least <= 1.2 * inflight.MOST_BYTES
-    assert peak - least_peak <= 1.2 * inflight.MOST_BYTES
+    assert resident - least <= 1.2 * inflight.MAX_BYTES
+    assert peak - least_peak <= 1.2 * inflight.MAX_BYTES
 
 
 # Large values.
@@ -365,8 +365,8 @@ async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_p
 
 @pytest.mark.parametrize("attribute", ["_writer", "_parser"])
 def test_without_redis_pys_private_attributes_nothing_is_shared(attribute):
-    connection = sending_soundly(Connection())
-    assert can_share(connection)
+    connection = with_safe_send(Connection())
+    assert supports_multiplexing(connection)
     delattr(connection, attribute)
 
-    assert not can_share(connection)
+    assert not supports_multiplexing(connection)

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored._multiplexer import Reply
+from aioredis_monitored._multiplexer import CommandFuture
 
 VALUE = b"x" * 100_000
 
@@ -160,7 +160,7 @@ async def test_so_many_large_keys_are_remembered_and_no_more(client):
     await client.ping()
     multiplexer = client.connection_pool.multiplexer
     for number in range(2000):
-        call = Reply(loop=asyncio.get_running_loop())
+        call = CommandFuture(loop=asyncio.get_running_loop())
         call.args = ("GET", str(number))
         multiplexer._learn(call)
 

@@ -11,7 +11,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored._telemetry.stats import RequestView
+from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.config.telemetry import TelemetryOptions
 
@@ -130,9 +130,9 @@ async def test_a_script_knows_where_it_is_run(client, make_pool, server, telemet
     tracer = telemetry.tracer_provider.get_tracer("test")
     script = client.register_script(COUNT)
     span = tracer.start_span("request")
-    request = RequestView(span, 20, at_once=False)
+    request = RequestStats(span, 20, eager=False)
     await script(keys=["counter"], args=[2], client=client.in_context("redis", span, request))
-    request.end()
+    request.close()
     span.end()
 
     assert f"request kind=INTERNAL aioredis_monitored.request.calls=1\n  EVALSHA {script.sha}" == telemetry.tree(

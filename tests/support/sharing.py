@@ -10,7 +10,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored._multiplexer import Lost
+from aioredis_monitored._multiplexer import AttemptFailed
 
 # Where what is recorded is not the point, and would take most of the time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
@@ -24,7 +24,7 @@ def client_of(make_pool, url, **options):
 async def call_with_orphan_handler(client, handler, *args):
     """The reply to a command, which the handler gets if this is left."""
     reply = await client.connection_pool.multiplexer.send(args, handler).within(None)
-    if isinstance(reply, Lost):
+    if isinstance(reply, AttemptFailed):
         raise reply.error
     return reply
 

@@ -290,7 +290,7 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
 
 
 def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch, caplog):
-    watch = Instruments.watch
+    watch = Instruments.add_pool
 
     def watch_and_read(instruments, pool):
         watch(instruments, pool)
@@ -390,9 +390,9 @@ async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server,
 async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypatch):
     now, told = [100.0], []
     monkeypatch.setattr(lag, "perf_counter", lambda: now[0])
-    measured = lag.Lag(lambda seconds: told.append(seconds) is None)
+    measured = lag.LoopLagMonitor(lambda seconds: told.append(seconds) is None)
     for lagged, after in ((0.01, 0.0), (0.05, 0.0), (0.02, 0.2), (0.03, 0.2), (0.04, 0.2)):
-        measured.replies_read(now[0])
+        measured.start(now[0])
         now[0] += lagged
         await asyncio.sleep(0)
         now[0] += after

@@ -15,7 +15,7 @@ from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.context import folded
+from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored.envelope import seal, unseal
 
 CALLS = "db.client.operation.duration"
@@ -287,7 +287,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
-    with tracer.start_as_current_span("job") as job, folded(whole=True):
+    with tracer.start_as_current_span("job") as job, nested_in(whole=True):
         await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]

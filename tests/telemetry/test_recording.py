@@ -19,7 +19,7 @@ from redis.asyncio import Connection
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._redispy.sockets import is_readable
 from aioredis_monitored._telemetry import guard as trouble
-from aioredis_monitored._telemetry.recorder import Telemetry
+from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored.testing import TelemetryCapture
 
@@ -289,14 +289,14 @@ async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, mon
 
 def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemetry):
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    heard = Telemetry(Server({}, None))
-    assert [False, False, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    heard = PoolRecorder(Server({}, None))
+    assert [False, False, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
-    assert [True, True, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    assert [True, True, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
     monkeypatch.setattr(heard.instruments.operation_duration, "_real_instrument", object())
-    assert [True, True, True] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    assert [True, True, True] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
 
 async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):

@@ -137,7 +137,7 @@ def test_with_tls_they_are_passed_on():
 
 def test_any_number_of_retries_is_bounded_by_time_alone():
     pool = MonitoredConnectionPool(retry=Retry(NoBackoff(), -1))
-    pause = partial(pool.retry_policy.pause, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6)
+    pause = partial(pool.retry_policy.next_delay, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6)
 
     assert (-1, True, None) == (pool.get_retry().get_retries(), pause(elapsed=0) > 0, pause(elapsed=5))
 
@@ -443,8 +443,8 @@ def test_valkey_and_our_own_options_work_beside_redis_pys():
 
 
 def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
-    assert MonitoredConnectionPool.from_url("redis://h?decode_responses=False").decodes is False
-    assert MonitoredConnectionPool.from_url("redis://h?decode_responses=True").decodes is True
+    assert MonitoredConnectionPool.from_url("redis://h?decode_responses=False").decodes_replies is False
+    assert MonitoredConnectionPool.from_url("redis://h?decode_responses=True").decodes_replies is True
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import ssl
 import pytest
 from redis import exceptions as errors
 
-from aioredis_monitored import OwnConnectionError, PinnedConnectionLostError, PoolClosedError, PoolExhaustedError
+from aioredis_monitored import DedicatedConnectionError, PinnedConnectionLostError, PoolClosedError, PoolExhaustedError
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored.pool.retry import RetryPolicy
 
@@ -48,7 +48,7 @@ RULES = [
     (PoolClosedError("no"), [], []),
     (PinnedConnectionLostError("no"), [], []),
     (PoolExhaustedError("no"), [], []),
-    (OwnConnectionError("no"), [], []),
+    (DedicatedConnectionError("no"), [], []),
     (caused_by(ssl.SSLCertVerificationError("no"), errors.ConnectionError("tls")), [], []),
     (caused_by(ssl.SSLEOFError("cut"), errors.ConnectionError("tls")), ALL, [READ, READS]),
     (caused_by(OSError("refused"), errors.ConnectionError("tcp")), ALL, [READ, READS]),
@@ -65,7 +65,7 @@ RULES = [
 def test_what_may_be_tried_again(error, unwritten, written):
     def may(traits, *, was_written):
         policy = RetryPolicy(20, 0.02, 5.0)
-        return policy.pause(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
+        return policy.next_delay(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
 
     assert [traits in unwritten for traits in ALL] == [may(traits, was_written=False) for traits in ALL]
     assert [traits in written for traits in ALL] == [may(traits, was_written=True) for traits in ALL]
@@ -113,11 +113,11 @@ def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, star
     assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
     # One attempt after a long wait for its turn.
     assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
-    assert not policy.is_out_of_reach
+    assert not policy.server_unreachable
 
     assert failed(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
 
-    assert starts == policy.is_out_of_reach
+    assert starts == policy.server_unreachable
     assert starts == (failed(policy, error, written=written, traits=READ) is None)
 
 
@@ -126,4 +126,4 @@ def test_what_is_never_tried_again_says_nothing_about_an_outage():
 
     assert failed(policy, answer(errors.AuthenticationError), elapsed=2.0) is None
 
-    assert not policy.is_out_of_reach
+    assert not policy.server_unreachable
