@@ -291,7 +291,7 @@ async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
             pass
     # It has answered the SET, and does not answer what comes behind that.
     own_server.freeze()
-    calls = line_of(client).inflight.calls
+    calls = line_of(client).inflight.pending
     await until(lambda: calls and calls[0].args[0] == "EVAL" and not line_of(client).inflight.unwritten)
     own_server.thaw()
     time.sleep(4)  # noqa: ASYNC251 - that is the point

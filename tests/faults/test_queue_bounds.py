@@ -157,13 +157,13 @@ async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own
 
 
 async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own_server, operator, until, caplog):
-    putting_back = queue._pop.putting_back
+    putting_back = queue._pop.restore_commands
 
     def put_back(found):
         own_server.freeze()
         return putting_back(found)
 
-    queue._pop.putting_back = put_back
+    queue._pop.restore_commands = put_back
     (getting,) = await begun(queue.get())
     await until(lambda: blocked(operator))
     operator.rpush("mail", PAYLOAD)

@@ -453,7 +453,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
 
 
 async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
     await client.ping()
     own_server.freeze()
@@ -467,7 +467,7 @@ async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, 
 async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
     make_pool, own_server, monkeypatch, until
 ):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
     await client.ping()
     async with frozen(own_server):
@@ -503,7 +503,7 @@ async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_even
     async with MessageQueue("mail", client.connection_pool) as queue:
         await queue.put(b"message")
         calls = [asyncio.create_task(client.get("large")), asyncio.create_task(queue.get())]
-        await until(lambda: len(line_of(client).inflight.calls) == 2 and not line_of(client).inflight.unwritten)
+        await until(lambda: len(line_of(client).inflight.pending) == 2 and not line_of(client).inflight.unwritten)
         for call in calls:
             call.cancel()
         time.sleep(1.5)  # noqa: ASYNC251 - that is the point

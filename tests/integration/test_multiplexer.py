@@ -457,6 +457,6 @@ async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, mak
     line = line_of(client)
     async with frozen_with(server, client.ping()) as calls:
         line.retire()
-        assert not line.ended.done()
+        assert not line.closing.done()
         calls[0].cancel()
-        await until(line.ended.done)
+        await until(line.closing.done)

@@ -40,7 +40,7 @@ LARGE = b"x" * 200_000
 async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
     make_pool, own_server, monkeypatch, count, value
 ):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 1000)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 1000)
     client = client_of(make_pool, own_server.url)
     await client.ping()
     multiplexer = client.connection_pool.multiplexer
@@ -49,7 +49,7 @@ async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
         in_flight = multiplexer.in_flight()
         assert count == in_flight + multiplexer.waiting()
         assert (1000 if not value else inflight.MAX_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
-        assert multiplexer._main.line.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
+        assert multiplexer._main.connection.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
 
     assert list(range(1, count + 1)) == await asyncio.gather(*calls)
     assert [b"%05d" % number for number in range(count)] == [item[:5] for item in await client.lrange("list", 0, -1)]
@@ -153,7 +153,7 @@ async def test_a_large_reply_is_learnt_and_the_next_one_keeps_nobody_waiting(mak
 
     async with frozen(server):
         calls = await begun(client.get("large"), client.get("small"), client.mget("large"))
-        assert [1, 2] == [lane.in_flight() + len(lane.waiting) for lane in (multiplexer._bulk, multiplexer._main)]
+        assert [1, 2] == [lane.in_flight() + len(lane.queued) for lane in (multiplexer._bulk, multiplexer._main)]
 
     assert [len(LARGE), len(VALUE)] == [len(value) for value in (await asyncio.gather(*calls))[:2]]
     assert 2 == len(connections(inspector))
@@ -173,7 +173,7 @@ async def test_large_values_go_with_the_small_ones_if_the_server_has_no_room_for
 
         admin.config_set("maxclients", 20)
         assert await client.set("key", LARGE)
-        assert client.connection_pool.multiplexer._bulk.line is not None
+        assert client.connection_pool.multiplexer._bulk.connection is not None
 
 
 @pytest.mark.parametrize(("most", "expected"), [(2, 1), (3, 2)])

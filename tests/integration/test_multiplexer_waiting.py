@@ -162,7 +162,7 @@ async def test_so_many_large_keys_are_remembered_and_no_more(client):
     for number in range(2000):
         call = CommandFuture(loop=asyncio.get_running_loop())
         call.args = ("GET", str(number))
-        multiplexer._learn(call)
+        multiplexer._remember_large(call)
 
     assert 1024 == len(multiplexer._large_keys)
     assert ("GET", "1999") in multiplexer._large_keys

@@ -34,7 +34,7 @@ def moment_of(task):
         return "settling"
     if isinstance(waits_for, CommandFuture):
         return "LPOP read" if waits_for.done() else "LPOP pending"
-    return "BLPOP" if "_hear" in names else "elsewhere"
+    return "BLPOP" if "_read_replies" in names else "elsewhere"
 
 
 class Storm:

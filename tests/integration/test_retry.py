@@ -315,7 +315,7 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
     assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError | redis.TimeoutError)
     assert [command] * 2 == asked
     # It is slow, but there.
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -333,7 +333,7 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
             await call
 
     # It takes connections and answers nothing.
-    assert client.connection_pool.retry_policy.is_out_of_reach
+    assert client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -356,7 +356,7 @@ async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_p
         await client.connection_pool.aclose()
 
     assert [b"MULTI"] == asked
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -440,7 +440,7 @@ async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline
         await client.connection_pool.aclose()
 
     assert 1 == len(asked)
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -460,7 +460,7 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
     with pytest.raises(redis.ConnectionError):
         await call
 
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
     inspector.rpush("list", *range(len(blocked)))
     await asyncio.gather(*blocked)
 

@@ -23,7 +23,7 @@ def client_of(make_pool, url, **options):
 
 async def call_with_orphan_handler(client, handler, *args):
     """The reply to a command, which the handler gets if this is left."""
-    reply = await client.connection_pool.multiplexer.send(args, handler).within(None)
+    reply = await client.connection_pool.multiplexer.send(args, handler).wait_for(None)
     if isinstance(reply, AttemptFailed):
         raise reply.error
     return reply
@@ -41,7 +41,7 @@ def connections(inspector):
 
 
 def line_of(client):
-    return client.connection_pool.multiplexer._main.line
+    return client.connection_pool.multiplexer._main.connection
 
 
 @asynccontextmanager

@@ -296,7 +296,9 @@ def test_no_name_is_there_without_being_emitted(emitted, module):
 
 
 def test_every_name_of_our_own_has_a_reason():
-    groups = [group for group in getsource(semconv_ext).split("\n\n") if re.search(r"^[A-Z]\w*: Final", group, re.MULTILINE)]
+    groups = [
+        group for group in getsource(semconv_ext).split("\n\n") if re.search(r"^[A-Z]\w*: Final", group, re.MULTILINE)
+    ]
 
     assert len(groups) > 1
     assert [] == [group for group in groups if not group.startswith("# ")]

@@ -313,7 +313,7 @@ async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, re
     [([MetricGroup.COMMAND, MetricGroup.CSC], 1), ([MetricGroup.CONNECTION_BASIC], 0), (None, 0)],
 )
 def test_only_redis_pys_command_metrics_are_spoken_of(monkeypatch, caplog, groups, expected):
-    monkeypatch.setattr(native, "_told", [])
+    monkeypatch.setattr(native, "_warned", [])
     if groups is not None:
         get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:

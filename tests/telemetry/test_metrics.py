@@ -365,7 +365,7 @@ async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, te
 
 
 async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
-    monkeypatch.setattr(lag, "_PAUSE", 0.0)
+    monkeypatch.setattr(lag, "_REPORT_INTERVAL_SECONDS", 0.0)
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     for _ in range(20):
         await asyncio.gather(*(client.get("key") for _ in range(100)))

@@ -661,7 +661,7 @@ async def test_where_instrumentations_are_to_be_silent_nothing_is_recorded(clien
 
 async def test_where_nobody_listens_nothing_is_built(make_pool, server, monkeypatch):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
-    monkeypatch.delattr(type(client.telemetry), "processing_call")
+    monkeypatch.delattr(type(client.telemetry), "process_spec")
     with client.pubsub().process({"channel": "news"}):
         assert trace.INVALID_SPAN is trace.get_current_span()
 

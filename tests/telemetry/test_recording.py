@@ -279,7 +279,7 @@ async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, mon
     def refuse(record):
         raise error
 
-    monkeypatch.setattr(trouble, "_reported", set())
+    monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(Broken())
     monkeypatch.setattr(trouble.LOGGER, "filters", [refuse])
     identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
@@ -303,7 +303,7 @@ async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):
     pool = make_pool(server.url, decode_responses=True)
 
     assert [True, True, True, False, False] == [
-        pool.surely_decodes(reply) for reply in (None, 1, b"text", b"\xff", [b"text"])
+        pool.is_decodable(reply) for reply in (None, 1, b"text", b"\xff", [b"text"])
     ]
 
 

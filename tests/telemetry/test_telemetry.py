@@ -417,7 +417,7 @@ async def outcomes(client):
 
 @pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd, Cancelling])
 async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry, processor, caplog, monkeypatch):
-    monkeypatch.setattr(trouble, "_reported", set())
+    monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(processor())
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         # The one difference that is meant: what a pipeline writes into the text of an error hides values.

@@ -137,7 +137,9 @@ def test_with_tls_they_are_passed_on():
 
 def test_any_number_of_retries_is_bounded_by_time_alone():
     pool = MonitoredConnectionPool(retry=Retry(NoBackoff(), -1))
-    pause = partial(pool.retry_policy.next_delay, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6)
+    pause = partial(
+        pool.retry_policy.next_delay, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6
+    )
 
     assert (-1, True, None) == (pool.get_retry().get_retries(), pause(elapsed=0) > 0, pause(elapsed=5))
 

@@ -92,7 +92,7 @@ def test_space_saving_keeps_its_promises(items, most):
 
 
 def test_a_gauge_tells_of_no_more_keys_than_can_be_counted(monkeypatch):
-    monkeypatch.setattr(hotkeys, "_MOST_TOLD", 100)
+    monkeypatch.setattr(hotkeys, "_MAX_REPORTED_KEYS", 100)
     keys = HotKeys(1.0, None)
     told = set()
     for number in range(120):

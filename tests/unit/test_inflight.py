@@ -31,8 +31,8 @@ def loop():
 
 def reply_of(loop, size=1, orphan=None):
     reply = CommandFuture(loop=loop)
-    reply.args, reply.size, reply.listener = ("ECHO", "x"), size, None
-    reply.waits, reply.since, reply.on_leaving = False, 0.0, None
+    reply.args, reply.size, reply.observer = ("ECHO", "x"), size, None
+    reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
     if orphan is not None:
         reply.on_orphan = orphan
     return reply
@@ -40,8 +40,8 @@ def reply_of(loop, size=1, orphan=None):
 
 def run_of(loop, length, size=1):
     run = BatchFuture(loop=loop)
-    run.commands, run.replies, run.size, run.listener = [("ECHO", "x")] * length, [], size, None
-    run.waits, run.since, run.on_leaving = False, 0.0, None
+    run.commands, run.replies, run.size, run.observer = [("ECHO", "x")] * length, [], size, None
+    run.is_queued, run.queued_at, run.on_cancel = False, 0.0, None
     return run
 
 
@@ -151,7 +151,7 @@ class AnyOrder(RuleBasedStateMachine):
                 continue
             if head.outcome is None:
                 head.outcome = [head.replies if isinstance(head.call, BatchFuture) else reply]
-            elif head.call.orphan:
+            elif head.call.on_orphan:
                 head.handed.append(reply)
             del self.owed[0]
             completed += 1
@@ -210,7 +210,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert stuck == self.inflight.is_stalled(self.now)
         assert (written[0].written_at if written else math.inf) == self.inflight.oldest_written_at()
         awaited = any(not each.call.done() for each in self.owed)
-        assert (awaited or (not stuck and any(each.call.orphan for each in self.owed))) == self.inflight.has_waiters(
+        assert (awaited or (not stuck and any(each.call.on_orphan for each in self.owed))) == self.inflight.has_waiters(
             self.now
         )
 

@@ -8,7 +8,15 @@ from aioredis_monitored._commands import traits
 from aioredis_monitored._commands.table import TABLE
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 
-OVERLAYS = ["_ALTERS", "_OVERTAKES", "_HARMLESS", "_RUNS_CODE", "_MAY_WAIT", "_COUNTS_OWN_WRITES", "_WAITS"]
+OVERLAYS = [
+    "_ALTERS_CONNECTION",
+    "_OUT_OF_BAND",
+    "_RETRY_SAFE",
+    "_RUNS_CODE",
+    "_MAY_BLOCK",
+    "_COUNTS_CONNECTION_WRITES",
+    "_BLOCKING",
+]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
