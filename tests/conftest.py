@@ -3,10 +3,7 @@
 import asyncio
 import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import redis
@@ -55,18 +52,6 @@ def leaves_nothing(_cleaner):
     _cleaner.flushall()
     _cleaner.script_flush()
     assert len(clients) == 1, clients
-
-
-@pytest.fixture(scope="session", autouse=True)
-def idle_minute(request):
-    """What consumers of empty queues have seen for a minute, which begins with the first test if one looks at it."""
-    if not any(item.name == "test_a_minute_of_idle_consuming_makes_no_span" for item in request.session.items):
-        yield None
-        return
-    command = [sys.executable, str(Path(__file__).parent / "support" / "idle.py"), "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this Python
-        yield process
-        process.kill()
 
 
 @pytest.fixture

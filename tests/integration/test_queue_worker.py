@@ -394,7 +394,9 @@ async def test_an_acknowledgement_that_fails_is_logged_and_survived(
         await until(lambda: handled == [b"message"] * 2 and not held(inspector))
 
 
-@pytest.mark.parametrize("handler", [print, lambda message: None, None, 1, Handler], ids=repr)
+@pytest.mark.parametrize(
+    "handler", [print, lambda message: None, None, 1, Handler], ids=["print", "lambda", "None", "1", "class"]
+)
 async def test_a_handler_is_a_coroutine_function(queue, handler):
     with pytest.raises(TypeError, match="a handler is a coroutine function, not"):
         await queue.consume(handler)

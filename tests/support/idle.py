@@ -1,6 +1,6 @@
 """Four consumers of empty queues for so many seconds; prints how often they have looked, and what was recorded of it.
 
-A program of its own, which runs beside the other tests: they would have nothing to do for a minute.
+A program of its own, so that nothing else is recorded in that time.
 """
 
 import asyncio

@@ -56,7 +56,7 @@ def test_every_argument_of_redis_py_is_taken(logged):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("name", signature(Redis.__init__).parameters.keys() - {"self", "connection_pool"})
+@pytest.mark.parametrize("name", sorted(signature(Redis.__init__).parameters.keys() - {"self", "connection_pool"}))
 def test_each_argument_of_redis_py_means_the_same(name):
     argument = {"maint_notifications_config": GIVEN["maint_notifications_config"], name: GIVEN[name]}
     ours, theirs = MonitoredRedisConnection(**argument), Redis(**argument)
