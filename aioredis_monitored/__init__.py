@@ -30,6 +30,7 @@ __all__ = [
     "Components",
     "ConfigStore",
     "ConfigurationError",
+    "DedicatedConnectionError",
     "EventLoopError",
     "LeaseLostError",
     "MessageQueue",
@@ -39,7 +40,6 @@ __all__ = [
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
     "NoComponentsError",
-    "DedicatedConnectionError",
     "PinnedConnectionLostError",
     "PoolClosedError",
     "PoolExhaustedError",
@@ -54,3 +54,9 @@ __all__ = [
     "pool_from_config",
     "redis_connection",
 ]
+
+# Tracebacks, reprs and the documentation show where users import a class or function from.
+for _name in __all__:
+    if hasattr(globals()[_name], "__module__"):
+        globals()[_name].__module__ = __name__
+del _name

@@ -16,7 +16,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
-from aioredis_monitored._cancellation import cleaning_up, complete_shielded, wait_shielded, shielded
+from aioredis_monitored._cancellation import cleaning_up, complete_shielded, shielded, wait_shielded
 
 # An await that is cancelled again and again is so some thousand times a second.
 FEW = 20
@@ -58,7 +58,7 @@ async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_cli
 
 
 async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own_server, caplog, monkeypatch):
-    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.5)
+    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with anyio.CancelScope() as scope, caplog.at_level(logging.WARNING):
         async with client.lock("job"):

@@ -137,7 +137,7 @@ async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(mak
             original = line_of(client).inflight.dispatch
             line_of(client).inflight.dispatch = lambda *args: (original(*args), task.cancel())[0]
         elif moment == "lost":
-            line_of(client).end(lambda: redis.ConnectionError("cut"))
+            line_of(client).close(lambda: redis.ConnectionError("cut"))
             task.cancel()
         elif moment != "awaited":
             task.cancel()

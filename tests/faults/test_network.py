@@ -59,7 +59,7 @@ async def raised(reply):
 async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # A read without a further attempt, so that it shows.
-    monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: None)
+    monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: None)
     send = Connection._send_packed_command
 
     async def reset_and_send(connection, command):

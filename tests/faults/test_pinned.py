@@ -12,9 +12,9 @@ from support.scripted import scripted
 from support.sharing import begun, frozen
 
 from aioredis_monitored import (
+    DedicatedConnectionError,
     MessageQueue,
     MonitoredRedisConnection,
-    DedicatedConnectionError,
     PinnedConnectionLostError,
     PoolClosedError,
 )

@@ -20,7 +20,7 @@ from aioredis_monitored import (
 )
 from aioredis_monitored._cancellation import complete_shielded, run_to_completion
 from aioredis_monitored.envelope import seal
-from aioredis_monitored.pool.retry import is_transient, exponential_backoff
+from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 

@@ -20,7 +20,7 @@ async def test_it_is_a_redis_client_with_a_pool_of_its_own(server):
         await client.set("key", "value")
 
         assert "value" == await client.get("key")
-        assert "<aioredis_monitored.client.MonitoredRedisConnection(<MonitoredConnectionPool " in repr(client)
+        assert "<aioredis_monitored.MonitoredRedisConnection(<MonitoredConnectionPool " in repr(client)
 
 
 async def test_from_url_owns_its_pool(server):

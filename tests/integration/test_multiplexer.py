@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, WatchError
 from support.scripted import scripted
 from support.sharing import begun, connections, frozen, line_of
 
-from aioredis_monitored import MonitoredRedisConnection, DedicatedConnectionError
+from aioredis_monitored import DedicatedConnectionError, MonitoredRedisConnection
 from aioredis_monitored.testing import RedisServer
 
 CALLERS = 1024
@@ -429,7 +429,7 @@ async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(ma
         calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
         await asyncio.sleep(0)
         await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "somebody"}))
-        line_of(client).end(lambda: ConnectionError("broken"))
+        line_of(client).close(lambda: ConnectionError("broken"))
 
         assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]
         await pool.aclose()
@@ -442,7 +442,7 @@ async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
     value = bytearray(b"before")
     call = asyncio.ensure_future(client.set("key", value))
     await asyncio.sleep(0)
-    line_of(client).end(lambda: ConnectionError("broken"))
+    line_of(client).close(lambda: ConnectionError("broken"))
     value[:] = b"behind"
 
     assert await call

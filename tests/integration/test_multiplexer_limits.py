@@ -25,7 +25,7 @@ from aioredis_monitored import (
     PoolClosedError,
     PoolExhaustedError,
 )
-from aioredis_monitored._multiplexer import supports_multiplexing, inflight
+from aioredis_monitored._multiplexer import inflight, supports_multiplexing
 from aioredis_monitored._redispy.connections import with_safe_send
 
 # As large as a request on the first connection may be.
@@ -47,13 +47,13 @@ async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
     async with frozen(own_server):
         calls = await begun(*(client.rpush("list", b"%05d" % number + value) for number in range(count)))
         in_flight = multiplexer.in_flight()
-        assert count == in_flight + multiplexer.waiting()
+        assert count == in_flight + multiplexer.queued()
         assert (1000 if not value else inflight.MAX_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
         assert multiplexer._main.connection.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
 
     assert list(range(1, count + 1)) == await asyncio.gather(*calls)
     assert [b"%05d" % number for number in range(count)] == [item[:5] for item in await client.lrange("list", 0, -1)]
-    assert (0, 0) == (multiplexer.in_flight(), multiplexer.waiting())
+    assert (0, 0) == (multiplexer.in_flight(), multiplexer.queued())
 
 
 async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
@@ -93,7 +93,7 @@ async def main(url, size):
     tasks = [asyncio.ensure_future(client.set("key", value)) for _ in range(100_000)]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert client.connection_pool.multiplexer.in_flight() + client.connection_pool.multiplexer.waiting() == len(tasks)
+    assert client.connection_pool.multiplexer.in_flight() + client.connection_pool.multiplexer.queued() == len(tasks)
     print(memory("VmRSS") - before, memory("VmHWM") - before, flush=True)
     os._exit(0)
 
@@ -196,7 +196,7 @@ async def test_on_closing_what_is_written_finishes_and_what_waits_is_refused_at_
     async with frozen(own_server):
         # On both connections.
         calls = await begun(*(client.set("key", value) for value in [VALUE, LARGE] for _ in range(300)))
-        written, waiting = pool.multiplexer.in_flight(), pool.multiplexer.waiting()
+        written, waiting = pool.multiplexer.in_flight(), pool.multiplexer.queued()
         assert min(written, waiting) > 20
         closing = asyncio.ensure_future(pool.aclose())
         await until(lambda: sum(call.done() for call in calls) == waiting)

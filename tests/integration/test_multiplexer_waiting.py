@@ -29,7 +29,7 @@ async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
     pipeline = client.pipeline(transaction=False).set("other", value).get("other")
     calls = [asyncio.ensure_future(call) for call in (client.set(key, value), pipeline.execute())]
     await asyncio.sleep(0)
-    assert 2 == client.connection_pool.multiplexer.waiting()
+    assert 2 == client.connection_pool.multiplexer.queued()
     key[:], value[:] = b"***", b"******"
 
     assert [True, [True, b"before"]] == await asyncio.gather(*calls)
@@ -47,7 +47,7 @@ async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_ser
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
-        most = max(most, client.connection_pool.multiplexer.waiting())
+        most = max(most, client.connection_pool.multiplexer.queued())
     own_server.thaw()
 
     assert await first is None

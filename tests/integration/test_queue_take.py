@@ -10,7 +10,7 @@ import redis.exceptions
 from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection, DedicatedConnectionError, TimedOutError
+from aioredis_monitored import DedicatedConnectionError, MessageQueue, MonitoredRedisConnection, TimedOutError
 
 KINDS = {
     "shared": {},

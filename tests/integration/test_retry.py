@@ -449,7 +449,7 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
 ):
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
     # Long enough for the others to take its place.
-    monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: 1.0)
+    monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: 1.0)
     upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
     call = asyncio.ensure_future(client.client_setname("name"))
     await until(lambda: proxy.accepted == 1 and not client.connection_pool._in_use_connections)

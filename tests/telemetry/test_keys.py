@@ -101,7 +101,7 @@ async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry)
                 call.span_attributes["db.operation.name"],
                 call.span_attributes[TEMPLATE],
             )
-            assert len(recorder._calls) <= 2_000
+            assert len(recorder._specs) <= 2_000
 
     assert recorder.command_spec(("GET", "key:899")) is recorder.command_spec(("GET", "key:899"))
 

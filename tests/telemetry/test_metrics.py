@@ -297,7 +297,7 @@ def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch,
         # As the thread of an exporter may, as soon as they know of it.
         assert {"made": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
 
-    monkeypatch.setattr(Instruments, "watch", watch_and_read)
+    monkeypatch.setattr(Instruments, "add_pool", watch_and_read)
     MonitoredConnectionPool.from_url(server.url, name="made", **telemetry.providers)
 
     assert [] == of_the_sdk(caplog)

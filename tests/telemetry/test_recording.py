@@ -162,8 +162,8 @@ async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(cl
     await client.ping()
     call = asyncio.ensure_future(client.get("key"))
     await asyncio.sleep(0)
-    listener = SimpleNamespace(answered=lambda *_: call.cancel())
-    reply = client.connection_pool.multiplexer.send(("PING",), listener=listener)
+    listener = SimpleNamespace(on_reply=lambda *_: call.cancel())
+    reply = client.connection_pool.multiplexer.send(("PING",), observer=listener)
     await asyncio.wait([call])
 
     assert await reply == b"PONG"

@@ -187,7 +187,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wa
 ):
     pool, paused = make_pool(proxy.url, multiplex=multiplex), []
     proxy._upstream = ("127.0.0.1", 1)
-    monkeypatch.setattr(pool.retry_policy, "pause", lambda *_, **__: paused.append(perf_counter()) or 60.0)
+    monkeypatch.setattr(pool.retry_policy, "next_delay", lambda *_, **__: paused.append(perf_counter()) or 60.0)
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
     await until(lambda: paused)
     kept = await a_while()
@@ -334,7 +334,7 @@ async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wa
         make_pool,
         own_server,
         until,
-        lambda client: line_of(client).end(lambda: ConnectionError("cut")),
+        lambda client: line_of(client).close(lambda: ConnectionError("cut")),
         lambda client: client.mset({"key": bytes(size)}),
         lambda client: client.get("key"),
     )

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._multiplexer import inflight
-from aioredis_monitored._multiplexer.futures import AttemptFailed, CommandFuture, BatchFuture
+from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 
 TIMEOUT = 1.0

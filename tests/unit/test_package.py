@@ -10,7 +10,7 @@ import redis.exceptions
 
 import aioredis_monitored
 from aioredis_monitored import ConfigurationError, ReplyDecodingError
-from aioredis_monitored._multiplexer import DeadlineExceeded, AttemptFailed
+from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 

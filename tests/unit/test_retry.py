@@ -73,7 +73,7 @@ def test_what_may_be_tried_again(error, unwritten, written):
 
 def failed(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
     error = error or errors.ConnectionError("lost")
-    return policy.pause(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
+    return policy.next_delay(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
 
 
 def test_pauses_double_up_to_half_a_second_and_half_of_each_is_random():
