@@ -45,9 +45,8 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.errors import PinnedConnectionLostError, decoding_error
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import PINNED_CONNECTION_LOST, MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
-from aioredis_monitored.pool.slots import PINNED_CONNECTION_LOST
 
 T = TypeVar("T")
 
