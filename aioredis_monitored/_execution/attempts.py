@@ -24,6 +24,7 @@ from aioredis_monitored._cancellation import wait_shielded
 from aioredis_monitored._commands.traits import Traits, counts_connection_writes
 from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded, is_protocol_error
 from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.overrides import check_health, get_connection
 from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
@@ -301,7 +302,7 @@ async def _lent_elsewhere(pool: ConnectionPool) -> AbstractConnection:
 
     It may have to be made, and what makes it may swallow a cancellation: see ``sending_soundly``.
     """
-    borrowing: asyncio.Future[AbstractConnection] = asyncio.ensure_future(pool.get_connection())  # type: ignore[no-untyped-call]
+    borrowing: asyncio.Future[AbstractConnection] = asyncio.ensure_future(get_connection(pool))
     try:
         await asyncio.wait([borrowing])
     except asyncio.CancelledError:
@@ -345,7 +346,7 @@ async def dedicated_connection(
 async def _in_use(pool: MonitoredConnectionPool, connection: AbstractConnection) -> AsyncIterator[None]:
     try:
         # redis-py would do it on sending; but if it fails, nothing was sent.
-        await connection.check_health()  # type: ignore[no-untyped-call]
+        await check_health(connection)
         pool.write_pending()
         yield
     except AttributeError as error:

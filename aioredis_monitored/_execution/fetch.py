@@ -25,7 +25,8 @@ from aioredis_monitored._cancellation import run_to_completion, shielded, wait_s
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
@@ -100,11 +101,11 @@ def is_rejected(reply: "asyncio.Future[Any]") -> bool:
 
 async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # Past our pool's own way: this one is not lent, and a pool that is used up could lend none.
-    connection = with_safe_send(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    connection = make_safe_connection(pool)
     # By then it is given up.
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
-        await connection.connect()
+        await connect(connection)
         await connection.send_command(*args)
         return await connection.read_response()
     except (RedisError, OSError) as error:
@@ -403,7 +404,7 @@ async def fetch_on(
     found = None
     try:
         async with connecting as connection:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await connect(connection)
             found = await BlockingFetch(connection, fetch, side_channel(pool)).fetch(wait)
     except BaseException:
         if found is not None:

@@ -10,17 +10,14 @@ from time import monotonic, perf_counter
 from typing import Any, Self, TypeVar, cast
 
 from opentelemetry.trace import Span
-from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import (
     ConnectionError,  # noqa: A004
     ReadOnlyError,
     ResponseError,
     TimeoutError,  # noqa: A004
 )
-from redis.himport import parse_himport_set_args
 
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import blocking_timeout, counts_connection_writes, traits_of
@@ -38,6 +35,16 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.fetch import FETCH, Fetch, fetch_blocking, fetch_in_turns, fetch_on, fetch_shared
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
+from aioredis_monitored._redispy.overrides import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    CommandSender,
+    bool_ok,
+    connect,
+    parse_himport_set,
+    parse_set_result,
+    should_reconnect,
+)
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored._telemetry.operation import Observer, Operation, observe_call, start_operation
@@ -57,7 +64,7 @@ _NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
 _NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 
 
-class CallsMixin:
+class CallsMixin(CommandSender):
     """Replaces redis-py's way of sending one command, in its client and its pipeline, where the pool is ours."""
 
     connection: Connection | None
@@ -150,7 +157,7 @@ class CallsMixin:
                 raise
         callback = dict.get(self.response_callbacks, args[0].upper())
         # redis-py sends more for HIMPORT SET, and has parsed its reply.
-        if callback is None or parse_himport_set_args(args):  # type: ignore[no-untyped-call]
+        if callback is None or parse_himport_set(args):
             return reply
         parsed = _parsed(callback, reply, options)
         return await parsed if isawaitable(parsed) else parsed
@@ -181,9 +188,9 @@ class CallsMixin:
         self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
     ) -> Any:
         if traits_of(args).shareable:
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
         async with self._heeded(conn, [args]):
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)  # type: ignore[misc]
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
 
     @asynccontextmanager
     async def _heeded(self, connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> AsyncIterator[None]:
@@ -199,7 +206,7 @@ class CallsMixin:
             return
         socket_timeout = connection.socket_timeout
         # Connecting, if it comes to that, gets no more time than ever.
-        await connection.connect()  # type: ignore[no-untyped-call]
+        await connect(connection)
         connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
         try:
             yield
@@ -249,7 +256,7 @@ class CallsMixin:
                 leaves = True
                 raise
             finally:
-                leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
+                leaves |= should_reconnect(connection)
                 if leaves and not pool.will_discard(connection):
                     await connection.disconnect(nowait=True)
 
@@ -659,6 +666,6 @@ class Handle(CallsMixin, Redis):  # type: ignore[misc]  # redis-py's own bases d
                 try:
                     yield connection
                 finally:
-                    if connection.should_reconnect():  # type: ignore[no-untyped-call]
+                    if should_reconnect(connection):
                         await connection.disconnect()
-                        await connection.connect()  # type: ignore[no-untyped-call]
+                        await connect(connection)

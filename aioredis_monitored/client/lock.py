@@ -29,6 +29,7 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.fetch import SETTLE_SECONDS, side_channel
 from aioredis_monitored._execution.routing import Handle
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
+from aioredis_monitored._redispy.overrides import TypedLock, send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
@@ -70,7 +71,7 @@ class _RandomToken(bytes):
     __slots__ = ()
 
 
-class MonitoredLock(Lock):
+class MonitoredLock(TypedLock):
     """A ``redis.asyncio.lock.Lock`` that reports where its client does, and cleans up behind its callers.
 
     - An ``acquire`` that is cancelled, late or cut off leaves the lock to others: if its SET has succeeded, or may have
@@ -89,14 +90,13 @@ class MonitoredLock(Lock):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()  # type: ignore[assignment]
+        self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()
 
     def register_scripts(self) -> None:
         """Bind the three scripts to this lock's client."""
-        # redis-py declares the three as None.
-        self.lua_release = self.redis.register_script(self.LUA_RELEASE_SCRIPT)  # type: ignore[assignment]
-        self.lua_extend = self.redis.register_script(self.LUA_EXTEND_SCRIPT)  # type: ignore[assignment]
-        self.lua_reacquire = self.redis.register_script(self.LUA_REACQUIRE_SCRIPT)  # type: ignore[assignment]
+        self.lua_release = self.redis.register_script(self.LUA_RELEASE_SCRIPT)
+        self.lua_extend = self.redis.register_script(self.LUA_EXTEND_SCRIPT)
+        self.lua_reacquire = self.redis.register_script(self.LUA_REACQUIRE_SCRIPT)
 
     async def acquire(
         self, blocking: bool | None = None, blocking_timeout: Number | None = None, token: str | bytes | None = None
@@ -210,7 +210,7 @@ class MonitoredLock(Lock):
             if not isinstance(client, Handle) or not client.telemetry.is_enabled():
                 await release.run()
                 return
-            command = ("EVALSHA", cast("Any", self.lua_release).sha, 1, self.name, b"")
+            command = ("EVALSHA", self.lua_release.sha, 1, self.name, b"")
             operation = client.operation_of(client.telemetry.lock_spec(semconv_ext.LOCK_RELEASE, command), command)
             await operation.observe(self._release_observed(operation, release))
 
@@ -583,7 +583,7 @@ class _Acquisition:
         return reply
 
     async def _send(self, client: Handle, connection: AbstractConnection, command: tuple[Any, ...]) -> Any:
-        return await client._send_command_parse_response(connection, command[0], *command)  # noqa: SLF001 - as redis-py does
+        return await send_and_parse(client, connection, command)
 
     async def track(self, asking: Awaitable[T]) -> T:
         """Await the answer to a SET that is sent now on a connection that no other call uses."""

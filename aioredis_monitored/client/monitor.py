@@ -5,18 +5,18 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Self
 
-from redis.asyncio.client import Monitor
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
+from aioredis_monitored._redispy.overrides import TypedMonitor
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 # It changes nothing but its connection, which is not used again if it fails.
 _MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)
 
 
-class MonitoredMonitor(Monitor):
+class MonitoredMonitor(TypedMonitor):
     """redis-py's ``Monitor``, which begins as any call that is tried again; ``client.monitor()`` makes it.
 
     Once its connection is lost, it raises: what it has missed is missing.
@@ -27,7 +27,7 @@ class MonitoredMonitor(Monitor):
         if isinstance(pool, MonitoredConnectionPool):
             await retry(pool, _MONITOR, partial(self._attempt, pool), 0, None)
         else:
-            await super().__aenter__()  # type: ignore[no-untyped-call]
+            await super().__aenter__()
         return self
 
     async def _attempt(
@@ -37,7 +37,7 @@ class MonitoredMonitor(Monitor):
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> None:
         async with dedicated_attempt(pool, seconds, self._lent(pool), 0):
-            await super().__aenter__()  # type: ignore[no-untyped-call]
+            await super().__aenter__()
 
     @asynccontextmanager
     async def _lent(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool
-from redis.asyncio.client import CommandStackT, Pipeline
+from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
@@ -27,6 +27,7 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.routing import CallsMixin
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
+from aioredis_monitored._redispy.overrides import TypedPipeline
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
@@ -47,7 +48,7 @@ def _lost_watch(*, may_have_run: bool) -> WatchError:
     return WatchError(f"the connection that watched the keys was lost{doubt}: begin again with watch()")
 
 
-class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisPipeline(CallsMixin, TypedPipeline):  # type: ignore[misc]  # redis-py's own bases disagree
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     On a ``MonitoredConnectionPool``, it raises ``WatchError`` at every call once the connection that watches is lost,
@@ -139,7 +140,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             attempt = partial(self._attempt_pinned_batch, pinned, pool, stack, raise_on_error)
         try:
             if self.scripts:
-                await self.load_scripts()  # type: ignore[no-untyped-call]
+                await self.load_scripts()
             return await retry(pool, traits, attempt, self._wait(stack), self._operation)
         finally:
             await self.reset()
@@ -158,7 +159,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         stack = self.command_stack
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
         if self.scripts:
-            await self.load_scripts()  # type: ignore[no-untyped-call]
+            await self.load_scripts()
         # If there is none, the batch is kept, as in redis-py.
         await self._kept_connection(self._operation, self._closings)
         try:
@@ -285,7 +286,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
         self._closings += 1
         await self._leave_busy()
         if self.connection is None:
-            await super().reset()  # type: ignore[no-untyped-call]
+            await super().reset()
             return
         with cleaning_up("resetting a pipeline"):
             try:
@@ -294,7 +295,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
             finally:
                 # redis-py would end it once more, by the clock alone.
                 self.watching = False
-                await super().reset()  # type: ignore[no-untyped-call]
+                await super().reset()
 
     async def _end_watch(self, connection: Connection) -> None:
         """End the watch, with the connection if need be."""
@@ -311,7 +312,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_transaction(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
+            return await super()._execute_transaction(connection, commands, raise_on_error)
         # Nothing blocks in a transaction.
         self._note_altered(connection, [args for args, _ in commands])
         async with self._doubted(connection):
@@ -320,7 +321,7 @@ class MonitoredRedisPipeline(CallsMixin, Pipeline):  # type: ignore[misc]  # red
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_pipeline(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
+            return await super()._execute_pipeline(connection, commands, raise_on_error)
         async with self._heeded(connection, [args for args, _ in commands]), self._doubted(connection):
             replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
             return replies

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from redis.typing import EncodableT
 
+from aioredis_monitored._redispy.overrides import get_encoder
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored.client.client import MonitoredRedisConnection
@@ -115,5 +116,5 @@ class Producer:
     def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
         if not self._propagate:
             return messages
-        encode = self._client.get_encoder().encode  # type: ignore[no-untyped-call]
+        encode = get_encoder(self._client).encode
         return self._telemetry.wrap([encode(message) for message in messages], operation)
