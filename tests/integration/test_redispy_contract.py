@@ -91,80 +91,106 @@ def plain_client(plain_pool):
 # Signatures of what is overridden, or called with arguments by place.
 
 SIGNATURES = {
-    AbstractConnection.disconnect: "nowait error failure_count health_check_failed",
-    AbstractConnection.connect_check_health: "check_health retry_socket_connect",
-    AbstractConnection.send_packed_command: "command check_health",
-    AbstractConnection._send_packed_command: "command",
-    AbstractConnection.send_command: "*args **kwargs",
-    AbstractConnection.set_re_auth_token: "token",
-    BlockingConnectionPool.get_connection: "command_name *keys **options",
-    BlockingConnectionPool.release: "connection",
-    ConnectionPool.make_connection: "",
-    ConnectionPool.get_available_connection: "",
-    ConnectionPool.ensure_connection: "connection",
-    ConnectionPool.re_auth_callback: "token",
-    ConnectionPool.set_retry: "retry",
-    Redis.execute_command: "*args **options",
-    Redis._send_command_parse_response: "conn command_name *args **options",
-    Redis.parse_response: "connection command_name **options",
-    Redis.aclose: "close_connection_pool",
-    Redis.set_response_callback: "command callback",
-    Pipeline.__init__: "connection_pool response_callbacks transaction shard_hint",
-    Pipeline.execute: "raise_on_error",
-    Pipeline.immediate_execute_command: "*args **options",
-    Pipeline._execute_transaction: "connection commands raise_on_error",
-    Pipeline._execute_pipeline: "connection commands raise_on_error",
-    Pipeline.parse_response: "connection command_name **options",
-    Pipeline.annotate_exception: "exception number command",
-    Pipeline.reset: "",
-    Pipeline.load_scripts: "",
-    Pipeline._disconnect_raise_on_watching: "conn error failure_count start_time command_name",
-    Pipeline._disconnect_reset_raise_on_watching: "conn error failure_count start_time command_name",
-    PubSub.connect: "",
-    PubSub.on_connect: "connection",
-    PubSub.execute_command: "*args",
-    PubSub._reconnect: "conn error failure_count start_time command_name",
-    PubSub.parse_response: "block timeout",
-    PubSub.handle_message: "response ignore_subscribe_messages",
-    PubSub.check_health: "",
-    PubSub.aclose: "",
-    Monitor.__aenter__: "",
-    Lock.register_scripts: "",
-    Lock.acquire: "blocking blocking_timeout token",
-    Lock.do_acquire: "token",
-    Lock.do_release: "expected_token",
-    Lock.do_extend: "additional_time replace_ttl",
-    AsyncScript.__call__: "keys args client",
-    _AsyncHiredisParser.on_connect: "connection",
+    AbstractConnection: {
+        "disconnect": "nowait error failure_count health_check_failed",
+        "connect_check_health": "check_health retry_socket_connect",
+        "send_packed_command": "command check_health",
+        "_send_packed_command": "command",
+        "send_command": "*args **kwargs",
+        "set_re_auth_token": "token",
+    },
+    BlockingConnectionPool: {
+        "get_connection": "command_name *keys **options",
+        "release": "connection",
+    },
+    ConnectionPool: {
+        "make_connection": "",
+        "get_available_connection": "",
+        "ensure_connection": "connection",
+        "re_auth_callback": "token",
+        "set_retry": "retry",
+    },
+    Redis: {
+        "execute_command": "*args **options",
+        "_send_command_parse_response": "conn command_name *args **options",
+        "parse_response": "connection command_name **options",
+        "aclose": "close_connection_pool",
+        "set_response_callback": "command callback",
+    },
+    Pipeline: {
+        "__init__": "connection_pool response_callbacks transaction shard_hint",
+        "execute": "raise_on_error",
+        "immediate_execute_command": "*args **options",
+        "_execute_transaction": "connection commands raise_on_error",
+        "_execute_pipeline": "connection commands raise_on_error",
+        "parse_response": "connection command_name **options",
+        "annotate_exception": "exception number command",
+        "reset": "",
+        "load_scripts": "",
+        "_disconnect_raise_on_watching": "conn error failure_count start_time command_name",
+        "_disconnect_reset_raise_on_watching": "conn error failure_count start_time command_name",
+    },
+    PubSub: {
+        "connect": "",
+        "on_connect": "connection",
+        "execute_command": "*args",
+        "_reconnect": "conn error failure_count start_time command_name",
+        "parse_response": "block timeout",
+        "handle_message": "response ignore_subscribe_messages",
+        "check_health": "",
+        "aclose": "",
+    },
+    Monitor: {
+        "__aenter__": "",
+    },
+    Lock: {
+        "register_scripts": "",
+        "acquire": "blocking blocking_timeout token",
+        "do_acquire": "token",
+        "do_release": "expected_token",
+        "do_extend": "additional_time replace_ttl",
+    },
+    AsyncScript: {
+        "__call__": "keys args client",
+    },
+    _AsyncHiredisParser: {
+        "on_connect": "connection",
+    },
 }
-COROUTINES = [
-    AbstractConnection.connect,
-    AbstractConnection._connect,
-    AbstractConnection.check_health,
-    AbstractConnection.re_auth,
-    ConnectionPool.get_connection,
-    Redis._send_command_parse_response,
-    Pipeline._execute_transaction,
-    Pipeline._execute_pipeline,
-    Pipeline.immediate_execute_command,
-    Pipeline.reset,
-    PubSub.connect,
-    PubSub.handle_message,
-    Lock.do_acquire,
+COROUTINE_FUNCTIONS = [
+    (AbstractConnection, "connect"),
+    (AbstractConnection, "_connect"),
+    (AbstractConnection, "check_health"),
+    (AbstractConnection, "re_auth"),
+    (ConnectionPool, "get_connection"),
+    (Redis, "_send_command_parse_response"),
+    (Pipeline, "_execute_transaction"),
+    (Pipeline, "_execute_pipeline"),
+    (Pipeline, "immediate_execute_command"),
+    (Pipeline, "reset"),
+    (PubSub, "connect"),
+    (PubSub, "handle_message"),
+    (Lock, "do_acquire"),
 ]
 
 
-@pytest.mark.parametrize("method", SIGNATURES, ids=lambda method: method.__qualname__)
-def test_method_takes_the_parameters_that_overrides_and_callers_expect(method):
+def shown(value):
+    return value.__name__ if isinstance(value, type) else value
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, methods in SIGNATURES.items() for name in methods], ids=shown
+)
+def test_method_takes_the_parameters_that_overrides_and_callers_expect(kind, name):
     prefixes = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    _, *parameters = inspect.signature(method).parameters.values()
+    _, *parameters = inspect.signature(getattr(kind, name)).parameters.values()
     names = " ".join(prefixes.get(parameter.kind, "") + parameter.name for parameter in parameters)
-    assert SIGNATURES[method] == names, f"redis-py has changed {method.__qualname__}: adapt what overrides or calls it"
+    assert SIGNATURES[kind][name] == names, f"redis-py has changed {name}: adapt what overrides or calls it"
 
 
-@pytest.mark.parametrize("method", COROUTINES, ids=lambda method: method.__qualname__)
-def test_method_is_a_coroutine_function(method):
-    assert inspect.iscoroutinefunction(method), f"{method.__qualname__} is no coroutine function any more"
+@pytest.mark.parametrize(("kind", "name"), COROUTINE_FUNCTIONS, ids=shown)
+def test_method_is_a_coroutine_function(kind, name):
+    assert inspect.iscoroutinefunction(getattr(kind, name))
 
 
 # Connections and their sockets.
