@@ -20,6 +20,7 @@ from redis.exceptions import (
 
 from aioredis_monitored._commands.traits import Traits, counts_connection_writes
 from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded, is_protocol_error
+from aioredis_monitored._redispy.overrides import check_health
 from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
@@ -116,7 +117,7 @@ async def connection_in_use(pool: MonitoredConnectionPool, connection: AbstractC
     """Check an acquired connection's health before the block, and explain an error that closing the pool causes."""
     try:
         # redis-py would check while it sends; a failure here means that nothing was sent.
-        await connection.check_health()  # type: ignore[no-untyped-call]
+        await check_health(connection)
         pool.write_pending()
         yield
     except AttributeError as error:

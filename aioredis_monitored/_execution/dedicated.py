@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
@@ -35,6 +35,7 @@ from aioredis_monitored._execution.fetch import (
 )
 from aioredis_monitored._execution.pinned import PinnedConnection
 from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.overrides import connect, get_connection, should_reconnect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
@@ -196,14 +197,14 @@ class PlainConnections:
     def __init__(self, pool: ConnectionPool) -> None:
         self.pool = pool
 
-    async def acquire(self, observer: Observer | None) -> Connection:
+    async def acquire(self, observer: Observer | None) -> AbstractConnection:
         """Acquire a connection that ``pool.release`` gives back.
 
         A task of its own does it: the connection may have to be made, and redis-py may swallow a cancellation then (see
         ``with_safe_send``).
         """
         started = perf_counter()
-        acquiring: asyncio.Future[Connection] = asyncio.ensure_future(self.pool.get_connection())  # type: ignore[no-untyped-call]
+        acquiring: asyncio.Future[AbstractConnection] = asyncio.ensure_future(get_connection(self.pool))
         try:
             await asyncio.wait([acquiring])
         except asyncio.CancelledError:
@@ -220,7 +221,7 @@ class PlainConnections:
             observer.set_connection(connection)
         return connection
 
-    async def _release_acquired(self, acquiring: "asyncio.Future[Connection]") -> None:
+    async def _release_acquired(self, acquiring: "asyncio.Future[AbstractConnection]") -> None:
         await asyncio.wait([acquiring])
         if not acquiring.cancelled() and acquiring.exception() is None:
             connection = acquiring.result()
@@ -233,7 +234,7 @@ class PlainConnections:
         self, caller: Redis, pin: PinnedConnection | None, observer: Observer | None, closings: int
     ) -> AsyncIterator[Connection]:
         if pin is None:
-            connection = await self.acquire(observer)
+            connection = cast("Connection", await self.acquire(observer))
             try:
                 yield connection
             finally:
@@ -247,9 +248,9 @@ class PlainConnections:
                 try:
                     yield connection
                 finally:
-                    if pin.reconnects and connection.should_reconnect():  # type: ignore[no-untyped-call]
+                    if pin.reconnects and should_reconnect(connection):
                         await connection.disconnect()
-                        await connection.connect()  # type: ignore[no-untyped-call]
+                        await connect(connection)
 
     async def run(
         self,

@@ -30,6 +30,7 @@ from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
@@ -240,7 +241,7 @@ async def fetch_on(
     found = None
     try:
         async with acquired as connection:
-            await connection.connect()  # type: ignore[no-untyped-call]
+            await connect(connection)
             found = await _BlockingFetch(connection, fetch, open_side_channel()).fetch(wait)
     except BaseException:
         if found is not None:

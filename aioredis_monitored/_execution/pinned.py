@@ -20,6 +20,7 @@ from redis.exceptions import (
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import counts_connection_writes, traits_of
 from aioredis_monitored._execution.attempts import acquire_from, connection_in_use, is_lost
+from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import PinnedConnectionLostError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
@@ -121,7 +122,7 @@ class PinnedConnection:
                 leaves = True
                 raise
             finally:
-                leaves |= connection.should_reconnect()  # type: ignore[no-untyped-call]
+                leaves |= should_reconnect(connection)
                 if leaves and not pool.will_discard(connection):
                     await connection.disconnect(nowait=True)
 
@@ -216,7 +217,7 @@ def _check_counts_nothing(commands: Collection[Sequence[Any]]) -> None:
 @asynccontextmanager
 async def _locked(caller: Redis, observer: Observer | None) -> AsyncIterator[None]:
     started = perf_counter()
-    lock = caller._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    lock = single_connection_lock(caller)
     try:
         await lock.acquire()
     finally:

@@ -14,13 +14,10 @@ from time import monotonic
 from typing import Any, Self, TypeVar
 
 from opentelemetry.trace import Span
-from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.asyncio.connection import AbstractConnection
-from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.exceptions import ResponseError
-from redis.himport import parse_himport_set_args
 
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import (
@@ -34,6 +31,16 @@ from aioredis_monitored._execution.dedicated import dedicated_connections_of
 from aioredis_monitored._execution.fetch import Fetch, fetch_shared
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
+from aioredis_monitored._redispy.overrides import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    bool_ok,
+    close_after_failure,
+    connect,
+    parse_himport_set,
+    parse_set_result,
+    send_and_parse,
+)
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored._telemetry.operation import Observer, Operation, observe_call, start_operation
@@ -207,7 +214,7 @@ class CommandExecutor:
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
                 # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
-                reply = await send_and_parse(caller, None, connection, "", args, decoding)
+                reply = await send_on(caller, None, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:
                     return options[EMPTY_RESPONSE]
@@ -215,7 +222,7 @@ class CommandExecutor:
         callbacks: Any = caller.response_callbacks
         callback = dict.get(callbacks, args[0].upper())
         # redis-py sends several commands for HIMPORT SET, and has parsed its reply.
-        if callback is None or parse_himport_set_args(args):  # type: ignore[no-untyped-call]
+        if callback is None or parse_himport_set(args):
             return reply
         parsed = _apply_callback(callback, reply, options)
         return await parsed if isawaitable(parsed) else parsed
@@ -233,9 +240,9 @@ class CommandExecutor:
             self.pin,
             [args],
             traits_of(args),
-            lambda connection: send_and_parse(caller, self.pin, connection, args[0], args, options),
+            lambda connection: send_on(caller, self.pin, connection, args[0], args, options),
             observer,
-            on_failure=caller._close_connection,  # noqa: SLF001 - as redis-py does
+            on_failure=close_after_failure(caller),
             wait=blocking_timeout(args) or 0,
         )
 
@@ -261,7 +268,7 @@ class CommandExecutor:
             _PING,
             _do_nothing,
             None,
-            on_failure=caller._close_connection,  # noqa: SLF001 - as redis-py does
+            on_failure=close_after_failure(caller),
             wait=None,
         )
 
@@ -377,7 +384,7 @@ def require_executor(client: object) -> CommandExecutor:
     return executor
 
 
-async def send_and_parse(
+async def send_on(
     caller: Redis,
     pin: PinnedConnection | None,
     connection: AbstractConnection,
@@ -395,12 +402,11 @@ async def send_and_parse(
         args: The command.
         options: Those of redis-py's ``parse_response``.
     """
-    send: Any = caller._send_command_parse_response  # noqa: SLF001 - redis-py's, with what it does for HIMPORT
     if traits_of(args).shareable:
-        return await send(connection, command_name, *args, **options)
+        return await send_and_parse(caller, connection, command_name, args, options)
     note_alterations(caller.connection_pool, pin, connection, [args])
     async with extended_timeout(connection, [args]):
-        return await send(connection, command_name, *args, **options)
+        return await send_and_parse(caller, connection, command_name, args, options)
 
 
 def note_alterations(
@@ -428,7 +434,7 @@ async def extended_timeout(connection: AbstractConnection, commands: Collection[
         yield
         return
     # Connecting, if it comes to that, gets no more time.
-    await connection.connect()  # type: ignore[no-untyped-call]
+    await connect(connection)
     connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
     try:
         yield

@@ -27,8 +27,9 @@ from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedConnections, dedicated_connections_of
 from aioredis_monitored._execution.fetch import SETTLE_SECONDS
-from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_and_parse
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_on
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
+from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
@@ -67,7 +68,7 @@ class _RandomToken(bytes):
     __slots__ = ()
 
 
-class MonitoredLock(Lock):
+class MonitoredLock(TypedLock):
     """A ``redis.asyncio.lock.Lock`` that records where its client does, and cleans up behind its callers.
 
     - An ``acquire`` that is cancelled, times out or loses its connection leaves the lock free: if its SET has
@@ -86,14 +87,13 @@ class MonitoredLock(Lock):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
-        self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()  # type: ignore[assignment]  # redis-py's has a token alone
+        self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()
 
     def register_scripts(self) -> None:
         """Bind the three scripts to this lock's client."""
-        for name in ("release", "extend", "reacquire"):
-            # redis-py declares the three as None.
-            script: Any = self.redis.register_script(getattr(self, f"LUA_{name.upper()}_SCRIPT"))
-            setattr(self, f"lua_{name}", script)
+        self.lua_release = self.redis.register_script(self.LUA_RELEASE_SCRIPT)
+        self.lua_extend = self.redis.register_script(self.LUA_EXTEND_SCRIPT)
+        self.lua_reacquire = self.redis.register_script(self.LUA_REACQUIRE_SCRIPT)
 
     # Acquiring.
 
@@ -210,8 +210,7 @@ class MonitoredLock(Lock):
             if executor is None or not executor.recorder.is_enabled():
                 await release.run()
                 return
-            script: Any = self.lua_release
-            command = ("EVALSHA", script.sha, 1, self.name, b"")
+            command = ("EVALSHA", self.lua_release.sha, 1, self.name, b"")
             operation = executor.new_operation(executor.recorder.lock_spec(semconv_ext.LOCK_RELEASE, command), command)
             await operation.observe(self._release_recorded(operation, release))
 
@@ -357,7 +356,7 @@ class _Acquisition:
             traits_of(command),
             lambda connection: self.track(self._send_on(executor, client, connection, command)),
             operation,
-            on_failure=client._close_connection,  # noqa: SLF001 - as redis-py does
+            on_failure=close_after_failure(client),
         )
 
     async def _attempt_shared(
@@ -388,7 +387,7 @@ class _Acquisition:
     async def _send_on(
         self, executor: CommandExecutor, client: Redis, connection: AbstractConnection, command: tuple[Any, ...]
     ) -> Any:
-        return await send_and_parse(client, executor.pin, connection, command[0], command, {})
+        return await send_on(client, executor.pin, connection, command[0], command, {})
 
     async def track(self, sending: Awaitable[T]) -> T:
         """Await the answer to a SET that is sent now on a connection that no other call uses."""

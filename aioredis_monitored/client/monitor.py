@@ -6,18 +6,18 @@ from functools import partial
 from typing import Self, cast
 
 from redis.asyncio import Connection
-from redis.asyncio.client import Monitor
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
+from aioredis_monitored._redispy.overrides import TypedMonitor
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 # MONITOR changes nothing but its connection, which is not used again if it fails.
 _MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)
 
 
-class MonitoredMonitor(Monitor):
+class MonitoredMonitor(TypedMonitor):
     """redis-py's ``Monitor``; on a ``MonitoredConnectionPool``, entering it is retried as any call.
 
     Once its connection is lost, it raises: it has missed commands.
@@ -28,7 +28,7 @@ class MonitoredMonitor(Monitor):
         if isinstance(pool, MonitoredConnectionPool):
             await retry(pool, _MONITOR, partial(self._enter_once, pool), 0, None)
         else:
-            await super().__aenter__()  # type: ignore[no-untyped-call]
+            await super().__aenter__()
         return self
 
     async def _enter_once(
@@ -38,7 +38,7 @@ class MonitoredMonitor(Monitor):
         losses: int,  # noqa: ARG002 - no other call is affected
     ) -> None:
         async with dedicated_attempt(pool, seconds, self._kept_connection(pool), 0):
-            await super().__aenter__()  # type: ignore[no-untyped-call]
+            await super().__aenter__()
 
     @asynccontextmanager
     async def _kept_connection(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:

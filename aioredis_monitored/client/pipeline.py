@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
-from redis.asyncio.client import CommandStackT, Pipeline
+from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 from redis.typing import ChannelT, EncodableT
@@ -24,8 +24,9 @@ from aioredis_monitored._execution.attempts import (
     retry,
 )
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
-from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_and_parse
+from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
+from aioredis_monitored._redispy.overrides import TypedPipeline
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
@@ -38,7 +39,7 @@ from aioredis_monitored.pool.retry import is_error_reply
 _ENDED_BY_RESET = frozenset({"UNWATCH", "WATCH"})
 
 
-class MonitoredRedisPipeline(Pipeline):
+class MonitoredRedisPipeline(TypedPipeline):
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     On a ``MonitoredConnectionPool``, every call raises ``WatchError`` once the connection that watches is lost, until
@@ -127,7 +128,7 @@ class MonitoredRedisPipeline(Pipeline):
         traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
         try:
             if self.scripts:
-                await self.load_scripts()  # type: ignore[no-untyped-call]
+                await self.load_scripts()
             if self.connection is not None:
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
@@ -143,7 +144,7 @@ class MonitoredRedisPipeline(Pipeline):
 
     async def _run_on_plain_connection(self, raise_on_error: bool) -> list[Any]:
         if self.scripts:
-            await self.load_scripts()  # type: ignore[no-untyped-call]
+            await self.load_scripts()
         stack, execute = self.command_stack, self._execute_batch
         # The batch is kept if there is no connection, as in redis-py.
         await self._pin.acquire(self, self._executor.dedicated.acquire, self._operation, self._pin.closings)
@@ -225,7 +226,7 @@ class MonitoredRedisPipeline(Pipeline):
 
     async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_transaction(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
+            return await super()._execute_transaction(connection, commands, raise_on_error)
         # Nothing blocks in a transaction.
         self._pin.note_alterations(self.connection_pool, connection, [args for args, _ in commands])
         async with self._disconnected_on_error(connection):
@@ -234,7 +235,7 @@ class MonitoredRedisPipeline(Pipeline):
 
     async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_pipeline(connection, commands, raise_on_error)  # type: ignore[arg-type,no-any-return]
+            return await super()._execute_pipeline(connection, commands, raise_on_error)
         batch = [args for args, _ in commands]
         self._pin.note_alterations(self.connection_pool, connection, batch)
         async with extended_timeout(connection, batch), self._disconnected_on_error(connection):
@@ -315,7 +316,7 @@ class MonitoredRedisPipeline(Pipeline):
         return await self._run_dedicated(
             [args],
             traits_of(args),
-            lambda connection: send_and_parse(self, self._pin, connection, args[0], args, options),
+            lambda connection: send_on(self, self._pin, connection, args[0], args, options),
             observer,
             blocking_timeout(args) or 0,
             self._disconnect_reset_raise_on_watching,
@@ -330,7 +331,7 @@ class MonitoredRedisPipeline(Pipeline):
         self._pin.closings += 1
         await self._pin.abort_busy(self)
         if self.connection is None:
-            await super().reset()  # type: ignore[no-untyped-call]
+            await super().reset()
             return
         with cleaning_up("resetting a pipeline"):
             try:
@@ -339,7 +340,7 @@ class MonitoredRedisPipeline(Pipeline):
             finally:
                 # redis-py would end it again, with a timeout that does not tolerate a busy event loop.
                 self.watching = False
-                await super().reset()  # type: ignore[no-untyped-call]
+                await super().reset()
 
 
 async def _end_watch(connection: Connection) -> None:

@@ -15,11 +15,8 @@ from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
-from redis.asyncio.client import PubSub
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
-from redis.observability.attributes import PubSubDirection
-from redis.observability.recorder import record_pubsub_message
 from redis.typing import ChannelT, EncodableT
 from redis.utils import str_if_bytes
 
@@ -28,6 +25,13 @@ from aioredis_monitored._commands.table import MAX_NAME_LENGTH, argument_text
 from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored._execution.attempts import dedicated_attempt, retry, retry_until_answered
 from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import (
+    PubSubDirection,
+    TypedPubSub,
+    execute_command,
+    get_encoder,
+    record_pubsub_message,
+)
 from aioredis_monitored._redispy.sockets import is_closed_by_peer
 from aioredis_monitored._telemetry.context import without_span
 from aioredis_monitored._telemetry.messaging import ProcessSpan, inject
@@ -66,7 +70,7 @@ class TracedMessage(dict[str, Any]):
         self.carrier = carrier
 
 
-class MonitoredPubSub(PubSub):
+class MonitoredPubSub(TypedPubSub):
     """A ``redis.asyncio.client.PubSub`` whose messages can be handled under a span; ``client.pubsub()`` makes it.
 
     Messages are delivered without their envelopes. A handler that is given to ``subscribe`` and its like runs under
@@ -151,7 +155,7 @@ class MonitoredPubSub(PubSub):
             try:
                 connection = self.connection
                 if connection is None:
-                    await super().connect()  # type: ignore[no-untyped-call]
+                    await super().connect()
                     connection = cast("AbstractConnection", self.connection)
                     self._ready.set()
                 elif not self._is_ready(connection) or is_closed_by_peer(connection):
@@ -248,7 +252,7 @@ class MonitoredPubSub(PubSub):
             return None
         generation = self._generation
         try:
-            await self.check_health()  # type: ignore[no-untyped-call]
+            await self.check_health()
             if self.connection is not connection:
                 # Closed meanwhile: another caller may have the connection.
                 return None
@@ -334,7 +338,7 @@ class MonitoredPubSub(PubSub):
             self._reconnecting.cancel()
             await self.connection.disconnect(nowait=True)
         # It waits for redis-py's lock: an attempt to reconnect must not use a connection that another caller has.
-        await super().aclose()  # type: ignore[no-untyped-call]
+        await super().aclose()
         # Calls that wait wake up, and see that it is closed.
         self._ready.set()
         self._ready.clear()
@@ -360,7 +364,7 @@ class MonitoredPubSub(PubSub):
         """Make a message of a response, or hand it to its handler, as redis-py does."""
         kind = str_if_bytes(response[0]) if isinstance(response, list) else None
         if kind not in self.PUBLISH_MESSAGE_TYPES:
-            return await super().handle_message(response, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
+            return await super().handle_message(response, ignore_subscribe_messages)
         handlers = {"message": self.channels, "pmessage": self.patterns, "smessage": self.shard_channels}[kind]
         _, subscription, *_ = response
         *place, data = response
@@ -368,8 +372,8 @@ class MonitoredPubSub(PubSub):
         unwrapped = [*place, payload]
         if handlers.get(subscription):
             with ProcessSpan(self._recorder, place[-1], [] if carrier is None else [carrier], self.server_span):
-                return await super().handle_message(unwrapped, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
-        message = await super().handle_message(unwrapped, ignore_subscribe_messages)  # type: ignore[no-untyped-call]
+                return await super().handle_message(unwrapped, ignore_subscribe_messages)
+        message = await super().handle_message(unwrapped, ignore_subscribe_messages)
         return message if carrier is None else TracedMessage(message, carrier)
 
 
@@ -394,7 +398,7 @@ async def publish_in_envelope(
         span = executor.server_span
         context = None if span is None else trace.set_span_in_context(span)
         wrapped = _wrap(client, message, context)
-        return cast("int", await client.execute_command(command, channel, wrapped, **options))  # type: ignore[no-untyped-call]
+        return cast("int", await execute_command(client, command, channel, wrapped, **options))
 
     async def publish(operation: Operation | None) -> int:
         wrapped = _wrap(client, message, None if operation is None else operation.start_span())
@@ -405,4 +409,4 @@ async def publish_in_envelope(
 
 def _wrap(client: Redis, message: EncodableT, context: Context | None) -> EncodableT:
     carrier = inject(context)
-    return seal(client.get_encoder().encode(message), carrier) if carrier else message  # type: ignore[no-untyped-call]
+    return seal(get_encoder(client).encode(message), carrier) if carrier else message

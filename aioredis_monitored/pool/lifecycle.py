@@ -7,15 +7,15 @@ from types import TracebackType
 from typing import Any, Self
 from weakref import finalize
 
-from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._cancellation import cleaning_up
+from aioredis_monitored._redispy.overrides import TypedPool
 from aioredis_monitored._redispy.sockets import abort_socket, close_now
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
 
 
-class LivingPool(BlockingConnectionPool):
+class LivingPool(TypedPool):
     """redis-py's blocking pool, bound to one event loop from the first use to the close."""
 
     name: str

@@ -6,14 +6,20 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from math import inf
 from time import perf_counter
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
-from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored._redispy.attributes import is_between_replies
 from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.overrides import (
+    announce_release,
+    forget_re_auth_token,
+    re_auth,
+    register_connect_callback,
+    should_reconnect,
+)
 from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, decoding_error
@@ -60,8 +66,8 @@ class LendingPool(LivingPool):
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
-        connection: AbstractConnection = with_safe_send(super().make_connection())  # type: ignore[no-untyped-call]
-        connection.register_connect_callback(self._on_connect)  # type: ignore[no-untyped-call]
+        connection = with_safe_send(super().make_connection())
+        register_connect_callback(connection, self._on_connect)
         return connection
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
@@ -148,7 +154,7 @@ class LendingPool(LivingPool):
         if not reserved:
             connection = await self._next_available()
         elif len(self._in_use_connections) < self.max_connections:
-            connection = self._reserved_connection = self.get_available_connection()  # type: ignore[no-untyped-call]
+            connection = self._reserved_connection = self.get_available_connection()
         else:
             # A retired one still has the place that is kept.
             connection = self._reserved_connection = await self._wait_for_slot(self._reserved_waiters)
@@ -158,7 +164,7 @@ class LendingPool(LivingPool):
 
     async def _next_available(self) -> AbstractConnection:
         if self.has_free_connection():
-            return cast("AbstractConnection", self.get_available_connection())  # type: ignore[no-untyped-call]
+            return self.get_available_connection()
         return await self._wait_for_slot(self._waiters)
 
     async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
@@ -181,10 +187,10 @@ class LendingPool(LivingPool):
     async def _re_authenticate(self, connection: AbstractConnection) -> None:
         """Send credentials that have changed while it was being connected."""
         try:
-            await connection.re_auth()  # type: ignore[no-untyped-call]
+            await re_auth(connection)
         except AuthenticationError:
             # Those that it was connected with may do; redis-py has closed it.
-            connection.set_re_auth_token(None)  # type: ignore[arg-type]
+            forget_re_auth_token(connection)
             await self.ensure_connection(connection)
 
     async def _wait_for_slot(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
@@ -267,11 +273,10 @@ class LendingPool(LivingPool):
             await connection.disconnect(nowait=True)
             return
         try:
-            if connection in self._discarded or connection.should_reconnect():  # type: ignore[no-untyped-call]
+            if connection in self._discarded or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
             # Credentials that have changed while it was out.
-            released = AsyncAfterConnectionReleasedEvent(connection)  # type: ignore[no-untyped-call]
-            await cast("EventDispatcher", self._event_dispatcher).dispatch_async(released)
+            await announce_release(self, connection)
         except RedisError:
             await connection.disconnect(nowait=True)
         finally:
@@ -287,7 +292,7 @@ class LendingPool(LivingPool):
                 self.on_released(perf_counter() - since)
             if connection is self._reserved_connection:
                 self._reserved_connection = None
-            connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
+            forget_re_auth_token(connection)  # connecting uses the newest
             # The last one is lent first: one that is connected, if there is any.
             last = len(self._available_connections) if connection.is_connected else 0
             self._available_connections.insert(last, connection)
@@ -303,7 +308,7 @@ class LendingPool(LivingPool):
         turn = queue.popleft()
         if not turn.done():
             # With the connection: whoever comes between now and then would take it.
-            turn.set_result(self.get_available_connection())  # type: ignore[no-untyped-call]
+            turn.set_result(self.get_available_connection())
 
     def _reset(self) -> None:
         waiting = (*self._reserved_waiters, *self._waiters)

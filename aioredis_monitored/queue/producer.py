@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis.typing import EncodableT
 
 from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import get_encoder
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored.client.client import MonitoredRedisConnection
@@ -120,5 +121,5 @@ class Producer:
     def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
         if not self._propagate:
             return messages
-        encode = self._client.get_encoder().encode  # type: ignore[no-untyped-call]
+        encode = get_encoder(self._client).encode
         return self._telemetry.wrap([encode(message) for message in messages], operation)

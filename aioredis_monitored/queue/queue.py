@@ -7,11 +7,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored._execution.fetch import FETCH
 from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import NEVER_DECODE
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
