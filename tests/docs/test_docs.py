@@ -5,7 +5,9 @@ import asyncio
 import inspect
 import logging
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import yaml
@@ -35,8 +37,8 @@ def with_blocks(*languages):
     return pytest.mark.parametrize("path", pages, ids=map(name_of, pages))
 
 
-def run(path):
-    """Run the Python blocks of a document one after the other, in one namespace; return how many there are."""
+def run(path, module):
+    """Run the Python blocks of a document one after the other, as one module; return how many there are."""
     with asyncio.Runner() as runner:
 
         def evaluate(example):
@@ -47,8 +49,7 @@ def run(path):
                 flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
                 dont_inherit=True,
             )
-            example.namespace.setdefault("__name__", path.stem.replace("-", "_"))
-            result = eval(code, example.namespace)  # noqa: S307 - our own documentation
+            result = eval(code, vars(module))  # noqa: S307 - our own documentation
             if inspect.iscoroutine(result):
                 runner.run(result)
 
@@ -61,8 +62,11 @@ def run(path):
 @with_blocks("python")
 def test_every_python_example_runs(path, server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", server.url)
+    # Frameworks look for a function's module there, to resolve its annotations.
+    module = ModuleType(f"documentation_{path.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
 
-    assert run(path) == len(blocks(path, "python"))
+    assert run(path, module) == len(blocks(path, "python"))
 
 
 def test_every_code_block_has_a_language_that_is_checked_or_plain():
