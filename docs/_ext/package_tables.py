@@ -1,13 +1,14 @@
 """Tables that are read from the package when the documentation is built, so that they cannot differ from it."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
-from importlib import import_module, resources
+from importlib import resources
 from inspect import Parameter, getdoc, signature
 from typing import Any, ClassVar
 
-from docutils.nodes import Node
+from docutils.nodes import Element, Node
 from opentelemetry.metrics import MeterProvider, NoOpMeter
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
@@ -26,8 +27,12 @@ from aioredis_monitored import (
 )
 
 # What is read from the package beside its public names.
-CONVENTION_NAMES = "aioredis_monitored.telemetry.semconv"
-OWN_NAMES = "aioredis_monitored.telemetry.own"
+try:
+    from aioredis_monitored._telemetry import semconv, semconv_ext
+except ImportError:
+    from aioredis_monitored.telemetry import own as semconv_ext
+    from aioredis_monitored.telemetry import semconv
+DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
 ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
 
 _LOGGER = logging.getLogger(__name__)
@@ -102,8 +107,8 @@ def attribute_names() -> set[str]:
     """The names of all attributes, of spans and of points."""
     constants = {
         value
-        for module in (CONVENTION_NAMES, OWN_NAMES)
-        for name, value in vars(import_module(module)).items()
+        for module in (semconv, semconv_ext)
+        for name, value in vars(module).items()
         if name.isupper() and isinstance(value, str) and value.startswith(_PREFIXES)
     }
     return constants - {metric.name for metric in metrics()}
@@ -255,6 +260,18 @@ class ErrorTable(_Table):
             yield f"{{py:exc}}`~aioredis_monitored.{name}`", shown, " ".join(summary.split())
 
 
+class PanelTable(_Table):
+    """The panels of the dashboard, and what they say of themselves."""
+
+    header = ("panel", "shows")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each panel."""
+        for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
+            if panel["type"] != "row":
+                yield panel["title"], panel["description"]
+
+
 class ErrorReference(SphinxDirective):
     """The API of each error."""
 
@@ -278,6 +295,10 @@ def _importable(error: type) -> str:
     return error.__name__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__name__}"
 
 
+def _anchors(env: BuildEnvironment, page: str) -> set[str]:
+    return {anchor for node in env.get_doctree(page).findall(Element) for anchor in node["ids"]}
+
+
 def check_runbooks(_: Sphinx, env: BuildEnvironment) -> None:
     """Warn of an alert whose ``runbook_url`` leads to no heading."""
     text = ALERTS.read_text("utf-8")
@@ -288,7 +309,7 @@ def check_runbooks(_: Sphinx, env: BuildEnvironment) -> None:
     for url in urls:
         page, _, anchor = url.removeprefix(_DOCUMENTATION).partition("#")
         name = page.removesuffix(".html")
-        if name not in env.all_docs or f'ids="{anchor}' not in str(env.get_doctree(name)):
+        if name not in env.all_docs or anchor not in _anchors(env, name):
             _LOGGER.warning("runbook_url leads nowhere: %s", url)
 
 
@@ -299,6 +320,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("bound-table", BoundTable)
     app.add_directive("attribute-table", AttributeTable)
     app.add_directive("error-table", ErrorTable)
+    app.add_directive("panel-table", PanelTable)
     app.add_directive("error-reference", ErrorReference)
     app.connect("env-updated", lambda app, env: check_runbooks(app, env) or [])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
