@@ -137,10 +137,9 @@ def default(name: str) -> str:
         # The pool derives it from two arguments.
         return str(MonitoredConnectionPool().get_retry().get_retries())
     (field,) = (field for field in fields(RedisConfig) if field.name == name)
-    found = [field.default]
-    for constructor in (MonitoredConnectionPool, SSLConnection, Connection, AbstractConnection):
-        if name in (parameters := signature(constructor).parameters):
-            found.append(parameters[name].default)
+    constructors = (MonitoredConnectionPool, SSLConnection, Connection, AbstractConnection)
+    parameters = [signature(each).parameters for each in constructors]
+    found = [field.default, *(each[name].default for each in parameters if name in each)]
     known = [value for value in found if value is not None and value not in (MISSING, Parameter.empty)]
     return _shown(known[0]) if known else "none"
 
