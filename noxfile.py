@@ -56,7 +56,7 @@ def build(session: nox.Session) -> None:
     install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
     for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(name, directory / name)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "pyproject.toml"):
         shutil.copy(name, directory)
     session.chdir(directory)
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})

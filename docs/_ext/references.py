@@ -73,7 +73,7 @@ def plain_text(_: Sphinx, what: str, __: str, ___: object, ____: object, lines: 
         lines[number] = "``".join(parts)
     if what in {"attribute", "property"}:
         # Napoleon takes what stands before a colon in the first line for a type.
-        lines[0] = lines[0].replace(": ", ", ")
+        lines[0] = lines[0].replace(": ", "; ")
 
 
 def check_public_names(_: Sphinx, env: BuildEnvironment) -> None:

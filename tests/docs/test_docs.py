@@ -6,6 +6,8 @@ import inspect
 import logging
 import re
 import sys
+import tomllib
+from importlib import resources
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +16,7 @@ import yaml
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
+import aioredis_monitored
 from aioredis_monitored import config_from_env
 
 ROOT = Path(__file__).parents[2]
@@ -102,3 +105,33 @@ def test_every_environment_variable_is_a_key(path, caplog):
 
 def test_the_readme_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def links(text):
+    return re.findall(r"\]\(([^)]+)\)", text)
+
+
+def test_every_relative_link_of_the_readme_leads_to_a_file():
+    relative = [link for link in links((ROOT / "README.md").read_text("utf-8")) if "://" not in link]
+
+    assert relative
+    assert [] == [link for link in relative if not (ROOT / link).is_file()]
+
+
+def test_a_package_index_shows_no_relative_links():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    text = (ROOT / "README.md").read_text("utf-8")
+    for substitution in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+
+    assert [] == [link for link in links(text) if not link.startswith("https://")]
+
+
+def test_every_alert_has_a_runbook():
+    alerts = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml").read_text("utf-8")
+    rules = [rule for group in yaml.safe_load(alerts)["groups"] for rule in group["rules"]]
+    runbook = (ROOT / "docs" / "observability" / "runbook.md").read_text("utf-8")
+    base = "https://aioredis-monitored.readthedocs.io/en/latest/observability/runbook.html#"
+
+    assert {rule["alert"] for rule in rules} == set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE))
+    assert {base + rule["alert"].lower() for rule in rules} == {rule["annotations"]["runbook_url"] for rule in rules}
