@@ -92,14 +92,14 @@ def docs(session: nox.Session) -> None:
 def chaos(session: nox.Session) -> None:
     """Kill, cut off and freeze a queue's consumers, 220 times in all; ``-- --help`` tells what can be asked for."""
     session.install("-e", ".[demo]")
-    session.run("python", "tests/chaos.py", *session.posargs)
+    session.run("python", "tests/support/chaos.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
     """Let 200 tasks use the client in 15 minutes of faults, on asyncio and uvloop at once; ``-- --help`` for less."""
     session.install("-e", ".[demo]", "uvloop>=0.22")
-    session.run("python", "tests/soak.py", *session.posargs)
+    session.run("python", "tests/support/soak.py", *session.posargs)
 
 
 @nox.session

@@ -3,16 +3,13 @@
 import asyncio
 import os
 import random
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 import redis
-from collector import collecting
 from hypothesis import HealthCheck, settings
-from sharing import UNRECORDED
+from support.collector import collecting
+from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
@@ -55,18 +52,6 @@ def leaves_nothing(_cleaner):
     _cleaner.flushall()
     _cleaner.script_flush()
     assert len(clients) == 1, clients
-
-
-@pytest.fixture(scope="session", autouse=True)
-def idle_minute(request):
-    """What consumers of empty queues have seen for a minute, which begins with the first test if one looks at it."""
-    if not any(item.name == "test_a_minute_of_idle_consuming_makes_no_span" for item in request.session.items):
-        yield None
-        return
-    command = [sys.executable, str(Path(__file__).parent / "idle.py"), "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this Python
-        yield process
-        process.kill()
 
 
 @pytest.fixture

@@ -27,11 +27,8 @@ from aioredis_monitored import (
 )
 
 # What is read from the package beside its public names.
-try:
-    from aioredis_monitored._telemetry import semconv, semconv_ext
-except ImportError:
-    from aioredis_monitored.telemetry import own as semconv_ext
-    from aioredis_monitored.telemetry import semconv
+from aioredis_monitored._telemetry import semconv, semconv_ext
+
 DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
 ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
 

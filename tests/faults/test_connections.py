@@ -1,0 +1,312 @@
+"""Faults that callers and connections meet on a server that is well: cancelled, stale, closed, killed, exhausted."""
+
+import asyncio
+import select
+import statistics
+from functools import partial
+
+import pytest
+import redis.exceptions
+from support.sharing import UNRECORDED
+
+from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
+
+
+@pytest.fixture
+def make_client(make_client, server):
+    return partial(make_client, server.url)
+
+
+@pytest.fixture
+def connections_made(inspector):
+    """How many connections the server has got since the test began."""
+
+    def count():
+        return inspector.info("stats")["total_connections_received"] - before
+
+    before = 0
+    before = count()
+    return count
+
+
+async def serves_all_at_once(pool, *, shared):
+    """Whether nothing but ``shared`` connections is lent, and all others can be had at the same time."""
+    if shared != len(pool._in_use_connections):
+        return False
+    connections = await asyncio.gather(*(pool.get_connection() for _ in range(pool.max_connections - shared)))
+    for connection in connections:
+        await connection.send_command("PING")
+    replies = [await connection.read_response() for connection in connections]
+    for connection in connections:
+        await pool.release(connection)
+    return {b"PONG"} == set(replies)
+
+
+async def in_tasks(width, calls):
+    """Run calls, ``width`` of them at a time; return what each returned or raised."""
+    rest, results = iter(calls), []
+
+    async def work():
+        for call in rest:
+            task = asyncio.ensure_future(call)
+            await asyncio.wait([task])
+            results.append(asyncio.CancelledError() if task.cancelled() else task.exception() or task.result())
+
+    await asyncio.gather(*(work() for _ in range(width)))
+    return results
+
+
+# 1: cancelled commands
+
+
+@pytest.mark.slow
+async def test_ten_thousand_cancelled_calls_of_each_kind_neither_mismatch_nor_leak(
+    make_client, multiplex, dice, connections_made
+):
+    clients = [make_client(protocol=protocol, max_connections=10, timeout=None) for protocol in (2, 3)]
+    loop = asyncio.get_running_loop()
+
+    async def echo(client, text):
+        return text == await client.echo(text)
+
+    async def batch(client, text, transaction):
+        return [text, True, text] == await client.pipeline(transaction).echo(text).ping().echo(text).execute()
+
+    def cancelled(call, times):
+        task = loop.create_task(call)
+        for _ in range(times):
+            loop.call_later(dice.uniform(0, 0.004), task.cancel)
+        return task
+
+    def calls():
+        for number in range(10_000):
+            # Half of them with either protocol, half cancelled three times, half of the pipelines with MULTI.
+            client, text, times = clients[number % 2], b"%d" % number, 1 + number // 2 % 2 * 2
+            yield cancelled(echo(client, text), times)
+            yield cancelled(batch(client, text, number // 4 % 2 == 0), times)
+            if number % 5 == 0:
+                yield echo(client, text)
+
+    results = await in_tasks(50, calls())
+
+    left = sum(isinstance(result, asyncio.CancelledError) for result in results)
+    assert 2_000 <= left <= 20_000
+    assert [True] * (22_000 - left) == [r for r in results if not isinstance(r, asyncio.CancelledError)]
+    if multiplex:
+        assert 2 == connections_made()
+    for client in clients:
+        assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
+
+
+async def test_a_call_that_follows_a_cancelled_one_is_served(make_client):
+    for ticks_before in range(6):
+        for ticks_after in range(6):
+            client = make_client(timeout=15)
+            left = asyncio.create_task(client.get("key"))
+            for _ in range(ticks_before):
+                await asyncio.sleep(0)
+            left.cancel()
+            for _ in range(ticks_after):
+                await asyncio.sleep(0)
+
+            assert await client.ping() is True, (ticks_before, ticks_after)
+            await client.connection_pool.aclose()
+
+
+# 2: a stale reply
+
+
+async def test_an_unread_reply_on_idle_connections_is_never_delivered(make_client, until):
+    client = make_client(max_connections=11)
+    pool = client.connection_pool
+    await client.mset({f"key:{number}": number for number in range(1_000)})
+    connections = await asyncio.gather(*(pool.get_connection() for _ in range(10)))
+    for connection in connections:
+        await connection.send_command("ECHO", "stale")
+    await until(lambda: all(connection._reader._buffer for connection in connections))
+    for connection in connections:
+        await pool.release(connection)
+
+    values = await asyncio.gather(*(client.get(f"key:{number}") for number in range(1_000)))
+
+    assert [b"%d" % number for number in range(1_000)] == values
+
+
+@pytest.mark.parametrize("moment", ["seen", "unseen", "after the calls"])
+async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool, server, until, moment):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
+    loop = asyncio.get_running_loop()
+    await client.mset({f"key:{number}": number for number in range(1_000)})
+    line = client.connection_pool.multiplexer._main.connection
+    idle_from = loop.time()
+    await until(lambda: loop.time() > idle_from + 0.02)
+
+    def leave_a_reply():
+        line._transport.write(b"*2\r\n$4\r\nECHO\r\n$5\r\nstale\r\n")
+        assert select.select([line._transport.get_extra_info("socket")], [], [], 5)[0]
+
+    if moment != "after the calls":
+        leave_a_reply()
+    if moment == "seen":
+        await until(line.closing.done)
+    calls = [asyncio.ensure_future(client.get(f"key:{number}")) for number in range(1_000)]
+    if moment == "after the calls":
+        # When they are made, but not yet written.
+        loop.call_soon(leave_a_reply)
+
+    assert [b"%d" % number for number in range(1_000)] == await asyncio.gather(*calls)
+    assert line.closing.done()
+    assert line is not client.connection_pool.multiplexer._main.connection
+
+
+# 3: idle connections that the server has closed
+
+
+@pytest.mark.parametrize("sees_it_first", [True, False])
+async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
+    make_client, multiplex, until, inspector, sees_it_first
+):
+    client = make_client(max_connections=11)
+    pool = client.connection_pool
+    loop = asyncio.get_running_loop()
+
+    def connected():
+        lent = pool._in_use_connections
+        return sum(connection.is_connected for connection in (*pool._available_connections, *lent))
+
+    await client.rpush("list", "element")
+    for _ in range(20):
+        await client.ping()
+        for connection in await asyncio.gather(*(pool.get_connection() for _ in range(10))):
+            await pool.release(connection)
+        idle_from = loop.time()
+        await until(lambda start=idle_from: loop.time() > start + 0.02)
+        assert 10 + multiplex == connected()
+        inspector.client_kill_filter(_type="normal", skipme=True)
+        if sees_it_first:
+            await asyncio.sleep(0)
+        # Writes, which are not tried again once they are written; of their own connections too.
+        own = [client.execute_command("BRPOPLPUSH", "list", "list", 1) for _ in range(5 * multiplex)]
+        await asyncio.gather(*(client.incr("key") for _ in range(10)), *own)
+
+    assert b"200" == await client.get("key")
+
+
+async def test_calls_whose_shared_connection_is_closed_before_they_are_written_do_not_fail(
+    make_pool, server, until, inspector
+):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
+    loop = asyncio.get_running_loop()
+    for number in range(20):
+        await client.ping()
+        idle_from = loop.time()
+        await until(lambda start=idle_from: loop.time() > start + 0.02)
+        calls = [asyncio.ensure_future(client.incr("key")) for _ in range(10)]
+        loop.call_soon(lambda: inspector.client_kill_filter(_type="normal", skipme=True))
+
+        assert list(range(10 * number + 1, 10 * number + 11)) == await asyncio.gather(*calls)
+
+
+# 7: connections killed under load
+
+
+@pytest.mark.slow
+async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
+    make_client, multiplex, until, dice, inspector, connections_made
+):
+    client = make_client(max_connections=20, retry_backoff=0.001)
+    attempted, acknowledged, failed, wrong = set(), set(), set(), []
+    calls, killing = [0] * 20, True
+
+    async def work(worker):
+        number = 0
+        while killing:
+            number += 1
+            token = b"%d:%d" % (worker, number)
+            try:
+                if dice.random() < 0.5:
+                    attempted.add(token)
+                    await client.rpush("list", token)
+                    acknowledged.add(token)
+                elif dice.random() < 0.5:
+                    wrong.extend([] if token == (reply := await client.echo(token)) else [(token, reply)])
+                else:
+                    reply = await client.pipeline(transaction=dice.random() < 0.5).echo(token).ping().execute()
+                    wrong.extend([] if [token, True] == reply else [(token, reply)])
+            except redis.exceptions.RedisError:
+                failed.add(token)
+            calls[worker] += 1
+
+    workers = [asyncio.create_task(work(worker)) for worker in range(20)]
+    for _ in range(300):
+        # A call that was lost may have to be made three times, on a connection that is more and more its own.
+        known = [*calls]
+        await until(lambda known=known: all(now > then for now, then in zip(calls, known, strict=True)))
+        inspector.client_kill_filter(_type="normal", skipme=True)
+    killing = False
+    await asyncio.gather(*workers)
+
+    stored = inspector.lrange("list", 0, -1)
+    assert [] == wrong
+    assert len(stored) == len(set(stored))
+    assert acknowledged <= set(stored) <= attempted
+    # Reads are tried again, writes that may have run are not.
+    assert failed <= attempted
+    # The kills did hit.
+    assert connections_made() > 100
+    assert await client.ping() is True
+    assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
+
+
+# 13: more callers than connections
+
+
+async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, connections_made, inspector):
+    client = make_client(max_connections=8, timeout=60)
+    inspector.rpush("list", *range(2_000))
+    # Not in seconds, which a busy machine spreads unevenly: in the calls that were served meanwhile.
+    waits = []
+
+    async def pop():
+        served = len(waits)
+        _, value = await client.blpop("list", timeout=5)
+        waits.append(len(waits) + 1 - served)
+        return int(value)
+
+    async def pop_twice():
+        # The second time, a thousand others have come before.
+        return [await pop(), await pop()]
+
+    popped = await asyncio.gather(*(pop_twice() for _ in range(1_000)))
+    replies = await asyncio.gather(*(client.echo(str(number)) for number in range(1_000)))
+
+    assert sorted(value for values in popped for value in values) == list(range(2_000))
+    assert 16 >= max(abs(place - turn) for turn, (place, _) in enumerate(popped))
+    assert [b"%d" % number for number in range(1_000)] == replies
+    assert connections_made() <= 8
+    assert max(waits) / statistics.median(waits) <= 3
+
+
+async def test_when_all_connections_are_held_calls_fail_in_time(make_client, multiplex):
+    client = make_client(max_connections=8, timeout=0.4)
+    pool = client.connection_pool
+    # One is kept for the shared connection, which all others cannot exhaust.
+    held = await asyncio.gather(*(pool.get_connection() for _ in range(8 - multiplex)))
+    loop = asyncio.get_running_loop()
+    began, ends = loop.time(), []
+
+    async def fail(call):
+        with pytest.raises(PoolExhaustedError):
+            await call
+        ends.append(loop.time() - began)
+
+    gets = [client.get("key") if multiplex else fail(client.get("key")) for _ in range(10)]
+    # They are held for longer than that.
+    async with asyncio.timeout(15):
+        assert [None] * 20 == await asyncio.gather(*gets, *(fail(client.blpop("l")) for _ in range(10)))
+
+    assert min(ends) >= 0.39  # uvloop counts in milliseconds
+    for connection in held:
+        await pool.release(connection)
+    assert await client.ping() is True
+    assert await serves_all_at_once(pool, shared=int(multiplex))

@@ -1,0 +1,218 @@
+"""The callers of the shared connection: those whose reply is late, those who leave, and what happens behind them."""
+
+import asyncio
+import math
+import time
+from contextvars import ContextVar
+
+import pytest
+import redis
+from support.scripted import scripted
+from support.sharing import begun, call_with_orphan_handler, client_of, frozen, line_of
+
+# As large as a request on the first connection may be.
+VALUE = b"x" * 60_000
+LARGE = b"x" * 200_000
+
+
+# Deadlines.
+
+
+async def test_a_late_call_raises_redis_pys_timeout_and_the_others_get_their_replies(make_pool):
+    async def answered(_, args):
+        await asyncio.sleep(float(args[1]))
+        return b"$%d\r\n%s\r\n" % (len(args[1]), args[1])
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=2)
+        line = await client.echo(0) and line_of(client)
+        in_time, late, *others = await begun(client.echo(1.2), client.echo(1.21), client.echo(0.0))
+        with pytest.raises(redis.TimeoutError, match=rf"^Timeout reading from 127.0.0.1:{port}$"):
+            await late
+
+        # Replies came, so the connection is in use as before, and the late one is nobody's.
+        assert [b"1.2", b"0.01"] == [await in_time, await client.echo(0.01)]
+        assert [redis.TimeoutError] == [type(e) for e in await asyncio.gather(*others, return_exceptions=True)]
+        assert line is line_of(client)
+        await client.connection_pool.aclose()
+
+
+async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_caller_has_left(
+    make_pool, own_server, until
+):
+    client = client_of(make_pool, own_server.url, socket_timeout=2, retries=0)
+    with redis.Redis.from_url(own_server.url) as inspector:
+        stuck = await client.client_id()
+        line = line_of(client)
+        async with frozen(own_server):
+            first = await begun(client.get("key"), client.pipeline().incr("lost").execute())
+            started = time.monotonic()
+            await until(lambda: time.monotonic() - started > 1)
+            last = await begun(client.incr("in time"))
+            for call in first:
+                with pytest.raises(redis.TimeoutError):
+                    await call
+            assert (False, False) == (line.is_open, line.closing.done())
+        assert [1] == await asyncio.gather(*last)
+
+        await until(line.closing.done)
+        assert stuck != await client.client_id()
+        assert 2 == len(inspector.client_list())
+
+
+@pytest.mark.parametrize("socket_timeout", [60, None])
+async def test_a_retired_connection_lets_its_callers_have_their_replies(make_pool, own_server, until, socket_timeout):
+    client = client_of(make_pool, own_server.url, socket_timeout=socket_timeout)
+    before = await client.client_id()
+    async with frozen(own_server):
+        calls = await begun(*(client.incr("key") for _ in range(10)))
+        client.connection_pool.retire_connections(math.inf)
+        calls += await begun(*(client.incr("key") for _ in range(10)))
+
+    assert list(range(1, 21)) == sorted(await asyncio.gather(*calls))
+    assert before != await client.client_id()
+
+
+# Cancellation.
+
+
+async def test_whoever_is_cancelled_leaves_at_once_and_the_connection_stays(make_pool, own_server):
+    client = client_of(make_pool, own_server.url)
+    identity = await client.client_id()
+    async with frozen(own_server):
+        calls = await begun(
+            *(call for n in range(50) for call in (client.echo(n), client.pipeline().incr(n).execute()))
+        )
+        stays = calls[50]
+        for call in calls:
+            if call is not stays:
+                call.cancel()
+        assert {asyncio.CancelledError} == {
+            type(e) for e in await asyncio.gather(*(c for c in calls if c is not stays), return_exceptions=True)
+        }
+        assert not stays.done()
+
+    assert b"25" == await stays
+    assert [b"1"] * 50 == await client.mget(range(50))
+    assert identity == await client.client_id()
+
+
+async def test_whoever_is_cancelled_while_waiting_is_never_sent(make_pool, own_server, inspector):
+    client = client_of(make_pool, own_server.url)
+    async with frozen(own_server):
+        calls = await begun(client.incr("key"), client.pipeline().incr("key").execute(), client.incr("key"))
+        for call in calls[:2]:
+            call.cancel()
+
+    assert 1 == await calls[2]
+
+
+class Moment:
+    """A call with an orphan handler that is left at one moment of its life, and what its handler was given."""
+
+    def __init__(self, client):
+        self.given = []
+        self.call = call_with_orphan_handler(client, self.given.append, "INCR", "key")
+
+
+@pytest.mark.parametrize("moment", ["unconnected", "unwritten", "pending", "late", "just arrived", "lost", "awaited"])
+async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(make_pool, own_server, until, moment):
+    client = client_of(make_pool, own_server.url, socket_timeout=2 if moment == "late" else 60)
+    orphan = Moment(client)
+    if moment != "unconnected":
+        await client.ping()
+    async with frozen(own_server):
+        if moment == "unwritten":
+            task = asyncio.ensure_future(orphan.call)
+            await asyncio.sleep(0)
+        else:
+            (task,) = await begun(orphan.call)
+        if moment == "late":
+            # It keeps the connection from being closed when the call is given up.
+            started = time.monotonic()
+            await until(lambda: time.monotonic() - started > 1)
+            await begun(client.ping())
+            await until(task.done)
+        elif moment == "just arrived":
+            original = line_of(client).inflight.dispatch
+            line_of(client).inflight.dispatch = lambda *args: (original(*args), task.cancel())[0]
+        elif moment == "lost":
+            line_of(client).close(lambda: redis.ConnectionError("cut"))
+            task.cancel()
+        elif moment != "awaited":
+            task.cancel()
+    outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    ends = {"late": redis.TimeoutError, "awaited": int}
+    assert ends.get(moment, asyncio.CancelledError) is type(outcome)
+    for _ in range(3):
+        await client.ping()
+
+    is_answered = moment not in {"unconnected", "lost", "awaited"}
+    assert ([1] if is_answered else []) == orphan.given
+    assert (1 if is_answered or moment == "lost" else 0) <= int(await client.get("key") or 0)
+
+
+@pytest.mark.parametrize("moment", ["pending", "just arrived"])
+async def test_an_orphan_handler_that_raises_harms_neither_the_caller_nor_others(client, server, moment):
+    raised = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
+    await client.ping()
+
+    def fail(reply):
+        raise LookupError(reply)
+
+    async with frozen(server):
+        calls = call_with_orphan_handler(client, fail, "ECHO", "x"), client.echo("y")
+        call, other = await begun(*calls)
+        if moment == "pending":
+            call.cancel()
+        else:
+            original = line_of(client).inflight.dispatch
+            line_of(client).inflight.dispatch = lambda *args: (original(*args), call.cancel())[0]
+
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert [b"y", b"z"] == [await other, await client.echo("z")]
+    assert [LookupError] == list(map(type, raised))
+
+
+async def test_the_callers_context_is_not_carried_into_the_background(make_pool, own_server, until):
+    var, seen = ContextVar("var", default="background"), {}
+
+    class Provider(redis.CredentialProvider):
+        async def get_credentials_async(self):
+            seen["connect"] = var.get()
+            return ("password",)
+
+    def spied(name, callback):
+        def spy(*args, **options):
+            seen[name] = var.get()
+            return callback(*args, **options)
+
+        return spy
+
+    with redis.Redis.from_url(own_server.url) as root:
+        root.config_set("requirepass", "password")
+    options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 1.5, "timeout": 0.1}
+    client = client_of(make_pool, own_server.url, retries=0, **options)
+    lane = client.connection_pool.multiplexer._main
+    lane._on_timeout = spied("_on_timeout", lane._on_timeout)
+    var.set("request")
+    await client.ping()
+    line = line_of(client)
+    for name in ("_flush", "_on_health_check", "_on_timeout", "close"):
+        setattr(line, name, spied(name, getattr(line, name)))
+    line.inflight.dispatch = spied("dispatch", line.inflight.dispatch)
+    line._last_active -= 31
+    await client.ping()
+    async with frozen(own_server):
+        (call,) = await begun(call_with_orphan_handler(client, spied("orphan", bool), "ECHO", "x"))
+        call.cancel()
+    await client.ping()
+    async with frozen(own_server):
+        calls = await begun(*(client.set("key", VALUE) for _ in range(300)))
+        await asyncio.gather(*calls, return_exceptions=True)
+    await until(line.closing.done)
+
+    names = ["connect", "_flush", "_on_health_check", "_on_timeout", "dispatch", "close", "orphan"]
+    assert dict.fromkeys(names, "background") == seen

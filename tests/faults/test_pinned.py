@@ -1,0 +1,898 @@
+"""Connections that a caller keeps: made anew while that changes nothing for the caller, and never in silence after."""
+
+import asyncio
+from contextlib import asynccontextmanager, suppress
+
+import pytest
+import redis
+from redis.asyncio.retry import Retry
+from redis.backoff import ConstantBackoff
+from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, WatchError  # noqa: A004
+from support.scripted import scripted
+from support.sharing import begun, frozen
+
+from aioredis_monitored import (
+    DedicatedConnectionError,
+    MessageQueue,
+    MonitoredRedisConnection,
+    PinnedConnectionLostError,
+    PoolClosedError,
+)
+
+AGAIN = "make a new handle"
+
+
+async def watch(client):
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.multi()
+        return await pipe.incr("key").execute()
+
+
+async def first_call(client):
+    async with client.client() as single:
+        return await single.incr("key")
+
+
+async def first_call_of_a_lazy_handle(client):
+    single = client.client()
+    try:
+        return await single.incr("key")
+    finally:
+        await single.aclose()
+
+
+async def transaction(client):
+    def add(pipe):
+        pipe.multi()
+        pipe.incr("key")
+
+    return await client.transaction(add, "key")
+
+
+async def fetch(client):
+    async with client.client() as single:
+        queue = MessageQueue("mail", single)
+        await queue.put(b"message")
+        return await queue.get(timeout=5)
+
+
+async def script_in_a_watching_pipeline(client):
+    script = client.register_script("return redis.call('INCR', KEYS[1])")
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.multi()
+        await script(["key"], client=pipe)
+        return await pipe.execute()
+
+
+async def monitor(client):
+    async with client.monitor() as monitor:
+        counting = asyncio.ensure_future(client.incr("key"))
+        while "key" not in (await monitor.next_command())["command"]:
+            pass
+        return await counting
+
+
+FIRST = [
+    watch,
+    monitor,
+    first_call,
+    first_call_of_a_lazy_handle,
+    transaction,
+    fetch,
+    script_in_a_watching_pipeline,
+]
+
+
+@pytest.mark.parametrize("call", FIRST)
+async def test_what_is_begun_while_the_server_is_down_succeeds_when_it_is_back(make_client, own_server, call):
+    client = make_client(own_server.url)
+    await client.ping()
+    own_server.kill()
+    calling = asyncio.ensure_future(call(client))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(own_server.start)
+
+    assert (await calling) in (1, [1], b"message")
+
+
+@pytest.fixture
+def down(proxy):
+    """A time in which the proxy's server refuses connections; what there was is cut."""
+
+    @asynccontextmanager
+    async def down(until):
+        upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+        proxy.cut()
+        accepted = proxy.accepted
+        try:
+            yield lambda: until(lambda: proxy.accepted > accepted)
+        finally:
+            proxy._upstream = upstream
+
+    return down
+
+
+async def test_a_handle_on_which_nothing_was_altered_gets_another_connection(make_client, proxy, down, until):
+    async with make_client(proxy.url).client() as single:
+        await single.set("key", 1)
+        connection = single.connection
+        async with down(until) as tried:
+            calling = asyncio.ensure_future(single.incr("key"))
+            await tried()
+
+        assert 2 == await calling
+        assert connection is single.connection
+        assert b"2" == await single.get("key")
+
+
+@pytest.mark.parametrize(
+    "altering",
+    [("SELECT", 2), ("CLIENT", "SETNAME", "mine"), ("WATCH", "key"), ("MULTI",), ("UNKNOWN",)],
+)
+async def test_a_handle_that_was_altered_raises_at_every_call_once_its_connection_is_lost(
+    make_client, own_server, altering
+):
+    client = make_client(own_server.url)
+    async with client.client() as single:
+        with suppress(redis.ResponseError):
+            await single.execute_command(*altering)
+        own_server.kill()
+        await asyncio.to_thread(own_server.start)
+
+        for call in (single.incr, single.get, single.get, single.incr):
+            with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+                await call("key")
+
+    # The next one begins anew.
+    async with client.client() as single:
+        assert 1 == await single.incr("key")
+
+
+async def test_no_call_of_an_altered_handle_reads_another_database(make_client, proxy):
+    async with make_client(proxy.url).client() as single:
+        await single.select(2)
+        await single.set("key", "there")
+        proxy.cut_replies = 1
+        for _ in range(3):
+            with pytest.raises(ConnectionError):
+                await single.incr("other")
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            await single.get("key")
+        await single.aclose()
+
+        # Closed, it begins anew.
+        assert await single.get("key") is None
+
+
+async def test_redis_py_does_not_connect_an_altered_connection_anew_either(make_client, server):
+    async with make_client(server.url).client() as single:
+        await single.select(2)
+        await single.connection.disconnect()
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            # As it sends new credentials, for instance.
+            await single.connection.send_command("PING")
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            await single.get("key")
+
+
+async def test_a_handle_whose_select_was_not_answered_is_lost_too(make_client, proxy):
+    async with make_client(proxy.url).client() as single:
+        await single.ping()
+        proxy.cut_replies = 1
+        with pytest.raises(ConnectionError):
+            await single.select(2)
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            await single.get("key")
+
+
+async def test_an_altered_handle_that_a_cancelled_call_has_left_without_connection_says_so(make_client, server, until):
+    async with make_client(server.url).client() as single:
+        await single.select(2)
+        call = asyncio.ensure_future(single.blpop("nothing", timeout=0))
+        await until(lambda: single.connection.socket_timeout is None)
+        await asyncio.sleep(0)
+        call.cancel()
+        await asyncio.wait([call])
+
+        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            await single.get("key")
+
+
+async def test_writes_are_not_repeated_and_reads_are(make_client, proxy, inspector):
+    async with make_client(proxy.url).client() as single:
+        await single.ping()
+        proxy.cut_replies = 1
+        with pytest.raises(ConnectionError):
+            await single.incr("key")
+        assert b"1" == inspector.get("key")
+        proxy.cut_replies = 1
+
+        assert b"1" == await single.get("key")
+
+
+@pytest.mark.parametrize("args", [("WAIT", 0, 10), ("WAITAOF", 0, 0, 10)])
+async def test_wait_raises_when_the_writes_were_on_another_connection(make_client, server, inspector, args):
+    if args[0] == "WAITAOF" and b"waitaof" not in inspector.execute_command("COMMAND LIST"):
+        pytest.skip("this server has no WAITAOF")
+    async with make_client(server.url).client() as single:
+        await single.incr("key")
+        assert await single.execute_command(*args) in (0, [0, 0])
+        inspector.client_kill_filter(_id=await single.client_id())
+        assert 2 == await single.incr("key")
+
+        for _ in range(2):
+            with pytest.raises(PinnedConnectionLostError, match=f"{args[0]} would not count"):
+                await single.execute_command(*args)
+        assert 3 == await single.incr("key")
+
+    async with make_client(server.url).client() as single:
+        assert await single.execute_command(*args) in (0, [0, 0])
+
+
+async def test_an_idle_end_is_noticed_before_a_write(make_client, server, inspector):
+    client = make_client(server.url, retries=0)
+    async with client.client() as single:
+        for number in range(10):
+            identity = await single.client_id()
+            inspector.client_kill_filter(_id=identity)
+            assert number + 1 == await single.incr("key")
+
+
+async def test_messages_that_come_unasked_end_no_altered_handle(make_client, server, inspector, until):
+    async with make_client(server.url).client() as single:
+        await single.execute_command("CLIENT", "TRACKING", "ON", "BCAST")
+        inspector.set("key", "value")
+        await until(lambda: single.connection._reader._buffer)
+        inspector.set("key", "value")
+
+        assert b"value" == await single.get("key")
+
+
+async def test_concurrent_calls_of_a_handle_share_its_new_connection(make_client, proxy, down, until, inspector):
+    async with make_client(proxy.url).client() as single:
+        await single.ping()
+        async with down(until) as tried:
+            calls = [asyncio.ensure_future(single.incr("key")) for _ in range(20)]
+            await tried()
+
+        assert list(range(1, 21)) == sorted(await asyncio.gather(*calls))
+
+
+async def test_a_handle_leaves_a_demoted_server(make_client, server, own_server):
+    with redis.Redis.from_url(own_server.url) as demoted:
+        async with make_client(own_server.url, retries=0).client() as single:
+            before = await single.client_id()
+            demoted.replicaof(server.host, server.port)
+            with pytest.raises(ReadOnlyError):
+                await single.incr("key")
+            assert before != await single.client_id()
+            demoted.replicaof("NO", "ONE")
+            await single.select(2)
+            before = await single.client_id()
+            demoted.replicaof(server.host, server.port)
+            with pytest.raises(ReadOnlyError):
+                await single.incr("key")
+            # It would be in another database.
+            assert before == await single.client_id()
+            demoted.replicaof("NO", "ONE")
+
+
+@pytest.mark.parametrize("is_altered", [True, False])
+async def test_a_handle_that_is_to_connect_anew_does_so_if_that_changes_nothing(make_client, server, is_altered):
+    async with make_client(server.url).client() as single:
+        if is_altered:
+            await single.select(2)
+        before = await single.client_id()
+        single.connection.mark_for_reconnect()
+        await single.set("key", "value")
+
+        assert is_altered == (before == await single.client_id())
+        assert b"value" == await single.get("key")
+
+
+async def test_a_closed_pool_ends_a_handle(make_client, proxy, down, until):
+    client = make_client(proxy.url)
+    single = client.client()
+    await single.ping()
+    async with down(until) as tried:
+        calling = asyncio.ensure_future(single.incr("key"))
+        await tried()
+        await client.connection_pool.aclose()
+        with pytest.raises(PoolClosedError):
+            await calling
+    with pytest.raises(PoolClosedError):
+        await single.incr("key")
+    await single.aclose()
+
+
+async def test_a_pool_that_closes_while_a_handle_connects_ends_that(make_client, own_server, until):
+    client = make_client(own_server.url)
+    single = client.client()
+    await single.ping()
+    await single.connection.disconnect()
+    own_server.freeze()
+    calling = asyncio.ensure_future(single.incr("key"))
+    await until(lambda: single.connection.is_connected)
+    await client.connection_pool.aclose()
+    own_server.thaw()
+
+    with pytest.raises(PoolClosedError):
+        await calling
+    await single.aclose()
+
+
+async def test_a_dead_connection_is_given_back(make_client, proxy, server):
+    client = make_client(proxy.url, max_connections=1)
+    for alters in (True, False):
+        single = client.client()
+        await single.ping()
+        if alters:
+            await single.select(2)
+        proxy.cut()
+        await single.aclose()
+        assert await client.get("key") is None
+        assert "0 used" in repr(client.connection_pool)
+
+
+async def test_a_client_that_parses_replies_itself_tries_again_too(make_pool, proxy, down, until):
+    class Parsing(MonitoredRedisConnection):
+        async def parse_response(self, connection, command_name, **options):
+            return await super().parse_response(connection, command_name, **options), "parsed"
+
+    client = Parsing(connection_pool=make_pool(proxy.url))
+    assert (1, "parsed") == await client.incr("key")
+    async with down(until) as tried:
+        calling = asyncio.ensure_future(client.incr("key"))
+        await tried()
+    assert (2, "parsed") == await calling
+    with pytest.raises(DedicatedConnectionError):
+        await client.wait(0, 10)
+
+
+async def test_a_handle_does_not_outlast_its_deadline(make_client, proxy):
+    client = make_client(proxy.url, socket_timeout=0.3)
+    proxy._upstream = ("127.0.0.1", 1)
+    for call in (watch, first_call, first_call_of_a_lazy_handle):
+        async with asyncio.timeout(10):
+            with pytest.raises(ConnectionError):
+                await call(client)
+
+
+async def test_waiting_for_a_message_on_a_lost_handle_ends(make_client, server, inspector):
+    async with make_client(server.url).client() as single:
+        await single.client_setname("consumer")
+        inspector.client_kill_filter(_id=await single.client_id())
+
+        async with asyncio.timeout(30):
+            with pytest.raises(PinnedConnectionLostError):
+                await MessageQueue("mail", single).get(timeout=None)
+
+
+async def test_a_plain_pool_keeps_redis_pys_ways(proxy):
+    async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
+        single = MonitoredRedisConnection(connection_pool=pool, single_connection_client=True)
+        await single.ping()
+        proxy.cut_replies = 1
+        with pytest.raises(ConnectionError):
+            await single.get("key")
+        before = await single.client_id()
+        single.connection.mark_for_reconnect()
+        assert await single.get("key") is None
+        assert before != await single.client_id()
+        await single.aclose()
+
+
+@pytest.mark.parametrize("is_refused", [True, False])
+async def test_a_monitor_that_cannot_begin_keeps_no_connection(make_pool, is_refused):
+    asked = []
+
+    def answer(_, args):
+        asked.append(args[0])
+        return b"-ERR not for you\r\n" if is_refused else None if len(asked) < 3 else b"+OK\r\n"
+
+    async with scripted(answer) as port:
+        client = MonitoredRedisConnection(connection_pool=make_pool(f"redis://127.0.0.1:{port}", protocol=2))
+        if is_refused:
+            with pytest.raises(redis.ResponseError):
+                await client.monitor().__aenter__()
+        else:
+            async with client.monitor():
+                assert [b"MONITOR"] * 3 == asked
+        assert not client.connection_pool._in_use_connections
+        await client.connection_pool.aclose()
+
+
+async def test_a_monitor_of_a_plain_pool_is_redis_pys(server):
+    async with redis.asyncio.ConnectionPool.from_url(server.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert 1 == await monitor(client)
+
+
+# Closed by another task
+
+
+CLOSED = "was closed, or reset"
+
+
+@pytest.fixture(params=["multiplexed", "pooled", "plain"])
+async def any_pool(request, make_pool):
+    """Pools of every kind."""
+    made = []
+
+    def make(url, **arguments):
+        if request.param == "plain":
+            made.append(redis.asyncio.BlockingConnectionPool.from_url(url, **arguments))
+            return made[-1]
+        return make_pool(url, multiplex=request.param == "multiplexed", **arguments)
+
+    yield make
+    for pool in made:
+        await pool.aclose()
+
+
+def plain_pool(url):
+    """Pauses before its only retry."""
+    return redis.asyncio.ConnectionPool.from_url(
+        url, retry=Retry(ConstantBackoff(0.2), 1), retry_on_error=[ConnectionError]
+    )
+
+
+def lent(pool):
+    return len(pool._in_use_connections)
+
+
+async def get(single):
+    return await single.get("key")
+
+
+async def add(single):
+    return await single.incr("key")
+
+
+async def pop(single):
+    return await single.blpop("nothing", timeout=600)
+
+
+async def get_message(single):
+    return await MessageQueue("mail", single).get(timeout=None)
+
+
+async def acquire(single):
+    return await single.lock("job").acquire()
+
+
+@pytest.mark.parametrize("call", [get, add, pop, get_message, acquire])
+async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_stays_lent(
+    any_pool, own_server, until, call
+):
+    client = MonitoredRedisConnection(connection_pool=any_pool(own_server.url))
+    await client.ping()
+    before = lent(client.connection_pool)
+    single = client.client()
+    await single.ping()
+    async with frozen(own_server):
+        # The second one waits for its turn.
+        calls = await begun(call(single), get(single))
+        await single.aclose()
+        await asyncio.wait(calls, timeout=15)
+        assert [PinnedConnectionLostError] * 2 == [type(each.exception()) for each in calls]
+        assert CLOSED in str(calls[0].exception())
+        assert before == lent(client.connection_pool)
+
+    # A new call begins anew.
+    assert await single.get("other") is None
+    assert before + 1 == lent(client.connection_pool)
+    async with single:
+        assert await single.get("other") is None
+    assert before == lent(client.connection_pool)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+async def test_in_every_tick_a_handle_may_be_closed(any_pool, server, is_first):
+    client = MonitoredRedisConnection(connection_pool=any_pool(server.url))
+    await client.ping()
+    before = lent(client.connection_pool)
+    # In the first one, the calls begin.
+    for ticks in range(1, 60):
+        single = client.client()
+        if not is_first:
+            await single.ping()
+        calls = [asyncio.ensure_future(call(single)) for call in (get, add)]
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        await single.aclose()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        kinds = {type(outcome) for outcome in outcomes}
+        assert kinds <= {type(None), bytes, int, PinnedConnectionLostError}, (ticks, outcomes)
+        assert [None, before] == [single.connection, lent(client.connection_pool)], ticks
+
+
+async def test_a_call_whose_handle_is_closed_before_it_is_tried_again_raises(make_client, proxy, down, until):
+    client = make_client(proxy.url)
+    await client.ping()
+    before = lent(client.connection_pool)
+    for call in (get, add, get_message):
+        single = client.client()
+        await single.ping()
+        async with down(until) as tried:
+            calling = asyncio.ensure_future(call(single))
+            await tried()
+            await single.aclose()
+            with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+                await calling
+        await client.ping()
+        assert [None, before] == [single.connection, lent(client.connection_pool)]
+
+
+@pytest.mark.parametrize("call", [get, acquire, watch])
+async def test_a_handle_of_a_plain_pool_that_is_closed_before_a_retry_raises(proxy, until, call):
+    async with plain_pool(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        single = client.pipeline() if call == watch else client.client()
+        await (single.watch("other") if call == watch else single.ping())
+        await (single.unwatch() if call == watch else single.ping())
+        proxy.cut_replies = 1
+        calling = asyncio.ensure_future(single.watch("key") if call == watch else call(single))
+        await until(lambda: not proxy.cut_replies)
+        # It pauses, or is about to.
+        await single.aclose()
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+        assert [None, 0] == [single.connection, lent(pool)]
+
+
+async def test_closing_a_client_that_keeps_to_no_connection_ends_no_call(proxy, until):
+    async with plain_pool(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        proxy.cut_replies = 1
+        calling = asyncio.ensure_future(client.get("key"))
+        await until(lambda: not proxy.cut_replies)
+        await client.aclose()
+        assert await calling is None
+
+
+@pytest.mark.parametrize("call", [get, get_message, MonitoredRedisConnection.initialize])
+async def test_a_handle_that_is_closed_while_it_borrows_its_connection_keeps_none(any_pool, server, call):
+    pool = any_pool(server.url, max_connections=1, timeout=600)
+    single = MonitoredRedisConnection(connection_pool=pool).client()
+    other = await pool.get_connection()
+    (calling,) = await begun(call(single))
+    await single.aclose()
+    await pool.release(other)
+
+    with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+        await calling
+    assert [None, 0] == [single.connection, lent(pool)]
+
+
+async def watched_get(pipe):
+    return await pipe.get("key")
+
+
+async def watched_add(pipe):
+    return await pipe.incr("key")
+
+
+async def watch_more(pipe):
+    return await pipe.watch("other")
+
+
+async def watched_batch(pipe):
+    pipe.multi()
+    return await pipe.incr("key").execute()
+
+
+@pytest.mark.parametrize("call", [watched_get, watched_add, watch_more, watched_batch])
+async def test_a_call_of_a_pipeline_that_is_reset_meanwhile_raises_and_nothing_stays_lent(any_pool, own_server, call):
+    pool = any_pool(own_server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    async with frozen(own_server):
+        (calling,) = await begun(call(pipe))
+        await pipe.reset()
+        await asyncio.wait([calling], timeout=15)
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+        assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
+
+    await pipe.watch("key")
+    pipe.multi()
+    assert [True] == await pipe.set("key", "value").execute()
+    assert before == lent(pool)
+
+
+async def test_a_watch_of_a_pipeline_that_is_reset_in_the_pause_raises(make_client, proxy, down, until):
+    client = make_client(proxy.url)
+    await client.ping()
+    before = lent(client.connection_pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    await pipe.unwatch()
+    async with down(until) as tried:
+        calling = asyncio.ensure_future(pipe.watch("key"))
+        await tried()
+        await pipe.reset()
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            await calling
+    await client.ping()
+    assert [None, False, before] == [pipe.connection, pipe.watching, lent(client.connection_pool)]
+
+
+async def test_two_first_calls_of_a_pipeline_borrow_one_connection(any_pool, server):
+    pool = any_pool(server.url, max_connections=3)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    await asyncio.gather(pipe.watch("first"), pipe.watch("second"), return_exceptions=True)
+    assert before + 1 == lent(pool)
+    await pipe.reset()
+    assert before == lent(pool)
+
+
+async def test_a_watch_that_is_answered_and_reset_in_the_same_tick_watches_nothing(any_pool, server):
+    pool = any_pool(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    before = lent(pool)
+    pipe = client.pipeline()
+    ask = pipe._send_command_parse_response
+
+    async def ask_and_reset(*args, **options):
+        reply = await ask(*args, **options)
+        await asyncio.create_task(pipe.reset())
+        pipe.watching = True
+        return reply
+
+    pipe._send_command_parse_response = ask_and_reset
+    await pipe.watch("key")
+
+    assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
+
+
+# Pipelines that watch
+
+
+async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make_client, own_server):
+    client = make_client(own_server.url)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        own_server.kill()
+        await asyncio.to_thread(own_server.start)
+        for call in (pipe.get, pipe.get, pipe.incr, pipe.unwatch):
+            with pytest.raises(WatchError, match="begin again with watch"):
+                await (call() if call == pipe.unwatch else call("key"))
+        pipe.multi()
+        with pytest.raises(WatchError, match="begin again with watch"):
+            await pipe.set("key", "unwatched").execute()
+
+        # Now it is begun anew.
+        await pipe.watch("key")
+        assert await pipe.get("key") is None
+        pipe.multi()
+        assert [True] == await pipe.set("key", "watched").execute()
+
+
+async def test_a_lost_watch_is_noticed_by_a_health_check(make_client, proxy):
+    client = make_client(proxy.url, socket_timeout=0.5, health_check_interval=600)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.connection.next_health_check = 0
+        proxy.silent = True
+        pipe.multi()
+        with pytest.raises(WatchError, match="was lost: begin again with watch"):
+            await pipe.set("key", "mine").execute()
+        proxy.cut()
+        proxy.silent = False
+
+    attempts = []
+
+    async def add(pipe):
+        attempts.append(len(attempts))
+        if len(attempts) == 1:
+            pipe.connection.next_health_check = 0
+            proxy.cut_replies = 1
+        pipe.multi()
+        pipe.incr("count")
+
+    assert [1] == await client.transaction(add, "key")
+    assert [0, 1] == attempts
+
+
+async def test_a_lost_watch_may_be_begun_again_at_once(make_client, server, inspector):
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("key")
+        identity = await pipe.client_id()
+        inspector.client_kill_filter(_id=identity)
+        with pytest.raises(WatchError):
+            await pipe.get("key")
+        await pipe.watch("key")
+        assert identity != await pipe.client_id()
+        inspector.set("key", "changed")
+        pipe.multi()
+        with pytest.raises(WatchError, match="variable changed"):
+            await pipe.set("key", "mine").execute()
+
+
+async def test_a_second_watch_does_not_hide_that_the_first_was_lost(make_client, server, inspector):
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("first")
+        inspector.client_kill_filter(_id=await pipe.client_id())
+        with pytest.raises(WatchError):
+            await pipe.watch("second")
+
+
+async def test_a_transaction_does_not_repeat_a_batch_that_may_have_run(make_client, proxy, inspector):
+    client = make_client(proxy.url)
+
+    async def add(pipe):
+        before = int(await pipe.get("key") or 0)
+        proxy.cut_replies = 1
+        pipe.multi()
+        pipe.set("key", before + 1)
+
+    with pytest.raises(ConnectionError):
+        await client.transaction(add, "key")
+
+    assert b"1" == inspector.get("key")
+
+
+async def test_a_transaction_does_not_repeat_a_write_before_its_batch_that_may_have_run(make_client, proxy, inspector):
+    def add(pipe):
+        proxy.cut_replies = 1
+        return pipe.incr("other")
+
+    with pytest.raises(ConnectionError):
+        await make_client(proxy.url).transaction(add, "key")
+
+    assert b"1" == inspector.get("other")
+
+
+async def test_a_batch_of_a_watching_pipeline_that_may_have_run_says_so(make_client, proxy, inspector):
+    async with make_client(proxy.url).pipeline() as pipe:
+        await pipe.watch("key")
+        pipe.multi()
+        proxy.cut_replies = 1
+        with pytest.raises(WatchError, match="may have run"):
+            await pipe.incr("key").execute()
+
+    assert b"1" == inspector.get("key")
+
+
+async def test_a_write_of_a_watching_pipeline_that_may_have_run_says_so_once(make_client, proxy, inspector):
+    async with make_client(proxy.url).pipeline() as pipe:
+        await pipe.watch("key")
+        proxy.cut_replies = 1
+        with pytest.raises(WatchError, match="may have run"):
+            await pipe.incr("other")
+        for _ in range(2):
+            with pytest.raises(WatchError, match="was lost: begin"):
+                await pipe.incr("other")
+
+    assert b"1" == inspector.get("other")
+
+
+async def test_transactions_go_on_after_a_read_was_lost(make_client, proxy, inspector):
+    attempts = []
+
+    async def add(pipe):
+        attempts.append(pipe)
+        proxy.cut_replies = len(attempts) % 2
+        before = int(await pipe.get("key") or 0)
+        pipe.multi()
+        pipe.set("key", before + 1)
+
+    client = make_client(proxy.url)
+    for number in range(1, 6):
+        assert [True] == await client.transaction(add, "key")
+        assert b"%d" % number == inspector.get("key")
+        assert 2 * number == len(attempts)
+
+
+async def test_a_watch_whose_reply_was_lost_is_sent_again(make_client, proxy):
+    client = make_client(proxy.url)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        await pipe.unwatch()
+        proxy.cut_replies = 1
+        await pipe.watch("key")
+        pipe.multi()
+        assert [1] == await pipe.incr("key").execute()
+
+
+async def test_what_a_pipeline_has_altered_is_not_lost_in_silence(make_client, server, inspector):
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("key")
+        await pipe.execute_command("SELECT", 2)
+        inspector.client_kill_filter(_id=await pipe.client_id())
+        with pytest.raises(WatchError):
+            await pipe.get("key")
+        with pytest.raises(PinnedConnectionLostError):
+            await pipe.watch("key")
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("key")
+        await pipe.execute_command("SELECT", 2)
+        identity = await pipe.client_id()
+        await pipe.unwatch()
+        inspector.client_kill_filter(_id=identity)
+        with pytest.raises(PinnedConnectionLostError):
+            await pipe.set("key", "in database 0").execute()
+
+    assert inspector.get("key") is None
+
+
+async def test_a_lost_watch_is_noticed_by_the_look_for_scripts(make_client, server, inspector):
+    client = make_client(server.url)
+    script = client.register_script("return redis.call('INCR', KEYS[1])")
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        inspector.client_kill_filter(_id=await pipe.client_id())
+        pipe.multi()
+        await script(["key"], client=pipe)
+        with pytest.raises(WatchError, match="begin again with watch"):
+            await pipe.execute()
+
+    assert inspector.get("key") is None
+
+
+async def test_a_pipeline_that_no_longer_watches_gets_another_connection(make_client, server, inspector):
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("key")
+        identity = await pipe.client_id()
+        await pipe.unwatch()
+        inspector.client_kill_filter(_id=identity)
+
+        assert [1] == await pipe.incr("key").execute()
+
+
+async def test_leaving_a_pipeline_whose_watch_is_lost_connects_to_nothing(make_client, proxy):
+    client = make_client(proxy.url, socket_timeout=600)
+    async with client.pipeline() as pipe:
+        await pipe.watch("key")
+        proxy.cut_replies = 1
+        with pytest.raises(WatchError):
+            await pipe.get("key")
+        accepted = proxy.accepted
+    assert accepted == proxy.accepted
+    assert await client.get("key") is None
+
+
+async def test_a_watch_while_the_server_loads_is_paced(make_pool):
+    asked = []
+
+    def answer(connection, args):
+        asked.append(args[0])
+        if args[0] == b"GET" and asked.count(b"GET") < 3:
+            return b"-LOADING Redis is loading the dataset in memory\r\n"
+        if args[0] == b"EXEC":
+            return b"*1\r\n:1\r\n"
+        return {b"GET": b"$1\r\n7\r\n", b"INCRBY": b"+QUEUED\r\n"}.get(args[0], b"+OK\r\n")
+
+    async def add(pipe):
+        await pipe.get("key")
+        pipe.multi()
+        pipe.incr("key")
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
+        assert [1] == await MonitoredRedisConnection(connection_pool=pool).transaction(add, "key")
+        await pool.aclose()
+
+    assert 3 == asked.count(b"WATCH")
+
+
+async def test_an_unwritten_call_of_a_plain_pipeline_is_redis_pys(proxy):
+    async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        async with client.pipeline() as pipe:
+            await pipe.watch("key")
+            proxy.cut()
+            with pytest.raises(RedisError):
+                await pipe.get("key")

@@ -1,0 +1,760 @@
+"""Subscriptions outlive their connection: they are renewed, and what was lost meanwhile is reported."""
+
+import asyncio
+import logging
+import time
+from contextlib import asynccontextmanager
+
+import pytest
+import redis
+from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError  # noqa: A004
+from support.scripted import scripted
+
+from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored.testing import RedisServer
+
+RECONNECTS = "aioredis_monitored.pubsub.reconnects"
+SUBSCRIBING = ["subscribe", "psubscribe", "ssubscribe"]
+
+
+async def next_of(pubsub, *kinds):
+    """The next message of such a kind; default one that was published."""
+    async with asyncio.timeout(30):
+        while (message := await pubsub.get_message(timeout=1)) is None or message["type"] not in (
+            kinds or pubsub.PUBLISH_MESSAGE_TYPES
+        ):
+            pass
+    return message
+
+
+async def confirmed(pubsub, count=1):
+    for _ in range(count):
+        await next_of(pubsub, *SUBSCRIBING)
+
+
+class Proxied:
+    """What a test does to the way to the server."""
+
+    def __init__(self, proxy, until):
+        self.proxy, self.until, self.upstream = proxy, until, proxy._upstream
+
+    def down(self):
+        self.proxy._upstream = ("127.0.0.1", 1)
+        self.proxy.cut()
+
+    def up(self):
+        self.proxy._upstream = self.upstream
+
+    async def refused(self, times=1):
+        accepted = self.proxy.accepted
+        await self.until(lambda: self.proxy.accepted >= accepted + times, 30)
+
+
+@pytest.fixture
+def way(proxy, until):
+    return Proxied(proxy, until)
+
+
+@asynccontextmanager
+async def listening(pubsub):
+    """Listen in a task; yield it, and what gives the data of the messages so far."""
+    heard = []
+
+    async def listen():
+        async for message in pubsub.listen():
+            heard.append(message)  # noqa: PERF401 - to be seen while it goes on
+
+    task = asyncio.create_task(listen())
+
+    def data():
+        return [message["data"] for message in heard if "message" in message["type"]]
+
+    try:
+        yield task, data
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+# Subscribing
+
+
+@pytest.mark.parametrize("method", SUBSCRIBING)
+async def test_what_is_subscribed_while_the_server_is_down_is_when_it_is_back(make_client, own_server, method):
+    client = make_client(own_server.url)
+    await client.ping()
+    own_server.kill()
+    async with client.pubsub() as pubsub:
+        subscribing = asyncio.ensure_future(getattr(pubsub, method)("news"))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        await asyncio.to_thread(own_server.start)
+        await subscribing
+        await confirmed(pubsub)
+        publish = client.spublish if method == "ssubscribe" else client.publish
+
+        assert 1 == await publish("news", "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+
+
+async def test_subscribing_on_a_lost_connection_renews_what_there_was_and_nothing_twice(make_client, way, server):
+    client = make_client(way.proxy.url)
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        way.down()
+        subscribing = asyncio.ensure_future(pubsub.subscribe("second"))
+        await way.refused()
+        way.up()
+        await subscribing
+        await confirmed(pubsub, 2)
+
+        async with MonitoredRedisConnection.from_url(server.url) as other:
+            for channel in ("first", "second"):
+                assert 1 == await other.publish(channel, channel)
+                assert channel.encode() == (await next_of(pubsub))["data"]
+        assert await pubsub.get_message(timeout=0) is None
+
+
+async def test_subscribing_is_tried_no_longer_than_its_deadline(make_client, way):
+    client = make_client(way.proxy.url, socket_timeout=0.3)
+    way.down()
+    async with client.pubsub() as pubsub:
+        for method in SUBSCRIBING:
+            async with asyncio.timeout(10):
+                with pytest.raises(ConnectionError):
+                    await getattr(pubsub, method)("news")
+            assert not pubsub.subscribed
+        way.up()
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+
+
+async def test_two_tasks_that_subscribe_at_first_share_a_connection(make_client, server):
+    client = make_client(server.url)
+    async with client.pubsub() as pubsub:
+        await asyncio.gather(*(pubsub.subscribe(f"channel {number}") for number in range(10)))
+        await confirmed(pubsub, 10)
+
+        assert 1 == len(client.connection_pool._in_use_connections)
+    assert not client.connection_pool._in_use_connections
+
+
+async def test_a_ping_is_sent_on_a_new_connection_too(make_client, way):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        way.down()
+        pinging = asyncio.ensure_future(pubsub.ping())
+        await way.refused()
+        way.up()
+        await pinging
+        await next_of(pubsub, "pong")
+
+
+# Listening
+
+
+@pytest.mark.parametrize("method", SUBSCRIBING)
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_listening_goes_on_when_the_server_is_back(make_pool, own_server, method, protocol):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, protocol=protocol))
+    async with client.pubsub() as pubsub:
+        await getattr(pubsub, method)("news", "sports")
+        await confirmed(pubsub, 2)
+        async with listening(pubsub) as (task, heard):
+            own_server.kill()
+            await asyncio.to_thread(own_server.start)
+            publish = client.spublish if method == "ssubscribe" else client.publish
+            async with asyncio.timeout(30):
+                for channel in ("news", "sports"):
+                    while not await publish(channel, channel):
+                        await asyncio.sleep(0.01)
+                while len(heard()) < 2:
+                    await asyncio.sleep(0.01)
+
+            assert [b"news", b"sports"] == heard()
+            assert not task.done()
+
+
+async def test_all_kinds_of_subscriptions_are_renewed_and_reported_once(
+    make_client, way, telemetry, caplog, until, inspector
+):
+    seen = []
+
+    async def reconnected():
+        # All are there by now.
+        seen.append((inspector.pubsub_numsub("a", "b"), inspector.pubsub_numpat(), inspector.pubsub_shardnumsub("s")))
+
+    client = make_client(way.proxy.url, is_recorded=True, name="test")
+    async with client.pubsub(on_reconnect=reconnected) as pubsub:
+        await pubsub.subscribe("a", "b")
+        await pubsub.psubscribe("p*")
+        await pubsub.ssubscribe("s")
+        await confirmed(pubsub, 4)
+        assert 0 == telemetry.point(RECONNECTS).value
+        for number in range(1, 4):
+            async with listening(pubsub) as (_, heard):
+                way.down()
+                await way.refused(2)
+                assert number - 1 == len(seen)
+                way.up()
+                await until(lambda: len(seen) == number, 30)  # noqa: B023
+                inspector.publish("p1", "message")
+                await until(heard, 30)
+
+            assert number == telemetry.point(RECONNECTS).value
+            assert {"db.client.connection.pool.name": "test"} == dict(telemetry.point(RECONNECTS).attributes)
+            assert ([(b"a", 1), (b"b", 1)], 1, [(b"s", 1)]) == seen[-1]
+
+    text = "pool 'test': subscribed again on a new connection: messages published meanwhile are lost"
+    assert [("aioredis_monitored.pubsub", logging.WARNING, text)] * 3 == caplog.record_tuples
+
+
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_what_the_callback_raises_is_raised_to_the_reader(make_client, way, until, is_async):
+    error = ConnectionError("of the application")
+
+    def fail():
+        raise error
+
+    async def fail_later():
+        fail()
+
+    async with make_client(way.proxy.url).pubsub(on_reconnect=fail_later if is_async else fail) as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        async with listening(pubsub) as (task, _):
+            way.proxy.cut()
+            await until(task.done, 30)
+
+        assert error is task.exception()
+        await pubsub.subscribe("sports")
+        await confirmed(pubsub)
+
+
+async def test_running_goes_on_too(make_client, way, until, inspector):
+    heard, again = [], []
+    async with make_client(way.proxy.url).pubsub(on_reconnect=lambda: again.append(1)) as pubsub:
+        await pubsub.subscribe(news=lambda message: heard.append(message["data"]))
+        running = asyncio.create_task(pubsub.run(poll_timeout=0.01))
+        await until(lambda: inspector.pubsub_numsub("news") == [(b"news", 1)])
+        way.down()
+        await way.refused(2)
+        way.up()
+        await until(lambda: again, 30)
+        inspector.publish("news", "message")
+        await until(lambda: heard == [b"message"], 30)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_a_push_handler_does_not_keep_the_report_back(make_client, way, until, inspector):
+    pushed, again = [], []
+
+    async def push(response):
+        pushed.append(response[-1])
+
+    client = make_client(way.proxy.url)
+    async with client.pubsub(push_handler_func=push, on_reconnect=lambda: again.append(1)) as pubsub:
+        await pubsub.subscribe("news")
+        async with listening(pubsub):
+            await until(lambda: pushed)
+            way.proxy.cut()
+            await until(lambda: again, 30)
+            inspector.publish("news", "message")
+            await until(lambda: pushed[-1] == b"message", 30)
+
+
+async def test_a_subscriber_wakes_a_listener_that_pauses(make_client, way, until, monkeypatch, inspector):
+    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        async with listening(pubsub) as (_, heard):
+            way.proxy.cut()
+            await until(lambda: pubsub._retry_at)
+            await pubsub.subscribe("second")
+            for channel in ("first", "second"):
+                await until(lambda: inspector.publish(channel, channel))  # noqa: B023
+            await until(lambda: heard() == [b"first", b"second"], 30)
+
+
+async def test_a_listener_keeps_off_the_connection_that_a_subscriber_makes_anew(make_client, server, inspector, until):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        async with listening(pubsub) as (_, heard):
+            await asyncio.sleep(0)
+            inspector.client_kill_filter(_type="pubsub")
+            # Before the listener can have noticed it.
+            await pubsub.subscribe("second")
+            for channel in ("first", "second"):
+                await until(lambda: inspector.publish(channel, channel))  # noqa: B023
+            await until(lambda: heard() == [b"first", b"second"], 30)
+        assert 0 == pubsub._failures
+
+
+async def test_what_cannot_be_written_is_sent_on_another_connection(make_client, server, inspector, monkeypatch):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("first")
+        await confirmed(pubsub)
+        connection = pubsub.connection
+        send_packed_command = connection.send_packed_command
+
+        async def fail(*_, **__):
+            monkeypatch.setattr(connection, "send_packed_command", send_packed_command)
+            await connection.disconnect(nowait=True)
+            raise ConnectionError("cut while it is written")
+
+        monkeypatch.setattr(connection, "send_packed_command", fail)
+        await pubsub.subscribe("second")
+        await confirmed(pubsub, 2)
+
+        assert connection is pubsub.connection
+        assert [(b"first", 1), (b"second", 1)] == inspector.pubsub_numsub("first", "second")
+
+
+async def test_what_redis_py_connects_is_subscribed_too(make_client, server, inspector):
+    async with make_client(server.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        await pubsub.connection.disconnect()
+        async with pubsub._lock:
+            # As it sends new credentials.
+            await pubsub.connection.send_command("PING")
+        await next_of(pubsub, "pong")
+
+        assert [(b"news", 1)] == inspector.pubsub_numsub("news")
+
+
+async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, way, until, monkeypatch):
+    asked = []
+
+    def after(failures):
+        asked.append(failures)
+        return 0.05
+
+    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", after)
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        way.down()
+        accepted = way.proxy.accepted
+        started = time.monotonic()
+        while len(asked) < 6:
+            assert await pubsub.get_message(timeout=0) is None
+            await asyncio.sleep(0)
+        took = time.monotonic() - started
+
+        assert [1, 2, 3, 4, 5, 6] == asked[:6]
+        assert way.proxy.accepted - accepted <= took / 0.05 + 1
+        way.up()
+        await confirmed(pubsub)
+        assert 0 == pubsub._failures
+
+
+# Messages with a timeout
+
+
+@pytest.mark.parametrize("seconds", [0, 0.001])
+async def test_short_polls_get_through_a_slow_connect(make_client, way, until, inspector, seconds):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        way.proxy.reply_pause = 0.0005
+        way.proxy.cut()
+        async with asyncio.timeout(30):
+            while (message := await pubsub.get_message(timeout=seconds)) is None or message["type"] != "message":
+                inspector.publish("news", "message")
+                await asyncio.sleep(0)
+
+    assert b"message" == message["data"]
+
+
+async def test_a_poll_takes_as_long_as_asked(make_client, way):
+    async with make_client(way.proxy.url, socket_timeout=600, socket_connect_timeout=600).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        way.proxy.silent = True
+        way.proxy.cut()
+        started = time.monotonic()
+        async with asyncio.timeout(60):
+            while pubsub._connecting is None:
+                assert await pubsub.get_message(timeout=0.01) is None
+            # While it connects.
+            for number in range(1, 11):
+                assert await pubsub.get_message(timeout=0.1) is None
+                # Nor less long.
+                assert time.monotonic() - started > 0.09 * number
+
+
+async def test_a_call_without_a_timeout_waits_for_the_server(make_client, way, inspector):
+    async with make_client(way.proxy.url).pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe("news")
+        await pubsub.get_message(timeout=5)
+        way.down()
+
+        async def get():
+            while (message := await pubsub.get_message(timeout=None)) is None:
+                pass
+            return message
+
+        getting = asyncio.create_task(get())
+        await way.refused(2)
+        way.up()
+        async with asyncio.timeout(30):
+            while not inspector.publish("news", "message"):
+                await asyncio.sleep(0.01)
+            assert b"message" == (await getting)["data"]
+
+
+# What ends it
+
+
+async def test_a_closed_pool_ends_it(make_client, way, until):
+    client = make_client(way.proxy.url)
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news")
+    await confirmed(pubsub)
+    async with listening(pubsub) as (task, _):
+        await client.connection_pool.aclose()
+        await until(task.done, 30)
+    assert isinstance(task.exception(), PoolClosedError)
+    for call in (pubsub.subscribe("sports"), pubsub.get_message(timeout=5), pubsub.get_message(timeout=0.5)):
+        with pytest.raises(PoolClosedError):
+            await call
+    await pubsub.aclose()
+
+
+@pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "half-open"])
+async def test_a_pool_that_closes_during_an_outage_ends_it(make_client, way, until, is_refused):
+    client = make_client(way.proxy.url)
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news")
+    await confirmed(pubsub)
+    async with listening(pubsub) as (task, _):
+        if is_refused:
+            way.down()
+            await way.refused(1)
+        else:
+            way.proxy.silent = True
+            way.proxy.cut()
+            await until(lambda: pubsub.connection.is_connected and pubsub._connecting, 30)
+        await client.connection_pool.aclose()
+        await until(task.done, 30)
+    assert isinstance(task.exception(), PoolClosedError)
+    await pubsub.aclose()
+    way.up()
+    assert 0 == client.connection_pool.used()
+
+
+async def test_what_waiting_does_not_change_is_raised(make_client, until):
+    with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
+        client = make_client(server.url, password="first")
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            root.config_set("requirepass", "second")
+            root.client_kill_filter(_type="pubsub")
+            async with listening(pubsub) as (task, _):
+                await until(task.done, 30)
+            assert isinstance(task.exception(), AuthenticationError)
+            attempts = root.info("commandstats")["cmdstat_hello"]["failed_calls"]
+            with pytest.raises(AuthenticationError):
+                await pubsub.get_message(timeout=30)
+            assert attempts + 1 == root.info("commandstats")["cmdstat_hello"]["failed_calls"]
+            root.config_set("requirepass", "first")
+            await confirmed(pubsub)
+        await client.aclose()
+
+
+async def test_credentials_of_a_provider_are_waited_for(make_client, until):
+    class Provider(redis.CredentialProvider):
+        password = "first"
+
+        async def get_credentials_async(self):
+            return (self.password,)
+
+    with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
+        provider = Provider()
+        async with make_client(server.url, credential_provider=provider).pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            async with listening(pubsub) as (task, heard):
+                root.config_set("requirepass", "second")
+                root.client_kill_filter(_type="pubsub")
+                await until(lambda: root.info("commandstats")["cmdstat_hello"]["failed_calls"] >= 2, 30)
+                provider.password = "second"
+                await until(lambda: root.publish("news", "message"), 30)
+                await until(heard, 30)
+                assert not task.done()
+
+
+async def test_a_short_poll_raises_what_an_attempt_has_met_after_it(make_client, until):
+    with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
+        async with make_client(server.url, password="first").pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            root.config_set("requirepass", "second")
+            root.client_kill_filter(_type="pubsub")
+            async with asyncio.timeout(30):
+                with pytest.raises(AuthenticationError):
+                    while await pubsub.get_message(timeout=0) is None:
+                        await asyncio.sleep(0)
+
+
+async def test_what_an_attempt_has_met_before_another_succeeded_is_forgotten(make_client, until):
+    with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
+        async with make_client(server.url, password="first").pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            root.config_set("requirepass", "second")
+            root.client_kill_filter(_type="pubsub")
+            async with asyncio.timeout(30):
+                while pubsub._connecting is None:
+                    await pubsub.get_message(timeout=0)
+                    await asyncio.sleep(0)
+            await until(pubsub._connecting.done)
+            root.config_set("requirepass", "first")
+            await pubsub.subscribe("sports")
+            await confirmed(pubsub, 2)
+            root.client_kill_filter(_type="pubsub")
+            await confirmed(pubsub, 2)
+
+
+async def test_a_refused_subscription_is_raised_and_the_others_stay(make_client, own_server):
+    with redis.Redis.from_url(own_server.url) as root:
+        root.acl_setuser("reader", enabled=True, nopass=True, categories=["+@all"], channels=["news"], reset=True)
+        async with make_client(own_server.url, username="reader", password="any").pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            await pubsub.subscribe("secrets")
+            with pytest.raises(NoPermissionError):
+                await pubsub.get_message(timeout=30)
+            root.publish("news", "message")
+            assert b"message" == (await next_of(pubsub))["data"]
+
+
+async def test_a_subscription_that_is_refused_for_now_is_sent_again(make_pool):
+    asked = []
+
+    def answer(_, args):
+        if args[0] == b"SUBSCRIBE":
+            asked.append(args[1:])
+            if len(asked) < 3:
+                return b"-BUSY a script runs\r\n"
+            return b"*3\r\n$9\r\nsubscribe\r\n$4\r\nnews\r\n:1\r\n"
+        return b"+OK\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
+        async with MonitoredRedisConnection(connection_pool=pool).pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+        await pool.aclose()
+
+    assert [[b"news"]] * 3 == asked
+
+
+# Unsubscribing
+
+
+@pytest.mark.parametrize("kind", ["", "p", "s"])
+async def test_what_is_unsubscribed_while_the_connection_is_lost_stays_so(make_client, way, inspector, kind):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await getattr(pubsub, f"{kind}subscribe")("kept", "left")
+        await confirmed(pubsub, 2)
+        way.down()
+        leaving = asyncio.ensure_future(getattr(pubsub, f"{kind}unsubscribe")("left"))
+        await way.refused()
+        way.up()
+        await leaving
+        await next_of(pubsub, f"{kind}unsubscribe")
+        assert [b"kept"] == [*pubsub.channels, *pubsub.patterns, *pubsub.shard_channels]
+
+        way.proxy.cut()
+        await confirmed(pubsub)
+        assert [b"kept"] == [*pubsub.channels, *pubsub.patterns, *pubsub.shard_channels]
+        counts = {
+            "": lambda: inspector.pubsub_numsub("kept", "left") == [(b"kept", 1), (b"left", 0)],
+            "p": lambda: inspector.pubsub_numpat() == 1,
+            "s": lambda: inspector.pubsub_shardnumsub("kept", "left") == [(b"kept", 1), (b"left", 0)],
+        }
+        assert counts[kind]()
+
+
+async def test_listening_ends_if_the_last_confirmation_was_lost(make_client, way, until):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        async with listening(pubsub) as (task, _):
+            way.proxy.cut_replies = 1
+            await pubsub.unsubscribe("news")
+            await until(task.done, 30)
+        assert task.exception() is None
+        assert not pubsub.subscribed
+
+
+async def test_what_is_subscribed_again_while_it_is_being_unsubscribed_is_renewed(make_client, way):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        await pubsub.unsubscribe("news")
+        await pubsub.subscribe("news")
+        way.proxy.cut()
+        await confirmed(pubsub)
+        assert [b"news"] == list(pubsub.channels)
+
+
+# Cancellation, and closing
+
+
+@pytest.mark.parametrize("is_listening", [True, False])
+async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, until, dice, inspector, is_listening):
+    async with make_client(way.proxy.url).pubsub() as pubsub:
+        await pubsub.subscribe("a", "b")
+        await pubsub.psubscribe("p*")
+        await pubsub.ssubscribe("s")
+        await confirmed(pubsub, 4)
+        for _ in range(30):
+            way.proxy.cut()
+            call = pubsub.get_message(timeout=None) if is_listening else pubsub.subscribe("a")
+            calling = asyncio.ensure_future(call)
+            for _ in range(dice.randrange(40)):
+                await asyncio.sleep(0.0005 if is_listening else 0)
+            calling.cancel()
+            await asyncio.wait([calling])
+            if not calling.cancelled():
+                assert calling.exception() is None
+
+        def is_subscribed():
+            counts = [count for _, count in inspector.pubsub_numsub("a", "b") + inspector.pubsub_shardnumsub("s")]
+            return [1, 1, 1, 1] == [*counts, inspector.pubsub_numpat()]
+
+        # The last one may have been cut without any call having noticed it.
+        async with asyncio.timeout(30):
+            while (message := await pubsub.get_message(timeout=0.01)) is None or message["type"] != "pmessage":
+                inspector.publish("p1", "message")
+
+        assert is_subscribed()
+
+
+@pytest.mark.parametrize("phase", ["pausing", "connecting", "reading"])
+async def test_closing_ends_listening_and_gives_the_connection_back(make_client, way, until, phase, monkeypatch):
+    if phase == "pausing":
+        monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
+    client = make_client(way.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news")
+    await confirmed(pubsub)
+    async with listening(pubsub) as (task, _):
+        await asyncio.sleep(0)
+        if phase == "pausing":
+            way.down()
+            await until(lambda: pubsub._failures, 30)
+        elif phase == "connecting":
+            way.proxy.silent = True
+            way.proxy.cut()
+            await until(lambda: pubsub._connecting and pubsub.connection.is_connected, 30)
+        async with asyncio.timeout(60):
+            await pubsub.aclose()
+            await asyncio.wait([task])
+        assert task.exception() is None
+    assert pubsub.connection is None
+    assert not pubsub._connecting
+    way.up()
+    way.proxy.silent = False
+    assert await client.incr("key") == 1
+    async with client.client() as single:
+        assert await single.incr("key") == 2
+
+
+async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client, way, until):
+    client = make_client(way.proxy.url, socket_timeout=600, socket_connect_timeout=600)
+
+    async def listen():
+        async with client.pubsub() as pubsub:
+            await pubsub.subscribe("news")
+            async for _ in pubsub.listen():
+                opened.append(pubsub)  # noqa: PERF401 - to be seen while it goes on
+
+    opened = []
+    listener = asyncio.create_task(listen())
+    await until(lambda: opened)
+    way.proxy.silent = True
+    way.proxy.cut()
+    await until(lambda: opened[0]._connecting and opened[0].connection.is_connected, 30)
+    listener.cancel()
+    await asyncio.wait([listener])
+
+    assert listener.cancelled()
+    assert opened[0].connection is None
+    assert not client.connection_pool._in_use_connections
+
+
+async def test_a_closed_subscription_can_be_used_again(make_client, server):
+    async with make_client(server.url).pubsub() as pubsub:
+        for _ in range(2):
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            await pubsub.aclose()
+            with pytest.raises(RuntimeError, match="did you forget to call subscribe"):
+                await pubsub.get_message()
+
+
+async def test_health_checks_stay_redis_pys(make_client, way, inspector):
+    async with make_client(way.proxy.url, health_check_interval=1).pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        pubsub.connection.next_health_check = -1
+        assert await pubsub.get_message(timeout=5) is None
+        way.proxy.cut()
+        pubsub.connection.next_health_check = -1
+        await confirmed(pubsub)
+
+
+async def test_keyspace_notifications_go_on_too(make_client, way, inspector, until):
+    inspector.config_set("notify-keyspace-events", "KEA")
+    client = make_client(way.proxy.url)
+    try:
+        async with client.keyspace_notifications() as notifications:
+            await notifications.subscribe("__keyspace@0__:*")
+            await until(lambda: inspector.pubsub_numpat() == 1)
+            way.proxy.cut()
+            async with asyncio.timeout(30):
+                inspector.set("key", "value")
+                while (notification := await notifications.get_message(timeout=0.1)) is None:
+                    inspector.set("key", "value")
+        assert "key" == notification.key
+    finally:
+        inspector.config_set("notify-keyspace-events", "")
+
+
+async def test_subscriptions_on_a_plain_pool_stay_redis_pys_and_report_too(proxy, until):
+    again = []
+    async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        async with client.pubsub(on_reconnect=lambda: again.append(1)) as pubsub:
+            assert isinstance(pubsub, MonitoredPubSub)
+            await pubsub.subscribe("news")
+            await confirmed(pubsub)
+            proxy.cut()
+            with pytest.raises(ConnectionError):
+                await next_of(pubsub)
+            await confirmed(pubsub)
+
+    assert [1] == again
+
+
+async def test_many_reconnects_leave_nothing_behind(make_client, way, until, inspector):
+    client = make_client(way.proxy.url)
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub)
+        tasks = len(asyncio.all_tasks())
+        for _ in range(5):
+            way.proxy.cut()
+            await confirmed(pubsub)
+        await until(lambda: len(asyncio.all_tasks()) <= tasks)
+        assert 1 == dict(inspector.pubsub_numsub("news"))[b"news"]

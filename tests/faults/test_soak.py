@@ -1,0 +1,186 @@
+"""The soak, for a fraction of a minute; and the program that does it notices what goes wrong."""
+
+import asyncio
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from support import soak
+
+from aioredis_monitored import MonitoredRedisConnection, TimedOutError
+
+IN_ORDER = soak.Figures(
+    minutes=15.0,
+    faults=170,
+    connections=30_000,
+    calls=1_000_000,
+    failed=5_000,
+    wrong=0,
+    hung=0,
+    other_errors=0,
+    put=100_000,
+    received_again=9,
+    lost_by_take=0,
+    lost_by_consume=0,
+    lost_by_get=3,
+    failed_gets=500,
+    heard=50_000,
+    ended_subscriptions=0,
+    deaf_subscribers=0,
+    tasks_left=0,
+    descriptors_left=0,
+    sockets_left=0,
+    memory_mb=60.0,
+    memory_growth=1.5,
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_half_a_minute_of_faults_leaves_nothing_wrong_lost_hung_or_behind():
+    # In so short a time memory has not yet settled.
+    words = ["--minutes=0.4", "--pause=1", "--growth=50"]
+    done = subprocess.run([sys.executable, soak.__file__, *words], capture_output=True, text=True, check=False)  # noqa: S603 - this Python
+
+    assert 0 == done.returncode, done.stdout + done.stderr
+    assert done.stdout.startswith("| figure")
+
+
+def test_a_run_in_order_passes():
+    assert [] == soak.failures(IN_ORDER, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        *(({name: 1}, f"{name}: 1, more than 0") for name in soak.NOTHING),
+        *(({name: 0}, f"{name}: 0, less than 1") for name in ("faults", "calls", "put", "heard")),
+        ({"lost_by_get": 501}, "lost_by_get: 501, more than 500"),
+        ({"memory_growth": 5.1}, "memory_growth: 5.1, more than 5"),
+        ({"memory_growth": float("nan")}, "memory_growth: nan, more than 5"),
+    ],
+    ids=str,
+)
+def test_each_figure_can_fail(wrong, told):
+    assert [told] == soak.failures(replace(IN_ORDER, **wrong), 5)
+
+
+def test_the_figures_are_a_table_with_a_column_for_each_run():
+    lines = soak.table({"asyncio": IN_ORDER, "uvloop": replace(IN_ORDER, calls=7)}).splitlines()
+
+    assert ["figure", "asyncio", "uvloop"] == lines[0].strip("| ").replace(" ", "").split("|")
+    assert "|calls|1,000,000|7|" in [line.replace(" ", "") for line in lines]
+
+
+def test_what_was_acknowledged_and_not_received_is_lost_and_what_came_twice_is_told():
+    ledger = soak.Ledger()
+    for message in range(4):
+        ledger.attempt(message)
+    ledger.acknowledge(0)
+    ledger.acknowledge(1)
+    # The third was received before its acknowledgement, the fourth may never have been put.
+    assert ledger.receive(2)
+    ledger.acknowledge(2)
+    assert (2, 0) == (ledger.lost(), ledger.again)
+    assert ledger.receive(0)
+    assert not ledger.receive(0)
+
+    assert (1, 1, 3) == (ledger.lost(), ledger.again, ledger.put)
+
+
+def test_memory_grows_from_the_first_minute_on():
+    def samples(seconds, size_at):
+        return [(at, size_at(at)) for at in range(seconds + 1)]
+
+    assert 0 == soak.growth(samples(900, lambda at: 100 if at >= 60 else at))
+    assert 50 == round(soak.growth(samples(900, lambda at: 150 if at > 600 else 100)))
+    # The latter half, if there is no minute.
+    assert 0 == soak.growth(samples(30, lambda at: 100 if at >= 15 else at))
+
+
+@pytest.fixture
+def load(client):
+    return soak.Load([client], 1)
+
+
+@pytest.fixture
+def caller(load, client):
+    return soak.Caller(load, client, 1)
+
+
+async def test_every_way_of_calling_is_right_on_a_server_that_is_well(load, caller):
+    for way in (*caller.ways, *caller.ways):
+        await way()
+
+    assert ([], []) == (load.wrong, load.hung)
+    assert ({}, {}) == (load.failed, load.foreign)
+
+
+class Crossed(MonitoredRedisConnection):
+    """Gives each caller the reply to the call before."""
+
+    before = b"another's"
+
+    async def execute_command(self, *args, **options):
+        self.before, reply = await super().execute_command(*args, **options), self.before
+        return reply
+
+
+async def test_a_reply_that_belongs_to_another_is_wrong(load, pool):
+    caller = soak.Caller(load, Crossed(connection_pool=pool), 1)
+    await caller.echo()
+    await caller.set_and_get()
+
+    assert ["ECHO", "GET"] == [text.partition(":")[0] for text in load.wrong]
+
+
+async def test_a_write_that_was_lost_or_run_twice_is_wrong(load, caller, inspector, server):
+    for change in (1, -2):
+        await caller.increment()
+        inspector.incrby("caller:1:incr", change)
+    await caller.increment()
+    await soak.check_counters(load, server.url)
+
+    assert ["INCR", "INCR", "caller:1:incr"] == [text.partition(": ")[0] for text in load.wrong]
+
+
+async def test_two_holders_of_a_lock_are_wrong(load, caller):
+    load.inside["lock:0"] += 1
+    await caller.lock()
+
+    assert ["holders of a lock: 2 instead of 1"] == load.wrong
+
+
+async def test_what_is_no_error_of_redis_and_what_does_not_end_is_told(load, monkeypatch):
+    async def fail():
+        raise OSError
+
+    monkeypatch.setattr(soak, "SHOWN", 0)
+    assert soak.FAILED is await load.call("broken", fail())
+    monkeypatch.setattr(soak, "HUNG_SECONDS", 0.01)
+    assert soak.FAILED is await load.call("endless", asyncio.Event().wait())
+    monkeypatch.undo()
+
+    assert ({"OSError": 1}, ["endless"]) == (load.foreign, load.hung)
+    assert await soak._or_nothing(_timed_out()) is None
+
+
+async def _timed_out():
+    raise TimedOutError
+
+
+async def test_a_message_that_comes_twice_late_or_to_another_channel_is_wrong(load, client):
+    subscriber = soak.Subscriber(load, client, "news")
+
+    def hear(text):
+        subscriber._hear({"data": text.encode()})
+
+    # In doubt, the publisher begins anew; what it doubted may come later.
+    for text in ("news 1 0 1", "news 1 0 2", "news 2 0 1", "news 1 1 3", "news 1 0 3"):
+        hear(text)
+    assert [] == load.wrong
+    for text in ("news 1 1 3", "news 1 1 2", "olds 1 1 9"):
+        hear(text)
+
+    assert 3 == len(load.wrong)

@@ -1,0 +1,587 @@
+"""What happens on a socket that many share: hang-ups, replies that no call is owed, and deadlines of a busy program."""
+
+import asyncio
+import socket
+import time
+from contextlib import contextmanager, suppress
+from threading import Thread
+
+import hiredis
+import pytest
+import redis
+import redis.exceptions
+from support.scripted import scripted
+from support.sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
+
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
+from aioredis_monitored._multiplexer import AttemptFailed, inflight
+from aioredis_monitored.testing import RedisServer
+
+BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+
+
+async def shared(client, *args):
+    """The reply to a command on the shared connection, which the client would not send there."""
+    reply = await client.connection_pool.multiplexer.send(args)
+    if isinstance(reply, Exception):
+        raise reply.error if isinstance(reply, AttemptFailed) else reply
+    return reply
+
+
+# A server that hangs up says why.
+
+
+@pytest.fixture(scope="module")
+def strict_server():
+    with RedisServer("--proto-max-bulk-len", "1mb") as running:
+        yield running
+
+
+@BOTH
+async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, strict_server, multiplex):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    await client.ping()
+    others, culprits = [], []
+    for number in range(40):
+        sets = [client.set(f"key:{each}", bytes([number]) * 100_000) for each in range(10)]
+        sets.insert(number % 11, client.set("long", b"x" * 1_500_000))
+        results = await asyncio.gather(*sets, return_exceptions=True)
+        culprits.append(results.pop(number % 11))
+        others += results
+
+    assert [True] * 400 == others
+    # On a connection of its own, what redis-py has not read when a write fails is lost.
+    reasons = {str(error) for error in culprits if multiplex or isinstance(error, redis.exceptions.ResponseError)}
+    assert {"Protocol error: invalid bulk length"} >= reasons
+    assert bool(reasons) or not multiplex
+    assert {redis.exceptions.ResponseError, redis.exceptions.ConnectionError} >= set(map(type, culprits))
+    assert [bytes([39]) * 100_000] * 10 == await client.mget(f"key:{each}" for each in range(10))
+
+
+@BOTH
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, strict_server, multiplex, transaction):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    for number in range(10):
+        batch = client.pipeline(transaction=transaction).set("a", number).set("long", b"x" * 1_500_000).set("b", 1)
+        calls = [client.incr(f"counter:{multiplex}:{transaction}"), batch.execute(), client.set("key", number)]
+        count, error, is_set = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert (number + 1, True) == (count, is_set)
+        if multiplex or isinstance(error, redis.exceptions.ResponseError):
+            assert "Protocol error: invalid bulk length" in str(error)
+        assert isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError)
+
+
+SCRIPT = "return redis.call('INCRBY', KEYS[1], 1)"
+
+
+async def put_bounded(client, value):
+    async with MessageQueue("bounded", client.connection_pool, max_length=10) as queue:
+        await queue.put(value)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client, value: client.eval(SCRIPT, 1, "runs", value),
+        lambda client, value: client.evalsha("0" * 40, 1, "runs", value),
+        lambda client, value: client.fcall("absent", 1, "runs", value),
+        lambda client, value: client.register_script(SCRIPT)(["runs"], [value]),
+        put_bounded,
+        lambda client, value: client.pipeline(transaction=False).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+        lambda client, value: client.pipeline(transaction=True).incr("a").eval(SCRIPT, 1, "runs", value).execute(),
+    ],
+    ids=["eval", "evalsha", "fcall", "script", "put", "pipeline", "transaction"],
+)
+async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
+    make_pool, strict_server, multiplex, call
+):
+    client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
+    await client.ping()
+    await client.set("runs", 0)
+    others, culprits = [], []
+    for number in range(10):
+        calls = [client.rpush(f"list:{multiplex}", b"y" * 100_000) for _ in range(10)]
+        calls.insert(number, call(client, b"x" * 1_500_000))
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        culprits.append(results.pop(number))
+        others += results
+    pushed = await client.llen(f"list:{multiplex}")
+    await client.delete(f"list:{multiplex}", "a", "bounded")
+
+    # Each of them ran, and ran once.
+    assert (set(range(1, 101)), 100) == (set(others), pushed)
+    assert [] == [
+        error
+        for error in culprits
+        if "Protocol error: invalid bulk length" not in str(error)
+        and (multiplex or not isinstance(error, redis.exceptions.ConnectionError))
+    ]
+    assert b"0" == await client.get("runs")
+
+
+@pytest.mark.parametrize("args", [(b"EVAL", b"script", b"0"), (b"FCALL", b"function", b"0")], ids=lambda args: args[0])
+async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args):
+    counts = []
+
+    def answer(connection, said):
+        if said[0] == b"INCR":
+            counts.append(connection)
+            return b":1\r\n" if connection > 1 else None
+        return b"-ERR Protocol error: says the script\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        calls = [pool.multiplexer.send(args), pool.multiplexer.send(("INCR", "a"))]
+        said, lost = await asyncio.gather(*calls)
+        await pool.aclose()
+
+    # It may have run, and is not sent again.
+    assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
+
+
+async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
+    # redis-py takes seconds to pack them.
+    client = make_client(own_server.url, socket_timeout=60)
+    for number in range(5):
+        calls = [client.incr("before"), client.mget(["key"] * 2**20), client.incr("behind")]
+        before, error, behind = await asyncio.gather(*calls, return_exceptions=True)
+
+        if isinstance(error, Exception):
+            assert (redis.exceptions.ResponseError, "Protocol error: invalid multibulk length") == (
+                type(error),
+                str(error),
+            )
+        assert (number + 1, number + 1) == (before, behind)
+
+
+async def test_a_query_that_is_too_large_for_the_server_is_not_repeated_for_long(make_client, own_server):
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("client-query-buffer-limit", 1024 * 1024)
+    client = make_client(own_server.url)
+    await client.set("key", "value")
+    calls = [client.get("key"), client.echo("x" * 3_000_000), client.get("key")]
+
+    first, error, last = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (b"value", b"value") == (first, last)
+    assert isinstance(error, redis.exceptions.ConnectionError)
+    with redis.Redis.from_url(own_server.url) as admin:
+        assert admin.info("stats")["total_connections_received"] < 15
+
+
+async def test_a_client_that_is_evicted_fails_no_read_and_repeats_no_write(make_client, own_server):
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("maxmemory-clients", "4mb")
+        client = make_client(own_server.url)
+        await client.set("key", "value")
+        for number in range(5):
+            # Half of it is enough for the server.
+            calls = [
+                client.get("key"),
+                client.echo(b"x" * 6_000_000),
+                client.incr(f"counter:{number}"),
+                client.get("key"),
+            ]
+            first, error, _, last = await asyncio.gather(*calls, return_exceptions=True)
+
+            assert (b"value", b"value") == (first, last)
+            assert isinstance(error, redis.exceptions.ConnectionError)
+            assert admin.get(f"counter:{number}") in {None, b"1"}
+        assert admin.info("stats")["evicted_clients"] >= 5
+
+
+async def test_what_a_kill_by_id_hits_is_read_again_and_not_written_again(make_client, own_server, until):
+    client = make_client(own_server.url)
+    await client.set("key", "value")
+    with redis.Redis.from_url(own_server.url) as admin:
+        for number in range(30):
+            reads = [asyncio.ensure_future(client.get("key")) for _ in range(20)]
+            write = asyncio.ensure_future(client.incr(f"counter:{number}"))
+            await asyncio.sleep(0)
+            for each in admin.client_list():
+                if int(each["id"]) != admin.client_id():
+                    admin.client_kill_filter(_id=each["id"])
+            assert [b"value"] * 20 == await asyncio.gather(*reads)
+            await asyncio.gather(write, return_exceptions=True)
+            assert admin.get(f"counter:{number}") in {None, b"1"}
+
+
+async def test_idle_connections_that_the_server_ends_are_not_noticed(make_client, own_server, until):
+    client = make_client(own_server.url)
+    with redis.Redis.from_url(own_server.url) as admin:
+        admin.config_set("timeout", 1)
+        await client.set("counter", 0)
+        ended = len(admin.client_list())
+        await until(lambda: len(admin.client_list()) < ended, 30)
+
+        assert 1 == await client.incr("counter")
+
+
+# Replies that no call is owed.
+
+
+@pytest.fixture
+def debuggable():
+    with RedisServer("--enable-debug-command", "yes") as running:
+        yield running
+
+
+async def test_an_attribute_is_no_reply(make_client, debuggable):
+    client = make_client(debuggable.url)
+    reply = b"Some real reply following the attribute"
+    await client.set("key", b"value\r\n|1\r\n")
+
+    assert reply == await client.execute_command("DEBUG", "PROTOCOL", "ATTRIB")
+    if client.connection_pool.multiplexer is not None:
+        calls = [client.get("key"), shared(client, "DEBUG", "PROTOCOL", "ATTRIB"), client.incr("counter")]
+        assert [b"value\r\n|1\r\n", reply, 1] == await asyncio.gather(*calls)
+    assert b"value\r\n|1\r\n" == await client.get("key")
+
+
+async def test_what_cannot_be_an_attribute_for_certain_ends_the_connection(make_pool):
+    def answer(connection, args):
+        if connection == 1:
+            return b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n$1\r\nx\r\n"
+        return b"$1\r\nx\r\n"
+
+    async with scripted(answer) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        with pytest.raises(redis.exceptions.ConnectionError, match="an attribute in an attribute"):
+            await client.incr("key")
+
+        assert b"x" == await client.get("key")
+        await client.connection_pool.aclose()
+
+
+async def test_a_reply_that_came_unasked_a_moment_after_another_is_nobodys(make_pool, until):
+    async def answer_twice(args):
+        return b"+mine\r\n+stray\r\n" if args[1] == b"first" else b"+mine\r\n"
+
+    async with scripted(lambda _, args: answer_twice(args)) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED)
+        for _ in range(20):
+            assert [b"mine"] == await asyncio.gather(client.get("first"), return_exceptions=True)
+            assert b"mine" == await client.get("second")
+        await client.connection_pool.aclose()
+
+
+@pytest.mark.parametrize(
+    ("part", "rest"),
+    [
+        (b"$5\r\nst", b"ray\r\n"),
+        (b"*2\r\n$1\r\na\r\n", b":1\r\n"),
+        (b"|1\r\n+a\r\n", b"+b\r\n+stray\r\n"),
+        (b"+", b"x\r\n"),
+    ],
+    ids=["value", "array", "attribute", "type"],
+)
+async def test_a_part_of_a_reply_that_came_unasked_is_nobodys_when_the_rest_comes(make_pool, multiplex, part, rest):
+    def answer(connection, args):
+        if args[1] == b"first":
+            return b"+mine\r\n" + part
+        return (rest if connection == 1 else b"") + b"+mine\r\n"
+
+    async with scripted(answer) as port:
+        pool = make_pool(f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, multiplex=multiplex)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [b"mine", b"mine"] == [await client.get("first"), await client.incr("second")]
+        await pool.aclose()
+
+
+@contextmanager
+def straying():
+    """The port of a server, in a thread of its own, that says more than it is asked for after ``GET``."""
+
+    def serve(connection):
+        reader = hiredis.Reader()
+        with connection:
+            while data := connection.recv(65_536):
+                reader.feed(data)
+                while (args := reader.gets()) is not False:
+                    connection.sendall({b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}.get(args[0], b"+mine\r\n"))
+                    if args[0] == b"GET":
+                        time.sleep(0.002)
+                        connection.sendall(b"+stray\r\n")
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threads.append(Thread(target=serve, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [Thread(target=accept)]
+        threads[0].start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+async def test_a_stray_reply_that_was_not_read_yet_is_seen_before_the_next_call_is_written(make_pool):
+    with straying() as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
+        for _ in range(10):
+            assert b"mine" == await client.get("key")
+            line = line_of(client)
+            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            assert b"mine" == await client.echo("key")
+            assert line_of(client) is not line
+        await client.connection_pool.aclose()
+
+
+async def test_what_blocks_does_not_hurry_a_call_past_a_stray_reply(make_pool):
+    with straying() as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
+        for _ in range(10):
+            await asyncio.gather(*(client.blpop("list") for _ in range(5)))
+            assert b"mine" == await client.get("key")
+            line = line_of(client)
+            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            calls = [client.echo("key"), *(client.brpoplpush("list", "list") for _ in range(5))]
+            assert [b"mine"] * 6 == await asyncio.gather(*calls)
+            assert line_of(client) is not line
+        await client.connection_pool.aclose()
+
+
+# Deadlines.
+
+
+async def leave_watch(client, pipe):
+    await pipe.reset()
+
+
+async def leave_block_that_watches(client, pipe):
+    async with pipe:
+        pass
+
+
+async def begin_to_monitor(client, pipe):
+    async with client.monitor():
+        pass
+
+
+@BOTH
+@pytest.mark.parametrize("call", [leave_watch, leave_block_that_watches, begin_to_monitor])
+async def test_what_redis_py_reads_by_itself_is_no_timeout_either(make_pool, own_server, multiplex, call):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, retries=0)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    # So that no call has to connect.
+    await client.blpop("list", 0.01)
+    own_server.freeze()
+    (calling,) = await begun(call(client, pipe))
+    own_server.thaw()
+    time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+    await calling
+    await pipe.reset()
+
+
+async def test_a_watch_that_cannot_be_ended_ends_with_its_connection(make_client, own_server):
+    client = make_client(own_server.url, socket_timeout=0.2)
+    pipe = client.pipeline()
+    await pipe.watch("key")
+    async with frozen(own_server):
+        await pipe.reset()
+
+    assert (None, False) == (pipe.connection, pipe.watching)
+    assert not client.connection_pool._in_use_connections
+    assert await client.set("key", "value")
+
+
+@BOTH
+@pytest.mark.parametrize("size", [2_000, 20_000])
+async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, multiplex, size):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    count = 500 if multiplex else 100
+    value = b"x" * size
+    await asyncio.gather(*(client.set(f"key:{number}", value) for number in range(count)))
+    own_server.freeze()
+    calls = await begun(*(client.set(f"key:{number}", value, get=True) for number in range(count)))
+    own_server.thaw()
+    time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+
+    results = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert [] == [result for result in results if result != value]
+
+
+@pytest.mark.parametrize("arguments", [{}, {"multiplex": False}, {"max_connections": 1}], ids=str)
+async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, arguments):
+    pool = make_pool(own_server.url, **UNRECORDED, socket_timeout=1, **arguments)
+    await until_answered(pool.ping)
+    for _ in range(3):
+        own_server.freeze()
+        (ping,) = await begun(pool.ping())
+        own_server.thaw()
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        await ping
+
+
+@BOTH
+async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(make_pool, own_server, multiplex):
+    pool = make_pool(own_server.url, **UNRECORDED, name="mine", socket_timeout=1, multiplex=multiplex)
+    await until_answered(pool.ping)
+    async with frozen(own_server), asyncio.timeout(15):
+        with pytest.raises(redis.exceptions.TimeoutError, match=r"^pool 'mine' \(127\.0\.0\.1:\d+/0\): "):
+            await pool.ping()
+
+    client = MonitoredRedisConnection(connection_pool=pool)
+    assert b"mine" == await until_answered(lambda: client.echo("mine"))
+
+
+@BOTH
+async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_lent(
+    make_pool, server, inspector, until, multiplex
+):
+    pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.waiter_count())
+    inspector.rpush("list", "element")
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert [(b"list", b"element"), None] == await asyncio.gather(*calls)
+
+
+async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
+    await client.ping()
+    own_server.freeze()
+    calls = await begun(*(client.incr("key") for _ in range(100)))
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+
+    assert list(range(1, 101)) == await asyncio.gather(*calls)
+
+
+async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
+    make_pool, own_server, monkeypatch, until
+):
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
+    client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
+    await client.ping()
+    async with frozen(own_server):
+        calls = await begun(*(client.incr("key") for _ in range(20)))
+        async with asyncio.timeout(15):
+            while not calls[-1].done():
+                time.sleep(0.15)  # noqa: ASYNC251 - that is the point
+                await asyncio.sleep(0)
+        assert [PoolExhaustedError] * 10 == [type(call.exception()) for call in calls[10:]]
+
+    assert list(range(1, 11)) == await asyncio.gather(*calls[:10])
+
+
+async def test_what_was_answered_before_a_pool_is_closed_by_a_busy_event_loop_is_no_loss(make_pool, own_server):
+    value = b"x" * 2_000
+    client = client_of(make_pool, own_server.url, **UNRECORDED, socket_timeout=2)
+    await until_answered(lambda: client.set("key", value))
+    own_server.freeze()
+    calls = await begun(*(client.get("key") for _ in range(1_000)))
+    closing, *_ = await begun(client.connection_pool.aclose())
+    own_server.thaw()
+    time.sleep(4)  # noqa: ASYNC251 - that is the point
+    await closing
+
+    assert [value] * 1_000 == await asyncio.gather(*calls)
+
+
+async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(
+    make_pool, server, inspector, until
+):
+    inspector.set("large", b"x" * 3_000_000)
+    client = client_of(make_pool, server.url, **UNRECORDED, socket_timeout=1)
+    async with MessageQueue("mail", client.connection_pool) as queue:
+        await queue.put(b"message")
+        calls = [asyncio.create_task(client.get("large")), asyncio.create_task(queue.get())]
+        await until(lambda: len(line_of(client).inflight.pending) == 2 and not line_of(client).inflight.unwritten)
+        for call in calls:
+            call.cancel()
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+        await asyncio.wait(calls)
+
+        assert b"message" == await queue.get(timeout=30)
+
+
+@BOTH
+async def test_an_event_loop_that_is_busy_again_and_again_makes_no_timeout(make_pool, own_server, multiplex):
+    pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    count = 500 if multiplex else 100
+    value = b"x" * 2_000
+    await asyncio.gather(*(client.set(f"key:{number}", value) for number in range(count)))
+    # Also for longer than twice the timeout, and at once after the calls of before.
+    for seconds in (1.2, 1.2, 2.5):
+        calls = await begun(*(client.set(f"key:{number}", value, get=True) for number in range(count)))
+        time.sleep(seconds)  # noqa: ASYNC251 - that is the point
+        results = await asyncio.gather(*calls, return_exceptions=True)
+
+        assert [] == [result for result in results if result != value]
+
+
+async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, proxy, inspector, multiplex, until):
+    inspector.set("key", b"x" * 100_000)
+    pool = make_pool(proxy.url, **UNRECORDED, multiplex=multiplex, socket_timeout=0.5)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    proxy.reply_pause = 0.001
+
+    # All of it would take more than a hundred seconds.
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await client.get("key")
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_a_batch_has_one_time_for_all_its_replies(make_client, proxy, multiplex, transaction):
+    client = make_client(proxy.url, socket_timeout=1)
+    await client.ping()
+    batch = client.pipeline(transaction=transaction)
+    for number in range(400):
+        batch.set(f"key:{number}", number)
+    # With a second for each reply, the 2,000 bytes would take a hundred seconds.
+    proxy.reply_pause = 0.05
+
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await batch.execute()
+
+
+async def test_a_batch_may_wait_as_long_as_its_commands_say(make_client, server, inspector, until):
+    client = make_client(server.url, socket_timeout=1)
+    batch = client.pipeline(transaction=False).blpop("list", 600).blpop("list", 600).execute()
+    waiting = asyncio.ensure_future(batch)
+    await until(lambda: inspector.info("clients")["blocked_clients"] == 1)
+    began = time.monotonic()
+    await until(lambda: time.monotonic() > began + 1.2)
+    inspector.rpush("list", "a", "b")
+
+    assert [(b"list", b"a"), (b"list", b"b")] == list(map(tuple, await waiting))
+
+
+# The order of two connections.
+
+
+async def test_what_was_called_before_a_blocking_command_is_sent_before(make_pool, own_server, until):
+    client = client_of(make_pool, own_server.url, **UNRECORDED)
+    await client.ping()
+    await client.blpop("list", 0.01)
+    with redis.Redis.from_url(own_server.url) as admin, admin.monitor() as monitor:
+        seen = []
+        for _ in range(50):
+            await asyncio.gather(client.set("key", "value"), client.blpop(["missing"], 0.01))
+        commands = (command["command"].split()[0] for command in monitor.listen())
+        while len(seen) < 100:
+            if (name := next(commands)) in {"SET", "BLPOP"}:
+                seen.append(name)
+
+    assert ["SET", "BLPOP"] * 50 == seen

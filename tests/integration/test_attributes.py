@@ -1,0 +1,16 @@
+"""RESP3 attributes are taken out of any stream, cut anywhere, and nothing else is."""
+
+from aioredis_monitored import MonitoredRedisConnection
+
+
+async def test_a_connection_whose_reply_ends_with_a_line_feed_of_its_own_is_used_again(make_pool, proxy):
+    pools = [make_pool(proxy.url, multiplex=False, protocol=protocol) for protocol in (2, 3)]
+    clients = [MonitoredRedisConnection(connection_pool=pool) for pool in pools]
+    for client in clients:
+        await client.ping()
+    proxy.reply_pause = 0.001
+    for client in clients:
+        for _ in range(3):
+            assert b"a\r\n|" == await client.echo(b"a\r\n|")
+
+    assert 2 == proxy.accepted

@@ -1,0 +1,168 @@
+"""Calls that wait for the shared connection: sent as they were when they were made, forgotten when they are left."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+
+from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored._multiplexer import CommandFuture
+
+VALUE = b"x" * 100_000
+
+
+class Token:
+    """New credentials, as redis-py's streaming providers hand them over."""
+
+    def __init__(self, password):
+        self.password = password
+
+    def try_get(self, key):
+        return "nobody"
+
+    def get_value(self):
+        return self.password
+
+
+async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
+    key, value = bytearray(b"key"), bytearray(b"before")
+    pipeline = client.pipeline(transaction=False).set("other", value).get("other")
+    calls = [asyncio.ensure_future(call) for call in (client.set(key, value), pipeline.execute())]
+    await asyncio.sleep(0)
+    assert 2 == client.connection_pool.multiplexer.queued()
+    key[:], value[:] = b"***", b"******"
+
+    assert [True, [True, b"before"]] == await asyncio.gather(*calls)
+    assert b"before" == await client.get("key")
+
+
+async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_server, make_pool):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
+    own_server.freeze()
+    first = asyncio.ensure_future(client.get("key"))
+    most = 0
+    for _ in range(50):
+        calls = [asyncio.ensure_future(client.get("key")) for _ in range(100)]
+        await asyncio.sleep(0)
+        for call in calls:
+            call.cancel()
+        await asyncio.wait(calls)
+        most = max(most, client.connection_pool.multiplexer.queued())
+    own_server.thaw()
+
+    assert await first is None
+    assert most < 2500
+
+
+async def test_a_key_that_cannot_be_remembered_is_served_all_the_same(client):
+    await client.set("large", VALUE)
+    assert [VALUE] * 3 == [await client.get("large") for _ in range(3)]
+
+    assert VALUE == await client.get(bytearray(b"large"))
+    pipeline = client.pipeline().set(b"large", VALUE).get(b"large")
+    assert [True, VALUE] == await pipeline.execute()
+
+
+async def test_a_call_on_a_shared_connection_that_was_closed_meanwhile_is_told(client, pool):
+    await client.ping()
+    multiplexer = pool.multiplexer
+    await pool.aclose()
+    async with pool:
+        lost = await multiplexer.send(("PING",))
+
+    assert isinstance(lost.error, PoolClosedError)
+    assert not lost.written
+
+
+async def test_a_borrowed_connection_whose_new_credentials_are_refused_is_closed(pool):
+    connection = await pool.get_connection()
+    connection.set_re_auth_token(Token("wrong"))
+
+    await pool.release(connection)
+
+    assert not connection.is_connected
+    assert Counter(used=0, idle=1) == Counter(used=len(pool._in_use_connections), idle=len(pool._available_connections))
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_closing_the_connections_of_a_pool_in_redis_pys_way_fails_no_call(make_pool, server, multiplex):
+    pool = make_pool(server.url, multiplex=multiplex)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set("key", 0)
+    for number in range(1, 20):
+        await pool.disconnect()
+        assert number == await client.incr("key")
+
+
+async def test_a_connect_that_outlives_its_callers_is_not_used(make_pool, server):
+    for ticks in range(12):
+        pool = make_pool(server.url)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        left = asyncio.ensure_future(client.get("key"))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        left.cancel()
+        assert await client.ping() is True
+        await asyncio.wait([left])
+        assert await client.ping() is True
+        assert len(pool._in_use_connections) == 1
+        await pool.aclose()
+
+
+async def test_a_large_call_takes_the_connection_that_is_there_if_no_other_can_be_had(make_pool, server, client):
+    pool = make_pool(server.url, max_connections=4, timeout=0.2)
+    other = MonitoredRedisConnection(connection_pool=pool)
+    await other.ping()
+    blocked = [asyncio.ensure_future(other.blpop("list", 5)) for _ in range(3)]
+    await asyncio.sleep(0)
+
+    assert [True, [VALUE]] == [await other.set("large", VALUE), await other.pipeline().get("large").execute()]
+    await client.rpush("list", 1, 2, 3)
+    await asyncio.gather(*blocked)
+
+
+async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
+    pool = make_pool(own_server.url, socket_timeout=60)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.ping()
+    own_server.freeze()
+    call = asyncio.ensure_future(client.get("key"))
+    await asyncio.sleep(0)
+    closing = asyncio.ensure_future(pool.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    own_server.thaw()
+    async with pool:
+        assert await client.ping() is True
+    assert await call is None
+
+
+async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(make_pool, own_server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=60))
+
+    async def fail(reply, **options):
+        raise TimeoutError("mine")
+
+    client.set_response_callback("INCRBY", fail)
+    await client.ping()
+    own_server.kill()
+    call = asyncio.ensure_future(client.incr("key"))
+    await asyncio.wait([call], timeout=0.1)
+    own_server.start()
+
+    with pytest.raises(TimeoutError, match="mine"):
+        await call
+    assert b"1" == await client.get("key")
+
+
+async def test_so_many_large_keys_are_remembered_and_no_more(client):
+    await client.ping()
+    multiplexer = client.connection_pool.multiplexer
+    for number in range(2000):
+        call = CommandFuture(loop=asyncio.get_running_loop())
+        call.args = ("GET", str(number))
+        multiplexer._remember_large(call)
+
+    assert 1024 == len(multiplexer._large_keys)
+    assert ("GET", "1999") in multiplexer._large_keys

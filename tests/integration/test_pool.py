@@ -1,0 +1,504 @@
+"""The pool: configured, bound to a loop, closed; and what it says when it is not."""
+
+import asyncio
+import gc
+import warnings
+
+import pytest
+import redis.asyncio
+import redis.exceptions
+import uvloop
+from support.sharing import UNRECORDED, warnings_of_forgetting
+
+from aioredis_monitored import (
+    ConfigurationError,
+    EventLoopError,
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    PoolClosedError,
+    PoolExhaustedError,
+    __version__,
+    config_from_env,
+    pool_from_config,
+)
+from aioredis_monitored.testing import RedisServer
+
+SECRET = "hunter2-" * 3
+LOOPS = pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
+
+
+def _run_until_complete(coroutine):
+    loop = asyncio.new_event_loop()
+    try:
+        return loop.run_until_complete(coroutine)
+    finally:
+        loop.close()
+
+
+async def test_an_environment_is_enough_to_serve_a_command(server):
+    environ = {"REDIS_URL": server.url, "REDIS_SOCKET_TIMEOUT": "200 milliseconds", "REDIS_MAX_CONNECTIONS": "3"}
+
+    async with pool_from_config(config_from_env(environ)) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+
+        assert await client.set("key", "value") is True
+        assert b"value" == await client.get("key")
+
+    assert ("redis", 3, 0.2) == (pool.name, pool.max_connections, pool.connection_kwargs["socket_timeout"])
+
+
+def test_a_named_pool_is_called_by_its_prefix(server):
+    config = {"redis.url": "redis://elsewhere", "redis.cache.url": server.url}
+
+    assert "redis.cache" == pool_from_config(config, prefix="redis.cache.").name
+
+
+def test_explicit_arguments_win_over_the_configuration():
+    pool = pool_from_config(
+        {"redis.url": "redis://localhost", "redis.max_connections": "3", "redis.timeout": "1 second"},
+        max_connections=7,
+        timeout=None,
+        decode_responses=True,
+        name="mine",
+    )
+
+    assert ("mine", 7, None, True) == (
+        pool.name,
+        pool.max_connections,
+        pool.timeout,
+        pool.connection_kwargs["decode_responses"],
+    )
+
+
+def test_a_prefix_ends_with_a_dot():
+    with pytest.raises(ValueError, match="must end with a dot: 'redis'"):
+        pool_from_config({"redis.url": "redis://localhost"}, prefix="redis")
+
+
+def test_all_problems_are_raised_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        pool_from_config({"redis.max_conections": "3", "redis.socket_timeout": "5 parsecs"})
+
+    assert {"redis.url", "redis.max_conections", "redis.socket_timeout"} == {key for key, _ in caught.value.problems}
+    assert 3 == len(str(caught.value).splitlines())
+
+
+def test_an_unknown_argument_is_noticed_before_the_first_command():
+    with pytest.raises(TypeError, match="max_conections"):
+        MonitoredConnectionPool(max_conections=3)
+
+
+def test_zero_connections_are_refused():
+    with pytest.raises(ConfigurationError, match="max_connections: must be a whole number, 1 or more"):
+        MonitoredConnectionPool(max_connections=0)
+
+
+async def test_entering_does_not_connect_and_leaving_closes_every_connection(server, leaves_nothing):
+    async with pool_from_config({"redis.url": "redis://127.0.0.1:1"}):
+        pass
+
+    async with MonitoredConnectionPool.from_url(server.url) as pool:
+        borrowed, idle = await pool.get_connection(), await pool.get_connection()
+        await pool.release(idle)
+        assert "[1 used, 1 idle, at most 50; shared: 0 in flight, 0 waiting]" in repr(pool)
+
+    assert (False, False) == (borrowed.is_connected, idle.is_connected)
+    await pool.release(borrowed)
+    assert repr(pool).endswith("[closed]>")
+
+
+async def test_a_closed_pool_says_so_and_opens_again_when_entered(client, pool):
+    await client.ping()
+    await pool.aclose()
+    await pool.aclose()
+
+    with pytest.raises(PoolClosedError, match="pool 'test' is closed"):
+        await client.ping()
+    with pytest.raises(redis.exceptions.ConnectionError, match=r"^pool 'test' is closed$"):
+        await pool.ping()
+
+    async with pool:
+        assert await client.ping() is True
+
+
+async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1)
+    borrowed = await pool.get_connection()
+    waiting = asyncio.create_task(pool.get_connection())
+    await until(lambda: pool._waiters)
+    await pool.aclose()
+    await pool.release(borrowed)
+
+    with pytest.raises(PoolClosedError):
+        await waiting
+
+
+async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, timeout=None)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
+    await until(lambda: len(pool._waiters) == 3)
+    await pool.aclose()
+
+    for error in await asyncio.gather(*waiting, return_exceptions=True):
+        assert isinstance(error, PoolClosedError)
+    await pool.release(held)
+
+
+async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, timeout=None)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
+    await until(lambda: len(pool._waiters) == 3)
+    lent = pool._in_use_connections
+    closing = asyncio.create_task(pool.aclose())
+    while pool._in_use_connections is lent:
+        await asyncio.sleep(0)
+    async with pool:
+        taken = await pool.get_connection()
+        for error in await asyncio.gather(*waiting, return_exceptions=True):
+            assert isinstance(error, PoolClosedError)
+        await closing
+        await pool.release(taken)
+        await pool.release(held)
+
+
+async def test_credentials_that_change_reach_idle_connections(make_pool, server):
+    class Token:
+        def try_get(self, key):
+            return "default"
+
+        def get_value(self):
+            return "anything"
+
+    pool = make_pool(server.url)
+    connected, idle = await pool.get_connection(), await pool.get_connection()
+    await idle.disconnect()
+    await pool.release(idle)
+    await pool.release(connected)
+
+    await pool.re_auth_callback(Token())
+    # They are connected anew, with the new credentials.
+    assert "0 used, 0 idle" in repr(pool)
+
+
+async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_pool, server):
+    pool = make_pool(server.url, name="left")
+    client = MonitoredRedisConnection(connection_pool=pool)
+    single, pipe, pubsub = client.client(), client.pipeline(), client.pubsub()
+    await single.ping()
+    await pipe.watch("key")
+    await pubsub.subscribe("news")
+    await pubsub.get_message(timeout=5)
+    await pool.aclose()
+
+    with pytest.raises(PoolClosedError, match="pool 'left' is closed"):
+        await single.ping()
+    with pytest.raises(redis.exceptions.WatchError):
+        await pipe.execute()
+    with pytest.raises(PoolClosedError):
+        await pubsub.get_message(timeout=5)
+    async with MonitoredRedisConnection.from_url(server.url) as other:
+        assert 0 == await other.publish("news", "hello")
+    async with pool:
+        await pubsub.aclose()
+        await single.aclose()
+        assert "[0 used, 0 idle," in repr(pool)
+
+
+async def test_a_call_that_is_connecting_while_the_pool_closes_is_told(own_server, make_pool, until):
+    pool = make_pool(own_server.url)
+    own_server.freeze()
+    connecting = asyncio.create_task(pool.get_connection())
+    await until(lambda: any(c.is_connected for c in pool._in_use_connections))
+    await pool.aclose()
+    own_server.thaw()
+
+    with pytest.raises(PoolClosedError):
+        await connecting
+
+
+async def test_closing_goes_on_when_its_caller_is_cancelled(make_pool, server, until):
+    pool = make_pool(server.url)
+    connections = [await pool.get_connection() for _ in range(3)]
+    closing = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+
+    assert closing.cancelled()
+    await until(lambda: not any(connection.is_connected for connection in connections))
+
+
+async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1)
+    held = await pool.get_connection()
+    first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
+    await until(lambda: len(pool._waiters) == 2)
+    await pool.release(held)
+    first.cancel()
+    await asyncio.wait([first])
+    if not first.cancelled():
+        await pool.release(first.result())
+
+    await pool.release(await asyncio.wait_for(second, 30))
+
+
+async def test_a_half_made_connection_is_not_kept(make_pool, server):
+    # No configuration lets such a password through; a credential provider may.
+    class Provider(redis.CredentialProvider):
+        def get_credentials(self):
+            return ("user", "\udce9")
+
+    pool = make_pool(f"{server.url}/4", credential_provider=Provider())
+    with pytest.raises(UnicodeEncodeError):
+        await pool.get_connection()
+
+    assert "0 used, 0 idle" in repr(pool)
+
+
+def test_a_reopened_pool_works_under_contention_in_another_loop(server):
+    pool = MonitoredConnectionPool.from_url(server.url, max_connections=2)
+    client = MonitoredRedisConnection(connection_pool=pool)
+
+    async def serve():
+        async with pool:
+            return await asyncio.gather(*(client.ping() for _ in range(20)))
+
+    for _ in range(2):
+        assert [True] * 20 == asyncio.run(serve())
+
+
+def test_closing_from_another_loop_while_the_first_may_run_is_refused(server):
+    pool = MonitoredConnectionPool.from_url(server.url, name="mine")
+    with asyncio.Runner() as first:
+        first.run(pool.ping())
+        with pytest.raises(EventLoopError, match="pool 'mine' belongs to another event loop"):
+            asyncio.run(pool.aclose())
+        first.run(pool.ping())
+        first.run(pool.aclose())
+
+
+def test_calls_that_hold_their_connection_are_told_about_the_loop_too(server):
+    pool = MonitoredConnectionPool.from_url(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    single, pipe = client.client(), client.pipeline()
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(single.ping())
+        first.run(pipe.watch("key"))
+        pipe.multi()
+        for call in (single.ping(), pipe.execute(), pipe.immediate_execute_command("GET", "key")):
+            with pytest.raises(EventLoopError):
+                second.run(call)
+        first.run(single.aclose())
+        first.run(pipe.aclose())
+        first.run(pool.aclose())
+
+
+def test_a_second_event_loop_gets_one_clear_error(server):
+    pool = MonitoredConnectionPool.from_url(server.url, name="shared")
+    with asyncio.Runner() as first, asyncio.Runner() as second:
+        first.run(pool.ping())
+        with pytest.raises(EventLoopError, match="pool 'shared' belongs to another event loop"):
+            second.run(pool.ping())
+        first.run(pool.aclose())
+        second.run(pool.__aenter__())
+        second.run(pool.ping())
+        second.run(pool.aclose())
+
+
+def test_a_pool_can_be_closed_from_another_loop(server):
+    pool = MonitoredConnectionPool.from_url(server.url)
+    asyncio.run(pool.ping())
+
+    asyncio.run(pool.aclose())
+
+    assert 0 == sum(c.is_connected for c in pool._available_connections)
+
+
+@pytest.mark.parametrize("while_running", [True, False])
+@pytest.mark.parametrize("run", [asyncio.run, _run_until_complete])
+def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_running, run):
+    async def forget():
+        pool = MonitoredConnectionPool.from_url(server.url, name="forgotten")
+        await pool.ping()
+        borrowed = await pool.get_connection()
+        assert borrowed.is_connected
+        if while_running:
+            del pool, borrowed
+            gc.collect()
+            return None
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = run(forget())
+        del pool
+        gc.collect()
+
+    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+@LOOPS
+@pytest.mark.parametrize("ticks", range(8))
+def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server, multiplex, new_loop, ticks):
+    async def leave():
+        pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED, multiplex=multiplex)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        # One that is idle, one that is lent, and the shared one, if any.
+        await asyncio.gather(client.set("key", 1), client.blpop("list", 0.01))
+        await pool.get_connection()
+        await client.blpop("list", 0.01)
+        closings.append(asyncio.create_task(pool.aclose()))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+
+    closings = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            runner.run(leave())
+        closings.clear()
+        gc.collect()
+
+    assert [] == [str(each.message) for each in caught]
+
+
+@LOOPS
+def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(
+    server, multiplex, new_loop, caplog
+):
+    def make_pool():
+        return MonitoredConnectionPool.from_url(server.url, name="forgotten", multiplex=multiplex)
+
+    warned = warnings_of_forgetting(make_pool, new_loop)
+
+    assert ["pool 'forgotten' was never closed: use 'async with' or aclose()"] == warned
+    assert [] == caplog.messages
+
+
+async def test_a_pool_that_was_never_used_may_be_forgotten():
+    MonitoredConnectionPool.from_url("redis://localhost")
+    gc.collect()
+
+
+async def test_ping_makes_one_attempt_and_names_pool_and_address():
+    pool = pool_from_config({"redis.url": f"redis://:{SECRET}@127.0.0.1:1/2"})
+
+    with pytest.raises(
+        redis.exceptions.ConnectionError, match=r"^pool 'redis' \(127.0.0.1:1/2\): Error 111 "
+    ) as caught:
+        await pool.ping()
+
+    assert SECRET not in str(caught.value) + repr(pool)
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_ping_of_an_exhausted_pool_is_answered_if_commands_are(make_pool, server, multiplex):
+    pool = make_pool(server.url, name="mine", max_connections=2, timeout=0.05, multiplex=multiplex)
+    held = [await pool.get_connection() for _ in range(1 if multiplex else 2)]
+    if multiplex:
+        await pool.ping()
+    else:
+        with pytest.raises(PoolExhaustedError, match=r"^pool 'mine': no connection became free in 0.05 s$"):
+            await pool.ping()
+    for connection in held:
+        await pool.release(connection)
+
+
+async def test_ping_of_a_wrong_password_authenticates_once():
+    with RedisServer("--requirepass", "right") as server:
+        async with MonitoredConnectionPool.from_url(server.url, password=SECRET, name="locked") as pool:
+            with pytest.raises(redis.exceptions.AuthenticationError, match=r"^pool 'locked'") as caught:
+                await pool.ping()
+        async with MonitoredConnectionPool.from_url(server.url, password="right") as pool:
+            statistics = await MonitoredRedisConnection(connection_pool=pool).info("commandstats")
+
+    assert SECRET not in str(caught.value)
+    assert (2, 1) == tuple(statistics["cmdstat_hello"][key] for key in ("calls", "failed_calls"))
+
+
+async def test_ping_of_a_database_that_does_not_exist(server):
+    async with MonitoredConnectionPool.from_url(f"{server.url}/9999") as pool:
+        with pytest.raises(redis.exceptions.ResponseError, match=r"DB index is out of range"):
+            await pool.ping()
+
+
+async def test_nobody_gets_a_reply_that_belongs_to_another(make_pool, server, until):
+    pool = make_pool(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set("key", "value")
+    connection = await pool.get_connection()
+    await connection.send_command("ECHO", "not yours")
+    await until(lambda: connection._reader._buffer)
+    await pool.release(connection)
+
+    assert b"value" == await client.get("key")
+
+
+async def test_unix_sockets_work(server):
+    config = {"redis.url": f"unix://{server.unix_socket_path}", "redis.db": "3"}
+
+    async with pool_from_config(config) as pool:
+        await pool.ping()
+
+        assert f"{server.unix_socket_path}/3" in repr(pool)
+
+
+async def test_client_list_shows_who_we_are(make_pool, server):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, client_name="shop"))
+    own = next(each for each in await client.client_list() if each["cmd"] == "client|list")
+
+    assert "shop" == own["name"]
+    assert own.get("lib-name", "unknown to Redis 7.0") in {
+        f"redis-py(aioredis_monitored_v{__version__})",
+        "unknown to Redis 7.0",
+    }
+
+
+def test_a_pool_forgotten_in_a_stopped_loop_leaves_no_socket(server):
+    loop = asyncio.new_event_loop()
+    pool = MonitoredConnectionPool.from_url(server.url, name="stopped")
+    loop.run_until_complete(pool.ping())
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        del pool
+        gc.collect()
+        loop.close()
+        gc.collect()
+
+    assert ["pool 'stopped' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+def test_explicit_arguments_are_checked_like_configuration():
+    with pytest.raises(ConfigurationError) as caught:
+        MonitoredConnectionPool(timeout="2 parsecs", db="x", socket_timeout="200 milliseconds")
+
+    assert ["db", "timeout"] == sorted(key for key, _ in caught.value.problems)
+    assert 0.2 == MonitoredConnectionPool(socket_timeout="200 milliseconds").connection_kwargs["socket_timeout"]
+
+
+async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool, telemetry):
+    async with MonitoredRedisConnection.from_url(own_server.url) as admin:
+        await admin.config_set("lua-time-limit", 1)
+        script = asyncio.create_task(admin.eval("while true do end", 0))
+        pool = make_pool(own_server.url)
+        error = None
+        while error is None:
+            try:
+                await pool.ping()
+            except redis.exceptions.ResponseError as caught:
+                error = caught
+        await admin.script_kill()
+        await asyncio.gather(script, return_exceptions=True)
+
+    assert "BUSY" in str(error)
+    assert "BUSY" == telemetry.spans[-1].attributes["error.type"]
+
+
+async def test_nothing_is_said_about_the_client_to_a_proxy_that_would_not_hear_it(server, inspector):
+    inspector.config_resetstat()
+    async with pool_from_config({"redis.url": server.url, "redis.client_info": "false"}) as pool:
+        await pool.ping()
+
+    assert [] == [name for name in inspector.info("commandstats") if name.startswith("cmdstat_client")]

@@ -1,0 +1,293 @@
+"""``MessageQueue.get``: what is on its way to a caller that leaves is neither lost nor delivered twice."""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+
+import pytest
+import redis.asyncio
+from support.sharing import UNRECORDED, begun, frozen, until_blocked
+
+from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
+from aioredis_monitored._multiplexer.futures import CommandFuture
+
+MESSAGES = 10_000
+CANCELS = 10_000
+OF_EACH = 1_000
+MOMENTS = ["LPOP pending", "LPOP read", "BLPOP", "settling"]
+
+
+@pytest.fixture
+def queue(make_pool, server):
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
+
+
+def moment_of(task):
+    """Where in a ``get`` a task is."""
+    names, waits_in = [], task.get_coro()
+    while hasattr(waits_in, "cr_await"):
+        names.append(waits_in.cr_code.co_name)
+        waits_in = waits_in.cr_await
+    waits_for = task._fut_waiter
+    if {"_settle", "settled"} & set(names):
+        return "settling"
+    if isinstance(waits_for, CommandFuture):
+        return "LPOP read" if waits_for.done() else "LPOP pending"
+    return "BLPOP" if "_read_replies" in names else "elsewhere"
+
+
+class Storm:
+    """Eight consumers that are cancelled over and over, and what has become of the messages."""
+
+    def __init__(self, queue, dice):
+        self.queue, self.dice = queue, dice
+        self.received, self.cancels = Counter(), Counter()
+        self.consumers = set()
+
+    async def rage(self, produce, is_over):
+        deadline = time.monotonic() + 100
+        while not is_over(self) and time.monotonic() < deadline:
+            await produce()
+            while len(self.consumers) < 8:
+                self.consumers.add(asyncio.create_task(self._consume()))
+            for _ in range(self.dice.choice([0, 1, 1, 2, 3, 5])):
+                await asyncio.sleep(0)
+            if self.dice.random() < 0.1:
+                await asyncio.sleep(self.dice.random() * 0.002)
+            running = [consumer for consumer in self.consumers if not consumer.done()]
+            for consumer in self.dice.sample(running, min(len(running), self.dice.randrange(6))):
+                self.cancels[moment_of(consumer)] += 1
+                consumer.cancel()
+            self._reap()
+        for consumer in self.consumers:
+            consumer.cancel()
+        await asyncio.gather(*self.consumers, return_exceptions=True)
+        self._reap()
+
+    async def _consume(self):
+        self.received[int(await self.queue.get())] += 1
+
+    def _reap(self):
+        for consumer in [each for each in self.consumers if each.done()]:
+            self.consumers.remove(consumer)
+            if not consumer.cancelled():
+                consumer.result()
+
+
+@pytest.mark.slow
+async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, dice):
+    opened = inspector.info("stats")["total_connections_received"]
+    connecting = await begun(*(queue.get() for _ in range(8)))
+    await until_blocked(inspector, 8)
+    inspector.rpush("mail", *range(8))
+    await asyncio.gather(*connecting)
+    storm = Storm(queue, dice)
+    produced = 0
+
+    async def keep_filled():
+        nonlocal produced
+        # What was cancelled is fetched again, so that it takes more than there are messages to see every moment.
+        if produced < MESSAGES // 2:
+            await client.rpush("mail", *range(produced, MESSAGES // 2))
+            produced = MESSAGES // 2
+
+    async def trickle():
+        nonlocal produced
+        if produced < MESSAGES and dice.random() < 0.6:
+            more = min(MESSAGES, produced + dice.randrange(1, 4))
+            await client.rpush("mail", *range(produced, more))
+            produced = more
+
+    def has_seen(total, messages, moments):
+        def is_over(storm):
+            enough = storm.cancels.total() >= total and all(storm.cancels[moment] >= OF_EACH for moment in moments)
+            return enough and storm.received.total() >= messages
+
+        return is_over
+
+    await storm.rage(keep_filled, has_seen(CANCELS // 2, MESSAGES // 2, []))
+    await storm.rage(trickle, has_seen(CANCELS, MESSAGES, []))
+    extra = MESSAGES
+    while not has_seen(CANCELS, MESSAGES, MOMENTS)(storm):
+        # Until each moment was met often enough.
+        await client.rpush("mail", *range(extra, extra + 500))
+        extra += 500
+        await storm.rage(trickle, has_seen(CANCELS, extra, []))
+    left = list(map(int, inspector.lrange("mail", 0, -1)))
+    storm.received.update(left)
+    opened = inspector.info("stats")["total_connections_received"] - opened
+    print(f"{storm.cancels.total()} cancels {dict(storm.cancels)}, {extra} messages, {opened} connections opened")
+
+    assert dict.fromkeys(range(extra), 1) == dict(storm.received)
+    assert all(storm.cancels[moment] >= OF_EACH for moment in MOMENTS)
+    assert opened <= 40
+
+
+@pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
+@pytest.mark.parametrize("is_filled", [True, False])
+async def test_a_storm_loses_nothing_without_a_shared_connection(server, client, dice, inspector, kind, is_filled):
+    pool = MonitoredConnectionPool.from_url(server.url, multiplex=False, **UNRECORDED)
+    if kind == "plain":
+        pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
+    connection = MonitoredRedisConnection(connection_pool=pool)
+    storm = Storm(MessageQueue("mail", connection.client() if kind == "one connection" else connection), dice)
+    produced = 0
+
+    async def produce():
+        nonlocal produced
+        more = min(300, 300 if is_filled else produced + dice.randrange(1, 4))
+        if more > produced:
+            await client.rpush("mail", *range(produced, more))
+            produced = more
+
+    await storm.rage(produce, lambda storm: storm.received.total() >= 300)
+    await storm.queue.client.aclose()
+    await pool.aclose()
+    storm.received.update(map(int, inspector.lrange("mail", 0, -1)))
+
+    assert dict.fromkeys(range(300), 1) == dict(storm.received)
+    assert storm.cancels.total() > 100
+
+
+async def test_a_connection_is_used_again_after_a_cancellation(queue, inspector):
+    opened = inspector.info("stats")["total_connections_received"]
+    for _ in range(20):
+        (waiting,) = await begun(queue.get())
+        await until_blocked(inspector)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+    await queue.put(b"message")
+
+    assert b"message" == await queue.get()
+    assert 2 == inspector.info("stats")["total_connections_received"] - opened
+
+
+async def test_messages_that_go_back_keep_their_order(make_pool, own_server):
+    queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
+    await queue.put_many([1, 2, 3, 4])
+    async with frozen(own_server):
+        (waiting,) = await begun(queue.get_many(3))
+        waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+
+    assert waiting.cancelled()
+    assert [b"1", b"2", b"3", b"4"] == await queue.get_many(5)
+
+
+async def test_an_operators_unblock_is_not_the_end(queue, inspector):
+    (waiting,) = await begun(queue.get(5))
+    await until_blocked(inspector)
+    (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
+    inspector.client_unblock(blocked["id"])
+    inspector.client_unblock(blocked["id"], error=False)
+    await until_blocked(inspector)
+    inspector.rpush("mail", "late")
+
+    assert b"late" == await waiting
+
+
+async def test_an_operators_error_is_told(queue, inspector):
+    (waiting,) = await begun(queue.get(5))
+    await until_blocked(inspector)
+    (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
+    inspector.client_unblock(blocked["id"], error=True)
+
+    with pytest.raises(redis.exceptions.ResponseError, match="UNBLOCKED"):
+        await waiting
+
+
+async def test_consumers_on_a_pool_that_is_used_up_are_cancelled_all_the_same(make_pool, server, inspector):
+    for multiplex in (True, False):
+        queue = MessageQueue("mail", make_pool(server.url, max_connections=3, multiplex=multiplex, **UNRECORDED))
+        count = 2 if multiplex else 3
+        waiting = await begun(*(queue.get() for _ in range(count)))
+        await until_blocked(inspector, count)
+        for each in waiting:
+            each.cancel()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+
+        assert [asyncio.CancelledError] * count == list(map(type, outcomes))
+        await queue.client.connection_pool.aclose()
+
+
+@pytest.mark.parametrize("timeout", [0, 1, None])
+async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, timeout):
+    # asyncio.run cancels every task, those that put something back too.
+    inspector.rpush("mail", *range(100))
+
+    async def main():
+        pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED)
+        queue = MessageQueue("mail", pool)
+        await pool.ping()
+        received.extend(await asyncio.gather(queue.get(), queue.get()))
+        for _ in range(30):
+            asyncio.get_running_loop().create_task(consume(queue))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        pools.append(pool)
+
+    async def consume(queue):
+        while True:
+            received.append(await queue.get(timeout))
+
+    received, pools = [], []
+    await asyncio.to_thread(asyncio.run, main())
+    await pools[0].aclose()
+
+    assert set(map(str, range(100))) == {m.decode() for m in (*received, *inspector.lrange("mail", 0, -1))}
+    assert 100 == len(received) + inspector.llen("mail")
+
+
+async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_server, caplog):
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=600, **UNRECORDED))
+    await queue.put(b"message")
+    for timeout in (0, None):
+        async with frozen(own_server):
+            (waiting,) = await begun(queue.get(timeout))
+            waiting.cancel()
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+                await asyncio.gather(waiting, return_exceptions=True)
+            assert 0.9 <= loop.time() - started < 15
+    assert ["queue 'mail': what was on its way to a get that was cancelled may be lost"] * 2 == caplog.messages
+
+    # It was not lost after all: the reply came later, and went back.
+    assert b"message" == await queue.get(5)
+
+
+async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_pool, own_server, until, inspector):
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2, retries=0, **UNRECORDED))
+    await queue.put(b"message")
+    async with frozen(own_server):
+        calls = await begun(queue.get(0))
+        started = time.monotonic()
+        await until(lambda: time.monotonic() - started > 1)
+        # It keeps the connection from being closed when the call is given up.
+        calls += await begun(queue.client.ping())
+        with pytest.raises(redis.exceptions.TimeoutError):
+            await calls[0]
+    await asyncio.gather(*calls, return_exceptions=True)
+
+    assert b"message" == await queue.get(5)
+
+
+async def test_several_messages_at_once(queue):
+    await queue.put_many(range(5))
+
+    assert [b"0", b"1", b"2"] == await queue.get_many(3)
+    assert [b"3", b"4"] == await queue.get_many(3, 0)
+    with pytest.raises(TimedOutError):
+        await queue.get_many(3, 0)
+    (waiting,) = await begun(queue.get_many(3))
+    await queue.put_many(["a", "b"])
+    assert [b"a"] == (await waiting)[:1]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "1", True, None])
+async def test_a_bad_count_is_refused_before_anything_is_sent(queue, count):
+    with pytest.raises(ValueError, match="count must be a whole number from 1 on, not"):
+        await queue.get_many(count)
+    with pytest.raises(ValueError, match="count must be a whole number from 1 on, not"):
+        queue.take_many(count)

@@ -1,0 +1,446 @@
+"""``MessageQueue.consume``: every message is handled, whatever befalls the worker, and it ends when it is told to."""
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from collections import Counter
+
+import pytest
+import redis.asyncio
+import redis.exceptions
+from support.consuming import blocked, held
+from support.sharing import UNRECORDED, begun, client_of, connections
+
+from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored.queue import worker as worker_module
+
+
+@pytest.fixture
+def queue(make_pool, server):
+    return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
+
+
+class Handler:
+    """Notes what it handles, and may have to wait for leave."""
+
+    def __init__(self):
+        self.handled, self.begun, self.at_a_time, self.most = [], [], 0, 0
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def __call__(self, message):
+        self.begun.append(message)
+        self.at_a_time += 1
+        self.most = max(self.most, self.at_a_time)
+        try:
+            await self.may_go_on.wait()
+            await asyncio.sleep(0)
+            self.handled.append(message)
+        finally:
+            self.at_a_time -= 1
+
+
+@pytest.fixture
+def handler():
+    return Handler()
+
+
+@pytest.fixture
+async def consume():
+    """Begin to consume; what still does is cancelled at the end."""
+    workers = []
+
+    def begin(queue, handler, **arguments):
+        workers.append(asyncio.create_task(queue.consume(handler, **arguments)))
+        return workers[-1]
+
+    yield begin
+    for worker in workers:
+        worker.cancel()
+    await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _ended(worker):
+    worker.cancel()
+    await asyncio.wait([worker])
+    assert worker.cancelled()
+
+
+@pytest.mark.parametrize("concurrency", [1, 3, 8])
+async def test_so_many_messages_are_handled_at_a_time_and_each_once(
+    queue, consume, handler, inspector, until, concurrency
+):
+    await queue.put_many(range(100))
+    worker = consume(queue, handler, concurrency=concurrency)
+    await until(lambda: len(handler.handled) == 100)
+    await _ended(worker)
+
+    assert concurrency == handler.most
+    assert {str(number).encode(): 1 for number in range(100)} == Counter(handler.handled)
+    assert [0, []] == [inspector.llen("mail"), held(inspector)]
+
+
+@pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
+async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
+    make_pool, server, consume, handler, inspector, until, kind
+):
+    if kind == "plain":
+        client = redis.asyncio.Redis.from_url(server.url)
+    else:
+        pool = make_pool(server.url, multiplex=kind != "unshared", **UNRECORDED)
+        client = MonitoredRedisConnection(connection_pool=pool)
+    async with client.client() if kind == "one connection" else client as client:
+        queue = MessageQueue("mail", client)
+        worker = consume(queue, handler)
+        try:
+            for number in range(3):
+                await until(lambda: blocked(inspector))
+                inspector.rpush("mail", number)
+                await until(lambda number=number: len(handler.handled) > number and not held(inspector))
+        finally:
+            await _ended(worker)
+            await queue.aclose()
+
+
+async def test_one_connection_waits_for_all(make_pool, server, consume, handler, inspector, until):
+    queue = MessageQueue("mail", client_of(make_pool, server.url, **UNRECORDED))
+    consume(queue, handler, concurrency=50)
+    for number in range(3):
+        await until(lambda: blocked(inspector))
+        await queue.put_many(range(20))
+        await until(lambda number=number: len(handler.handled) == 20 * number + 20)
+
+    assert len(connections(inspector)) <= 3
+    await until(lambda: blocked(inspector) == 1)
+
+
+async def test_cancelled_it_takes_no_more_and_ends_when_the_handlers_have(queue, consume, handler, inspector, until):
+    await queue.put_many(range(5))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=2)
+    await until(lambda: len(handler.begun) == 2)
+    worker.cancel()
+    await begun()
+    assert not worker.done()
+    handler.may_go_on.set()
+    await asyncio.wait([worker])
+
+    assert worker.cancelled()
+    assert [b"0", b"1"] == sorted(handler.handled)
+    assert [[b"2", b"3", b"4"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+async def test_cancelled_twice_it_cancels_the_handlers_whose_messages_go_to_the_head(
+    queue, consume, handler, inspector, until
+):
+    await queue.put_many(range(5))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=2)
+    await until(lambda: len(handler.begun) == 2)
+    for _ in range(2):
+        worker.cancel()
+        await begun()
+    await asyncio.wait([worker])
+
+    assert worker.cancelled()
+    assert [] == handler.handled
+    left = inspector.lrange("mail", 0, -1)
+    assert [[b"0", b"1"], [b"2", b"3", b"4"], []] == [sorted(left[:2]), left[2:], held(inspector)]
+
+
+async def test_stopped_it_takes_no_more_and_returns_when_the_handlers_have_ended(
+    queue, consume, handler, inspector, until
+):
+    await queue.put_many(range(5))
+    handler.may_go_on.clear()
+    workers = [consume(queue, handler, concurrency=1) for _ in range(2)]
+    await until(lambda: len(handler.begun) == 2)
+    for _ in range(2):
+        queue.stop()
+        await begun()
+    assert not any(worker.done() for worker in workers)
+    handler.may_go_on.set()
+
+    assert [None, None] == await asyncio.gather(*workers)
+    assert [b"0", b"1"] == sorted(handler.handled)
+    assert [[b"2", b"3", b"4"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+@pytest.mark.parametrize("concurrency", [1, 2, 3])
+async def test_cancelled_after_it_was_stopped_it_cancels_the_handlers(
+    queue, consume, handler, inspector, until, concurrency
+):
+    await queue.put_many(range(2))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=concurrency)
+    await until(lambda: len(handler.begun) == min(concurrency, 2))
+    queue.stop()
+    await begun()
+    await _ended(worker)
+
+    assert [] == handler.handled
+    assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
+
+
+async def test_stopped_while_there_is_nothing_to_do_or_a_failure_waits_it_returns(queue, consume, inspector, until):
+    failed = []
+
+    async def fail(message):
+        failed.append(message)
+        raise ValueError(message)
+
+    idle = MessageQueue("nothing", queue.client, lease=1)
+    await queue.put(b"message")
+    workers = [consume(each, fail) for each in (queue, idle)]
+    await until(lambda: failed and blocked(inspector) == 2)
+    for each in (queue, idle):
+        each.stop()
+    await asyncio.wait_for(asyncio.gather(*workers), 15)
+
+    assert [[b"message"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+async def test_stopped_before_it_begins_it_returns(queue, handler, inspector):
+    await queue.put(b"message")
+    queue.stop()
+    await queue.consume(handler)
+    with pytest.raises(TypeError):
+        await queue.consume(print)
+
+    assert [] == handler.handled
+    # All else goes on.
+    assert b"message" == await queue.get(0)
+
+
+async def test_it_is_cancelled_if_its_loops_are(queue, consume, handler, inspector, until):
+    await queue.put_many(range(2))
+    handler.may_go_on.clear()
+    worker = consume(queue, handler, concurrency=2)
+    await until(lambda: len(handler.begun) == 2)
+    for task in asyncio.all_tasks():
+        if "Worker._loop" in task.get_coro().__qualname__:
+            task.cancel()
+    await asyncio.wait([worker])
+
+    assert worker.cancelled()
+    assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
+
+
+async def test_stopped_after_it_has_ended_it_has_raised(queue, consume, handler, inspector, until):
+    worker = consume(queue, handler)
+    await until(lambda: blocked(inspector))
+    inspector.set("mail", "no list")
+    await asyncio.wait([worker])
+    queue.stop()
+
+    assert isinstance(worker.exception(), redis.exceptions.ResponseError)
+
+
+async def test_it_ends_at_once_while_there_is_nothing_to_do_or_a_failure_waits(
+    queue, consume, inspector, until, monkeypatch
+):
+    failed = []
+
+    async def fail(message):
+        failed.append(message)
+        raise ValueError(message)
+
+    monkeypatch.setattr(worker_module, "_failure_backoff", lambda _: 600.0)
+    await queue.put(b"message")
+    worker = consume(queue, fail, concurrency=1)
+    await until(lambda: failed)
+    async with asyncio.timeout(15):
+        await _ended(worker)
+
+    assert [[b"message"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
+
+
+@pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError()])
+async def test_what_fails_comes_again_and_others_do_not_wait_for_it(queue, consume, inspector, until, caplog, error):
+    handled = []
+
+    async def handler(message):
+        handled.append(message)
+        if message == b"bad" and handled.count(b"bad") < 4:
+            raise error
+
+    await queue.put_many([b"bad", *range(30)])
+    worker = consume(queue, handler, concurrency=2)
+    await until(lambda: handled.count(b"bad") == 4 and not held(inspector))
+    await _ended(worker)
+
+    assert {b"bad": 4} | {str(number).encode(): 1 for number in range(30)} == Counter(handled)
+    assert handled.index(b"29") < handled.index(b"bad", 1)
+    assert 3 == sum("handler" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("concurrency", [1, 8])
+async def test_one_message_that_always_fails_is_no_busy_loop(queue, consume, until, concurrency):
+    failed = []
+
+    async def fail(message):
+        failed.append(time.monotonic())
+        raise ValueError(message)
+
+    await queue.put(b"bad")
+    worker = consume(queue, fail, concurrency=concurrency)
+    await until(lambda: len(failed) == 5)
+    await _ended(worker)
+
+    # A tenth of a second, doubled with each failure; up to half of it is left out by chance.
+    assert [] == [n for n in range(1, 5) if failed[n] - failed[n - 1] < 0.99 * 0.05 * 2 ** (n - 1)]
+
+
+async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_server, consume, handler, until):
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2, **UNRECORDED), lease=1)
+    consume(queue, handler)
+    await queue.put(b"before")
+    await until(lambda: handler.handled == [b"before"])
+    own_server.kill()
+    own_server.start()
+    with redis.Redis.from_url(own_server.url) as producer:
+        producer.rpush("mail", "after")
+
+    await until(lambda: handler.handled[-1] == b"after")
+
+
+async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, consume, handler, inspector, until):
+    stop = threading.Event()
+
+    def forget():
+        # In between a script's loading and its running too, as when a server is started anew in that moment.
+        while not stop.wait(0.001):
+            inspector.script_flush()
+
+    await queue.put_many(range(100))
+    forgetting = asyncio.get_running_loop().run_in_executor(None, forget)
+    try:
+        worker = consume(queue, handler)
+        await until(lambda: len(set(handler.handled)) == 100 or worker.done())
+        assert not worker.done()
+    finally:
+        stop.set()
+        await forgetting
+
+
+async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool, own_server, consume, handler, until):
+    queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1)
+    worker = consume(queue, handler)
+    with redis.Redis.from_url(own_server.url) as operator:
+        await until(lambda: blocked(operator))
+        # Whoever waits is told "UNBLOCKED … instance state changed".
+        operator.replicaof("127.0.0.1", 1)
+        operator.replicaof("NO", "ONE")
+        operator.rpush("mail", "message")
+        await until(lambda: handler.handled or worker.done())
+
+    assert [b"message"] == handler.handled
+
+
+@pytest.mark.parametrize("fault", ["kill", "cut", "cut replies"])
+async def test_connections_that_break_are_survived(make_pool, proxy, consume, handler, inspector, until, dice, fault):
+    queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED), lease=1)
+    consume(queue, handler)
+    for number in range(100):
+        inspector.rpush("mail", number)
+        if dice.random() < 0.1:
+            if fault == "kill":
+                inspector.client_kill_filter(_type="normal", skipme=True)
+            elif fault == "cut":
+                proxy.cut()
+            else:
+                proxy.cut_replies = 1
+        await asyncio.sleep(0)
+    proxy.cut_replies = 0
+
+    await until(lambda: len(set(handler.handled)) == 100 and not held(inspector))
+
+
+async def test_what_waiting_does_not_change_is_raised(queue, consume, handler, inspector, until):
+    async def outcome(worker):
+        await asyncio.wait([worker], timeout=60)
+        return worker.exception()
+
+    inspector.set("mail", "no list")
+    assert isinstance(await outcome(consume(queue, handler)), redis.exceptions.ResponseError)
+    inspector.delete("mail")
+    for concurrency in (1, 8):
+        worker = consume(queue, handler, concurrency=concurrency)
+        await until(lambda: blocked(inspector))
+        await queue.client.connection_pool.aclose()
+        assert isinstance(await outcome(worker), PoolClosedError)
+        assert isinstance(await outcome(consume(queue, handler)), PoolClosedError)
+        await queue.client.connection_pool.__aenter__()
+
+
+async def test_an_acknowledgement_that_fails_is_logged_and_survived(
+    make_pool, proxy, consume, inspector, until, caplog
+):
+    handled = []
+
+    async def handler(message):
+        handled.append(message)
+        proxy.silent = len(handled) == 1
+
+    queue = MessageQueue("mail", make_pool(proxy.url, socket_timeout=1, **UNRECORDED), lease=1)
+    inspector.rpush("mail", "message")
+    consume(queue, handler, concurrency=1)
+    with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
+        await until(lambda: "handled, but not acknowledged: TimeoutError" in caplog.text)
+        proxy.silent = False
+        proxy.cut()
+        await until(lambda: handled == [b"message"] * 2 and not held(inspector))
+
+
+@pytest.mark.parametrize(
+    "handler", [print, lambda message: None, None, 1, Handler], ids=["print", "lambda", "None", "1", "class"]
+)
+async def test_a_handler_is_a_coroutine_function(queue, handler):
+    with pytest.raises(TypeError, match="a handler is a coroutine function, not"):
+        await queue.consume(handler)
+
+
+async def test_whatever_makes_coroutines_of_messages_is_a_handler(queue, consume, handler, until):
+    async def with_more(more, message):
+        await handler(message)
+
+    for each in (handler, handler.__call__, functools.partial(with_more, 1)):
+        await queue.put(b"message")
+        worker = consume(queue, each, concurrency=1)
+        await until(lambda: handler.handled == [b"message"])
+        await _ended(worker)
+        handler.handled.clear()
+
+
+@pytest.mark.parametrize("concurrency", [0, -1, 1.5, "1", True, None])
+async def test_a_bad_concurrency_is_refused(queue, handler, concurrency):
+    with pytest.raises(ValueError, match="concurrency must be a whole number from 1 on, not"):
+        await queue.consume(handler, concurrency=concurrency)
+
+
+@pytest.mark.parametrize("turns", [1, 3, 10, 30])
+async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, turns):
+    inspector.rpush("mail", *range(100))
+    handled, pools = [], []
+
+    async def handle(message):
+        await asyncio.sleep(0)
+        handled.append(message)
+
+    async def main():
+        pools.append(MonitoredConnectionPool.from_url(server.url, **UNRECORDED))
+        await pools[0].ping()
+        consuming = asyncio.create_task(MessageQueue("mail", pools[0], lease=30).consume(handle))
+        while len(handled) < turns:
+            await asyncio.sleep(0)
+        assert not consuming.done()
+
+    await asyncio.to_thread(asyncio.run, main())
+    await pools[0].aclose()
+
+    assert [str(number).encode() for number in range(100)] == sorted(
+        [*handled, *inspector.lrange("mail", 0, -1)], key=int
+    )
+    assert [] == held(inspector)

@@ -1,0 +1,491 @@
+"""Only what surely did not run is tried again: what callers see of it."""
+
+import asyncio
+import socket
+import ssl
+import struct
+import time
+from collections import Counter
+from contextlib import suppress
+from itertools import count
+
+import pytest
+import redis
+from redis import exceptions as errors
+from support.scripted import scripted
+from support.sharing import line_of
+
+from aioredis_monitored import MonitoredRedisConnection, pool_from_config
+from aioredis_monitored.testing import RedisServer
+
+BOTH = pytest.mark.parametrize("multiplex", [True, False])
+
+
+@pytest.fixture
+def inspector(server):
+    with redis.Redis.from_url(server.url, decode_responses=True) as inspector:
+        yield inspector
+
+
+def client_of(make_pool, url, **options):
+    return MonitoredRedisConnection(
+        connection_pool=make_pool(url, **{"protocol": 2, "retry_backoff": 0.005, **options})
+    )
+
+
+def answers(*replies):
+    """A scripted answer: one reply after the other, the last one again and again; and what was asked."""
+    asked, left = [], iter(replies)
+
+    def answered(connection, args):
+        asked.append((connection, args[0].decode()))
+        return next(left, replies[-1])
+
+    return answered, asked
+
+
+# What callers see.
+
+
+@BOTH
+async def test_a_call_that_begins_while_the_server_is_down_succeeds_when_it_is_back(make_pool, own_server, multiplex):
+    client = client_of(make_pool, own_server.url, multiplex=multiplex)
+    await client.incr("key")
+    own_server.kill()
+    await asyncio.sleep(0)
+    calls = [client.incr("key") for _ in range(20)] + [client.pipeline(t).incr("key").execute() for t in (True, False)]
+    waiting = [asyncio.ensure_future(call) for call in calls]
+    for _ in range(5):
+        await asyncio.sleep(0)
+    await asyncio.to_thread(own_server.start)
+
+    replies = await asyncio.gather(*waiting)
+
+    values = [reply[0] if isinstance(reply, list) else reply for reply in replies]
+    assert list(range(1, 23)) == sorted(values)
+
+
+@BOTH
+async def test_writes_whose_reply_is_cut_are_not_repeated_and_reads_are(make_pool, proxy, inspector, multiplex):
+    client = client_of(make_pool, proxy.url, multiplex=multiplex)
+    writes = {
+        "incr": client.incr,
+        "eval": lambda key: client.eval("return redis.call('INCR', KEYS[1])", 1, key),
+        "multi": lambda key: client.pipeline().incr(key).get(key).execute(),
+        "batch": lambda key: client.pipeline(transaction=False).get(key).incr(key).execute(),
+    }
+    for name, write in writes.items():
+        for number in range(10):
+            await client.ping()
+            proxy.cut_replies = 1
+            with pytest.raises(redis.ConnectionError):
+                await write(f"{name}-{number}")
+    inspector.set("key", "value")
+    for read in (client.get, lambda key: client.pipeline().get(key).ping().execute()):
+        await client.ping()
+        proxy.cut_replies = 1
+        assert b"value" in await read("key")
+
+    assert {"1"} == {inspector.get(f"{name}-{number}") for name in writes for number in range(10)}
+
+
+@BOTH
+@pytest.mark.parametrize("command", ["INCR", "GET"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"-LOADING Redis is loading the dataset in memory",
+        b"-READONLY You can't write against a read only replica.",
+        b"-MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
+        b"-CLUSTERDOWN The cluster is down",
+        b"-TRYAGAIN Multiple keys request during rehashing of slot",
+        b"-ERR max number of clients reached",
+    ],
+)
+async def test_an_answer_that_means_not_executed_is_tried_again(make_pool, reply, command, multiplex):
+    answered, asked = answers(*[reply + b"\r\n"] * 3, b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        assert 7 == await client.execute_command(command, "key")
+
+        assert [command] * 4 == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+@BOTH
+@pytest.mark.parametrize("args", [("EVAL", "return 1", 0), ("EVALSHA", "0" * 40, 0), ("FCALL", "f", 0), ("NEW.ONE",)])
+async def test_the_errors_of_code_prove_nothing(make_pool, args, multiplex):
+    answered, asked = answers(b"-READONLY said by a script\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        with pytest.raises(redis.ReadOnlyError):
+            await client.execute_command(*args)
+
+        assert [args[0]] == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+@BOTH
+async def test_a_batch_is_tried_again_only_if_all_of_it_is_read_only(make_pool, multiplex):
+    answered, asked = answers(*[b"-LOADING not yet\r\n"] * 2, b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        assert [7, 7] == await client.pipeline(transaction=False).get("key").exists("key").execute()
+        assert [("GET", 2), ("EXISTS", 2)] == list(Counter(name for _, name in asked).items())
+        await client.connection_pool.aclose()
+
+    answered, asked = answers(b"-LOADING not yet\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+        with pytest.raises(redis.BusyLoadingError):
+            await client.pipeline(transaction=False).get("key").incr("key").execute()
+        assert ["GET", "INCRBY"] == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, server, own_server, until):
+    with redis.Redis.from_url(own_server.url) as demoted:
+        client = client_of(make_pool, own_server.url)
+        before = await client.client_id()
+        demoted.replicaof(server.host, server.port)
+        writes = [asyncio.ensure_future(client.incr("key")) for _ in range(50)]
+        await until(lambda: demoted.info("commandstats").get("cmdstat_incrby", {}).get("rejected_calls", 0) >= 100)
+        demoted.replicaof("NO", "ONE")
+
+        assert list(range(1, 51)) == sorted(await asyncio.gather(*writes))
+
+        # Behind the same name there might be another server: it connects anew, but not once for each caller.
+        assert before != await client.client_id()
+        assert demoted.info("stats")["total_connections_received"] < 30
+
+
+@BOTH
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_too_many_clients_are_waited_for(make_pool, own_server, until, protocol, multiplex):
+    with redis.Redis.from_url(own_server.url) as inspector:
+        inspector.config_set("maxclients", inspector.info("clients")["connected_clients"])
+        client = client_of(make_pool, own_server.url, protocol=protocol, multiplex=multiplex)
+        calls = [asyncio.ensure_future(client.incr("key")) for _ in range(5)]
+        await until(lambda: inspector.info("stats")["rejected_connections"] >= 2)
+        inspector.config_set("maxclients", 100)
+
+        assert [1, 2, 3, 4, 5] == sorted(await asyncio.gather(*calls))
+
+
+@BOTH
+async def test_a_wrong_password_is_one_attempt(make_pool, multiplex):
+    with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as root:
+        client = client_of(make_pool, server.url, password="wrong", multiplex=multiplex)
+
+        for _ in range(2):
+            with pytest.raises(errors.AuthenticationError):
+                await client.get("key")
+
+        assert 2 == root.info("commandstats")["cmdstat_auth"]["failed_calls"]
+
+
+@BOTH
+async def test_retries_0_is_one_attempt(make_pool, proxy, multiplex):
+    client = client_of(make_pool, proxy.url, retries=0, multiplex=multiplex)
+    proxy._upstream = ("127.0.0.1", 1)
+
+    for call in (client.get, client.incr, lambda key: client.pipeline().get(key).execute()):
+        with pytest.raises(redis.ConnectionError):
+            await call("key")
+
+    assert 3 == proxy.accepted
+
+
+@pytest.mark.parametrize(("multiplex", "is_seen"), [(True, False), (True, True), (False, True)])
+async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, server, inspector, multiplex, is_seen):
+    client = client_of(make_pool, server.url, retries=0, multiplex=multiplex)
+
+    for number in range(10):
+        identity = await client.client_id()
+        inspector.client_kill_filter(_id=identity)
+        if multiplex:
+            # Nobody looks at a connection that was in use a moment ago.
+            line_of(client)._last_active -= 1
+        if is_seen:
+            await asyncio.sleep(0)
+        assert number + 1 == await client.incr("key")
+
+
+async def test_without_socket_timeout_retries_bound_the_attempts(make_pool, proxy):
+    client = client_of(make_pool, proxy.url, socket_timeout=None, retries=3, retry_backoff=0.001)
+    proxy._upstream = ("127.0.0.1", 1)
+
+    with pytest.raises(redis.ConnectionError):
+        await client.incr("key")
+
+    assert 4 == proxy.accepted
+
+
+async def test_each_caller_gets_an_error_of_its_own(make_pool):
+    client = client_of(make_pool, "redis://127.0.0.1:1", retries=0)
+
+    raised = await asyncio.gather(*(client.get("key") for _ in range(10)), return_exceptions=True)
+
+    assert 10 == len(set(map(id, raised)))
+    assert 1 == len(set(map(str, raised)))
+
+
+async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, server):
+    class OddError(redis.ConnectionError):
+        def __init__(self, first, second):
+            super().__init__(f"{first} {second}")
+
+    class Provider(redis.CredentialProvider):
+        async def get_credentials_async(self):
+            raise OddError(next(numbers), "th")
+
+    numbers = count()
+    client = client_of(make_pool, server.url, credential_provider=Provider(), timeout=0.5, retries=0)
+
+    raised = await asyncio.gather(client.get("key"), client.get("key"), return_exceptions=True)
+
+    assert [OddError, OddError] == list(map(type, raised))
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda client: client.pipeline().incr("key").execute(),
+        lambda client: client.pipeline(transaction=False).incr("key").execute(),
+        lambda client: client.pipeline(transaction=False).incr("key").execute(raise_on_error=False),
+        lambda client: client.eval("return redis.call('incr', KEYS[1])", 1, "key"),
+        lambda client: client.incr("key"),
+    ],
+    ids=["MULTI", "batch", "errors returned", "script", "command"],
+)
+async def test_a_demoted_server_is_left_also_where_nothing_is_tried_again(
+    make_pool, server, own_server, write, multiplex
+):
+    with redis.Redis.from_url(own_server.url) as demoted:
+        client = client_of(make_pool, own_server.url, retries=0, multiplex=multiplex)
+        before = await client.client_id()
+        demoted.replicaof(server.host, server.port)
+        with suppress(redis.RedisError):
+            await write(client)
+
+        assert before != await client.client_id()
+        demoted.replicaof("NO", "ONE")
+
+
+@BOTH
+async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex):
+    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+        try:
+            raise ssl.SSLError("of another connection")
+        except ssl.SSLError:
+            assert 7 == await client.incr("key")
+
+    assert 2 == len(asked)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("command", "first"), [("RPUSH", "no reply in 1.5 s"), ("GET", "not yet")], ids=["write", "read"]
+)
+async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_pool, multiplex, command, first):
+    asked, is_over = [], asyncio.Event()
+
+    async def answered(connection, args):
+        asked.append(args[0].decode())
+        if len(asked) > 1:
+            await is_over.wait()
+        return b"-LOADING not yet\r\n"
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=1.5)
+        with pytest.raises(redis.RedisError) as caught:
+            await client.execute_command(command, "key")
+        is_over.set()
+        await client.connection_pool.aclose()
+
+    # The whole call and its last reply are late at almost the same time; which is found first, a busy machine decides.
+    late_reply = "Timeout reading from " if multiplex else "no reply in 1.5 s"
+    assert str(caught.value).startswith((first, late_reply))
+    assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError | redis.TimeoutError)
+    assert [command] * 2 == asked
+    # It is slow, but there.
+    assert not client.connection_pool.retry_policy.server_unreachable
+
+
+@BOTH
+async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had_no_reply(
+    make_pool, proxy, until, multiplex
+):
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=1.5, socket_connect_timeout=600)
+    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.incr("key"))
+    await until(lambda: proxy.accepted == 1)
+    proxy.silent, proxy._upstream = True, upstream
+
+    async with asyncio.timeout(20):
+        with pytest.raises(redis.ConnectionError):
+            await call
+
+    # It takes connections and answers nothing.
+    assert client.connection_pool.retry_policy.server_unreachable
+
+
+@BOTH
+async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_pool, proxy, until, multiplex):
+    asked, is_over = [], asyncio.Event()
+
+    async def answered(connection, args):
+        asked.append(args[0])
+        await is_over.wait()
+
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=1.5)
+    proxy._upstream = ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.pipeline().incr("key").execute())
+    await until(lambda: proxy.accepted == 1)
+    async with scripted(answered) as port:
+        proxy._upstream = ("127.0.0.1", port)
+        with pytest.raises(redis.TimeoutError, match=r"^no reply in 1\.5 s$|^Timeout reading from "):
+            await call
+        is_over.set()
+        await client.connection_pool.aclose()
+
+    assert [b"MULTI"] == asked
+    assert not client.connection_pool.retry_policy.server_unreachable
+
+
+@BOTH
+async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, until, multiplex):
+    answered, _ = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    started = time.monotonic()
+
+    async def parse(reply):
+        await until(lambda: time.monotonic() - started > 1.6)
+        return reply + 1
+
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=1.5)
+        client.set_response_callback("INCRBY", parse)
+
+        assert 8 == await client.incr("key")
+
+
+@BOTH
+@pytest.mark.parametrize("error", [TimeoutError("own"), redis.BusyLoadingError("own"), redis.ReadOnlyError("own")])
+async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, server, error, multiplex):
+    def parse(reply):
+        raise error
+
+    client = client_of(make_pool, server.url, multiplex=multiplex)
+    client.set_response_callback("INCRBY", parse)
+    client.set_response_callback("BLPOP", parse)
+    await client.rpush("list", "a", "b")
+
+    with pytest.raises(type(error), match=r"^own$"):
+        await client.incr("key")
+    with pytest.raises(type(error), match=r"^own$"):
+        await client.blpop("list")
+
+    assert [b"1", [b"b"]] == [await client.get("key"), await client.lrange("list", 0, -1)]
+
+
+@BOTH
+@pytest.mark.filterwarnings("ignore:Call to experimental method")
+async def test_the_reply_to_himport_set_is_parsed_once(make_pool, multiplex):
+    answered, asked = answers(b"+OK\r\n")
+    async with scripted(answered) as port:
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
+
+        assert await client.execute_command("HIMPORT SET", "key", "fields", "value")
+        assert await client.himport_prepare("fields", ["field"])
+        assert await client.himport_set("key", "fields", ["value"])
+
+        assert ["HIMPORT"] * len(asked) == [name for _, name in asked]
+        await client.connection_pool.aclose()
+
+
+async def test_a_write_that_waits_for_a_health_check_is_not_written(make_pool, proxy, inspector):
+    client = client_of(make_pool, proxy.url, multiplex=False, health_check_interval=1)
+    assert 1 == await client.incr("key")
+    [connection] = client.connection_pool._available_connections
+    connection.next_health_check -= 2
+    proxy.cut_replies = 1
+
+    assert 2 == await client.incr("key")
+
+    assert 0 == proxy.cut_replies
+    assert "2" == inspector.get("key")
+
+
+@BOTH
+async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline(make_pool, until, multiplex):
+    answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
+    async with scripted(answered) as port:
+        client = client_of(
+            make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex, socket_timeout=1.5, retry_backoff=1
+        )
+        call = asyncio.ensure_future(client.incr("key"))
+        await until(lambda: len(asked) == 1)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        time.sleep(1.5)  # noqa: ASYNC251 - that is the point
+
+        with pytest.raises(redis.BusyLoadingError):
+            await call
+        await client.connection_pool.aclose()
+
+    assert 1 == len(asked)
+    assert not client.connection_pool.retry_policy.server_unreachable
+
+
+@BOTH
+async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_server_is_away(
+    make_pool, proxy, inspector, until, monkeypatch, multiplex
+):
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
+    # Long enough for the others to take its place.
+    monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: 1.0)
+    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    call = asyncio.ensure_future(client.client_setname("name"))
+    await until(lambda: proxy.accepted == 1 and not client.connection_pool._in_use_connections)
+    proxy._upstream = upstream
+    blocked = [asyncio.ensure_future(client.blpop("list", timeout=0)) for _ in range(1 if multiplex else 2)]
+    await until(lambda: inspector.info("clients")["blocked_clients"] == len(blocked))
+
+    with pytest.raises(redis.ConnectionError):
+        await call
+
+    assert not client.connection_pool.retry_policy.server_unreachable
+    inspector.rpush("list", *range(len(blocked)))
+    await asyncio.gather(*blocked)
+
+
+@BOTH
+async def test_a_server_that_resets_while_connecting_gives_redis_pys_errors(make_pool, multiplex):
+    def reset(_, writer):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    listening = await asyncio.start_server(reset, "127.0.0.1", 0)
+    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    client = client_of(make_pool, url, multiplex=multiplex, retries=0)
+    raised = [(await asyncio.gather(client.get("key"), return_exceptions=True))[0] for _ in range(100)]
+    listening.close()
+
+    assert [] == [error for error in raised if not isinstance(error, redis.ConnectionError)]
+
+
+async def test_how_often_is_tried_again_comes_from_the_configuration(proxy):
+    config = {"redis.url": proxy.url, "redis.retries": "2", "redis.retry_backoff": "1 ms", "redis.multiplex": "false"}
+    proxy._upstream = ("127.0.0.1", 1)
+    async with pool_from_config(config) as pool:
+        assert pool.multiplexer is None
+        with pytest.raises(redis.ConnectionError):
+            await MonitoredRedisConnection(connection_pool=pool).get("key")
+
+    assert 3 == proxy.accepted

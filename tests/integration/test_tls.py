@@ -1,0 +1,281 @@
+"""TLS shows on live connections: who is trusted, who must say who they are, and what happens when that fails."""
+
+import asyncio
+import concurrent.futures
+import gc
+import ssl
+import threading
+import warnings
+from contextlib import asynccontextmanager, suppress
+from types import SimpleNamespace
+
+import pytest
+import redis
+import trustme
+from support.sharing import warnings_of_forgetting
+
+from aioredis_monitored import MonitoredRedisConnection, pool_from_config
+from aioredis_monitored.testing import FaultProxy, RedisServer
+
+HOST = "127.0.0.1"
+# What fails without a reason is tried again until then.
+CONNECT_TIMEOUT = 0.5
+# Longer than what must not be tried again may take.
+LONG_TIMEOUT = 60.0
+IN_TIME = 15.0
+DEADLINE = 30.0
+VERIFY_FAILED = "CERTIFICATE_VERIFY_FAILED"
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def pem(authority, tmp_path_factory):
+    """Paths of PEM files: two authorities; from the first a client's certificate, without its key and with it."""
+    client = authority.issue_cert("client@example.org")
+    [certificate] = client.cert_chain_pems
+    blobs = {
+        "authority": authority.cert_pem,
+        "other_authority": trustme.CA().cert_pem,
+        "certificate": certificate,
+        "key": client.private_key_pem,
+        "both": client.private_key_and_cert_chain_pem,
+    }
+    folder = tmp_path_factory.mktemp("pem")
+    for name, blob in blobs.items():
+        blob.write_to_path(folder / name)
+    return SimpleNamespace(**{name: str(folder / name) for name in blobs})
+
+
+@pytest.fixture
+def identity(authority):
+    """Make what a server proves its name with; it may ask its clients to do the same."""
+
+    def make(name=HOST, *, ask_client=False):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        authority.issue_cert(name).configure_cert(context)
+        if ask_client:
+            authority.configure_trust(context)
+            context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    return make
+
+
+@pytest.fixture
+async def tls_proxy(server, identity):
+    async with FaultProxy(server.host, server.port, tls=identity()) as proxy:
+        yield proxy
+
+
+def configured(url, timeout=LONG_TIMEOUT, **keys):
+    defaults = {"redis.url": url, "redis.socket_connect_timeout": timeout, "redis.socket_timeout": timeout}
+    return pool_from_config(defaults | {f"redis.{key}": value for key, value in keys.items()})
+
+
+async def assert_works(url, **keys):
+    async with configured(url, **keys) as pool:
+        await pool.ping()
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert await client.set("k", "v")
+        assert b"v" == await client.get("k")
+
+
+async def assert_fails(url, reason="", **keys):
+    """A command and a ping fail in time, and both tell the reason."""
+    async with configured(url, timeout=LONG_TIMEOUT if reason else CONNECT_TIMEOUT, **keys) as pool:
+        for attempt, start in (
+            (MonitoredRedisConnection(connection_pool=pool).randomkey, ""),
+            (pool.ping, f"pool 'redis' ({url.partition('://')[2]}/0): "),
+        ):
+            with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)) as caught:
+                async with asyncio.timeout(IN_TIME):
+                    await attempt()
+            assert str(caught.value).startswith(start)
+            assert reason in str(caught.value)
+
+
+@asynccontextmanager
+async def outspoken_server(context):
+    """A server that shakes hands and, as real servers do, tells why if it will not: asyncio's just hangs up."""
+
+    async def shake_hands(reader, writer):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = context.wrap_bio(incoming, outgoing, server_side=True)
+        with suppress(OSError):
+            while received := await reader.read(65536):
+                incoming.write(received)
+                with suppress(ssl.SSLError):
+                    tls.do_handshake()
+                writer.write(outgoing.read())
+        writer.close()
+
+    async with await asyncio.start_server(shake_hands, HOST, 0) as server:
+        yield f"rediss://{HOST}:{server.sockets[0].getsockname()[1]}"
+
+
+# --- Who the server is ---
+
+
+async def test_a_server_of_the_given_authority_is_trusted(tls_proxy, pem):
+    await assert_works(tls_proxy.url, ssl_ca_certs=pem.authority)
+
+
+async def test_the_options_may_stand_in_the_url(tls_proxy, pem):
+    await assert_works(f"{tls_proxy.url}?ssl_ca_certs={pem.authority}&ssl_min_version=1.3")
+
+
+async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_proxy, pem):
+    await assert_fails(tls_proxy.url, VERIFY_FAILED)
+    await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.other_authority)
+    # The name does not matter then, the authority still does.
+    await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_check_hostname="false")
+
+
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_a_server_may_be_left_without_a_proof(server, identity, caplog, in_url):
+    async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
+        if in_url:
+            await assert_works(f"{proxy.url}?ssl_cert_reqs=none")
+        else:
+            await assert_works(proxy.url, ssl_cert_reqs="none")
+        await assert_fails(proxy.url, VERIFY_FAILED, ssl_cert_reqs="optional")
+        await assert_fails(proxy.url, VERIFY_FAILED, ssl_cert_reqs="required")
+
+    assert ["aioredis_monitored.pool"] == [record.name for record in caplog.records]
+
+
+async def test_the_certificate_must_be_for_the_name_unless_told_otherwise(server, identity, pem):
+    async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
+        await assert_fails(proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.authority)
+        await assert_fails(proxy.url, "not valid for '127.0.0.1'", ssl_ca_certs=pem.authority)
+        await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_check_hostname="false")
+
+
+# --- Who the client is ---
+
+
+async def test_a_client_shows_its_certificate(server, identity, pem):
+    async with FaultProxy(server.host, server.port, tls=identity(ask_client=True)) as proxy:
+        await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_certfile=pem.certificate, ssl_keyfile=pem.key)
+        await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_certfile=pem.both)
+
+
+@pytest.mark.parametrize(
+    ("version", "alert"),
+    [
+        (ssl.TLSVersion.TLSv1_2, "ALERT_HANDSHAKE_FAILURE"),
+        (ssl.TLSVersion.TLSv1_3, "ALERT_CERTIFICATE_REQUIRED"),
+    ],
+)
+async def test_a_client_without_a_certificate_is_told_so(identity, pem, version, alert):
+    context = identity(ask_client=True)
+    context.maximum_version = version
+    async with outspoken_server(context) as url:
+        await assert_fails(url, alert, ssl_ca_certs=pem.authority)
+
+
+async def test_a_client_without_a_certificate_is_not_let_in(server, identity, pem):
+    async with FaultProxy(server.host, server.port, tls=identity(ask_client=True)) as proxy:
+        await assert_fails(proxy.url, ssl_ca_certs=pem.authority)
+
+
+# --- Which TLS ---
+
+
+async def test_the_oldest_tls_to_accept_can_be_set(server, identity, pem):
+    context = identity()
+    context.maximum_version = ssl.TLSVersion.TLSv1_2
+    async with FaultProxy(server.host, server.port, tls=context) as proxy:
+        await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_min_version="1.2")
+    async with outspoken_server(context) as url:
+        await assert_fails(url, "ALERT_PROTOCOL_VERSION", ssl_ca_certs=pem.authority, ssl_min_version="1.3")
+
+
+async def test_tls_to_a_plain_port_fails_in_time(server, pem):
+    await assert_fails(f"rediss://{server.host}:{server.port}", ssl_ca_certs=pem.authority)
+
+
+async def test_no_tls_to_a_tls_port_fails_in_time(tls_proxy):
+    await assert_fails(f"redis://{tls_proxy.host}:{tls_proxy.port}")
+
+
+# --- Who closes ---
+
+
+@pytest.fixture
+def tls_url(server, identity):
+    """The URL of a proxy that outlives its clients' event loops; it ends when they have hung up."""
+    started = concurrent.futures.Future()
+
+    async def serve():
+        stop = asyncio.Event()
+        async with FaultProxy(server.host, server.port, tls=identity()) as proxy:
+            started.set_result((proxy.url, asyncio.get_running_loop(), stop))
+            await stop.wait()
+            async with asyncio.timeout(DEADLINE):
+                await asyncio.gather(*proxy._tasks)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
+    thread.start()
+    url, loop, stop = started.result(DEADLINE)
+    yield url
+    loop.call_soon_threadsafe(stop.set)
+    thread.join()
+
+
+@pytest.mark.parametrize("while_running", [True, False])
+@pytest.mark.parametrize("borrowed", [True, False])
+def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while_running, borrowed):
+    async def forget():
+        pool = configured(tls_url, ssl_ca_certs=pem.authority)
+        await pool.ping()
+        connection = await pool.get_connection() if borrowed else None
+        if while_running:
+            del pool, connection
+            gc.collect()
+            return None
+        return pool
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pool = asyncio.run(forget())
+        del pool
+        gc.collect()
+
+    assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
+
+
+def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(tls_url, pem, caplog):
+    warned = warnings_of_forgetting(lambda: configured(tls_url, ssl_ca_certs=pem.authority), asyncio.new_event_loop)
+
+    assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == warned
+    assert [] == caplog.messages
+
+
+@pytest.fixture
+async def strict_tls_proxy(identity):
+    with RedisServer("--proto-max-bulk-len", "1mb") as server:
+        async with FaultProxy(server.host, server.port, tls=identity()) as proxy:
+            yield proxy
+
+
+async def test_what_stands_behind_a_value_that_is_too_long_is_not_written_twice(strict_tls_proxy, pem):
+    async with configured(strict_tls_proxy.url, ssl_ca_certs=pem.authority) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        for number in range(10):
+            # All of them on the connection for what is large.
+            calls = [client.rpush(f"list:{number}", b"x" * 100_000) for _ in range(10)]
+            calls.insert(number, client.set("long", b"x" * 1_500_000))
+            results = await asyncio.gather(*calls, return_exceptions=True)
+
+            errors = {type(result) for result in results if isinstance(result, Exception)}
+            assert {redis.ResponseError, redis.ConnectionError} >= errors
+            assert isinstance(results[number], Exception)
+            acknowledged = [result for result in results if isinstance(result, int)]
+            assert len(acknowledged) == len(set(acknowledged))
+            assert len(acknowledged) <= await client.llen(f"list:{number}") <= 10

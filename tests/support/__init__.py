@@ -1,0 +1,1 @@
+"""What tests of several kinds share, and the programs that they run."""

@@ -1,0 +1,170 @@
+"""Keys in telemetry: shown, hidden or made templates of; and which of them are hot."""
+
+import pytest
+
+from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
+from aioredis_monitored._telemetry import guard as trouble
+
+DURATION = "db.client.operation.duration"
+TEMPLATE = "aioredis_monitored.key.template"
+HOT = "aioredis_monitored.hot_keys.rate"
+
+
+@pytest.fixture
+def make(make_pool, server):
+    def make_client(**options):
+        return MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=TelemetryOptions(**options)))
+
+    return make_client
+
+
+def template(key):
+    return f"{key.partition(':')[0]}:{{id}}"
+
+
+async def test_keys_may_be_hidden(make, telemetry):
+    client = make(show_keys=False)
+    await client.hset("user:1", "name", "value")
+    await client.pipeline().get("user:17").mget("a", "b").execute()
+
+    assert ["HSET ? ? ?", "GET ?; MGET ? ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
+
+
+async def test_templates_take_the_place_of_keys(make, telemetry):
+    client = make(key_template=template)
+    await client.set("user:17", "value")
+    await client.set(b"user:18", "value")
+    await client.mget("user:17", "user:18")
+    await client.mget("user:17", "order:1")
+    await client.ping()
+    await client.pipeline().get("user:17").execute()
+
+    assert [
+        ("SET user:{id} ?", "user:{id}"),
+        ("SET user:{id} ?", "user:{id}"),
+        ("MGET user:{id} user:{id}", "user:{id}"),
+        ("MGET user:{id} order:{id}", None),
+        ("PING", None),
+        ("GET user:{id}", "user:{id}"),
+    ] == [(span.attributes["db.query.text"], span.attributes.get(TEMPLATE)) for span in telemetry.spans]
+    assert {"SET user:{id}": 2, "MGET user:{id}": 1, "MGET": 1, "PING": 1, "GET user:{id}": 1} == telemetry.tally(
+        DURATION, "db.operation.name", TEMPLATE
+    )
+
+
+async def test_a_template_of_a_hidden_key_is_an_attribute_all_the_same(make, telemetry):
+    await make(key_template=template, show_keys=False).get("user:17")
+
+    attributes = telemetry.span("GET").attributes
+    assert ("GET ?", "user:{id}") == (attributes["db.query.text"], attributes[TEMPLATE])
+
+
+async def test_a_template_function_that_fails_hides_the_key_and_nothing_else(make, telemetry, monkeypatch, caplog):
+    monkeypatch.setattr(trouble, "_logged", set())
+
+    def broken(key):
+        raise LookupError(key)
+
+    client = make(key_template=broken)
+    await client.set("user:17", "value")
+
+    assert b"value" == await client.get("user:17")
+    assert ["SET ? ?", "GET ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
+    assert {"SET": 1, "GET": 1} == telemetry.tally(DURATION, "db.operation.name", TEMPLATE)
+    assert 1 == len(caplog.records)
+    assert "user:17" not in caplog.text
+
+
+@pytest.mark.parametrize("answer", [None, 17, b"user"])
+async def test_a_template_that_is_no_text_hides_the_key(make, telemetry, answer):
+    await make(key_template=lambda _: answer).get("user:17")
+
+    assert "GET ?" == telemetry.span("GET").attributes["db.query.text"]
+
+
+async def test_more_templates_than_an_application_can_have_are_one(make, telemetry):
+    client = make(key_template=lambda key: key)
+    for number in range(1_100):
+        await client.get(f"key:{number}")
+
+    tally = telemetry.tally(DURATION, "db.operation.name", TEMPLATE)
+    assert 100 == tally["GET _OTHER"]
+    assert 1_001 == len([name for name in tally if name.startswith("GET ")])
+
+
+async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry):
+    recorder = make(key_template=lambda key: key).telemetry
+    for number in range(900):
+        for command in ("GET", "TTL", "TYPE"):
+            call = recorder.command_spec((command, f"key:{number}"))
+            assert (command, f"key:{number}") == (
+                call.span_attributes["db.operation.name"],
+                call.span_attributes[TEMPLATE],
+            )
+            assert len(recorder._specs) <= 2_000
+
+    assert recorder.command_spec(("GET", "key:899")) is recorder.command_spec(("GET", "key:899"))
+
+
+# Hot keys
+
+
+async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):
+    client = make(hot_keys=1.0)
+    for _ in range(10):
+        await client.get("hot")
+    await client.pipeline().set("hot", 1).set("hot", 2).get("warm").execute()
+    await client.mget("warm", "hot")
+    await client.ping()
+
+    top = client.connection_pool.telemetry.hot_keys.top(10)
+    assert [("hot", "read"), ("warm", "read"), ("hot", "write")] == [(hot.key, hot.access) for hot in top]
+    rates = [hot.rate for hot in top]
+    assert [11, 2, 2] == [pytest.approx(rate / rates[0] * 11, rel=0.05) for rate in rates]
+    assert [0, 0, 0] == [hot.error for hot in top]
+    assert ["hot read", "warm read", "hot write"] == list(
+        telemetry.tally(HOT, "aioredis_monitored.key", "aioredis_monitored.key.access")
+    )
+
+
+async def test_what_runs_at_once_because_of_a_watch_is_counted_too(make):
+    client = make(hot_keys=1.0)
+    async with client.pipeline() as pipe:
+        await pipe.watch("watched")
+        await pipe.get("read")
+        pipe.multi()
+        await pipe.set("written", 1).execute()
+
+    top = client.connection_pool.telemetry.hot_keys.top(10)
+    assert {("read", "read"), ("written", "write")} <= {(hot.key, hot.access) for hot in top}
+
+
+async def test_hot_keys_may_be_templates(make):
+    client = make(hot_keys=1.0, key_template=template)
+    for number in range(5):
+        await client.get(f"user:{number}")
+
+    (hot,) = client.connection_pool.telemetry.hot_keys.top(10)
+    assert ("user:{id}", "read") == (hot.key, hot.access)
+
+
+async def test_nothing_is_counted_unless_asked_for(make, telemetry):
+    client = make()
+    await client.get("key")
+
+    assert [] == client.connection_pool.telemetry.hot_keys.top(10)
+    assert [] == telemetry.points(HOT)
+
+
+async def test_counting_writes_nothing_to_the_server(make, inspector):
+    client = make(hot_keys=1.0)
+    await client.get("key")
+    before = inspector.info("commandstats")
+    for _ in range(10):
+        await client.get("key")
+    after = inspector.info("commandstats")
+
+    called = {
+        name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after if name != "cmdstat_info"
+    }
+    assert {"cmdstat_get": 10} == {name: calls for name, calls in called.items() if calls}

@@ -1,0 +1,210 @@
+"""The dashboard and the alerts: a real Prometheus scrapes the demo's shop, and every query finds numbers there."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import aioredis_monitored
+from aioredis_monitored._commands import traits
+
+SUPPORT = Path(__file__).parents[1] / "support"
+DASHBOARDS = Path(aioredis_monitored.__file__).parent / "dashboards"
+DASHBOARD = json.loads((DASHBOARDS / "redis.json").read_text("utf-8"))
+PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
+ALERTS = (DASHBOARDS / "alerts.yml").read_text("utf-8")
+# As Grafana puts them in: several values of a variable become alternatives, with what regular expressions mean escaped.
+VARIABLES = {"$__rate_interval": "10s", "$job": "shop", "$pool": r"(redis|redis\\.statistics|small)"}
+DEADLINE = 60.0
+
+pytestmark = pytest.mark.slow  # and the same on every Python, server and event loop
+
+
+def program(name):
+    found = shutil.which(name)
+    if found is None:
+        give_up = pytest.fail if os.environ.get("CI") else pytest.skip
+        give_up(f"{name} is not on PATH: Debian and Ubuntu have it in their package prometheus")
+    return found
+
+
+def what_remains(look):
+    """What is still amiss by the deadline, looking again and again; at best nothing, as soon as that is so."""
+    deadline = time.monotonic() + DEADLINE
+    while (amiss := look()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return amiss
+
+
+@pytest.fixture(scope="module")
+def prometheus(tmp_path_factory):
+    """The API of a Prometheus that scrapes the shop and has the alerts; for all tests of this module, as it is slow."""
+    binary, directory = program("prometheus"), tmp_path_factory.mktemp("prometheus")
+    log = directory / "log"
+    shop_command = [sys.executable, str(SUPPORT / "scraped_shop.py")]
+    # Leaving closes its input, which ends it.
+    with subprocess.Popen(shop_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shop:  # noqa: S603 - this Python
+        target = f"127.0.0.1:{int(shop.stdout.readline())}"
+        configuration = {  # JSON is YAML, too
+            # A scrape has as long as there is between two.
+            "global": {"scrape_interval": "2s", "evaluation_interval": "200ms"},
+            "rule_files": [str(DASHBOARDS / "alerts.yml")],
+            "scrape_configs": [{"job_name": "shop", "static_configs": [{"targets": [target]}]}],
+        }
+        (directory / "prometheus.yml").write_text(json.dumps(configuration))
+        command = [
+            binary,
+            f"--config.file={directory / 'prometheus.yml'}",
+            f"--storage.tsdb.path={directory / 'data'}",
+            "--web.listen-address=127.0.0.1:0",
+        ]
+        with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:  # noqa: S603 - Debian's
+            try:
+                listening = re.compile(r'"Listening on".* address=(\S+)')
+                assert not what_remains(lambda: not listening.search(log.read_text())), log.read_text()
+                (address,) = listening.findall(log.read_text())
+                with httpx2.Client(base_url=f"http://{address}/api/v1/") as api:
+                    assert not what_remains(lambda: not api.get(f"http://{address}/-/ready").is_success)
+                    yield api
+            finally:
+                server.terminate()
+
+
+def series_of(api, query):
+    return api.get("query", params={"query": query}).raise_for_status().json()["data"]["result"]
+
+
+def values(api, query):
+    found = [float(series["value"][1]) for series in series_of(api, query)]
+    return [value for value in found if not math.isnan(value)]
+
+
+def without_numbers(api, queries):
+    return what_remains(lambda: {name: query for name, query in queries.items() if not values(api, query)})
+
+
+def substituted(text):
+    for variable, value in VARIABLES.items():
+        text = text.replace(variable, value)
+    return text
+
+
+def rules(api):
+    return [rule for group in api.get("rules").json()["data"]["groups"] for rule in group["rules"]]
+
+
+def test_every_query_of_the_dashboard_finds_numbers(prometheus):
+    queries = {
+        f"{panel['title']} {target['refId']}": substituted(target["expr"])
+        for panel in PANELS
+        for target in panel["targets"]
+    }
+
+    assert len(queries) > len(PANELS)
+    assert {} == without_numbers(prometheus, queries)
+
+
+def test_every_variable_of_the_dashboard_has_values(prometheus):
+    queries = {variable["name"]: variable["query"] for variable in DASHBOARD["templating"]["list"]}
+
+    def missing(name, expected):
+        series, label = re.fullmatch(r"label_values\((.*), (\w+)\)", queries[name]).groups()
+        answer = prometheus.get(f"label/{label}/values", params={"match[]": substituted(series)})
+        return expected - set(answer.json()["data"])
+
+    assert ["datasource", "job", "pool"] == list(queries)
+    assert set() == what_remains(lambda: missing("job", {"shop"}) | missing("pool", {"redis", "small"}))
+
+
+def test_all_that_the_alerts_compare_are_numbers(prometheus):
+    assert not what_remains(lambda: [] == rules(prometheus))
+    # This Prometheus is too young to have a past.
+    queries = {
+        f"{rule['name']}: {part}": part.replace(" offset 10m", "")
+        for rule in rules(prometheus)
+        for part in re.split(r" (?:>=|>|and) ", rule["query"])
+        if not re.fullmatch(r"[0-9.]+", part)
+    }
+
+    assert 14 == len(queries)
+    assert {} == without_numbers(prometheus, queries)
+
+
+def test_no_alert_fails_and_each_tells_who_is_in_trouble(prometheus):
+    def unhealthy():
+        return {rule["name"]: rule["health"] for rule in rules(prometheus) if rule["health"] != "ok"}
+
+    def silent():
+        summaries = {alert["annotations"]["summary"] for alert in prometheus.get("alerts").json()["data"]["alerts"]}
+        return not any(re.fullmatch(r"Callers of pool small of 127.0.0.1:\d+ give up .*", text) for text in summaries)
+
+    assert not what_remains(silent)
+    assert {} == what_remains(unhealthy)
+
+
+def test_a_cancelled_call_is_recorded_and_is_no_error(prometheus):
+    cancelled = 'db_client_operation_duration_seconds_count{error_type="asyncio.exceptions.CancelledError"}'
+    assert {} == without_numbers(prometheus, {"cancelled": cancelled})
+    (errors,) = (panel["targets"][0]["expr"] for panel in PANELS if panel["title"] == "Errors")
+
+    def types():
+        return {series["metric"]["error_type"] for series in series_of(prometheus, substituted(errors))}
+
+    assert not what_remains(lambda: {"WRONGTYPE", "aioredis_monitored.PoolExhaustedError"} - types())
+    assert "asyncio.exceptions.CancelledError" not in types()
+
+
+def test_a_consumer_that_waits_is_called_by_what_blocks(prometheus):
+    """Which latency leaves out, as another test shows."""
+    waited = 'db_client_operation_duration_seconds_count{db_operation_name="%s"}'
+
+    assert {} == without_numbers(prometheus, {name: waited % name for name in ("BLMOVE", "BLPOP")})
+
+
+def promtool(*arguments):
+    return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)  # noqa: S603 - Debian's
+
+
+def test_the_alerts_are_what_prometheus_wants():
+    result = promtool("check", "rules", str(DASHBOARDS / "alerts.yml"))
+
+    assert 0 == result.returncode, result.stdout + result.stderr
+
+
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
+    """Side by side in one directory, as the package may be installed elsewhere."""
+    for path in (DASHBOARDS / "alerts.yml", SUPPORT / "alerts_test.yml"):
+        shutil.copy(path, tmp_path)
+    result = promtool("test", "rules", str(tmp_path / "alerts_test.yml"))
+
+    assert 0 == result.returncode, result.stdout + result.stderr
+    cases = (tmp_path / "alerts_test.yml").read_text("utf-8")
+    assert set(re.findall(r"alert: (\w+)", ALERTS)) == set(re.findall(r"alertname=\"(\w+)\"", cases))
+
+
+def test_latency_leaves_out_all_that_blocks_and_nothing_else():
+    patterns = re.findall(r'db_operation_name!~\\?"([^"\\]+)\\?"', ALERTS + json.dumps(DASHBOARD))
+    names = {*traits.TABLE, *traits._BLOCKING}
+
+    assert 2 == len(patterns)
+    for pattern in patterns:
+        left_out = {name for name in names if re.fullmatch(pattern, name)}
+        assert set(traits._BLOCKING) == left_out
+        assert all(re.fullmatch(pattern, text) for name in left_out for text in (name.lower(), f"PIPELINE {name}"))
+
+
+def test_every_panel_has_a_unit_and_says_in_one_sentence_what_it_means():
+    units = {panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS}
+
+    assert {"s", "reqps", "cps", "percentunit", "short"} == units
+    assert {"timeseries"} == {panel["type"] for panel in PANELS}
+    assert [] == [panel["title"] for panel in PANELS if not re.fullmatch(r"[A-Z][^\n]+[^.]\.", panel["description"])]
+    assert [] == [panel["title"] for panel in PANELS if panel["datasource"]["uid"] != "${datasource}"]

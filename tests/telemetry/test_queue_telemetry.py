@@ -1,0 +1,273 @@
+"""What a queue tells: spans by the conventions for messaging, their metrics, and how many messages there are."""
+
+import asyncio
+import gc
+
+import pytest
+import redis.asyncio
+from opentelemetry.trace import SpanKind
+from support.sharing import begun
+
+from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection, TelemetryOptions, TimedOutError
+
+OPERATION, QUEUE, ERROR = "messaging.operation.name", "messaging.destination.name", "error.type"
+COUNT = "messaging.batch.message_count"
+SENT, CONSUMED = "messaging.client.sent.messages", "messaging.client.consumed.messages"
+DURATION, PROCESS = "messaging.client.operation.duration", "messaging.process.duration"
+DEPTH, IN_FLIGHT, DEAD, RECOVERED, LEASE_LOST, UNSETTLED, TIME = (
+    f"aioredis_monitored.queue.{name}"
+    for name in ("depth", "in_flight", "dead", "recovered", "lease_lost", "unsettled", "time")
+)
+
+
+@pytest.fixture
+def queue(pool):
+    return MessageQueue("mail", pool, lease=1, max_deliveries=2)
+
+
+@pytest.fixture
+def propagating(pool):
+    return MessageQueue("mail", pool, lease=1, propagate=True)
+
+
+async def test_a_message_is_sent_received_processed_and_settled(queue, telemetry, client):
+    await queue.put(b"message")
+    async with queue.take():
+        await client.get("key")
+
+    assert ["RPUSH", "receive mail", "process mail kind=CONSUMER", "  GET", "ack mail"] == telemetry.tree().splitlines()
+    for name, operation, kind in (
+        ("RPUSH", "send", "send"),
+        ("receive mail", "receive", "receive"),
+        ("process mail", "process", "process"),
+        ("ack mail", "ack", "settle"),
+    ):
+        (span,) = [span for span in telemetry.spans if span.name.startswith(name)]
+        told = {key: value for key, value in span.attributes.items() if key.startswith("messaging.")}
+        assert {
+            "messaging.system": "redis",
+            OPERATION: operation,
+            "messaging.operation.type": kind,
+            QUEUE: "mail",
+        } == told
+
+
+async def test_what_failed_is_given_back_and_told(queue, telemetry):
+    await queue.put_many([b"1", b"2"])
+    with pytest.raises(LookupError):
+        async with queue.take_many(5):
+            raise LookupError("secret")
+
+    assert [
+        f"RPUSH {COUNT}=2",
+        f"receive mail {COUNT}=2",
+        "process mail kind=CONSUMER status=ERROR error.type=LookupError",
+        f"nack mail {COUNT}=2",
+    ] == telemetry.tree(COUNT, ERROR).splitlines()
+
+
+async def test_the_context_of_the_sending_is_a_link_of_the_receiving_and_the_processing(propagating, telemetry):
+    for _ in range(2):
+        await propagating.put(b"message")
+    assert b"message" == await propagating.get()
+    async with propagating.take() as message:
+        assert b"message" == message
+
+    first, second = (span for span in telemetry.spans if span.name == "send mail")
+    assert {SpanKind.PRODUCER} == {first.kind, second.kind}
+    sent = [[first], [second], [second]]
+    received = [span for span in telemetry.spans if span.name in {"receive mail", "process mail"}]
+    assert [[span.context.span_id for span in spans] for spans in sent] == [
+        [link.context.span_id for link in span.links] for span in received
+    ]
+
+
+async def test_several_messages_are_several_links(propagating, telemetry):
+    await propagating.put(b"1")
+    await propagating.put_many([b"2", b"3"])
+    async with propagating.take_many(5) as messages:
+        assert [b"1", b"2", b"3"] == messages
+
+    links = [link.context.span_id for link in telemetry.span("process mail").links]
+    first, second = (span.context.span_id for span in telemetry.spans if span.name == "send mail")
+    assert [first, second, second] == links
+
+
+async def test_envelopes_are_for_whoever_reads_with_a_queue(propagating, queue, client):
+    await propagating.put("text")
+    await client.rpush("mail", b"plain", b"\x01aioredis_monitored/1 is how this begins")
+    raw = await client.lindex("mail", 0)
+
+    assert raw.endswith(b"text")
+    assert len(raw) > len(b"text")
+    assert [b"text", b"plain", b"\x01aioredis_monitored/1 is how this begins"] == await queue.get_many(5)
+
+
+async def test_what_goes_back_or_dies_keeps_its_envelope(propagating, pool, client):
+    queue = MessageQueue("mail", pool, max_deliveries=1)
+    await propagating.put(b"message")
+    raw = await client.lindex("mail", 0)
+    with pytest.raises(LookupError):
+        async with queue.take():
+            raise LookupError
+
+    assert ([b"message"], raw) == (await queue.dead(), await client.lindex("{mail}:dead", 0))
+    assert 1 == await queue.requeue_dead()
+    assert raw == await client.lindex("mail", 0)
+
+
+async def test_messages_are_sealed_without_an_sdk(server, client):
+    async with redis.asyncio.Redis.from_url(server.url) as plain:
+        queue = MessageQueue("mail", plain, propagate=True)
+        await queue.put(b"message")
+
+        assert b"message" == await queue.get()
+
+
+async def test_a_subclass_that_replaces_execute_command_is_refused(pool):
+    class Prefixing(MonitoredRedisConnection):
+        async def execute_command(self, name, key, *args, **options):
+            return await super().execute_command(name, f"app:{key}", *args, **options)
+
+    with pytest.raises(TypeError, match="Prefixing replaces execute_command, which sees nothing of a queue"):
+        MessageQueue("mail", Prefixing(connection_pool=pool))
+
+
+async def test_the_four_metrics_of_messaging(queue, telemetry):
+    await queue.put(b"1")
+    await queue.put_many([b"2", b"3"])
+    await queue.get()
+    async with queue.take():
+        pass
+    with pytest.raises(LookupError):
+        async with queue.take():
+            raise LookupError
+    async with queue.take_many(2, 0):
+        pass
+    with pytest.raises(TimedOutError):
+        await queue.take_many(2, 0).__aenter__()
+
+    counts = {name: telemetry.tally(name, OPERATION, QUEUE, ERROR) for name in (SENT, CONSUMED, DURATION, PROCESS)}
+    assert {
+        SENT: {"send mail": 3},
+        CONSUMED: {"receive mail": 4},
+        DURATION: {"send mail": 2, "receive mail": 5, "ack mail": 2, "nack mail": 1},
+        PROCESS: {"process mail": 2, "process mail LookupError": 1},
+    } == counts
+
+
+async def test_an_attempt_to_send_counts_also_if_it_fails(queue, telemetry, client):
+    await client.set("mail", "no list")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await queue.put(b"message")
+
+    assert {"send mail WRONGTYPE": 1} == telemetry.tally(SENT, OPERATION, QUEUE, ERROR)
+
+
+async def test_a_put_that_waits_for_room_is_one_span_and_no_call_to_redis(pool, telemetry, until):
+    queue = MessageQueue("mail", pool, max_length=1)
+    await queue.put(b"1")
+    (waiting,) = await begun(queue.put(b"2"))
+    await until(lambda: telemetry.tally("db.client.operation.duration", "db.operation.name")["EVALSHA"] >= 3)
+    await queue.get()
+    await waiting
+
+    assert ["send mail kind=PRODUCER", "send mail kind=PRODUCER", "BLPOP"] == telemetry.tree().splitlines()
+    assert {"BLPOP", "EVALSHA"} == telemetry.tally("db.client.operation.duration", "db.operation.name").keys()
+
+
+async def test_a_script_that_is_not_there_yet_is_no_error(queue, telemetry, client):
+    await queue.put(b"message")
+    async with queue.take():
+        pass
+
+    assert {} == {name: count for name, count in telemetry.tally(DURATION, ERROR).items() if name}
+
+
+async def test_gauges_tell_how_many_there_are(queue, telemetry, until, client):
+    await queue.put_many([b"1", b"2", b"3"])
+    assert {"test mail": 3} == telemetry.tally(DEPTH, "db.client.connection.pool.name", QUEUE)
+    async with queue.take_many(2):
+        assert {"mail": 2} == telemetry.tally(IN_FLIGHT, QUEUE)
+        # Of others, the keeper of the leases tells.
+        await client.rpush("{mail}:dead", "dead")
+        await until(lambda: {"mail": 1} == telemetry.tally(DEAD, QUEUE) == telemetry.tally(DEPTH, QUEUE))
+
+    assert {"mail": 0} == telemetry.tally(IN_FLIGHT, QUEUE)
+
+
+async def test_gauges_of_a_queue_that_is_forgotten(queue, pool, telemetry):
+    other = MessageQueue("other", pool)
+    await other.put(b"message")
+    async with other.take():
+        pass
+    del other
+    gc.collect()
+
+    assert {"other": 0} == {key: count for key, count in telemetry.tally(IN_FLIGHT, QUEUE).items() if key == "other"}
+
+
+async def test_what_was_recovered_and_what_was_lost_is_counted(queue, telemetry, client, until):
+    assert {"mail": 0} == telemetry.tally(RECOVERED, QUEUE) == telemetry.tally(LEASE_LOST, QUEUE)
+    await queue.put(b"message")
+    # What a dead consumer has left.
+    await client.zadd("{mail}:c", {"dead": 0})
+    await client.rpush("{mail}:p:dead", b"left", b"left")
+
+    async def lose():
+        async with queue.take():
+            (taken,) = set(await client.keys("{mail}:p:*")) - {b"{mail}:p:dead"}
+            await client.delete(taken)
+            await until(lambda: telemetry.tally(RECOVERED, QUEUE) == {"mail": 2})
+
+    with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages were no longer held"):
+        await lose()
+    assert {"mail": 1} == telemetry.tally(LEASE_LOST, QUEUE)
+
+
+async def test_how_long_a_message_was_in_the_queue(propagating, queue, telemetry):
+    await propagating.put(b"message")
+    await queue.put(b"without an envelope")
+    await queue.get_many(2)
+
+    point = telemetry.point(TIME)
+    assert 1 == point.count
+    assert 0 <= point.sum < 10
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "told"),
+    [
+        ({"show_keys": False}, "receive", {}),
+        ({"key_template": lambda _: "{queue}"}, "receive {queue}", {"messaging.destination.template": "{queue}"}),
+        ({"span_name": lambda attributes: attributes[OPERATION]}, "receive", {QUEUE: "mail"}),
+    ],
+)
+async def test_options_hold_for_queues(make_pool, server, telemetry, options, name, told):
+    pool = make_pool(server.url, telemetry=TelemetryOptions(**options))
+    queue = MessageQueue("mail", pool)
+    await queue.put(b"message")
+    async with queue.take():
+        pass
+
+    (received,) = [span for span in telemetry.spans if span.attributes.get(OPERATION) == "receive"]
+    destination = {key: value for key, value in received.attributes.items() if ".destination." in key}
+    assert received.name in {name, f"{name} {server.host}:{server.port}"}
+    assert told == destination
+    assert ("mail" in str(dict(received.attributes))) == (name != "receive {queue}" and options != {"show_keys": False})
+
+
+async def test_a_worker_s_spans_are_traces_of_their_own(queue, telemetry, until):
+    async def handle(message):
+        handled.append(message)
+
+    handled = []
+    with telemetry.tracer_provider.get_tracer("app").start_as_current_span("startup"):
+        working = asyncio.create_task(queue.consume(handle, concurrency=2))
+    await queue.put(b"message")
+    await until(lambda: telemetry.tally(DURATION, OPERATION).get("ack"))
+    working.cancel()
+    await asyncio.gather(working, return_exceptions=True)
+
+    parents = {span.name.partition(" ")[0]: span.parent for span in telemetry.spans}
+    assert {"startup": None, "RPUSH": None, "receive": None, "process": None, "ack": None} == parents

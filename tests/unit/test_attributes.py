@@ -1,0 +1,170 @@
+"""RESP3 attributes are taken out of any stream, cut anywhere, and nothing else is."""
+
+import hiredis
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aioredis_monitored._redispy.attributes import AttributeFilter
+
+NO_REPLY = object()
+
+
+def encoded(value):  # noqa: PLR0911 - a line for each type
+    match value:
+        case None:
+            return b"_\r\n"
+        case bool():
+            return b"#t\r\n" if value else b"#f\r\n"
+        case int():
+            return b":%d\r\n" % value
+        case bytes():
+            return b"$%d\r\n%b\r\n" % (len(value), value)
+        case list():
+            return b"*%d\r\n" % len(value) + b"".join(map(encoded, value))
+        case Attributed(pairs, bare):
+            return b"|%d\r\n" % (len(pairs) // 2) + b"".join(map(encoded, pairs)) + encoded(bare)
+        case Status(text):
+            return b"+%b\r\n" % text
+
+
+class Attributed:
+    """A value behind an attribute."""
+
+    __match_args__ = ("pairs", "bare")
+
+    def __init__(self, pairs, bare):
+        self.pairs, self.bare = [each for pair in pairs for each in pair], bare
+
+
+class Status:
+    """A simple string."""
+
+    __match_args__ = ("text",)
+
+    def __init__(self, text):
+        self.text = text
+
+
+def without_attributes(value):
+    match value:
+        case list():
+            return [without_attributes(each) for each in value]
+        case Attributed(_, bare):
+            return without_attributes(bare)
+        case Status(text):
+            return text
+    return value
+
+
+PARTS = [b"\r\n|", b"|", b"|1\r\n", b"$1\r\na\r\n", b"\n|", b"\r", b"\n", b"-1", b"|12"]
+TRICKY = st.lists(st.sampled_from(PARTS), max_size=6).map(b"".join)
+TEXT = st.sampled_from([b"OK", b"|", b"|1", b"a|"]).map(Status)
+BARE = st.one_of(st.none(), st.booleans(), st.integers(-99, 99), st.binary(max_size=8), TRICKY, TEXT)
+PLAIN = st.recursive(BARE, lambda inner: st.lists(inner, max_size=3), max_leaves=4)
+VALUES = st.recursive(
+    BARE,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.builds(Attributed, st.lists(st.tuples(TRICKY, PLAIN), min_size=1, max_size=2), inner),
+    ),
+    max_leaves=6,
+)
+
+
+def fed(chunks):
+    """What is read of a stream that comes in such chunks."""
+    attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
+    replies = []
+    for chunk in chunks:
+        attributes.feed(chunk)
+        while (reply := attributes.gets()) is not NO_REPLY:
+            replies.append(reply)
+    return replies, attributes
+
+
+@settings(max_examples=300)
+@given(st.lists(VALUES, max_size=5), st.lists(st.integers(1, 7), min_size=1))
+def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes):
+    stream, chunks = b"".join(map(encoded, values)), []
+    while stream:
+        size = sizes[len(chunks) % len(sizes)]
+        chunks.append(stream[:size])
+        stream = stream[size:]
+
+    replies, attributes = fed(chunks)
+
+    assert [without_attributes(value) for value in values] == replies
+    assert not attributes.has_data()
+    assert attributes.is_between_replies()
+
+
+class Counting(hiredis.Reader):
+    """Counts the pieces that it gets."""
+
+    pieces = 0
+
+    def feed(self, *arguments):
+        self.pieces += 1
+        return super().feed(*arguments)
+
+
+@pytest.mark.parametrize("line", [b"\r\n| a | b |", b"\r\n|", b"\n|", b"\n|1|\r"])
+def test_text_full_of_bars_is_read_in_one_piece(line):
+    value = line * 5_000
+    reader = Counting(notEnoughData=NO_REPLY)
+    attributes = AttributeFilter(reader, NO_REPLY)
+
+    attributes.feed(encoded(value))
+
+    assert [value, NO_REPLY] == [attributes.gets(), attributes.gets()]
+    assert reader.pieces == 1
+
+
+@pytest.mark.parametrize("length", [b"x", b"", b"01"])
+def test_what_looks_like_an_attribute_and_is_none_is_refused(length):
+    with pytest.raises((hiredis.ProtocolError, ValueError)):
+        fed([b"|" + length + b"\r\n$1\r\na\r\n:1\r\n"])
+
+
+def test_two_attributes_may_follow_each_other():
+    attribute = b"|1\r\n$3\r\nttl\r\n:3600\r\n"
+
+    replies, _ = fed([attribute + attribute + b"$1\r\nx\r\n" + attribute + b":1\r\n"])
+
+    assert [b"x", 1] == replies
+
+
+def test_an_attribute_in_an_attribute_is_refused():
+    with pytest.raises(ValueError, match="in an attribute"):
+        fed([b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n"])
+
+
+def test_an_attribute_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="more than 65536 bytes"):
+        fed([b"|1\r\n$3\r\nttl\r\n$99999\r\n", *[b"x" * 1000] * 99])
+
+
+@pytest.mark.parametrize("rest", [b"", b":1\r\n", b"|1\r\n"])
+@pytest.mark.parametrize("chunks", [[b"$1\r\nx\r", b"\n"], [b"$4\r\na\r\n|\r\n"]], ids=["line feed", "bar"])
+def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_asked_for(chunks, rest):
+    attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
+    replies = []
+    for chunk in [*chunks[:-1], chunks[-1] + rest]:
+        attributes.feed(chunk)
+        # As redis-py asks, which stops at the first reply, and looks whether there is more before the next call.
+        replies.append(attributes.gets())
+
+    assert NO_REPLY is not replies[-1]
+    assert bool(rest) == attributes.has_data()
+
+
+@given(VALUES, st.data())
+def test_of_a_reply_that_has_begun_the_reader_knows_wherever_it_is_cut(value, data):
+    stream = encoded(value)
+    cut = data.draw(st.integers(1, len(stream) - 1))
+
+    replies, attributes = fed([stream[:cut]])
+
+    assert [] == replies
+    assert not attributes.is_between_replies()

@@ -1,0 +1,932 @@
+"""Configuration is checked at the edge: what passes is typed, what fails is explained, and secrets show in neither."""
+
+import logging
+import os
+import ssl
+import subprocess
+import sys
+from dataclasses import fields
+from datetime import timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import trustme
+from cryptography.hazmat.primitives import serialization
+from hypothesis import example, given
+from hypothesis import strategies as st
+from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
+
+from aioredis_monitored import pool_from_config
+from aioredis_monitored.config.env import config_from_env
+from aioredis_monitored.config.schema import RedisConfig, override, validate_arguments
+from aioredis_monitored.errors import ConfigurationError
+
+EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
+BAD_HOST = "the host must be a name, an IPv4 address or an IPv6 address in brackets"
+BAD_PORT = "the port must be a number from 1 to 65535"
+BAD_PATH = f"nothing but the number of a database may follow the host: {EXPECTED}"
+BAD_SOCKET = "a Unix socket needs an absolute path after three slashes, as in unix:///run/redis.sock"
+SPILLED = "in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded"
+TIMESPAN = "must be a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
+SWITCH = "must be true or false"
+BAD_FILE = "must be the path of an existing file"
+BAD_AUTHORITIES = "must be the path of a PEM file of certificates"
+BAD_PAIR = "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
+BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password, in UTF-8 without BOM and NUL"
+IN_FRONT = "after the prefix of config_from_env if it was given one"
+NO_URL = f"no value specified under the prefix 'redis.' (in the environment: REDIS_URL, {IN_FRONT})"
+SECRET = "S3CRET"
+
+
+def shortly(value):
+    return repr(value)[:60]
+
+
+def read(url="redis://h", /, **keys):
+    return RedisConfig.from_mapping(
+        {"redis.url": url} | {f"redis.{key}": value for key, value in keys.items()}, "redis."
+    )
+
+
+def problems(url="redis://h", /, **keys):
+    with pytest.raises(ConfigurationError) as caught:
+        read(url, **keys)
+    return str(caught.value)
+
+
+# --- Where to connect ---
+
+
+@pytest.mark.parametrize(
+    ("url", "config"),
+    [
+        ("redis://h", RedisConfig(host="h")),
+        ("redis://h/", RedisConfig(host="h")),
+        ("redis://h?", RedisConfig(host="h")),
+        (" redis://h\n", RedisConfig(host="h")),
+        ("REDIS://h:7/2", RedisConfig(host="h", port=7, db=2)),
+        ("valkey://my_host-1.example", RedisConfig(host="my_host-1.example")),
+        ("redis://münchen.example", RedisConfig(host="münchen.example")),
+        ("redis://h.example.", RedisConfig(host="h.example.")),
+        ("redis://127.0.0.1:65535", RedisConfig(host="127.0.0.1", port=65535)),
+        ("redis://[::1]", RedisConfig(host="::1")),
+        ("redis://[0::1]:7/3", RedisConfig(host="::1", port=7, db=3)),
+        ("redis://[fe80::1%25eth0]", RedisConfig(host="fe80::1%eth0")),
+        ("rediss://h", RedisConfig(host="h", tls=True)),
+        ("valkeys://h", RedisConfig(host="h", tls=True)),
+        ("unix:///run/my%20redis.sock", RedisConfig(path="/run/my redis.sock")),
+        ("unix://u:p@/run/redis.sock?db=3", RedisConfig(path="/run/redis.sock", username="u", password="p", db=3)),
+        ("unix://u@/run/redis.sock", RedisConfig(path="/run/redis.sock", username="u")),
+        ("redis://u@h", RedisConfig(host="h", username="u")),
+        ("redis://:p@h", RedisConfig(host="h", password="p")),
+        ("redis://@h", RedisConfig(host="h")),
+        ("redis://u:@h", RedisConfig(host="h", username="u")),
+        ("redis://:p@h?username=u", RedisConfig(host="h", username="u", password="p")),
+        ("redis://u%3A:p:%40%2F+%C3%BC@h", RedisConfig(host="h", username="u:", password="p:@/+ü")),
+        ("redis://u:p@q@h", RedisConfig(host="h", username="u", password="p@q")),
+    ],
+)
+def test_a_url_says_where_to_connect(url, config):
+    assert config == read(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        (None, NO_URL),
+        ("", NO_URL),
+        (" \n", NO_URL),
+        (6379, "must be text"),
+        ("redis:/x", f"not a Redis URL: {EXPECTED}"),
+        ("localhost:6379", f"not a Redis URL: {EXPECTED}"),
+        ("//h", f"not a Redis URL: {EXPECTED}"),
+        ("rédis://h", f"not a Redis URL: {EXPECTED}"),
+        (f"x{'x' * 20}://h", f"not a Redis URL: {EXPECTED}"),
+        ("HTTP://h", f"unknown scheme 'http': {EXPECTED}"),
+        ("redis+tls://h", f"unknown scheme 'redis+tls': {EXPECTED}"),
+        ("redis+sentinel://a:26379,b:26379/main", "Sentinel URLs are not supported yet"),
+        ("valkeys+sentinel://a", "Sentinel URLs are not supported yet"),
+        ("rediss+cluster://a:1,b:2", "Cluster URLs are not supported yet"),
+        ("valkey+cluster://a", "Cluster URLs are not supported yet"),
+        ("redis://", f"no host: {EXPECTED}"),
+        ("redis://:6379", f"no host: {EXPECTED}"),
+        ("redis://u:p@", f"no host: {EXPECTED}"),
+        ("redis://::1", f"no host: {EXPECTED}"),
+        ("redis://a,b", BAD_HOST),
+        ("redis://a..b", BAD_HOST),
+        ("redis://.a", BAD_HOST),
+        (f"redis://{'a' * 64}", BAD_HOST),
+        ("redis://%68", BAD_HOST),
+        ("redis://[h]", BAD_HOST),
+        ("redis://[]", BAD_HOST),
+        ("redis://h:", BAD_PORT),
+        ("redis://h:0", BAD_PORT),
+        ("redis://h:99999", BAD_PORT),
+        ("redis://h:٣", BAD_PORT),
+        ("redis://a:1,b:2", BAD_PORT),
+        ("redis://h/abc", BAD_PATH),
+        ("redis://h/-1", BAD_PATH),
+        ("redis://h/1/", BAD_PATH),
+        ("redis://h/٣", BAD_PATH),
+        (f"redis://h/{'9' * 5000}", "db must be a whole number, 0 or more"),
+        ("redis://h#x", SPILLED),
+        ("redis://:p#q@h", SPILLED),
+        ("redis://:p/q@h", SPILLED),
+        ("redis://:p?db=q@h", SPILLED),
+        ("redis://a b", "spaces and unprintable characters must be percent-encoded"),
+        ("redis://a\nb", "spaces and unprintable characters must be percent-encoded"),
+        ("redis://:%ff@h", "what is percent-encoded must be UTF-8"),
+        ("unix://", BAD_SOCKET),
+        ("unix:///", BAD_SOCKET),
+        ("unix://tmp/x.sock", BAD_SOCKET),
+        ("unix://u:p@h/x.sock", BAD_SOCKET),
+        ("unix:///x%00.sock", BAD_SOCKET),
+        ("redis://h?db", "options must be written name=value and joined by '&'"),
+        ("redis://h?db=1&&protocol=2", "options must be written name=value and joined by '&'"),
+    ],
+)
+def test_a_url_that_cannot_be_meant_is_refused(url, reason):
+    assert f"redis.url: {reason}" == problems(url)
+
+
+def test_a_url_that_is_not_there_is_missed():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({}, "redis.")
+
+    assert (("redis.url", NO_URL),) == caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("prefix", "message"),
+    [
+        ("redis.cache.", f"under the prefix 'redis.cache.' (in the environment: REDIS_CACHE_URL, {IN_FRONT})"),
+        (
+            "redis.rate_limit.",
+            f"under the prefix 'redis.rate_limit.' (in the environment: REDIS_RATE_LIMIT_URL, {IN_FRONT})",
+        ),
+        # No variable gives these.
+        ("redis.a.b.", "under the prefix 'redis.a.b.'"),
+        ("shop.redis.", "under the prefix 'shop.redis.'"),
+        ("", "under the prefix ''"),
+    ],
+)
+def test_a_missing_url_is_named_as_it_would_be_found(prefix, message):
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({}, prefix)
+
+    assert f"{prefix}url: no value specified {message}" == str(caught.value)
+
+
+def test_a_url_under_another_prefix_of_variables_is_missed_with_a_word_on_that():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(config_from_env({"REDIS_URL": "redis://h"}, "APP_"), "redis.")
+
+    assert str(caught.value).endswith("(in the environment: REDIS_URL, " + IN_FRONT + ")")
+
+
+def test_a_missing_url_is_told_from_those_of_other_pools():
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(config_from_env({"REDIS_TLS_URL": f"rediss://:{SECRET}@h"}), "redis.")
+    assert f"redis.url: {NO_URL}; of other pools there are: redis.tls.url" == str(caught.value)
+
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping({f"redis.{pool}.url": "redis://h" for pool in "dbca"} | {"redis.a.db": 1}, "redis.")
+    assert f"redis.url: {NO_URL}; of other pools there are: redis.a.url, redis.b.url, redis.c.url" == str(caught.value)
+
+
+# --- Options ---
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("max_connections", "10", 10),
+        ("max_connections", 1, 1),
+        ("timeout", "200 milliseconds", 0.2),
+        ("timeout", 0, 0.0),
+        ("multiplex", "false", False),
+        ("retries", "0", 0),
+        ("retry_backoff", "5 ms", 0.005),
+        ("socket_timeout", "5", 5.0),
+        ("socket_timeout", 0.5, 0.5),
+        ("socket_connect_timeout", timedelta(minutes=1), 60.0),
+        ("health_check_interval", "0", 0.0),
+        ("health_check_interval", "1 min", 60.0),
+        ("socket_keepalive", False, False),
+        ("socket_keepalive", " TRUE ", True),
+        ("decode_responses", "yes", True),
+        ("decode_responses", "On", True),
+        ("decode_responses", "1", True),
+        ("decode_responses", "false", False),
+        ("decode_responses", "No", False),
+        ("decode_responses", "off", False),
+        ("decode_responses", "0", False),
+        ("client_name", "cart-1", "cart-1"),
+        ("username", "ann", "ann"),
+        ("password", " p\n", " p\n"),
+        ("db", " 3 ", 3),
+        ("db", 99, 99),
+        ("protocol", "2", 2),
+        ("protocol", 3, 3),
+    ],
+)
+def test_text_and_typed_values_are_taken(key, value, expected):
+    assert expected == getattr(read(**{key: value}), key)
+    assert type(expected) is type(getattr(read(**{key: value}), key))
+
+
+WRONG = [
+    ("max_connections", "must be a whole number, 1 or more", ["0", 0, -1, "-1", "x", "٣", 1.0, True]),
+    ("db", "must be a whole number, 0 or more", ["-1", -1, "1.0", "1_0", False, "9" * 5000]),
+    ("timeout", TIMESPAN, ["5 parsecs", "-1", -1, "abc", True, float("nan")]),
+    ("health_check_interval", TIMESPAN, ["-1", "often"]),
+    ("multiplex", SWITCH, ["maybe", 1]),
+    ("retries", "must be a whole number, 0 or more", ["-1", 1.0, True]),
+    ("retry_backoff", f"{TIMESPAN} and more than 0", ["0", "-1"]),
+    ("socket_timeout", f"{TIMESPAN} and more than 0", ["0", 0, "0 ms", "-1", True]),
+    ("socket_connect_timeout", f"{TIMESPAN} and more than 0", ["0", "x"]),
+    ("socket_keepalive", SWITCH, ["maybe", 1, 0, "2"]),
+    ("decode_responses", SWITCH, ["t", 1.0]),
+    ("client_name", "must be printable ASCII without spaces", ["a b", "a\n", "ü", "\x00", 5]),
+    ("username", "must be text", [5, True, "\udcff"]),
+    ("password", "must be text", [5, b"p", "p\udcffq"]),
+    ("password_file", BAD_PASSWORD_FILE, ["/no", "/", 5]),
+    ("protocol", "must be 2 or 3", ["1", 4, "RESP3", 2.0, True]),
+    ("ssl_cert_reqs", "must be required, optional or none", ["never", "CERT_", 0, True, False, 0.0]),
+    ("ssl_check_hostname", SWITCH, ["never", 0]),
+    ("ssl_ca_certs", BAD_AUTHORITIES, ["/no/such.pem", "/", "\0", "\ud800", "x" * 5000, 5, __file__, os.devnull]),
+    ("ssl_certfile", BAD_FILE, ["/no/such.pem", "/", "\0", "\ud800", 5]),
+    ("ssl_certfile", BAD_PAIR, [__file__]),
+    ("ssl_min_version", "must be TLSv1.2 or TLSv1.3", ["1.1", "TLSv1", "SSLv3", 771, True]),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"), [(key, value, reason) for key, reason, values in WRONG for value in values], ids=shortly
+)
+def test_values_that_cannot_be_meant_are_refused(key, value, reason):
+    assert f"redis.{key}: {reason}" == problems("rediss://h", **{key: value})
+
+
+@pytest.mark.parametrize("value", ["", "  ", None])
+def test_a_blank_value_counts_as_not_given(value):
+    keys = {each.name: value for each in fields(RedisConfig) if each.name not in ("host", "port", "path", "tls")}
+
+    assert RedisConfig(host="h") == read(**keys)
+    assert RedisConfig(host="h") == read("redis://h?db=&socket_timeout=%20")
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("max_conections", "unknown key; did you mean max_connections?"),
+        ("URL", "unknown key; did you mean url?"),
+        ("pasword_file", "unknown key; did you mean password_file?"),
+        ("pipelined", "unknown key"),
+        ("ssl", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
+        ("use_tls", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
+        ("retry_on_timeout", "unknown key; redis.retries is how often a command that did not run is tried again"),
+        ("host", "unknown key"),
+        ("", "unknown key"),
+    ],
+)
+@pytest.mark.parametrize("value", ["", 1, SECRET])
+def test_an_unknown_key_is_refused_with_the_key_it_resembles(key, reason, value):
+    assert f"redis.{key}: {reason}" == problems(**{key: value})
+
+
+def test_other_pools_and_other_keys_are_none_of_our_business():
+    others = {"redis.cache.url": "nonsense", "redis.cache.bogus": 1, "redisx": 1, "debug": True, 5: 1, None: 1}
+
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(others | {"redis.url": "redis://h"}, "redis.")
+
+
+def test_the_prefix_may_name_a_pool_or_be_empty():
+    config = {"redis.url": "redis://a", "redis.cache.url": "redis://b", "url": "redis://c"}
+
+    assert RedisConfig(host="b") == RedisConfig.from_mapping(config, "redis.cache.")
+    assert RedisConfig(host="c") == RedisConfig.from_mapping(config, "")
+
+
+def test_all_problems_are_told_at_once():
+    assert (
+        problems("redis://h:0/x?bogus=1&protocol=4", max_conections=1, timeout="x", ssl_check_hostname=True)
+        == f"""\
+redis.url: {BAD_PORT}
+redis.url: {BAD_PATH}
+redis.url: unknown option
+redis.url: protocol must be 2 or 3
+redis.max_conections: unknown key; did you mean max_connections?
+redis.timeout: {TIMESPAN}
+redis.ssl_check_hostname: needs rediss://"""
+    )
+
+
+# --- Options in the URL ---
+
+
+def test_the_query_of_a_url_takes_the_same_options():
+    expected = RedisConfig(host="h", db=1, timeout=0.2, client_name="a/b", password="p q", socket_keepalive=False)
+
+    assert expected == read("redis://h?db=1&timeout=200+ms&client_name=a/b&password=p%20q&socket_keepalive=no")
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("max_conections=1", "unknown option; did you mean max_connections?"),
+        ("bogus=1", "unknown option"),
+        ("bogus=", "unknown option"),
+        ("url=redis://h", "unknown option"),
+        ("password_file=/etc/hostname", "unknown option; did you mean password?"),
+        ("ssl=true", "unknown option; rediss:// in redis.url encrypts, redis:// does not"),
+        ("retry_on_error=1", "unknown option; redis.retries is how often a command that did not run is tried again"),
+        ("db=1&db=1", "db is given twice"),
+        ("db=&db=1", "db is given twice"),
+        ("db=x", "db must be a whole number, 0 or more"),
+        ("socket_timeout=0", f"socket_timeout {TIMESPAN} and more than 0"),
+        ("ssl_min_version=1.3", "ssl_min_version needs rediss://"),
+    ],
+)
+def test_options_in_a_url_are_checked_like_keys(query, reason):
+    assert f"redis.url: {reason}" == problems(f"redis://h?{query}")
+
+
+@pytest.mark.parametrize("url", ["redis://h/1?db=1", "redis://u@h?username=u", "redis://:p@h?password=p"])
+def test_an_option_has_one_place_in_a_url(url):
+    assert "is given twice" in problems(url)
+
+
+def test_a_url_and_a_key_may_agree():
+    url = "redis://u:p@h/1?timeout=200ms&decode_responses=on"
+    expected = RedisConfig(host="h", username="u", password="p", db=1, timeout=0.2, decode_responses=True)
+
+    assert expected == read(url, username="u", password="p", db=1, timeout="0.2", decode_responses=True)
+
+
+def test_a_url_and_a_key_must_not_differ():
+    reason = "differs from the one in redis.url"
+
+    assert (
+        problems(f"redis://{SECRET}1:{SECRET}2@h/1", username=f"{SECRET}3", password=f"{SECRET}4", db=0)
+        == f"redis.username: {reason}\nredis.password: {reason}\nredis.db: {reason}"
+    )
+
+
+# --- Files and TLS ---
+
+
+PASSPHRASE = "let me in"
+
+
+def encrypted(pem, style):
+    key = serialization.load_pem_private_key(pem.bytes(), None)
+    encryption = serialization.BestAvailableEncryption(PASSPHRASE.encode())
+    return trustme.Blob(key.private_bytes(serialization.Encoding.PEM, style, encryption))
+
+
+@pytest.fixture(scope="module", name="pem")
+def _pem(tmp_path_factory):
+    """Paths of PEM files: an authority's, those of a client's certificate, and some that do not go with it."""
+    authority = trustme.CA()
+    client, other = (authority.issue_cert(f"{name}@example.org") for name in ("client", "other"))
+    [certificate] = client.cert_chain_pems
+    blobs = {
+        "authority": authority.cert_pem,
+        "certificate": certificate,
+        "key": client.private_key_pem,
+        "both": client.private_key_and_cert_chain_pem,
+        "other_key": other.private_key_pem,
+        "encrypted_key": encrypted(client.private_key_pem, serialization.PrivateFormat.PKCS8),
+        "old_encrypted_key": encrypted(client.private_key_pem, serialization.PrivateFormat.TraditionalOpenSSL),
+        "garbage": trustme.Blob(certificate.bytes()[:99]),
+    }
+    folder = tmp_path_factory.mktemp("pem")
+    for name, blob in blobs.items():
+        blob.write_to_path(folder / name)
+    return SimpleNamespace(**{name: str(folder / name) for name in blobs})
+
+
+@pytest.fixture
+def password_file(tmp_path):
+    path = tmp_path / "password"
+    path.write_text(SECRET)
+    return path
+
+
+def test_a_configuration_holds_the_path_of_the_password_and_not_the_password(password_file):
+    config = read("redis://u@h", password_file=password_file)
+
+    assert RedisConfig(host="h", username="u", password_file=str(password_file)) == config
+    assert SECRET not in f"{config} {config.pool_arguments()}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbfp", b"\xef\xbb\xbf", b"p\0", b"p\0q\n", "p".encode("utf-16")],
+    ids=repr,
+)
+def test_a_password_file_without_a_password_is_refused(password_file, content):
+    password_file.write_bytes(content)
+
+    assert f"redis.password_file: {BAD_PASSWORD_FILE}" == problems(password_file=password_file)
+
+
+def test_there_is_one_source_of_the_password(password_file):
+    both = "redis.password_file: cannot be given together with the password in redis"
+    assert f"{both}.password" == problems(password="p", password_file=password_file)
+    # Not even if they are equal: the next one will be in the file alone.
+    for url in (f"redis://:{SECRET}@h", "redis://:p@h", "redis://h?password=p"):
+        assert f"{both}.url" == problems(url, password_file=password_file)
+
+
+@pytest.mark.parametrize("other", [{"password": "p"}, {"credential_provider": object()}], ids=["password", "provider"])
+def test_there_is_one_source_of_the_password_among_arguments(password_file, other):
+    with pytest.raises(ConfigurationError) as caught:
+        validate_arguments({"password_file": password_file} | other)
+
+    assert f"password_file: cannot be given together with {next(iter(other))}" == str(caught.value)
+
+
+@pytest.mark.parametrize("given", [{"password": "p"}, {"password_file": "/p"}, {"credential_provider": object()}])
+@pytest.mark.parametrize("configured", [{"username": "u", "password": "q"}, {"username": "u", "password_file": "/q"}])
+def test_an_argument_that_gives_the_password_replaces_the_configured_one(configured, given):
+    username = {} if "credential_provider" in given else {"username": "u"}
+
+    assert {"host": "h"} | username | given == override({"host": "h"} | configured, given)
+    assert configured | {"credential_provider": None} == override(configured, {"credential_provider": None})
+
+
+@pytest.mark.parametrize("value", ["TLSv1.2", "tlsv1.2", "1.2", 1.2, ssl.TLSVersion.TLSv1_2], ids=shortly)
+def test_tls_is_configured_by_keys(pem, value):
+    config = read(
+        "rediss://h",
+        ssl_ca_certs=pem.authority,
+        ssl_certfile=pem.certificate,
+        ssl_keyfile=Path(pem.key),
+        ssl_cert_reqs="required",
+        ssl_check_hostname="no",
+        ssl_min_version=value,
+    )
+
+    assert config == RedisConfig(
+        host="h",
+        tls=True,
+        ssl_ca_certs=pem.authority,
+        ssl_certfile=pem.certificate,
+        ssl_keyfile=pem.key,
+        ssl_cert_reqs=ssl.CERT_REQUIRED,
+        ssl_check_hostname=False,
+        ssl_min_version=ssl.TLSVersion.TLSv1_2,
+    )
+    assert ssl.TLSVersion.TLSv1_3 == read("rediss://h?ssl_min_version=TLSv1.3").ssl_min_version
+
+
+@pytest.mark.parametrize("value", ["none", " None", "CERT_NONE", ssl.CERT_NONE], ids=repr)
+def test_a_server_may_be_left_without_a_proof(value):
+    assert ssl.CERT_NONE is read("rediss://h", ssl_cert_reqs=value, ssl_check_hostname=False).ssl_cert_reqs
+    assert ssl.CERT_NONE is read("rediss://h?ssl_cert_reqs=none").ssl_cert_reqs
+    assert ssl.CERT_OPTIONAL is read("rediss://h?ssl_cert_reqs=optional").ssl_cert_reqs
+
+
+def test_without_a_certificate_no_name_can_be_checked():
+    reason = "needs a certificate, which ssl_cert_reqs=none does not ask for"
+    keys = {"ssl_cert_reqs": "none", "ssl_check_hostname": True}
+
+    assert f"redis.ssl_check_hostname: {reason}" == problems("rediss://h", **keys)
+    assert f"redis.url: ssl_check_hostname {reason}" == problems(
+        "rediss://h?ssl_cert_reqs=none&ssl_check_hostname=true"
+    )
+
+
+def test_a_certificate_and_its_key_may_share_a_file(pem):
+    expected = RedisConfig(host="h", tls=True, ssl_certfile=pem.both)
+    assert expected == read("rediss://h", ssl_certfile=pem.both)
+
+
+@pytest.mark.parametrize(
+    ("certificate", "key"),
+    [
+        ("certificate", None),
+        ("certificate", "other_key"),
+        ("certificate", "certificate"),
+        ("certificate", "garbage"),
+        ("certificate", "encrypted_key"),
+        ("certificate", "old_encrypted_key"),
+        ("garbage", "key"),
+        ("key", "key"),
+    ],
+)
+def test_a_certificate_needs_its_key(pem, certificate, key):
+    paths = {"ssl_certfile": vars(pem)[certificate], "ssl_keyfile": vars(pem).get(key)}
+    assert f"redis.ssl_certfile: {BAD_PAIR}" == problems("rediss://h", **paths)
+
+
+def test_nobody_is_asked_for_a_passphrase(pem):
+    keys = {"url": "rediss://h", "ssl_certfile": pem.certificate, "ssl_keyfile": pem.encrypted_key}
+    code = f"from aioredis_monitored import RedisConfig; RedisConfig.from_mapping({keys}, '')"
+
+    # Without a terminal of its own, OpenSSL would ask on stderr, and take the answer from stdin.
+    command = [sys.executable, "-c", code]
+    child = subprocess.run(  # noqa: S603 - the interpreter that runs the tests
+        command, input=PASSPHRASE, capture_output=True, check=False, text=True, start_new_session=True
+    )
+
+    assert 1 == child.returncode
+    assert child.stderr.endswith(f"ConfigurationError: ssl_certfile: {BAD_PAIR}\n")
+    assert "pass phrase" not in child.stderr
+
+
+def test_garbage_is_not_taken_for_an_authority(pem):
+    assert f"redis.ssl_ca_certs: {BAD_AUTHORITIES}" == problems("rediss://h", ssl_ca_certs=pem.garbage)
+    assert f"redis.ssl_ca_certs: {BAD_AUTHORITIES}" == problems("rediss://h", ssl_ca_certs=pem.key)
+
+
+def test_a_key_needs_its_certificate(pem):
+    reason = "needs ssl_certfile"
+    assert f"redis.ssl_keyfile: {reason}" == problems("rediss://h", ssl_keyfile=pem.key)
+
+
+def test_a_key_that_is_not_there_is_told_once(pem):
+    paths = {"ssl_certfile": pem.certificate, "ssl_keyfile": "/no"}
+    assert f"redis.ssl_keyfile: {BAD_FILE}" == problems("rediss://h", **paths)
+
+
+@pytest.mark.parametrize("url", ["redis://h", "valkey://h", "unix:///run/redis.sock"])
+def test_tls_keys_need_a_tls_scheme(url, pem):
+    reason = "needs rediss://"
+    assert f"redis.ssl_ca_certs: {reason}" == problems(url, ssl_ca_certs=pem.authority)
+    assert f"redis.ssl_certfile: {reason}" == problems(url, ssl_certfile=pem.both)
+
+
+def test_beside_another_scheme_a_bad_file_is_told_as_well(pem):
+    # Whoever corrects the URL would only meet the file next.
+    authority, certificate, scheme = "redis.ssl_ca_certs", "redis.ssl_certfile", "needs rediss://"
+    for path in ("/no", pem.garbage):
+        assert f"{authority}: {BAD_AUTHORITIES}\n{authority}: {scheme}" == problems(ssl_ca_certs=path)
+    assert f"{certificate}: {scheme}\n{certificate}: {BAD_PAIR}" == problems(ssl_certfile=pem.garbage)
+
+
+def test_without_a_scheme_nothing_is_said_about_tls():
+    assert f"redis.url: unknown scheme 'http': {EXPECTED}" == problems("http://h", ssl_check_hostname=True)
+
+
+@pytest.mark.parametrize("value", [True, "off"])
+def test_keepalive_is_for_tcp(value):
+    reason = "does not apply to a Unix socket"
+    assert f"redis.socket_keepalive: {reason}" == problems("unix:///x", socket_keepalive=value)
+    assert f"redis.url: socket_keepalive {reason}" == problems(f"unix:///x?socket_keepalive={value}")
+
+
+# --- What becomes of it ---
+
+
+def test_the_pool_is_told_only_what_was_given():
+    assert read("redis://h").pool_arguments() == {
+        "connection_class": Connection,
+        "host": "h",
+        "port": 6379,
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+    }
+    assert read("unix:///x", username="u", password="p", decode_responses=False).pool_arguments() == {
+        "connection_class": UnixDomainSocketConnection,
+        "path": "/x",
+        "username": "u",
+        "password": "p",
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+        "decode_responses": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "connection_class"),
+    [("redis://h", Connection), ("rediss://h", SSLConnection), ("unix:///x", UnixDomainSocketConnection)],
+)
+def test_redis_py_takes_every_argument(url, connection_class, pem):
+    keys = dict.fromkeys(("socket_timeout", "socket_connect_timeout", "health_check_interval"), "1s")
+    keys |= {"client_name": "n", "username": "u", "password": "p", "protocol": 2, "decode_responses": True}
+    if connection_class is not UnixDomainSocketConnection:
+        keys["socket_keepalive"] = True
+    if connection_class is SSLConnection:
+        keys |= {"ssl_ca_certs": pem.authority, "ssl_certfile": pem.certificate, "ssl_keyfile": pem.key}
+        keys |= {"ssl_cert_reqs": "required", "ssl_check_hostname": True, "ssl_min_version": "1.3"}
+
+    pool = BlockingConnectionPool(**read(url, **keys).pool_arguments())
+
+    assert connection_class is type(pool.make_connection())
+
+
+def test_equal_configurations_are_equal_and_hashable():
+    assert {read("redis://:p@h:6379/0")} == {read("valkey://h", password="p"), read("redis://h?password=p")}
+
+
+# --- Secrets ---
+
+anything = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
+    [
+        "",
+        "u",
+        ":",
+        "@",
+        "/",
+        "?",
+        "#",
+        "%",
+        "?db=",
+        "?client_name=",
+        "/1?timeout=",
+        "1/0?x=1&",
+        "[",
+        "]",
+        "host:1",
+        "%40",
+    ]
+)
+schemes = st.sampled_from(["redis", "rediss", "unix", "valkey", "http", "redis+sentinel"]) | anything
+
+
+@given(scheme=schemes, username=anything, before=anything, after=anything, rest=anything)
+@example(scheme="redis", username="", before="", after="", rest="h")
+@example(scheme="redis", username="", before="1?client_name=", after="", rest="h")
+@example(scheme="unix", username="", before="", after="", rest="/run/redis.sock")
+def test_a_password_in_a_url_never_shows(scheme, username, before, after, rest):
+    try:
+        shown = repr(read(f"{scheme}://{username}:{before}{SECRET}{after}@{rest}"))
+    except ConfigurationError as error:
+        shown = f"{error} {error!r} {error.problems}"
+
+    assert SECRET not in shown
+
+
+@given(url=anything | st.lists(anything).map("".join) | st.text().map("redis://{}".format))
+def test_any_text_is_a_url_or_a_configuration_error(url):
+    try:
+        config = read(url)
+    except ConfigurationError:
+        return
+    assert isinstance(config.pool_arguments(), dict)
+
+
+@pytest.mark.parametrize("key", [each.name for each in fields(RedisConfig)] + ["url", "bogus"])
+def test_no_message_repeats_a_value(key):
+    keys = {"redis.url": "http://h", "redis.timeout": "x"} | {f"redis.{key}": f"redis://:{SECRET}@[h]"}
+
+    with pytest.raises(ConfigurationError) as caught:
+        RedisConfig.from_mapping(keys, "redis.")
+
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+    assert SECRET not in repr(RedisConfig(password=SECRET))
+
+
+SURROGATE = f"{SECRET}\udcff"  # what os.environ makes of a password in Latin-1
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda: read(password=SURROGATE), "redis.password: must be text"),
+        (
+            lambda: read(f"redis://:{SURROGATE}@h"),
+            "redis.url: spaces and unprintable characters must be percent-encoded",
+        ),
+        (lambda: validate_arguments({"password": SURROGATE}), "password: must be text"),
+    ],
+)
+def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
+    with pytest.raises(ConfigurationError) as caught:
+        make()
+
+    assert problem == str(caught.value)
+    # An UnicodeEncodeError, which holds the text, must not travel along.
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+# --- Keyword arguments ---
+
+
+def test_arguments_are_read_as_the_configuration_is():
+    read_as = validate_arguments({"socket_timeout": "200 ms", "timeout": timedelta(seconds=1), "max_connections": "5"})
+
+    assert {"socket_timeout": 0.2, "timeout": 1.0, "max_connections": 5} == read_as
+
+
+@pytest.mark.parametrize("arguments", [{"timeout": None, "password": None}, {"host": 5, "bogus": SECRET}, {}])
+def test_none_and_what_configuration_does_not_know_pass(arguments):
+    assert arguments == validate_arguments(arguments)
+    assert arguments is not validate_arguments(arguments)
+
+
+def test_all_arguments_that_cannot_be_used_are_told_at_once():
+    with pytest.raises(ConfigurationError) as caught:
+        validate_arguments({"timeout": SECRET, "host": 5, "db": -1, "ssl_ca_certs": f"/no/{SECRET}", "protocol": 3})
+
+    expected = {("timeout", TIMESPAN), ("db", "must be a whole number, 0 or more"), ("ssl_ca_certs", BAD_AUTHORITIES)}
+    assert expected == set(caught.value.problems)
+    assert len(expected) == len(caught.value.problems)
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+
+
+# --- The environment ---
+
+
+@pytest.mark.parametrize(
+    ("variable", "key"),
+    [
+        ("REDIS_URL", "redis.url"),
+        ("REDIS_SOCKET_TIMEOUT", "redis.socket_timeout"),
+        ("REDIS_PASSWORD_FILE", "redis.password_file"),
+        ("REDIS_RATE_LIMIT_URL", "redis.rate_limit.url"),
+        ("REDIS_CACHE_SOCKET_CONNECT_TIMEOUT", "redis.cache.socket_connect_timeout"),
+        ("REDIS_TLS_URL", "redis.tls.url"),
+        ("REDIS_2_DB", "redis.2.db"),
+        ("REDIS_URL_URL", "redis.url.url"),
+    ],
+)
+def test_a_variable_becomes_the_key_that_its_name_spells(variable, key, caplog):
+    assert {key: "v"} == config_from_env({variable: "v"})
+    assert {key: "v"} == config_from_env({f"SHOP_{variable}": "v", variable: "other"}, prefix="SHOP_")
+    assert not caplog.messages
+
+
+def test_every_key_has_a_variable():
+    keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url"}
+
+    assert {f"redis.{key}": "v" for key in keys} == config_from_env({f"REDIS_{key.upper()}": "v" for key in keys})
+    assert {f"redis.a_b.{key}": "v" for key in keys} == config_from_env(
+        {f"REDIS_A_B_{key.upper()}": "v" for key in keys}
+    )
+
+
+def test_the_environment_is_a_complete_configuration(monkeypatch):
+    monkeypatch.setitem(os.environ, "SHOP_REDIS_URL", "redis://h")
+    monkeypatch.setitem(os.environ, "SHOP_REDIS_TIMEOUT", "")
+
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(config_from_env(prefix="SHOP_"), "redis.")
+
+
+KUBERNETES = [
+    *("SERVICE_HOST", "SERVICE_PORT", "SERVICE_PORT_6379", "SERVICE_PORT_DB", "PORT", "PORT_6379_TCP"),
+    *("PORT_6379_TCP_PROTO", "PORT_6379_TCP_PORT", "PORT_6379_TCP_ADDR"),
+]
+
+
+@pytest.mark.parametrize("service", ["REDIS", "REDIS_CACHE", "REDIS_MASTER", "REDIS_URL", "REDIS_HOST", "redis"])
+@pytest.mark.parametrize("prefix", ["", "SHOP_"])
+def test_what_kubernetes_sets_is_left_alone(service, prefix, caplog):
+    environ = {f"{prefix}{service}_{name}": "tcp://10.0.0.11:6379" for name in KUBERNETES}
+
+    assert not config_from_env(environ, prefix)
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        *("REDIS__URL", "REDIS_", "REDIS_A__URL", "REDIS", "REDISURL", "AIOREDIS_URL", "AIOREDIS_MONITORED_SERVER"),
+        *("MYREDIS_URL", "MY_REDIS_URL", "my_redis_url", "REDIS_VERSION", "redis_version"),
+        *("REDIS_SENTINEL_MASTER_NAME", "REDIS_KEY_PREFIX", "REDIS_CACHE_TTL", "REDIS_HOST_KEY", "REDIS_USER_AGENT"),
+        *("REDIS_SSL_SESSIONS", "REDIS_CACHE_SSL", "REDIS_SSLED"),
+    ],
+)
+def test_other_variables_are_left_alone(variable, caplog):
+    assert not config_from_env({variable: "v"})
+    assert not caplog.messages
+
+
+NEAR_MISSES = [
+    ("REDIS_MAX_CONECTIONS", "REDIS_MAX_CONNECTIONS"),
+    ("REDIS_ULR", "REDIS_URL"),
+    ("REDIS_URL_", "REDIS_URL"),
+    ("REDIS_CACHE_ULR", "REDIS_CACHE_URL"),
+    ("REDIS_A_MAX_CONECTIONS", "REDIS_A_MAX_CONNECTIONS"),
+    ("REDIS_PASSWD", "REDIS_PASSWORD"),
+    # Other names.
+    ("REDIS_URI", "REDIS_URL"),
+    ("REDIS_CACHE_URI", "REDIS_CACHE_URL"),
+    ("REDIS_RATE_LIMIT_URI", "REDIS_RATE_LIMIT_URL"),
+    ("REDIS_HOST", "REDIS_URL"),
+    ("REDIS_CACHE_HOST", "REDIS_CACHE_URL"),
+    ("REDIS_USER", "REDIS_USERNAME"),
+    ("REDIS_PASS", "REDIS_PASSWORD"),
+    ("REDIS_PWD", "REDIS_PASSWORD"),
+    ("REDIS_DATABASE", "REDIS_DB"),
+    ("REDIS_POOL_SIZE", "REDIS_MAX_CONNECTIONS"),
+    ("REDIS_CACHE_POOL_SIZE", "REDIS_CACHE_MAX_CONNECTIONS"),
+    ("REDIS_KEEPALIVE", "REDIS_SOCKET_KEEPALIVE"),
+    ("REDIS_HEALTH_CHECK", "REDIS_HEALTH_CHECK_INTERVAL"),
+    ("REDIS_SSL_CAFILE", "REDIS_SSL_CA_CERTS"),
+    ("REDIS_SSL_CA_FILE", "REDIS_SSL_CA_CERTS"),
+    ("REDIS_CA_CERTS", "REDIS_SSL_CA_CERTS"),
+    ("REDIS_SSL_VERIFY", "REDIS_SSL_CERT_REQS"),
+    ("REDIS_VERIFY_SSL", "REDIS_SSL_CERT_REQS"),
+    # Other letters.
+    ("REDIS_url", "REDIS_URL"),
+    ("REDIS_cache_URL", "REDIS_CACHE_URL"),
+    ("REDIS_Cache_Url", "REDIS_CACHE_URL"),
+    ("redis_url", "REDIS_URL"),
+    ("Redis_Host", "REDIS_URL"),
+    ("redis_soket_timeout", "REDIS_SOCKET_TIMEOUT"),
+]
+TAKEN_NEAR_MISSES = [
+    ("REDIS_SOKET_TIMEOUT", "REDIS_SOCKET_TIMEOUT"),
+    ("REDIS_CACHE_SOKET_TIMEOUT", "REDIS_CACHE_SOCKET_TIMEOUT"),
+    ("REDIS_CONNECT_TIMEOUT", "REDIS_SOCKET_CONNECT_TIMEOUT"),
+    ("REDIS_CONNECTION_TIMEOUT", "REDIS_SOCKET_CONNECT_TIMEOUT"),
+]
+
+
+@pytest.mark.parametrize(("variable", "meant"), NEAR_MISSES + TAKEN_NEAR_MISSES)
+@pytest.mark.parametrize("prefix", ["", "SHOP_", "shop_"])
+def test_a_near_miss_is_logged_once_without_its_value(variable, meant, prefix, caplog):
+    config_from_env({f"{prefix}{variable}": SECRET}, prefix)
+
+    message = f"Environment variable '{prefix}{variable}': did you mean {prefix}{meant}?"
+    assert [("aioredis_monitored.config", logging.WARNING, message)] == caplog.record_tuples
+    assert SECRET not in repr(vars(caplog.records[0]))
+
+
+@pytest.mark.parametrize("variable", [variable for variable, _ in NEAR_MISSES])
+def test_a_near_miss_is_not_taken(variable):
+    assert not config_from_env({variable: "v"})
+
+
+TLS = "rediss:// in {}URL encrypts, redis:// does not"
+RETRIES = "{}RETRIES is how often a command that did not run is tried again"
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        *((f"REDIS_{name}", TLS) for name in ("SSL", "TLS", "USE_SSL", "USE_TLS", "SSL_ENABLED", "TLS_ENABLED")),
+        *((f"REDIS_{name}", RETRIES) for name in ("RETRY", "RETRY_ON_TIMEOUT", "RETRY_ON_ERROR", "MAX_RETRIES")),
+        ("redis_ssl", TLS),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "SHOP_"])
+def test_what_we_do_in_another_way_is_logged_with_it(variable, hint, prefix, caplog):
+    environ = {f"{prefix}{variable}": SECRET, f"{prefix}REDIS_URL": "redis://h"}
+
+    config = config_from_env(environ, prefix)
+
+    message = f"Environment variable '{prefix}{variable}' has no effect: {hint.format(f'{prefix}REDIS_')}"
+    assert [("aioredis_monitored.config", logging.WARNING, message)] == caplog.record_tuples
+    assert SECRET not in repr(vars(caplog.records[0]))
+    assert RedisConfig(host="h") == RedisConfig.from_mapping(config, "redis.")
+
+
+def test_what_we_do_in_another_way_is_logged_for_every_pool(caplog):
+    environ = {
+        "REDIS_CACHE_URL": "redis://h",
+        "REDIS_CACHE_USE_SSL": "1",
+        "REDIS_CACHE_RETRY_ON_TIMEOUT": "1",
+        # A pool called "retry_on".
+        "REDIS_RETRY_ON_URL": "redis://h",
+        "REDIS_RETRY_ON_TIMEOUT": "5",
+    }
+
+    assert "5" == config_from_env(environ)["redis.retry_on.timeout"]
+    variables = ("REDIS_CACHE_USE_SSL", TLS), ("REDIS_CACHE_RETRY_ON_TIMEOUT", RETRIES)
+    assert caplog.messages == [
+        f"Environment variable '{name}' has no effect: {hint.format('REDIS_CACHE_')}" for name, hint in variables
+    ]
+
+
+def test_the_case_of_the_prefix_is_part_of_the_name(caplog):
+    assert {"redis.url": "v"} == config_from_env({"Shop_REDIS_URL": "v"}, "Shop_")
+    assert not config_from_env({"SHOP_REDIS_URL": "v"}, "Shop_")
+    assert ["Environment variable 'SHOP_REDIS_URL': did you mean Shop_REDIS_URL?"] == caplog.messages
+
+
+def test_what_is_there_under_its_right_name_is_not_missed(caplog):
+    assert {"redis.url": "v"} == config_from_env({"REDIS_URL": "v", "REDIS_HOST": "h", "redis_url": "v"})
+    assert not caplog.messages
+
+
+def test_a_name_that_cannot_be_printed_is_logged_all_the_same(caplog):
+    config_from_env({"REDIS_PASSWORD\udcff": SECRET})
+
+    assert [r"Environment variable 'REDIS_PASSWORD\udcff': did you mean REDIS_PASSWORD?"] == caplog.messages
+
+
+def test_a_pool_that_has_a_url_is_not_taken_for_a_misspelling(caplog):
+    environ = {"REDIS_SOCKETS_TIMEOUT": "5", "REDIS_SOCKETS_URL": "redis://h"}
+
+    expected = {"redis.sockets.timeout": "5", "redis.sockets.url": "redis://h"}
+    assert expected == config_from_env(environ)
+    assert not caplog.messages
+
+
+def test_what_is_not_given_is_as_redis_py_has_it():
+    pool = pool_from_config({"redis.url": "rediss://localhost"})
+    connection = pool._template
+
+    assert (0, None, None) == (connection.db, connection.client_name, connection.credential_provider)
+    assert (None, None, False) == (connection.username, connection.password, pool.decodes_replies)
+    assert (ssl.CERT_REQUIRED, True) == (connection.cert_reqs, connection.check_hostname)
+    assert (None, None, None) == (connection.ca_certs, connection.certfile, connection.keyfile)
+    assert connection.ssl_context.min_version is None
