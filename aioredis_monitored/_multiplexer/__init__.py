@@ -7,12 +7,12 @@ from aioredis_monitored._multiplexer.pipeline_adapter import PipelineAdapter
 
 __all__ = [
     "ISOLATE_AFTER",
-    "AttemptFailed",
-    "CommandFuture",
     "DeadlineExceeded",
-    "Multiplexer",
-    "PipelineAdapter",
     "ReplyObserver",
-    "is_protocol_error",
+    "AttemptFailed",
+    "Multiplexer",
+    "CommandFuture",
+    "PipelineAdapter",
     "supports_multiplexing",
+    "is_protocol_error",
 ]

@@ -64,7 +64,7 @@ class _ReplyFuture(asyncio.Future[Any]):
         on_leaving: Called with it when the caller leaves, while somebody has to know.
     """
 
-    __slots__ = ("is_queued", "observer", "on_cancel", "queued_at", "size")
+    __slots__ = ("observer", "on_cancel", "queued_at", "size", "is_queued")
 
     observer: ReplyObserver | None
     size: int

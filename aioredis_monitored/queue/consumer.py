@@ -99,9 +99,9 @@ class Consumer:
         "carriers",
         "id",
         "is_batch",
+        "outcome_unknown",
         "may_be_redelivery",
         "messages",
-        "outcome_unknown",
         "processing",
     )
 
