@@ -245,7 +245,7 @@ class AttributeTable(_Table):
 class ErrorTable(_Table):
     """The errors of the package: what each is to an ``except`` clause, and when it is raised."""
 
-    header = ("error", "is also", "raised when")
+    header = ("error", "is also", "means")
 
     def rows(self) -> Iterator[Sequence[str]]:
         """A row for each error."""
