@@ -135,3 +135,15 @@ def test_every_alert_has_a_runbook():
 
     assert {rule["alert"] for rule in rules} == set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE))
     assert {base + rule["alert"].lower() for rule in rules} == {rule["annotations"]["runbook_url"] for rule in rules}
+
+
+def test_every_file_that_the_internals_name_exists():
+    package = resources.files(aioredis_monitored)
+    text = (ROOT / "docs" / "internals" / "architecture.md").read_text("utf-8")
+    files = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", text))
+    folders = set(re.findall(r"`(\w+)/`", text))
+
+    assert len(files) >= 9
+    assert len(folders) >= 10
+    assert set() == {name for name in files if not package.joinpath(name).is_file()}
+    assert set() == {name for name in folders if not package.joinpath(name).is_dir()}
