@@ -16,6 +16,7 @@ from redis.typing import EncodableT
 from aioredis_monitored._cancellation import cleaning_up, complete_shielded
 from aioredis_monitored._execution.attempts import retry_until_answered
 from aioredis_monitored._execution.fetch import SETTLE_SECONDS
+from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._telemetry.messaging import MessagingOperation, ProcessSpan
 from aioredis_monitored._telemetry.operation import NestedCall, Operation
 from aioredis_monitored._telemetry.spans import MessagingSpec
@@ -112,19 +113,21 @@ class LeaseManager:
         queue, about = self._keys.queue, self._telemetry.take
         fetch = LeaseFetch(consumer, self._keys, self._terms, count, self._telemetry, self._take_script.sha)
         command = ("BLMOVE", queue, consumer.processing, "LEFT", "RIGHT", 0 if isinf(seconds) else seconds)
-        return await self._client.execute_about(about, command, partial(self._fetched, fetch, seconds))
+        return await require_executor(self._client).execute_messaging(
+            self._client, about, command, partial(self._fetched, fetch, seconds)
+        )
 
     async def _fetched(
         self, fetch: LeaseFetch, seconds: float, operation: MessagingOperation | None
     ) -> list[bytes] | None:
         messages: list[bytes] | None
         try:
-            messages = await self._client.fetch_within(fetch, seconds, operation)
+            messages = await require_executor(self._client).fetch_part(self._client, fetch, seconds, operation)
         except NoScriptError:
             if operation is not None:
                 operation.expect_more()
             fetch.send_script()
-            messages = await self._client.fetch_within(fetch, seconds, operation)
+            messages = await require_executor(self._client).fetch_part(self._client, fetch, seconds, operation)
         return messages
 
     def _release(self, consumer: Consumer, *, is_clean: bool) -> None:
@@ -238,7 +241,9 @@ class LeaseManager:
                 f"queue {self._keys.queue!r}: {about.name}", lambda: settle(operation), SETTLE_SECONDS
             )
 
-        await self._client.execute_about(about, ("EVALSHA", script.sha, len(keys), *keys), finished)
+        await require_executor(self._client).execute_messaging(
+            self._client, about, ("EVALSHA", script.sha, len(keys), *keys), finished
+        )
 
     async def _run_nack(
         self, keys: Sequence[str], arguments: Sequence[EncodableT], operation: Operation | None
@@ -273,7 +278,7 @@ class LeaseManager:
 
         async def attempt() -> Any:
             part = None if operation is None else NestedCall(operation)
-            return await script.run_within(part, keys, *arguments)
+            return await script.run_part(part, keys, *arguments)
 
         def note_failure(error: RedisError) -> None:
             nonlocal failure
@@ -306,7 +311,9 @@ class LeaseManager:
                     # Otherwise, another consumer would find that they hold nothing.
                     async with asyncio.timeout_at(deadline):
                         ids = [each.id for each in free]
-                        await self._client.execute_within(None, "ZREM", self._keys.consumers, *ids)
+                        await require_executor(self._client).execute_part(
+                            self._client, None, "ZREM", self._keys.consumers, *ids
+                        )
 
 
 T_co = TypeVar("T_co", covariant=True)

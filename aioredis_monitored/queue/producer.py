@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from redis.typing import EncodableT
 
+from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored.client.client import MonitoredRedisConnection
@@ -70,10 +71,12 @@ class Producer:
         if self._max_length is not None:
             command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
             put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
-            await client.execute_about(telemetry.put_bounded, command, put)
+            await require_executor(client).execute_messaging(client, telemetry.put_bounded, command, put)
         else:
             command = ("RPUSH", self._queue, *messages)
-            depth = await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))
+            depth = await require_executor(client).execute_messaging(
+                client, telemetry.put, command, partial(self._append, messages, is_batch)
+            )
             telemetry.stats.update(depth=depth)
 
     async def _append(
@@ -82,7 +85,9 @@ class Producer:
         if operation is not None:
             operation.set_message_count(len(messages), is_batch=is_batch)
         sealed = self._sealed(messages, operation)
-        depth: int = await self._client.execute_within(operation, "RPUSH", self._queue, *sealed)
+        depth: int = await require_executor(self._client).execute_part(
+            self._client, operation, "RPUSH", self._queue, *sealed
+        )
         return depth
 
     async def _append_in_time(

@@ -11,6 +11,7 @@ from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored._execution.fetch import FETCH
+from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
@@ -92,7 +93,7 @@ class MessageQueue:
         self.name = name
         self.client = _client_of(client)
         self._keys = QueueKeys(name)
-        self._telemetry = QueueTelemetry(self.client.telemetry, name, propagate=propagate)
+        self._telemetry = QueueTelemetry(require_executor(self.client).recorder, name, propagate=propagate)
         self._pop = PopFetch(name, self._telemetry)
         terms = LeaseConfig(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
         # What renews leases must not wait until the one connection of a handle is free.
@@ -293,8 +294,9 @@ class MessageQueue:
         Raises:
             OwnConnectionError: The client, or the application on it, has selected another one.
         """
-        if self.client.databases:
-            message = f"this client has selected database {', '.join(sorted(self.client.databases))}"
+        pin = require_executor(self.client).pin
+        if pin is not None and pin.databases:
+            message = f"this client has selected database {', '.join(sorted(pin.databases))}"
             raise DedicatedConnectionError(f"{message}: a queue needs a pool whose db that is")
 
     async def __aenter__(self) -> Self:
@@ -314,7 +316,7 @@ class MessageQueue:
 
 def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
     if isinstance(client, MonitoredRedisConnection):
-        if client.is_replaced:
+        if require_executor(client).overrides_execute:
             message = f"{type(client).__name__} replaces execute_command, which sees nothing of a queue: pass its pool"
             raise TypeError(message)
         return client
