@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The Python that runs nox is always one of them, so that "nox -s tests" never passes by running nothing.
@@ -77,6 +78,29 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright")
+
+
+@nox.session
+def redispy_next(session: nox.Session) -> None:
+    """Test redis-py's newest version, pre-releases included, for what the package relies on beyond its documentation.
+
+    A version that pyproject.toml admits must pass. No user gets any other one, such as a pre-release or the next major
+    version, with this package, and no commit should fail because of what was published elsewhere meanwhile: with
+    ``-- --report``, as in CI, a failure of such a version is only shown.
+    """
+    requirements = [Requirement(each) for each in nox.project.dependency_groups(PYPROJECT, "tests")]
+    names = {"hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "trustme"}
+    session.install("-e", ".[demo]", *(str(each) for each in requirements if each.name in names))
+    # Whatever pyproject.toml admits; pip says if it does not admit this one.
+    session.install("--pre", "--upgrade", "redis[hiredis]")
+    version = session.run(
+        "python", "-c", "import importlib.metadata as m; print(m.version('redis'), end='')", silent=True
+    )
+    (supported,) = (each for each in map(Requirement, PYPROJECT["project"]["dependencies"]) if each.name == "redis")
+    is_supported = supported.specifier.contains(str(version))
+    session.log(f"redis-py {version}, which pyproject.toml {'admits' if is_supported else 'does not admit'}")
+    codes = [0] if is_supported or "--report" not in session.posargs else range(256)
+    session.run("pytest", "-rf", "tests/integration/test_redispy_contract.py", success_codes=codes)
 
 
 @nox.session

@@ -1,34 +1,36 @@
 """The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing."""
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.client import MonitoredRedisConnection
-from aioredis_monitored.components import Components, redis_connection
-from aioredis_monitored.config import RedisConfig, config_from_env
-from aioredis_monitored.configstore import ConfigStore
-from aioredis_monitored.context import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
+from aioredis_monitored.client.pubsub import MonitoredPubSub
+from aioredis_monitored.components.registry import Components, redis_connection
+from aioredis_monitored.components.store import ConfigStore
+from aioredis_monitored.config.env import config_from_env
+from aioredis_monitored.config.schema import RedisConfig
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import (
     ConfigurationError,
+    DedicatedConnectionError,
     EventLoopError,
     LeaseLostError,
     MonitoredRedisError,
     NoComponentsError,
-    OwnConnectionError,
     PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
     ReplyDecodingError,
     TimedOutError,
 )
-from aioredis_monitored.pipeline import MonitoredRedisPipeline
-from aioredis_monitored.pool import MonitoredConnectionPool, pool_from_config
-from aioredis_monitored.pubsub import MonitoredPubSub
-from aioredis_monitored.queue import MessageQueue
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
     "Components",
     "ConfigStore",
     "ConfigurationError",
+    "DedicatedConnectionError",
     "EventLoopError",
     "LeaseLostError",
     "MessageQueue",
@@ -38,7 +40,6 @@ __all__ = [
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
     "NoComponentsError",
-    "OwnConnectionError",
     "PinnedConnectionLostError",
     "PoolClosedError",
     "PoolExhaustedError",
@@ -53,3 +54,9 @@ __all__ = [
     "pool_from_config",
     "redis_connection",
 ]
+
+# Tracebacks, reprs and the documentation show where users import a class or function from.
+for _name in __all__:
+    if hasattr(globals()[_name], "__module__"):
+        globals()[_name].__module__ = __name__
+del _name

@@ -54,7 +54,7 @@ class PoolExhaustedError(MonitoredRedisError, MaxConnectionsError):
     __module__ = "aioredis_monitored"
 
 
-class OwnConnectionError(MonitoredRedisError, RedisError):
+class DedicatedConnectionError(MonitoredRedisError, RedisError):
     """The command is about its own connection, and was called where every call may get another one.
 
     Or a queue is used on a ``client()`` that has selected another database than that of its pool.
@@ -103,6 +103,6 @@ def cause_of(error: BaseException) -> BaseException | None:
     return None if cause is sys.exc_info()[1] else cause
 
 
-def undecodable(error: UnicodeDecodeError) -> ReplyDecodingError:
+def decoding_error(error: UnicodeDecodeError) -> ReplyDecodingError:
     """The error to raise in place of Python's, at the same place."""
     return ReplyDecodingError(*error.args).with_traceback(error.__traceback__)

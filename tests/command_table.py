@@ -1,4 +1,4 @@
-"""Write ``commands.json``, the table of commands, from what a running server says about itself."""
+"""Write ``_commands/table.json``, the table of commands, from what a running server says about itself."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 import aioredis_monitored
 from aioredis_monitored.testing import RedisServer
 
-TABLE = Path(aioredis_monitored.__file__).with_name("commands.json")
+TABLE = Path(aioredis_monitored.__file__).parent / "_commands" / "table.json"
 
 _FLAGS = {"blocking", "readonly", "write"}
 _SPAN_DEFAULTS = {"keyword": "", "counted": False, "last": 0, "share": 1, "step": 1}

@@ -16,14 +16,14 @@ from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from redis.exceptions import RedisError
 from rich.console import Console
 
+from aioredis_monitored._telemetry.semconv import DB_CLIENT_OPERATION_DURATION
 from aioredis_monitored.cli.render import print_durations, print_waterfalls
 from aioredis_monitored.cli.shop import Shop
-from aioredis_monitored.components import Components
-from aioredis_monitored.config import config_from_env
-from aioredis_monitored.context import RedisContextFactory
+from aioredis_monitored.components.registry import Components
+from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.errors import ConfigurationError
-from aioredis_monitored.pool import pool_from_config
-from aioredis_monitored.telemetry.semconv import DB_CLIENT_OPERATION_DURATION
+from aioredis_monitored.integrations.asgi import RedisContextFactory
+from aioredis_monitored.pool.pool import pool_from_config
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
 
 _COLLECTOR_SECONDS = 2.0

@@ -7,10 +7,10 @@ from uuid import uuid4
 from opentelemetry.trace import SpanKind, Tracer
 from redis.exceptions import ResponseError
 
-from aioredis_monitored.client import MonitoredRedisConnection
-from aioredis_monitored.components import Components, redis_connection
-from aioredis_monitored.context import RedisContextFactory
-from aioredis_monitored.queue import MessageQueue
+from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.components.registry import Components, redis_connection
+from aioredis_monitored.integrations.asgi import RedisContextFactory
+from aioredis_monitored.queue.queue import MessageQueue
 
 _KEYS = ("product:42", "views", "lock:user:7", "stock:42", "cart:7", "orders", "done")
 

@@ -7,7 +7,7 @@ import struct
 from types import TracebackType
 from typing import Self
 
-from aioredis_monitored.patience import shielded
+from aioredis_monitored._cancellation import shielded
 
 _CHUNK = 65536
 _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds

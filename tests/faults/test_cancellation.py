@@ -15,14 +15,8 @@ from starlette.routing import Route
 from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import (
-    Components,
-    MessageQueue,
-    MonitoredRedisConnection,
-    RedisContextFactory,
-    RedisMiddleware,
-)
-from aioredis_monitored.patience import cleaning_up, finish, patiently, shielded
+from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
+from aioredis_monitored._cancellation import cleaning_up, complete_shielded, shielded, wait_shielded
 
 # An await that is cancelled again and again is so some thousand times a second.
 FEW = 20
@@ -64,7 +58,7 @@ async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_cli
 
 
 async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own_server, caplog, monkeypatch):
-    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.5)
+    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with anyio.CancelScope() as scope, caplog.at_level(logging.WARNING):
         async with client.lock("job"):
@@ -397,7 +391,7 @@ async def test_what_fails_to_come_to_its_end_is_logged(caplog):
         await asyncio.sleep(0.01)
         raise LookupError("secret")
 
-    (task,) = await begun(finish("a test", attempt, 5))
+    (task,) = await begun(complete_shielded("a test", attempt, 5))
     task.cancel()
     await asyncio.wait([task])
 
@@ -451,7 +445,7 @@ async def test_waiting_patiently_is_no_busy_loop():
 
     async def wait():
         tasks.append(asyncio.current_task())
-        assert await patiently(future, asyncio.get_running_loop().time() + 60)
+        assert await wait_shielded(future, asyncio.get_running_loop().time() + 60)
 
     async with anyio.create_task_group() as group:
         group.start_soon(wait)

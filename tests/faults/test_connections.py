@@ -137,7 +137,7 @@ async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool,
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     loop = asyncio.get_running_loop()
     await client.mset({f"key:{number}": number for number in range(1_000)})
-    line = client.connection_pool.multiplexer._main.line
+    line = client.connection_pool.multiplexer._main.connection
     idle_from = loop.time()
     await until(lambda: loop.time() > idle_from + 0.02)
 
@@ -148,15 +148,15 @@ async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool,
     if moment != "after the calls":
         leave_a_reply()
     if moment == "seen":
-        await until(line.ended.done)
+        await until(line.closing.done)
     calls = [asyncio.ensure_future(client.get(f"key:{number}")) for number in range(1_000)]
     if moment == "after the calls":
         # When they are made, but not yet written.
         loop.call_soon(leave_a_reply)
 
     assert [b"%d" % number for number in range(1_000)] == await asyncio.gather(*calls)
-    assert line.ended.done()
-    assert line is not client.connection_pool.multiplexer._main.line
+    assert line.closing.done()
+    assert line is not client.connection_pool.multiplexer._main.connection
 
 
 # 3: idle connections that the server has closed

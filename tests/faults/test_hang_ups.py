@@ -9,7 +9,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED, connections
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Late
+from aioredis_monitored._multiplexer import DeadlineExceeded
 from aioredis_monitored.testing import RedisServer
 
 LARGE = 6 * 2**20
@@ -154,11 +154,11 @@ async def test_what_was_lost_twice_goes_alone_once(make_pool):
 
 async def test_a_call_whose_turn_to_go_alone_does_not_come_is_late(client):
     multiplexer = client.connection_pool.multiplexer
-    async with multiplexer.alone(None):
-        with pytest.raises(Late) as late:
-            async with multiplexer.alone(0.01):
+    async with multiplexer.isolated(None):
+        with pytest.raises(DeadlineExceeded) as late:
+            async with multiplexer.isolated(0.01):
                 pass
-    async with multiplexer.alone(600) as left:
+    async with multiplexer.isolated(600) as left:
         assert 0 < left <= 600
 
     assert not late.value.written

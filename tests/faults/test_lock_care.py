@@ -17,7 +17,7 @@ from opentelemetry.trace import StatusCode
 from support.sharing import UNRECORDED, begun, frozen, line_of
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.client.lock import MonitoredLock
 
 DURATION = "db.client.operation.duration"
 HOLD = "aioredis_monitored.lock.hold_time"
@@ -101,7 +101,11 @@ def deleted(inspector, name="job"):
 
 def background():
     """What goes on without its caller."""
-    return [task for task in asyncio.all_tasks() if task.get_coro().__qualname__ in {"_Acquisition._run", "finish"}]
+    return [
+        task
+        for task in asyncio.all_tasks()
+        if task.get_coro().__qualname__ in {"_Acquisition._run", "complete_shielded"}
+    ]
 
 
 async def settled(until):
@@ -278,7 +282,7 @@ async def test_a_lost_answer_is_undone_elsewhere(any_client, proxy, inspector, u
 async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
     any_client, own_server, until, monkeypatch, caplog
 ):
-    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 2)
+    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 2)
     client = any_client(own_server.url)
     await client.ping()
     own_server.freeze()
@@ -291,7 +295,7 @@ async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
             pass
     # It has answered the SET, and does not answer what comes behind that.
     own_server.freeze()
-    calls = line_of(client).inflight.calls
+    calls = line_of(client).inflight.pending
     await until(lambda: calls and calls[0].args[0] == "EVAL" and not line_of(client).inflight.unwritten)
     own_server.thaw()
     time.sleep(4)  # noqa: ASYNC251 - that is the point
@@ -437,7 +441,7 @@ async def test_what_cannot_be_sent_is_not_undone(any_client):
 async def test_a_server_that_stays_away_is_asked_for_five_seconds_at_most(
     make_client, own_server, until, caplog, monkeypatch
 ):
-    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.2)
+    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.2)
     client = make_client(own_server.url, socket_timeout=0.1, retries=0)
     await client.ping()
     async with frozen(own_server):
@@ -744,7 +748,7 @@ async def test_each_tasks_holding_is_measured(client, telemetry, inspector, unti
 async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_go_on(
     make_client, own_server, until, caplog, monkeypatch, how
 ):
-    monkeypatch.setattr("aioredis_monitored.lock._UNDO_SECONDS", 0.5)
+    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     is_held = asyncio.Event()
 
@@ -814,7 +818,7 @@ async def test_a_release_that_is_cancelled_comes_to_its_end(any_client, inspecto
 @pytest.fixture
 def soon(monkeypatch):
     """A task that is being cancelled leaves a release sooner than after a second."""
-    monkeypatch.setattr("aioredis_monitored.lock.SETTLE_SECONDS", 0.1)
+    monkeypatch.setattr("aioredis_monitored.client.lock.SETTLE_SECONDS", 0.1)
 
 
 async def held_by(lock):

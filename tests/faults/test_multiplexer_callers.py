@@ -52,10 +52,10 @@ async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_cal
             for call in first:
                 with pytest.raises(redis.TimeoutError):
                     await call
-            assert (False, False) == (line.is_open, line.ended.done())
+            assert (False, False) == (line.is_open, line.closing.done())
         assert [1] == await asyncio.gather(*last)
 
-        await until(line.ended.done)
+        await until(line.closing.done)
         assert stuck != await client.client_id()
         assert 2 == len(inspector.client_list())
 
@@ -66,7 +66,7 @@ async def test_a_retired_connection_lets_its_callers_have_their_replies(make_poo
     before = await client.client_id()
     async with frozen(own_server):
         calls = await begun(*(client.incr("key") for _ in range(10)))
-        client.connection_pool.renew(math.inf)
+        client.connection_pool.retire_connections(math.inf)
         calls += await begun(*(client.incr("key") for _ in range(10)))
 
     assert list(range(1, 21)) == sorted(await asyncio.gather(*calls))
@@ -134,10 +134,10 @@ async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(mak
             await begun(client.ping())
             await until(task.done)
         elif moment == "just arrived":
-            original = line_of(client).inflight.receive
-            line_of(client).inflight.receive = lambda *args: (original(*args), task.cancel())[0]
+            original = line_of(client).inflight.dispatch
+            line_of(client).inflight.dispatch = lambda *args: (original(*args), task.cancel())[0]
         elif moment == "lost":
-            line_of(client).end(lambda: redis.ConnectionError("cut"))
+            line_of(client).close(lambda: redis.ConnectionError("cut"))
             task.cancel()
         elif moment != "awaited":
             task.cancel()
@@ -167,8 +167,8 @@ async def test_an_orphan_handler_that_raises_harms_neither_the_caller_nor_others
         if moment == "pending":
             call.cancel()
         else:
-            original = line_of(client).inflight.receive
-            line_of(client).inflight.receive = lambda *args: (original(*args), call.cancel())[0]
+            original = line_of(client).inflight.dispatch
+            line_of(client).inflight.dispatch = lambda *args: (original(*args), call.cancel())[0]
 
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -196,13 +196,13 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
     options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 1.5, "timeout": 0.1}
     client = client_of(make_pool, own_server.url, retries=0, **options)
     lane = client.connection_pool.multiplexer._main
-    lane._expire = spied("_expire", lane._expire)
+    lane._on_timeout = spied("_on_timeout", lane._on_timeout)
     var.set("request")
     await client.ping()
     line = line_of(client)
-    for name in ("_flush", "_checked", "_check", "end"):
+    for name in ("_flush", "_on_health_check", "_on_timeout", "close"):
         setattr(line, name, spied(name, getattr(line, name)))
-    line.inflight.receive = spied("receive", line.inflight.receive)
+    line.inflight.dispatch = spied("dispatch", line.inflight.dispatch)
     line._last_active -= 31
     await client.ping()
     async with frozen(own_server):
@@ -212,7 +212,7 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
     async with frozen(own_server):
         calls = await begun(*(client.set("key", VALUE) for _ in range(300)))
         await asyncio.gather(*calls, return_exceptions=True)
-    await until(line.ended.done)
+    await until(line.closing.done)
 
-    names = ["connect", "_flush", "_checked", "_check", "_expire", "receive", "end", "orphan"]
+    names = ["connect", "_flush", "_on_health_check", "_on_timeout", "dispatch", "close", "orphan"]
     assert dict.fromkeys(names, "background") == seen

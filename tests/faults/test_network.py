@@ -8,7 +8,7 @@ import redis.exceptions
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.fetching.aside import aside_of
+from aioredis_monitored._execution.fetch import side_channel_of
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def raised(reply):
 async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # A read without a further attempt, so that it shows.
-    monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: None)
+    monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: None)
     send = Connection._send_packed_command
 
     async def reset_and_send(connection, command):
@@ -81,7 +81,7 @@ async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_
             "pinned": lambda: pinned.echo("last"),
             "watching": lambda: watching.get("last"),
             "subscription": lambda: subscription.subscribe("last"),
-            "aside": lambda: raised(aside_of(client.connection_pool)("ECHO", "last")),
+            "aside": lambda: raised(side_channel_of(client.connection_pool)("ECHO", "last")),
         }[kind]
         with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.WatchError)):
             await call()

@@ -65,7 +65,7 @@ async def test_in_an_outage_callers_do_not_hang_one_after_the_other(make_pool, p
 
     assert {redis.ConnectionError} == set(map(type, replies))
     # Also those whose last attempt the deadline has cut short were in vain.
-    assert client.connection_pool.retry_policy.is_out_of_reach
+    assert client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -83,7 +83,7 @@ async def test_an_outage_is_one_as_well_if_the_event_loop_was_busy_at_the_deadli
         await call
 
     assert 2 == proxy.accepted
-    assert pool.retry_policy.is_out_of_reach
+    assert pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -110,7 +110,7 @@ async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool,
     assert 2 == made[0]
     # None if that was still under way.
     assert {0, 1} >= set(made[1:])
-    assert client.connection_pool.retry_policy.is_out_of_reach
+    assert client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -119,11 +119,11 @@ async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, prox
     client = client_of(make_pool, proxy.url, multiplex=multiplex)
     policy = client.connection_pool.retry_policy
     # As when calls have tried in vain for a whole deadline.
-    policy.is_out_of_reach = True
+    policy.server_unreachable = True
     proxy._upstream = ("127.0.0.1", 1)
     with pytest.raises(redis.ConnectionError):
         await client.incr("key")
-    assert policy.is_out_of_reach
+    assert policy.server_unreachable
     proxy._upstream = (server.host, server.port)
 
     match kind:
@@ -136,7 +136,7 @@ async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, prox
         case "ping":
             await client.connection_pool.ping()
 
-    assert not policy.is_out_of_reach
+    assert not policy.server_unreachable
 
 
 @pytest.mark.parametrize("is_reset", [False, True], ids=["closed", "reset"])

@@ -12,9 +12,9 @@ from support.scripted import scripted
 from support.sharing import begun, frozen
 
 from aioredis_monitored import (
+    DedicatedConnectionError,
     MessageQueue,
     MonitoredRedisConnection,
-    OwnConnectionError,
     PinnedConnectionLostError,
     PoolClosedError,
 )
@@ -348,7 +348,7 @@ async def test_a_client_that_parses_replies_itself_tries_again_too(make_pool, pr
         calling = asyncio.ensure_future(client.incr("key"))
         await tried()
     assert (2, "parsed") == await calling
-    with pytest.raises(OwnConnectionError):
+    with pytest.raises(DedicatedConnectionError):
         await client.wait(0, 10)
 
 

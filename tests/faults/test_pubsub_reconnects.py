@@ -267,13 +267,13 @@ async def test_a_push_handler_does_not_keep_the_report_back(make_client, way, un
 
 
 async def test_a_subscriber_wakes_a_listener_that_pauses(make_client, way, until, monkeypatch, inspector):
-    monkeypatch.setattr("aioredis_monitored.pubsub._seconds_after", lambda _: 600.0)
+    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
     async with make_client(way.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("first")
         await confirmed(pubsub)
         async with listening(pubsub) as (_, heard):
             way.proxy.cut()
-            await until(lambda: pubsub._resumes_at)
+            await until(lambda: pubsub._retry_at)
             await pubsub.subscribe("second")
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
@@ -335,7 +335,7 @@ async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, w
         asked.append(failures)
         return 0.05
 
-    monkeypatch.setattr("aioredis_monitored.pubsub._seconds_after", after)
+    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", after)
     async with make_client(way.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
         await confirmed(pubsub)
@@ -643,7 +643,7 @@ async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, unt
 @pytest.mark.parametrize("phase", ["pausing", "connecting", "reading"])
 async def test_closing_ends_listening_and_gives_the_connection_back(make_client, way, until, phase, monkeypatch):
     if phase == "pausing":
-        monkeypatch.setattr("aioredis_monitored.pubsub._seconds_after", lambda _: 600.0)
+        monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
     client = make_client(way.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")

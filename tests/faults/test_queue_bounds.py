@@ -12,7 +12,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection
-from aioredis_monitored.fetching import waiting
+from aioredis_monitored._execution import fetch as waiting
 
 # What is promised is a second or two; what it would be otherwise, ten minutes.
 BOUND = 15
@@ -157,13 +157,13 @@ async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own
 
 
 async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own_server, operator, until, caplog):
-    putting_back = queue._pop.putting_back
+    putting_back = queue._pop.restore_commands
 
     def put_back(found):
         own_server.freeze()
         return putting_back(found)
 
-    queue._pop.putting_back = put_back
+    queue._pop.restore_commands = put_back
     (getting,) = await begun(queue.get())
     await until(lambda: blocked(operator))
     operator.rpush("mail", PAYLOAD)
@@ -252,7 +252,7 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
     operator.hset("{mail}:n", "other", 1)
     operator.rpush("mail", "message")
     looking = asyncio.Event()
-    past_of = queue._leases.past_of
+    past_of = queue._leases.delivery_counts
 
     async def handle(message):
         pytest.fail("nothing is known of it")
@@ -262,7 +262,7 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
         looking.set()
         return await past_of(consumer)
 
-    queue._leases.past_of = look
+    queue._leases.delivery_counts = look
     working = asyncio.create_task(queue.consume(handle, concurrency=1))
     await looking.wait()
     started = time.monotonic()

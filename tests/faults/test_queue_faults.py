@@ -18,9 +18,9 @@ from aioredis_monitored import (
     PinnedConnectionLostError,
     PoolClosedError,
 )
+from aioredis_monitored._cancellation import complete_shielded, run_to_completion
 from aioredis_monitored.envelope import seal
-from aioredis_monitored.patience import finish, insist
-from aioredis_monitored.retry import may_pass, pauses
+from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
 LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
 
@@ -156,7 +156,7 @@ async def test_what_is_to_come_to_its_end_does():
         attempts.append(asyncio.current_task())
         await asyncio.sleep(0.01)
 
-    (task,) = await begun(finish("what", attempt, 5))
+    (task,) = await begun(complete_shielded("what", attempt, 5))
     task.cancel()
     for _ in range(3):
         await asyncio.sleep(0)
@@ -173,7 +173,7 @@ async def test_what_is_to_come_to_its_end_does():
 async def test_it_does_not_take_for_ever():
     started = time.monotonic()
     with pytest.raises(TimeoutError):
-        await insist(asyncio.Event().wait, 0.01)
+        await run_to_completion(asyncio.Event().wait, 0.01)
 
     assert time.monotonic() - started < 15
 
@@ -270,8 +270,8 @@ async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wan
     impatient = MessageQueue("mail", queue.client, lease=1)
     await impatient.put_many([1, 2])
     async with impatient.take():
-        keeper = impatient._leases._keeper
-        await until(lambda: keeper._keeping is not None)
+        keeper = impatient._leases._renewer
+        await until(lambda: keeper._task is not None)
         keeper.stop()
         async with impatient.take():
             die(inspector, *(consumers := inspector.zrange("{mail}:c", 0, -1)))
@@ -279,7 +279,7 @@ async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wan
 
 
 def test_pauses_double_to_the_longest_and_stay_there():
-    seconds_after = pauses(0.1, 5.0)
+    seconds_after = exponential_backoff(0.1, 5.0)
 
     assert all(0.05 <= seconds_after(1) <= 0.1 and 0.1 <= seconds_after(2) <= 0.2 for _ in range(100))
     assert all(2.5 <= seconds_after(failures) <= 5.0 for failures in (10, 1_023, 1_024, 10**6))
@@ -341,7 +341,7 @@ async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(que
     ],
 )
 def test_what_passes_by_itself_is_waited_for(error, passes):
-    assert passes == may_pass(error)
+    assert passes == is_transient(error)
 
 
 @pytest.mark.parametrize("refused", ["-@scripting", "-ltrim"])

@@ -13,7 +13,8 @@ from support.consuming import blocked, die, held, hold_and_die, living
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored.fetching import fetched, waiting
+from aioredis_monitored._execution import fetch as fetched
+from aioredis_monitored._execution import fetch as waiting
 
 
 @pytest.fixture

@@ -145,7 +145,7 @@ async def test_calls_have_their_own_time_also_when_others_began_to_connect(make_
     client = make_client(own_server.url, socket_timeout=3)
     loop = asyncio.get_running_loop()
     # One attempt each, so that none makes up for that of others.
-    client.connection_pool.retry_policy.is_out_of_reach = True
+    client.connection_pool.retry_policy.server_unreachable = True
     own_server.freeze()
 
     start = loop.time()

@@ -14,7 +14,7 @@ from support.scripted import scripted
 from support.sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
-from aioredis_monitored.multiplexer import Lost, inflight
+from aioredis_monitored._multiplexer import AttemptFailed, inflight
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
@@ -24,7 +24,7 @@ async def shared(client, *args):
     """The reply to a command on the shared connection, which the client would not send there."""
     reply = await client.connection_pool.multiplexer.send(args)
     if isinstance(reply, Exception):
-        raise reply.error if isinstance(reply, Lost) else reply
+        raise reply.error if isinstance(reply, AttemptFailed) else reply
     return reply
 
 
@@ -446,7 +446,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
     client = MonitoredRedisConnection(connection_pool=pool)
     calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
-    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.queued())
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.waiter_count())
     inspector.rpush("list", "element")
     time.sleep(4)  # noqa: ASYNC251 - that is the point
 
@@ -454,7 +454,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
 
 
 async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
     await client.ping()
     own_server.freeze()
@@ -468,7 +468,7 @@ async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, 
 async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
     make_pool, own_server, monkeypatch, until
 ):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 10)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
     await client.ping()
     async with frozen(own_server):
@@ -504,7 +504,7 @@ async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_even
     async with MessageQueue("mail", client.connection_pool) as queue:
         await queue.put(b"message")
         calls = [asyncio.create_task(client.get("large")), asyncio.create_task(queue.get())]
-        await until(lambda: len(line_of(client).inflight.calls) == 2 and not line_of(client).inflight.unwritten)
+        await until(lambda: len(line_of(client).inflight.pending) == 2 and not line_of(client).inflight.unwritten)
         for call in calls:
             call.cancel()
         time.sleep(1.5)  # noqa: ASYNC251 - that is the point

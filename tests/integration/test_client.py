@@ -6,10 +6,11 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from support.internals import recorder_of
 from support.sharing import until_answered
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, MonitoredRedisPipeline
-from aioredis_monitored.lock import MonitoredLock
+from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.testing import RedisServer
 
 
@@ -20,7 +21,7 @@ async def test_it_is_a_redis_client_with_a_pool_of_its_own(server):
         await client.set("key", "value")
 
         assert "value" == await client.get("key")
-        assert "<aioredis_monitored.client.MonitoredRedisConnection(<MonitoredConnectionPool " in repr(client)
+        assert "<aioredis_monitored.MonitoredRedisConnection(<MonitoredConnectionPool " in repr(client)
 
 
 async def test_from_url_owns_its_pool(server):
@@ -73,7 +74,7 @@ async def test_a_plain_pool_works(server, pool_class):
             pipe.incr("key").get("key")
 
             assert [2, b"2"] == await pipe.execute()
-        assert client.telemetry is MonitoredRedisConnection(connection_pool=pool).telemetry
+        assert recorder_of(client) is recorder_of(MonitoredRedisConnection(connection_pool=pool))
 
 
 async def test_a_sentinel_made_pool_works(server):
@@ -137,7 +138,7 @@ async def test_pipeline_takes_both_forms(client, arguments, transaction, name):
 
 
 async def test_pipeline_takes_no_other_name(client):
-    with pytest.raises(TypeError, match="a pipeline's name is text, not bytes"):
+    with pytest.raises(TypeError, match="a pipeline's name must be text, got bytes"):
         client.pipeline(b"cart")
 
 

@@ -11,10 +11,11 @@ from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
 from support.sentences import Sentence
 
-from aioredis_monitored import commands, traits
-from aioredis_monitored.commands import operation_name
-from aioredis_monitored.querytext import query_text
-from aioredis_monitored.traits import server_wait
+from aioredis_monitored._commands import table as commands
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import operation_name
+from aioredis_monitored._commands.traits import blocking_timeout
+from aioredis_monitored._telemetry.query_text import query_text
 
 ROWS = json.loads(command_table.TABLE.read_text())
 
@@ -56,8 +57,8 @@ async def test_the_table_is_what_the_server_says(async_inspector):
 
 
 def keys_of(args):
-    call = commands.parse(args)
-    spans = [span.positions(call.arguments, call.total) for span in call.command.keys]
+    call = commands.parse_command(args)
+    spans = [span.positions(call.arguments, call.total) for span in call.info.keys]
     return sorted(str(call.arguments[position]) for span in spans for position in span)
 
 
@@ -164,7 +165,7 @@ WAITING = {
 }
 
 
-@pytest.mark.parametrize("name", traits._WAITS)
+@pytest.mark.parametrize("name", traits._BLOCKING)
 def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, name):
     skip_without(inspector, name)
     inspector.xgroup_create("stream", "block", mkstream=True)
@@ -174,6 +175,6 @@ def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, 
     inspector.execute_command(*args)
     elapsed = time.perf_counter() - started
 
-    assert server_wait(args) == WAIT
+    assert blocking_timeout(args) == WAIT
     # In seconds, what are milliseconds would be fifty.
     assert WAIT * 0.9 < elapsed < WAIT + 15

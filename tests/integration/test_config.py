@@ -4,19 +4,19 @@ import pytest
 import redis
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
-from aioredis_monitored.traits import traits_of
+from aioredis_monitored._commands.traits import traits_of
 
 
 async def test_the_documented_defaults_are_the_defaults(server, inspector):
     async with pool_from_config({"redis.url": server.url, "redis.client_name": "tested"}) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.zadd("scores", {"member": 1.5})
-        connection = pool._sample
+        connection = pool._template
         (info,) = (each for each in inspector.client_list() if each["name"] == "tested")
 
         assert (50, 20, True) == (pool.max_connections, pool.timeout, pool.multiplexer is not None)
         first, last, none = (
-            pool.retry_policy.pause(
+            pool.retry_policy.next_delay(
                 redis.ConnectionError(), written=False, traits=traits_of(["GET"]), failures=n, elapsed=0
             )
             for n in (1, 20, 21)

@@ -7,7 +7,8 @@ import pytest
 import redis.exceptions
 from support.sharing import begun, until_answered
 
-from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection, configstore
+from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored.components import store as configstore
 
 
 @pytest.fixture
@@ -86,16 +87,16 @@ async def test_the_answers_that_were_asked_for_last_are_kept(store, telemetry):
         for number in numbers:
             await store.get("redis", f"component-{number}", wait=60)
 
-    await ask(*range(configstore._MOST_ENTRIES), 0)
-    assert configstore._MOST_ENTRIES == reads(telemetry)
+    await ask(*range(configstore._MAX_ENTRIES), 0)
+    assert configstore._MAX_ENTRIES == reads(telemetry)
     await ask("one more", 0)
-    assert configstore._MOST_ENTRIES + 1 == reads(telemetry)
+    assert configstore._MAX_ENTRIES + 1 == reads(telemetry)
     # Of all, it was not asked for the longest.
     await ask(1)
-    assert configstore._MOST_ENTRIES + 2 == reads(telemetry)
-    await ask(*range(10_000, 10_000 + 2 * configstore._MOST_ENTRIES))
+    assert configstore._MAX_ENTRIES + 2 == reads(telemetry)
+    await ask(*range(10_000, 10_000 + 2 * configstore._MAX_ENTRIES))
 
-    assert configstore._MOST_ENTRIES == len(store._entries)
+    assert configstore._MAX_ENTRIES == len(store._entries)
 
 
 async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, make_pool, telemetry):
@@ -111,7 +112,7 @@ async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, 
     assert 1000 == reads(telemetry)
     # Now that they have come to their end.
     await store.get("redis", "another")
-    assert configstore._MOST_ENTRIES == len(store._entries)
+    assert configstore._MAX_ENTRIES == len(store._entries)
 
 
 async def test_concurrent_readers_share_one_read(store, telemetry):

@@ -23,7 +23,7 @@ from aioredis_monitored import (
     config_from_env,
     pool_from_config,
 )
-from aioredis_monitored.worker import _seconds_after_refusal
+from aioredis_monitored.queue.worker import _auth_backoff
 
 USER = "app"
 REFUSED = redis.exceptions.AuthenticationError
@@ -525,8 +525,8 @@ async def test_consuming_with_a_static_password_ends_when_that_is_refused(client
 
 
 def test_the_pauses_of_a_consumer_whose_credentials_are_refused_grow_to_half_a_minute():
-    assert _seconds_after_refusal(1) <= 0.1
-    assert all(15 <= _seconds_after_refusal(failures) <= 30 for failures in (20, 50, 10_000))
+    assert _auth_backoff(1) <= 0.1
+    assert all(15 <= _auth_backoff(failures) <= 30 for failures in (20, 50, 10_000))
 
 
 # --- A password file ---

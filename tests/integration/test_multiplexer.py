@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, WatchError
 from support.scripted import scripted
 from support.sharing import begun, connections, frozen, line_of
 
-from aioredis_monitored import MonitoredRedisConnection, OwnConnectionError
+from aioredis_monitored import DedicatedConnectionError, MonitoredRedisConnection
 from aioredis_monitored.testing import RedisServer
 
 CALLERS = 1024
@@ -149,7 +149,7 @@ async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server,
 
 async def test_wait_is_refused_where_it_would_count_the_writes_of_another_connection(client):
     for call in (client.wait(0, 1), client.waitaof(0, 0, 1), client.execute_command("wait", 0, 1)):
-        with pytest.raises(OwnConnectionError, match=r"(?i)^wait.* counts the writes of its own connection"):
+        with pytest.raises(DedicatedConnectionError, match=r"(?i)^wait.* counts the writes of its own connection"):
             await call
 
 
@@ -429,7 +429,7 @@ async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(ma
         calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
         await asyncio.sleep(0)
         await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "somebody"}))
-        line_of(client).end(lambda: ConnectionError("broken"))
+        line_of(client).close(lambda: ConnectionError("broken"))
 
         assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]
         await pool.aclose()
@@ -442,7 +442,7 @@ async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
     value = bytearray(b"before")
     call = asyncio.ensure_future(client.set("key", value))
     await asyncio.sleep(0)
-    line_of(client).end(lambda: ConnectionError("broken"))
+    line_of(client).close(lambda: ConnectionError("broken"))
     value[:] = b"behind"
 
     assert await call
@@ -457,6 +457,6 @@ async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, mak
     line = line_of(client)
     async with frozen_with(server, client.ping()) as calls:
         line.retire()
-        assert not line.ended.done()
+        assert not line.closing.done()
         calls[0].cancel()
-        await until(line.ended.done)
+        await until(line.closing.done)

@@ -25,8 +25,8 @@ from aioredis_monitored import (
     PoolClosedError,
     PoolExhaustedError,
 )
-from aioredis_monitored.multiplexer import can_share, inflight
-from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored._multiplexer import inflight, supports_multiplexing
+from aioredis_monitored._redispy.connections import with_safe_send
 
 # As large as a request on the first connection may be.
 VALUE = b"x" * 60_000
@@ -40,20 +40,20 @@ LARGE = b"x" * 200_000
 async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
     make_pool, own_server, monkeypatch, count, value
 ):
-    monkeypatch.setattr(inflight, "MOST_CALLS", 1000)
+    monkeypatch.setattr(inflight, "MAX_PENDING", 1000)
     client = client_of(make_pool, own_server.url)
     await client.ping()
     multiplexer = client.connection_pool.multiplexer
     async with frozen(own_server):
         calls = await begun(*(client.rpush("list", b"%05d" % number + value) for number in range(count)))
         in_flight = multiplexer.in_flight()
-        assert count == in_flight + multiplexer.waiting()
-        assert (1000 if not value else inflight.MOST_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
-        assert multiplexer._main.line.inflight.size < inflight.MOST_BYTES + len(VALUE) + 100
+        assert count == in_flight + multiplexer.queued()
+        assert (1000 if not value else inflight.MAX_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
+        assert multiplexer._main.connection.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
 
     assert list(range(1, count + 1)) == await asyncio.gather(*calls)
     assert [b"%05d" % number for number in range(count)] == [item[:5] for item in await client.lrange("list", 0, -1)]
-    assert (0, 0) == (multiplexer.in_flight(), multiplexer.waiting())
+    assert (0, 0) == (multiplexer.in_flight(), multiplexer.queued())
 
 
 async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
@@ -71,7 +71,7 @@ async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
 
 
 async def test_a_call_larger_than_all_room_goes_alone(client):
-    value = b"x" * (inflight.MOST_BYTES + 1)
+    value = b"x" * (inflight.MAX_BYTES + 1)
 
     replies = await asyncio.gather(*(client.echo(value) for _ in range(2)), client.echo(1))
 
@@ -93,7 +93,7 @@ async def main(url, size):
     tasks = [asyncio.ensure_future(client.set("key", value)) for _ in range(100_000)]
     for _ in range(10):
         await asyncio.sleep(0)
-    assert client.connection_pool.multiplexer.in_flight() + client.connection_pool.multiplexer.waiting() == len(tasks)
+    assert client.connection_pool.multiplexer.in_flight() + client.connection_pool.multiplexer.queued() == len(tasks)
     print(memory("VmRSS") - before, memory("VmHWM") - before, flush=True)
     os._exit(0)
 
@@ -124,8 +124,8 @@ def test_100_000_calls_of_10_kb_to_a_stopped_server_cost_the_bound_beyond_what_t
         process.stdin.flush()
     (least, least_peak), (resident, peak) = [map(int, process.communicate()[0].split()) for process in processes]
 
-    assert resident - least <= 1.2 * inflight.MOST_BYTES
-    assert peak - least_peak <= 1.2 * inflight.MOST_BYTES
+    assert resident - least <= 1.2 * inflight.MAX_BYTES
+    assert peak - least_peak <= 1.2 * inflight.MAX_BYTES
 
 
 # Large values.
@@ -153,7 +153,7 @@ async def test_a_large_reply_is_learnt_and_the_next_one_keeps_nobody_waiting(mak
 
     async with frozen(server):
         calls = await begun(client.get("large"), client.get("small"), client.mget("large"))
-        assert [1, 2] == [lane.in_flight() + len(lane.waiting) for lane in (multiplexer._bulk, multiplexer._main)]
+        assert [1, 2] == [lane.in_flight() + len(lane.queued) for lane in (multiplexer._bulk, multiplexer._main)]
 
     assert [len(LARGE), len(VALUE)] == [len(value) for value in (await asyncio.gather(*calls))[:2]]
     assert 2 == len(connections(inspector))
@@ -173,7 +173,7 @@ async def test_large_values_go_with_the_small_ones_if_the_server_has_no_room_for
 
         admin.config_set("maxclients", 20)
         assert await client.set("key", LARGE)
-        assert client.connection_pool.multiplexer._bulk.line is not None
+        assert client.connection_pool.multiplexer._bulk.connection is not None
 
 
 @pytest.mark.parametrize(("most", "expected"), [(2, 1), (3, 2)])
@@ -196,7 +196,7 @@ async def test_on_closing_what_is_written_finishes_and_what_waits_is_refused_at_
     async with frozen(own_server):
         # On both connections.
         calls = await begun(*(client.set("key", value) for value in [VALUE, LARGE] for _ in range(300)))
-        written, waiting = pool.multiplexer.in_flight(), pool.multiplexer.waiting()
+        written, waiting = pool.multiplexer.in_flight(), pool.multiplexer.queued()
         assert min(written, waiting) > 20
         closing = asyncio.ensure_future(pool.aclose())
         await until(lambda: sum(call.done() for call in calls) == waiting)
@@ -365,8 +365,8 @@ async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_p
 
 @pytest.mark.parametrize("attribute", ["_writer", "_parser"])
 def test_without_redis_pys_private_attributes_nothing_is_shared(attribute):
-    connection = sending_soundly(Connection())
-    assert can_share(connection)
+    connection = with_safe_send(Connection())
+    assert supports_multiplexing(connection)
     delattr(connection, attribute)
 
-    assert not can_share(connection)
+    assert not supports_multiplexing(connection)

@@ -17,7 +17,7 @@ TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
 
 def places(pool):
     """How many are taken and how many are kept."""
-    return len(pool._in_use_connections), int(pool.keeps_place())
+    return len(pool._in_use_connections), int(pool.has_reserved_slot())
 
 
 @pytest.mark.parametrize(("others", "before"), [(1, 1), (1, 0), (3, 3), (3, 2)])
@@ -88,7 +88,7 @@ async def test_a_retired_connection_that_only_owes_itself_a_reply_ends(make_pool
     await until(lambda: client.connection_pool.multiplexer.in_flight() == 2)
     line.retire()
     call.cancel()
-    await until(line.ended.done)
+    await until(line.closing.done)
 
     assert (0, 1) == places(client.connection_pool)
 
@@ -97,8 +97,8 @@ async def test_those_who_leave_a_retired_connection_together_are_looked_for_once
     client = client_of(make_pool, own_server.url, socket_timeout=None)
     await client.ping()
     line, looks = line_of(client), []
-    real = line.inflight.is_awaited
-    monkeypatch.setattr(line.inflight, "is_awaited", lambda now: looks.append(now) or real(now))
+    real = line.inflight.has_waiters
+    monkeypatch.setattr(line.inflight, "has_waiters", lambda now: looks.append(now) or real(now))
     async with frozen(own_server):
         calls = await begun(*(client.get("key") for _ in range(1000)))
         line.retire()
@@ -106,7 +106,7 @@ async def test_those_who_leave_a_retired_connection_together_are_looked_for_once
             call.cancel()
         await asyncio.wait(calls)
 
-        assert line.ended.done()
+        assert line.closing.done()
         assert len(looks) < 5
 
 
@@ -188,11 +188,11 @@ async def retired_while_it_owes(client, proxy, inspector, until):
     line = line_of(client)
     line.retire()
     successor = asyncio.ensure_future(client.get("key"))
-    await until(lambda: len(pool._first) == 1)
+    await until(lambda: len(pool._reserved_waiters) == 1)
     yield blocked, late, successor
     await asyncio.wait([late, successor])
     proxy.silent = False
-    await until(line.ended.done)
+    await until(line.closing.done)
 
 
 async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_pool, proxy, inspector, until):
@@ -214,7 +214,7 @@ async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, pr
     pool = client.connection_pool
     async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, late, successor):
         own = asyncio.ensure_future(client.blpop("list", timeout=0))
-        await until(lambda: len(pool._waiting) == 1)
+        await until(lambda: len(pool._waiters) == 1)
         late.cancel()
         for _ in range(ticks):
             await asyncio.sleep(0)
@@ -250,7 +250,7 @@ async def test_the_place_is_not_that_of_a_connection_which_serves_somebody_else_
     await client.ping()
     line = line_of(client)
     line.retire()
-    await until(line.ended.done)
+    await until(line.closing.done)
     borrowed = await pool.get_connection()
 
     assert borrowed is line.connection

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored.multiplexer import Reply
+from aioredis_monitored._multiplexer import CommandFuture
 
 VALUE = b"x" * 100_000
 
@@ -29,7 +29,7 @@ async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
     pipeline = client.pipeline(transaction=False).set("other", value).get("other")
     calls = [asyncio.ensure_future(call) for call in (client.set(key, value), pipeline.execute())]
     await asyncio.sleep(0)
-    assert 2 == client.connection_pool.multiplexer.waiting()
+    assert 2 == client.connection_pool.multiplexer.queued()
     key[:], value[:] = b"***", b"******"
 
     assert [True, [True, b"before"]] == await asyncio.gather(*calls)
@@ -48,7 +48,7 @@ async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_ser
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
-        most = max(most, client.connection_pool.multiplexer.waiting())
+        most = max(most, client.connection_pool.multiplexer.queued())
     own_server.thaw()
 
     assert await first is None
@@ -161,9 +161,9 @@ async def test_so_many_large_keys_are_remembered_and_no_more(client):
     await client.ping()
     multiplexer = client.connection_pool.multiplexer
     for number in range(2000):
-        call = Reply(loop=asyncio.get_running_loop())
+        call = CommandFuture(loop=asyncio.get_running_loop())
         call.args = ("GET", str(number))
-        multiplexer._learn(call)
+        multiplexer._remember_large(call)
 
     assert 1024 == len(multiplexer._large_keys)
     assert ("GET", "1999") in multiplexer._large_keys

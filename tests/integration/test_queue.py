@@ -8,7 +8,7 @@ import redis.asyncio
 import redis.exceptions
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored import queue as queue_module
+from aioredis_monitored.queue import queue as queue_module
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import redis.asyncio
 from support.sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored.multiplexer.replies import Reply
+from aioredis_monitored._multiplexer.futures import CommandFuture
 
 MESSAGES = 10_000
 CANCELS = 10_000
@@ -32,9 +32,9 @@ def moment_of(task):
     waits_for = task._fut_waiter
     if {"_settle", "settled"} & set(names):
         return "settling"
-    if isinstance(waits_for, Reply):
+    if isinstance(waits_for, CommandFuture):
         return "LPOP read" if waits_for.done() else "LPOP pending"
-    return "BLPOP" if "_hear" in names else "elsewhere"
+    return "BLPOP" if "_read_replies" in names else "elsewhere"
 
 
 class Storm:

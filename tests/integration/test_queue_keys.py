@@ -42,7 +42,7 @@ async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool,
     assert [[b"dead"], [], 0] == [await plain.dead(), await tagged.dead(), await tagged.requeue_dead()]
 
     async with plain.take(0):
-        plain._leases._keeper.stop()
+        plain._leases._renewer.stop()
         (consumer,) = inspector.zrange("{a}:c", 0, -1)
         inspector.zadd("{a}:c", {consumer: 0})
         (waiting,) = await begun(_taken(tagged))

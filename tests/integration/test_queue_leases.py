@@ -255,15 +255,15 @@ async def test_what_is_held_goes_back_when_the_queue_is_let_go_of(queue, inspect
 
 
 async def test_nothing_goes_on_when_a_queue_was_let_go_of(queue, until):
-    keeper = queue._leases._keeper
+    keeper = queue._leases._renewer
     await queue.put(b"message")
     for is_keeping in (True, False):
         async with queue:
             async with queue.take():
-                await until(lambda is_keeping=is_keeping: is_keeping is (keeper._keeping is not None))
+                await until(lambda is_keeping=is_keeping: is_keeping is (keeper._task is not None))
             await queue.put(b"message")
 
-        assert [None, None] == [keeper._timer, keeper._keeping]
+        assert [None, None] == [keeper._timer, keeper._task]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import redis.exceptions
 from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, frozen
 
-from aioredis_monitored import MessageQueue, MonitoredRedisConnection, OwnConnectionError, TimedOutError
+from aioredis_monitored import DedicatedConnectionError, MessageQueue, MonitoredRedisConnection, TimedOutError
 
 KINDS = {
     "shared": {},
@@ -314,8 +314,8 @@ async def test_a_queue_is_in_no_other_database_than_its_pools(make_client, serve
             queue.put(b"2"),
             queue.put_many([b"2"]),
         ):
-            with pytest.raises(OwnConnectionError, match=reason):
+            with pytest.raises(DedicatedConnectionError, match=reason):
                 await call
         for take in (queue.take, lambda: queue.take_many(2)):
-            with pytest.raises(OwnConnectionError, match=reason):
+            with pytest.raises(DedicatedConnectionError, match=reason):
                 take()

@@ -14,7 +14,7 @@ from support.consuming import blocked, held
 from support.sharing import UNRECORDED, begun, client_of, connections
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored import worker as worker_module
+from aioredis_monitored.queue import worker as worker_module
 
 
 @pytest.fixture
@@ -247,7 +247,7 @@ async def test_it_ends_at_once_while_there_is_nothing_to_do_or_a_failure_waits(
         failed.append(message)
         raise ValueError(message)
 
-    monkeypatch.setattr(worker_module, "_seconds_after", lambda _: 600.0)
+    monkeypatch.setattr(worker_module, "_failure_backoff", lambda _: 600.0)
     await queue.put(b"message")
     worker = consume(queue, fail, concurrency=1)
     await until(lambda: failed)

@@ -15,10 +15,7 @@ from redis import exceptions as errors
 from support.scripted import scripted
 from support.sharing import line_of
 
-from aioredis_monitored import (
-    MonitoredRedisConnection,
-    pool_from_config,
-)
+from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import RedisServer
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False])
@@ -318,7 +315,7 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
     assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError | redis.TimeoutError)
     assert [command] * 2 == asked
     # It is slow, but there.
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -338,7 +335,7 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
             await call
 
     # It takes connections and answers nothing.
-    assert client.connection_pool.retry_policy.is_out_of_reach
+    assert client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -361,7 +358,7 @@ async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_p
         await client.connection_pool.aclose()
 
     assert [b"MULTI"] == asked
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -445,7 +442,7 @@ async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline
         await client.connection_pool.aclose()
 
     assert 1 == len(asked)
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
 
 
 @BOTH
@@ -454,7 +451,7 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
 ):
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
     # Long enough for the others to take its place.
-    monkeypatch.setattr(client.connection_pool.retry_policy, "pause", lambda *_, **__: 1.0)
+    monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: 1.0)
     upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
     call = asyncio.ensure_future(client.client_setname("name"))
     await until(lambda: proxy.accepted == 1 and not client.connection_pool._in_use_connections)
@@ -465,7 +462,7 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
     with pytest.raises(redis.ConnectionError):
         await call
 
-    assert not client.connection_pool.retry_policy.is_out_of_reach
+    assert not client.connection_pool.retry_policy.server_unreachable
     inspector.rpush("list", *range(len(blocked)))
     await asyncio.gather(*blocked)
 

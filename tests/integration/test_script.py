@@ -7,13 +7,14 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import StatusCode
+from support.internals import recorder_of
 from support.scripted import scripted
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.script import MonitoredScript
-from aioredis_monitored.telemetry.options import TelemetryOptions
-from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored.client.script import MonitoredScript
+from aioredis_monitored.config.telemetry import TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 COUNT = "return redis.call('INCRBY', KEYS[1], ARGV[1])"
@@ -130,9 +131,9 @@ async def test_a_script_knows_where_it_is_run(client, make_pool, server, telemet
     tracer = telemetry.tracer_provider.get_tracer("test")
     script = client.register_script(COUNT)
     span = tracer.start_span("request")
-    request = RequestView(span, 20, at_once=False)
+    request = RequestStats(span, 20, eager=False)
     await script(keys=["counter"], args=[2], client=client.in_context("redis", span, request))
-    request.end()
+    request.close()
     span.end()
 
     assert f"request kind=INTERNAL aioredis_monitored.request.calls=1\n  EVALSHA {script.sha}" == telemetry.tree(
@@ -155,7 +156,7 @@ async def test_its_keys_are_counted_once(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.register_script(COUNT)(keys=["scripted"], args=[1])
     await client.incr("counter")
-    scripted, counter = sorted(client.telemetry.hot_keys.top(2), key=lambda hot: hot.key, reverse=True)
+    scripted, counter = sorted(recorder_of(client).hot_keys.top(2), key=lambda hot: hot.key, reverse=True)
 
     assert ("scripted", "counter") == (scripted.key, counter.key)
     assert scripted.rate == pytest.approx(counter.rate, rel=0.1)

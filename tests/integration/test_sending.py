@@ -13,7 +13,7 @@ from support.consuming import blocked
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection
-from aioredis_monitored.sending import sending_soundly
+from aioredis_monitored._redispy.connections import with_safe_send
 
 KINDS = ["shared", "unshared", "one connection", "plain", "blocking"]
 # More than any of the operations takes before it waits for a reply.
@@ -179,22 +179,22 @@ async def test_only_what_sends_in_redis_pys_way_is_mended():
         async def send_packed_command(self, command, check_health=True):
             await super().send_packed_command(command, check_health)
 
-    assert type(sending_soundly(OwnWay())) is OwnWay
+    assert type(with_safe_send(OwnWay())) is OwnWay
     pretending = object()
-    assert pretending is sending_soundly(pretending)
+    assert pretending is with_safe_send(pretending)
 
     connection = redis.asyncio.Connection(host="127.0.0.1")
     before = repr(connection)
-    assert connection is sending_soundly(connection)
+    assert connection is with_safe_send(connection)
     assert isinstance(connection, AbstractConnection)
     assert before == repr(connection)
     kind = type(connection)
-    assert kind is type(sending_soundly(connection))
+    assert kind is type(with_safe_send(connection))
 
 
 async def test_a_write_that_takes_too_long_is_a_timeout(server, monkeypatch):
     arguments = redis.connection.parse_url(server.url)
-    connection = sending_soundly(redis.asyncio.Connection(**arguments, socket_timeout=600))
+    connection = with_safe_send(redis.asyncio.Connection(**arguments, socket_timeout=600))
     await connection.connect()
     connection.socket_timeout = 0.01
     # On Python 3.12 and 3.13, asyncio's transports take any number of lines without a pause.

@@ -7,7 +7,8 @@ import pytest
 import redis
 from support.sharing import until_answered
 
-from aioredis_monitored import MonitoredRedisConnection, traits
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored._commands import traits
 from aioredis_monitored.testing import RedisServer
 
 # What the server tells of a connection that is about its past alone.
@@ -174,7 +175,7 @@ def is_unknown_here(name, reply):
 
 
 def test_there_is_evidence_for_every_altering_command():
-    assert EVIDENCE.keys() == traits._ALTERS
+    assert EVIDENCE.keys() == traits._ALTERS_CONNECTION
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
@@ -242,7 +243,7 @@ async def test_a_server_that_is_shut_down_is_gone_and_not_asked_twice(make_pool,
         await client.get("key")
 
 
-@pytest.mark.parametrize("name", sorted(traits._HARMLESS))
+@pytest.mark.parametrize("name", sorted(traits._RETRY_SAFE))
 def test_run_twice_it_leaves_no_trace(scratch, raw, name):
     connection, inspector = raw(scratch), redis.Redis.from_url(scratch.url, decode_responses=True)
     with contextlib.closing(inspector):
@@ -286,7 +287,7 @@ async def test_what_ends_a_pause_or_a_script_overtakes_what_waits_for_it(make_po
         "SCRIPT KILL": (client.eval, "while true do end", 0),
         "FUNCTION KILL": (client.fcall, "f", 0),
     }
-    assert endings.keys() == traits._OVERTAKES
+    assert endings.keys() == traits._OUT_OF_BAND
 
     for name, (begin, *arguments) in endings.items():
         calls = [asyncio.ensure_future(call) for call in (begin(*arguments), client.set("key", name))]

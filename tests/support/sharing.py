@@ -10,7 +10,7 @@ from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.trace import NoOpTracerProvider
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.multiplexer import Lost
+from aioredis_monitored._multiplexer import AttemptFailed
 
 # Where what is recorded is not the point, and would take most of the time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
@@ -23,8 +23,8 @@ def client_of(make_pool, url, **options):
 
 async def call_with_orphan_handler(client, handler, *args):
     """The reply to a command, which the handler gets if this is left."""
-    reply = await client.connection_pool.multiplexer.send(args, handler).within(None)
-    if isinstance(reply, Lost):
+    reply = await client.connection_pool.multiplexer.send(args, handler).wait_for(None)
+    if isinstance(reply, AttemptFailed):
         raise reply.error
     return reply
 
@@ -41,7 +41,7 @@ def connections(inspector):
 
 
 def line_of(client):
-    return client.connection_pool.multiplexer._main.line
+    return client.connection_pool.multiplexer._main.connection
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""All that is emitted is in the model of the semantic conventions, or listed in ``own.py`` with a reason."""
+"""All that is emitted is in the model of the semantic conventions, or listed in ``semconv_ext.py`` with a reason."""
 
 import asyncio
 import re
@@ -13,6 +13,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv.schemas import Schemas
 from redis.exceptions import LockError, ResponseError
+from support.internals import recorder_of
 
 from aioredis_monitored import (
     MessageQueue,
@@ -21,9 +22,9 @@ from aioredis_monitored import (
     PoolExhaustedError,
     RedisContextFactory,
 )
-from aioredis_monitored.telemetry import own, semconv
-from aioredis_monitored.telemetry.instruments import SCOPE
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.instruments import SCOPE
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
 # Constants whose emission cannot be provoked here, each with the reason.
@@ -170,7 +171,7 @@ async def tell(client):
         with pytest.raises(LookupError):
             async with queue.take():
                 raise LookupError
-        (view,) = client.telemetry.queues.values()
+        (view,) = recorder_of(client).queues.values()
         deadline = asyncio.get_running_loop().time() + 30
         async with queue.take():
             while view.dead() is None and asyncio.get_running_loop().time() < deadline:
@@ -210,7 +211,7 @@ def emitted(server):
         return asyncio.run(main())
 
 
-OWN = set(texts(own).values())
+OWN = set(texts(semconv_ext).values())
 
 
 def test_the_schema_is_the_one_of_the_package(emitted):
@@ -276,7 +277,7 @@ def test_every_point_has_the_attributes_that_the_conventions_require(emitted):
 
 
 def test_every_event_is_our_own(emitted):
-    assert {own.REPEATED} <= emitted.events
+    assert {semconv_ext.REPEATED} <= emitted.events
     assert set() == emitted.events - OWN
 
 
@@ -288,7 +289,7 @@ def test_every_name_that_we_have_from_the_conventions_is_theirs():
     assert set() == set(texts(semconv).values()) - known
 
 
-@pytest.mark.parametrize("module", [semconv, own], ids=["of the conventions", "our own"])
+@pytest.mark.parametrize("module", [semconv, semconv_ext], ids=["of the conventions", "our own"])
 def test_no_name_is_there_without_being_emitted(emitted, module):
     unseen = {name for name, value in texts(module).items() if value not in emitted.texts}
 
@@ -296,7 +297,9 @@ def test_no_name_is_there_without_being_emitted(emitted, module):
 
 
 def test_every_name_of_our_own_has_a_reason():
-    groups = [group for group in getsource(own).split("\n\n") if re.search(r"^[A-Z]\w*: Final", group, re.MULTILINE)]
+    groups = [
+        group for group in getsource(semconv_ext).split("\n\n") if re.search(r"^[A-Z]\w*: Final", group, re.MULTILINE)
+    ]
 
     assert len(groups) > 1
     assert [] == [group for group in groups if not group.startswith("# ")]

@@ -22,10 +22,11 @@ from redis.observability import OTelConfig, get_observability_instance, reset_ob
 from redis.observability.config import MetricGroup
 from redis.observability.metrics import RedisMetricsCollector
 
-from aioredis_monitored import MonitoredRedisConnection, foreign
-from aioredis_monitored.telemetry import native
-from aioredis_monitored.telemetry.attributes import Server
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored._telemetry import coexistence as foreign
+from aioredis_monitored._telemetry import coexistence as native
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import Server
 
 PROGRAM = Path(__file__).parents[1] / "support" / "doubled.py"
 # ddtrace would look for its agent.
@@ -116,7 +117,7 @@ def test_with_redis_pys_own_metrics_each_call_is_one_point_and_that_is_said_once
 
     # redis-py's two are of its blocking client, which has counted the connections.
     assert {"aioredis_monitored": ours, "redis-py": 2} == found["points"]
-    assert [native._SILENCE] == found["logged"]
+    assert [native._NATIVE_METRICS_WARNING] == found["logged"]
 
 
 @pytest.fixture
@@ -291,10 +292,10 @@ async def test_a_plain_pool_keeps_its_retries(proxy):
 
 
 def test_redis_pys_methods_are_told_from_those_that_replace_them(replaced):
-    methods = {foreign.EXECUTE_COMMAND.own, foreign.EXECUTE.own, foreign.EXECUTE_IMMEDIATELY.own}
+    methods = {foreign.EXECUTE_COMMAND.original, foreign.EXECUTE.original, foreign.EXECUTE_IMMEDIATELY.original}
 
     assert {"execute_command", "execute", "immediate_execute_command"} == {method.__name__ for method in methods}
-    assert foreign._own(redis.asyncio.Redis.execute_command) is None
+    assert foreign._original(redis.asyncio.Redis.execute_command) is None
 
 
 async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, replaced, monkeypatch):
@@ -312,16 +313,16 @@ async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, re
     [([MetricGroup.COMMAND, MetricGroup.CSC], 1), ([MetricGroup.CONNECTION_BASIC], 0), (None, 0)],
 )
 def test_only_redis_pys_command_metrics_are_spoken_of(monkeypatch, caplog, groups, expected):
-    monkeypatch.setattr(native, "_told", [])
+    monkeypatch.setattr(native, "_warned", [])
     if groups is not None:
         get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:
-        first, second = Telemetry(Server({}, None)), Telemetry(Server({}, None))
-        first.command_call(("GET", "key"))
-        second.command_call(("GET", "key"))
+        first, second = PoolRecorder(Server({}, None)), PoolRecorder(Server({}, None))
+        first.command_spec(("GET", "key"))
+        second.command_spec(("GET", "key"))
     finally:
         reset_observability_instance()
 
-    assert [native._SILENCE] * expected == [
+    assert [native._NATIVE_METRICS_WARNING] * expected == [
         record.message for record in caplog.records if record.name == "aioredis_monitored.telemetry"
     ]

@@ -3,7 +3,7 @@
 import pytest
 
 from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
-from aioredis_monitored.telemetry import trouble
+from aioredis_monitored._telemetry import guard as trouble
 
 DURATION = "db.client.operation.duration"
 TEMPLATE = "aioredis_monitored.key.template"
@@ -60,7 +60,7 @@ async def test_a_template_of_a_hidden_key_is_an_attribute_all_the_same(make, tel
 
 
 async def test_a_template_function_that_fails_hides_the_key_and_nothing_else(make, telemetry, monkeypatch, caplog):
-    monkeypatch.setattr(trouble, "_reported", set())
+    monkeypatch.setattr(trouble, "_logged", set())
 
     def broken(key):
         raise LookupError(key)
@@ -96,14 +96,14 @@ async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry)
     recorder = make(key_template=lambda key: key).telemetry
     for number in range(900):
         for command in ("GET", "TTL", "TYPE"):
-            call = recorder.command_call((command, f"key:{number}"))
+            call = recorder.command_spec((command, f"key:{number}"))
             assert (command, f"key:{number}") == (
                 call.span_attributes["db.operation.name"],
                 call.span_attributes[TEMPLATE],
             )
-            assert len(recorder._calls) <= 2_000
+            assert len(recorder._specs) <= 2_000
 
-    assert recorder.command_call(("GET", "key:899")) is recorder.command_call(("GET", "key:899"))
+    assert recorder.command_spec(("GET", "key:899")) is recorder.command_spec(("GET", "key:899"))
 
 
 # Hot keys

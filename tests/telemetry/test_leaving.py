@@ -9,7 +9,7 @@ import pytest
 from opentelemetry import trace
 
 from aioredis_monitored import Components, MessageQueue
-from aioredis_monitored.telemetry.ambience import Attached, folded, silence
+from aioredis_monitored._telemetry.context import AttachedContext, nested_in, suppressed
 
 
 @pytest.fixture(autouse=True)
@@ -126,7 +126,7 @@ async def test_an_injected_generator_can_be_closed_by_another_task(server, telem
     assert b"2" == inspector.get("number")
 
 
-@pytest.mark.parametrize("block", [silence, lambda: folded(None)], ids=["silence", "folded"])
+@pytest.mark.parametrize("block", [suppressed, lambda: nested_in(None)], ids=["silence", "folded"])
 def test_a_coroutine_that_is_thrown_away_in_a_block_is_left_in_silence(block):
     async def stuck():
         with block():
@@ -142,7 +142,7 @@ def test_a_coroutine_that_is_thrown_away_in_a_block_is_left_in_silence(block):
 
 
 async def test_what_is_attached_inside_stays():
-    outer = Attached(trace.set_span_in_context(trace.NonRecordingSpan(trace.SpanContext(1, 1, False))))
+    outer = AttachedContext(trace.set_span_in_context(trace.NonRecordingSpan(trace.SpanContext(1, 1, False))))
 
     async def leave():
         inner = trace.NonRecordingSpan(trace.SpanContext(1, 2, False))

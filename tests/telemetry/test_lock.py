@@ -13,9 +13,9 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.lock import MonitoredLock
-from aioredis_monitored.telemetry.options import TelemetryOptions
-from aioredis_monitored.telemetry.request import RequestView
+from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored.client.lock import MonitoredLock
+from aioredis_monitored.config.telemetry import TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 WAIT = "aioredis_monitored.lock.wait_time"
@@ -228,7 +228,7 @@ async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry
     tracer = telemetry.tracer_provider.get_tracer("test")
     with telemetry.block() as block:
         spans = [tracer.start_span(name) for name in ("first", "second")]
-        requests = [RequestView(span, 20, at_once=False) for span in spans]
+        requests = [RequestStats(span, 20, eager=False) for span in spans]
         handles = [client.in_context("redis", span, view) for span, view in zip(spans, requests, strict=True)]
         acquiring = asyncio.ensure_future(handles[0].lock("lock", sleep=0.01).acquire())
         await until(lambda: block.tally(CONTENDED) == {"": 1})
@@ -238,7 +238,7 @@ async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry
         inspector.delete("lock")
         await acquiring
         for request, span in zip(requests, spans, strict=True):
-            request.end()
+            request.close()
             span.end()
 
     # However often it has polled: a request counts what has a span. What it waited for the lock, it was not in Redis.
@@ -336,7 +336,7 @@ async def test_a_client_of_redis_py_can_use_the_lock(server, inspector):
 
 
 @pytest.mark.parametrize("pool_class", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
-async def test_locks_work_on_plain_pools_and_single_connections(server, pool_class, client, telemetry):
+async def test_locks_work_on_plain_recorders_and_single_connections(server, pool_class, client, telemetry):
     async with pool_class.from_url(server.url) as pool, MonitoredRedisConnection(connection_pool=pool).lock("plain"):
         pass
     async with client.client() as single, single.lock("single"):

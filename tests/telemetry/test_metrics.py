@@ -11,14 +11,9 @@ import redis.exceptions
 from opentelemetry.sdk.metrics import MeterProvider
 from support.sharing import begun, client_of, connections, frozen
 
-from aioredis_monitored import (
-    MonitoredConnectionPool,
-    MonitoredRedisConnection,
-    PoolExhaustedError,
-    TelemetryOptions,
-)
-from aioredis_monitored.multiplexer import lag
-from aioredis_monitored.telemetry.instruments import Instruments
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolExhaustedError, TelemetryOptions
+from aioredis_monitored._multiplexer import connection as lag
+from aioredis_monitored._telemetry.instruments import Instruments
 
 POOL = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
@@ -295,14 +290,14 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
 
 
 def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch, caplog):
-    watch = Instruments.watch
+    watch = Instruments.add_pool
 
     def watch_and_read(instruments, pool):
         watch(instruments, pool)
         # As the thread of an exporter may, as soon as they know of it.
         assert {"made": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
 
-    monkeypatch.setattr(Instruments, "watch", watch_and_read)
+    monkeypatch.setattr(Instruments, "add_pool", watch_and_read)
     MonitoredConnectionPool.from_url(server.url, name="made", **telemetry.providers)
 
     assert [] == of_the_sdk(caplog)
@@ -370,7 +365,7 @@ async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, te
 
 
 async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
-    monkeypatch.setattr(lag, "_PAUSE", 0.0)
+    monkeypatch.setattr(lag, "_REPORT_INTERVAL_SECONDS", 0.0)
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     for _ in range(20):
         await asyncio.gather(*(client.get("key") for _ in range(100)))
@@ -395,9 +390,9 @@ async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server,
 async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypatch):
     now, told = [100.0], []
     monkeypatch.setattr(lag, "perf_counter", lambda: now[0])
-    measured = lag.Lag(lambda seconds: told.append(seconds) is None)
+    measured = lag.LoopLagMonitor(lambda seconds: told.append(seconds) is None)
     for lagged, after in ((0.01, 0.0), (0.05, 0.0), (0.02, 0.2), (0.03, 0.2), (0.04, 0.2)):
-        measured.replies_read(now[0])
+        measured.start(now[0])
         now[0] += lagged
         await asyncio.sleep(0)
         now[0] += after

@@ -11,11 +11,7 @@ from opentelemetry import context
 from support import idle
 from support.sharing import begun, frozen
 
-from aioredis_monitored import (
-    ConfigurationError,
-    MonitoredRedisConnection,
-    TelemetryOptions,
-)
+from aioredis_monitored import ConfigurationError, MonitoredRedisConnection, TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 

@@ -20,8 +20,8 @@ from aioredis_monitored import (
     RedisContextFactory,
     __version__,
 )
-from aioredis_monitored.telemetry import semconv
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored._telemetry import semconv
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
 DURATION = "db.client.operation.duration"

@@ -14,7 +14,7 @@ import httpx2
 import pytest
 
 import aioredis_monitored
-from aioredis_monitored import traits
+from aioredis_monitored._commands import traits
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DASHBOARDS = Path(aioredis_monitored.__file__).parent / "dashboards"
@@ -192,12 +192,12 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
 
 def test_latency_leaves_out_all_that_blocks_and_nothing_else():
     patterns = re.findall(r'db_operation_name!~\\?"([^"\\]+)\\?"', ALERTS + json.dumps(DASHBOARD))
-    names = {*traits.TABLE, *traits._WAITS}
+    names = {*traits.TABLE, *traits._BLOCKING}
 
     assert 2 == len(patterns)
     for pattern in patterns:
         left_out = {name for name in names if re.fullmatch(pattern, name)}
-        assert set(traits._WAITS) == left_out
+        assert set(traits._BLOCKING) == left_out
         assert all(re.fullmatch(pattern, text) for name in left_out for text in (name.lower(), f"PIPELINE {name}"))
 
 

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.sockets import is_readable
-from aioredis_monitored.telemetry import trouble
-from aioredis_monitored.telemetry.attributes import Server
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored._redispy.sockets import is_readable
+from aioredis_monitored._telemetry import guard as trouble
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored.testing import TelemetryCapture
 
 DURATION = "db.client.operation.duration"
@@ -162,8 +162,8 @@ async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(cl
     await client.ping()
     call = asyncio.ensure_future(client.get("key"))
     await asyncio.sleep(0)
-    listener = SimpleNamespace(answered=lambda *_: call.cancel())
-    reply = client.connection_pool.multiplexer.send(("PING",), listener=listener)
+    listener = SimpleNamespace(on_reply=lambda *_: call.cancel())
+    reply = client.connection_pool.multiplexer.send(("PING",), observer=listener)
     await asyncio.wait([call])
 
     assert await reply == b"PONG"
@@ -279,7 +279,7 @@ async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, mon
     def refuse(record):
         raise error
 
-    monkeypatch.setattr(trouble, "_reported", set())
+    monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(Broken())
     monkeypatch.setattr(trouble.LOGGER, "filters", [refuse])
     identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
@@ -289,21 +289,21 @@ async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, mon
 
 def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemetry):
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    heard = Telemetry(Server({}, None))
-    assert [False, False, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    heard = PoolRecorder(Server({}, None))
+    assert [False, False, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
-    assert [True, True, False] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    assert [True, True, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
     monkeypatch.setattr(heard.instruments.operation_duration, "_real_instrument", object())
-    assert [True, True, True] == [heard.is_heard(), heard.is_traced, heard.is_measured]
+    assert [True, True, True] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
 
 
 async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):
     pool = make_pool(server.url, decode_responses=True)
 
     assert [True, True, True, False, False] == [
-        pool.surely_decodes(reply) for reply in (None, 1, b"text", b"\xff", [b"text"])
+        pool.is_decodable(reply) for reply in (None, 1, b"text", b"\xff", [b"text"])
     ]
 
 

@@ -22,9 +22,9 @@ from aioredis_monitored import (
     RedisConfig,
     RedisContextFactory,
 )
-from aioredis_monitored.telemetry.options import TelemetryOptions
+from aioredis_monitored._commands.traits import _BLOCKING, counts_connection_writes
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
-from aioredis_monitored.traits import _WAITS, counts_own_writes
 
 WORD, NUMBER = "hunter2", 773155018926
 VALUES = (
@@ -122,7 +122,7 @@ class Fuzz:
         calls += [
             self._execute(self._client.pipeline(None), [args], raise_on_error=False)
             for args in sentences
-            if counts_own_writes(args)
+            if counts_connection_writes(args)
         ]
         while sentences:
             batch = [sentences.pop() for _ in range(min(len(sentences), chance.randint(1, 9)))]
@@ -139,8 +139,8 @@ class Fuzz:
 
     def _sentence(self, name, grammar, chance):
         def value_of(argument):
-            if name in _WAITS and argument["name"] in ("timeout", "milliseconds"):
-                return _WAITS[name][1] / 1000  # a millisecond
+            if name in _BLOCKING and argument["name"] in ("timeout", "milliseconds"):
+                return _BLOCKING[name][1] / 1000  # a millisecond
             if argument["name"] == SHOWN.get(name):
                 return "shown"
             # With numbers in the right places it would look for the secret's address.

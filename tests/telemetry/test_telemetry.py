@@ -18,7 +18,8 @@ from opentelemetry.trace import SpanKind, StatusCode
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
-from aioredis_monitored.telemetry import semconv, trouble
+from aioredis_monitored._telemetry import guard as trouble
+from aioredis_monitored._telemetry import semconv
 from aioredis_monitored.testing import FaultProxy, TelemetryCapture
 
 DURATION = "db.client.operation.duration"
@@ -416,7 +417,7 @@ async def outcomes(client):
 
 @pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd, Cancelling])
 async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry, processor, caplog, monkeypatch):
-    monkeypatch.setattr(trouble, "_reported", set())
+    monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(processor())
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         # The one difference that is meant: what a pipeline writes into the text of an error hides values.

@@ -10,11 +10,11 @@ from redis.asyncio.sentinel import Sentinel
 from support.sharing import begun, frozen, line_of, until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
-from aioredis_monitored.client import _plain_pools
-from aioredis_monitored.multiplexer.inflight import MOST_BYTES
-from aioredis_monitored.multiplexer.line import LARGE
-from aioredis_monitored.telemetry.attributes import server_of
-from aioredis_monitored.telemetry.telemetry import Telemetry
+from aioredis_monitored._multiplexer.connection import LARGE_BYTES
+from aioredis_monitored._multiplexer.inflight import MAX_BYTES
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import server_of
+from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.testing import RedisServer
 
 DURATION = "db.client.operation.duration"
@@ -187,7 +187,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wa
 ):
     pool, paused = make_pool(proxy.url, multiplex=multiplex), []
     proxy._upstream = ("127.0.0.1", 1)
-    monkeypatch.setattr(pool.retry_policy, "pause", lambda *_, **__: paused.append(perf_counter()) or 60.0)
+    monkeypatch.setattr(pool.retry_policy, "next_delay", lambda *_, **__: paused.append(perf_counter()) or 60.0)
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
     await until(lambda: paused)
     kept = await a_while()
@@ -251,7 +251,7 @@ async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, t
     with RedisServer(*monitor) as watcher:
         sentinel = Sentinel([(watcher.host, watcher.port)])
         pool = sentinel.master_for("mymaster").connection_pool
-        _plain_pools[pool] = Telemetry(server_of(pool), **telemetry.providers)
+        _plain_recorders[pool] = PoolRecorder(server_of(pool), **telemetry.providers)
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.set("key", "value")
         await client.pipeline("named", transaction=False).get("key").get("key").execute()
@@ -314,7 +314,7 @@ async def waits_for_room(make_pool, own_server, until, then, *calls):
     await client.ping()
 
     async def fill():
-        await client.set("large", bytes(MOST_BYTES))
+        await client.set("large", bytes(MAX_BYTES))
         # In the tick in which the reply has made room, before what has waited is written.
         then(client)
 
@@ -326,7 +326,7 @@ async def waits_for_room(make_pool, own_server, until, then, *calls):
     return waiting
 
 
-@pytest.mark.parametrize("size", [1, MOST_BYTES], ids=["both are put back", "the second waits on"])
+@pytest.mark.parametrize("size", [1, MAX_BYTES], ids=["both are put back", "the second waits on"])
 async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wait_once(
     make_pool, own_server, telemetry, until, size
 ):
@@ -334,7 +334,7 @@ async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wa
         make_pool,
         own_server,
         until,
-        lambda client: line_of(client).end(lambda: ConnectionError("cut")),
+        lambda client: line_of(client).close(lambda: ConnectionError("cut")),
         lambda client: client.mset({"key": bytes(size)}),
         lambda client: client.get("key"),
     )
@@ -356,7 +356,7 @@ async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it
         limiting.config_set("maxclients", 1)
     began = perf_counter()
     async with frozen(own_server):
-        (call,) = await begun(client.set("large", bytes(LARGE + 1)))
+        (call,) = await begun(client.set("large", bytes(LARGE_BYTES + 1)))
         kept = await a_while()
     assert await call
     rest = perf_counter() - began - kept
@@ -381,7 +381,7 @@ async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(
     rest = perf_counter() - began - kept
     await client.ping()
     async with frozen(own_server):
-        filling, waiting = await begun(client.set("large", bytes(MOST_BYTES)), client.get("key"))
+        filling, waiting = await begun(client.set("large", bytes(MAX_BYTES)), client.get("key"))
         since = asyncio.get_running_loop().time()
         await until(lambda: asyncio.get_running_loop().time() > since + 0.05)
         waiting.cancel()

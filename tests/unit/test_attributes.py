@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aioredis_monitored.attributes import AttributeFilter
+from aioredis_monitored._redispy.attributes import AttributeFilter
 
 NO_REPLY = object()
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioredis_monitored import traits
-from aioredis_monitored.commands import operation_name, stored_procedure
-from aioredis_monitored.querytext import query_text
-from aioredis_monitored.traits import server_wait
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import operation_name, stored_procedure
+from aioredis_monitored._commands.traits import blocking_timeout
+from aioredis_monitored._telemetry.query_text import query_text
 
 ROWS = json.loads(command_table.TABLE.read_text())
 
@@ -20,7 +20,7 @@ SECRET = "hunter2"
 
 
 def test_what_a_server_calls_blocking_has_a_wait():
-    assert {name for name, row in ROWS.items() if "blocking" in row.get("flags", "")} == traits._WAITS.keys()
+    assert {name for name, row in ROWS.items() if "blocking" in row.get("flags", "")} == traits._BLOCKING.keys()
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_stored_procedure(args, procedure):
     ],
 )
 def test_server_wait(args, seconds):
-    assert server_wait(args) == seconds
+    assert blocking_timeout(args) == seconds
 
 
 class Hostile:
@@ -223,4 +223,4 @@ def test_whatever_the_arguments_are_nothing_raises(args, limit):
     assert len(text) <= limit
     for sent in (text, operation_name(args), stored_procedure(args) or ""):
         sent.encode()
-    assert server_wait(args) is None or server_wait(args) > 0
+    assert blocking_timeout(args) is None or blocking_timeout(args) > 0

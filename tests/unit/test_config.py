@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
 from aioredis_monitored import pool_from_config
-from aioredis_monitored.config import RedisConfig, config_from_env, override, read_arguments
+from aioredis_monitored.config.env import config_from_env
+from aioredis_monitored.config.schema import RedisConfig, override, validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 
 EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
@@ -443,7 +444,7 @@ def test_there_is_one_source_of_the_password(password_file):
 @pytest.mark.parametrize("other", [{"password": "p"}, {"credential_provider": object()}], ids=["password", "provider"])
 def test_there_is_one_source_of_the_password_among_arguments(password_file, other):
     with pytest.raises(ConfigurationError) as caught:
-        read_arguments({"password_file": password_file} | other)
+        validate_arguments({"password_file": password_file} | other)
 
     assert f"password_file: cannot be given together with {next(iter(other))}" == str(caught.value)
 
@@ -693,7 +694,7 @@ SURROGATE = f"{SECRET}\udcff"  # what os.environ makes of a password in Latin-1
             lambda: read(f"redis://:{SURROGATE}@h"),
             "redis.url: spaces and unprintable characters must be percent-encoded",
         ),
-        (lambda: read_arguments({"password": SURROGATE}), "password: must be text"),
+        (lambda: validate_arguments({"password": SURROGATE}), "password: must be text"),
     ],
 )
 def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
@@ -709,20 +710,20 @@ def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
 
 
 def test_arguments_are_read_as_the_configuration_is():
-    read_as = read_arguments({"socket_timeout": "200 ms", "timeout": timedelta(seconds=1), "max_connections": "5"})
+    read_as = validate_arguments({"socket_timeout": "200 ms", "timeout": timedelta(seconds=1), "max_connections": "5"})
 
     assert {"socket_timeout": 0.2, "timeout": 1.0, "max_connections": 5} == read_as
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": None, "password": None}, {"host": 5, "bogus": SECRET}, {}])
 def test_none_and_what_configuration_does_not_know_pass(arguments):
-    assert arguments == read_arguments(arguments)
-    assert arguments is not read_arguments(arguments)
+    assert arguments == validate_arguments(arguments)
+    assert arguments is not validate_arguments(arguments)
 
 
 def test_all_arguments_that_cannot_be_used_are_told_at_once():
     with pytest.raises(ConfigurationError) as caught:
-        read_arguments({"timeout": SECRET, "host": 5, "db": -1, "ssl_ca_certs": f"/no/{SECRET}", "protocol": 3})
+        validate_arguments({"timeout": SECRET, "host": 5, "db": -1, "ssl_ca_certs": f"/no/{SECRET}", "protocol": 3})
 
     expected = {("timeout", TIMESPAN), ("db", "must be a whole number, 0 or more"), ("ssl_ca_certs", BAD_AUTHORITIES)}
     assert expected == set(caught.value.problems)
@@ -922,10 +923,10 @@ def test_a_pool_that_has_a_url_is_not_taken_for_a_misspelling(caplog):
 
 def test_what_is_not_given_is_as_redis_py_has_it():
     pool = pool_from_config({"redis.url": "rediss://localhost"})
-    connection = pool._sample
+    connection = pool._template
 
     assert (0, None, None) == (connection.db, connection.client_name, connection.credential_provider)
-    assert (None, None, False) == (connection.username, connection.password, pool.decodes)
+    assert (None, None, False) == (connection.username, connection.password, pool.decodes_replies)
     assert (ssl.CERT_REQUIRED, True) == (connection.cert_reqs, connection.check_hostname)
     assert (None, None, None) == (connection.ca_certs, connection.certfile, connection.keyfile)
     assert connection.ssl_context.min_version is None

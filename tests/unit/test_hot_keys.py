@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioredis_monitored.telemetry import hotkeys
-from aioredis_monitored.telemetry.hotkeys import HotKeys, SpaceSaving
+from aioredis_monitored._telemetry import hotkeys
+from aioredis_monitored._telemetry.hotkeys import HotKeys, SpaceSaving
 
 
 def test_a_share_of_the_calls_finds_the_same(monkeypatch):
@@ -19,7 +19,7 @@ def test_a_share_of_the_calls_finds_the_same(monkeypatch):
     # One key in ten calls, another one in twenty.
     for _ in range(40_000):
         kind = chance.random()
-        keys.see(("GET", "hot" if kind < 0.1 else "warm" if kind < 0.15 else chance.choice(population)))
+        keys.count(("GET", "hot" if kind < 0.1 else "warm" if kind < 0.15 else chance.choice(population)))
 
     top = keys.top(2)
     assert ["hot", "warm"] == [hot.key for hot in top]
@@ -34,7 +34,7 @@ def test_what_was_hot_an_hour_ago_is_not_hot(monkeypatch):
     monkeypatch.setattr(hotkeys, "monotonic", lambda: now[0])
     keys = HotKeys(1.0, None)
     for _ in range(1_000):
-        keys.see(("GET", "old"))
+        keys.count(("GET", "old"))
     assert 1_000 == pytest.approx(keys.top(1)[0].rate, rel=0.02)
     now[0] += 600
     before = keys.top(1)[0].rate
@@ -42,7 +42,7 @@ def test_what_was_hot_an_hour_ago_is_not_hot(monkeypatch):
     assert before / 2 == pytest.approx(keys.top(1)[0].rate, rel=0.02)
     now[0] += 100_000
     assert 0 == pytest.approx(keys.top(1)[0].rate)
-    keys.see(("GET", "new"))
+    keys.count(("GET", "new"))
 
     assert ["new", "old"] == [hot.key for hot in keys.top(2)]
 
@@ -55,7 +55,7 @@ def test_a_steady_rate_is_told_from_the_beginning(monkeypatch):
     for _ in range(3):
         for _ in range(1_000):
             now[0] += 0.01
-            keys.see(("GET", "key"))
+            keys.count(("GET", "key"))
         rates.append(keys.top(1)[0].rate)
 
     assert [100] * 3 == [pytest.approx(rate, rel=0.05) for rate in rates]
@@ -63,14 +63,14 @@ def test_a_steady_rate_is_told_from_the_beginning(monkeypatch):
 
 def test_a_key_that_cannot_be_sent_is_escaped():
     keys = HotKeys(1.0, None)
-    keys.see(("GET", "user:\ud800"))
+    keys.count(("GET", "user:\ud800"))
 
     assert [r"user:\ud800"] == [hot.key for hot in keys.top(1)]
 
 
 def test_a_long_key_is_cut(monkeypatch):
     keys = HotKeys(1.0, None)
-    keys.see(("GET", "x" * 10_000))
+    keys.count(("GET", "x" * 10_000))
 
     assert ["x" * 256] == [hot.key for hot in keys.top(1)]
 
@@ -92,15 +92,15 @@ def test_space_saving_keeps_its_promises(items, most):
 
 
 def test_a_gauge_tells_of_no_more_keys_than_can_be_counted(monkeypatch):
-    monkeypatch.setattr(hotkeys, "_MOST_TOLD", 100)
+    monkeypatch.setattr(hotkeys, "_MAX_REPORTED_KEYS", 100)
     keys = HotKeys(1.0, None)
     told = set()
     for number in range(120):
         for _ in range(number + 1):
-            keys.see(("GET", f"key:{number}"))
-        told.update(key for key, _ in keys.told(1))
+            keys.count(("GET", f"key:{number}"))
+        told.update(key for key, _ in keys.rates(1))
 
     assert 101 == len(told)
     assert "_OTHER" in told
-    assert {("_OTHER", "read")} == keys.told(3).keys()
-    assert sum(hot.rate for hot in keys.top(3)) == pytest.approx(sum(keys.told(3).values()), rel=0.01)
+    assert {("_OTHER", "read")} == keys.rates(3).keys()
+    assert sum(hot.rate for hot in keys.top(3)) == pytest.approx(sum(keys.rates(3).values()), rel=0.01)

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from redis.exceptions import ResponseError
 
-from aioredis_monitored.multiplexer import inflight
-from aioredis_monitored.multiplexer.inflight import NO_REPLY, InFlight
-from aioredis_monitored.multiplexer.replies import Lost, Reply, Run
+from aioredis_monitored._multiplexer import inflight
+from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, CommandFuture
+from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 
 TIMEOUT = 1.0
 PUSH = hiredis.PushNotification([b"invalidate", [b"key"]])
@@ -30,18 +30,18 @@ def loop():
 
 
 def reply_of(loop, size=1, orphan=None):
-    reply = Reply(loop=loop)
-    reply.args, reply.size, reply.listener = ("ECHO", "x"), size, None
-    reply.waits, reply.since, reply.on_leaving = False, 0.0, None
+    reply = CommandFuture(loop=loop)
+    reply.args, reply.size, reply.observer = ("ECHO", "x"), size, None
+    reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
     if orphan is not None:
-        reply.orphan = orphan
+        reply.on_orphan = orphan
     return reply
 
 
 def run_of(loop, length, size=1):
-    run = Run(loop=loop)
-    run.commands, run.replies, run.size, run.listener = [("ECHO", "x")] * length, [], size, None
-    run.waits, run.since, run.on_leaving = False, 0.0, None
+    run = BatchFuture(loop=loop)
+    run.commands, run.replies, run.size, run.observer = [("ECHO", "x")] * length, [], size, None
+    run.is_queued, run.queued_at, run.on_cancel = False, 0.0, None
     return run
 
 
@@ -95,13 +95,13 @@ class AnyOrder(RuleBasedStateMachine):
         self.owed.insert(0 if first else len(self.owed), expected)
         return expected
 
-    @rule(size=st.integers(0, 2 * inflight.MOST_BYTES), has_orphan=st.booleans())
+    @rule(size=st.integers(0, 2 * inflight.MAX_BYTES), has_orphan=st.booleans())
     def a_command_comes(self, size, has_orphan):
         handed = []
         call = reply_of(self.loop, size, handed.append if has_orphan else None)
         expected = self.queue(call, orphaned=handed)
-        assert self.inflight.add(call) == (sum(each.call.size for each in self.owed) < inflight.MOST_BYTES)
-        assert expected.call is self.inflight.calls[-1]
+        assert self.inflight.add(call) == (sum(each.call.size for each in self.owed) < inflight.MAX_BYTES)
+        assert expected.call is self.inflight.pending[-1]
 
     @rule(length=st.integers(1, 4), size=st.integers(0, 100))
     def a_run_comes(self, length, size):
@@ -114,7 +114,7 @@ class AnyOrder(RuleBasedStateMachine):
     def a_health_check_overtakes(self):
         call = reply_of(self.loop, 0)
         self.queue(call, first=True)
-        self.inflight.overtake(call)
+        self.inflight.prepend(call)
 
     @precondition(lambda self: len(self.written()) < len(self.owed))
     @rule(data=st.data())
@@ -150,13 +150,13 @@ class AnyOrder(RuleBasedStateMachine):
             if len(head.replies) < head.length:
                 continue
             if head.outcome is None:
-                head.outcome = [head.replies if isinstance(head.call, Run) else reply]
-            elif head.call.orphan:
+                head.outcome = [head.replies if isinstance(head.call, BatchFuture) else reply]
+            elif head.call.on_orphan:
                 head.handed.append(reply)
             del self.owed[0]
             completed += 1
 
-        assert completed == self.inflight.receive(parser(*replies), self.now)
+        assert completed == self.inflight.dispatch(parser(*replies), self.now)
         spin(self.loop)
 
     @rule()
@@ -177,7 +177,7 @@ class AnyOrder(RuleBasedStateMachine):
             errors.append(ConnectionError())
             return errors[-1]
 
-        unwritten = self.inflight.lose(error)
+        unwritten = self.inflight.fail_written(error)
 
         assert [each.call for each in self.owed[len(written) :]] == unwritten
         assert [(True, error) for error in errors] == [(c.result().written, c.result().error) for c in waiting]
@@ -189,11 +189,11 @@ class AnyOrder(RuleBasedStateMachine):
     @invariant()
     def what_is_counted_is_what_is_owed(self):
         state = self.inflight
-        assert [each.call for each in self.owed] == list(state.calls)
+        assert [each.call for each in self.owed] == list(state.pending)
         assert len(self.owed) - len(self.written()) == state.unwritten
         assert sum(each.call.size for each in self.owed) == state.size
         assert sum(each.call.size for each in self.owed[len(self.written()) :]) == state.unwritten_size
-        assert (state.size >= inflight.MOST_BYTES) == state.is_full()
+        assert (state.size >= inflight.MAX_BYTES) == state.is_full()
 
     @invariant()
     def everyone_has_what_they_should(self):
@@ -207,16 +207,16 @@ class AnyOrder(RuleBasedStateMachine):
     def it_is_stuck_if_it_owes_replies_and_none_came_for_the_timeout(self):
         written = self.written()
         stuck = bool(written) and self.now - max(self.replied, written[0].written_at) >= TIMEOUT
-        assert stuck == self.inflight.is_stuck(self.now)
-        assert (written[0].written_at if written else math.inf) == self.inflight.owes_since()
+        assert stuck == self.inflight.is_stalled(self.now)
+        assert (written[0].written_at if written else math.inf) == self.inflight.oldest_written_at()
         awaited = any(not each.call.done() for each in self.owed)
-        assert (awaited or (not stuck and any(each.call.orphan for each in self.owed))) == self.inflight.is_awaited(
+        assert (awaited or (not stuck and any(each.call.on_orphan for each in self.owed))) == self.inflight.has_waiters(
             self.now
         )
 
     @invariant()
     def nobody_is_looked_after_too_late_or_in_vain(self):
-        check = self.inflight.next_check(self.now)
+        check = self.inflight.next_timeout(self.now)
         if not self.written():
             assert check is None
             return
@@ -232,14 +232,14 @@ test_replies_go_to_whom_they_belong_whatever_happens = AnyOrder.TestCase
 def test_a_reply_that_nobody_is_owed_is_an_error(loop):
     owes = InFlight(TIMEOUT)
     with pytest.raises(LookupError, match="nobody asked for"):
-        owes.receive(parser(b"x"), 0.0)
+        owes.dispatch(parser(b"x"), 0.0)
     written, unwritten = reply_of(loop), reply_of(loop)
     owes.add(written)
     owes.write(1, 0.0)
     owes.add(unwritten)
 
     with pytest.raises(LookupError, match="nobody asked for"):
-        owes.receive(parser(b"mine", b"x"), 0.0)
+        owes.dispatch(parser(b"mine", b"x"), 0.0)
 
     assert (b"mine", False) == (written.result(), unwritten.done())
 
@@ -253,11 +253,11 @@ def test_a_lost_call_is_told_whether_it_was_written(loop, is_written):
     if is_written:
         owes.write(2, 0.0)
 
-    unwritten = owes.lose(lambda: ConnectionError("gone"))
+    unwritten = owes.fail_written(lambda: ConnectionError("gone"))
 
     assert ([] if is_written else [left, call]) == unwritten
-    assert is_written == (call.done() and isinstance(call.result(), Lost) and call.result().written)
-    assert (0, 0, 0) == (owes.size, owes.unwritten, len(owes.calls))
+    assert is_written == (call.done() and isinstance(call.result(), AttemptFailed) and call.result().written)
+    assert (0, 0, 0) == (owes.size, owes.unwritten, len(owes.pending))
 
 
 def test_without_a_timeout_nothing_is_late(loop):
@@ -267,9 +267,9 @@ def test_without_a_timeout_nothing_is_late(loop):
 
     assert ([], False, None, True) == (
         list(owes.overdue(1e9)),
-        owes.is_stuck(1e9),
-        owes.next_check(1e9),
-        owes.is_awaited(1e9),
+        owes.is_stalled(1e9),
+        owes.next_timeout(1e9),
+        owes.has_waiters(1e9),
     )
 
 
@@ -278,7 +278,7 @@ def test_the_replies_to_a_run_have_one_time_for_all(loop):
     owes.add(run)
     owes.write(1, 0.0)
     for number in range(2):
-        owes.receive(parser(number), 0.9)
+        owes.dispatch(parser(number), 0.9)
 
     assert ([], [run]) == (list(owes.overdue(0.9)), list(owes.overdue(1.0)))
 
@@ -293,8 +293,8 @@ def test_what_stands_behind_a_refusal_and_the_end_did_not_run(loop):
         owes.add(call)
     owes.write(4, 0.0)
 
-    owes.receive(parser(b"x", REFUSAL), 0.5)
-    owes.lose(lambda: ConnectionError("gone"))
+    owes.dispatch(parser(b"x", REFUSAL), 0.5)
+    owes.fail_written(lambda: ConnectionError("gone"))
 
     assert (b"x", REFUSAL) == (calls[0].result(), calls[1].result())
     assert [False, False] == [call.result().written for call in (calls[2], batch)]
@@ -306,8 +306,8 @@ def test_a_batch_that_holds_what_was_refused_gets_the_servers_error(loop):
     owes.add(behind)
     owes.write(2, 0.0)
 
-    owes.receive(parser(b"x", REFUSAL), 0.5)
-    owes.lose(lambda: ConnectionError("gone"))
+    owes.dispatch(parser(b"x", REFUSAL), 0.5)
+    owes.fail_written(lambda: ConnectionError("gone"))
 
     assert (True, REFUSAL) == (batch.result().written, batch.result().error)
     assert not behind.result().written
@@ -326,8 +326,8 @@ def test_a_script_whose_arguments_are_too_long_is_refused_as_any_command(loop, i
         owes.add(each)
     owes.write(2, 0.0)
 
-    owes.receive(parser(ResponseError(f"Protocol error: {text}")), 0.5)
-    owes.lose(lambda: ConnectionError("gone"))
+    owes.dispatch(parser(ResponseError(f"Protocol error: {text}")), 0.5)
+    owes.fail_written(lambda: ConnectionError("gone"))
 
     assert not behind.result().written
     assert text in str(call.result().error if is_batch else call.result())
@@ -348,20 +348,20 @@ def test_a_refusal_that_may_be_none_says_nothing(loop, case):
         owes.add(each)
     owes.write(3, 0.0)
 
-    owes.receive(parser(*replies), 0.5)
-    owes.lose(lambda: ConnectionError("gone"))
+    owes.dispatch(parser(*replies), 0.5)
+    owes.fail_written(lambda: ConnectionError("gone"))
 
     assert behind[1].result().written
 
 
 def test_room_is_bounded_in_bytes_and_in_calls(loop):
     owes = InFlight(TIMEOUT)
-    assert owes.add(reply_of(loop, inflight.MOST_BYTES - 1))
+    assert owes.add(reply_of(loop, inflight.MAX_BYTES - 1))
     assert not owes.add(reply_of(loop, 1))
     assert owes.is_full()
     owes = InFlight(TIMEOUT)
 
-    room = [owes.add(reply_of(loop, 0)) for _ in range(inflight.MOST_CALLS)]
+    room = [owes.add(reply_of(loop, 0)) for _ in range(inflight.MAX_PENDING)]
 
-    assert [True] * (inflight.MOST_CALLS - 1) + [False] == room
+    assert [True] * (inflight.MAX_PENDING - 1) + [False] == room
     assert owes.is_full()

@@ -10,7 +10,7 @@ import redis.exceptions
 
 import aioredis_monitored
 from aioredis_monitored import ConfigurationError, ReplyDecodingError
-from aioredis_monitored.multiplexer import Late, Lost
+from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
@@ -59,8 +59,8 @@ def test_the_repr_of_an_error_shows_its_text(kind):
 def test_the_repr_of_a_lost_attempt_shows_the_text_of_its_error():
     error = redis.exceptions.ConnectionError("gone")
 
-    assert "Lost(ConnectionError: gone, written=True)" == repr(Lost(error, written=True))
-    assert "Late(TimeoutError: no reply in time, written=False)" == repr(Late(written=False))
+    assert "AttemptFailed(ConnectionError: gone, written=True)" == repr(AttemptFailed(error, written=True))
+    assert "DeadlineExceeded(TimeoutError: no reply in time, written=False)" == repr(DeadlineExceeded(written=False))
 
 
 def test_every_room_says_its_reason_in_its_first_line():

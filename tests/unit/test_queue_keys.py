@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from aioredis_monitored.leases import Keys
+from aioredis_monitored.queue.consumer import QueueKeys
 
 CONSUMERS = ["0" * 32, "0123456789abcdef" * 2]
 INNER = [":c", ":n", ":dead", ":sweeper", *(f":p:{consumer}" for consumer in CONSUMERS)]
@@ -24,10 +24,10 @@ names = st.recursive(
 def keys_of(name):
     """All keys that a queue of that name may have, unless there can be none."""
     try:
-        keys = Keys(name)
+        keys = QueueKeys(name)
     except ValueError:
         return None
-    return {keys.queue, keys.consumers, keys.counts, keys.dead, keys.sweeper, *map(keys.taken, CONSUMERS)}
+    return {keys.queue, keys.consumers, keys.deliveries, keys.dead, keys.sweeper, *map(keys.processing, CONSUMERS)}
 
 
 @given(names, names)
@@ -42,7 +42,7 @@ def test_no_queue_is_a_key_of_another(name):
     keys = keys_of(name)
     for key in (keys or {name}) - {name}:
         with pytest.raises(ValueError, match="is a key of the queue"):
-            Keys(key)
+            QueueKeys(key)
 
 
 @given(names)
@@ -60,4 +60,4 @@ def test_all_keys_are_different_and_in_the_slot_of_the_list(name):
     ["a", "{a}", "a:dead", "a::dead", "{a}:dead:c", "{a}:", "{a}::", "{a}:p", "{a}:p:1", "{a}:dead ", "{a}b:dead", "c"],
 )
 def test_names_that_merely_look_like_keys_are_names(name):
-    assert name == Keys(name).queue
+    assert name == QueueKeys(name).queue

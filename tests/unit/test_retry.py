@@ -5,14 +5,9 @@ import ssl
 import pytest
 from redis import exceptions as errors
 
-from aioredis_monitored import (
-    OwnConnectionError,
-    PinnedConnectionLostError,
-    PoolClosedError,
-    PoolExhaustedError,
-)
-from aioredis_monitored.retry import RetryPolicy
-from aioredis_monitored.traits import traits_of, traits_of_batch
+from aioredis_monitored import DedicatedConnectionError, PinnedConnectionLostError, PoolClosedError, PoolExhaustedError
+from aioredis_monitored._commands.traits import traits_of, traits_of_batch
+from aioredis_monitored.pool.retry import RetryPolicy
 
 READ, WRITE, SCRIPT = traits_of(["GET"]), traits_of(["INCR"]), traits_of(["EVAL"])
 READS, MIXED = traits_of_batch([["GET"], ["PING"]]), traits_of_batch([["GET"], ["INCR"]])
@@ -53,7 +48,7 @@ RULES = [
     (PoolClosedError("no"), [], []),
     (PinnedConnectionLostError("no"), [], []),
     (PoolExhaustedError("no"), [], []),
-    (OwnConnectionError("no"), [], []),
+    (DedicatedConnectionError("no"), [], []),
     (caused_by(ssl.SSLCertVerificationError("no"), errors.ConnectionError("tls")), [], []),
     (caused_by(ssl.SSLEOFError("cut"), errors.ConnectionError("tls")), ALL, [READ, READS]),
     (caused_by(OSError("refused"), errors.ConnectionError("tcp")), ALL, [READ, READS]),
@@ -70,7 +65,7 @@ RULES = [
 def test_what_may_be_tried_again(error, unwritten, written):
     def may(traits, *, was_written):
         policy = RetryPolicy(20, 0.02, 5.0)
-        return policy.pause(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
+        return policy.next_delay(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
 
     assert [traits in unwritten for traits in ALL] == [may(traits, was_written=False) for traits in ALL]
     assert [traits in written for traits in ALL] == [may(traits, was_written=True) for traits in ALL]
@@ -78,7 +73,7 @@ def test_what_may_be_tried_again(error, unwritten, written):
 
 def failed(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
     error = error or errors.ConnectionError("lost")
-    return policy.pause(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
+    return policy.next_delay(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
 
 
 def test_pauses_double_up_to_half_a_second_and_half_of_each_is_random():
@@ -118,11 +113,11 @@ def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, star
     assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
     # One attempt after a long wait for its turn.
     assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
-    assert not policy.is_out_of_reach
+    assert not policy.server_unreachable
 
     assert failed(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
 
-    assert starts == policy.is_out_of_reach
+    assert starts == policy.server_unreachable
     assert starts == (failed(policy, error, written=written, traits=READ) is None)
 
 
@@ -131,4 +126,4 @@ def test_what_is_never_tried_again_says_nothing_about_an_outage():
 
     assert failed(policy, answer(errors.AuthenticationError), elapsed=2.0) is None
 
-    assert not policy.is_out_of_reach
+    assert not policy.server_unreachable

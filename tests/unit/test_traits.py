@@ -4,11 +4,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aioredis_monitored import traits
-from aioredis_monitored.commands import TABLE
-from aioredis_monitored.traits import traits_of, traits_of_batch
+from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import TABLE
+from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 
-OVERLAYS = ["_ALTERS", "_OVERTAKES", "_HARMLESS", "_RUNS_CODE", "_MAY_WAIT", "_COUNTS_OWN_WRITES", "_WAITS"]
+OVERLAYS = [
+    "_ALTERS_CONNECTION",
+    "_OUT_OF_BAND",
+    "_RETRY_SAFE",
+    "_RUNS_CODE",
+    "_MAY_BLOCK",
+    "_COUNTS_CONNECTION_WRITES",
+    "_BLOCKING",
+]
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
@@ -18,7 +26,7 @@ def test_what_is_kept_by_hand_names_commands_that_there_are(overlay):
 
 # No way of writing a command hides what it does.
 
-NAMES = sorted(traits._ALTERS | traits._OVERTAKES | (traits._WAITS.keys() - traits._MAY_WAIT))
+NAMES = sorted(traits._ALTERS_CONNECTION | traits._OUT_OF_BAND | (traits._BLOCKING.keys() - traits._MAY_BLOCK))
 ODD = st.one_of(
     st.text(max_size=8),
     st.binary(max_size=8),
@@ -49,8 +57,8 @@ def written(draw, words):
 @example(name=["CLIENT" + " " * 70_000 + "REPLY OFF"], arguments=[])
 @example(name=[" " * 70_000 + "SELECT 1"], arguments=[])
 def test_no_argument_list_makes_a_command_share_that_must_not(name, arguments):
-    assert not traits_of([*name, *arguments]).shares
-    assert not traits_of_batch([["GET", "key"], [*name, *arguments]]).shares
+    assert not traits_of([*name, *arguments]).shareable
+    assert not traits_of_batch([["GET", "key"], [*name, *arguments]]).shareable
 
 
 @given(
@@ -62,15 +70,15 @@ def test_no_argument_list_makes_a_command_share_that_must_not(name, arguments):
     arguments=st.lists(ODD, max_size=3),
 )
 def test_no_argument_list_hides_block(name, front, block, arguments):
-    assert not traits_of([*name, *front, *block, *arguments]).shares
+    assert not traits_of([*name, *front, *block, *arguments]).shareable
 
 
 @given(st.lists(st.one_of(ODD, st.sampled_from(sorted(TABLE))), max_size=5))
 def test_whatever_is_asked_about_it_never_raises(args):
     assert traits.Traits is type(traits_of(args))
     assert traits.Traits is type(traits_of_batch([args, args]))
-    traits.server_wait(args)
-    traits.counts_own_writes(args)
+    traits.blocking_timeout(args)
+    traits.counts_connection_writes(args)
 
 
 @pytest.mark.parametrize(

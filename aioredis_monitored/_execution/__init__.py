@@ -1,0 +1,1 @@
+"""How a call is executed: on which connection, in how many attempts, and what becomes of its reply."""

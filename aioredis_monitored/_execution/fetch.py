@@ -1,0 +1,496 @@
+"""Fetching what must not be lost: a message on its way to a caller that leaves is restored.
+
+A fetch polls the shared connection first. If nothing is there, it blocks on a dedicated connection. A caller that is
+cancelled meanwhile leaves within ``SETTLE_SECONDS``: until then, what the server has sent is put back.
+"""
+
+import asyncio
+import builtins
+from asyncio import sleep  # see attempts
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, suppress
+from contextvars import Context
+from functools import partial
+from math import inf
+from time import monotonic
+from typing import Any, Final, Protocol
+
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import (
+    ConnectionError,  # noqa: A004
+    OutOfMemoryError,
+    RedisError,
+    ResponseError,
+    TimeoutError,  # noqa: A004
+)
+
+from aioredis_monitored._cancellation import run_to_completion, shielded, wait_shielded
+from aioredis_monitored._commands.traits import traits_of, traits_of_batch
+from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
+from aioredis_monitored._multiplexer import AttemptFailed
+from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.overrides import connect
+from aioredis_monitored._telemetry.operation import Observer
+from aioredis_monitored._telemetry.spans import MessagingSpec
+from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.retry import exponential_backoff
+
+# The option of execute_command that holds what a command fetches.
+FETCH: Final = "FETCH"
+# The longest that the server is asked to block at a time. Each time, the connection goes back to the pool, where others
+# may need it to acknowledge messages, and a server that is gone is noticed.
+MAX_WAIT_SECONDS: Final = 15.0
+# How long a caller that leaves waits until what was on its way is restored.
+SETTLE_SECONDS: Final = 1.0
+# Before the first attempt to unblock a connection; doubled each time, as UNBLOCK can overtake the blocking command.
+_UNBLOCK_DELAY_SECONDS: Final = 0.005
+# By how much the server's clock and ours may differ about the end of a wait.
+CLOCK_TOLERANCE_SECONDS: Final = 0.01
+# Seconds between two polls while the server has no memory for blocking.
+_poll_backoff = exponential_backoff(0.02, 0.5)
+
+
+class Fetch(Protocol):
+    """What to fetch, and how to restore it.
+
+    Attributes:
+        max_wait: The longest, in seconds, that the server is asked to block at a time.
+        messaging: What the operation is in the terms of the conventions.
+        is_batch: Whether it fetches any number of messages.
+    """
+
+    max_wait: float
+    messaging: MessagingSpec
+    is_batch: bool
+
+    def poll_command(self) -> tuple[Any, ...]:
+        """Return the command that fetches without blocking."""
+
+    def parse_poll(self, reply: Any) -> Any:
+        """Return what its reply brings; ``None`` if it brings nothing."""
+
+    def blocking_commands(self, seconds: float) -> Sequence[tuple[Any, ...]]:
+        """Return the commands of which one blocks for that long."""
+
+    def parse_blocking(self, replies: Sequence[Any]) -> Any:
+        """Return what their replies bring, in which ``None`` stands for errors; ``None`` if they bring nothing."""
+
+    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
+        """Return the commands that restore it; each is tried if the server rejects the one before."""
+
+    def on_empty(self) -> None:
+        """Record that nothing was there."""
+
+    def on_unsettled(self) -> None:
+        """Record that something may be lost."""
+
+
+# Sends a command while another connection blocks; returns a future of its reply, in which errors are values.
+SideChannel = Callable[..., "asyncio.Future[Any]"]
+
+
+def side_channel_of(pool: MonitoredConnectionPool) -> SideChannel:
+    """Open a side channel: the shared connection, or else a spare one.
+
+    Raises:
+        PoolClosedError, EventLoopError: The pool cannot be used.
+    """
+    pool.check_open()
+    if (multiplexer := pool.multiplexer) is not None:
+        return lambda *args: multiplexer.send(args)
+    return spare_channel_of(pool)
+
+
+def spare_channel_of(pool: ConnectionPool) -> SideChannel:
+    """Open a side channel whose every command gets a connection of its own, which the pool does not count."""
+    return lambda *args: asyncio.ensure_future(_send_on_spare_connection(pool, args))
+
+
+async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
+    # redis-py's way to make it, not our pool's: an exhausted pool could give none.
+    connection = with_safe_send(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
+    try:
+        await connection.connect()
+        await connection.send_command(*args)
+        return await connection.read_response()
+    except (RedisError, OSError) as error:
+        return error
+    finally:
+        await connection.disconnect(nowait=True)
+
+
+def is_success(reply: "asyncio.Future[Any]") -> bool:
+    """Whether a command on a side channel has succeeded."""
+    return reply.done() and not reply.cancelled() and not isinstance(reply.result(), Exception)
+
+
+def is_rejected(reply: "asyncio.Future[Any]") -> bool:
+    """Whether the server has answered it with an error."""
+    return reply.done() and not reply.cancelled() and isinstance(reply.result(), ResponseError)
+
+
+# Polling on the shared connection.
+
+
+async def fetch_shared(pool: MonitoredConnectionPool, fetch: Fetch, observer: Observer | None) -> Any:
+    """Poll once on the shared connection; return ``None`` if nothing is there.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call.
+    """
+    args = fetch.poll_command()
+    return await retry(pool, traits_of(args), partial(_poll_shared, pool, fetch, args, observer), 0, observer)
+
+
+async def _poll_shared(
+    pool: MonitoredConnectionPool,
+    fetch: Fetch,
+    args: tuple[Any, ...],
+    observer: Observer | None,
+    seconds: float | None,
+    losses: int,  # noqa: ARG001 - it is never repeated after it was written
+) -> Any:
+    multiplexer = pool.multiplexer
+    if multiplexer is None:
+        raise AttemptFailed(pool.closed_error(), written=False)
+    started = monotonic()
+    restore = _Restore(fetch, partial(side_channel_of, pool))
+    future = multiplexer.send(args, restore, observer)
+    try:
+        reply = await future.wait_for(seconds)
+    except asyncio.CancelledError:
+        # The handler gets the reply, unless none will come.
+        if not future.is_queued and (future.cancelled() or not isinstance(future.result(), AttemptFailed)):
+            await restore.wait_settled()
+        raise
+    if isinstance(reply, Exception):
+        leave_refusing_server(pool, reply, since=started)
+        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
+    pool.retry_policy.server_unreachable = False
+    return fetch.parse_poll(reply)
+
+
+# Blocking on a dedicated connection.
+
+
+async def fetch_in_turns(fetch_once: Callable[[float], Awaitable[Any]], fetch: Fetch, seconds: float) -> Any:
+    """Fetch what arrives in time; between two turns, the connection is given back.
+
+    Args:
+        fetch_once: Fetches what arrives within the given seconds.
+        fetch: What to fetch.
+        seconds: How long all turns may take; 0 polls once.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    found = await fetch_once(min(seconds, fetch.max_wait))
+    while found is None and (left := deadline - loop.time()) > CLOCK_TOLERANCE_SECONDS:
+        found = await fetch_once(min(left, fetch.max_wait))
+    return found
+
+
+async def fetch_blocking(
+    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, observer: Observer | None, acquire: AcquireConnection
+) -> Any:
+    """Fetch what arrives within ``wait`` seconds, in as many attempts as the pool's policy allows.
+
+    Args:
+        pool: The pool of the connections.
+        fetch: What to fetch.
+        wait: How many seconds; 0 polls once.
+        observer: Is given the delays between attempts.
+        acquire: Gives the connection for one attempt.
+
+    Returns:
+        ``None`` if nothing arrives.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that blocks.
+    """
+
+    async def attempt(seconds: float | None, losses: int) -> Any:  # noqa: ARG001 - the connection is dedicated anyway
+        acquired = dedicated_attempt(pool, seconds, acquire())
+        return await fetch_on(acquired, partial(side_channel_of, pool), fetch, wait)
+
+    return await retry(pool, traits_of_batch(fetch.blocking_commands(fetch.max_wait)), attempt, wait, observer)
+
+
+async def fetch_on(
+    acquired: AbstractAsyncContextManager[AbstractConnection],
+    open_side_channel: Callable[[], SideChannel],
+    fetch: Fetch,
+    wait: float,
+) -> Any:
+    """Fetch what arrives within ``wait`` seconds on one connection.
+
+    Args:
+        acquired: Gives the connection.
+        open_side_channel: Opens what unblocks the connection, and restores what it brings in vain.
+        fetch: What to fetch.
+        wait: How many seconds; 0 polls once.
+
+    Returns:
+        ``None`` if nothing arrives.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that blocks.
+    """
+    found = None
+    try:
+        async with acquired as connection:
+            await connect(connection)
+            found = await _BlockingFetch(connection, fetch, open_side_channel()).fetch(wait)
+    except BaseException:
+        if found is not None:
+            # The task may be cancelled while the connection is given back.
+            restore = _Restore(fetch, open_side_channel)
+            restore.start(found)
+            await restore.wait_settled()
+        raise
+    return found
+
+
+class _BlockingFetch:
+    """Fetches on one dedicated connection, and restores what arrives for a caller that has left.
+
+    Args:
+        connection: A connected one.
+        fetch: What to fetch.
+        side_channel: Sends a command while this connection blocks.
+    """
+
+    def __init__(self, connection: AbstractConnection, fetch: Fetch, side_channel: SideChannel) -> None:
+        self._connection = connection
+        self._fetch = fetch
+        self._side_channel = side_channel
+        self._reply_timeout = connection.socket_timeout
+        self._owed = 0
+        self._replies: list[Any] = []
+        self._may_be_unblocked = False
+        # When settling ends after the caller has left, and whether a busy event loop has extended that.
+        self._settle_deadline = inf
+        self._is_extended = False
+
+    async def fetch(self, seconds: float) -> Any:
+        """Return what arrives in time, or is there if that is 0; ``None`` if nothing does.
+
+        Raises:
+            redis.exceptions.ConnectionError: The connection broke; what was on its way is lost.
+            redis.exceptions.TimeoutError: The server does not answer, not even that nothing is there.
+            redis.exceptions.ResponseError: The server's error.
+        """
+        connection, fetch, loop = self._connection, self._fetch, asyncio.get_running_loop()
+        # With a timeout, redis-py would write in steps between which it can be cancelled.
+        connection.socket_timeout = None
+        try:
+            deadline = loop.time() + seconds
+            found = None
+            if seconds == 0 or fetch.is_batch:
+                found = await self._poll()
+            failures = 0
+            while found is None and (left := deadline - loop.time()) > CLOCK_TOLERANCE_SECONDS:
+                wait = min(left, fetch.max_wait)
+                try:
+                    found = await self._ask(fetch.blocking_commands(wait), wait, fetch.parse_blocking)
+                except OutOfMemoryError:
+                    # Blocking may need memory even if nothing arrives; polling needs none.
+                    found = await self._poll()
+                    failures += 1
+                    if found is None:
+                        await sleep(min(left, _poll_backoff(failures)))
+            if found is None:
+                fetch.on_empty()
+            return found
+        finally:
+            connection.socket_timeout = self._reply_timeout
+            if self._owed or self._may_be_unblocked:
+                await connection.disconnect(nowait=True)
+
+    async def _poll(self) -> Any:
+        fetch = self._fetch
+        return await self._ask([fetch.poll_command()], 0, lambda replies: _parse_poll(fetch, replies))
+
+    async def _ask(
+        self, commands: Sequence[tuple[Any, ...]], wait: float, parse: Callable[[Sequence[Any]], Any]
+    ) -> Any:
+        limit = None if self._reply_timeout is None else wait + self._reply_timeout
+        try:
+            async with lag_tolerant_timeout(limit):
+                # CLIENT UNBLOCK needs the connection's id.
+                await self._send(("CLIENT", "ID"), *commands)
+                await self._read_replies()
+        except asyncio.CancelledError:
+            self._begin_to_settle()
+            with suppress(builtins.TimeoutError):
+                # Settling ends before that; otherwise the connection is closed.
+                await run_to_completion(partial(self._settle, parse), 3 * SETTLE_SECONDS)
+            raise
+        except builtins.TimeoutError:
+            raise TimeoutError(f"no reply in {limit:.3g} s") from None
+        _, *replies = self._replies
+        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        found = parse(_without_errors(replies))
+        if error is not None:
+            if found is not None:
+                self._begin_to_settle()
+                await self._restore(found)
+            raise error
+        return found
+
+    async def _send(self, *commands: tuple[Any, ...]) -> None:
+        connection = self._connection
+        self._owed, self._replies = len(commands), []
+        if not connection.is_connected:
+            # redis-py would reconnect.
+            raise ConnectionError("Connection closed.")
+        await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+
+    async def _read_replies(self) -> None:
+        """Read the replies that are owed; it may be cancelled and called again."""
+        while self._owed:
+            try:
+                reply = await self._connection.read_response(True, inf, disconnect_on_error=False)
+            except ResponseError as error:
+                reply = error
+            self._owed -= 1
+            self._replies.append(reply)
+
+    def _begin_to_settle(self) -> None:
+        self._settle_deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
+        self._is_extended = False
+
+    def _may_settle(self) -> bool:
+        """Whether there is time to settle; an event loop that was busy at the deadline gets it once more, to read."""
+        now = asyncio.get_running_loop().time()
+        if not self._is_extended and now - self._settle_deadline > LATE_SECONDS:
+            self._is_extended = True
+            self._settle_deadline = now + SETTLE_SECONDS
+        return now < self._settle_deadline
+
+    async def _settle(self, parse: Callable[[Sequence[Any]], Any]) -> None:
+        """End the blocking command, and restore what it has brought."""
+        unblocking = await self._unblock()
+        if self._owed:
+            self._fetch.on_unsettled()
+        else:
+            found = parse(_without_errors(self._replies[1:]))
+            if found is not None:
+                await self._restore(found)
+        for each in unblocking:
+            if not await wait_shielded(each, self._settle_deadline):
+                # It would unblock the connection's next user.
+                self._may_be_unblocked = True
+                each.cancel()
+
+    async def _unblock(self) -> list["asyncio.Future[Any]"]:
+        unblocking: list[asyncio.Future[Any]] = []
+        delay = _UNBLOCK_DELAY_SECONDS
+        while self._owed and self._may_settle():
+            if self._replies and isinstance(self._replies[0], int):
+                unblocking.append(self._side_channel("CLIENT", "UNBLOCK", self._replies[0]))
+            if not await self._read_for(delay):
+                break
+            delay *= 2
+        return unblocking
+
+    async def _restore(self, found: Any) -> None:
+        for command in self._fetch.restore_commands(found):
+            with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
+                async with self._settle_timeout(inf):
+                    await self._send(command)
+            while self._owed and self._may_settle():
+                if not await self._read_for(inf):
+                    break
+            if self._owed or not isinstance(self._replies[0], Exception):
+                break
+        if self._owed or isinstance(self._replies[0], Exception):
+            self._fetch.on_unsettled()
+
+    async def _read_for(self, seconds: float) -> bool:
+        """Read the replies that are owed, also if this task is cancelled; return whether the connection still works."""
+        try:
+            with shielded():
+                async with self._settle_timeout(seconds):
+                    await self._read_replies()
+        except (asyncio.CancelledError, builtins.TimeoutError):
+            return True
+        except RedisError:
+            return False
+        return True
+
+    def _settle_timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        left = self._settle_deadline - asyncio.get_running_loop().time()
+        return lag_tolerant_timeout(max(0.0, min(seconds, left)))
+
+
+def _parse_poll(fetch: Fetch, replies: Sequence[Any]) -> Any:
+    (reply,) = replies
+    return None if reply is None else fetch.parse_poll(reply)
+
+
+def _without_errors(replies: Sequence[Any]) -> list[Any]:
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
+
+
+class _Restore:
+    """Restores what was fetched for a caller that has left; as an orphan handler, it is called with the reply.
+
+    Args:
+        fetch: What was fetched.
+        open_side_channel: Opens what restores it.
+    """
+
+    __slots__ = ("_commands", "_fetch", "_is_settled", "_open_side_channel", "_waiter")
+
+    def __init__(self, fetch: Fetch, open_side_channel: Callable[[], SideChannel]) -> None:
+        self._fetch = fetch
+        self._open_side_channel = open_side_channel
+        self._is_settled = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._commands: Iterator[tuple[Any, ...]] = iter(())
+
+    def __call__(self, reply: Any) -> None:
+        found = None if isinstance(reply, Exception) else self._fetch.parse_poll(reply)
+        if found is None:
+            self._settle()
+        else:
+            self.start(found)
+
+    def start(self, found: Any) -> None:
+        """Begin to restore it."""
+        self._commands = iter(self._fetch.restore_commands(found))
+        self._try(next(self._commands))
+
+    def _try(self, command: tuple[Any, ...]) -> None:
+        try:
+            restoring = self._open_side_channel()(*command)
+        except RedisError:
+            # The pool was closed.
+            self._fetch.on_unsettled()
+            self._settle()
+        else:
+            restoring.add_done_callback(self._on_reply, context=Context())
+
+    def _on_reply(self, restoring: asyncio.Future[Any]) -> None:
+        if not is_success(restoring):
+            # A rejected command has certainly not run.
+            if is_rejected(restoring) and (command := next(self._commands, None)) is not None:
+                self._try(command)
+                return
+            self._fetch.on_unsettled()
+        self._settle()
+
+    def _settle(self) -> None:
+        self._is_settled = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def wait_settled(self) -> None:
+        """Wait until it is restored, or for ``SETTLE_SECONDS``."""
+        loop = asyncio.get_running_loop()
+        self._waiter = loop.create_future()
+        if not self._is_settled and not await wait_shielded(self._waiter, loop.time() + SETTLE_SECONDS):
+            self._fetch.on_unsettled()

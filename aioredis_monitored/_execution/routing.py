@@ -1,0 +1,462 @@
+"""Which connection a command is sent on, and how its reply gets to the caller.
+
+``CommandExecutor.execute`` is the path of every ordinary command: it writes to the shared connection if the command's
+traits allow that, else to a dedicated one. A client or pipeline that keeps to one connection, or is on a plain pool of
+redis-py, goes through ``execute_dedicated``.
+"""
+
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from inspect import isawaitable
+from math import isinf
+from time import monotonic
+from typing import Any, Self, TypeVar
+
+from opentelemetry.trace import Span
+from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio.client import Pipeline
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ResponseError
+
+from aioredis_monitored._commands.traits import blocking_timeout, traits_of
+from aioredis_monitored._execution.attempts import (
+    dedicated_attempt,
+    dedicated_connection,
+    leave_refusing_server,
+    reject_write_counting,
+    retry_failed,
+)
+from aioredis_monitored._execution.dedicated import dedicated_connections_of
+from aioredis_monitored._execution.fetch import Fetch, fetch_shared
+from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
+from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
+from aioredis_monitored._redispy.overrides import (
+    EMPTY_RESPONSE,
+    NEVER_DECODE,
+    bool_ok,
+    close_after_failure,
+    connect,
+    parse_himport_set,
+    parse_set_result,
+    send_and_parse,
+)
+from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
+from aioredis_monitored._telemetry.messaging import MessagingOperation
+from aioredis_monitored._telemetry.operation import Observer, Operation, observe_call, start_operation
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
+from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+
+T = TypeVar("T")
+
+# The response callbacks that raise for no reply.
+_NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
+# The options that redis-py takes out before it parses a reply; "keys" is for its client-side cache.
+_NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
+_PING = traits_of(("PING",))
+
+
+class CommandExecutor:
+    """Executes the commands of one client, and of the pipelines, locks, scripts and queues on it.
+
+    It does not refer to the client, which is the ``caller`` of each call: a reference cycle would keep a forgotten pool
+    alive.
+
+    Args:
+        pool: The client's pool, of any kind.
+        recorder: Where calls are recorded.
+        server_span: The parent of their spans; ``None`` means the span that is current when a command is called.
+        is_pinned: Whether the client keeps to one connection.
+        shares: Whether the client's own commands may go on the shared connection.
+        overrides_execute: Whether the client's class has an ``execute_command`` of its own, which then sees every
+            command, as in redis-py.
+
+    Attributes:
+        dedicated: The pool's dedicated connections.
+        pin: The connection that the client keeps to; ``None`` if it keeps to none.
+        pool: The pool, if it is a ``MonitoredConnectionPool``.
+        request: What counts the calls of the request that they are part of; default ``None``.
+        shared_pool: The pool, if the client's own commands may go on its shared connection.
+    """
+
+    __slots__ = (
+        "dedicated",
+        "overrides_execute",
+        "pin",
+        "pool",
+        "recorder",
+        "request",
+        "server_span",
+        "shared_pool",
+    )
+
+    def __init__(
+        self,
+        pool: ConnectionPool,
+        recorder: PoolRecorder,
+        server_span: Span | None,
+        *,
+        is_pinned: bool,
+        shares: bool,
+        overrides_execute: bool,
+    ) -> None:
+        self.recorder = recorder
+        self.server_span = server_span
+        self.request: RequestStats | None = None
+        self.overrides_execute = overrides_execute
+        self.dedicated = dedicated_connections_of(pool)
+        self.pin = PinnedConnection() if is_pinned else None
+        self.pool = pool if isinstance(pool, MonitoredConnectionPool) else None
+        self.shared_pool = self.pool if shares and not is_pinned else None
+
+    def in_context(self, server_span: Span | None, request: RequestStats | None) -> Self:
+        """Return the same for another client on the pool, whose calls have that parent and are part of that request."""
+        executor = self._copied()
+        executor.server_span = server_span
+        executor.request = request
+        executor.pin = None if self.pin is None else PinnedConnection()
+        return executor
+
+    def unpinned(self) -> Self:
+        """Return the same without a pinned connection, for what goes on when that may be lost or closed."""
+        executor = self._copied()
+        executor.pin = None
+        return executor
+
+    def _copied(self) -> Self:
+        # copy.copy takes ten times as long, and a web application does this for each request.
+        executor = object.__new__(type(self))
+        for name in self.__slots__:
+            setattr(executor, name, getattr(self, name))
+        return executor
+
+    # One command.
+
+    async def execute(
+        self,
+        caller: Redis,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None = None,
+        seconds: float | None = None,
+        losses: int | None = None,
+    ) -> Any:
+        """Execute one command on the shared connection, or on a dedicated one if it cannot be shared.
+
+        It is one coroutine, as each further one costs a call some 3 %.
+
+        Args:
+            caller: The client or pipeline.
+            pool: Its pool.
+            args: The command.
+            options: Those of redis-py's ``execute_command``.
+            observer: Is given the connection, the waiting and the reply: if it is certain then that the call succeeds,
+                the call is recorded at once.
+            seconds: How long the attempt may take; default ``None``, for no bound but the pool's.
+            losses: Of a further attempt, how many connections the call was written to and that were lost. Default
+                ``None``: this is the first attempt, and others follow where that is safe.
+
+        Raises:
+            AttemptFailed: A further attempt has failed.
+        """
+        started = monotonic()
+        traits = traits_of(args)
+        multiplexer = pool.multiplexer
+        try:
+            if multiplexer is None or not traits.shareable:
+                return await self._execute_once(caller, pool, args, options, seconds, observer)
+            if losses is not None and losses >= ISOLATE_AFTER:
+                async with multiplexer.isolated(seconds) as left:
+                    return await self._execute_once(caller, pool, args, options, left, observer)
+            callbacks: Any = caller.response_callbacks
+            # Past the look-up of redis-py's dict class, which is in Python.
+            callback = dict.get(callbacks, args[0].upper())
+            decodes = pool.decodes_replies and NEVER_DECODE not in options
+            if observer is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
+                observer.record_on_reply = pool.is_decodable if decodes else True
+            future = multiplexer.send(args, None, observer, losses)
+            reply = await (future if seconds is None else future.wait_for(seconds))
+            if isinstance(reply, Exception):
+                return _result_of_error(pool, reply, options, started)
+            pool.retry_policy.server_unreachable = False
+            if decodes:
+                reply = pool.decode_reply(reply)
+            if callback is None:
+                return reply
+            parsed = _apply_callback(callback, reply, options)
+            return await parsed if isawaitable(parsed) else parsed
+        except UnicodeDecodeError as error:
+            raise decoding_error(error) from None
+        except AttemptFailed as failed:
+            if losses is not None:
+                raise
+            failure = failed
+        attempt = partial(self.execute, caller, pool, args, options, observer)
+        return await retry_failed(pool, traits, attempt, failure, started, blocking_timeout(args) or 0, observer)
+
+    async def _execute_once(
+        self,
+        caller: Redis,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        seconds: float | None,
+        observer: Observer | None,
+    ) -> Any:
+        """Make one attempt on a dedicated connection."""
+        reject_write_counting(args)
+        decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
+        acquired = dedicated_connection(pool, observer)
+        async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
+            try:
+                # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
+                reply = await send_on(caller, None, connection, "", args, decoding)
+            except ResponseError:
+                if EMPTY_RESPONSE in options:
+                    return options[EMPTY_RESPONSE]
+                raise
+        callbacks: Any = caller.response_callbacks
+        callback = dict.get(callbacks, args[0].upper())
+        # redis-py sends several commands for HIMPORT SET, and has parsed its reply.
+        if callback is None or parse_himport_set(args):
+            return reply
+        parsed = _apply_callback(callback, reply, options)
+        return await parsed if isawaitable(parsed) else parsed
+
+    async def execute_dedicated(
+        self, caller: Redis, args: tuple[Any, ...], options: dict[str, Any], observer: Observer | None
+    ) -> Any:
+        """Execute one command on the pinned connection, or else on any dedicated one; redis-py parses the reply there.
+
+        Raises:
+            DedicatedConnectionError: The command counts the writes of its connection, and the client keeps to none.
+        """
+        return await self.dedicated.run(
+            caller,
+            self.pin,
+            [args],
+            traits_of(args),
+            lambda connection: send_on(caller, self.pin, connection, args[0], args, options),
+            observer,
+            on_failure=close_after_failure(caller),
+            wait=blocking_timeout(args) or 0,
+        )
+
+    async def execute_part(self, caller: Redis, observer: Observer | None, *args: Any, **options: Any) -> Any:
+        """Execute one command that is part of an operation, without a record of its own.
+
+        Args:
+            caller: The client.
+            observer: Is given the connection and the reply; ``None`` if more calls follow.
+            args: The command.
+            options: Those of ``execute_command``.
+        """
+        if self.shared_pool is None:
+            return await self.execute_dedicated(caller, args, options, observer)
+        return await self.execute(caller, self.shared_pool, args, options, observer)
+
+    async def connect(self, caller: Redis) -> None:
+        """Acquire the connection that the client keeps to."""
+        await self.dedicated.run(
+            caller,
+            self.pin,
+            (),
+            _PING,
+            _do_nothing,
+            None,
+            on_failure=close_after_failure(caller),
+            wait=None,
+        )
+
+    # Operations that are more than one command.
+
+    async def execute_recorded(
+        self,
+        caller: Redis,
+        args: Sequence[Any],
+        options: dict[str, Any],
+        call: Callable[[Operation | None], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Await a call that stands for one command, recorded as ``execute_command`` records that.
+
+        Args:
+            caller: The client.
+            args: The command.
+            options: Those of ``execute_command``.
+            call: Is given the operation, or ``None`` if nothing records it.
+        """
+        operation = start_operation(self.recorder, args, self.server_span, self.request)
+        return await observe_call(operation, call(operation), self.recorder, EXECUTE_COMMAND, caller, *args, **options)
+
+    async def execute_messaging(
+        self,
+        caller: Redis,
+        spec: MessagingSpec,
+        args: Sequence[Any],
+        call: Callable[[MessagingOperation | None], Coroutine[Any, Any, T]],
+    ) -> T:
+        """Await a call that is an operation on messages.
+
+        Args:
+            caller: The client.
+            spec: What the operation is.
+            args: The command that stands for it.
+            call: Is given the operation, or ``None`` if nothing records it.
+        """
+        recorder = self.recorder
+        if recorder.counts_hot_keys:
+            recorder.hot_keys.count(args)
+        operation = None
+        if recorder.is_enabled():
+            operation = MessagingOperation(recorder, spec, args, self.server_span, self.request)
+        return await observe_call(operation, call(operation), recorder, EXECUTE_COMMAND, caller, *args)
+
+    def new_operation(self, spec: CallSpec, args: Sequence[Any]) -> Operation:
+        """Return the record of what takes several calls, which begins now.
+
+        Args:
+            spec: What it is.
+            args: The command that stands for all of them.
+        """
+        return Operation(self.recorder, spec, args, self.server_span, self.request)
+
+    # Fetching.
+
+    async def fetch(self, caller: Redis, fetch: Fetch, args: Sequence[Any], seconds: float) -> Any:
+        """Fetch what is there, or arrives in time; what is on its way to a caller that leaves is restored.
+
+        Args:
+            caller: The client.
+            fetch: What to fetch.
+            args: The command that stands for it.
+            seconds: How long to wait; ``math.inf`` for ever, 0 not at all.
+
+        Returns:
+            ``None`` if nothing arrives.
+        """
+        return await self.execute_messaging(
+            caller, fetch.messaging, args, partial(self.fetch_part, caller, fetch, seconds)
+        )
+
+    async def fetch_part(
+        self, caller: Redis, fetch: Fetch, seconds: float, operation: MessagingOperation | None
+    ) -> Any:
+        """Fetch as ``fetch`` does, without a record of its own."""
+        found = await self._fetch(caller, fetch, seconds, operation)
+        if operation is not None and found is not None:
+            operation.set_received(found, is_batch=fetch.is_batch)
+        return found
+
+    async def _fetch(self, caller: Redis, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
+        pool = self.shared_pool
+        if pool is not None and pool.multiplexer is not None:
+            found = await fetch_shared(pool, fetch, operation)
+            if found is not None:
+                return found
+            fetch.on_empty()
+            if not seconds:
+                return None
+            if operation is not None:
+                operation.expect_more()
+        return await self.dedicated.fetch(caller, self.pin, fetch, seconds, operation)
+
+
+def executor_of(client: object) -> CommandExecutor | None:
+    """Return the executor of a client of this package; ``None`` of any other, and of a pipeline."""
+    executor = None if isinstance(client, Pipeline) else getattr(client, "_executor", None)
+    # A mock has every attribute.
+    return executor if isinstance(executor, CommandExecutor) else None
+
+
+def require_executor(client: object) -> CommandExecutor:
+    """Return the executor of a client of this package.
+
+    Raises:
+        TypeError: It is another client.
+    """
+    if (executor := executor_of(client)) is None:
+        message = f"the client must be a MonitoredRedisConnection, got {type(client).__name__}"
+        raise TypeError(message)
+    return executor
+
+
+async def send_on(
+    caller: Redis,
+    pin: PinnedConnection | None,
+    connection: AbstractConnection,
+    command_name: str | bytes,
+    args: tuple[Any, ...],
+    options: dict[str, Any],
+) -> Any:
+    """Send one command on a dedicated connection and return its parsed reply, as redis-py does.
+
+    Args:
+        caller: The client or pipeline, which parses the reply.
+        pin: The connection that it keeps to, if the command is sent there.
+        connection: The connection.
+        command_name: The name under which the response callback is found.
+        args: The command.
+        options: Those of redis-py's ``parse_response``.
+    """
+    if traits_of(args).shareable:
+        return await send_and_parse(caller, connection, command_name, args, options)
+    note_alterations(caller.connection_pool, pin, connection, [args])
+    async with extended_timeout(connection, [args]):
+        return await send_and_parse(caller, connection, command_name, args, options)
+
+
+def note_alterations(
+    pool: ConnectionPool,
+    pin: PinnedConnection | None,
+    connection: AbstractConnection,
+    commands: Collection[Sequence[Any]],
+) -> None:
+    """Record what commands that are sent now do to a dedicated connection."""
+    if pin is None:
+        discard_if_altered(pool, connection, commands)
+    else:
+        pin.note_alterations(pool, connection, commands)
+
+
+@asynccontextmanager
+async def extended_timeout(connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> AsyncIterator[None]:
+    """Extend a connection's ``socket_timeout`` in the block by what its commands may block.
+
+    redis-py reads with a timeout of five seconds whatever the command: every BLPOP that waits longer would fail.
+    """
+    wait = sum(blocking_timeout(args) or 0 for args in commands)
+    socket_timeout = connection.socket_timeout
+    if not wait or socket_timeout is None:
+        yield
+        return
+    # Connecting, if it comes to that, gets no more time.
+    await connect(connection)
+    connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
+    try:
+        yield
+    finally:
+        connection.socket_timeout = socket_timeout
+
+
+def _apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
+    return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+
+
+def _result_of_error(pool: MonitoredConnectionPool, error: Exception, options: dict[str, Any], since: float) -> Any:
+    """Return what a call returns for an error of the shared connection.
+
+    Raises:
+        AttemptFailed: The call raises it.
+    """
+    if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
+        return options[EMPTY_RESPONSE]
+    leave_refusing_server(pool, error, since=since)
+    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, written=True)
+
+
+async def _do_nothing(_: object) -> None:
+    pass

@@ -1,0 +1,18 @@
+"""The shared connection: the calls of all callers in an event loop, sent together and answered in order."""
+
+from aioredis_monitored._multiplexer.futures import AttemptFailed, CommandFuture, DeadlineExceeded, ReplyObserver
+from aioredis_monitored._multiplexer.inflight import is_protocol_error
+from aioredis_monitored._multiplexer.multiplexer import ISOLATE_AFTER, Multiplexer, supports_multiplexing
+from aioredis_monitored._multiplexer.pipeline_adapter import PipelineAdapter
+
+__all__ = [
+    "ISOLATE_AFTER",
+    "DeadlineExceeded",
+    "ReplyObserver",
+    "AttemptFailed",
+    "Multiplexer",
+    "CommandFuture",
+    "PipelineAdapter",
+    "supports_multiplexing",
+    "is_protocol_error",
+]

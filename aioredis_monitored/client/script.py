@@ -1,0 +1,64 @@
+"""Scripts that are loaded where the server does not know them, in the operation that runs them."""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any
+
+from redis.commands.core import AsyncScript
+from redis.exceptions import NoScriptError
+from redis.typing import EncodableT, KeyT
+
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of, require_executor
+from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
+
+
+class MonitoredScript(AsyncScript):
+    """A script whose EVALSHA is one operation, which loads the script if the server does not know it.
+
+    That is no error: a server forgets its scripts with every restart and failover.
+    """
+
+    async def __call__(
+        self,
+        keys: Sequence[KeyT] | None = None,
+        args: Iterable[EncodableT] | None = None,
+        client: Any = None,
+    ) -> Any:
+        """Run the script.
+
+        Args:
+            keys: The keys that it touches.
+            args: Its other arguments.
+            client: The client to run it on; default: the client that has made it. A pipeline runs it in its batch.
+        """
+        client = self.registered_client if client is None else client
+        executor = executor_of(client)
+        if executor is None or executor.overrides_execute or not executor.recorder.is_enabled():
+            return await super().__call__(keys, args, client)
+        keys = keys or ()
+        command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
+        return await executor.execute_recorded(client, command, {}, partial(self._run, executor, client, command))
+
+    async def run_part(self, observer: Observer | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
+        """Run the script on its client as part of an operation, without a record of its own.
+
+        Args:
+            observer: Is given the connection and the reply.
+            keys: The keys that it touches.
+            args: Its other arguments.
+        """
+        client = self.registered_client
+        command = ("EVALSHA", self.sha, len(keys), *keys, *args)
+        return await self._run(require_executor(client), client, command, observer)
+
+    async def _run(
+        self, executor: CommandExecutor, client: Any, command: tuple[Any, ...], observer: Observer | None
+    ) -> Any:
+        try:
+            return await executor.execute_part(client, observer, *command)
+        except NoScriptError:
+            loading = NestedCall(observer) if isinstance(observer, Operation) else observer
+            # The server's digest counts, as in redis-py: its client may encode the text in another way.
+            self.sha = await executor.execute_part(client, loading, "SCRIPT LOAD", self.script)
+        name, _, *arguments = command
+        return await executor.execute_part(client, observer, name, self.sha, *arguments)

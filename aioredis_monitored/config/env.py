@@ -1,0 +1,97 @@
+"""The configuration of all pools in environment variables."""
+
+import logging
+import os
+import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+
+from aioredis_monitored.config.schema import KEYS, instead
+
+_logger = logging.getLogger("aioredis_monitored.config")
+
+_VARIABLE = re.compile(f"(?:(?P<pool>[A-Z0-9]+(?:_[A-Z0-9]+)*?)_)??(?P<key>{'|'.join(KEYS).upper()})")
+# What Kubernetes tells every pod about a service whose name begins with "redis".
+_KUBERNETES = re.compile(
+    "(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
+)
+# What others call our keys, and a slip in a word so short that it no longer resembles the right one.
+_ALIASES = {
+    "URI": "URL",
+    "ULR": "URL",
+    "HOST": "URL",
+    "USER": "USERNAME",
+    "PASS": "PASSWORD",
+    "PWD": "PASSWORD",
+    "DATABASE": "DB",
+    "POOL_SIZE": "MAX_CONNECTIONS",
+    "CONNECT_TIMEOUT": "SOCKET_CONNECT_TIMEOUT",
+    "CONNECTION_TIMEOUT": "SOCKET_CONNECT_TIMEOUT",
+    "KEEPALIVE": "SOCKET_KEEPALIVE",
+    "HEALTH_CHECK": "HEALTH_CHECK_INTERVAL",
+    "CA_CERTS": "SSL_CA_CERTS",
+    "SSL_CA_FILE": "SSL_CA_CERTS",
+    "SSL_CAFILE": "SSL_CA_CERTS",
+    "SSL_VERIFY": "SSL_CERT_REQS",
+    "VERIFY_SSL": "SSL_CERT_REQS",
+}
+_RESEMBLANCE = 0.85  # one wrong letter in a word of seven
+
+
+def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -> dict[str, str]:
+    """Collect the configuration of all pools from environment variables.
+
+    ``{prefix}REDIS_[{POOL}_]{KEY}`` gives ``redis.[{pool}.]{key}``. KEY is a key of `RedisConfig.from_mapping` in
+    capitals, the longest that fits; the pool's name becomes lower case and keeps its underscores. So "REDIS_URL" gives
+    "redis.url", "REDIS_SOCKET_TIMEOUT" gives "redis.socket_timeout" and "REDIS_RATE_LIMIT_URL" gives
+    "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one that seems to be meant for
+    us ("REDIS_ULR", "redis_url", "REDIS_HOST", "REDIS_SSL") is logged as a warning, without its value.
+
+    Args:
+        environ: Where to look.
+        prefix: What the names of the variables begin with, such as "SHOP_".
+    """
+    start = f"{prefix}REDIS_"
+    config = {}
+    for name, value in environ.items():
+        tail = name.upper().removeprefix(start.upper())
+        if tail == name.upper() or _KUBERNETES.fullmatch(tail):
+            continue
+        match = _VARIABLE.fullmatch(tail)
+        if match and name == start + tail:
+            config[".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()] = value
+        meant, unexplained = (tail, match["pool"]) if match else (None, tail)
+        # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
+        if unexplained and f"{start}{unexplained}_URL" not in environ:
+            if (hint := _hint(tail, start, environ)) is not None:
+                _logger.warning("Environment variable %r has no effect: %s", name, hint)
+                continue
+            meant = _near_miss(tail, unexplained) or meant
+        if meant and start + meant not in environ:
+            _logger.warning("Environment variable %r: did you mean %s?", name, start + meant)
+    return config
+
+
+def _hint(tail: str, start: str, environ: Mapping[str, str]) -> str | None:
+    """Return what to do instead of setting that variable, if it is what others have and we do in another way."""
+    words = tail.split("_")
+    # From the longest on: "USE_SSL" is no pool called "USE".
+    for at in range(len(words)):
+        pool = start + "".join(f"{word}_" for word in words[:at])
+        hint = instead("_".join(words[at:]), f"{pool}URL", f"{pool}RETRIES")
+        if hint is not None and (not at or f"{pool}URL" in environ):
+            return hint
+    return None
+
+
+def _near_miss(tail: str, unexplained: str) -> str | None:
+    """Return what the tail was meant to be, if from one of its unexplained words on it resembles a key."""
+    keys = [key for key in map(str.upper, KEYS) if not tail.endswith(key)]
+    words = tail.split("_")
+    # From the shortest on: "A_MAX_CONECTIONS" resembles "MAX_CONNECTIONS", but has a pool in front.
+    for at in reversed(range(unexplained.count("_") + 1)):
+        word = "_".join(words[at:])
+        close = [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, n=1, cutoff=_RESEMBLANCE)
+        if close:
+            return "_".join([*words[:at], *close])
+    return None

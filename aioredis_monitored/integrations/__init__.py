@@ -1,0 +1,1 @@
+"""Wiring for web frameworks."""

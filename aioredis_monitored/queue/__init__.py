@@ -1,0 +1,5 @@
+"""An asynchronous message queue on a Redis list."""
+
+from aioredis_monitored.queue.queue import MessageQueue
+
+__all__ = ["MessageQueue"]

@@ -1,0 +1,125 @@
+"""Appending messages to a queue: at once, or when there is room."""
+
+import asyncio
+from asyncio import sleep  # see attempts
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, Final
+
+from redis.typing import EncodableT
+
+from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import get_encoder
+from aioredis_monitored._telemetry.context import nested_in
+from aioredis_monitored._telemetry.messaging import MessagingOperation
+from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.script import MonitoredScript
+from aioredis_monitored.errors import TimedOutError
+from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.queue.telemetry import QueueTelemetry
+
+# KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
+_PUT: Final = """
+local depth = redis.call('LLEN', KEYS[1])
+if depth + #ARGV - 1 > tonumber(ARGV[1]) then return {0, depth} end
+for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
+return {1, depth}
+"""
+# Seconds between one look for room and the next.
+_room_backoff = exponential_backoff(0.002, 0.1)
+
+
+class Producer:
+    """The producers' side of a queue.
+
+    Args:
+        client: What to do it on.
+        queue: The key of the list.
+        max_length: How many messages it may hold; ``None`` for any number.
+        telemetry: Of the queue.
+        propagate: Whether messages carry the context of their sending.
+    """
+
+    def __init__(
+        self,
+        client: MonitoredRedisConnection,
+        queue: str,
+        max_length: int | None,
+        telemetry: QueueTelemetry,
+        *,
+        propagate: bool,
+    ) -> None:
+        self._client = client
+        self._queue = queue
+        self._max_length = max_length
+        self._telemetry = telemetry
+        self._propagate = propagate
+        self._script = MonitoredScript(client, _PUT)
+
+    async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> None:
+        """Append messages, all or none.
+
+        Args:
+            messages: At least one, and no more than may be in the queue.
+            seconds: How long to wait for room.
+            is_batch: Whether it could have been any number of them.
+
+        Raises:
+            TimedOutError: There was no room for that long.
+            redis.exceptions.RedisError: As for any command that writes.
+        """
+        telemetry, client = self._telemetry, self._client
+        if self._max_length is not None:
+            command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
+            put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
+            await require_executor(client).execute_messaging(client, telemetry.put_bounded, command, put)
+        else:
+            command = ("RPUSH", self._queue, *messages)
+            depth = await require_executor(client).execute_messaging(
+                client, telemetry.put, command, partial(self._append, messages, is_batch)
+            )
+            telemetry.stats.update(depth=depth)
+
+    async def _append(
+        self, messages: Sequence[EncodableT], is_batch: bool, operation: MessagingOperation | None
+    ) -> int:
+        if operation is not None:
+            operation.set_message_count(len(messages), is_batch=is_batch)
+        sealed = self._sealed(messages, operation)
+        depth: int = await require_executor(self._client).execute_part(
+            self._client, operation, "RPUSH", self._queue, *sealed
+        )
+        return depth
+
+    async def _append_in_time(
+        self,
+        messages: Sequence[EncodableT],
+        most: int,
+        seconds: float,
+        is_batch: bool,
+        operation: MessagingOperation | None,
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        if operation is not None:
+            operation.exclude_wait()
+            operation.set_message_count(len(messages), is_batch=is_batch)
+        sealed = self._sealed(messages, operation)
+        looks = 1
+        # None of its looks is a span.
+        with nested_in(operation or self):
+            while True:
+                has_room, depth = await self._script([self._queue], [most, *sealed])
+                self._telemetry.stats.update(depth=depth)
+                if has_room:
+                    return
+                if (left := deadline - loop.time()) <= 0:
+                    raise TimedOutError("Timed out waiting for room in the message queue.")
+                await sleep(min(left, _room_backoff(looks)))
+                looks += 1
+
+    def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
+        if not self._propagate:
+            return messages
+        encode = get_encoder(self._client).encode
+        return self._telemetry.wrap([encode(message) for message in messages], operation)
