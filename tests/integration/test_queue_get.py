@@ -124,6 +124,7 @@ async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, 
     assert opened <= 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
 @pytest.mark.parametrize("is_filled", [True, False])
 async def test_a_storm_loses_nothing_without_a_shared_connection(server, client, dice, inspector, kind, is_filled):
