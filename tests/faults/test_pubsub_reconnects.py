@@ -446,7 +446,7 @@ async def test_a_pool_that_closes_during_an_outage_ends_it(make_client, way, unt
     assert isinstance(task.exception(), PoolClosedError)
     await pubsub.aclose()
     way.up()
-    assert 0 == client.connection_pool.used()
+    assert 0 == client.connection_pool.stats().used
 
 
 async def test_what_waiting_does_not_change_is_raised(make_client, until):
