@@ -204,6 +204,7 @@ async def retry_until_answered(
     after_refusal: Callable[[int], float] | None = None,
     on_failure: Callable[[RedisError], object] | None = None,
     pause: Callable[[float], Awaitable[object]] = sleep,
+    failure: RedisError | None = None,
 ) -> T:
     """Repeat what may be repeated in any case while its errors may pass by themselves (see ``retry.may_pass``).
 
@@ -214,6 +215,7 @@ async def retry_until_answered(
         after_refusal: Seconds to wait, as ``delays``, after credentials were refused; default ``None``: that is raised.
         on_failure: Called with each error that is followed by another attempt.
         pause: Waits for the seconds that it is given, or less.
+        failure: What the first attempt has raised; default ``None``: it is still to be made.
 
     Raises:
         redis.exceptions.RedisError: One that does not pass, or the last one.
@@ -228,10 +230,11 @@ async def retry_until_answered(
             on_failure(error)
         return delay(failures)
 
-    try:
-        return await attempt()
-    except RedisError as error:
-        failure = error
+    if failure is None:
+        try:
+            return await attempt()
+        except RedisError as error:
+            failure = error
     return await _repeat(attempt, failure, next_delay, pause)
 
 
