@@ -11,6 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
+from aioredis_monitored._redispy.overrides import connect_socket
 from aioredis_monitored.config.schema import PASSWORD
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
@@ -140,6 +141,6 @@ async def _reconnect(connection: AbstractConnection) -> None:
     await connection.disconnect(nowait=True)
     try:
         # The public method would repeat the handshake, and call the connect callbacks twice.
-        await connection._connect()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        await connect_socket(connection)
     except OSError as error:
         raise ConnectionError(f"Error while connecting again: {error}") from error

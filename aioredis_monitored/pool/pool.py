@@ -9,17 +9,16 @@ from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Self
 
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
-from redis.asyncio import BlockingConnectionPool, SSLConnection
+from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
 from redis.driver_info import DriverInfo, resolve_driver_info
-from redis.event import AsyncAfterConnectionReleasedEvent, EventDispatcher
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
@@ -28,6 +27,14 @@ from redis.utils import SENTINEL
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
 from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable, with_safe_send
+from aioredis_monitored._redispy.overrides import (
+    TypedPool,
+    announce_release,
+    forget_re_auth_token,
+    re_auth,
+    register_connect_callback,
+    should_reconnect,
+)
 from aioredis_monitored._redispy.sockets import close_now, is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.instruments import SCOPE
@@ -71,7 +78,7 @@ _DEFAULT_RETRIES: Final = 20
 _NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
 
 
-class MonitoredConnectionPool(BlockingConnectionPool):
+class MonitoredConnectionPool(TypedPool):
     """A blocking connection pool that reports to OpenTelemetry; every client that shares it shares its telemetry.
 
     Ordinary commands of all callers share one of its connections; a second one carries large values. A command that
@@ -456,8 +463,8 @@ class MonitoredConnectionPool(BlockingConnectionPool):
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
-        connection: AbstractConnection = with_safe_send(super().make_connection())  # type: ignore[no-untyped-call]
-        connection.register_connect_callback(self._on_connect)  # type: ignore[no-untyped-call]
+        connection = with_safe_send(super().make_connection())
+        register_connect_callback(connection, self._on_connect)
         return connection
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
@@ -492,10 +499,10 @@ class MonitoredConnectionPool(BlockingConnectionPool):
     async def _re_authenticate(self, connection: AbstractConnection) -> None:
         """Send credentials that have changed while it was being connected."""
         try:
-            await connection.re_auth()  # type: ignore[no-untyped-call]
+            await re_auth(connection)
         except AuthenticationError:
             # The credentials that it was connected with may still be good; redis-py has closed it.
-            connection.set_re_auth_token(None)  # type: ignore[arg-type]
+            forget_re_auth_token(connection)
             await self.ensure_connection(connection)
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
@@ -548,11 +555,10 @@ class MonitoredConnectionPool(BlockingConnectionPool):
             await connection.disconnect(nowait=True)
             return
         try:
-            if self.will_discard(connection) or connection.should_reconnect():  # type: ignore[no-untyped-call]
+            if self.will_discard(connection) or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
             # Sends credentials that have changed since it was acquired.
-            released = AsyncAfterConnectionReleasedEvent(connection)  # type: ignore[no-untyped-call]
-            await cast("EventDispatcher", self._event_dispatcher).dispatch_async(released)
+            await announce_release(self, connection)
         except RedisError:
             await connection.disconnect(nowait=True)
         finally:
@@ -562,7 +568,7 @@ class MonitoredConnectionPool(BlockingConnectionPool):
         """Take back an acquired connection that is closed, or as good as new."""
         if self.is_acquired(connection):
             self._metrics.end_use(connection)
-            connection.set_re_auth_token(None)  # type: ignore[arg-type]  # connecting uses the newest
+            forget_re_auth_token(connection)  # connecting uses the newest
             self._slots.release(connection, is_connected=connection.is_connected)
 
     def has_free_connection(self) -> bool:

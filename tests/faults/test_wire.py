@@ -142,6 +142,7 @@ async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args)
     assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
 
 
+@pytest.mark.slow
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
     # redis-py takes seconds to pack them.
     client = make_client(own_server.url, socket_timeout=60)

@@ -3,7 +3,6 @@
 import asyncio
 from itertools import count
 
-import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -77,7 +76,7 @@ class AnyOrder(RuleBasedStateMachine):
         holder |= any(caller.reserved and caller.waiter and caller.is_served() for caller in self.callers)
         kept = self.slots.is_reserved_slot_free()
         assert self.has_reservation or not kept
-        # While any caller that asked for the reserved slot has a connection, it may be that slot's; otherwise it is free.
+        # While a caller that asked for the reserved slot has a connection, that may hold it; otherwise it is free.
         assert holder or kept == self.has_reservation
         return self.slots.max_connections - len(self.slots.acquired) - kept
 
