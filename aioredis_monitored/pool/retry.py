@@ -28,8 +28,8 @@ from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 MAX_DELAY_SECONDS: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
-# Of blocking commands when the server becomes a replica; of a server that runs a slow script, or is short of replicas or
-# of disk space.
+# The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
+# is short of replicas or of disk space.
 _TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 # A call is written once on the shared connection, once with others that have lost that connection, and once alone.
 _MAX_LOSSES: Final = 2

@@ -37,7 +37,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @initialize(most=st.integers(1, 4), has_reservation=st.booleans())
     def a_pool_is_made(self, most, has_reservation):
-        self.slots = Slots(most)
+        self.slots = Slots(most, self.make)
         self.has_reservation = has_reservation and most > 1
         if self.has_reservation:
             self.slots.reserve_slot()
@@ -57,9 +57,9 @@ class AnyOrder(RuleBasedStateMachine):
             self.release(caller, is_connected=False)
         assert [set(), 0] == [self.slots.acquired, self.slots.waiter_count()]
         kept = int(self.has_reservation)
-        got = [self.slots.acquire(self.make) for _ in range(self.slots.max_connections + 1)]
+        got = [self.slots.acquire() for _ in range(self.slots.max_connections + 1)]
         assert [None] * (1 + kept) == [connection for connection in got if connection is None]
-        assert kept == (self.slots.acquire(self.make, reserved=True) is not None)
+        assert kept == (self.slots.acquire(reserved=True) is not None)
 
     def make(self):
         return f"connection {next(self.numbers)}"
@@ -85,7 +85,7 @@ class AnyOrder(RuleBasedStateMachine):
         reserved &= self.has_reservation
         has_free_slot, has_reserved_slot = self.slots.has_free_slot(), self.slots.is_reserved_slot_free()
         others = self.waiting(reserved=reserved)
-        connection = self.slots.acquire(self.make, reserved=reserved)
+        connection = self.slots.acquire(reserved=reserved)
         if not reserved:
             assert has_free_slot == (connection is not None)
         if connection is not None:
@@ -151,6 +151,10 @@ class AnyOrder(RuleBasedStateMachine):
         assert not self.slots.was_reconnected(connection)
         if connection in self.slots.idle:
             assert connection == self.slots.idle[-1 if is_connected else 0]
+
+    @rule()
+    def the_pool_grows(self):
+        self.slots.resize(self.slots.max_connections + 1)
 
     @rule()
     def the_pool_is_reset(self):
