@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from aioredis_monitored import PoolClosedError
 from aioredis_monitored.pool.slots import Slots
 
+MOST = 4
+
 
 class Caller:
     """One that has asked for a slot, and waits, has a connection, or has left."""
@@ -33,9 +35,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.loop = asyncio.new_event_loop()
         self.numbers = count()
         self.callers = []  # in the order in which they asked, without those that have released or left
-        self.closed = []  # those whose pool was reset while they waited
 
-    @initialize(most=st.integers(1, 4), has_reservation=st.booleans())
+    @initialize(most=st.integers(1, MOST), has_reservation=st.booleans())
     def a_pool_is_made(self, most, has_reservation):
         self.slots = Slots(most, self.make)
         self.has_reservation = has_reservation and most > 1
@@ -127,7 +128,7 @@ class AnyOrder(RuleBasedStateMachine):
         assert caller.waiter not in (*self.slots.waiters, *self.slots.reserved_waiters)
         self.callers.remove(caller)
         if connection is not None:
-            self.slots.release(connection, is_connected=True)
+            self.give_back(connection, is_connected=True)
 
     @precondition(lambda self: self.having())
     @rule(data=st.data(), is_connected=st.booleans(), is_altered=st.booleans(), is_reconnected=st.booleans())
@@ -146,16 +147,24 @@ class AnyOrder(RuleBasedStateMachine):
     def release(self, caller, *, is_connected):
         connection = caller.connection
         self.callers.remove(caller)
-        self.slots.release(connection, is_connected=is_connected)
+        self.give_back(connection, is_connected=is_connected)
         assert not self.slots.will_discard(connection)
         assert not self.slots.was_reconnected(connection)
         if connection in self.slots.idle:
             assert connection == self.slots.idle[-1 if is_connected else 0]
 
+    def give_back(self, connection, *, is_connected):
+        for_the_reserved_slot = self.waiting(reserved=True)
+        self.slots.release(connection, is_connected=is_connected)
+        # Before all others.
+        assert all(caller.is_served() for caller in for_the_reserved_slot[:1])
+
+    @precondition(lambda self: self.slots.waiter_count() > 1 and self.slots.max_connections < MOST)
     @rule()
     def the_pool_grows(self):
         self.slots.resize(self.slots.max_connections + 1)
 
+    @precondition(lambda self: len(self.callers) > MOST)
     @rule()
     def the_pool_is_reset(self):
         before = self.slots.idle, self.slots.acquired
@@ -220,3 +229,15 @@ class AnyOrder(RuleBasedStateMachine):
 
 AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=50)
 test_slots_are_assigned_fairly_in_any_order_of_events = AnyOrder.TestCase
+
+
+def test_reset_leaves_callers_of_a_closed_event_loop_alone():
+    loop = asyncio.new_event_loop()
+    slots = Slots(1, object)
+    slots.acquire()
+    waiter = slots.enqueue(loop)
+    loop.close()
+    slots.reset(lambda: PoolClosedError("closed"))
+
+    assert not waiter.done()
+    assert slots.leave(waiter) is None
