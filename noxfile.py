@@ -63,15 +63,17 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Run the tests against the built wheel, where the working copy cannot be imported."""
-    session.install("build")
+    session.install("build", "twine")
     directory = Path(session.create_tmp()).resolve()
     shutil.rmtree(directory)
     session.run("python", "-m", "build", "--outdir", str(directory))
+    # A README that the package index cannot render is an error.
+    session.run("twine", "check", "--strict", *map(str, sorted(directory.iterdir())))
     (wheel,) = directory.glob("*.whl")
     install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(name, directory / name)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "pyproject.toml"):
         shutil.copy(name, directory)
     session.chdir(directory)
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
@@ -94,6 +96,13 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a broken reference is an error."""
+    install(session, ["-e", "."], "docs")
+    session.run("sphinx-build", "-EnW", "--keep-going", "-b", "html", "docs", f"{session.create_tmp()}/html")
 
 
 @nox.session

@@ -87,11 +87,22 @@ async def complete_shielded(what: str, attempt: Callable[[], Awaitable[T]], seco
         try:
             return await attempt()
         except asyncio.CancelledError:
-            try:
-                await run_to_completion(attempt, seconds)
-            except Exception as error:  # noqa: BLE001 - the cancellation goes on
-                _log_failure(what, error)
+            await complete_cancelled(what, attempt, seconds)
             raise
+
+
+async def complete_cancelled(what: str, attempt: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """Complete something that was cancelled with its task; the caller raises the cancellation then.
+
+    Args:
+        what: What is done, for the log: if it fails, that is not raised.
+        attempt: May be repeated.
+        seconds: How long it may take.
+    """
+    try:
+        await run_to_completion(attempt, seconds)
+    except Exception as error:  # noqa: BLE001 - the cancellation goes on
+        _log_failure(what, error)
 
 
 async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

@@ -294,6 +294,7 @@ async def retry_until_answered(
     after_refusal: Callable[[int], float] | None = None,
     on_failure: Callable[[RedisError], object] | None = None,
     pause: Callable[[float], Awaitable[object]] = sleep,
+    failure: RedisError | None = None,
 ) -> T:
     """Repeat an attempt that is safe to repeat while its errors are transient (see ``pool.retry.is_transient``).
 
@@ -304,6 +305,7 @@ async def retry_until_answered(
         after_refusal: As ``delays``, after credentials were refused; default ``None``: that error is raised.
         on_failure: Called with each error that is followed by another attempt.
         pause: Waits for the given seconds, or less.
+        failure: What the first attempt has raised; default ``None``: it is still to be made.
 
     Raises:
         redis.exceptions.RedisError: An error that is not transient, or the last one.
@@ -318,10 +320,11 @@ async def retry_until_answered(
             on_failure(error)
         return delay(failures)
 
-    try:
-        return await attempt()
-    except RedisError as error:
-        failure = error
+    if failure is None:
+        try:
+            return await attempt()
+        except RedisError as error:
+            failure = error
     return await _repeat(attempt, failure, next_delay, pause)
 
 

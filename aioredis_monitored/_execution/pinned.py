@@ -23,9 +23,8 @@ from aioredis_monitored._execution.attempts import acquire_from, connection_in_u
 from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import PinnedConnectionLostError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import PINNED_CONNECTION_LOST, MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
-from aioredis_monitored.pool.slots import PINNED_CONNECTION_LOST
 
 # Acquires a connection of some pool, and reports it to the observer of the call.
 Acquire = Callable[[Observer | None], Awaitable[AbstractConnection]]

@@ -9,6 +9,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, MeterProvider, Observation
 
 from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._version import __version__
 
 SCOPE: Final = "aioredis_monitored"
@@ -30,20 +31,10 @@ _Measure = Callable[["MeasuredPool"], Iterable[tuple[float, dict[str, Any]]]]
 class MeasuredPool(Protocol):
     """What the gauges read of a pool, in the thread of an exporter."""
 
-    name_in_metrics: str
-    max_connections: int
+    name: str
 
-    def used(self) -> int:
-        """How many connections are lent, the shared one among them."""
-
-    def idle(self) -> int:
-        """How many connections are connected and lent to nobody."""
-
-    def pending(self) -> int:
-        """How many callers wait for a connection, or for room on the shared one."""
-
-    def in_flight(self) -> int:
-        """How many calls on the shared connection are owed a reply."""
+    def stats(self) -> PoolStats:
+        """Return its figures as they are now."""
 
     def queues(self) -> Iterable["MeasuredQueue"]:
         """The queues on it."""
@@ -158,23 +149,20 @@ class Instruments:
                 semconv.DB_CLIENT_CONNECTION_COUNT,
                 "{connection}",
                 "The number of connections that are currently in state described by the `state` attribute.",
-                lambda pool: (
-                    (pool.used(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
-                    (pool.idle(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
-                ),
+                _used_and_idle,
             ),
             (
                 semconv.DB_CLIENT_CONNECTION_MAX,
                 "{connection}",
                 "The maximum number of open connections allowed.",
-                lambda pool: ((pool.max_connections, {}),),
+                lambda pool: ((pool.stats().max_connections, {}),),
             ),
             (
                 semconv.DB_CLIENT_CONNECTION_IDLE_MAX,
                 "{connection}",
                 "The maximum number of idle open connections allowed.",
                 # None is closed for being idle.
-                lambda pool: ((pool.max_connections, {}),),
+                lambda pool: ((pool.stats().max_connections, {}),),
             ),
             (
                 semconv.DB_CLIENT_CONNECTION_IDLE_MIN,
@@ -187,13 +175,13 @@ class Instruments:
                 semconv.DB_CLIENT_CONNECTION_PENDING_REQUESTS,
                 "{request}",
                 "The number of current pending requests for an open connection.",
-                lambda pool: ((pool.pending(), {}),),
+                lambda pool: ((pool.stats().pending, {}),),
             ),
             (
                 semconv_ext.CONNECTION_IN_FLIGHT,
                 "{operation}",
                 "The number of operations on the shared connection that are owed a reply.",
-                lambda pool: ((pool.in_flight(), {}),),
+                lambda pool: ((pool.stats().in_flight, {}),),
             ),
             (
                 semconv_ext.QUEUE_IN_FLIGHT,
@@ -225,7 +213,7 @@ class Instruments:
     def _callback(self, measure: _Measure) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             for pool in self._observed_pools():
-                named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
+                named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name}
                 for value, attributes in measure(pool):
                     yield Observation(value, named | attributes)
 
@@ -249,6 +237,14 @@ class Instruments:
     def remove_pool(self, pool: MeasuredPool) -> None:
         """Let the gauges look at it no more."""
         self._pools.pop(id(pool), None)
+
+
+def _used_and_idle(pool: MeasuredPool) -> Iterable[tuple[float, dict[str, Any]]]:
+    stats = pool.stats()
+    return (
+        (stats.used, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
+        (stats.idle, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
+    )
 
 
 def _of_queues(count: Callable[[MeasuredQueue], int | None]) -> _Measure:

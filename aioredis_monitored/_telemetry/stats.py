@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sized
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from opentelemetry.trace import Span
@@ -13,6 +13,26 @@ from aioredis_monitored._telemetry.guard import log_error
 
 # Seconds after which what was seen is no longer told, at least.
 _MIN_FRESH_SECONDS: Final = 60.0
+
+
+class PoolStats(NamedTuple):
+    """The figures of a pool at one time.
+
+    Attributes:
+        name: What metrics call the pool.
+        max_connections: The most connections that it may have.
+        used: The connections that callers have, the shared one included.
+        idle: The open connections that no caller has.
+        pending: The callers that wait for a connection, or for room on the shared one.
+        in_flight: The calls on the shared connection that are owed a reply.
+    """
+
+    name: str
+    max_connections: int
+    used: int
+    idle: int
+    pending: int
+    in_flight: int
 
 
 class QueueStats:

@@ -4,7 +4,7 @@ import asyncio
 from asyncio import sleep  # see attempts
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from redis.typing import EncodableT
 
@@ -16,15 +16,9 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.queue.scripts import PUT
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
-# KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
-_PUT: Final = """
-local depth = redis.call('LLEN', KEYS[1])
-if depth + #ARGV - 1 > tonumber(ARGV[1]) then return {0, depth} end
-for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
-return {1, depth}
-"""
 # Seconds between one look for room and the next.
 _room_backoff = exponential_backoff(0.002, 0.1)
 
@@ -54,7 +48,7 @@ class Producer:
         self._max_length = max_length
         self._telemetry = telemetry
         self._propagate = propagate
-        self._script = MonitoredScript(client, _PUT)
+        self._script = MonitoredScript(client, PUT.text)
 
     async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> None:
         """Append messages, all or none.
@@ -70,7 +64,7 @@ class Producer:
         """
         telemetry, client = self._telemetry, self._client
         if self._max_length is not None:
-            command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
+            command: tuple[Any, ...] = PUT.evalsha((self._queue,), (self._max_length, *messages))
             put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
             await require_executor(client).execute_messaging(client, telemetry.put_bounded, command, put)
         else:

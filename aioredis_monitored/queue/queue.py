@@ -104,7 +104,7 @@ class MessageQueue:
         self._is_stopped = False
         self._max_length = None if max_length is None else _count("max_length", max_length)
         self._producer = Producer(self.client, name, self._max_length, self._telemetry, propagate=propagate)
-        self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD)
+        self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD.text)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"

@@ -21,8 +21,8 @@ from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue import scripts
 from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
+from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
@@ -168,7 +168,7 @@ class LeaseRenewer:
     async def _recover_expired(self, client: Redis) -> None:
         keys = self._keys
         pause = int(self._terms.milliseconds * _INTERVAL * _SWEEP_SHARE)
-        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
+        ended, known = await client.eval(SWEEP.text, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
         here = {consumer.id for consumer in self._alive}
         for each in ended:
             consumer = Consumer(keys, self._terms, argument_text(each, _MAX_ID_LENGTH))
@@ -184,7 +184,7 @@ class LeaseRenewer:
             declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
             # One of them may be no list.
             with suppress(ResponseError):
-                await client.eval(scripts.FORGET, len(declared), *declared, _MAX_STALE_COUNTS)
+                await client.eval(FORGET.text, len(declared), *declared, _MAX_STALE_COUNTS)
 
 
 class _SafePool(ConnectionPool):

@@ -11,7 +11,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
-from support.internals import recorder_of
+from support.internals import record_with, recorder_of
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
@@ -248,7 +248,7 @@ async def test_it_does_so_on_every_kind_of_connection(make_client, server, telem
     async with redis.asyncio.ConnectionPool.from_url(server.url) as plain_pool:
         own_provider = make_client(server.url, is_recorded=True)
         for client in (own_provider, own_provider.client(), MonitoredRedisConnection(connection_pool=plain_pool)):
-            client._executor.recorder = own_provider.telemetry
+            record_with(client, recorder_of(own_provider))
             assert 1 == await client.publish("news", "message", propagate=True)
             payload, carrier = unseal((await next_of(plain))["data"])
             await client.aclose()
