@@ -31,7 +31,7 @@ class TelemetryOptions:
             the key is hidden. It is asked about channels as well. Default ``None``.
         span_name: Names spans by the attributes that all such calls have, such as ``db.operation.name``, in place of
             the conventions' name; it may be called for every call. Default ``None``.
-        repeated_calls: How often a request may call one command before its span gets an event; default 20.
+        repeated_calls: The number of calls of one command above which a request reports it as repeated; default 20.
         hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
             which shows keys, or their templates; default 0.
 

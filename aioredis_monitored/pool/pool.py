@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Self
 
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis.asyncio import SSLConnection
@@ -74,6 +75,7 @@ class MonitoredConnectionPool(ReportingPool):
             do not let pass; default ``True``.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
+        logger_provider: Where log events about repeated commands go; default ``None``, for nowhere.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
         retry: A retry policy of redis-py, of which only the number of retries counts: what may have run is never
             repeated, whatever its errors, and pauses are ``retry_backoff``'s. A negative number means any number;
@@ -103,6 +105,7 @@ class MonitoredConnectionPool(ReportingPool):
         client_info: bool = True,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
         telemetry: TelemetryOptions | None = None,
         retry: AbstractRetry[Any] | object | None = SENTINEL,
         retry_on_error: Iterable[type[Exception]] | None = None,
@@ -147,7 +150,11 @@ class MonitoredConnectionPool(ReportingPool):
         self._retry_backoff: float = own["retry_backoff"]
         self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
         reporting = PoolRecorder(
-            server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
+            server_of(self),
+            telemetry,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger_provider=logger_provider,
         )
         self.multiplexer = self._make_multiplexer()
         # Last, as gauges look at it from now on, in threads of their own.
