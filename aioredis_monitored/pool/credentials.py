@@ -11,6 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
+from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.config.schema import PASSWORD
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
@@ -35,7 +36,7 @@ class PasswordFile(CredentialProvider):
     def __init__(self, path: str, username: str | None = None) -> None:
         self._path = path
         self._username = username
-        self._password = PASSWORD.read(path)
+        self._password: str = path.password if isinstance(path, PasswordPath) else PASSWORD.read(path)
         self._is_good = True
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
