@@ -21,7 +21,7 @@ def seal(payload: bytes | bytearray | memoryview, carrier: Mapping[str, str]) ->
         TypeError: The carrier contains values that are not text; ``unseal`` would return the envelope as a payload.
     """
     if not _is_carrier(carrier):
-        raise TypeError("a carrier maps text to text")
+        raise TypeError("the carrier must map text to text")
     header = json.dumps(dict(carrier), separators=(",", ":"))
     return b"".join(((_START + header + _END).encode("ascii"), bytes(payload)))
 
