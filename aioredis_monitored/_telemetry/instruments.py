@@ -95,7 +95,7 @@ INSTRUMENTS: Final = (
         semconv_ext.EVENT_LOOP_LAG,
         HISTOGRAM,
         "s",
-        "The time from the reading of replies until the last of their callers went on.",
+        "The time from the reading of replies until the last of their callers resumed.",
         DURATION_BOUNDS,
     ),
     Instrument(
