@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import nox
+from packaging.requirements import Requirement
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 # The Python that runs nox is always one of them, so that "nox -s tests" never passes by running nothing.
@@ -46,15 +47,17 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """Run the tests against the built wheel, where the working copy cannot be imported."""
-    session.install("build")
+    session.install("build", "twine")
     directory = Path(session.create_tmp()).resolve()
     shutil.rmtree(directory)
     session.run("python", "-m", "build", "--outdir", str(directory))
+    # A README that the package index cannot render is an error.
+    session.run("twine", "check", "--strict", *map(str, sorted(directory.iterdir())))
     (wheel,) = directory.glob("*.whl")
     install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(name, directory / name)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "pyproject.toml"):
         shutil.copy(name, directory)
     session.chdir(directory)
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
@@ -77,6 +80,36 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a broken reference is an error."""
+    install(session, ["-e", "."], "docs")
+    session.run("sphinx-build", "-EnW", "--keep-going", "-b", "html", "docs", f"{session.create_tmp()}/html")
+
+
+@nox.session
+def redispy_next(session: nox.Session) -> None:
+    """Test redis-py's newest version, pre-releases included, for what the package relies on beyond its documentation.
+
+    A version that pyproject.toml admits must pass. No user gets any other one, such as a pre-release or the next major
+    version, with this package, and no commit should fail because of what was published elsewhere meanwhile: with
+    ``-- --report``, as in CI, a failure of such a version is only shown.
+    """
+    requirements = [Requirement(each) for each in nox.project.dependency_groups(PYPROJECT, "tests")]
+    names = {"hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "trustme"}
+    session.install("-e", ".[demo]", *(str(each) for each in requirements if each.name in names))
+    # Whatever pyproject.toml admits; pip says if it does not admit this one.
+    session.install("--pre", "--upgrade", "redis[hiredis]")
+    version = session.run(
+        "python", "-c", "import importlib.metadata as m; print(m.version('redis'), end='')", silent=True
+    )
+    (supported,) = (each for each in map(Requirement, PYPROJECT["project"]["dependencies"]) if each.name == "redis")
+    is_supported = supported.specifier.contains(str(version))
+    session.log(f"redis-py {version}, which pyproject.toml {'admits' if is_supported else 'does not admit'}")
+    codes = [0] if is_supported or "--report" not in session.posargs else range(256)
+    session.run("pytest", "-rf", "tests/integration/test_redispy_contract.py", success_codes=codes)
 
 
 @nox.session

@@ -90,11 +90,22 @@ async def complete_shielded(what: str, attempt: Callable[[], Awaitable[T]], seco
         try:
             return await attempt()
         except asyncio.CancelledError:
-            try:
-                await run_to_completion(attempt, seconds)
-            except Exception as error:  # noqa: BLE001 - the cancellation goes on
-                _log_failure(what, error)
+            await complete_cancelled(what, attempt, seconds)
             raise
+
+
+async def complete_cancelled(what: str, attempt: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """Run work to completion after it was cancelled with its task; the caller raises the cancellation afterwards.
+
+    Args:
+        what: The name of the work, for the log: an error is logged, not raised.
+        attempt: Makes the work; it may be called again.
+        seconds: How long the work may take.
+    """
+    try:
+        await run_to_completion(attempt, seconds)
+    except Exception as error:  # noqa: BLE001 - the caller raises the cancellation
+        _log_failure(what, error)
 
 
 async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:

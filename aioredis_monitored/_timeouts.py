@@ -2,11 +2,11 @@
 
 import asyncio
 import builtins
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import Context
 from math import inf, isinf
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError  # noqa: A004
@@ -81,13 +81,10 @@ async def reply_timeout(connection: AbstractConnection, wait: float) -> AsyncIte
         connection.socket_timeout = socket_timeout
 
 
-T = TypeVar("T")
-
-
 class DeadlineTimer:
-    """Limits the time of many attempts with one timer; it tolerates a busy event loop like ``lag_tolerant_timeout``.
+    """Limits the time of blocks like ``lag_tolerant_timeout``, in a quarter of its time while no block is late.
 
-    While no attempt is late, that takes a quarter of the time, which counts as every acknowledgement has a deadline.
+    One timer serves all tasks; every acknowledgement of a message has a deadline.
     """
 
     def __init__(self) -> None:
@@ -98,34 +95,35 @@ class DeadlineTimer:
         self._timer: asyncio.TimerHandle | None = None
         self._when = inf
 
-    async def run_until(self, deadline: float, attempt: Awaitable[T]) -> T:
-        """Await an attempt; a task runs one at a time.
+    def until(self, deadline: float) -> "_Deadline":
+        """Limit the time of the block of ``with``; a task is in one such block at a time.
 
         Args:
-            deadline: When the attempt is cancelled, by the event loop's clock. If the loop is late then, the attempt
-                gets that delay, but no more than it had in total, to read what has arrived meanwhile.
-            attempt: What to await.
+            deadline: When the block is cancelled, by the event loop's clock. If the loop is late then, the block gets
+                that delay, but no more than it had in total, to read what has arrived meanwhile.
 
         Raises:
-            TimeoutError: The attempt took longer.
+            TimeoutError: The block took longer.
         """
+        return _Deadline(self, deadline)
+
+    def enter(self, deadline: float) -> asyncio.Task[Any]:
+        """Begin the block of the current task, and return the task."""
         loop = asyncio.get_running_loop()
         task = cast("asyncio.Task[Any]", asyncio.current_task(loop))
-        cancellations = task.cancelling()
         self._pending[task] = deadline, deadline - loop.time()
         if deadline < self._when or loop is not self._loop:
             self._arm(loop, deadline)
-        try:
-            return await attempt
-        except asyncio.CancelledError:
-            if task in self._late and task.cancelling() - 1 <= cancellations:
-                raise builtins.TimeoutError from None
-            raise
-        finally:
-            self._pending.pop(task, None)
-            if task in self._late:
-                self._late.discard(task)
-                task.uncancel()
+        return task
+
+    def exit(self, task: asyncio.Task[Any]) -> bool:
+        """End the block of the task, and return whether it was cancelled because it was late."""
+        self._pending.pop(task, None)
+        is_late = task in self._late
+        if is_late:
+            self._late.discard(task)
+            task.uncancel()
+        return is_late
 
     def _arm(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:
@@ -151,3 +149,23 @@ class DeadlineTimer:
                 task.cancel()
         if self._pending:
             self._arm(loop, min(deadline for deadline, _ in self._pending.values()))
+
+
+class _Deadline:
+    """The block of one task (see ``DeadlineTimer.until``)."""
+
+    __slots__ = ("_cancellations", "_deadline", "_task", "_timer")
+
+    def __init__(self, timer: DeadlineTimer, deadline: float) -> None:
+        self._timer = timer
+        self._deadline = deadline
+
+    def __enter__(self) -> None:
+        self._task = self._timer.enter(self._deadline)
+        self._cancellations = self._task.cancelling()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        is_late = self._timer.exit(self._task)
+        # A cancellation by anything else takes precedence over the timer's.
+        if is_late and isinstance(error, asyncio.CancelledError) and self._task.cancelling() <= self._cancellations:
+            raise builtins.TimeoutError from None

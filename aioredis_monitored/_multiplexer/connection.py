@@ -8,7 +8,7 @@ from contextlib import suppress
 from contextvars import Context
 from math import inf
 from time import monotonic, perf_counter
-from typing import Any, Final, Protocol, cast
+from typing import Final, Protocol, cast
 
 import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # n
 from aioredis_monitored._multiplexer.futures import BatchFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 from aioredis_monitored._redispy.attributes import BAR, LINE_FEED, AttributeFilter
-from aioredis_monitored._redispy.sockets import peer_address
+from aioredis_monitored._redispy.sockets import address_of, close_now, peer_address, transport_of
 from aioredis_monitored._timeouts import LATE_SECONDS
 
 # Seconds for which only the longest is told.
@@ -132,7 +132,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
         )
         self._attributes = AttributeFilter(self._reader, NO_REPLY)
-        self._transport = cast("Any", connection)._writer.transport  # noqa: SLF001 - can_share has looked
+        self._transport = transport_of(connection)
         self._descriptor: int = self._transport.get_extra_info("socket").fileno()
         self._check_after = connection.health_check_interval or inf
         readable = select.poll()
@@ -403,7 +403,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if self._transport.get_write_buffer_size():
             # Closing would wait for the server to read it.
             self._transport.abort()
-        cast("Any", self.connection)._close()  # noqa: SLF001 - the public way is a coroutine, this a callback
+        close_now(self.connection)
         if self.is_open:
             self.is_open = False
             self._owner.on_retired(self)
@@ -416,6 +416,4 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _address(self) -> str:
-        return ":".join(
-            str(value) for name, value in cast("Any", self.connection).repr_pieces() if name in {"host", "port", "path"}
-        )
+        return address_of(self.connection)

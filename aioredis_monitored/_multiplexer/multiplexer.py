@@ -9,8 +9,7 @@ from typing import Any, Final
 from weakref import ref
 
 import hiredis
-from redis._parsers import Encoder
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 
 from aioredis_monitored._commands.table import TABLE
@@ -23,7 +22,7 @@ from aioredis_monitored._multiplexer.futures import (
     ReplyObserver,
 )
 from aioredis_monitored._multiplexer.manager import ConnectionManager
-from aioredis_monitored._redispy.connections import SafeConnection
+from aioredis_monitored._redispy.connections import has_standard_io
 
 _MAX_LARGE_KEYS: Final = 1024
 _MAX_LARGE_KEY_LENGTH: Final = 1024
@@ -40,21 +39,10 @@ _ONE_WORD = frozenset(name for name in TABLE if " " not in name)
 def supports_multiplexing(connection: AbstractConnection) -> bool:
     """Whether connections of this kind can be written to and read from past redis-py's own methods.
 
-    These cost ten times as much as all else, and there is no public way round them: hence the private attributes.
+    These cost ten times as much as all else, and there is no public way round them.
     """
-    own_way = any(
-        getattr(type(connection), name) is not getattr(SafeConnection, name)
-        for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
-    )
     config = connection.maint_notifications_config
-    return (
-        not own_way
-        and type(connection.encoder) is Encoder
-        and not (config and config.enabled)
-        and hasattr(connection, "_writer")
-        and hasattr(connection, "_close")
-        and isinstance(getattr(connection, "_parser", None), DefaultParser)
-    )
+    return has_standard_io(connection) and not (config and config.enabled)
 
 
 class Multiplexer:

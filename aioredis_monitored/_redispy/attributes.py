@@ -13,6 +13,8 @@ from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio.connection import AbstractConnection
 
+from aioredis_monitored._redispy.sockets import parser_of
+
 BAR: Final = ord("|")
 LINE_FEED: Final = ord("\n")
 # Servers send a few dozen bytes.
@@ -167,5 +169,5 @@ def is_between_replies(connection: AbstractConnection) -> bool:
 
     One for which it is not must be closed; see ``AttributeFilter``.
     """
-    parser = getattr(connection, "_parser", None)
+    parser = parser_of(connection)
     return not isinstance(parser, AttributeFreeParser) or parser.is_between_replies()

@@ -1,4 +1,5 @@
 """redis-py's connections: sending, the RESP2 handshake and decoding, with the faults of redis-py 8.1 mended."""
+# mypy: disallow-untyped-calls=False
 
 import asyncio
 import builtins
@@ -6,10 +7,12 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar, cast
 
-from redis.asyncio.connection import AbstractConnection
+from redis._parsers import Encoder
+from redis.asyncio import ConnectionPool
+from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004
 
-from aioredis_monitored._redispy.sockets import is_closed_transport_error
+from aioredis_monitored._redispy.sockets import has_socket, is_closed_transport_error, parser_of
 
 Connection = TypeVar("Connection", bound=AbstractConnection)
 
@@ -33,14 +36,14 @@ def with_safe_send(connection: Connection) -> Connection:
 
 
 class SafeConnection(AbstractConnection):
-    """What ``sending_soundly`` makes of a connection."""
+    """What ``with_safe_send`` makes of a connection."""
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """As redis-py's, but for its faults."""
         if not self.is_connected:
             await self.connect_check_health(check_health=False)
         if check_health:
-            await self.check_health()  # type: ignore[no-untyped-call]
+            await self.check_health()
         if isinstance(command, str):
             command = command.encode()
         try:
@@ -54,6 +57,26 @@ class SafeConnection(AbstractConnection):
             if isinstance(error, OSError) or is_closed_transport_error(error):
                 raise ConnectionError(f"Error while writing to socket: {error}") from error
             raise
+
+
+def make_safe_connection(pool: ConnectionPool) -> AbstractConnection:
+    """A connection as redis-py's pool makes it, past what its subclasses add, ``with_safe_send``."""
+    connection: AbstractConnection = with_safe_send(ConnectionPool.make_connection(pool))
+    return connection
+
+
+def has_standard_io(connection: AbstractConnection) -> bool:
+    """Whether redis-py's own methods, or those of ``SafeConnection``, send on this connection and read from it."""
+    has_own_way = any(
+        getattr(type(connection), name) is not getattr(SafeConnection, name)
+        for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
+    )
+    return (
+        not has_own_way
+        and type(connection.encoder) is Encoder
+        and has_socket(connection)
+        and isinstance(parser_of(connection), DefaultParser)
+    )
 
 
 @lru_cache
@@ -72,8 +95,8 @@ async def handshake(connection: AbstractConnection) -> None:
     Raises:
         redis.exceptions.ConnectionError: The server turns the connection away, and its reason.
     """
-    parser: Any = connection._parser  # noqa: SLF001 - redis-py's on_connect does it too, but reads too late
-    parser.on_connect(connection)
+    # redis-py's on_connect does it too, but reads too late.
+    parser_of(connection).on_connect(connection)
     await connection.send_command("PING", check_health=False)
     try:
         await connection.read_response(disconnect_on_error=False)

@@ -1,25 +1,30 @@
-"""What redis-py has no public way for: looking at a connection's socket, and closing it without its event loop."""
+"""The private attributes of redis-py's connections, and of asyncio's and uvloop's transports.
+
+They show a connection's socket, and close it without its event loop, for which there is no public way.
+``tests/integration/test_redispy_contract.py`` says what is relied on.
+"""
+# ruff: noqa: SLF001 - that is what this file is for
+# mypy: disallow-untyped-calls=False
 
 import asyncio
 import select
 from contextlib import suppress
-from typing import Any
+from typing import Any, cast
 
+from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
 
 def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
     """Close a connection's socket at once, without a word from redis-py or asyncio about it being unclosed.
 
-    Neither has a public way to close without a running event loop, hence the private attributes.
-
     Args:
         connection: A connection that is connected.
         loop: Its event loop, which may be running, stopped or closed.
         forked: Whether they are copies of those of a parent process, which goes on using its own.
     """
-    writer: Any = connection._writer  # noqa: SLF001
-    connection._writer = connection._reader = None  # noqa: SLF001
+    writer: Any = connection._writer
+    connection._writer = connection._reader = None
     encrypted = getattr(writer.transport, "_ssl_protocol", None)
     transport = getattr(encrypted, "_transport", None) or writer.transport
     sock = getattr(transport, "_sock", None)
@@ -36,7 +41,7 @@ def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop
     # Maybe no event loop runs the callback that closes the socket.
     if sock is not None:
         sock.close()
-        transport._sock = None  # noqa: SLF001
+        transport._sock = None
 
 
 def close_now(connection: AbstractConnection) -> None:
@@ -44,7 +49,29 @@ def close_now(connection: AbstractConnection) -> None:
 
     redis-py's public way is a coroutine, which does nothing if it is cancelled before it begins.
     """
-    connection._close()  # type: ignore[no-untyped-call]  # noqa: SLF001
+    connection._close()
+
+
+def close_all_now(pool: ConnectionPool) -> None:
+    """Close the sockets of all connections of a plain pool where nothing may be awaited."""
+    for connection in (*pool._available_connections, *pool._in_use_connections):
+        close_now(connection)
+
+
+def transport_of(connection: AbstractConnection) -> asyncio.Transport:
+    """The transport of a connection that is connected."""
+    transport: asyncio.Transport = cast("Any", connection._writer).transport
+    return transport
+
+
+def parser_of(connection: AbstractConnection) -> Any:
+    """The parser of a connection; ``None`` if it has none, as what only pretends to be a connection."""
+    return getattr(connection, "_parser", None)
+
+
+def has_socket(connection: AbstractConnection) -> bool:
+    """Whether a connection, once connected, is one over a socket of redis-py's."""
+    return hasattr(connection, "_writer") and hasattr(connection, "_close")
 
 
 def is_readable(connection: AbstractConnection) -> bool:
@@ -102,3 +129,8 @@ def peer_address(connection: AbstractConnection) -> Peer | None:
         case str() if peer:
             return peer, None
     return None
+
+
+def address_of(connection: AbstractConnection) -> str:
+    """Where a connection leads: a host and a port, or a path."""
+    return ":".join(str(value) for name, value in connection.repr_pieces() if name in {"host", "port", "path"})

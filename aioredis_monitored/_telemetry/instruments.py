@@ -9,6 +9,7 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Meter, MeterProvider, Observation
 
 from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._version import __version__
 
 SCOPE: Final = "aioredis_monitored"
@@ -200,20 +201,10 @@ INSTRUMENTS: Final = (
 class MeasuredPool(Protocol):
     """What the gauges read of a pool, in the thread of an exporter."""
 
-    name_in_metrics: str
-    max_connections: int
+    name: str
 
-    def used(self) -> int:
-        """Return the number of acquired connections, the shared ones included."""
-
-    def idle(self) -> int:
-        """Return the number of connected connections that are not acquired."""
-
-    def pending(self) -> int:
-        """Return the number of callers that wait for a connection or for room on the shared one."""
-
-    def in_flight(self) -> int:
-        """Return the number of calls on the shared connection that have no reply yet."""
+    def stats(self) -> PoolStats:
+        """Return the state of the pool."""
 
     def queues(self) -> Iterable["MeasuredQueue"]:
         """Return the queues on the pool."""
@@ -262,6 +253,14 @@ def _per_queue(measure: Callable[[MeasuredQueue], int | None]) -> Callable[[Meas
     return lambda pool: ((value, queue.attributes) for queue in pool.queues() if (value := measure(queue)) is not None)
 
 
+def _used_and_idle(pool: MeasuredPool) -> Values:
+    stats = pool.stats()
+    return (
+        (stats.used, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
+        (stats.idle, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
+    )
+
+
 def _hot_keys(pool: MeasuredPool) -> Values:
     rates = pool.hot_key_rates(_MAX_HOT_KEYS)
     return ((rate, {semconv_ext.KEY: key, semconv_ext.KEY_ACCESS: access}) for (key, access), rate in rates.items())
@@ -273,17 +272,14 @@ GAUGES: Final = (
         UP_DOWN_COUNTER,
         "{connection}",
         "The number of connections that are currently in state described by the `state` attribute.",
-        lambda pool: (
-            (pool.used(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
-            (pool.idle(), {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
-        ),
+        _used_and_idle,
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_MAX,
         UP_DOWN_COUNTER,
         "{connection}",
         "The maximum number of open connections allowed.",
-        lambda pool: ((pool.max_connections, {}),),
+        lambda pool: ((pool.stats().max_connections, {}),),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_IDLE_MAX,
@@ -291,7 +287,7 @@ GAUGES: Final = (
         "{connection}",
         "The maximum number of idle open connections allowed.",
         # A pool closes no connection for being idle.
-        lambda pool: ((pool.max_connections, {}),),
+        lambda pool: ((pool.stats().max_connections, {}),),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_IDLE_MIN,
@@ -306,14 +302,14 @@ GAUGES: Final = (
         UP_DOWN_COUNTER,
         "{request}",
         "The number of current pending requests for an open connection.",
-        lambda pool: ((pool.pending(), {}),),
+        lambda pool: ((pool.stats().pending, {}),),
     ),
     Gauge(
         semconv_ext.CONNECTION_IN_FLIGHT,
         UP_DOWN_COUNTER,
         "{operation}",
         "The number of operations on the shared connection that are owed a reply.",
-        lambda pool: ((pool.in_flight(), {}),),
+        lambda pool: ((pool.stats().in_flight, {}),),
     ),
     Gauge(
         semconv_ext.QUEUE_IN_FLIGHT,
@@ -391,7 +387,7 @@ class Instruments:
     def _callback(self, gauge: Gauge) -> Callable[[CallbackOptions], Iterable[Observation]]:
         def observe(_: CallbackOptions) -> Iterator[Observation]:
             for pool in self._observed_pools():
-                named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name_in_metrics}
+                named = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: pool.name}
                 for value, attributes in gauge.measure(pool):
                     yield Observation(value, named | attributes)
 

@@ -1,9 +1,9 @@
-"""What this process knows about one request and about one queue."""
+"""What this process knows about one pool, one request and one queue."""
 
 from collections import Counter
 from collections.abc import Sized
 from time import monotonic, time_ns
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
 from opentelemetry import trace
@@ -16,6 +16,26 @@ from aioredis_monitored._telemetry.guard import guarded
 
 # The lower bound of the age at which a length that was seen is no longer reported.
 _MIN_FRESH_SECONDS: Final = 60.0
+
+
+class PoolStats(NamedTuple):
+    """The state of a pool at one time.
+
+    Attributes:
+        name: The name of the pool in metrics.
+        max_connections: The maximum number of connections.
+        used: The number of acquired connections, the shared ones included.
+        idle: The number of open connections that are not acquired.
+        pending: The number of callers that wait for a connection, or for room on the shared one.
+        in_flight: The number of calls on the shared connection that have no reply yet.
+    """
+
+    name: str
+    max_connections: int
+    used: int
+    idle: int
+    pending: int
+    in_flight: int
 
 
 class RequestStats:

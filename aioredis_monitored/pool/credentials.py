@@ -11,6 +11,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
+from aioredis_monitored._redispy.overrides import connect_socket
 from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.config.schema import PASSWORD
 
@@ -141,6 +142,6 @@ async def _reconnect(connection: AbstractConnection) -> None:
     await connection.disconnect(nowait=True)
     try:
         # The public way would shake hands again, and call twice those who are called when that has succeeded.
-        await connection._connect()  # type: ignore[no-untyped-call]  # noqa: SLF001
+        await connect_socket(connection)
     except OSError as error:
         raise ConnectionError(f"Error while connecting again: {error}") from error

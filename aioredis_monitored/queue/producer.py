@@ -4,25 +4,21 @@ import asyncio
 from asyncio import sleep  # see attempts
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from redis.typing import EncodableT
 
+from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import get_encoder
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.messaging import MessagingOperation
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.queue.scripts import PUT
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
-# KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
-_PUT: Final = """
-local depth = redis.call('LLEN', KEYS[1])
-if depth + #ARGV - 1 > tonumber(ARGV[1]) then return {0, depth} end
-for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
-return {1, depth}
-"""
 # Seconds between one look for room and the next.
 _room_backoff = exponential_backoff(0.002, 0.1)
 
@@ -52,7 +48,7 @@ class Producer:
         self._max_length = max_length
         self._telemetry = telemetry
         self._propagate = propagate
-        self._script = MonitoredScript(client, _PUT)
+        self._script = MonitoredScript(client, PUT.text)
 
     async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> None:
         """Append messages, all or none.
@@ -68,12 +64,14 @@ class Producer:
         """
         telemetry, client = self._telemetry, self._client
         if self._max_length is not None:
-            command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
+            command: tuple[Any, ...] = PUT.evalsha((self._queue,), (self._max_length, *messages))
             put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
-            await client.execute_about(telemetry.put_bounded, command, put)
+            await require_executor(client).execute_messaging(client, telemetry.put_bounded, command, put)
         else:
             command = ("RPUSH", self._queue, *messages)
-            depth = await client.execute_about(telemetry.put, command, partial(self._append, messages, is_batch))
+            depth = await require_executor(client).execute_messaging(
+                client, telemetry.put, command, partial(self._append, messages, is_batch)
+            )
             telemetry.stats.update(depth=depth)
 
     async def _append(
@@ -82,7 +80,9 @@ class Producer:
         if operation is not None:
             operation.set_message_count(len(messages), is_batch=is_batch)
         sealed = self._sealed(messages, operation)
-        depth: int = await self._client.execute_within(operation, "RPUSH", self._queue, *sealed)
+        depth: int = await require_executor(self._client).execute_part(
+            self._client, operation, "RPUSH", self._queue, *sealed
+        )
         return depth
 
     async def _append_in_time(
@@ -115,5 +115,5 @@ class Producer:
     def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
         if not self._propagate:
             return messages
-        encode = self._client.get_encoder().encode  # type: ignore[no-untyped-call]
+        encode = get_encoder(self._client).encode
         return self._telemetry.wrap([encode(message) for message in messages], operation)

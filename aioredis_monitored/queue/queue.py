@@ -7,10 +7,11 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.client import NEVER_DECODE
 from redis.typing import EncodableT
 
 from aioredis_monitored._execution.fetch import FETCH
+from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import NEVER_DECODE
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
@@ -92,7 +93,7 @@ class MessageQueue:
         self.name = name
         self.client = _client_of(client)
         self._keys = QueueKeys(name)
-        self._telemetry = QueueTelemetry(self.client.telemetry, name, propagate=propagate)
+        self._telemetry = QueueTelemetry(require_executor(self.client).recorder, name, propagate=propagate)
         self._pop = PopFetch(name, self._telemetry)
         terms = LeaseConfig(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
         # What renews leases must not wait until the one connection of a handle is free.
@@ -103,7 +104,7 @@ class MessageQueue:
         self._is_stopped = False
         self._max_length = None if max_length is None else _count("max_length", max_length)
         self._producer = Producer(self.client, name, self._max_length, self._telemetry, propagate=propagate)
-        self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD)
+        self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD.text)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
@@ -293,8 +294,9 @@ class MessageQueue:
         Raises:
             OwnConnectionError: The client, or the application on it, has selected another one.
         """
-        if self.client.databases:
-            message = f"this client has selected database {', '.join(sorted(self.client.databases))}"
+        pin = require_executor(self.client).pin
+        if pin is not None and pin.databases:
+            message = f"this client has selected database {', '.join(sorted(pin.databases))}"
             raise DedicatedConnectionError(f"{message}: a queue needs a pool whose db that is")
 
     async def __aenter__(self) -> Self:
@@ -314,7 +316,7 @@ class MessageQueue:
 
 def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
     if isinstance(client, MonitoredRedisConnection):
-        if client.is_replaced:
+        if require_executor(client).overrides_execute:
             message = f"{type(client).__name__} replaces execute_command, which sees nothing of a queue: pass its pool"
             raise TypeError(message)
         return client

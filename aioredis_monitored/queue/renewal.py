@@ -13,15 +13,16 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.table import argument_text
-from aioredis_monitored._redispy.connections import with_safe_send
-from aioredis_monitored._redispy.sockets import close_now
+from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.overrides import execute_command
+from aioredis_monitored._redispy.sockets import close_all_now
 from aioredis_monitored._telemetry.context import suppressed
 from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue import scripts
 from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
+from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
@@ -139,7 +140,7 @@ class LeaseRenewer:
     async def _renew(self, client: Redis) -> None:
         # Also if there are none: it is to be seen whether the server answers.
         renewing = register_command(self._keys, self._terms, self._alive)
-        await client.execute_command(*renewing)  # type: ignore[no-untyped-call]
+        await execute_command(client, *renewing)
         now = asyncio.get_running_loop().time()
         if now - self._renewed_at > self._terms.lease * _MAX_RENEWAL_GAP:
             self._sweeps_from = now + self._terms.lease
@@ -167,7 +168,7 @@ class LeaseRenewer:
     async def _recover_expired(self, client: Redis) -> None:
         keys = self._keys
         pause = int(self._terms.milliseconds * _INTERVAL * _SWEEP_SHARE)
-        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
+        ended, known = await client.eval(SWEEP.text, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
         here = {consumer.id for consumer in self._alive}
         for each in ended:
             consumer = Consumer(keys, self._terms, argument_text(each, _MAX_ID_LENGTH))
@@ -183,12 +184,12 @@ class LeaseRenewer:
             declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
             # One of them may be no list.
             with suppress(ResponseError):
-                await client.eval(scripts.FORGET, len(declared), *declared, _MAX_STALE_COUNTS)
+                await client.eval(FORGET.text, len(declared), *declared, _MAX_STALE_COUNTS)
 
 
 class _SafePool(ConnectionPool):
     def make_connection(self) -> AbstractConnection:
-        return with_safe_send(super().make_connection())  # type: ignore[no-untyped-call,no-any-return]
+        return make_safe_connection(self)
 
 
 @asynccontextmanager
@@ -206,5 +207,4 @@ async def _dedicated_client(client: MonitoredRedisConnection) -> AsyncIterator[R
             yield Redis(connection_pool=own)
     finally:
         # Cancelled once more while it closes them, as at the end of an event loop, redis-py's pool leaves some open.
-        for connection in (*own._available_connections, *own._in_use_connections):  # noqa: SLF001 - no public way waits for nothing
-            close_now(connection)
+        close_all_now(own)

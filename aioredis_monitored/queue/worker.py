@@ -180,14 +180,14 @@ class Worker:
         try:
             deliveries, deaths = await self._leases.delivery_counts(consumer)
             if deaths and not self._open.is_set():
-                await self._leases.nack(consumer, HEAD, counts=False)
+                await self._leases.nack(consumer, HEAD, is_delivery=False)
             else:
                 is_delivered = True
                 succeeds = await (self._handle_alone(consumer) if deaths else self._handle(consumer))
                 await self._settle(consumer, deliveries, succeeds=succeeds)
         except BaseException:
             # Unless it was, by now.
-            await self._leases.nack(consumer, HEAD, counts=is_delivered)
+            await self._leases.nack(consumer, HEAD, is_delivery=is_delivered)
             raise
         finally:
             self._holding -= 1

@@ -203,7 +203,7 @@ async def test_in_every_tick_a_cancellation_leaves_nothing(any_client, inspector
 async def test_one_that_is_cancelled_in_the_tick_of_its_success_leaves_nothing(
     any_client, inspector, until, monkeypatch
 ):
-    set_with, acquiring, answers = MonitoredLock.set_with, [], []
+    set_with, acquiring, answers = MonitoredLock.send_set, [], []
 
     async def set_and_cancel(self, acquisition, token):
         answers.append(await set_with(self, acquisition, token))
@@ -211,7 +211,7 @@ async def test_one_that_is_cancelled_in_the_tick_of_its_success_leaves_nothing(
         asyncio.get_running_loop().call_soon(acquiring[0].cancel)
         return answers[0]
 
-    monkeypatch.setattr(MonitoredLock, "set_with", set_and_cancel)
+    monkeypatch.setattr(MonitoredLock, "send_set", set_and_cancel)
     acquiring.append(asyncio.ensure_future(lock_of(any_client()).acquire(token="mine")))
     outcomes = await asyncio.gather(*acquiring, return_exceptions=True)
     await until(deleted(inspector))

@@ -22,7 +22,7 @@ from aioredis_monitored._cancellation import complete_shielded, run_to_completio
 from aioredis_monitored.envelope import seal
 from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
-LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
+LOST = ["queue 'mail': a message that a cancelled get() was receiving may be lost"]
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def test_a_take_is_entered_once_at_a_time(queue):
     await queue.put_many([1, 2])
     taking = queue.take()
     async with taking:
-        with pytest.raises(RuntimeError, match="a take holds one message at a time"):
+        with pytest.raises(RuntimeError, match=r"this take\(\) is in use"):
             await taking.__aenter__()
     async with taking as message:
         assert b"2" == message

@@ -17,6 +17,7 @@ from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv.schemas import Schemas
 from redis.exceptions import LockError, ResponseError
+from support.internals import recorder_of
 
 from aioredis_monitored import (
     MessageQueue,
@@ -174,7 +175,7 @@ async def tell(client):
         with pytest.raises(LookupError):
             async with queue.take():
                 raise LookupError
-        (view,) = client.telemetry.queues.values()
+        (view,) = recorder_of(client).queues.values()
         deadline = asyncio.get_running_loop().time() + 30
         async with queue.take():
             while view.dead() is None and asyncio.get_running_loop().time() < deadline:

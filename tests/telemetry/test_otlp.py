@@ -233,7 +233,7 @@ async def test_what_a_pool_has_arrives_as_sums_that_go_up_and_down(server, expor
     ) as pool:
         held = [await pool.get_connection() for _ in range(2)]
         waiting = asyncio.create_task(pool.get_connection())
-        await until(lambda: pool.pending() == 1)
+        await until(lambda: pool.stats().pending == 1)
         busy = gauges()
         for connection in held:
             await pool.release(connection)

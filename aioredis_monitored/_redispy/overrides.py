@@ -1,0 +1,204 @@
+"""The methods of redis-py that are private, undocumented or untyped, and that this package calls or overrides.
+
+``tests/integration/test_redispy_contract.py`` says what it relies on for each of them.
+
+Calls for which this package only needs types are ``methodcaller``s: unlike a function, they add no Python call to those
+of each command.
+"""
+# mypy: disallow-untyped-calls=False
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from operator import methodcaller
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from redis._parsers import Encoder
+from redis._parsers.helpers import bool_ok, parse_set_result
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
+from redis.asyncio.client import Monitor, Pipeline, PubSub
+from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.lock import Lock
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
+from redis.event import AsyncAfterConnectionReleasedEvent
+from redis.himport import parse_himport_set_args
+from redis.observability.attributes import PubSubDirection
+from redis.observability.recorder import record_pubsub_message
+from redis.typing import EncodableT
+
+__all__ = [
+    "EMPTY_RESPONSE",
+    "NEVER_DECODE",
+    "Encoder",
+    "PubSubDirection",
+    "TypedLock",
+    "TypedMonitor",
+    "TypedPipeline",
+    "TypedPool",
+    "TypedPubSub",
+    "announce_release",
+    "bool_ok",
+    "check_health",
+    "close_after_failure",
+    "connect",
+    "connect_socket",
+    "execute_command",
+    "forget_re_auth_token",
+    "get_connection",
+    "get_encoder",
+    "parse_himport_set",
+    "parse_set_result",
+    "re_auth",
+    "record_pubsub_message",
+    "register_connect_callback",
+    "send_and_parse",
+    "should_reconnect",
+    "single_connection_lock",
+]
+
+# Connections.
+
+# Connects and shakes hands, if the connection is not connected.
+connect: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("connect")
+# Connects the socket alone: neither a handshake nor the callbacks for a connection that is made.
+connect_socket: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("_connect")
+# Sends a PING where ``health_check_interval`` is over, and waits for the answer.
+check_health: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("check_health")
+# Whether the connection has to be closed once its call is done.
+should_reconnect: Final[Callable[[AbstractConnection], bool]] = methodcaller("should_reconnect")
+# Sends the credentials that ``set_re_auth_token`` has left, if there are any, and forgets them.
+re_auth: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("re_auth")
+# Forgets them unsent.
+forget_re_auth_token: Final[Callable[[AbstractConnection], None]] = methodcaller("set_re_auth_token", None)
+
+
+def register_connect_callback(
+    connection: AbstractConnection, callback: Callable[[Any], Coroutine[Any, Any, None]]
+) -> None:
+    """Have a bound method called after each handshake; the connection refers to it weakly."""
+    connection.register_connect_callback(callback)
+
+
+# Pools.
+
+# Borrows a connected connection of any pool.
+get_connection: Final[Callable[[ConnectionPool], Coroutine[Any, Any, AbstractConnection]]] = methodcaller(
+    "get_connection"
+)
+
+
+def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Coroutine[Any, Any, None]:
+    """Have redis-py send new credentials on a connection that is given back.
+
+    Raises:
+        redis.exceptions.RedisError: The server refuses them, or cannot be reached.
+    """
+    dispatcher: Any = pool._event_dispatcher  # noqa: SLF001 - a pool's release() dispatches it there
+    sending: Coroutine[Any, Any, None] = dispatcher.dispatch_async(AsyncAfterConnectionReleasedEvent(connection))
+    return sending
+
+
+# Clients.
+
+
+class _ValueEncoder(Protocol):
+    def encode(self, value: EncodableT) -> bytes: ...
+
+
+# What a client encodes values with.
+get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
+# The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
+parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
+
+
+def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
+    """Run one command of any client, and return its parsed reply."""
+    return client.execute_command(*args, **options)
+
+
+def send_and_parse(
+    client: Redis,
+    connection: AbstractConnection,
+    command_name: str | bytes,
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Coroutine[Any, Any, Any]:
+    """Send one command of a client or pipeline on a connection, and return its parsed reply: one attempt.
+
+    Args:
+        client: The client or pipeline.
+        connection: The connection.
+        command_name: The name under which the response callback is found.
+        args: The command.
+        options: Those of ``parse_response``.
+    """
+    return client._send_command_parse_response(connection, command_name, *args, **options)  # noqa: SLF001 - the public way retries
+
+
+def close_after_failure(client: Redis) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Return what redis-py calls with the connection and the error after a failed attempt, which disconnects it."""
+    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection  # noqa: SLF001 - its retry policy calls it
+    return close
+
+
+def single_connection_lock(client: Redis) -> asyncio.Lock:
+    """Return the lock under which a client that keeps to one connection uses it."""
+    lock: asyncio.Lock = client._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    return lock
+
+
+# Types for what subclasses override and call with super(): at run time, these are redis-py's own classes.
+
+if TYPE_CHECKING:
+
+    class TypedPool(BlockingConnectionPool):
+        """redis-py's blocking pool."""
+
+        def make_connection(self) -> AbstractConnection: ...
+
+        def get_available_connection(self) -> AbstractConnection: ...
+
+    class TypedPipeline(Pipeline):
+        """redis-py's pipeline, which runs a batch on whatever packs, sends and reads as a connection does."""
+
+        async def reset(self) -> None: ...  # type: ignore[override]  # redis-py's own bases disagree
+
+        async def load_scripts(self) -> None: ...
+
+        async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
+
+        async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
+
+        async def _disconnect_raise_on_watching(self, connection: Any, *failure: Any) -> None: ...
+
+        async def _disconnect_reset_raise_on_watching(self, connection: Any, *failure: Any) -> None: ...
+
+    class TypedPubSub(PubSub):
+        """redis-py's subscriptions."""
+
+        async def aclose(self) -> None: ...
+
+        async def check_health(self) -> None: ...
+
+        async def connect(self) -> None: ...
+
+        async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any: ...
+
+    class TypedMonitor(Monitor):
+        """redis-py's monitor."""
+
+        async def __aenter__(self) -> Any: ...
+
+    class TypedLock(Lock):
+        """redis-py's lock, which declares its scripts as ``None`` and takes any object for ``local``."""
+
+        local: Any
+        lua_extend: Any
+        lua_reacquire: Any
+        lua_release: Any
+
+else:
+    TypedPool = BlockingConnectionPool
+    TypedPipeline = Pipeline
+    TypedPubSub = PubSub
+    TypedMonitor = Monitor
+    TypedLock = Lock

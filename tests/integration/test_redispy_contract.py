@@ -1,0 +1,661 @@
+"""What ``_redispy/`` relies on in redis-py, and in asyncio's transports, beyond what they document.
+
+Each test runs redis-py's own classes. One that fails with a new redis-py names a part that has changed: adapt
+``_redispy/`` and what uses that part, then the test. ``nox -s redispy_next`` runs this file with redis-py's newest
+pre-release.
+"""
+
+import asyncio
+import gc
+import inspect
+import ssl
+import weakref
+from contextlib import suppress
+
+import hiredis
+import pytest
+import redis.exceptions
+import trustme
+from redis._parsers import _AsyncHiredisParser
+from redis._parsers.hiredis import NOT_ENOUGH_DATA
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
+from redis.asyncio.client import Monitor, Pipeline, PubSub
+from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.lock import Lock
+from redis.asyncio.retry import Retry
+from redis.auth.token import SimpleToken
+from redis.backoff import NoBackoff
+from redis.commands.core import AsyncScript
+
+from aioredis_monitored._multiplexer import PipelineAdapter
+from aioredis_monitored._redispy import overrides
+from aioredis_monitored._redispy.attributes import AttributeFreeParser
+from aioredis_monitored._redispy.connections import (
+    SafeConnection,
+    handshake,
+    has_standard_io,
+    make_safe_connection,
+    with_safe_send,
+)
+from aioredis_monitored._redispy.sockets import (
+    abort_socket,
+    address_of,
+    close_all_now,
+    close_now,
+    parser_of,
+    peer_address,
+    transport_of,
+)
+
+TOKEN = SimpleToken("secret", 1e15, 0, {"oid": "default"})
+
+
+class Recorded(Connection):
+    """redis-py's connection, which notes what it sends."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.sent = []
+
+    async def send_command(self, *args, **options):
+        self.sent.append(args)
+        await super().send_command(*args, **options)
+
+
+@pytest.fixture
+def address(server):
+    return {"host": server.host, "port": server.port}
+
+
+@pytest.fixture
+async def connection(address):
+    connection = Recorded(**address)
+    await overrides.connect(connection)
+    connection.sent.clear()
+    yield connection
+    await connection.disconnect()
+
+
+@pytest.fixture
+async def plain_pool(address):
+    pool = ConnectionPool(Recorded, max_connections=2, **address)
+    yield pool
+    await pool.aclose()
+
+
+@pytest.fixture
+def plain_client(plain_pool):
+    return Redis(connection_pool=plain_pool)
+
+
+# Signatures of what is overridden, or called with arguments by place.
+
+SIGNATURES = {
+    AbstractConnection: {
+        "disconnect": "nowait error failure_count health_check_failed",
+        "connect_check_health": "check_health retry_socket_connect",
+        "send_packed_command": "command check_health",
+        "_send_packed_command": "command",
+        "send_command": "*args **kwargs",
+        "set_re_auth_token": "token",
+    },
+    BlockingConnectionPool: {
+        "get_connection": "command_name *keys **options",
+        "release": "connection",
+    },
+    ConnectionPool: {
+        "make_connection": "",
+        "get_available_connection": "",
+        "ensure_connection": "connection",
+        "re_auth_callback": "token",
+        "set_retry": "retry",
+    },
+    Redis: {
+        "execute_command": "*args **options",
+        "_send_command_parse_response": "conn command_name *args **options",
+        "_close_connection": "conn error failure_count start_time command_name",
+        "parse_response": "connection command_name **options",
+        "aclose": "close_connection_pool",
+        "set_response_callback": "command callback",
+    },
+    Pipeline: {
+        "__init__": "connection_pool response_callbacks transaction shard_hint",
+        "execute": "raise_on_error",
+        "immediate_execute_command": "*args **options",
+        "_execute_transaction": "connection commands raise_on_error",
+        "_execute_pipeline": "connection commands raise_on_error",
+        "parse_response": "connection command_name **options",
+        "annotate_exception": "exception number command",
+        "reset": "",
+        "load_scripts": "",
+        "_disconnect_raise_on_watching": "conn error failure_count start_time command_name",
+        "_disconnect_reset_raise_on_watching": "conn error failure_count start_time command_name",
+    },
+    PubSub: {
+        "connect": "",
+        "on_connect": "connection",
+        "execute_command": "*args",
+        "_reconnect": "conn error failure_count start_time command_name",
+        "parse_response": "block timeout",
+        "handle_message": "response ignore_subscribe_messages",
+        "check_health": "",
+        "aclose": "",
+    },
+    Monitor: {
+        "__aenter__": "",
+    },
+    Lock: {
+        "register_scripts": "",
+        "acquire": "blocking blocking_timeout token",
+        "do_acquire": "token",
+        "do_release": "expected_token",
+        "do_extend": "additional_time replace_ttl",
+    },
+    AsyncScript: {
+        "__call__": "keys args client",
+    },
+    _AsyncHiredisParser: {
+        "on_connect": "connection",
+    },
+}
+COROUTINE_FUNCTIONS = [
+    (AbstractConnection, "connect"),
+    (AbstractConnection, "_connect"),
+    (AbstractConnection, "check_health"),
+    (AbstractConnection, "re_auth"),
+    (ConnectionPool, "get_connection"),
+    (Redis, "_send_command_parse_response"),
+    (Pipeline, "_execute_transaction"),
+    (Pipeline, "_execute_pipeline"),
+    (Pipeline, "immediate_execute_command"),
+    (Pipeline, "reset"),
+    (PubSub, "connect"),
+    (PubSub, "handle_message"),
+    (Lock, "do_acquire"),
+]
+
+
+def shown(value):
+    return value.__name__ if isinstance(value, type) else value
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, methods in SIGNATURES.items() for name in methods], ids=shown
+)
+def test_method_takes_the_parameters_that_overrides_and_callers_expect(kind, name):
+    prefixes = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+    _, *parameters = inspect.signature(getattr(kind, name)).parameters.values()
+    names = " ".join(prefixes.get(parameter.kind, "") + parameter.name for parameter in parameters)
+    assert SIGNATURES[kind][name] == names, f"redis-py has changed {name}: adapt what overrides or calls it"
+
+
+@pytest.mark.parametrize(("kind", "name"), COROUTINE_FUNCTIONS, ids=shown)
+def test_method_is_a_coroutine_function(kind, name):
+    assert inspect.iscoroutinefunction(getattr(kind, name))
+
+
+# Connections and their sockets.
+
+
+async def test_connection_keeps_its_stream_and_parser_while_connected(connection, address):
+    assert isinstance(parser_of(connection), DefaultParser)
+    assert peer_address(connection) == transport_of(connection).get_extra_info("peername")
+    assert connection.is_connected
+    await connection.disconnect()
+    assert (connection._writer, connection._reader) == (None, None)
+    assert address_of(connection) == "{host}:{port}".format(**address)
+
+
+async def test_connection_counts_as_closed_without_reader_and_writer(connection):
+    writer, connection._writer, connection._reader = connection._writer, None, None
+    assert not connection.is_connected
+    writer.close()
+
+
+async def test_close_now_closes_the_transport_without_awaiting(connection):
+    transport = transport_of(connection)
+    close_now(connection)
+    assert transport.is_closing()
+    assert not connection.is_connected
+    close_now(connection)
+
+
+async def test_disconnecting_without_waiting_closes_before_the_first_await(connection):
+    transport = transport_of(connection)
+    disconnecting = connection.disconnect(nowait=True)
+    with suppress(StopIteration):
+        disconnecting.send(None)
+    assert transport.is_closing()
+    disconnecting.close()
+
+
+async def test_socket_of_asyncio_transport_is_found(connection):
+    transport = transport_of(connection)
+    if type(transport).__module__.startswith("uvloop"):
+        pytest.skip("uvloop's transports close their sockets themselves")
+    assert transport._sock.fileno() == transport.get_extra_info("socket").fileno()
+    abort_socket(connection, asyncio.get_running_loop(), forked=False)
+    assert transport.is_closing()
+    assert not connection.is_connected
+
+
+async def test_socket_under_tls_of_asyncio_is_found():
+    authority = trustme.CA()
+    client_context = ssl.create_default_context()
+    authority.configure_trust(client_context)
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(server_context)
+    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=server_context)
+    async with server:
+        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), ssl=client_context)
+        transport = writer.transport
+        if type(transport).__module__.startswith("uvloop"):
+            assert not hasattr(transport, "_sock")
+        else:
+            inner = transport._ssl_protocol._transport
+            assert inner._sock.fileno() == transport.get_extra_info("socket").fileno()
+        writer.transport.abort()
+        with suppress(OSError):
+            await writer.wait_closed()
+
+
+async def test_connecting_the_socket_neither_shakes_hands_nor_calls_back(address):
+    called = []
+    connection = Recorded(redis_connect_func=called.append, **address)
+    await overrides.connect_socket(connection)
+    assert connection.is_connected
+    assert not called
+    assert not connection.sent
+    await connection.disconnect()
+
+
+async def test_connecting_calls_the_connect_function_and_then_the_callbacks(address):
+    called = []
+
+    class Listener:
+        async def on_connect(self, connection):
+            called.append(connection)
+
+    async def shake_hands(connection):
+        called.append("handshake")
+
+    listener = Listener()
+    connection = Connection(redis_connect_func=shake_hands, **address)
+    for _ in range(2):
+        overrides.register_connect_callback(connection, listener.on_connect)
+    await overrides.connect(connection)
+    await overrides.connect(connection)
+    assert ["handshake", connection] == called
+    await connection.disconnect()
+    await overrides.connect(connection)
+    assert ["handshake", connection] * 2 == called
+    gone, listener = weakref.ref(listener), None
+    gc.collect()
+    assert gone() is None
+    await connection.disconnect()
+
+
+async def test_handshake_may_follow_a_first_exchange(address):
+    connection = Recorded(redis_connect_func=handshake, protocol=2, client_name="contract", **address)
+    await overrides.connect(connection)
+    assert ("PING",) == connection.sent[0]
+    await connection.send_command("CLIENT GETNAME")
+    assert b"contract" == await connection.read_response()
+    await connection.disconnect()
+
+
+async def test_health_check_pings_once_its_interval_is_over(connection):
+    await overrides.check_health(connection)
+    assert not connection.sent
+    connection.health_check_interval, connection.next_health_check = 600, -1
+    await overrides.check_health(connection)
+    assert [("PING",)] == connection.sent
+    assert connection.next_health_check > asyncio.get_running_loop().time()
+
+
+async def test_connection_is_marked_for_reconnecting_until_it_is_closed(connection):
+    assert not overrides.should_reconnect(connection)
+    connection.mark_for_reconnect()
+    assert overrides.should_reconnect(connection)
+    await connection.disconnect()
+    assert not overrides.should_reconnect(connection)
+
+
+async def test_new_credentials_are_sent_once_and_can_be_forgotten(connection):
+    connection.set_re_auth_token(TOKEN)
+    overrides.forget_re_auth_token(connection)
+    await overrides.re_auth(connection)
+    assert not connection.sent
+    connection.set_re_auth_token(TOKEN)
+    await overrides.re_auth(connection)
+    await overrides.re_auth(connection)
+    assert [("AUTH", "default", "secret")] == connection.sent
+
+
+async def test_safe_connection_passes_for_one_with_redispys_own_methods(address):
+    connection = with_safe_send(Connection(**address))
+    assert isinstance(connection, SafeConnection)
+    assert has_standard_io(connection)
+    assert not has_standard_io(Recorded(**address))
+    assert connection.maint_notifications_config is None or not connection.maint_notifications_config.enabled
+    await connection.send_packed_command(connection.pack_command("ECHO", "x"))
+    assert b"x" == await connection.read_response()
+    await connection.disconnect()
+
+
+async def test_sending_fails_without_a_writer_with_an_attribute_error_of_none(connection):
+    # The error's object shows that another task has closed the connection meanwhile.
+    writer, connection._writer = connection._writer, None
+    with pytest.raises(AttributeError) as raised:
+        await connection._send_packed_command([b"x"])
+    assert raised.value.obj is None
+    connection._writer = writer
+
+
+async def test_parser_begins_each_connection_with_a_new_hiredis_reader(address):
+    connection = Connection(parser_class=AttributeFreeParser, **address)
+    await overrides.connect(connection)
+    assert parser_of(connection).is_between_replies()
+    parser = _AsyncHiredisParser(socket_read_size=65536)
+    parser.on_connect(connection)
+    reader = parser._reader
+    assert isinstance(reader, hiredis.Reader)
+    assert reader.gets() is NOT_ENOUGH_DATA
+    parser.on_connect(connection)
+    assert parser._reader is not reader
+    await connection.disconnect()
+
+
+# Pools.
+
+
+async def test_pool_keeps_idle_connections_in_a_list_and_acquired_ones_in_a_set(plain_pool):
+    first = await overrides.get_connection(plain_pool)
+    second = await overrides.get_connection(plain_pool)
+    assert first.is_connected
+    assert plain_pool._in_use_connections == {first, second}
+    await plain_pool.release(second)
+    await plain_pool.release(first)
+    assert plain_pool._available_connections == [second, first]
+    assert plain_pool.get_available_connection() is first
+    assert plain_pool._in_use_connections == {first}
+    close_all_now(plain_pool)
+    assert not first.is_connected
+    assert not second.is_connected
+    await plain_pool.release(first)
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
+async def test_pool_makes_connections_and_connects_them_with_methods_that_can_be_overridden(kind, address):
+    called = []
+
+    class Pool(kind):
+        def make_connection(self):
+            called.append("make")
+            return make_safe_connection(self)
+
+        async def ensure_connection(self, connection):
+            called.append("ensure")
+            await super().ensure_connection(connection)
+
+    pool = Pool(connection_class=Connection, max_connections=1, **address)
+    connection = await overrides.get_connection(pool)
+    assert ["make", "ensure"] == called
+    assert isinstance(connection, SafeConnection)
+    await pool.release(connection)
+    assert isinstance(pool._lock, asyncio.Lock)
+    await pool.aclose()
+
+
+async def test_released_connection_sends_new_credentials(plain_pool):
+    connection = await overrides.get_connection(plain_pool)
+    connection.set_re_auth_token(TOKEN)
+    await overrides.announce_release(plain_pool, connection)
+    assert ("AUTH", "default", "secret") == connection.sent[-1]
+    await plain_pool.release(connection)
+
+
+async def test_pool_hands_new_credentials_to_acquired_connections(plain_pool):
+    connection = await overrides.get_connection(plain_pool)
+    await plain_pool.re_auth_callback(TOKEN)
+    await overrides.re_auth(connection)
+    assert ("AUTH", "default", "secret") == connection.sent[-1]
+    await plain_pool.release(connection)
+
+
+# Clients.
+
+
+async def test_client_with_one_connection_uses_it_under_a_lock_that_others_can_take(plain_pool):
+    async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
+        async with overrides.single_connection_lock(client):
+            waiting = asyncio.ensure_future(client.ping())
+            await asyncio.wait([waiting], timeout=0.05)
+            assert not waiting.done()
+        assert await waiting
+
+
+async def test_failed_attempt_disconnects_the_connection(plain_client, connection):
+    await overrides.close_after_failure(plain_client)(connection, redis.exceptions.ConnectionError("lost"))
+    assert not connection.is_connected
+
+
+async def test_one_attempt_is_sent_and_parsed_and_not_repeated(plain_client, connection, inspector):
+    assert await overrides.send_and_parse(plain_client, connection, "SET", ("SET", "key", "1", "NX"), {}) is True
+    await connection.send_command("CLIENT ID")
+    inspector.client_kill_filter(_id=await connection.read_response())
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await overrides.send_and_parse(plain_client, connection, "INCR", ("INCR", "key"), {})
+    assert "1" == inspector.get("key").decode()
+    assert b"1" == await overrides.execute_command(plain_client, "GET", "key")
+
+
+async def test_client_parses_replies_with_callbacks_by_upper_case_name(plain_client):
+    callbacks = plain_client.response_callbacks
+    assert dict.get(callbacks, "SET") is overrides.parse_set_result
+    assert dict.get(callbacks, "SELECT") is overrides.bool_ok
+    assert dict.get(callbacks, "GET") is None
+    for callback in (overrides.parse_set_result, overrides.bool_ok):
+        for reply in (None, b"OK", b"x", 1, [], "OK"):
+            callback(reply)
+
+
+async def test_options_keep_replies_undecoded_and_stand_in_for_errors(address, inspector):
+    inspector.lpush("list", b"\xff")
+    async with Redis(decode_responses=True, **address) as client:
+        undecoded = {overrides.NEVER_DECODE: True}
+        assert [b"\xff"] == await client.execute_command("LRANGE", "list", 0, -1, **undecoded)
+        assert await client.execute_command("GET", "list", **{overrides.EMPTY_RESPONSE: "nothing"}) == "nothing"
+
+
+async def test_client_encodes_values_with_its_encoder(plain_client):
+    assert b"1.5" == overrides.get_encoder(plain_client).encode(1.5)
+
+
+@pytest.mark.parametrize("args", [("HIMPORT SET", "key", "set", "value"), ("HIMPORT", "SET", "key", "set", "value")])
+def test_himport_set_is_told_from_other_commands(args):
+    assert overrides.parse_himport_set(args)
+    assert not overrides.parse_himport_set(("SET", *args))
+
+
+async def test_client_with_one_connection_locks_it_and_counts_its_users(plain_pool):
+    async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
+        assert client._usage_counter == 1
+        assert client.connection in plain_pool._in_use_connections
+        async with client._single_conn_lock:
+            waiting = asyncio.ensure_future(client.ping())
+            await asyncio.sleep(0)
+            assert not waiting.done()
+        assert await waiting
+    assert client.connection is None
+    assert not plain_pool._in_use_connections
+
+
+# Pipelines.
+
+
+class Witness:
+    """Passes on what is asked of a connection, and notes it."""
+
+    def __init__(self, connection):
+        self.__dict__.update(connection=connection, asked=set())
+
+    def __getattr__(self, name):
+        self.asked.add(name)
+        return getattr(self.connection, name)
+
+
+@pytest.mark.parametrize("name", ["_execute_transaction", "_execute_pipeline"])
+async def test_batch_uses_nothing_of_a_connection_that_the_adapter_lacks(name, plain_client, connection):
+    pipeline = plain_client.pipeline().set("key", 1).get("key")
+    witness = Witness(connection)
+    results = await getattr(pipeline, name)(witness, pipeline.command_stack, True)
+    assert [True, b"1"] == [results[0], results[1]]
+    missing = witness.asked - set(dir(PipelineAdapter))
+    assert not missing, f"PipelineAdapter has to have {missing}"
+    assert {"pack_commands", "send_packed_command", "read_response"} <= witness.asked
+
+
+@pytest.mark.parametrize("transaction", [True, False])
+async def test_pipeline_runs_its_batch_with_one_method_and_resets_itself(transaction, plain_pool):
+    called = []
+
+    class Batch(Pipeline):
+        async def _execute_transaction(self, connection, commands, raise_on_error):
+            called.append(("transaction", [args for args, _ in commands]))
+            return await super()._execute_transaction(connection, commands, raise_on_error)
+
+        async def _execute_pipeline(self, connection, commands, raise_on_error):
+            called.append(("pipeline", [args for args, _ in commands]))
+            return await super()._execute_pipeline(connection, commands, raise_on_error)
+
+    batch = Batch(plain_pool, Redis().response_callbacks, transaction, None)
+    await batch.set("key", 1).execute()
+    assert [("transaction" if transaction else "pipeline", [("SET", "key", 1)])] == called
+    assert not batch.command_stack
+    assert not plain_pool._in_use_connections
+
+
+async def test_pipeline_keeps_the_connection_on_which_it_watches_until_it_is_reset(plain_client, plain_pool):
+    pipeline = plain_client.pipeline()
+    await pipeline.watch("key")
+    connection = pipeline.connection
+    assert pipeline.watching
+    assert {connection} == plain_pool._in_use_connections
+    await pipeline.reset()
+    assert ("UNWATCH",) == connection.sent[-1]
+    assert (pipeline.connection, pipeline.watching) == (None, False)
+    assert not plain_pool._in_use_connections
+
+
+async def test_lost_watch_raises_in_both_failure_handlers(plain_client):
+    for name, is_reset in (("_disconnect_raise_on_watching", False), ("_disconnect_reset_raise_on_watching", True)):
+        pipeline = plain_client.pipeline()
+        await pipeline.watch("key")
+        with pytest.raises(redis.exceptions.WatchError):
+            await getattr(pipeline, name)(pipeline.connection, redis.exceptions.ConnectionError())
+        assert (pipeline.connection is None) == is_reset
+        await pipeline.reset()
+
+
+async def test_pipeline_loads_missing_scripts_at_once(plain_client):
+    pipeline = plain_client.pipeline()
+    await plain_client.register_script("return 7")(client=pipeline)
+    assert [7] == await pipeline.execute()
+    assert await plain_client.script_exists(AsyncScript(plain_client, "return 7").sha) == [True]
+
+
+# Subscriptions, MONITOR and locks.
+
+
+async def test_subscriptions_are_made_again_by_the_callback_of_their_connection(plain_pool, inspector, until):
+    pubsub = PubSub(plain_pool)
+    await pubsub.subscribe("channel")
+    connection = pubsub.connection
+    assert {b"channel": None} == pubsub.channels
+    assert isinstance(pubsub._lock, asyncio.Lock)
+    await connection.disconnect()
+    await overrides.connect(connection)
+    await until(lambda: [(b"channel", 1)] == inspector.pubsub_numsub("channel"))
+    await pubsub.unsubscribe("channel")
+    assert {b"channel"} == pubsub.pending_unsubscribe_channels
+    await pubsub.aclose()
+    assert (pubsub.connection, pubsub.channels) == (None, {})
+    assert not connection.is_connected
+    assert not plain_pool._in_use_connections
+
+
+async def test_failed_read_of_a_subscription_calls_reconnect(plain_pool, inspector):
+    plain_pool.connection_kwargs["retry"] = Retry(NoBackoff(), 1)
+    failures = []
+
+    class Subscriptions(PubSub):
+        async def _reconnect(self, conn, *failure):
+            failures.append(failure[0])
+            await super()._reconnect(conn, *failure)
+
+    pubsub = Subscriptions(plain_pool)
+    await pubsub.subscribe("channel")
+    assert "subscribe" == (await pubsub.get_message(timeout=30))["type"]
+    inspector.client_kill_filter(_type="pubsub")
+    assert "subscribe" == (await pubsub.get_message(timeout=30))["type"]
+    assert [redis.exceptions.ConnectionError] == [type(failure) for failure in failures]
+    await pubsub.aclose()
+
+
+async def test_message_is_made_of_the_elements_of_a_reply(plain_pool):
+    pubsub = PubSub(plain_pool)
+    fields = {"type": "pmessage", "pattern": b"c*", "channel": b"channel", "data": b"data"}
+    assert fields == await pubsub.handle_message([b"pmessage", b"c*", b"channel", b"data"])
+    handled = []
+    await pubsub.subscribe(channel=handled.append)
+    assert await pubsub.handle_message([b"message", b"channel", b"data"]) is None
+    assert [b"data"] == [message["data"] for message in handled]
+    assert ("message", "pmessage", "smessage") == PubSub.PUBLISH_MESSAGE_TYPES
+    await pubsub.aclose()
+
+
+async def test_health_check_of_a_subscription_has_known_answers(plain_pool):
+    pubsub = PubSub(plain_pool)
+    await pubsub.connect()
+    connection = pubsub.connection
+    connection.health_check_interval, connection.next_health_check = 600, -1
+    await pubsub.check_health()
+    assert await connection.read_response() in pubsub.health_check_response
+    await pubsub.aclose()
+
+
+async def test_monitor_takes_the_connection_that_it_was_given(plain_pool):
+    monitor = Monitor(plain_pool)
+    connection = monitor.connection = await overrides.get_connection(plain_pool)
+    async with monitor:
+        assert monitor.connection is connection
+        assert ("MONITOR",) == connection.sent[-1]
+    assert not plain_pool._in_use_connections
+
+
+async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_client):
+    asked = []
+
+    class RecordedLock(Lock):
+        async def do_acquire(self, token):
+            asked.append(token)
+            return await super().do_acquire(token)
+
+    lock = RecordedLock(plain_client, "lock", timeout=600, sleep=0.001)
+    assert await lock.acquire(token="token")
+    assert [b"token"] == asked
+    assert b"token" == lock.local.token
+    assert not await lock.acquire(blocking_timeout=0.01)
+    assert len(asked) > 2
+    await lock.release()
+    assert lock.local.token is None
+    assert lock.lua_release.sha
+    # Each of ours binds its own, on the instance.
+    assert Lock.lua_release is None
+
+
+async def test_script_keeps_its_text_its_hash_and_its_client(plain_client):
+    script = plain_client.register_script("return 7")
+    assert ("return 7", plain_client) == (script.script, script.registered_client)
+    assert await plain_client.script_load("return 7") == script.sha
