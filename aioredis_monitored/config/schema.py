@@ -67,8 +67,8 @@ _ROWS: Final = (
         readers.password_file,
         "the path of a readable file that holds a password, in UTF-8 without BOM and NUL",
         None,
-        "A file that holds the password instead, and is read at every connect: UTF-8, without BOM and NUL; line ends "
-        "at its end are ignored. While it cannot be read, the last good password is used.",
+        "A file that holds the password instead, and is read at every connect: UTF-8, without BOM and NUL; trailing line "
+        "ends are ignored. While it cannot be read, the last good password is used.",
     ),
     Option("db", readers.whole_number, _WHOLE_NUMBER, "0", "The number of the database."),
     Option(
@@ -78,7 +78,7 @@ _ROWS: Final = (
         "50",
         "The maximum number of connections of the pool.",
     ),
-    Option("timeout", parse_timespan, _TIMESPAN, "20 s", "How long a call waits for one of them."),
+    Option("timeout", parse_timespan, _TIMESPAN, "20 s", "How long a call waits for a connection."),
     Option("multiplex", readers.boolean, _BOOLEAN, "true", "Whether ordinary commands share a connection."),
     Option(
         "retries",
