@@ -9,7 +9,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 
 from aioredis_monitored._execution.routing import require_executor
-from aioredis_monitored._telemetry.stats import RequestStats, request_stats
+from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 
 _Scope = MutableMapping[str, Any]
@@ -53,7 +53,7 @@ class RedisContextFactory:
         return self._prototype.in_context(name, None, request), request
 
     def _view(self, span: Span, *, at_once: bool) -> RequestStats | None:
-        return request_stats(span, require_executor(self._prototype).recorder.options.repeated_calls, eager=at_once)
+        return require_executor(self._prototype).recorder.request_stats(span, eager=at_once)
 
     def attach(self, context: Any, name: str | None = None) -> MonitoredRedisConnection:
         """Set a connection object as an attribute of ``context`` and return it; default name: the factory's."""
