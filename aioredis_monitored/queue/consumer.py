@@ -104,7 +104,7 @@ class Consumer:
         self.may_be_redelivery = False
 
     def take_arguments(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        """Return keys and arguments of the script that takes so many messages."""
+        """Return keys and arguments of the script that takes up to ``count`` messages."""
         keys = self._keys
         return (
             (keys.queue, keys.consumers, self.processing, keys.deliveries),

@@ -37,7 +37,9 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class TakeContext(Generic[T_co]):
-    """``async with`` it: leaving acknowledges, an error requeues at the tail, a cancellation at the head.
+    """Holds messages while a block runs: ``async with``.
+
+    Leaving the block acknowledges them, an error requeues them at the tail, a cancellation at the head.
 
     Args:
         leases: The queue's.

@@ -129,7 +129,7 @@ async def test_a_subclass_that_replaces_execute_command_is_refused(pool):
         async def execute_command(self, name, key, *args, **options):
             return await super().execute_command(name, f"app:{key}", *args, **options)
 
-    with pytest.raises(TypeError, match="Prefixing replaces execute_command, which sees nothing of a queue"):
+    with pytest.raises(TypeError, match="Prefixing overrides execute_command, which a queue bypasses"):
         MessageQueue("mail", Prefixing(connection_pool=pool))
 
 
