@@ -272,6 +272,7 @@ class LeaseManager:
     async def _run_settling(
         self, spec: MessagingSpec, consumer: Consumer, call: "_ScriptCall", operation: MessagingOperation | None
     ) -> None:
+        """Run a settling script to completion; a cancellation is raised when that is done, within a second."""
         if operation is not None:
             operation.set_message_count(len(consumer.messages), is_batch=consumer.is_batch)
         with shielded():
