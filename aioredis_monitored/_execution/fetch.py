@@ -77,7 +77,7 @@ class Fetch(Protocol):
     def parse_blocking(self, replies: Sequence[Any]) -> Any:
         """Return what their replies bring, in which ``None`` stands for errors; ``None`` if they bring nothing."""
 
-    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
+    def restore_commands(self, found: Any, /) -> Sequence[tuple[Any, ...]]:
         """Return the commands that restore it; each is tried if the server rejects the one before."""
 
     def on_empty(self) -> None:
@@ -151,7 +151,7 @@ async def _poll_shared(
     args: tuple[Any, ...],
     observer: Observer | None,
     seconds: float | None,
-    losses: int,  # noqa: ARG001 - it is never repeated after it was written
+    _losses: int,
 ) -> Any:
     multiplexer = pool.multiplexer
     if multiplexer is None:
@@ -211,7 +211,7 @@ async def fetch_blocking(
         redis.exceptions.RedisError: As for any call that blocks.
     """
 
-    async def attempt(seconds: float | None, losses: int) -> Any:  # noqa: ARG001 - the connection is dedicated anyway
+    async def attempt(seconds: float | None, _losses: int) -> Any:
         acquired = dedicated_attempt(pool, seconds, acquire())
         return await fetch_on(acquired, partial(side_channel_of, pool), fetch, wait)
 

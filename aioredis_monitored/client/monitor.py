@@ -35,7 +35,7 @@ class MonitoredMonitor(TypedMonitor):
         self,
         pool: MonitoredConnectionPool,
         seconds: float | None,
-        losses: int,  # noqa: ARG002 - no other call is affected
+        _losses: int,
     ) -> None:
         async with dedicated_attempt(pool, seconds, self._kept_connection(pool), 0):
             await super().__aenter__()

@@ -142,7 +142,7 @@ class MonitoredPubSub(TypedPubSub):
         pool: MonitoredConnectionPool,
         send: Callable[[], Awaitable[None]],
         seconds: float | None,
-        losses: int,  # noqa: ARG002 - no other call uses this connection
+        _losses: int,
     ) -> None:
         async with dedicated_attempt(pool, seconds, self._locked_connection(pool)):
             await send()
