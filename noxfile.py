@@ -1,5 +1,6 @@
 """Everything that CI runs; ``nox -l`` lists it."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +22,9 @@ COMPAT = {
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }
 
+# Tests wait more than they compute, each worker has a server of its own, and one that is idle takes over from others.
+IN_PARALLEL = ["-n", str(min(3 * (os.cpu_count() or 1), 12)), "--dist", "worksteal"]
+
 nox.needs_version = ">=2025.11"
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
@@ -33,29 +37,43 @@ def install(session: nox.Session, package: list[str], *groups: str) -> None:
     session.install(*package, *nox.project.dependency_groups(PYPROJECT, *groups))
 
 
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest. Its workers and the programs that tests start import the same modules: all find them compiled."""
+    session.run("pytest", *arguments, env={"PYTHONDONTWRITEBYTECODE": None})
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests; without further arguments all of them, and the coverage gate."""
+    """Run the tests but the slow ones, and the coverage gate; with further arguments, what pytest takes them for."""
     install(session, ["-e", ".[demo]"], "tests")
     if session.posargs:
-        session.run("pytest", *session.posargs)
+        run_pytest(session, *session.posargs)
     else:
-        session.run("coverage", "run", "-m", "pytest")
+        run_pytest(session, *IN_PARALLEL, "-m", "not slow", "--cov", "--cov-report=", "--cov-fail-under=0")
         session.run("coverage", "report")
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests: storms of cancellations and kills, soak and chaos, long waits, a Prometheus, benchmarks."""
+    install(session, ["-e", ".[demo]"], "tests")
+    run_pytest(session, *IN_PARALLEL, "-m", "slow", *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
     """Run the tests against the built wheel, where the working copy cannot be imported."""
-    session.install("build")
+    session.install("build", "twine")
     directory = Path(session.create_tmp()).resolve()
     shutil.rmtree(directory)
     session.run("python", "-m", "build", "--outdir", str(directory))
+    # A README that the package index cannot render is an error.
+    session.run("twine", "check", "--strict", *map(str, sorted(directory.iterdir())))
     (wheel,) = directory.glob("*.whl")
     install(session, [f"aioredis_monitored[demo] @ {wheel.as_uri()}", "--force-reinstall"], "tests")
-    for name in ("tests", "benchmarks"):
+    for name in ("tests", "benchmarks", "docs"):
         shutil.copytree(name, directory / name)
-    for name in ("README.md", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "CONTRIBUTING.md", "README.md", "pyproject.toml"):
         shutil.copy(name, directory)
     session.chdir(directory)
     session.run("pytest", *session.posargs, env={"PYTHONSAFEPATH": "1"})
@@ -78,6 +96,13 @@ def typing(session: nox.Session) -> None:
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation; a warning or a broken reference is an error."""
+    install(session, ["-e", "."], "docs")
+    session.run("sphinx-build", "-EnW", "--keep-going", "-b", "html", "docs", f"{session.create_tmp()}/html")
 
 
 @nox.session

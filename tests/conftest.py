@@ -1,6 +1,7 @@
 """Real servers, a client with captured telemetry, and a look at what each test leaves behind."""
 
 import asyncio
+import gc
 import os
 import random
 import time
@@ -19,6 +20,13 @@ DEADLINE = 30.0
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
+
+
+def pytest_collection_finish():
+    """Keep what was collected from the garbage collector: tests call it, and thousands of items take it long."""
+    gc.collect()
+    gc.freeze()
+
 
 if os.environ.get("AIOREDIS_MONITORED_UVLOOP"):
 

@@ -1,4 +1,8 @@
-"""Fetching what must not be lost: what is on its way to a caller that leaves is put back."""
+"""Fetching what must not be lost: a message on its way to a caller that leaves is restored.
+
+A fetch polls the shared connection first. If nothing is there, it blocks on a dedicated connection. A caller that is
+cancelled meanwhile leaves within ``SETTLE_SECONDS``: until then, what the server has sent is put back.
+"""
 
 import asyncio
 import builtins
@@ -35,20 +39,26 @@ from aioredis_monitored.pool.retry import exponential_backoff
 
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
-# Seconds that the server may be asked to wait, so that one finds out when it is gone. Then the connection is given
-# back: whoever else needs it, to acknowledge for instance, need not wait for ever.
+# The longest that the server is asked to block at a time. Each time, the connection goes back to the pool, where others
+# may need it to acknowledge messages, and a server that is gone is noticed.
 MAX_WAIT_SECONDS: Final = 15.0
-# Seconds that a caller which leaves waits until what was on its way is put back.
+# How long a caller that leaves waits until what was on its way is restored.
 SETTLE_SECONDS: Final = 1.0
+# Before the first attempt to unblock a connection; doubled each time, as UNBLOCK can overtake the blocking command.
+_UNBLOCK_DELAY_SECONDS: Final = 0.005
+# By how much the server's clock and ours may differ about the end of a wait.
+CLOCK_TOLERANCE_SECONDS: Final = 0.01
+# Seconds between two polls while the server has no memory for blocking.
+_poll_backoff = exponential_backoff(0.02, 0.5)
 
 
 class Fetch(Protocol):
-    """What to fetch, and how to put it back.
+    """What to fetch, and how to restore it.
 
     Attributes:
-        longest_wait: Seconds that the server may be asked to wait; it is asked again and again.
-        about: What operation it is.
-        is_batch: Whether it may be any number of messages.
+        max_wait: The longest, in seconds, that the server is asked to block at a time.
+        messaging: What the operation is in the terms of the conventions.
+        is_batch: Whether it fetches any number of messages.
     """
 
     max_wait: float
@@ -56,53 +66,51 @@ class Fetch(Protocol):
     is_batch: bool
 
     def poll_command(self) -> tuple[Any, ...]:
-        """The command that fetches what is there."""
+        """Return the command that fetches without blocking."""
 
     def parse_poll(self, reply: Any) -> Any:
-        """What that has fetched; ``None`` if nothing was there."""
+        """Return what its reply brings; ``None`` if it brings nothing."""
 
     def blocking_commands(self, seconds: float) -> Sequence[tuple[Any, ...]]:
-        """Commands of which one waits for so many seconds."""
+        """Return the commands of which one blocks for that long."""
 
     def parse_blocking(self, replies: Sequence[Any]) -> Any:
-        """What these have fetched, ``None`` standing for errors; ``None`` if nothing came."""
+        """Return what their replies bring, in which ``None`` stands for errors; ``None`` if they bring nothing."""
 
     def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
-        """The commands that put it back, each of them if the server refuses those before it."""
+        """Return the commands that restore it; each is tried if the server rejects the one before."""
 
     def on_empty(self) -> None:
-        """Take note that nothing was there."""
+        """Record that nothing was there."""
 
     def on_unsettled(self) -> None:
-        """Take note of something that may be lost."""
+        """Record that something may be lost."""
 
 
+# Sends a command while another connection blocks; returns a future of its reply, in which errors are values.
 SideChannel = Callable[..., "asyncio.Future[Any]"]
 
 
-def side_channel(pool: ConnectionPool) -> SideChannel:
-    """Sends a command while a connection waits; the result is a future of the reply, errors being values."""
-    if isinstance(pool, MonitoredConnectionPool):
-        pool.check_open()
-        if (multiplexer := pool.multiplexer) is not None:
-            return lambda *args: multiplexer.send(args)
-    return lambda *args: asyncio.ensure_future(_on_spare_connection(pool, args))
+def side_channel_of(pool: MonitoredConnectionPool) -> SideChannel:
+    """Open a side channel: the shared connection, or else a spare one.
+
+    Raises:
+        PoolClosedError, EventLoopError: The pool cannot be used.
+    """
+    pool.check_open()
+    if (multiplexer := pool.multiplexer) is not None:
+        return lambda *args: multiplexer.send(args)
+    return spare_channel_of(pool)
 
 
-def is_success(reply: "asyncio.Future[Any]") -> bool:
-    """Whether a command that was sent aside has succeeded."""
-    return reply.done() and not reply.cancelled() and not isinstance(reply.result(), Exception)
+def spare_channel_of(pool: ConnectionPool) -> SideChannel:
+    """Open a side channel whose every command gets a connection of its own, which the pool does not count."""
+    return lambda *args: asyncio.ensure_future(_send_on_spare_connection(pool, args))
 
 
-def is_rejected(reply: "asyncio.Future[Any]") -> bool:
-    """Whether the server has answered it with an error."""
-    return reply.done() and not reply.cancelled() and isinstance(reply.result(), ResponseError)
-
-
-async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
-    # Past our pool's own way: this one is not lent, and a pool that is used up could lend none.
+async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
+    # redis-py's way to make it, not our pool's: an exhausted pool could give none.
     connection = make_safe_connection(pool)
-    # By then it is given up.
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
         await connect(connection)
@@ -114,45 +122,168 @@ async def _on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any
         await connection.disconnect(nowait=True)
 
 
-# Of the first attempt to unblock a connection, doubled each time: a command can be overtaken by what is to end it.
-_UNBLOCK_DELAY_SECONDS: Final = 0.005
-# So many seconds before the end the server's clock and ours agree that it is over.
-CLOCK_TOLERANCE_SECONDS: Final = 0.01
-# Seconds between one look and the next while the server has no memory for waiting.
-_poll_backoff = exponential_backoff(0.02, 0.5)
+def is_success(reply: "asyncio.Future[Any]") -> bool:
+    """Whether a command on a side channel has succeeded."""
+    return reply.done() and not reply.cancelled() and not isinstance(reply.result(), Exception)
 
 
-class BlockingFetch:
-    """Waits on a connection of one's own until there is something to fetch.
+def is_rejected(reply: "asyncio.Future[Any]") -> bool:
+    """Whether the server has answered it with an error."""
+    return reply.done() and not reply.cancelled() and isinstance(reply.result(), ResponseError)
+
+
+# Polling on the shared connection.
+
+
+async def fetch_shared(pool: MonitoredConnectionPool, fetch: Fetch, observer: Observer | None) -> Any:
+    """Poll once on the shared connection; return ``None`` if nothing is there.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call.
+    """
+    args = fetch.poll_command()
+    return await retry(pool, traits_of(args), partial(_poll_shared, pool, fetch, args, observer), 0, observer)
+
+
+async def _poll_shared(
+    pool: MonitoredConnectionPool,
+    fetch: Fetch,
+    args: tuple[Any, ...],
+    observer: Observer | None,
+    seconds: float | None,
+    losses: int,  # noqa: ARG001 - it is never repeated after it was written
+) -> Any:
+    multiplexer = pool.multiplexer
+    if multiplexer is None:
+        raise AttemptFailed(pool.closed_error(), written=False)
+    started = monotonic()
+    restore = _Restore(fetch, partial(side_channel_of, pool))
+    future = multiplexer.send(args, restore, observer)
+    try:
+        reply = await future.wait_for(seconds)
+    except asyncio.CancelledError:
+        # The handler gets the reply, unless none will come.
+        if not future.is_queued and (future.cancelled() or not isinstance(future.result(), AttemptFailed)):
+            await restore.wait_settled()
+        raise
+    if isinstance(reply, Exception):
+        leave_refusing_server(pool, reply, since=started)
+        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
+    pool.retry_policy.server_unreachable = False
+    return fetch.parse_poll(reply)
+
+
+# Blocking on a dedicated connection.
+
+
+async def fetch_in_turns(fetch_once: Callable[[float], Awaitable[Any]], fetch: Fetch, seconds: float) -> Any:
+    """Fetch what arrives in time; between two turns, the connection is given back.
+
+    Args:
+        fetch_once: Fetches what arrives within the given seconds.
+        fetch: What to fetch.
+        seconds: How long all turns may take; 0 polls once.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + seconds
+    found = await fetch_once(min(seconds, fetch.max_wait))
+    while found is None and (left := deadline - loop.time()) > CLOCK_TOLERANCE_SECONDS:
+        found = await fetch_once(min(left, fetch.max_wait))
+    return found
+
+
+async def fetch_blocking(
+    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, observer: Observer | None, acquire: AcquireConnection
+) -> Any:
+    """Fetch what arrives within ``wait`` seconds, in as many attempts as the pool's policy allows.
+
+    Args:
+        pool: The pool of the connections.
+        fetch: What to fetch.
+        wait: How many seconds; 0 polls once.
+        observer: Is given the delays between attempts.
+        acquire: Gives the connection for one attempt.
+
+    Returns:
+        ``None`` if nothing arrives.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that blocks.
+    """
+
+    async def attempt(seconds: float | None, losses: int) -> Any:  # noqa: ARG001 - the connection is dedicated anyway
+        acquired = dedicated_attempt(pool, seconds, acquire())
+        return await fetch_on(acquired, partial(side_channel_of, pool), fetch, wait)
+
+    return await retry(pool, traits_of_batch(fetch.blocking_commands(fetch.max_wait)), attempt, wait, observer)
+
+
+async def fetch_on(
+    acquired: AbstractAsyncContextManager[AbstractConnection],
+    open_side_channel: Callable[[], SideChannel],
+    fetch: Fetch,
+    wait: float,
+) -> Any:
+    """Fetch what arrives within ``wait`` seconds on one connection.
+
+    Args:
+        acquired: Gives the connection.
+        open_side_channel: Opens what unblocks the connection, and restores what it brings in vain.
+        fetch: What to fetch.
+        wait: How many seconds; 0 polls once.
+
+    Returns:
+        ``None`` if nothing arrives.
+
+    Raises:
+        redis.exceptions.RedisError: As for any call that blocks.
+    """
+    found = None
+    try:
+        async with acquired as connection:
+            await connect(connection)
+            found = await _BlockingFetch(connection, fetch, open_side_channel()).fetch(wait)
+    except BaseException:
+        if found is not None:
+            # The task may be cancelled while the connection is given back.
+            restore = _Restore(fetch, open_side_channel)
+            restore.start(found)
+            await restore.wait_settled()
+        raise
+    return found
+
+
+class _BlockingFetch:
+    """Fetches on one dedicated connection, and restores what arrives for a caller that has left.
 
     Args:
         connection: A connected one.
         fetch: What to fetch.
-        send_aside: Sends a command while this connection waits.
+        side_channel: Sends a command while this connection blocks.
     """
 
-    def __init__(self, connection: AbstractConnection, fetch: Fetch, send_aside: SideChannel) -> None:
+    def __init__(self, connection: AbstractConnection, fetch: Fetch, side_channel: SideChannel) -> None:
         self._connection = connection
         self._fetch = fetch
-        self._side_channel = send_aside
-        self._answer_within = connection.socket_timeout
+        self._side_channel = side_channel
+        self._reply_timeout = connection.socket_timeout
         self._owed = 0
         self._replies: list[Any] = []
         self._may_be_unblocked = False
-        # Until when what a caller has left is settled, and whether that was put off.
+        # When settling ends after the caller has left, and whether a busy event loop has extended that.
         self._settle_deadline = inf
-        self._was_busy = False
+        self._is_extended = False
 
     async def fetch(self, seconds: float) -> Any:
-        """What comes within so many seconds, or is there if that is 0; ``None`` if nothing comes.
+        """Return what arrives in time, or is there if that is 0; ``None`` if nothing does.
 
         Raises:
             redis.exceptions.ConnectionError: The connection broke; what was on its way is lost.
-            redis.exceptions.TimeoutError: The server does not answer, not even that there is nothing.
+            redis.exceptions.TimeoutError: The server does not answer, not even that nothing is there.
             redis.exceptions.ResponseError: The server's error.
         """
         connection, fetch, loop = self._connection, self._fetch, asyncio.get_running_loop()
-        # With one, redis-py would write in steps between which it can be cancelled.
+        # With a timeout, redis-py would write in steps between which it can be cancelled.
         connection.socket_timeout = None
         try:
             deadline = loop.time() + seconds
@@ -165,7 +296,7 @@ class BlockingFetch:
                 try:
                     found = await self._ask(fetch.blocking_commands(wait), wait, fetch.parse_blocking)
                 except OutOfMemoryError:
-                    # Waiting may need memory, also if nothing comes; what is there can be fetched without.
+                    # Blocking may need memory even if nothing arrives; polling needs none.
                     found = await self._poll()
                     failures += 1
                     if found is None:
@@ -174,7 +305,7 @@ class BlockingFetch:
                 fetch.on_empty()
             return found
         finally:
-            connection.socket_timeout = self._answer_within
+            connection.socket_timeout = self._reply_timeout
             if self._owed or self._may_be_unblocked:
                 await connection.disconnect(nowait=True)
 
@@ -183,29 +314,29 @@ class BlockingFetch:
         return await self._ask([fetch.poll_command()], 0, lambda replies: _parse_poll(fetch, replies))
 
     async def _ask(
-        self, commands: Sequence[tuple[Any, ...]], wait: float, found_in: Callable[[Sequence[Any]], Any]
+        self, commands: Sequence[tuple[Any, ...]], wait: float, parse: Callable[[Sequence[Any]], Any]
     ) -> Any:
-        limit = None if self._answer_within is None else wait + self._answer_within
+        limit = None if self._reply_timeout is None else wait + self._reply_timeout
         try:
             async with lag_tolerant_timeout(limit):
-                # Its id is for unblocking it.
+                # CLIENT UNBLOCK needs the connection's id.
                 await self._send(("CLIENT", "ID"), *commands)
                 await self._read_replies()
         except asyncio.CancelledError:
             self._begin_to_settle()
             with suppress(builtins.TimeoutError):
-                # It ends by then by itself; later, the connection is closed.
-                await run_to_completion(partial(self._settle, found_in), 3 * SETTLE_SECONDS)
+                # Settling ends before that; otherwise the connection is closed.
+                await run_to_completion(partial(self._settle, parse), 3 * SETTLE_SECONDS)
             raise
         except builtins.TimeoutError:
             raise TimeoutError(f"no reply in {limit:.3g} s") from None
         _, *replies = self._replies
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        found = found_in(_without_errors(replies))
+        found = parse(_without_errors(replies))
         if error is not None:
             if found is not None:
                 self._begin_to_settle()
-                await self._put_back(found)
+                await self._restore(found)
             raise error
         return found
 
@@ -213,12 +344,12 @@ class BlockingFetch:
         connection = self._connection
         self._owed, self._replies = len(commands), []
         if not connection.is_connected:
-            # redis-py would connect anew.
+            # redis-py would reconnect.
             raise ConnectionError("Connection closed.")
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
     async def _read_replies(self) -> None:
-        """Read what is owed; it may be cancelled and called again."""
+        """Read the replies that are owed; it may be cancelled and called again."""
         while self._owed:
             try:
                 reply = await self._connection.read_response(True, inf, disconnect_on_error=False)
@@ -229,46 +360,46 @@ class BlockingFetch:
 
     def _begin_to_settle(self) -> None:
         self._settle_deadline = asyncio.get_running_loop().time() + SETTLE_SECONDS
-        self._was_busy = False
+        self._is_extended = False
 
     def _may_settle(self) -> bool:
-        """Whether there is time to settle; an event loop that was busy at its end has not read what came by then."""
+        """Whether there is time to settle; an event loop that was busy at the deadline gets it once more, to read."""
         now = asyncio.get_running_loop().time()
-        if not self._was_busy and now - self._settle_deadline > LATE_SECONDS:
-            self._was_busy = True
+        if not self._is_extended and now - self._settle_deadline > LATE_SECONDS:
+            self._is_extended = True
             self._settle_deadline = now + SETTLE_SECONDS
         return now < self._settle_deadline
 
-    async def _settle(self, found_in: Callable[[Sequence[Any]], Any]) -> None:
-        """Let the waiting end, and put back what it has brought."""
-        asked = await self._unblock()
+    async def _settle(self, parse: Callable[[Sequence[Any]], Any]) -> None:
+        """End the blocking command, and restore what it has brought."""
+        unblocking = await self._unblock()
         if self._owed:
             self._fetch.on_unsettled()
         else:
-            found = found_in(_without_errors(self._replies[1:]))
+            found = parse(_without_errors(self._replies[1:]))
             if found is not None:
-                await self._put_back(found)
-        for each in asked:
+                await self._restore(found)
+        for each in unblocking:
             if not await wait_shielded(each, self._settle_deadline):
-                # It would unblock whoever has the connection then.
+                # It would unblock the connection's next user.
                 self._may_be_unblocked = True
                 each.cancel()
 
     async def _unblock(self) -> list["asyncio.Future[Any]"]:
-        asked: list[asyncio.Future[Any]] = []
-        pause = _UNBLOCK_DELAY_SECONDS
+        unblocking: list[asyncio.Future[Any]] = []
+        delay = _UNBLOCK_DELAY_SECONDS
         while self._owed and self._may_settle():
             if self._replies and isinstance(self._replies[0], int):
-                asked.append(self._side_channel("CLIENT", "UNBLOCK", self._replies[0]))
-            if not await self._read_for(pause):
+                unblocking.append(self._side_channel("CLIENT", "UNBLOCK", self._replies[0]))
+            if not await self._read_for(delay):
                 break
-            pause *= 2
-        return asked
+            delay *= 2
+        return unblocking
 
-    async def _put_back(self, found: Any) -> None:
+    async def _restore(self, found: Any) -> None:
         for command in self._fetch.restore_commands(found):
             with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
-                async with self._in_time(inf):
+                async with self._settle_timeout(inf):
                     await self._send(command)
             while self._owed and self._may_settle():
                 if not await self._read_for(inf):
@@ -279,10 +410,10 @@ class BlockingFetch:
             self._fetch.on_unsettled()
 
     async def _read_for(self, seconds: float) -> bool:
-        """Read what is owed, whatever happens to this task; return whether that can be gone on with."""
+        """Read the replies that are owed, also if this task is cancelled; return whether the connection still works."""
         try:
             with shielded():
-                async with self._in_time(seconds):
+                async with self._settle_timeout(seconds):
                     await self._read_replies()
         except (asyncio.CancelledError, builtins.TimeoutError):
             return True
@@ -290,8 +421,9 @@ class BlockingFetch:
             return False
         return True
 
-    def _in_time(self, seconds: float) -> AbstractAsyncContextManager[object]:
-        return lag_tolerant_timeout(max(0.0, min(seconds, self._settle_deadline - asyncio.get_running_loop().time())))
+    def _settle_timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+        left = self._settle_deadline - asyncio.get_running_loop().time()
+        return lag_tolerant_timeout(max(0.0, min(seconds, left)))
 
 
 def _parse_poll(fetch: Fetch, replies: Sequence[Any]) -> Any:
@@ -303,130 +435,22 @@ def _without_errors(replies: Sequence[Any]) -> list[Any]:
     return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
-async def fetch_shared(pool: MonitoredConnectionPool, fetch: Fetch, operation: Observer | None) -> Any:
-    """What is there, fetched on the shared connection; ``None`` if there is nothing.
-
-    Raises:
-        redis.exceptions.RedisError: As for any call.
-    """
-    args = fetch.poll_command()
-    return await retry(pool, traits_of(args), partial(_attempt_shared, pool, fetch, args, operation), 0, operation)
-
-
-async def _attempt_shared(
-    pool: MonitoredConnectionPool,
-    fetch: Fetch,
-    args: tuple[Any, ...],
-    operation: Observer | None,
-    seconds: float | None,
-    losses: int,  # noqa: ARG001 - it is never repeated once it was written
-) -> Any:
-    multiplexer = pool.multiplexer
-    if multiplexer is None:
-        raise AttemptFailed(pool.closed_error(), written=False)
-    started = monotonic()
-    leftover = _Restore(pool, fetch)
-    call = multiplexer.send(args, leftover, operation)
-    try:
-        reply = await call.wait_for(seconds)
-    except asyncio.CancelledError:
-        # The handler is called with the reply, unless none is to come.
-        if not call.is_queued and (call.cancelled() or not isinstance(call.result(), AttemptFailed)):
-            await leftover.wait_settled()
-        raise
-    if isinstance(reply, Exception):
-        leave_refusing_server(pool, reply, since=started)
-        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
-    pool.retry_policy.server_unreachable = False
-    return fetch.parse_poll(reply)
-
-
-async def fetch_in_turns(fetched: Callable[[float], Awaitable[Any]], fetch: Fetch, wait: float) -> Any:
-    """What comes within so many seconds; between one wait and the next, the connection is given back.
-
-    Args:
-        fetched: Fetches what comes within so many seconds.
-        fetch: What to fetch.
-        wait: How many seconds it all may take; 0 for what is there.
-    """
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + wait
-    found = await fetched(min(wait, fetch.max_wait))
-    while found is None and (left := deadline - loop.time()) > CLOCK_TOLERANCE_SECONDS:
-        found = await fetched(min(left, fetch.max_wait))
-    return found
-
-
-async def fetch_blocking(
-    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, operation: Observer | None, connecting: AcquireConnection
-) -> Any:
-    """What comes within ``wait`` seconds, awaited on a dedicated connection; ``None`` if nothing comes.
-
-    Args:
-        pool: Where connections come from.
-        fetch: What to fetch.
-        wait: How many seconds.
-        operation: Learns of the pauses between attempts.
-        connecting: Gives the connection for one attempt, and gives it back.
-
-    Raises:
-        redis.exceptions.RedisError: As for any call that waits.
-    """
-    traits = traits_of_batch(fetch.blocking_commands(fetch.max_wait))
-    return await retry(pool, traits, partial(_attempt_blocking, pool, fetch, wait, connecting), wait, operation)
-
-
-async def _attempt_blocking(
-    pool: MonitoredConnectionPool,
-    fetch: Fetch,
-    wait: float,
-    connecting: AcquireConnection,
-    seconds: float | None,
-    losses: int,  # noqa: ARG001 - it has a connection of its own anyway
-) -> Any:
-    return await fetch_on(dedicated_attempt(pool, seconds, connecting()), pool, fetch, wait)
-
-
-async def fetch_on(
-    connecting: AbstractAsyncContextManager[AbstractConnection], pool: ConnectionPool, fetch: Fetch, wait: float
-) -> Any:
-    """What comes within so many seconds on a connection; ``None`` if nothing comes.
-
-    Args:
-        connecting: Gives the connection, and gives it back.
-        pool: Where others come from.
-        fetch: What to fetch.
-        wait: How many seconds; 0 for what is there.
-
-    Raises:
-        redis.exceptions.RedisError: As for any call that waits.
-    """
-    found = None
-    try:
-        async with connecting as connection:
-            await connect(connection)
-            found = await BlockingFetch(connection, fetch, side_channel(pool)).fetch(wait)
-    except BaseException:
-        if found is not None:
-            # Giving back a connection may take a while too.
-            leftover = _Restore(pool, fetch)
-            leftover.start(found)
-            await leftover.wait_settled()
-        raise
-    return found
-
-
 class _Restore:
-    """What was fetched for a caller that has left; called with the reply, it puts it back."""
+    """Restores what was fetched for a caller that has left; as an orphan handler, it is called with the reply.
 
-    __slots__ = ("_fetch", "_is_settled", "_pool", "_waiter", "_ways")
+    Args:
+        fetch: What was fetched.
+        open_side_channel: Opens what restores it.
+    """
 
-    def __init__(self, pool: ConnectionPool, fetch: Fetch) -> None:
-        self._pool = pool
+    __slots__ = ("_commands", "_fetch", "_is_settled", "_open_side_channel", "_waiter")
+
+    def __init__(self, fetch: Fetch, open_side_channel: Callable[[], SideChannel]) -> None:
         self._fetch = fetch
+        self._open_side_channel = open_side_channel
         self._is_settled = False
         self._waiter: asyncio.Future[None] | None = None
-        self._ways: Iterator[tuple[Any, ...]] = iter(())
+        self._commands: Iterator[tuple[Any, ...]] = iter(())
 
     def __call__(self, reply: Any) -> None:
         found = None if isinstance(reply, Exception) else self._fetch.parse_poll(reply)
@@ -436,24 +460,24 @@ class _Restore:
             self.start(found)
 
     def start(self, found: Any) -> None:
-        """Begin to put it back."""
-        self._ways = iter(self._fetch.restore_commands(found))
-        self._try(next(self._ways))
+        """Begin to restore it."""
+        self._commands = iter(self._fetch.restore_commands(found))
+        self._try(next(self._commands))
 
     def _try(self, command: tuple[Any, ...]) -> None:
         try:
-            putting = side_channel(self._pool)(*command)
+            restoring = self._open_side_channel()(*command)
         except RedisError:
-            # The pool was closed; nobody waits for long.
+            # The pool was closed.
             self._fetch.on_unsettled()
             self._settle()
         else:
-            putting.add_done_callback(self._on_reply, context=Context())
+            restoring.add_done_callback(self._on_reply, context=Context())
 
-    def _on_reply(self, putting: asyncio.Future[Any]) -> None:
-        if not is_success(putting):
-            # Refused, it certainly has not run.
-            if is_rejected(putting) and (command := next(self._ways, None)) is not None:
+    def _on_reply(self, restoring: asyncio.Future[Any]) -> None:
+        if not is_success(restoring):
+            # A rejected command has certainly not run.
+            if is_rejected(restoring) and (command := next(self._commands, None)) is not None:
                 self._try(command)
                 return
             self._fetch.on_unsettled()
@@ -465,7 +489,7 @@ class _Restore:
             self._waiter.set_result(None)
 
     async def wait_settled(self) -> None:
-        """Wait until it is put back, or not much longer."""
+        """Wait until it is restored, or for ``SETTLE_SECONDS``."""
         loop = asyncio.get_running_loop()
         self._waiter = loop.create_future()
         if not self._is_settled and not await wait_shielded(self._waiter, loop.time() + SETTLE_SECONDS):

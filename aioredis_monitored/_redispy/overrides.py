@@ -7,11 +7,11 @@ of each command.
 """
 # mypy: disallow-untyped-calls=False
 
-from collections.abc import Callable, Coroutine, Sequence
-from operator import methodcaller
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from redis._parsers import Encoder
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Monitor, Pipeline, PubSub
@@ -27,8 +27,6 @@ from redis.typing import EncodableT
 __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
-    "CommandSender",
-    "Encoder",
     "PubSubDirection",
     "TypedLock",
     "TypedMonitor",
@@ -38,6 +36,7 @@ __all__ = [
     "announce_release",
     "bool_ok",
     "check_health",
+    "close_after_failure",
     "connect",
     "connect_socket",
     "execute_command",
@@ -51,6 +50,8 @@ __all__ = [
     "register_connect_callback",
     "send_and_parse",
     "should_reconnect",
+    "single_connection_lock",
+    "user_count",
 ]
 
 # Connections.
@@ -104,30 +105,51 @@ class _ValueEncoder(Protocol):
 
 # The encoder of a client's values.
 get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
+# How many ``async with`` blocks a client is used in.
+user_count: Final[Callable[[Redis], int]] = attrgetter("_usage_counter")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 
 
-def execute_command(client: Redis, *args: Any) -> Coroutine[Any, Any, Any]:
+def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
     """Run one command on any client and return its parsed reply."""
-    return client.execute_command(*args)
+    return client.execute_command(*args, **options)
 
 
-def send_and_parse(client: Redis, connection: AbstractConnection, command: Sequence[Any]) -> Coroutine[Any, Any, Any]:
-    """Make one attempt: send a command on a connection, and return its reply as the client parses it."""
-    return client._send_command_parse_response(connection, command[0], *command)  # noqa: SLF001 - the public way retries
+def send_and_parse(
+    client: Redis,
+    connection: AbstractConnection,
+    command_name: str | bytes,
+    args: Sequence[Any],
+    options: Mapping[str, Any],
+) -> Coroutine[Any, Any, Any]:
+    """Make one attempt: send a command on a connection, and return its reply as the client or pipeline parses it.
+
+    Args:
+        client: The client or pipeline.
+        connection: The connection.
+        command_name: The name under which the response callback is found.
+        args: The command.
+        options: Those of ``parse_response``.
+    """
+    return client._send_command_parse_response(connection, command_name, *args, **options)  # noqa: SLF001 - the public way retries
+
+
+def close_after_failure(client: Redis) -> Callable[..., Coroutine[Any, Any, None]]:
+    """Return what redis-py calls with the connection and the error after a failed attempt, which disconnects it."""
+    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection  # noqa: SLF001 - its retry policy calls it
+    return close
+
+
+def single_connection_lock(client: Redis) -> asyncio.Lock:
+    """Return the lock under which a client that keeps to one connection uses it."""
+    lock: asyncio.Lock = client._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    return lock
 
 
 # Types for what subclasses override and call with super(): at run time, these are redis-py's own classes.
 
 if TYPE_CHECKING:
-
-    class CommandSender:
-        """The class after a mixin of a client or a pipeline."""
-
-        async def _send_command_parse_response(
-            self, conn: AbstractConnection, command_name: str | bytes, *args: Any, **options: Any
-        ) -> Any: ...
 
     class TypedPool(BlockingConnectionPool):
         """redis-py's blocking pool."""
@@ -146,6 +168,10 @@ if TYPE_CHECKING:
         async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
 
         async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
+
+        async def _disconnect_raise_on_watching(self, connection: Any, *failure: Any) -> None: ...
+
+        async def _disconnect_reset_raise_on_watching(self, connection: Any, *failure: Any) -> None: ...
 
     class TypedPubSub(PubSub):
         """redis-py's subscriptions."""
@@ -172,7 +198,6 @@ if TYPE_CHECKING:
         lua_release: Any
 
 else:
-    CommandSender = object
     TypedPool = BlockingConnectionPool
     TypedPipeline = Pipeline
     TypedPubSub = PubSub

@@ -2,10 +2,10 @@
 
 import asyncio
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, signature
 from types import TracebackType
-from typing import Any, Self, cast, overload
+from typing import Any, Self, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
@@ -15,18 +15,24 @@ from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.commands.core import AsyncScript
 from redis.event import EventDispatcher
-from redis.typing import KeyT, ScriptTextT
+from redis.typing import ChannelT, EncodableT, KeyT, ScriptTextT
 
 from aioredis_monitored._cancellation import cleaning_up
-from aioredis_monitored._execution.routing import Handle
+from aioredis_monitored._commands.traits import blocking_timeout
+from aioredis_monitored._execution.fetch import FETCH
+from aioredis_monitored._execution.routing import CommandExecutor
+from aioredis_monitored._redispy.overrides import user_count
+from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
+from aioredis_monitored._telemetry.operation import observe_call, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.client.monitor import MonitoredMonitor
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
-from aioredis_monitored.client.pubsub import PubSubMixin
+from aioredis_monitored.client.pubsub import MonitoredPubSub, publish_in_envelope
 from aioredis_monitored.client.script import MonitoredScript
+from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _ADDRESS = ("host", "unix_socket_path", "path")
@@ -35,26 +41,26 @@ _PARAMETERS = signature(Redis.__init__).parameters
 _TCP_ARGUMENTS = frozenset(signature(Connection).parameters)
 _SSL_ARGUMENTS = frozenset(signature(SSLConnection).parameters)
 
-_plain_pools: WeakKeyDictionary[ConnectionPool, PoolRecorder] = WeakKeyDictionary()
+_plain_recorders: WeakKeyDictionary[ConnectionPool, PoolRecorder] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # redis-py's own bases disagree
+class MonitoredRedisConnection(Redis):
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:
         context_name: The name under which the application knows it; default ``redis``.
         server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
-        connection_pool: The pool, which whoever made it closes; redis-py's own pools work too, and keep their own
-            settings. Without one, a ``MonitoredConnectionPool`` is made and closed with this client.
+        connection_pool: The pool, which its owner closes; redis-py's own pools work too, and keep their own settings.
+            Without one, the client makes a ``MonitoredConnectionPool`` and closes it.
         single_connection_client: Keep to one connection, as ``client()`` does; default ``False``.
-        auto_close_connection_pool: Whether a pool that is made here is closed with this client; default ``True``.
+        auto_close_connection_pool: Whether closing the client closes a pool that it has made; default ``True``.
         event_dispatcher: As in ``redis.asyncio.Redis``.
         connection_arguments: Without a pool: those of ``redis.asyncio.Redis`` and of ``MonitoredConnectionPool``; no
             arguments at all mean a server on this machine.
 
     Raises:
-        TypeError: An argument is unknown, is given beside a pool where it has no effect, or is no name or span: a host
-            is given as ``host=``.
+        TypeError: An argument is unknown, or has no effect beside a pool, or is no name or span: a host is given as
+            ``host=``.
     """
 
     def __init__(
@@ -68,7 +74,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         event_dispatcher: EventDispatcher | None = None,
         **connection_arguments: Any,
     ) -> None:
-        _check_handle(context_name, server_span)
+        _check_types(context_name, server_span)
         if connection_pool is not None:
             owns_pool = False
             _check_without_effect(connection_arguments)
@@ -80,7 +86,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
                     f"give connection_pool=, host= or unix_socket_path=, or use from_url()"
                 )
                 raise TypeError(message)
-            connection_pool = _own_pool(**connection_arguments)
+            connection_pool = _make_pool(**connection_arguments)
         super().__init__(
             connection_pool=connection_pool,
             single_connection_client=single_connection_client,
@@ -89,13 +95,16 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         )
         self.auto_close_connection_pool = owns_pool
         self.context_name = "redis" if context_name is None else context_name
-        self.server_span = server_span
-        self._request: RequestStats | None = None
-        self.telemetry = _telemetry_of(self.connection_pool)
-        # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
-        parses = type(self).parse_response is not Handle.parse_response
-        is_ours = isinstance(connection_pool, MonitoredConnectionPool) and not single_connection_client and not parses
-        self._pool = cast("MonitoredConnectionPool", connection_pool) if is_ours else None
+        kind = type(self)
+        self._executor = CommandExecutor(
+            self.connection_pool,
+            _recorder_of(self.connection_pool),
+            server_span,
+            is_pinned=single_connection_client,
+            # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
+            shares=kind.parse_response is MonitoredRedisConnection.parse_response,
+            overrides_execute=kind.execute_command is not MonitoredRedisConnection.execute_command,
+        )
 
     @classmethod
     def from_url(
@@ -105,7 +114,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         auto_close_connection_pool: bool | None = None,
         **kwargs: Any,
     ) -> Self:
-        """A client with a ``MonitoredConnectionPool`` of its own for this URL, closed with the client.
+        """Make a client with a ``MonitoredConnectionPool`` of its own for this URL, closed with the client.
 
         Args:
             url: As in ``MonitoredConnectionPool.from_url``.
@@ -123,39 +132,95 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         client.auto_close_connection_pool = auto_close_connection_pool is not False
         return client
 
+    @property
+    def server_span(self) -> Span | None:
+        """The parent of this client's spans; ``None`` means the span that is current when a command is called."""
+        return self._executor.server_span
+
+    @server_span.setter
+    def server_span(self, span: Span | None) -> None:
+        self._executor.server_span = span
+
+    # Commands.
+
+    async def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Execute one command and return its parsed reply, as redis-py does.
+
+        Raises:
+            DedicatedConnectionError: The command is about its own connection, and this client keeps to none.
+        """
+        executor = self._executor
+        if options and FETCH in options:
+            return await executor.fetch(self, options.pop(FETCH), args, blocking_timeout(args) or 0)
+        pool, recorder = executor.shared_pool, executor.recorder
+        operation = start_operation(recorder, args, executor.server_span, executor.request)
+        if pool is None:
+            call = executor.execute_dedicated(self, args, options, operation)
+        else:
+            call = executor.execute(self, pool, args, options, operation)
+        if not recorder.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
+            return await observe_call(operation, call, recorder, EXECUTE_COMMAND, self, *args, **options)
+        return await (call if operation is None else operation.observe(call))
+
+    async def parse_response(self, connection: Connection, command_name: str | bytes, **options: Any) -> Any:
+        """Read a reply on a dedicated connection, as redis-py does.
+
+        Raises:
+            ReplyDecodingError: The reply is not in the connection's encoding.
+        """
+        try:
+            return await super().parse_response(connection, command_name, **options)
+        except UnicodeDecodeError as error:
+            raise decoding_error(error) from None
+
+    def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
+        """Set how replies to ``command`` are parsed, for this client alone: others share the callbacks it had."""
+        self.response_callbacks = copy.copy(self.response_callbacks)
+        super().set_response_callback(command, callback)
+
+    # Other clients on the same pool.
+
     def in_context(self, context_name: str, server_span: Span | None, request: RequestStats | None = None) -> Self:
-        """Another handle on the same pool, which it does not own; it costs a fraction of a constructor's call.
+        """Make another client on the same pool, which it does not own; it costs a fraction of a constructor's call.
 
         Args:
             context_name: The name under which the application knows it.
             server_span: The parent of its spans; ``None`` means the span that is current when a command is called.
             request: Counts its calls.
         """
-        handle = self.__class__.__new__(self.__class__)
-        handle.__dict__.update(
+        client = self.__class__.__new__(self.__class__)
+        client.__dict__.update(
             self.__dict__,
             context_name=context_name,
-            server_span=server_span,
-            _request=request,
             connection=None,
             auto_close_connection_pool=False,
             _usage_counter=0,
+            _executor=self._executor.in_context(server_span, request),
         )
-        return handle
+        return client
 
     def client(self) -> Self:
-        """A handle that keeps to one connection; close it to give the connection back.
+        """Make a client that keeps to one connection; close it to give the connection back.
 
-        If the connection is lost, the handle gets another one, unless something was sent on it that alters a connection
+        If the connection is lost, the client gets another one, unless a command was sent on it that alters a connection
         (SELECT, CLIENT SETNAME, WATCH, MULTI, an unknown command, …): then every further call raises
         ``PinnedConnectionLostError``, and so does WAIT on another connection than the first. A call that is in flight
-        while another task closes the handle raises it, too.
+        while another task closes the client raises it, too.
         """
-        handle = self.__class__(
-            self.context_name, self.server_span, self.connection_pool, single_connection_client=True
+        executor = self._executor
+        client = self.__class__(
+            self.context_name, executor.server_span, self.connection_pool, single_connection_client=True
         )
-        handle._request = self._request  # noqa: SLF001 - of its own class
-        return handle
+        client._executor.request = executor.request  # noqa: SLF001 - of its own class
+        return client
+
+    # Opening and closing.
+
+    async def initialize(self) -> Self:
+        """Acquire the connection of a client that keeps to one, as redis-py does."""
+        if self.single_connection_client and self.connection is None:
+            await self._executor.connect(self)
+        return await super().initialize()
 
     async def __aenter__(self) -> Self:
         if self.auto_close_connection_pool:
@@ -173,45 +238,39 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         self._usage_counter -= 1
         if not self._usage_counter:
             with cleaning_up(f"client {self.context_name!r}: closing it"):
-                await asyncio.shield(asyncio.ensure_future(self._close_unless_used()))
-
-    async def _close_unless_used(self) -> None:
-        # Somebody may have entered since.
-        if not self._usage_counter:
-            await self.aclose()
+                await asyncio.shield(asyncio.ensure_future(_close_unless_entered(self)))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
-        """Give the connection of this handle back if it keeps to one, and close the pool if it is the handle's own.
+        """Give the connection back if this client keeps to one, and close the pool if the client has made it.
 
         Args:
-            close_connection_pool: Whether to close the pool; default: if the handle has made it.
+            close_connection_pool: Whether to close the pool; default: if the client has made it.
         """
-        self._closings += self.single_connection_client
+        pin = self._executor.pin
         with cleaning_up(f"client {self.context_name!r}: closing it"):
-            # The next user of the connection must not get the reply to a call that is not answered yet.
-            await self._leave_busy()
+            if pin is not None:
+                pin.closings += 1
+                # The next user of the connection must not get the reply to a call that is not answered yet.
+                await pin.abort_busy(self)
             if self.connection is not None and self._single_conn_lock.locked():
                 # redis-py sends new credentials on it.
                 await self.connection.disconnect(nowait=True)
             await super().aclose(close_connection_pool)
 
     def get_retry(self) -> Retry | None:
-        """The retry policy of the pool, in redis-py's terms."""
-        pool = self.connection_pool
-        return pool.get_retry() if isinstance(pool, MonitoredConnectionPool) else super().get_retry()
+        """Return the retry policy of the pool, in redis-py's terms."""
+        pool = self._executor.pool
+        return super().get_retry() if pool is None else pool.get_retry()
 
     def set_retry(self, retry: Retry) -> None:
-        """Set the retry policy of the pool; of it, a ``MonitoredConnectionPool`` takes the number of retries alone."""
-        if isinstance(self.connection_pool, MonitoredConnectionPool):
-            # Not its connection_kwargs: connections would repeat what may have run.
-            self.connection_pool.set_retry(retry)
-        else:
+        """Set the retry policy of the pool; a ``MonitoredConnectionPool`` takes its number of retries alone."""
+        if self._executor.pool is None:
             super().set_retry(retry)
+        else:
+            # redis-py would set it on connections, which would repeat what may have run.
+            self._executor.pool.set_retry(retry)
 
-    def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
-        """Set how replies to ``command`` are parsed, for this handle alone: others share the callbacks it had."""
-        self.response_callbacks = copy.copy(self.response_callbacks)
-        super().set_response_callback(command, callback)
+    # What the client makes.
 
     @overload
     def pipeline(
@@ -227,10 +286,10 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         transaction: bool | str | None = True,
         shard_hint: str | None = None,
     ) -> MonitoredRedisPipeline:
-        """A pipeline: ``pipeline("checkout")``, or as in redis-py ``pipeline()``, ``pipeline(False)``.
+        """Make a pipeline: ``pipeline("checkout")``, or as in redis-py ``pipeline()``, ``pipeline(False)``.
 
         Its replies have ``socket_timeout`` all together, from the moment in which the batch was written, and not each
-        of them as in redis-py; where commands in it block, so much longer. What takes longer has to be divided.
+        of them as in redis-py; commands in it that block extend that. Divide a batch that takes longer.
 
         Args:
             name: What the batch does; it becomes ``db.query.summary`` and the span's name, so keep it to a few values.
@@ -243,7 +302,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         if isinstance(name, int):
             name, transaction, shard_hint = None, name, transaction if isinstance(transaction, str) else shard_hint
         if not isinstance(name, str | None):
-            message = f"a pipeline's name is text, not {type(name).__name__}"
+            message = f"a pipeline's name must be text, got {type(name).__name__}"
             raise TypeError(message)
         return MonitoredRedisPipeline(
             self.connection_pool,
@@ -251,17 +310,15 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             bool(transaction),
             shard_hint,
             name=name or None,
-            telemetry=self.telemetry,
-            server_span=self.server_span,
-            request=self._request,
+            executor=self._executor,
         )
 
     async def transaction(
         self, func: Callable[[Any], Any], *watches: KeyT, shard_hint: str | None = None, **options: Any
     ) -> Any:
-        """Run a function on a pipeline that watches keys, until none of them has changed meanwhile, as redis-py does.
+        """Run a function on a pipeline that watches keys, again while any of them changes meanwhile, as redis-py does.
 
-        What was sent and not answered is not repeated if it may have run: its error is raised.
+        A batch that was sent and not answered is not repeated if it may have run: its error is raised.
 
         Args:
             func: Is given the pipeline.
@@ -288,7 +345,7 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
         thread_local: bool = True,
         raise_on_release_error: bool = True,
     ) -> Lock:
-        """A distributed lock; the arguments are those of ``redis.asyncio.Redis.lock``, durations in seconds."""
+        """Make a distributed lock; the arguments are those of ``redis.asyncio.Redis.lock``, durations in seconds."""
         return super().lock(
             name,
             timeout,
@@ -300,30 +357,75 @@ class MonitoredRedisConnection(PubSubMixin, Handle):  # type: ignore[misc]  # re
             raise_on_release_error,
         )
 
+    def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
+        """Make a script; where the server does not know it, the operation that runs it loads it.
+
+        A subclass that overrides ``execute_command`` sees every command of it, as in redis-py: each is an operation.
+        """
+        return MonitoredScript(self, script)
+
     def monitor(self) -> MonitoredMonitor:
         """Show every command that the server gets, as redis-py does."""
         return MonitoredMonitor(self.connection_pool)
 
-    def register_script(self, script: ScriptTextT) -> AsyncScript:  # type: ignore[override]  # redis-py's own bases disagree
-        """A script; where it is missing, it is loaded by the operation that runs it.
+    def pubsub(self, **arguments: Any) -> MonitoredPubSub:
+        """Make subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``, and ``on_reconnect``.
 
-        A subclass that replaces ``execute_command`` sees every command of it, as in redis-py: each is an operation.
+        See ``MonitoredPubSub``.
         """
-        return MonitoredScript(self, script)
+        return MonitoredPubSub(
+            self.connection_pool,
+            recorder=self._executor.recorder,
+            server_span=self._executor.server_span,
+            event_dispatcher=self._event_dispatcher,
+            **arguments,
+        )
+
+    def publish(
+        self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any
+    ) -> Awaitable[int]:
+        """Publish a message, as redis-py does, and return how many subscribers have received it.
+
+        Args:
+            channel: The channel.
+            message: The message.
+            propagate: Wrap the message in an envelope with what the application's propagators inject, by default the
+                trace context of this call's span and the baggage; if they inject nothing, there is no envelope.
+                ``MonitoredPubSub`` unwraps it, all other subscribers receive it. In a subclass that overrides
+                ``execute_command``, it is the context in which this is called. Default ``False``.
+            options: Those of ``execute_command``.
+        """
+        if propagate:
+            return publish_in_envelope(self, "PUBLISH", channel, message, options)
+        publishing: Awaitable[int] = super().publish(channel, message, **options)
+        return publishing
+
+    def spublish(self, shard_channel: ChannelT, message: EncodableT, *, propagate: bool = False) -> Awaitable[int]:
+        """Publish a message in a shard channel; the arguments are those of ``publish``."""
+        if propagate:
+            return publish_in_envelope(self, "SPUBLISH", shard_channel, message, {})
+        publishing: Awaitable[int] = super().spublish(shard_channel, message)
+        return publishing
 
 
-def _check_handle(context_name: object, server_span: object) -> None:
+async def _close_unless_entered(client: MonitoredRedisConnection) -> None:
+    # Another task may have entered since.
+    if not user_count(client):
+        await client.aclose()
+
+
+def _check_types(context_name: object, server_span: object) -> None:
     for name, value, expected in (("context_name", context_name, str), ("server_span", server_span, Span)):
         if not isinstance(value, expected | None):
             message = (
-                f"{name} must be a {expected.__name__}, not {type(value).__name__}; a server is given as "
+                f"{name} must be a {expected.__name__}, got {type(value).__name__}; give a server as "
                 f"MonitoredRedisConnection(host=…, port=…), a pool as connection_pool=…"
             )
             raise TypeError(message)
 
 
 def _check_without_effect(arguments: Mapping[str, Any]) -> None:
-    """Refuse what redis-py ignores beside a pool, but for what says nothing, or is documented to be ignored."""
+    """Reject what redis-py ignores beside a pool, but for defaults, and what is documented to be ignored."""
     without_effect = [
         name
         for name, value in arguments.items()
@@ -334,8 +436,8 @@ def _check_without_effect(arguments: Mapping[str, Any]) -> None:
         raise TypeError(message)
 
 
-def _own_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **arguments: Any) -> MonitoredConnectionPool:
-    """The pool for the arguments of ``redis.asyncio.Redis``, which ignores those that do not apply."""
+def _make_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **arguments: Any) -> MonitoredConnectionPool:
+    """Make the pool for the arguments of ``redis.asyncio.Redis``, which ignores those that do not apply."""
     ignored: frozenset[str] = frozenset()
     if unix_socket_path is not None:
         arguments |= {"connection_class": UnixDomainSocketConnection, "path": unix_socket_path}
@@ -347,15 +449,16 @@ def _own_pool(*, unix_socket_path: str | None = None, ssl: bool = False, **argum
     return MonitoredConnectionPool(**{name: value for name, value in arguments.items() if name not in ignored})
 
 
-def _telemetry_of(pool: ConnectionPool) -> PoolRecorder:
-    # A mock of ours has none, although it is one of ours.
-    if isinstance(own := getattr(pool, "telemetry", None), PoolRecorder):
-        return own
+def _recorder_of(pool: ConnectionPool) -> PoolRecorder:
+    """Return the recorder of a pool; all clients of a plain pool share one."""
+    # A mock of our pool has none.
+    if isinstance(recorder := getattr(pool, "telemetry", None), PoolRecorder):
+        return recorder
     try:
-        telemetry = _plain_pools.get(pool)
-        if telemetry is None:
-            telemetry = _plain_pools[pool] = PoolRecorder(server_of(pool))
+        recorder = _plain_recorders.get(pool)
+        if recorder is None:
+            recorder = _plain_recorders[pool] = PoolRecorder(server_of(pool))
     except TypeError:
         # What stands in for a pool need not be hashable, or weakly referable.
         return PoolRecorder(server_of(pool))
-    return telemetry
+    return recorder

@@ -3,8 +3,9 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Self
+from typing import Self, cast
 
+from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
@@ -12,37 +13,38 @@ from aioredis_monitored._execution.attempts import acquire_from, dedicated_attem
 from aioredis_monitored._redispy.overrides import TypedMonitor
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
-# It changes nothing but its connection, which is not used again if it fails.
+# MONITOR changes nothing but its connection, which is not used again if it fails.
 _MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)
 
 
 class MonitoredMonitor(TypedMonitor):
-    """redis-py's ``Monitor``, which begins as any call that is tried again; ``client.monitor()`` makes it.
+    """redis-py's ``Monitor``; on a ``MonitoredConnectionPool``, entering it is retried as any call.
 
-    Once its connection is lost, it raises: what it has missed is missing.
+    Once its connection is lost, it raises: it has missed commands.
     """
 
     async def __aenter__(self) -> Self:
         pool = self.connection_pool
         if isinstance(pool, MonitoredConnectionPool):
-            await retry(pool, _MONITOR, partial(self._attempt, pool), 0, None)
+            await retry(pool, _MONITOR, partial(self._enter_once, pool), 0, None)
         else:
             await super().__aenter__()
         return self
 
-    async def _attempt(
+    async def _enter_once(
         self,
         pool: MonitoredConnectionPool,
         seconds: float | None,
-        losses: int,  # noqa: ARG002 - no other call uses this connection
+        losses: int,  # noqa: ARG002 - no other call is affected
     ) -> None:
-        async with dedicated_attempt(pool, seconds, self._lent(pool), 0):
+        async with dedicated_attempt(pool, seconds, self._kept_connection(pool), 0):
             await super().__aenter__()
 
     @asynccontextmanager
-    async def _lent(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
-        # redis-py gives it back only if all has gone well.
-        connection = self.connection = await acquire_from(pool, None)
+    async def _kept_connection(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
+        # redis-py gives it back only if entering succeeds.
+        connection = await acquire_from(pool, None)
+        self.connection = cast("Connection", connection)
         try:
             yield connection
         except BaseException:

@@ -1,4 +1,4 @@
-"""Publishing with the trace context, and subscriptions whose messages are handled under a span of their own."""
+"""Subscriptions whose messages are handled under a span of their own, and publishing with the trace context."""
 
 import asyncio
 import builtins
@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
-from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import RedisError, ResponseError
 from redis.typing import ChannelT, EncodableT
@@ -24,8 +24,14 @@ from aioredis_monitored._cancellation import complete_shielded
 from aioredis_monitored._commands.table import MAX_NAME_LENGTH, argument_text
 from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored._execution.attempts import dedicated_attempt, retry, retry_until_answered
-from aioredis_monitored._execution.routing import Handle
-from aioredis_monitored._redispy.overrides import PubSubDirection, TypedPubSub, get_encoder, record_pubsub_message
+from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._redispy.overrides import (
+    PubSubDirection,
+    TypedPubSub,
+    execute_command,
+    get_encoder,
+    record_pubsub_message,
+)
 from aioredis_monitored._redispy.sockets import is_closed_by_peer
 from aioredis_monitored._telemetry.context import without_span
 from aioredis_monitored._telemetry.messaging import ProcessSpan, inject
@@ -39,22 +45,22 @@ from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
-# To subscribe, and to end that, may be repeated: what was lost with a connection is subscribed anew.
+# Subscribing and unsubscribing may be repeated: what was lost with a connection is subscribed again.
 _SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
-# Seconds before the next attempt to connect while messages are waited for, after a number of failures in a row.
+# Seconds before the next attempt to reconnect while a message is waited for.
 _reconnect_backoff = exponential_backoff(0.1, 5.0)
-# The same where credentials were refused that may be others by then: too many attempts lock an account.
+# The same after credentials were refused that may be renewed meanwhile: too many attempts lock an account.
 _auth_backoff = exponential_backoff(0.1, 30.0)
-# Seconds to wait for the end of an attempt to connect, once the task that closes is cancelled.
+# How long closing waits for an attempt to connect, after its task is cancelled.
 _CLOSE_SECONDS: Final = 1.0
 
 
 class TracedMessage(dict[str, Any]):
-    """A message as redis-py delivers it, that came in an envelope.
+    """A message as redis-py delivers it, that was published in an envelope.
 
     Attributes:
-        carrier: What the publisher's propagators have sent along.
+        carrier: What the publisher's propagators have injected.
     """
 
     __slots__ = ("carrier",)
@@ -67,23 +73,23 @@ class TracedMessage(dict[str, Any]):
 class MonitoredPubSub(TypedPubSub):
     """A ``redis.asyncio.client.PubSub`` whose messages can be handled under a span; ``client.pubsub()`` makes it.
 
-    Messages are delivered without their envelopes. Handlers that were given to ``subscribe`` and its like run under
-    such a span by themselves. A ``push_handler_func`` gets what the server has sent, as it is. Subscribing is no span:
-    it has no reply of its own, but is confirmed among the messages.
+    Messages are delivered without their envelopes. A handler that is given to ``subscribe`` and its like runs under
+    such a span. A ``push_handler_func`` gets what the server has sent, as it is. Subscribing is no span: it has no
+    reply, but is confirmed among the messages.
 
-    On a ``MonitoredConnectionPool``, a lost connection is made anew and subscribed again: while a message is waited
-    for, after a pause of 0.1 s that doubles with each failure in a row, to 5 s; to subscribe, as any call is tried
-    again. ``get_message`` takes no longer than its ``timeout`` in any case. What was published meanwhile is lost, which
-    is logged and counted (``aioredis_monitored.pubsub.reconnects``). What waiting does not change, such as a closed
-    pool, or refused credentials that no provider renews, is raised.
+    On a ``MonitoredConnectionPool``, a lost connection is replaced and everything is subscribed again: while a message
+    is waited for, after a delay of 0.1 s that doubles with each failure in a row, to 5 s; while subscribing, as any call
+    is retried. ``get_message`` never takes longer than its ``timeout``. Messages that were published meanwhile are
+    lost, which is logged and counted (``aioredis_monitored.pubsub.reconnects``). What waiting does not change, such as
+    a closed pool, or refused credentials that no provider renews, is raised.
 
     Args:
-        connection_pool: Where its connection comes from.
-        telemetry: Where to record.
+        connection_pool: The pool of its connection.
+        recorder: Where to record.
         server_span: The parent of its spans; ``None`` means the span that is current when a message is handled.
         on_reconnect: Called without arguments, and awaited if it returns an awaitable, when the server has confirmed
-            that everything is subscribed again: to read, for instance, what may have been missed. It is called by the
-            call that reads the confirmation, which raises what it raises. Default ``None``.
+            that everything is subscribed again: to read, for instance, what may have been missed. The call that reads
+            the confirmation calls it, and raises what it raises. Default ``None``.
         arguments: Those of ``redis.asyncio.client.PubSub``.
     """
 
@@ -91,56 +97,59 @@ class MonitoredPubSub(TypedPubSub):
         self,
         connection_pool: ConnectionPool,
         *,
-        telemetry: PoolRecorder,
+        recorder: PoolRecorder,
         server_span: Span | None = None,
         on_reconnect: Callable[[], object] | None = None,
         **arguments: Any,
     ) -> None:
         super().__init__(connection_pool, **arguments)
         self.server_span = server_span
-        self._telemetry = telemetry
+        self._recorder = recorder
         self._on_reconnect = on_reconnect
+        # A plain pool's subscriptions reconnect as redis-py does.
+        self._pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
         # The task that has redis-py's lock, to connect or to send.
         self._holder: asyncio.Task[Any] | None = None
-        # Set while the connection is there and everything is subscribed on it, and how often that has come true.
+        # Set while the connection is there and everything is subscribed on it; and how often that has come true.
         self._ready = asyncio.Event()
         self._generation = 0
-        # Makes one attempt to connect, also if those that wait for it have less time than that takes.
-        self._connecting: asyncio.Task[None] | None = None
-        # The failures since something was read, and when the pause after the last one ends.
+        # Makes one attempt to reconnect, also if the calls that wait for it have less time than it takes.
+        self._reconnecting: asyncio.Task[None] | None = None
+        # How many attempts have failed since a message was read, and when the next one may begin.
         self._failures = 0
         self._retry_at = 0.0
-        # What was subscribed again and is not confirmed yet; ``None`` if that was reported.
+        # How many subscriptions were sent again and are not confirmed yet; ``None`` after that was reported.
         self._unconfirmed: int | None = None
 
+    # Connecting and sending.
+
     async def connect(self) -> None:
-        """Borrow a connection, or make the lost one anew and subscribe again."""
-        await self._in_turn(super().connect)
+        """Acquire a connection, or replace a lost one and subscribe again."""
+        await self._send_with_retries(super().connect)
 
     async def execute_command(self, *args: EncodableT) -> None:
-        """Send a command, to which a message is the answer."""
-        await self._in_turn(partial(super().execute_command, *args))
+        """Send a command; its answer arrives as a message."""
+        await self._send_with_retries(partial(super().execute_command, *args))
 
-    async def _in_turn(self, send: Callable[[], Awaitable[None]]) -> None:
-        pool = self.connection_pool
-        if not isinstance(pool, MonitoredConnectionPool) or asyncio.current_task() is self._holder:
+    async def _send_with_retries(self, send: Callable[[], Awaitable[None]]) -> None:
+        if self._pool is None or asyncio.current_task() is self._holder:
             await send()
         else:
-            await retry(pool, _SUBSCRIBING, partial(self._attempt, pool, send), 0, None)
+            await retry(self._pool, _SUBSCRIBING, partial(self._send_once, self._pool, send), 0, None)
 
-    async def _attempt(
+    async def _send_once(
         self,
         pool: MonitoredConnectionPool,
         send: Callable[[], Awaitable[None]],
         seconds: float | None,
         losses: int,  # noqa: ARG002 - no other call uses this connection
     ) -> None:
-        async with dedicated_attempt(pool, seconds, self._connected_and_locked(pool)):
+        async with dedicated_attempt(pool, seconds, self._locked_connection(pool)):
             await send()
 
     @asynccontextmanager
-    async def _connected_and_locked(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
-        """The connection, made anew and subscribed if it is lost; no other task connects or sends meanwhile."""
+    async def _locked_connection(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
+        """Give the connection to the block, replaced and subscribed if it was lost; no other task connects or sends."""
         async with self._lock:
             self._holder = asyncio.current_task()
             try:
@@ -151,13 +160,13 @@ class MonitoredPubSub(TypedPubSub):
                     self._ready.set()
                 elif not self._is_ready(connection) or is_closed_by_peer(connection):
                     self._ready.clear()
-                    # That calls on_connect.
+                    # It calls on_connect.
                     await pool.reconnect(connection)
                     self._generation += 1
                     self._ready.set()
-                    if self._connecting is not None and self._connecting.done():
-                        # It failed, before this did not.
-                        self._connecting = None
+                    if self._reconnecting is not None and self._reconnecting.done():
+                        # A failed attempt is outdated.
+                        self._reconnecting = None
                 yield connection
             finally:
                 self._holder = None
@@ -166,7 +175,7 @@ class MonitoredPubSub(TypedPubSub):
         return self._ready.is_set() and connection.is_connected
 
     async def on_connect(self, connection: Connection) -> None:
-        """Subscribe again, as redis-py does; what is being unsubscribed has ended with the connection."""
+        """Subscribe again, as redis-py does, but not to what is being unsubscribed: that ended with the connection."""
         count = 0
         for subscribed, ending in (
             (self.channels, self.pending_unsubscribe_channels),
@@ -176,7 +185,7 @@ class MonitoredPubSub(TypedPubSub):
             for name in ending:
                 subscribed.pop(name, None)
             count += len(subscribed)
-        # redis-py may connect too: to send new credentials.
+        # redis-py connects as well, to send new credentials.
         holder, self._holder = self._holder, asyncio.current_task()
         try:
             await super().on_connect(connection)
@@ -184,48 +193,49 @@ class MonitoredPubSub(TypedPubSub):
             self._holder = holder
         self._unconfirmed = count or None
         if count and self.push_handler_func is not None:
-            # It need not return the confirmations that it gets.
+            # The handler need not return the confirmations that it gets.
             self._unconfirmed = 0
 
     async def _reconnect(self, conn: Connection, *failure: Any) -> None:
         # In redis-py, every failed read or write makes one attempt, in whichever task it is.
-        if not isinstance(self.connection_pool, MonitoredConnectionPool):
+        if self._pool is None:
             await super()._reconnect(conn, *failure)
+
+    # Reading.
 
     async def parse_response(self, block: bool = True, timeout: float = 0) -> Any:  # noqa: ASYNC109 - redis-py's
         """Read a response, as redis-py does, and reconnect if that is necessary.
 
         Raises:
-            ReplyDecodingError: It is not in the connection's encoding; the subscriptions go on.
+            ReplyDecodingError: The response is not in the connection's encoding; the subscriptions go on.
         """
-        pool = self.connection_pool
+        pool = self._pool
         try:
-            if self.connection is None or not isinstance(pool, MonitoredConnectionPool):
+            if self.connection is None or pool is None:
                 response = await super().parse_response(block, timeout)
             else:
                 deadline = inf if block else monotonic() + timeout
                 await self._pause(deadline)
-                after_refusal = partial(self._next_delay, _auth_backoff)
                 response = await retry_until_answered(
                     partial(self._read, pool, deadline),
                     partial(self._next_delay, _reconnect_backoff),
-                    after_refusal=after_refusal if has_renewable_credentials(pool) else None,
+                    after_refusal=partial(self._next_delay, _auth_backoff) if has_renewable_credentials(pool) else None,
                     pause=lambda _: self._pause(deadline),
                 )
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        await self._report(response)
+        await self._report_reconnected(response)
         return response
 
     def _next_delay(self, delays: Callable[[int], float], _: int) -> float:
-        # A call that takes little time sees one failure of many.
+        # Counted here: a call with a short timeout sees one failure of many.
         self._failures += 1
         delay = delays(self._failures)
         self._retry_at = monotonic() + delay
         return delay
 
     async def _pause(self, deadline: float) -> None:
-        """Wait for the end of the pause after a failure, unless there is a connection before that."""
+        """Wait until the next attempt may begin, or the connection is ready."""
         seconds = min(self._retry_at, deadline) - monotonic()
         if seconds > 0:
             with suppress(builtins.TimeoutError):
@@ -236,7 +246,7 @@ class MonitoredPubSub(TypedPubSub):
             self._retry_at = 0.0
 
     async def _read(self, pool: MonitoredConnectionPool, deadline: float) -> Any:
-        """What the server has sent; ``None`` if nothing has come by then, or this was closed meanwhile."""
+        """Read a response; return ``None`` if none arrives in time, or the subscriptions were closed meanwhile."""
         connection = await self._ready_connection(pool, deadline)
         if connection is None:
             return None
@@ -244,7 +254,7 @@ class MonitoredPubSub(TypedPubSub):
         try:
             await self.check_health()
             if self.connection is not connection:
-                # Closed meanwhile: another caller may have the connection by now.
+                # Closed meanwhile: another caller may have the connection.
                 return None
             response = await connection.read_response(
                 timeout=inf if deadline == inf else max(0.0, deadline - monotonic()),
@@ -256,7 +266,7 @@ class MonitoredPubSub(TypedPubSub):
                 return None
             if isinstance(error, ResponseError) and not is_transient(error):
                 raise
-            # Also if a subscription was refused for now: then all are sent again.
+            # Also if a subscription was refused for now: all are sent again.
             if self._ready.is_set() and self._generation == generation:
                 self._ready.clear()
                 await connection.disconnect(nowait=True)
@@ -268,44 +278,44 @@ class MonitoredPubSub(TypedPubSub):
         return response
 
     async def _ready_connection(self, pool: MonitoredConnectionPool, deadline: float) -> AbstractConnection | None:
-        """The connection, made anew if it is lost; ``None`` if that took too long, or this was closed meanwhile."""
+        """Return the connection, reconnected if it was lost; ``None`` if that took too long, or it was closed."""
         connection = self.connection
         if connection is None or self._is_ready(connection):
             return connection
-        is_made = await self._wait_reconnected(pool, deadline)
-        # With its last subscription, it has also lost the confirmation that this has ended.
-        return connection if is_made and self.subscribed and self.connection is connection else None
+        is_reconnected = await self._wait_reconnected(pool, deadline)
+        # If nothing is subscribed any more, the confirmation of that was lost as well.
+        return connection if is_reconnected and self.subscribed and self.connection is connection else None
 
     async def _wait_reconnected(self, pool: MonitoredConnectionPool, deadline: float) -> bool:
-        """Wait for an attempt to connect; return whether it has succeeded by then.
+        """Wait for an attempt to reconnect; return whether it has succeeded in time.
 
-        An attempt that takes longer goes on, and what it raises is raised to the next one that waits.
+        An attempt that takes longer goes on, and raises its error to the next call that waits.
         """
         self._ready.clear()
-        if self._connecting is None:
+        if self._reconnecting is None:
             if monotonic() < self._retry_at:
                 return False
-            self._connecting = asyncio.create_task(self._connect(pool), context=without_span())
-            self._connecting.add_done_callback(self._on_connected)
-        connecting = self._connecting
-        await asyncio.wait([connecting], timeout=None if deadline == inf else max(0.0, deadline - monotonic()))
-        if not connecting.done():
+            self._reconnecting = asyncio.create_task(self._reconnect_once(pool), context=without_span())
+            self._reconnecting.add_done_callback(self._on_reconnected)
+        reconnecting = self._reconnecting
+        await asyncio.wait([reconnecting], timeout=None if deadline == inf else max(0.0, deadline - monotonic()))
+        if not reconnecting.done():
             return False
-        self._connecting = None
-        if not connecting.cancelled():
-            connecting.result()
-        return not connecting.cancelled()
+        self._reconnecting = None
+        if not reconnecting.cancelled():
+            reconnecting.result()
+        return not reconnecting.cancelled()
 
-    async def _connect(self, pool: MonitoredConnectionPool) -> None:
-        async with self._connected_and_locked(pool):
+    async def _reconnect_once(self, pool: MonitoredConnectionPool) -> None:
+        async with self._locked_connection(pool):
             pass
 
-    def _on_connected(self, connecting: "asyncio.Task[None]") -> None:
-        # Asked for here, as it may be that no call waits for it any more.
-        if connecting.cancelled() or connecting.exception() is None:
-            self._connecting = None
+    def _on_reconnected(self, reconnecting: "asyncio.Task[None]") -> None:
+        # Its error is looked at here, as no call may wait for it any more.
+        if reconnecting.cancelled() or reconnecting.exception() is None:
+            self._reconnecting = None
 
-    async def _report(self, response: Any) -> None:
+    async def _report_reconnected(self, response: Any) -> None:
         if self._unconfirmed and isinstance(response, list) and str_if_bytes(response[0]) in _CONFIRMATIONS:
             self._unconfirmed -= 1
         if self._unconfirmed != 0:
@@ -313,7 +323,7 @@ class MonitoredPubSub(TypedPubSub):
         self._unconfirmed = None
         name = getattr(self.connection_pool, "name", type(self.connection_pool).__name__)
         _LOGGER.warning("pool %r: subscribed again on a new connection: messages published meanwhile are lost", name)
-        self._telemetry.record(self._telemetry.instruments.pubsub_reconnects.add, 1)
+        self._recorder.record(self._recorder.instruments.pubsub_reconnects.add, 1)
         if self._on_reconnect is not None:
             result = self._on_reconnect()
             if isawaitable(result):
@@ -324,32 +334,34 @@ class MonitoredPubSub(TypedPubSub):
         await complete_shielded("closing subscriptions", self._close, _CLOSE_SECONDS)
 
     async def _close(self) -> None:
-        if self._connecting is not None and self.connection is not None:
-            self._connecting.cancel()
+        if self._reconnecting is not None and self.connection is not None:
+            self._reconnecting.cancel()
             await self.connection.disconnect(nowait=True)
-        # That waits for redis-py's lock: what connects must not go on with a connection that another caller has.
+        # It waits for redis-py's lock: an attempt to reconnect must not use a connection that another caller has.
         await super().aclose()
-        # Calls that pause wake up, and see that it is closed.
+        # Calls that wait wake up, and see that it is closed.
         self._ready.set()
         self._ready.clear()
-        self._connecting, self._unconfirmed = None, None
+        self._reconnecting, self._unconfirmed = None, None
         self._failures, self._retry_at = 0, 0.0
+
+    # Handling messages.
 
     def process(self, message: Mapping[str, Any]) -> ProcessSpan:
         """Handle a message: ``with pubsub.process(message): …``.
 
         The block is a span of kind CONSUMER, which is current in it and linked to the span that has published the
-        message if the message carried that, and a point of ``messaging.process.duration``. Another task may leave
-        it, as one does that closes an async generator: the span ends, but stays current in the task that has entered.
+        message if the message carried that, and a point of ``messaging.process.duration``. Another task may leave the
+        block, as one that closes an async generator does: the span ends, but stays current in the task that entered.
 
         Args:
             message: What ``get_message`` or ``listen`` has returned; another ``dict`` made of it has lost the link.
         """
         carriers = [message.carrier] if isinstance(message, TracedMessage) else []
-        return ProcessSpan(self._telemetry, message["channel"], carriers, self.server_span)
+        return ProcessSpan(self._recorder, message["channel"], carriers, self.server_span)
 
     async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any:
-        """Make a message of what was read, or hand it to its handler, as redis-py does."""
+        """Make a message of a response, or hand it to its handler, as redis-py does."""
         kind = str_if_bytes(response[0]) if isinstance(response, list) else None
         if kind not in self.PUBLISH_MESSAGE_TYPES:
             return await super().handle_message(response, ignore_subscribe_messages)
@@ -357,74 +369,44 @@ class MonitoredPubSub(TypedPubSub):
         _, subscription, *_ = response
         *place, data = response
         payload, carrier = unseal(data)
-        bare = [*place, payload]
+        unwrapped = [*place, payload]
         if handlers.get(subscription):
-            with ProcessSpan(self._telemetry, place[-1], [] if carrier is None else [carrier], self.server_span):
-                return await super().handle_message(bare, ignore_subscribe_messages)
-        message = await super().handle_message(bare, ignore_subscribe_messages)
+            with ProcessSpan(self._recorder, place[-1], [] if carrier is None else [carrier], self.server_span):
+                return await super().handle_message(unwrapped, ignore_subscribe_messages)
+        message = await super().handle_message(unwrapped, ignore_subscribe_messages)
         return message if carrier is None else TracedMessage(message, carrier)
 
 
-class PubSubMixin(Handle):
-    """What the client publishes, and its subscriptions."""
+async def publish_in_envelope(
+    client: Redis, command: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]
+) -> int:
+    """Publish a message in an envelope, and return how many subscribers have received it.
 
-    def pubsub(self, **arguments: Any) -> MonitoredPubSub:
-        """Subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``, and ``on_reconnect``.
+    Args:
+        client: A client of this package.
+        command: ``PUBLISH`` or ``SPUBLISH``.
+        channel: The channel.
+        message: The message.
+        options: Those of ``execute_command``.
+    """
+    executor = require_executor(client)
+    # For redis-py's own metrics.
+    record_pubsub_message(
+        PubSubDirection.PUBLISH, argument_text(channel, MAX_NAME_LENGTH), sharded=command == "SPUBLISH" or None
+    )
+    if executor.overrides_execute:
+        span = executor.server_span
+        context = None if span is None else trace.set_span_in_context(span)
+        wrapped = _wrap(client, message, context)
+        return cast("int", await execute_command(client, command, channel, wrapped, **options))
 
-        See ``MonitoredPubSub``.
-        """
-        return MonitoredPubSub(
-            self.connection_pool,
-            telemetry=self.telemetry,
-            server_span=self.server_span,
-            event_dispatcher=self._event_dispatcher,
-            **arguments,
-        )
+    async def publish(operation: Operation | None) -> int:
+        wrapped = _wrap(client, message, None if operation is None else operation.start_span())
+        return cast("int", await executor.execute_part(client, operation, command, channel, wrapped, **options))
 
-    def publish(
-        self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any
-    ) -> Awaitable[int]:
-        """Publish a message, as redis-py does, and return how many subscribers have got it.
+    return await executor.execute_recorded(client, (command, channel, message), options, publish)
 
-        Args:
-            channel: Where to.
-            message: What.
-            propagate: Put it into an envelope with what the application's propagators have to say, by default the trace
-                context of this call's span and the baggage; there is none if that is nothing. ``MonitoredPubSub`` takes
-                it off again, all other subscribers get it. In a subclass that replaces ``execute_command`` it is the
-                context in which this is called. Default ``False``.
-            options: Those of ``execute_command``.
-        """
-        if propagate:
-            return self._propagate("PUBLISH", channel, message, options)
-        publishing: Awaitable[int] = super().publish(channel, message, **options)
-        return publishing
 
-    def spublish(self, shard_channel: ChannelT, message: EncodableT, *, propagate: bool = False) -> Awaitable[int]:
-        """Publish a message in a shard channel; the arguments are those of ``publish``."""
-        if propagate:
-            return self._propagate("SPUBLISH", shard_channel, message, {})
-        publishing: Awaitable[int] = super().spublish(shard_channel, message)
-        return publishing
-
-    async def _propagate(self, name: str, channel: ChannelT, message: EncodableT, options: dict[str, Any]) -> int:
-        args = (name, channel, message)
-        # For redis-py's own metrics.
-        record_pubsub_message(
-            PubSubDirection.PUBLISH, argument_text(channel, MAX_NAME_LENGTH), sharded=name == "SPUBLISH" or None
-        )
-        if self.is_replaced:
-            here = None if self.server_span is None else trace.set_span_in_context(self.server_span)
-            return cast("int", await self.execute_command(name, channel, self._wrap(message, here), **options))
-        return await self.execute_as(args, options, partial(self._publish_traced, args, options))
-
-    async def _publish_traced(
-        self, args: tuple[str, ChannelT, EncodableT], options: dict[str, Any], operation: Operation | None
-    ) -> int:
-        name, channel, message = args
-        sealed = self._wrap(message, None if operation is None else operation.start_span())
-        return cast("int", await self.execute_within(operation, name, channel, sealed, **options))
-
-    def _wrap(self, message: EncodableT, here: Context | None) -> EncodableT:
-        carrier = inject(here)
-        return seal(get_encoder(self).encode(message), carrier) if carrier else message
+def _wrap(client: Redis, message: EncodableT, context: Context | None) -> EncodableT:
+    carrier = inject(context)
+    return seal(get_encoder(client).encode(message), carrier) if carrier else message

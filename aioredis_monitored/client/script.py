@@ -1,21 +1,21 @@
-"""Scripts that are loaded where they are missing, in the operation that runs them."""
+"""Scripts that are loaded where the server does not know them, in the operation that runs them."""
 
 from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 from redis.typing import EncodableT, KeyT
 
-from aioredis_monitored._execution.routing import Handle
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of, require_executor
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
 
 
 class MonitoredScript(AsyncScript):
-    """A script whose EVALSHA is one operation, in which a server that does not know the script yet is told it.
+    """A script whose EVALSHA is one operation, which loads the script if the server does not know it.
 
-    That a server does not know it is no error: scripts go with every restart and failover.
+    That is no error: a server forgets its scripts with every restart and failover.
     """
 
     async def __call__(
@@ -27,34 +27,38 @@ class MonitoredScript(AsyncScript):
         """Run the script.
 
         Args:
-            keys: Those that it touches.
+            keys: The keys that it touches.
             args: Its other arguments.
-            client: Where to run it; default: on the client that has made it. A pipeline has it run with its batch.
+            client: The client to run it on; default: the client that has made it. A pipeline runs it in its batch.
         """
         client = self.registered_client if client is None else client
-        if not isinstance(client, Handle) or client.is_replaced or not client.telemetry.is_enabled():
+        executor = executor_of(client)
+        if executor is None or executor.overrides_execute or not executor.recorder.is_enabled():
             return await super().__call__(keys, args, client)
         keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
-        return await client.execute_as(command, {}, partial(self._run, client, command))
+        return await executor.execute_recorded(client, command, {}, partial(self._run, executor, client, command))
 
-    async def run_within(self, operation: Observer | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
-        """Run the script on its client without a record of its own.
+    async def run_part(self, observer: Observer | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
+        """Run the script on its client as part of an operation, without a record of its own.
 
         Args:
-            operation: Learns how it goes, and is ended with the reply.
-            keys: Those that it touches.
+            observer: Is given the connection and the reply.
+            keys: The keys that it touches.
             args: Its other arguments.
         """
+        client = self.registered_client
         command = ("EVALSHA", self.sha, len(keys), *keys, *args)
-        return await self._run(cast("Handle", self.registered_client), command, operation)
+        return await self._run(require_executor(client), client, command, observer)
 
-    async def _run(self, client: Handle, command: tuple[Any, ...], operation: Observer | None) -> Any:
+    async def _run(
+        self, executor: CommandExecutor, client: Any, command: tuple[Any, ...], observer: Observer | None
+    ) -> Any:
         try:
-            return await client.execute_within(operation, *command)
+            return await executor.execute_part(client, observer, *command)
         except NoScriptError:
-            loading = NestedCall(operation) if isinstance(operation, Operation) else operation
-            # As in redis-py, the server's word counts: its client may encode the text in another way.
-            self.sha = await client.execute_within(loading, "SCRIPT LOAD", self.script)
+            loading = NestedCall(observer) if isinstance(observer, Operation) else observer
+            # The server's digest counts, as in redis-py: its client may encode the text in another way.
+            self.sha = await executor.execute_part(client, loading, "SCRIPT LOAD", self.script)
         name, _, *arguments = command
-        return await client.execute_within(operation, name, self.sha, *arguments)
+        return await executor.execute_part(client, observer, name, self.sha, *arguments)

@@ -8,7 +8,7 @@ import redis.exceptions
 from redis.asyncio import Connection
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored._execution.fetch import side_channel
+from aioredis_monitored._execution.fetch import side_channel_of
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_
             "pinned": lambda: pinned.echo("last"),
             "watching": lambda: watching.get("last"),
             "subscription": lambda: subscription.subscribe("last"),
-            "aside": lambda: raised(side_channel(client.connection_pool)("ECHO", "last")),
+            "aside": lambda: raised(side_channel_of(client.connection_pool)("ECHO", "last")),
         }[kind]
         with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.WatchError)):
             await call()

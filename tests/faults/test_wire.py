@@ -142,6 +142,7 @@ async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args)
     assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
 
 
+@pytest.mark.slow
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
     # redis-py takes seconds to pack them.
     client = make_client(own_server.url, socket_timeout=60)
@@ -445,7 +446,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
     client = MonitoredRedisConnection(connection_pool=pool)
     calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
-    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.waiter_count())
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.stats().pending)
     inspector.rpush("list", "element")
     time.sleep(4)  # noqa: ASYNC251 - that is the point
 

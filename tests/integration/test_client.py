@@ -6,6 +6,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
+from support.internals import recorder_of
 from support.sharing import until_answered
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, MonitoredRedisPipeline
@@ -73,7 +74,7 @@ async def test_a_plain_pool_works(server, pool_class):
             pipe.incr("key").get("key")
 
             assert [2, b"2"] == await pipe.execute()
-        assert client.telemetry is MonitoredRedisConnection(connection_pool=pool).telemetry
+        assert recorder_of(client) is recorder_of(MonitoredRedisConnection(connection_pool=pool))
 
 
 async def test_a_sentinel_made_pool_works(server):
@@ -137,7 +138,7 @@ async def test_pipeline_takes_both_forms(client, arguments, transaction, name):
 
 
 async def test_pipeline_takes_no_other_name(client):
-    with pytest.raises(TypeError, match="a pipeline's name is text, not bytes"):
+    with pytest.raises(TypeError, match="a pipeline's name must be text, got bytes"):
         client.pipeline(b"cart")
 
 

@@ -14,6 +14,7 @@ from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from support.arguments import GIVEN, NOT_RETRIED
+from support.internals import recorder_of
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
 
@@ -167,7 +168,7 @@ async def test_a_factory_makes_the_connections(server):
         for pool in pools:
             client = MonitoredRedisConnection(connection_pool=pool)
             assert await client.ping() is True
-            assert server.host in repr(client.telemetry.server)
+            assert server.host in repr(recorder_of(client).server)
             await pool.aclose()
 
 
@@ -192,7 +193,7 @@ async def test_a_stand_in_for_a_socket_will_do(server, until):
     client = MonitoredRedisConnection(connection_pool=pool)
 
     assert [True, True] == [await client.ping(), await client.ping()]
-    assert 1 == pool.idle()
+    assert 1 == pool.stats().idle
     await pool.aclose()
 
 

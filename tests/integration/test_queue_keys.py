@@ -64,7 +64,7 @@ async def _taken(queue):
 async def test_a_user_with_the_documented_rights_can_do_all(
     make_pool, server, inspector, until, caplog, multiplex, protocol
 ):
-    page = Path(__file__).parents[2] / "docs" / "failures.md"
+    page = Path(__file__).parents[2] / "docs" / "guides" / "production.md"
     (rights,) = re.findall(r"`ACL SETUSER worker (.*)`", page.read_text())
     assert rights.startswith("on >secret ")
     inspector.execute_command("ACL", "SETUSER", "worker", *rights.split())

@@ -113,6 +113,7 @@ SIGNATURES = {
     Redis: {
         "execute_command": "*args **options",
         "_send_command_parse_response": "conn command_name *args **options",
+        "_close_connection": "conn error failure_count start_time command_name",
         "parse_response": "connection command_name **options",
         "aclose": "close_connection_pool",
         "set_response_callback": "command callback",
@@ -425,28 +426,28 @@ async def test_pool_hands_new_credentials_to_acquired_connections(plain_pool):
 # Clients.
 
 
-async def test_client_sends_each_attempt_with_one_method(plain_client, plain_pool):
-    sent = []
+async def test_client_with_one_connection_uses_it_under_a_lock_that_others_can_take(plain_pool):
+    async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
+        async with overrides.single_connection_lock(client):
+            waiting = asyncio.ensure_future(client.ping())
+            await asyncio.wait([waiting], timeout=0.05)
+            assert not waiting.done()
+        assert await waiting
 
-    class Client(Redis):
-        async def _send_command_parse_response(self, conn, command_name, *args, **options):
-            sent.append((command_name, args))
-            return await super()._send_command_parse_response(conn, command_name, *args, **options)
 
-    client = Client(connection_pool=plain_pool)
-    assert await client.set("key", 1)
-    assert [("SET", ("SET", "key", 1))] == sent
-    assert await client.pipeline().set("key", 2).execute() == [True]
-    assert b"2" == await overrides.execute_command(plain_client, "GET", "key")
+async def test_failed_attempt_disconnects_the_connection(plain_client, connection):
+    await overrides.close_after_failure(plain_client)(connection, redis.exceptions.ConnectionError("lost"))
+    assert not connection.is_connected
 
 
 async def test_one_attempt_is_sent_and_parsed_and_not_repeated(plain_client, connection, inspector):
-    assert await overrides.send_and_parse(plain_client, connection, ("SET", "key", "1", "NX")) is True
+    assert await overrides.send_and_parse(plain_client, connection, "SET", ("SET", "key", "1", "NX"), {}) is True
     await connection.send_command("CLIENT ID")
     inspector.client_kill_filter(_id=await connection.read_response())
     with pytest.raises(redis.exceptions.ConnectionError):
-        await overrides.send_and_parse(plain_client, connection, ("INCR", "key"))
+        await overrides.send_and_parse(plain_client, connection, "INCR", ("INCR", "key"), {})
     assert "1" == inspector.get("key").decode()
+    assert b"1" == await overrides.execute_command(plain_client, "GET", "key")
 
 
 async def test_client_parses_replies_with_callbacks_by_upper_case_name(plain_client):
@@ -477,15 +478,10 @@ def test_himport_set_is_told_from_other_commands(args):
     assert not overrides.parse_himport_set(("SET", *args))
 
 
-async def test_client_with_one_connection_locks_it_and_counts_its_users(plain_pool):
+async def test_client_with_one_connection_counts_its_users_and_releases_it(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
-        assert client._usage_counter == 1
+        assert overrides.user_count(client) == 1
         assert client.connection in plain_pool._in_use_connections
-        async with client._single_conn_lock:
-            waiting = asyncio.ensure_future(client.ping())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        assert await waiting
     assert client.connection is None
     assert not plain_pool._in_use_connections
 

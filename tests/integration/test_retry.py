@@ -322,7 +322,9 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
 async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had_no_reply(
     make_pool, proxy, until, multiplex
 ):
-    client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=1.5, socket_connect_timeout=600)
+    # The longer the pause, the longer the deadline of the call comes before that of reading in its second attempt.
+    options = {"socket_timeout": 1.5, "socket_connect_timeout": 600, "retry_backoff": 0.5}
+    client = client_of(make_pool, proxy.url, multiplex=multiplex, **options)
     upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
     call = asyncio.ensure_future(client.incr("key"))
     await until(lambda: proxy.accepted == 1)

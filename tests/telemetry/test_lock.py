@@ -336,7 +336,7 @@ async def test_a_client_of_redis_py_can_use_the_lock(server, inspector):
 
 
 @pytest.mark.parametrize("pool_class", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
-async def test_locks_work_on_plain_pools_and_single_connections(server, pool_class, client, telemetry):
+async def test_locks_work_on_plain_recorders_and_single_connections(server, pool_class, client, telemetry):
     async with pool_class.from_url(server.url) as pool, MonitoredRedisConnection(connection_pool=pool).lock("plain"):
         pass
     async with client.client() as single, single.lock("single"):

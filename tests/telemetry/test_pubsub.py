@@ -11,6 +11,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
+from support.internals import record_with, recorder_of
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
@@ -221,7 +222,7 @@ async def test_in_a_batch_it_is_a_command_as_any(client, telemetry):
 
 async def test_a_batch_has_no_context_for_each_of_its_messages(client):
     pipe = client.pipeline()
-    with pytest.raises(TypeError, match="let the client publish"):
+    with pytest.raises(TypeError, match="publish with propagate=True on the client"):
         pipe.publish("news", "message", propagate=True)
 
     assert [0] == await pipe.publish("news", "message", propagate=False).execute()
@@ -247,7 +248,7 @@ async def test_it_does_so_on_every_kind_of_connection(make_client, server, telem
     async with redis.asyncio.ConnectionPool.from_url(server.url) as plain_pool:
         own_provider = make_client(server.url, is_recorded=True)
         for client in (own_provider, own_provider.client(), MonitoredRedisConnection(connection_pool=plain_pool)):
-            client.telemetry = own_provider.telemetry
+            record_with(client, recorder_of(own_provider))
             assert 1 == await client.publish("news", "message", propagate=True)
             payload, carrier = unseal((await next_of(plain))["data"])
             await client.aclose()
@@ -287,7 +288,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
-    with tracer.start_as_current_span("job") as job, nested_in(whole=True):
+    with tracer.start_as_current_span("job") as job, nested_in(True):
         await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]
@@ -661,7 +662,7 @@ async def test_where_instrumentations_are_to_be_silent_nothing_is_recorded(clien
 
 async def test_where_nobody_listens_nothing_is_built(make_pool, server, monkeypatch):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
-    monkeypatch.delattr(type(client.telemetry), "process_spec")
+    monkeypatch.delattr(type(recorder_of(client)), "process_spec")
     with client.pubsub().process({"channel": "news"}):
         assert trace.INVALID_SPAN is trace.get_current_span()
 
@@ -693,7 +694,7 @@ async def test_broken_telemetry_harms_no_handler(make_pool, server, telemetry, w
     provider = TracerProvider()
     provider.add_span_processor(type("Broken", (SpanProcessor,), {when: fail})())
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, tracer_provider=provider))
-    client.telemetry.instruments.process_duration.record = fail
+    recorder_of(client).instruments.process_duration.record = fail
     before, done = context.get_current(), []
     with client.pubsub().process({"channel": "news"}):
         done.append("processed")

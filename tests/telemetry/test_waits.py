@@ -14,7 +14,7 @@ from aioredis_monitored._multiplexer.connection import LARGE_BYTES
 from aioredis_monitored._multiplexer.inflight import MAX_BYTES
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
-from aioredis_monitored.client.client import _plain_pools
+from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.testing import RedisServer
 
 DURATION = "db.client.operation.duration"
@@ -83,7 +83,7 @@ async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, serv
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(client.get("key") if call == "command" else client.pipeline().get("key").execute())
-    await until(lambda: pool.pending() == 1)
+    await until(lambda: pool.stats().pending == 1)
     kept = await a_while()
     await pool.release(held)
     await waiting
@@ -124,7 +124,7 @@ async def test_a_long_wait_is_told_even_if_the_rest_was_longer(make_pool, server
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).blpop("list"))
-    await until(lambda: pool.pending() == 1)
+    await until(lambda: pool.stats().pending == 1)
     kept = await a_while()
     await pool.release(held)
     await until(lambda: inspector.info("clients")["blocked_clients"])
@@ -251,7 +251,7 @@ async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, t
     with RedisServer(*monitor) as watcher:
         sentinel = Sentinel([(watcher.host, watcher.port)])
         pool = sentinel.master_for("mymaster").connection_pool
-        _plain_pools[pool] = PoolRecorder(server_of(pool), **telemetry.providers)
+        _plain_recorders[pool] = PoolRecorder(server_of(pool), **telemetry.providers)
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.set("key", "value")
         await client.pipeline("named", transaction=False).get("key").get("key").execute()

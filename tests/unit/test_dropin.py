@@ -20,6 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from support.arguments import GIVEN, NOT_RETRIED
+from support.internals import recorder_of
 
 from aioredis_monitored import ConfigurationError, MonitoredConnectionPool, MonitoredRedisConnection, pool_from_config
 from aioredis_monitored._telemetry.spans import server_of
@@ -190,12 +191,12 @@ def test_one_line_says_what_is_ignored_of_a_retry_policy(make, arguments, ignore
 @pytest.mark.parametrize(
     ("args", "reason"),
     [
-        (("db.example.com", 6390), "server_span must be a Span, not int; a server is given as"),
+        (("db.example.com", 6390), "server_span must be a Span, got int; give a server as"),
         (("db.example.com",), "'db.example.com' is taken for the name of a context, and there is neither"),
         (("redis://localhost",), "or use from_url"),
-        ((MonitoredConnectionPool(),), "context_name must be a str, not MonitoredConnectionPool;"),
-        ((b"redis",), "context_name must be a str, not bytes;"),
-        (("redis", "span"), "server_span must be a Span, not str;"),
+        ((MonitoredConnectionPool(),), "context_name must be a str, got MonitoredConnectionPool;"),
+        ((b"redis",), "context_name must be a str, got bytes;"),
+        (("redis", "span"), "server_span must be a Span, got str;"),
     ],
 )
 def test_a_name_or_a_span_that_is_none_is_refused(args, reason):
@@ -225,12 +226,12 @@ def test_no_arguments_mean_this_machine():
     assert ("redis", None, "localhost:6379") == (
         client.context_name,
         client.server_span,
-        client.telemetry.server.target,
+        recorder_of(client).server.target,
     )
 
 
 def test_a_port_alone_is_this_machines():
-    assert "localhost:6390" == MonitoredRedisConnection(port=6390).telemetry.server.target
+    assert "localhost:6390" == recorder_of(MonitoredRedisConnection(port=6390)).server.target
 
 
 # --- Pools of any make ---
@@ -298,7 +299,7 @@ def test_a_client_can_be_made_on_a_mock(pool):
     client = MonitoredRedisConnection(connection_pool=pool)
 
     assert client.connection_pool is pool
-    assert client.telemetry.server.target is None
+    assert recorder_of(client).server.target is None
 
 
 # --- URLs ---

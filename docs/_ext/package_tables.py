@@ -1,0 +1,214 @@
+"""Tables that are read from the package when the documentation is built, so that they cannot differ from it."""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from importlib import resources
+from inspect import getdoc
+from typing import ClassVar
+
+from docutils.nodes import Element, Node
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+import aioredis_monitored
+from aioredis_monitored import MonitoredRedisError
+
+# What is read from the package beside its public names.
+from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
+from aioredis_monitored.config.schema import OPTIONS
+
+DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
+ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
+
+_LOGGER = logging.getLogger(__name__)
+_DOCUMENTATION = "https://aioredis-monitored.readthedocs.io/en/latest/"
+_PREFIXES = ("aioredis_monitored.", "db.", "error.", "messaging.", "network.", "server.")
+
+
+def metrics() -> list[Instrument | Gauge]:
+    """All metrics of a pool, by name."""
+    return sorted((*INSTRUMENTS, *GAUGES), key=lambda metric: metric.name)
+
+
+def attribute_names() -> set[str]:
+    """The names of all attributes, of spans and of points."""
+    constants = {
+        value
+        for module in (semconv, semconv_ext)
+        for name, value in vars(module).items()
+        if name.isupper() and isinstance(value, str) and value.startswith(_PREFIXES)
+    }
+    return constants - {metric.name for metric in metrics()}
+
+
+class _Table(SphinxDirective):
+    """A Markdown table."""
+
+    header: ClassVar[tuple[str, ...]]
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """The rows of the table.
+
+        Raises:
+            ValueError: They cannot be made.
+        """
+        raise NotImplementedError
+
+    def run(self) -> list[Node]:
+        """Make the table."""
+        try:
+            rows = list(self.rows())
+        except (KeyError, ValueError) as error:
+            raise self.error(str(error)) from error
+        lines = [self.header, ["---"] * len(self.header), *rows]
+        # A bar would begin the next cell.
+        escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+        return self.parse_text_to_nodes("\n".join(f"| {line} |" for line in escaped))
+
+
+class OptionTable(_Table):
+    """The keys of a configuration."""
+
+    header = ("key", "default", "accepts", "meaning")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each key."""
+        for option in OPTIONS.values():
+            meaning = re.sub("``(.*?)``", r"`\1`", option.description)
+            yield f"`{option.name}`", f"`{option.default or 'none'}`", option.accepts, meaning
+
+
+class MetricTable(_Table):
+    """The metrics; the argument is what their names begin with."""
+
+    required_arguments = 1
+    header = ("metric", "instrument", "unit", "description")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each metric."""
+        found = [metric for metric in metrics() if metric.name.startswith(self.arguments[0])]
+        if not found:
+            raise ValueError(f"no metric begins with {self.arguments[0]}")
+        for metric in found:
+            yield f"`{metric.name}`", metric.kind, f"`{metric.unit}`", metric.description
+
+
+class BoundTable(_Table):
+    """The bounds of the histograms' buckets."""
+
+    header = ("histogram", "bounds in seconds")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each set of bounds."""
+        named: dict[tuple[float, ...], list[str]] = {}
+        for metric in metrics():
+            if isinstance(metric, Instrument) and metric.bounds:
+                named.setdefault(tuple(metric.bounds), []).append(f"`{metric.name}`")
+        for bounds, names in named.items():
+            yield ", ".join(names), ", ".join(f"{bound:g}" for bound in bounds)
+
+
+class AttributeTable(_Table):
+    """The attributes; the content says what each of them means, and must not leave one out or name another."""
+
+    has_content = True
+    header = ("attribute", "meaning")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each attribute.
+
+        Raises:
+            ValueError: The content is not about the attributes that there are.
+        """
+        texts = dict(line.split(": ", 1) for line in self.content if line)
+        names = attribute_names()
+        if missing := sorted(names - texts.keys()):
+            raise ValueError(f"attributes without a meaning: {', '.join(missing)}")
+        if unknown := sorted(texts.keys() - names):
+            raise ValueError(f"unknown attributes: {', '.join(unknown)}")
+        for name, text in texts.items():
+            yield f"`{name}`", text
+
+
+class ErrorTable(_Table):
+    """The errors of the package: what each is to an ``except`` clause, and when it is raised."""
+
+    header = ("error", "is also", "means")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each error."""
+        for name, error in errors().items():
+            bases = [base for base in error.__bases__ if base is not MonitoredRedisError]
+            shown = ", ".join(f"`{_importable(base)}`" for base in bases)
+            summary, *_ = (getdoc(error) or "").split("\n\n")
+            yield f"{{py:exc}}`~aioredis_monitored.{name}`", shown, " ".join(summary.split())
+
+
+class PanelTable(_Table):
+    """The panels of the dashboard, and what they say of themselves."""
+
+    header = ("panel", "shows")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """A row for each panel."""
+        for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
+            if panel["type"] != "row":
+                yield panel["title"], panel["description"]
+
+
+class ErrorReference(SphinxDirective):
+    """The API of each error."""
+
+    def run(self) -> list[Node]:
+        """Let autodoc document them."""
+        lines = [f".. autoexception:: aioredis_monitored.{name}\n" for name in ("MonitoredRedisError", *errors())]
+        return self.parse_text_to_nodes("```{eval-rst}\n" + "\n".join(lines) + "\n```")
+
+
+def errors() -> dict[str, type[Exception]]:
+    """The errors that are raised, by name."""
+    public = {name: getattr(aioredis_monitored, name) for name in sorted(aioredis_monitored.__all__)}
+    return {
+        name: found
+        for name, found in public.items()
+        if isinstance(found, type) and issubclass(found, MonitoredRedisError) and found is not MonitoredRedisError
+    }
+
+
+def _importable(error: type) -> str:
+    return error.__name__ if error.__module__ == "builtins" else f"{error.__module__}.{error.__name__}"
+
+
+def _anchors(env: BuildEnvironment, page: str) -> set[str]:
+    return {anchor for node in env.get_doctree(page).findall(Element) for anchor in node["ids"]}
+
+
+def check_runbooks(_: Sphinx, env: BuildEnvironment) -> None:
+    """Warn of an alert whose ``runbook_url`` leads to no heading."""
+    text = ALERTS.read_text("utf-8")
+    alerts = re.findall(r"- alert: (\w+)", text)
+    urls = re.findall(r"runbook_url: (\S+)", text)
+    if len(alerts) != len(urls):
+        _LOGGER.warning("%d alerts have %d runbook URLs", len(alerts), len(urls))
+    for url in urls:
+        page, _, anchor = url.removeprefix(_DOCUMENTATION).partition("#")
+        name = page.removesuffix(".html")
+        if name not in env.all_docs or anchor not in _anchors(env, name):
+            _LOGGER.warning("runbook_url leads nowhere: %s", url)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register the directives."""
+    app.add_directive("option-table", OptionTable)
+    app.add_directive("metric-table", MetricTable)
+    app.add_directive("bound-table", BoundTable)
+    app.add_directive("attribute-table", AttributeTable)
+    app.add_directive("error-table", ErrorTable)
+    app.add_directive("panel-table", PanelTable)
+    app.add_directive("error-reference", ErrorReference)
+    app.connect("env-updated", lambda app, env: check_runbooks(app, env) or [])
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,149 @@
+"""The documentation: every Python example runs on a real server, and what else can be checked is checked."""
+
+import ast
+import asyncio
+import inspect
+import logging
+import re
+import sys
+import tomllib
+from importlib import resources
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from sybil import Sybil
+from sybil.parsers.markdown import CodeBlockParser
+
+import aioredis_monitored
+from aioredis_monitored import config_from_env
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+DOCUMENTS = [ROOT / "README.md", *PAGES]
+LANGUAGES = {"python", "shell", "yaml", "text", "ini", "json"}
+
+
+def name_of(path):
+    return str(path.relative_to(ROOT))
+
+
+def blocks(path, language):
+    """The code blocks of a language, wherever they are indented."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    return [text for _, text in found]
+
+
+def with_blocks(*languages):
+    pages = [path for path in DOCUMENTS if any(blocks(path, language) for language in languages)]
+    return pytest.mark.parametrize("path", pages, ids=map(name_of, pages))
+
+
+def run(path, module):
+    """Run the Python blocks of a document one after the other, as one module; return how many there are."""
+    with asyncio.Runner() as runner:
+
+        def evaluate(example):
+            code = compile(
+                "\n" * (example.line + example.parsed.line_offset) + example.parsed,
+                example.path,
+                "exec",
+                flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT,
+                dont_inherit=True,
+            )
+            result = eval(code, vars(module))  # noqa: S307 - our own documentation
+            if inspect.iscoroutine(result):
+                runner.run(result)
+
+        examples = list(Sybil([CodeBlockParser("python", evaluate)]).parse(path).examples())
+        for example in examples:
+            example.evaluate()
+    return len(examples)
+
+
+@with_blocks("python")
+def test_every_python_example_runs(path, server, monkeypatch):
+    monkeypatch.setenv("REDIS_URL", server.url)
+    # Frameworks look for a function's module there, to resolve its annotations.
+    module = ModuleType(f"documentation_{path.stem.replace('-', '_')}")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+
+    assert run(path, module) == len(blocks(path, "python"))
+
+
+def test_every_code_block_has_a_language_that_is_checked_or_plain():
+    fences = {
+        (name_of(path), language)
+        for path in DOCUMENTS
+        for language in re.findall(r"^ *```([^\s{`][^\n`]*)$", path.read_text("utf-8"), re.MULTILINE)
+    }
+
+    assert set() == {(name, language) for name, language in fences if language not in LANGUAGES}
+    assert set() == {name_of(path) for path in DOCUMENTS if "{code-block}" in path.read_text("utf-8")}
+
+
+@with_blocks("yaml")
+def test_every_yaml_block_can_be_parsed(path):
+    for text in blocks(path, "yaml"):
+        assert all(document is not None for document in yaml.safe_load_all(text))
+
+
+@with_blocks("ini", "shell", "yaml")
+def test_every_environment_variable_is_a_key(path, caplog):
+    text = "\n".join(text for language in ("ini", "shell", "yaml") for text in blocks(path, language))
+    names = re.findall(r"^ *(?:export )?((?:SHOP_)?REDIS_[A-Z_]+)=", text, re.MULTILINE)
+    names += re.findall(r"name: ((?:SHOP_)?REDIS_[A-Z_]+)$", text, re.MULTILINE)
+    # A pool's variable means something only beside its URL.
+    environ = dict.fromkeys(names, "x")
+    with caplog.at_level(logging.WARNING):
+        known = {**config_from_env(environ), **config_from_env(environ, "SHOP_")}
+
+    assert [] == caplog.messages
+    assert len(known) == len(set(names))
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
+
+
+def links(text):
+    return re.findall(r"\]\(([^)]+)\)", text)
+
+
+def test_every_relative_link_of_the_readme_leads_to_a_file():
+    relative = [link for link in links((ROOT / "README.md").read_text("utf-8")) if "://" not in link]
+
+    assert relative
+    assert [] == [link for link in relative if not (ROOT / link).is_file()]
+
+
+def test_a_package_index_shows_no_relative_links():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    text = (ROOT / "README.md").read_text("utf-8")
+    for substitution in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(substitution["pattern"], substitution["replacement"], text)
+
+    assert [] == [link for link in links(text) if not link.startswith("https://")]
+
+
+def test_every_alert_has_a_runbook():
+    alerts = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml").read_text("utf-8")
+    rules = [rule for group in yaml.safe_load(alerts)["groups"] for rule in group["rules"]]
+    runbook = (ROOT / "docs" / "observability" / "runbook.md").read_text("utf-8")
+    base = "https://aioredis-monitored.readthedocs.io/en/latest/observability/runbook.html#"
+
+    assert {rule["alert"] for rule in rules} == set(re.findall(r"^## (\w+)$", runbook, re.MULTILINE))
+    assert {base + rule["alert"].lower() for rule in rules} == {rule["annotations"]["runbook_url"] for rule in rules}
+
+
+def test_every_file_that_the_internals_name_exists():
+    package = resources.files(aioredis_monitored)
+    text = (ROOT / "docs" / "internals" / "architecture.md").read_text("utf-8")
+    files = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", text))
+    folders = set(re.findall(r"`(\w+)/`", text))
+
+    assert len(files) >= 9
+    assert len(folders) >= 10
+    assert set() == {name for name in files if not package.joinpath(name).is_file()}
+    assert set() == {name for name in folders if not package.joinpath(name).is_dir()}
