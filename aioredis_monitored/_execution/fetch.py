@@ -29,7 +29,7 @@ from aioredis_monitored._cancellation import run_to_completion, shielded, wait_s
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import make_safe_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
@@ -110,10 +110,10 @@ def spare_channel_of(pool: ConnectionPool) -> SideChannel:
 
 async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # redis-py's way to make it, not our pool's: an exhausted pool could give none.
-    connection = with_safe_send(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    connection = make_safe_connection(pool)
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
-        await connection.connect()
+        await connect(connection)
         await connection.send_command(*args)
         return await connection.read_response()
     except (RedisError, OSError) as error:

@@ -13,7 +13,9 @@ from typing import Final, Protocol, cast
 import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
-from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer.futures import CallFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
@@ -138,7 +140,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             # The pool's connections were closed, for example.
             self._drain_socket()
-            self.close(lambda: ConnectionError("Connection closed."))
+            self.close(lambda: RedisConnectionError("Connection closed."))
             return
         inflight = self.inflight
         now = perf_counter()
@@ -148,7 +150,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
                 return
             if not self._attributes.is_between_replies():
                 text = f"Error while reading from {self._address()} : a part of a reply that belongs to no call"
-                self.close(lambda: ConnectionError(text))
+                self.close(lambda: RedisConnectionError(text))
                 return
         self._flushing = False
         self._ticks_waited = 0
@@ -187,7 +189,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if reply.result() == b"PONG":
             self._flush(is_checked=True)
         else:
-            self.close(lambda: ConnectionError("Bad response from PING health check"))
+            self.close(lambda: RedisConnectionError("Bad response from PING health check"))
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls, and retire if the server refuses them."""
@@ -231,7 +233,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - after any error, no later reply can be trusted
             text = f"Error while reading from {self._address()} : {error!r}"
             inflight.protocol_error = None
-            self.close(lambda: ConnectionError(text))
+            self.close(lambda: RedisConnectionError(text))
             return
         finally:
             if inflight.completed:
@@ -251,13 +253,13 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Close: the server has closed the connection."""
-        self.close(lambda: ConnectionError("Connection closed by server."))
+        self.close(lambda: RedisConnectionError("Connection closed by server."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Close: the socket is closed."""
         self._drain_socket()
         reason = f"Error while reading from {self._address()} : {exc}" if exc else "Connection closed by server."
-        self.close(lambda: ConnectionError(reason))
+        self.close(lambda: RedisConnectionError(reason))
         # redis-py waits for it.
         self._stream_protocol.connection_lost(exc)
         if not self.closed.done():
@@ -308,7 +310,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self._deferred_at = -inf
         text = f"Timeout reading from {self._address()}"
         for call in overdue:
-            self.inflight.fail(call, TimeoutError(text))
+            self.inflight.fail(call, RedisTimeoutError(text))
         self._notify(perf_counter())
         if self.inflight.is_stalled(now):
             self.retire()
@@ -357,7 +359,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
     def _close_if_unawaited(self) -> None:
         self._close_scheduled = False
         if not self.inflight.has_waiters(perf_counter()):
-            self.close(lambda: ConnectionError("Connection retired."))
+            self.close(lambda: RedisConnectionError("Connection retired."))
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Close the socket now, and fail the written calls, each with an error of its own."""

@@ -9,10 +9,9 @@ of each command.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from operator import methodcaller
+from operator import attrgetter, methodcaller
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from redis._parsers import Encoder
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Monitor, Pipeline, PubSub
@@ -28,7 +27,6 @@ from redis.typing import EncodableT
 __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
-    "Encoder",
     "PubSubDirection",
     "TypedLock",
     "TypedMonitor",
@@ -53,6 +51,7 @@ __all__ = [
     "send_and_parse",
     "should_reconnect",
     "single_connection_lock",
+    "user_count",
 ]
 
 # Connections.
@@ -106,12 +105,14 @@ class _ValueEncoder(Protocol):
 
 # The encoder of a client's values.
 get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
+# How many ``async with`` blocks a client is used in.
+user_count: Final[Callable[[Redis], int]] = attrgetter("_usage_counter")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 
 
 def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-    """Run one command of any client, and return its parsed reply."""
+    """Run one command on any client and return its parsed reply."""
     return client.execute_command(*args, **options)
 
 
@@ -122,7 +123,7 @@ def send_and_parse(
     args: Sequence[Any],
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Any]:
-    """Send one command of a client or pipeline on a connection, and return its parsed reply: one attempt.
+    """Make one attempt: send a command on a connection, and return its reply as the client or pipeline parses it.
 
     Args:
         client: The client or pipeline.
