@@ -9,7 +9,8 @@ from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
+from weakref import ref
 
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
@@ -163,8 +164,10 @@ class MonitoredConnectionPool(TypedPool):
             }
         )
         own = {option: arguments.pop(option) for option in own}
-        # Before redis-py's constructor, which fills them.
-        self._slots: Slots[AbstractConnection] = Slots(arguments["max_connections"])
+        # Before redis-py's constructor, which sets their attributes.
+        self._slots: Slots[AbstractConnection] = Slots(
+            arguments["max_connections"], partial(_make_connection, ref(self))
+        )
         arguments["connection_class"] = connection_class
         super().__init__(**_completed(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
@@ -387,7 +390,7 @@ class MonitoredConnectionPool(TypedPool):
 
     @max_connections.setter
     def max_connections(self, most: int) -> None:
-        self._slots.max_connections = most
+        self._slots.resize(most)
 
     @property
     def _available_connections(self) -> list[AbstractConnection]:
@@ -426,7 +429,7 @@ class MonitoredConnectionPool(TypedPool):
         asked = perf_counter()
         assigned = inf
         try:
-            connection = self._slots.acquire(self.make_connection)
+            connection = self._slots.acquire()
             if connection is None:
                 connection = await self._wait_for_slot()
             assigned = perf_counter()
@@ -450,7 +453,7 @@ class MonitoredConnectionPool(TypedPool):
             redis.exceptions.RedisError: As ``get_connection``.
         """
         self._lifecycle.check_open()
-        connection = self._slots.acquire(self.make_connection, reserved=reserved)
+        connection = self._slots.acquire(reserved=reserved)
         if connection is None:
             connection = await self._wait_for_slot(reserved=reserved)
         await self._connect(connection, anew=True)
@@ -703,6 +706,11 @@ def _completed(arguments: dict[str, Any], *, client_info: bool) -> dict[str, Any
         connect_func = completed.get("redis_connect_func") or AbstractConnection.on_connect
         completed["redis_connect_func"] = retry_refused(connect_func)
     return completed
+
+
+def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
+    # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
+    return cast("MonitoredConnectionPool", pool()).make_connection()
 
 
 def _address_of(server: Server, connection_class: Callable[..., AbstractConnection]) -> str:

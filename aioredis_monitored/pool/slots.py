@@ -15,13 +15,14 @@ class Slots(Generic[C]):
     that wait. One slot can be reserved, for the shared connection. While that is replaced, its predecessor may still
     hold the reserved slot; the new one then gets the next slot that is free, before all other callers.
 
-    It makes every decision by one rule (``_has_slot``) and at once, so that no caller waits while a slot is free.
+    Every decision follows one rule (``_has_slot``) and is made at once: while a slot is free, no caller waits for it.
 
     Args:
         max_connections: The number of slots.
+        make: Makes a connection; called if a caller gets a slot while no connection is idle.
 
     Attributes:
-        max_connections: The number of slots.
+        max_connections: The number of slots (see ``resize``).
         idle: The connections that no caller has; the last one is acquired next.
         acquired: The connections that callers have, the shared one included.
         connecting: Those of ``acquired`` that are being connected.
@@ -29,8 +30,9 @@ class Slots(Generic[C]):
         reserved_waiters: The callers that wait with ``reserved``, the oldest first.
     """
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, make: Callable[[], C]) -> None:
         self.max_connections = max_connections
+        self._make = make
         self._clear()
 
     def _clear(self) -> None:
@@ -49,34 +51,36 @@ class Slots(Generic[C]):
         """Reserve one of the slots for ``acquire(…, reserved=True)``."""
         self._has_reservation = True
 
-    def acquire(self, make: Callable[[], C], *, reserved: bool = False) -> C | None:
+    def acquire(self, *, reserved: bool = False) -> C | None:
         """Acquire an idle connection, or a new one.
 
         Args:
-            make: Makes a connection; called if none is idle.
             reserved: Whether the connection may take the reserved slot.
 
         Returns:
             The connection; ``None`` if the caller must wait (see ``enqueue``).
         """
-        if (self.reserved_waiters if reserved else self.waiters) or not self._has_slot(reserved=reserved):
-            return None
-        connection = self.idle.pop() if self.idle else make()
-        self._assign(connection, reserved=reserved)
-        return connection
-
-    def _assign(self, connection: C, *, reserved: bool) -> None:
-        self.acquired.add(connection)
-        if reserved:
-            self._reserved_connection = connection
+        return self._take(reserved=reserved) if self._has_slot(reserved=reserved) else None
 
     def _has_slot(self, *, reserved: bool) -> bool:
         is_kept = not reserved and self._has_reservation and self._reserved_connection is None
         return len(self.acquired) + is_kept < self.max_connections
 
+    def _take(self, *, reserved: bool) -> C:
+        connection = self.idle.pop() if self.idle else self._make()
+        self.acquired.add(connection)
+        if reserved:
+            self._reserved_connection = connection
+        return connection
+
     def has_free_slot(self) -> bool:
         """Whether ``acquire`` would return a connection."""
-        return not self.waiters and self._has_slot(reserved=False)
+        return self._has_slot(reserved=False)
+
+    def resize(self, max_connections: int) -> None:
+        """Change the number of slots; callers that wait get those that are added."""
+        self.max_connections = max_connections
+        self._wake_waiters()
 
     def enqueue(self, loop: asyncio.AbstractEventLoop, *, reserved: bool = False) -> asyncio.Future[C]:
         """Add a caller to those that wait.
@@ -102,7 +106,8 @@ class Slots(Generic[C]):
             if waiter in queue:
                 queue.remove(waiter)
                 return None
-        return None if waiter.cancelled() or waiter.exception() is not None else waiter.result()
+        is_served = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+        return waiter.result() if is_served else None
 
     def release(self, connection: C, *, is_connected: bool) -> None:
         """Take a connection back, and assign its slot to the caller that has waited longest.
@@ -121,14 +126,11 @@ class Slots(Generic[C]):
 
     def _wake_waiters(self) -> None:
         for queue, reserved in ((self.reserved_waiters, True), (self.waiters, False)):
-            # No waiter without an idle connection: each gets the one whose release has made the slot free.
-            while queue and self.idle and self._has_slot(reserved=reserved):
+            while queue and self._has_slot(reserved=reserved):
                 waiter = queue.popleft()
                 if not waiter.done():
-                    # At once: a caller that comes before the waiter resumes would take it.
-                    connection = self.idle.pop()
-                    self._assign(connection, reserved=reserved)
-                    waiter.set_result(connection)
+                    # With the connection: a caller that comes before the waiter resumes would take the slot.
+                    waiter.set_result(self._take(reserved=reserved))
 
     def waiter_count(self) -> int:
         """Return how many callers wait; may be called in another thread."""

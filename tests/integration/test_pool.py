@@ -244,6 +244,17 @@ async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool,
     await pool.release(await asyncio.wait_for(second, 30))
 
 
+async def test_pool_serves_callers_that_wait_when_it_gets_more_connections(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, multiplex=False)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(2)]
+    await until(lambda: pool.stats().pending == 2)
+    pool.max_connections = 3
+
+    assert 3 == len({held, *await asyncio.gather(*waiting)})
+    assert (3, 3, 0) == (pool.stats().max_connections, pool.stats().used, pool.stats().pending)
+
+
 async def test_a_half_made_connection_is_not_kept(make_pool, server):
     # No configuration lets such a password through; a credential provider may.
     class Provider(redis.CredentialProvider):

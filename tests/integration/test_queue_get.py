@@ -288,7 +288,7 @@ async def test_several_messages_at_once(queue):
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "1", True, None])
 async def test_a_bad_count_is_refused_before_anything_is_sent(queue, count):
-    with pytest.raises(ValueError, match="count must be a whole number from 1 on, not"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):
         await queue.get_many(count)
-    with pytest.raises(ValueError, match="count must be a whole number from 1 on, not"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):
         queue.take_many(count)
