@@ -213,7 +213,7 @@ class CommandExecutor:
         acquired = dedicated_connection(pool, observer)
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
-                # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
+                # Under a name without a callback: a callback's error is neither the server's nor the connection's.
                 reply = await send_on(caller, None, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:

@@ -39,22 +39,22 @@ class ConnectionOwner(Protocol):
     """Learns of a connection's events, and queues the calls that it returns unwritten."""
 
     def on_full(self) -> None:
-        """The connection has no room for further calls."""
+        """React to a connection that has no room for further calls."""
 
     def on_room(self) -> None:
-        """Replies were read, which make room for further calls."""
+        """React to replies that make room for further calls."""
 
     def on_large_reply(self, call: CallFuture) -> None:
-        """The reply to this call was so large that others had to wait for it."""
+        """React to a reply so large that other calls had to wait for it."""
 
     def on_lag(self, seconds: float) -> bool:
         """Callers resumed this long after their replies were read; return whether this is still measured."""
 
     def on_retired(self, connection: "MultiplexedConnection") -> None:
-        """The connection accepts no further calls, and may still be owed replies."""
+        """React to a connection that accepts no further calls, and may still be owed replies."""
 
     def on_closed(self, connection: "MultiplexedConnection", unwritten: Sequence[CallFuture]) -> None:
-        """The socket is closed, and these calls were not written to it."""
+        """React to a closed socket, to which these calls were not written."""
 
 
 class MultiplexedConnection(asyncio.BufferedProtocol):

@@ -9,7 +9,7 @@ of each command.
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from operator import attrgetter, methodcaller
+from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from redis._parsers.helpers import bool_ok, parse_set_result
@@ -51,7 +51,6 @@ __all__ = [
     "send_and_parse",
     "should_reconnect",
     "single_connection_lock",
-    "user_count",
 ]
 
 # Connections.
@@ -105,8 +104,6 @@ class _ValueEncoder(Protocol):
 
 # The encoder of a client's values.
 get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
-# How many ``async with`` blocks a client is used in.
-user_count: Final[Callable[[Redis], int]] = attrgetter("_usage_counter")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 

@@ -480,7 +480,7 @@ def test_himport_set_is_told_from_other_commands(args):
 
 async def test_client_with_one_connection_counts_its_users_and_releases_it(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
-        assert overrides.user_count(client) == 1
+        assert client._usage_counter == 1
         assert client.connection in plain_pool._in_use_connections
     assert client.connection is None
     assert not plain_pool._in_use_connections
