@@ -117,9 +117,6 @@ class MonitoredConnectionPool(TypedPool):
     Attributes:
         name: What messages call the pool.
         telemetry: The recorder of every call on the pool.
-        retry_policy: Decides which calls are retried.
-        multiplexer: The shared connection; ``None`` if there is none, or while the pool closes.
-        decodes_replies: Whether replies are text instead of bytes.
 
     Raises:
         ConfigurationError: A value cannot be used; the error names every such value at once.
@@ -161,7 +158,7 @@ class MonitoredConnectionPool(TypedPool):
             }
         )
         own = {option: arguments.pop(option) for option in own}
-        # Before redis-py's constructor, which sets their attributes.
+        # First, as redis-py's constructor sets attributes that the slots hold.
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
@@ -179,8 +176,9 @@ class MonitoredConnectionPool(TypedPool):
         self.name = name or self._address
         self._metrics = PoolMetrics(self.name, self.telemetry, self._slots)
         self._lifecycle = Lifecycle(self.name, self._slots)
+        # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
-        # Last: from here on, gauges read it in other threads.
+        # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
         if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
             _LOGGER.warning(
@@ -429,8 +427,7 @@ class MonitoredConnectionPool(TypedPool):
             now = perf_counter()
             if on_waited is not None:
                 on_waited(now - asked, max(0.0, now - assigned))
-        self._metrics.on_acquired(now - asked)
-        self._metrics.start_use(connection, now)
+        self._metrics.start_use(connection, asked, now)
         return connection
 
     async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
@@ -553,12 +550,12 @@ class MonitoredConnectionPool(TypedPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
-        if not self.is_acquired(connection):
+        if connection not in self._slots.acquired:
             self._slots.forget(connection)
             await connection.disconnect(nowait=True)
             return
         try:
-            if self.will_discard(connection) or should_reconnect(connection):
+            if self._slots.will_discard(connection) or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
             # Sends credentials that have changed since it was acquired.
             await announce_release(self, connection)
@@ -569,7 +566,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def return_closed(self, connection: AbstractConnection) -> None:
         """Take back an acquired connection that is closed, or as good as new."""
-        if self.is_acquired(connection):
+        if connection in self._slots.acquired:
             self._metrics.end_use(connection)
             forget_re_auth_token(connection)  # connecting uses the newest
             self._slots.release(connection, is_connected=connection.is_connected)

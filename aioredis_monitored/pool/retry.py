@@ -33,7 +33,7 @@ _MAX_CLIENTS: Final = "max number of clients reached"
 _TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 # A call is written once on the shared connection, once with others that have lost that connection, and once alone.
 _MAX_LOSSES: Final = 2
-# Every delay is the longest by then; from 1,024 on, redis-py computes a power of two that no float holds.
+# More doublings change no delay; from 1,024 on, redis-py computes a power of two that no float holds.
 _MAX_DOUBLINGS: Final = 64
 # Waiting changes none of these.
 _PERMANENT = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
