@@ -29,7 +29,7 @@ from aioredis_monitored._cancellation import run_to_completion, shielded, wait_s
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import make_safe_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
@@ -77,7 +77,7 @@ class Fetch(Protocol):
     def parse_blocking(self, replies: Sequence[Any]) -> Any:
         """Return what their replies bring, in which ``None`` stands for errors; ``None`` if they bring nothing."""
 
-    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
+    def restore_commands(self, found: Any, /) -> Sequence[tuple[Any, ...]]:
         """Return the commands that restore it; each is tried if the server rejects the one before."""
 
     def on_empty(self) -> None:
@@ -110,10 +110,10 @@ def spare_channel_of(pool: ConnectionPool) -> SideChannel:
 
 async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # redis-py's way to make it, not our pool's: an exhausted pool could give none.
-    connection = with_safe_send(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    connection = make_safe_connection(pool)
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
-        await connection.connect()
+        await connect(connection)
         await connection.send_command(*args)
         return await connection.read_response()
     except (RedisError, OSError) as error:
@@ -151,7 +151,7 @@ async def _poll_shared(
     args: tuple[Any, ...],
     observer: Observer | None,
     seconds: float | None,
-    losses: int,  # noqa: ARG001 - it is never repeated after it was written
+    _losses: int,
 ) -> Any:
     multiplexer = pool.multiplexer
     if multiplexer is None:
@@ -211,7 +211,7 @@ async def fetch_blocking(
         redis.exceptions.RedisError: As for any call that blocks.
     """
 
-    async def attempt(seconds: float | None, losses: int) -> Any:  # noqa: ARG001 - the connection is dedicated anyway
+    async def attempt(seconds: float | None, _losses: int) -> Any:
         acquired = dedicated_attempt(pool, seconds, acquire())
         return await fetch_on(acquired, partial(side_channel_of, pool), fetch, wait)
 

@@ -5,7 +5,7 @@ changes nothing, and a caller that is closed while a call is in flight gives it 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Final, cast
 
@@ -39,12 +39,13 @@ class PinnedConnection:
         closings: How often the caller was closed or reset. A call that began earlier must not acquire a connection
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
-        reconnects: Whether a connection of a plain pool that asks to be reconnected is reconnected after a call.
+        is_shared: Whether several tasks may use the caller, which then take turns, and need not know about each other:
+            a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
     __slots__ = ("_busy", "closings", "databases")
 
-    reconnects = True
+    is_shared = True
 
     def __init__(self) -> None:
         self.closings = 0
@@ -63,7 +64,7 @@ class PinnedConnection:
 
     def exclusive(self, caller: Redis, observer: Observer | None) -> AbstractAsyncContextManager[None]:
         """Wait until no other call of the caller uses the connection."""
-        return _locked(caller, observer)
+        return _locked(caller, observer) if self.is_shared else nullcontext()
 
     async def acquire(self, caller: Redis, acquire: Acquire, observer: Observer | None, closings: int) -> Connection:
         """Return the connection; the caller's first call acquires it.
@@ -109,7 +110,7 @@ class PinnedConnection:
         connection = await self.acquire(caller, lambda observer: acquire_from(pool, observer), observer, closings)
         async with self.in_flight(caller, connection, closings):
             if is_kept:
-                await self.restore(caller, pool, connection, observer)
+                await self.restore(caller, pool, observer)
             if pool.was_reconnected(connection):
                 _check_counts_nothing(commands)
             leaves = False
@@ -150,9 +151,8 @@ class PinnedConnection:
 
     async def restore(
         self,
-        caller: Redis,  # noqa: ARG002 - a watching pipeline's needs it
+        caller: Redis,
         pool: MonitoredConnectionPool,
-        connection: AbstractConnection,
         observer: Observer | None,
     ) -> None:
         """Reconnect the connection if it is lost.
@@ -161,6 +161,7 @@ class PinnedConnection:
             PoolClosedError: The pool was closed since the connection was acquired.
             PinnedConnectionLostError: It is lost, and a command had altered it.
         """
+        connection = cast("Connection", caller.connection)
         if not pool.is_acquired(connection):
             raise pool.closed_error()
         if is_lost(pool, connection):

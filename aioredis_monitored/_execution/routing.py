@@ -27,7 +27,7 @@ from aioredis_monitored._execution.attempts import (
     reject_write_counting,
     retry_failed,
 )
-from aioredis_monitored._execution.dedicated import dedicated_connections_of
+from aioredis_monitored._execution.dedicated import DedicatedCall, dedicated_connections_of
 from aioredis_monitored._execution.fetch import Fetch, fetch_shared
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
@@ -213,7 +213,7 @@ class CommandExecutor:
         acquired = dedicated_connection(pool, observer)
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
-                # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
+                # Under a name without a callback: a callback's error is neither the server's nor the connection's.
                 reply = await send_on(caller, None, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:
@@ -235,15 +235,13 @@ class CommandExecutor:
         Raises:
             DedicatedConnectionError: The command counts the writes of its connection, and the client keeps to none.
         """
+        call = DedicatedCall([args], traits_of(args), close_after_failure(caller), blocking_timeout(args) or 0)
         return await self.dedicated.run(
             caller,
             self.pin,
-            [args],
-            traits_of(args),
+            call,
             lambda connection: send_on(caller, self.pin, connection, args[0], args, options),
             observer,
-            on_failure=close_after_failure(caller),
-            wait=blocking_timeout(args) or 0,
         )
 
     async def execute_part(self, caller: Redis, observer: Observer | None, *args: Any, **options: Any) -> Any:
@@ -261,16 +259,8 @@ class CommandExecutor:
 
     async def connect(self, caller: Redis) -> None:
         """Acquire the connection that the client keeps to."""
-        await self.dedicated.run(
-            caller,
-            self.pin,
-            (),
-            _PING,
-            _do_nothing,
-            None,
-            on_failure=close_after_failure(caller),
-            wait=None,
-        )
+        call = DedicatedCall((), _PING, close_after_failure(caller), wait=None)
+        await self.dedicated.run(caller, self.pin, call, _do_nothing, None)
 
     # Operations that are more than one command.
 

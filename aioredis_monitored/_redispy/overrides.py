@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from redis._parsers import Encoder
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Monitor, Pipeline, PubSub
@@ -28,7 +27,6 @@ from redis.typing import EncodableT
 __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
-    "Encoder",
     "PubSubDirection",
     "TypedLock",
     "TypedMonitor",
@@ -61,13 +59,13 @@ __all__ = [
 connect: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("connect")
 # Connects the socket alone: neither a handshake nor the callbacks for a connection that is made.
 connect_socket: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("_connect")
-# Sends a PING where ``health_check_interval`` is over, and waits for the answer.
+# Sends a PING if ``health_check_interval`` has passed, and waits for the reply.
 check_health: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("check_health")
-# Whether the connection has to be closed once its call is done.
+# Whether the connection must be closed after the current call.
 should_reconnect: Final[Callable[[AbstractConnection], bool]] = methodcaller("should_reconnect")
-# Sends the credentials that ``set_re_auth_token`` has left, if there are any, and forgets them.
+# Sends the credentials given to ``set_re_auth_token``, if any, and discards them.
 re_auth: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("re_auth")
-# Forgets them unsent.
+# Discards them unsent.
 forget_re_auth_token: Final[Callable[[AbstractConnection], None]] = methodcaller("set_re_auth_token", None)
 
 
@@ -80,14 +78,14 @@ def register_connect_callback(
 
 # Pools.
 
-# Borrows a connected connection of any pool.
+# Acquires a connected connection from any pool.
 get_connection: Final[Callable[[ConnectionPool], Coroutine[Any, Any, AbstractConnection]]] = methodcaller(
     "get_connection"
 )
 
 
 def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Coroutine[Any, Any, None]:
-    """Have redis-py send new credentials on a connection that is given back.
+    """Send new credentials, if any, on a connection that is released.
 
     Raises:
         redis.exceptions.RedisError: The server refuses them, or cannot be reached.
@@ -104,14 +102,14 @@ class _ValueEncoder(Protocol):
     def encode(self, value: EncodableT) -> bytes: ...
 
 
-# What a client encodes values with.
+# The encoder of a client's values.
 get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 
 
 def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-    """Run one command of any client, and return its parsed reply."""
+    """Run one command on any client and return its parsed reply."""
     return client.execute_command(*args, **options)
 
 
@@ -122,7 +120,7 @@ def send_and_parse(
     args: Sequence[Any],
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Any]:
-    """Send one command of a client or pipeline on a connection, and return its parsed reply: one attempt.
+    """Make one attempt: send a command on a connection, and return its reply as the client or pipeline parses it.
 
     Args:
         client: The client or pipeline.
@@ -158,7 +156,7 @@ if TYPE_CHECKING:
         def get_available_connection(self) -> AbstractConnection: ...
 
     class TypedPipeline(Pipeline):
-        """redis-py's pipeline, which runs a batch on whatever packs, sends and reads as a connection does."""
+        """redis-py's pipeline, whose batches run on any object that packs, sends and reads as a connection does."""
 
         async def reset(self) -> None: ...  # type: ignore[override]  # redis-py's own bases disagree
 

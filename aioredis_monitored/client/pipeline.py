@@ -1,7 +1,7 @@
 """Pipelines: one operation for each batch, and one for each command that runs immediately because of a WATCH."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 from typing import Any, cast
@@ -23,6 +23,7 @@ from aioredis_monitored._execution.attempts import (
     leave_refusing_server,
     retry,
 )
+from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
@@ -169,16 +170,8 @@ class MonitoredRedisPipeline(TypedPipeline):
         wait: float,
         on_failure: Callable[..., Awaitable[object]] | None = None,
     ) -> Any:
-        return await self._executor.dedicated.run(
-            self,
-            self._pin,
-            commands,
-            traits,
-            attempt,
-            observer,
-            on_failure=on_failure or self._disconnect_raise_on_watching,
-            wait=wait,
-        )
+        call = DedicatedCall(commands, traits, on_failure or self._disconnect_raise_on_watching, wait)
+        return await self._executor.dedicated.run(self, self._pin, call, attempt, observer)
 
     async def _attempt_batch(
         self,
@@ -362,11 +355,7 @@ class _WatchedConnection(PinnedConnection):
 
     __slots__ = ()
 
-    reconnects = False
-
-    def exclusive(self, caller: Redis, observer: Observer | None) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - a client's needs them
-        # A pipeline is one task's.
-        return nullcontext()
+    is_shared = False
 
     @asynccontextmanager
     async def attempt(
@@ -405,14 +394,14 @@ class _WatchedConnection(PinnedConnection):
         self,
         caller: Redis,
         pool: MonitoredConnectionPool,
-        connection: AbstractConnection,
         observer: Observer | None,
     ) -> None:
+        connection = cast("Connection", caller.connection)
         if cast("MonitoredRedisPipeline", caller).watching and is_lost(pool, connection):
             # The pipeline watches until WATCH begins anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
             raise _watch_lost(may_have_run=False)
-        await super().restore(caller, pool, connection, observer)
+        await super().restore(caller, pool, observer)
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]

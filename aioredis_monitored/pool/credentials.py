@@ -12,6 +12,7 @@ from redis.credentials import CredentialProvider, UsernamePasswordCredentialProv
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
 
 from aioredis_monitored._redispy.overrides import connect_socket
+from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.config.schema import PASSWORD
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
@@ -36,7 +37,7 @@ class PasswordFile(CredentialProvider):
     def __init__(self, path: str, username: str | None = None) -> None:
         self._path = path
         self._username = username
-        self._password = PASSWORD.read(path)
+        self._password: str = path.password if isinstance(path, PasswordPath) else PASSWORD.read(path)
         self._is_good = True
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Final, Self, cast
 from weakref import ref
 
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis.asyncio import SSLConnection
@@ -104,6 +105,7 @@ class MonitoredConnectionPool(TypedPool):
             proxies refuse; default ``True``.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
+        logger_provider: Where log events about repeated commands go; default ``None``, for nowhere.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
         retry: A retry policy of redis-py, of which only the number of retries counts: a call that may have run is never
             retried, whatever its error, and delays are those of ``retry_backoff``. A negative number means any number;
@@ -137,6 +139,7 @@ class MonitoredConnectionPool(TypedPool):
         client_info: bool = True,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
         telemetry: TelemetryOptions | None = None,
         retry: AbstractRetry[Any] | object | None = SENTINEL,
         retry_on_error: Iterable[type[Exception]] | None = None,
@@ -171,7 +174,13 @@ class MonitoredConnectionPool(TypedPool):
         self._retry_backoff: float = own["retry_backoff"]
         self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
         server = server_of(self)
-        self.telemetry = PoolRecorder(server, telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider)
+        self.telemetry = PoolRecorder(
+            server,
+            telemetry,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger_provider=logger_provider,
+        )
         self._address = _address_of(server, connection_class)
         self.name = name or self._address
         self._metrics = PoolMetrics(self.name, self.telemetry, self._slots)

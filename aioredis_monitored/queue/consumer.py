@@ -80,7 +80,7 @@ class Consumer:
     Args:
         keys: The queue's.
         config: The lease and the limit of deliveries.
-        id: What Redis knows it by; default a new one.
+        consumer_id: What Redis knows it by; default a new id.
 
     Attributes:
         id: What Redis knows it by.
@@ -93,10 +93,10 @@ class Consumer:
 
     __slots__ = ("_config", "_keys", "carriers", "id", "is_batch", "may_be_redelivery", "messages", "processing")
 
-    def __init__(self, keys: QueueKeys, config: LeaseConfig, id: str | None = None) -> None:  # noqa: A002 - what it is
+    def __init__(self, keys: QueueKeys, config: LeaseConfig, consumer_id: str | None = None) -> None:
         self._keys = keys
         self._config = config
-        self.id = id or uuid4().hex
+        self.id = consumer_id or uuid4().hex
         self.processing = keys.processing(self.id)
         self.messages: list[bytes] = []
         self.carriers: list[Mapping[str, str]] = []
@@ -104,7 +104,7 @@ class Consumer:
         self.may_be_redelivery = False
 
     def take_arguments(self, count: int) -> tuple[tuple[str, ...], tuple[Any, ...]]:
-        """Return keys and arguments of the script that takes so many messages."""
+        """Return keys and arguments of the script that takes up to ``count`` messages."""
         keys = self._keys
         return (
             (keys.queue, keys.consumers, self.processing, keys.deliveries),

@@ -1,7 +1,6 @@
 """At least once: a message is held under a lease until it is acknowledged, and never lost meanwhile."""
 
 import asyncio
-import builtins
 import logging
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -10,7 +9,8 @@ from math import isinf
 from types import TracebackType
 from typing import Any, Final, Generic, TypeVar, cast
 
-from redis.exceptions import NoScriptError, RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._cancellation import cleaning_up, complete_cancelled, shielded
 from aioredis_monitored._execution.attempts import retry_until_answered
@@ -33,12 +33,15 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 # How long a script is repeated while the server does not answer, at most a lease, and the delay between two attempts.
 _MAX_RETRY_SECONDS: Final = 5.0
 _RETRY_DELAY_SECONDS: Final = 0.05
+_NO_REPLY: Final = "no reply from the server in time"
 
 T_co = TypeVar("T_co", covariant=True)
 
 
 class TakeContext(Generic[T_co]):
-    """``async with`` it: leaving acknowledges, an error requeues at the tail, a cancellation at the head.
+    """Holds messages while a block runs: ``async with``.
+
+    Leaving the block acknowledges them, an error requeues them at the tail, a cancellation at the head.
 
     Args:
         leases: The queue's.
@@ -275,6 +278,7 @@ class LeaseManager:
     async def _run_settling(
         self, spec: MessagingSpec, consumer: Consumer, call: "_ScriptCall", operation: MessagingOperation | None
     ) -> None:
+        """Run a settling script to completion; a cancellation is raised when that is done, within a second."""
         if operation is not None:
             operation.set_message_count(len(consumer.messages), is_batch=consumer.is_batch)
         with shielded():
@@ -307,8 +311,8 @@ class LeaseManager:
                     reply = await self._executor.execute_part(self._client, observer, *command)
             except RedisError as error:
                 failure = error
-            except builtins.TimeoutError:
-                raise TimeoutError(_NO_REPLY) from None
+            except TimeoutError:
+                raise RedisTimeoutError(_NO_REPLY) from None
             if failure is not None:
                 reply = await self._retry(call, observer, deadline, failure)
             if call.has_more is None or not call.has_more(reply, call.outcome_unknown):
@@ -331,8 +335,8 @@ class LeaseManager:
                 return await retry_until_answered(
                     attempt, lambda _: _RETRY_DELAY_SECONDS, on_failure=on_failure, failure=last
                 )
-        except builtins.TimeoutError:
-            raise last or TimeoutError(_NO_REPLY) from None
+        except TimeoutError:
+            raise last or RedisTimeoutError(_NO_REPLY) from None
 
     def _deadline(self) -> float:
         return asyncio.get_running_loop().time() + min(_MAX_RETRY_SECONDS, self._config.lease)
@@ -350,7 +354,7 @@ class LeaseManager:
             await asyncio.gather(*(self.nack(consumer, HEAD) for consumer in holding))
             if self._free:
                 free, self._free = self._free, []
-                with suppress(RedisError, builtins.TimeoutError):
+                with suppress(RedisError, TimeoutError):
                     # Otherwise, another consumer would look for what they hold when their leases have expired.
                     async with asyncio.timeout_at(deadline):
                         ids = [consumer.id for consumer in free]
@@ -418,9 +422,6 @@ class LeaseFetch:
         """See ``Fetch``; nothing to do, as the messages are redelivered when the lease expires."""
 
 
-_NO_REPLY: Final = "no reply from the server in time"
-
-
 class _ScriptCall:
     """A call of a script that may be repeated, as a second run does no harm.
 
@@ -451,5 +452,5 @@ class _ScriptCall:
         self.outcome_unknown = False
 
 
-def _has_more(reply: Sequence[int], outcome_unknown: bool) -> bool:  # noqa: ARG001 - moving twice does no harm
+def _has_more(reply: Sequence[int], _: bool) -> bool:
     return bool(reply[2])

@@ -482,7 +482,7 @@ async def test_an_acknowledgement_that_is_refused_is_survived(client_with, accou
     inspector.rpush("mail", "message")
     working = asyncio.create_task(queue.consume(handler, concurrency=1))
     try:
-        await until(lambda: "handled, but not acknowledged: AuthenticationError" in caplog.text, 20)
+        await until(lambda: "handled, but the acknowledgement failed: AuthenticationError" in caplog.text, 20)
         tokens.password = "newer"
         await until(lambda: handled == [b"message"] * 2 and not held(inspector), 30)
     finally:

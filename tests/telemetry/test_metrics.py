@@ -244,6 +244,7 @@ def restless():
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, server, telemetry, restless, dice, caplog):
     pool = make_pool(server.url, name="test", max_connections=30, telemetry=TelemetryOptions(hot_keys=1.0))
     client = MonitoredRedisConnection(connection_pool=pool)

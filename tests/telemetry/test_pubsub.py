@@ -288,7 +288,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
-    with tracer.start_as_current_span("job") as job, nested_in(whole=True):
+    with tracer.start_as_current_span("job") as job, nested_in(True):
         await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]
