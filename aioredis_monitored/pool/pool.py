@@ -15,13 +15,14 @@ from weakref import ref
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from redis import exceptions
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
 from redis.driver_info import DriverInfo, resolve_driver_info
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
@@ -734,4 +735,4 @@ def _check_not_closed(connection: AbstractConnection) -> None:
     redis-py has read that, and would look at it only after it has written; a shared connection would wait in vain.
     """
     if is_closed_by_peer(connection):
-        raise ConnectionError("Connection closed by server.")
+        raise exceptions.ConnectionError("Connection closed by server.")
