@@ -152,6 +152,13 @@ def commands(session: nox.Session) -> None:
 
 
 @nox.session
+def stubs(session: nox.Session) -> None:
+    """Regenerate the types of a pipeline's commands from redis-py's signatures."""
+    session.install("-e", ".")
+    session.run("python", "tests/pipeline_stub.py")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure the speed beside redis-py, its peers and the limit; ``-- --quick`` for a first look."""
     install(session, [".[demo]"], "bench")
