@@ -8,9 +8,9 @@ of each command.
 # mypy: disallow-untyped-calls=False
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, overload
 
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
@@ -22,7 +22,7 @@ from redis.event import AsyncAfterConnectionReleasedEvent
 from redis.himport import parse_himport_set_args
 from redis.observability.attributes import PubSubDirection
 from redis.observability.recorder import record_pubsub_message
-from redis.typing import EncodableT
+from redis.typing import ChannelT, EncodableT, KeysT, KeyT, PatternT
 
 __all__ = [
     "EMPTY_RESPONSE",
@@ -33,6 +33,7 @@ __all__ = [
     "TypedPipeline",
     "TypedPool",
     "TypedPubSub",
+    "TypedRedis",
     "announce_release",
     "bool_ok",
     "check_health",
@@ -147,6 +148,10 @@ def single_connection_lock(client: Redis) -> asyncio.Lock:
 # Types for what subclasses override and call with super(): at run time, these are redis-py's own classes.
 
 if TYPE_CHECKING:
+    from redis.asyncio.client import AsyncPubsubWorkerExceptionHandler, PubsubWorkerExceptionHandler
+    from typing_extensions import TypeVar
+
+    _ScoreT = TypeVar("_ScoreT", default=float)
 
     class TypedPool(BlockingConnectionPool):
         """redis-py's blocking pool."""
@@ -155,8 +160,58 @@ if TYPE_CHECKING:
 
         def get_available_connection(self) -> AbstractConnection: ...
 
+    class TypedRedis(Redis):
+        """redis-py's client, whose iterators do not say what they yield."""
+
+        def scan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self, match: PatternT | None = None, count: int | None = None, _type: str | None = None, **kwargs: Any
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        def sscan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        def zscan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self,
+            name: KeyT,
+            match: PatternT | None = None,
+            count: int | None = None,
+            score_cast_func: Callable[[Any], _ScoreT] = ...,
+        ) -> AsyncGenerator[tuple[bytes | str, _ScoreT] | list[bytes | str | _ScoreT]]: ...
+
+        @overload  # type: ignore[override]  # redis-py's own bases disagree
+        def hscan_iter(
+            self,
+            name: KeyT,
+            match: PatternT | None = None,
+            count: int | None = None,
+            no_values: Literal[False] | None = None,
+        ) -> AsyncGenerator[tuple[bytes | str, bytes | str]]: ...
+
+        @overload
+        def hscan_iter(
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None, *, no_values: Literal[True]
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        @overload
+        def hscan_iter(
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None, no_values: bool | None = None
+        ) -> AsyncGenerator[tuple[bytes | str, bytes | str]] | AsyncGenerator[bytes | str]: ...
+
+        def hscan_iter(self, *args: Any, **kwargs: Any) -> Any: ...
+
     class TypedPipeline(Pipeline):
         """redis-py's pipeline, whose batches run on any object that packs, sends and reads as a connection does."""
+
+        def __len__(self) -> int: ...
+
+        def multi(self) -> None: ...
+
+        async def watch(self, *names: KeyT) -> bool: ...  # type: ignore[override]  # redis-py's own bases disagree
+
+        async def unwatch(self) -> bool: ...  # type: ignore[override]  # redis-py's own bases disagree
+
+        async def discard(self) -> None: ...
 
         async def reset(self) -> None: ...  # type: ignore[override]  # redis-py's own bases disagree
 
@@ -181,6 +236,37 @@ if TYPE_CHECKING:
 
         async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any: ...
 
+        async def __aenter__(self) -> Self: ...
+
+        async def __aexit__(self, *raised: object) -> None: ...
+
+        @property
+        def subscribed(self) -> bool: ...
+
+        def unsubscribe(self, *args: KeysT) -> Awaitable[None]: ...
+
+        def punsubscribe(self, *args: ChannelT) -> Awaitable[None]: ...
+
+        def sunsubscribe(self, *args: KeysT, target_node: Any = None) -> Awaitable[None]: ...
+
+        def ping(self, message: EncodableT | None = None) -> Awaitable[bool]: ...
+
+        def listen(self) -> AsyncGenerator[dict[str, Any]]: ...
+
+        async def get_message(
+            self,
+            ignore_subscribe_messages: bool = False,
+            timeout: float | None = 0.0,  # noqa: ASYNC109 - redis-py's
+        ) -> dict[str, Any] | None: ...
+
+        async def run(
+            self,
+            *,
+            exception_handler: PubsubWorkerExceptionHandler | AsyncPubsubWorkerExceptionHandler | None = None,
+            poll_timeout: float = 1.0,
+            pubsub: PubSub | None = None,
+        ) -> None: ...
+
     class TypedMonitor(Monitor):
         """redis-py's monitor."""
 
@@ -196,6 +282,7 @@ if TYPE_CHECKING:
 
 else:
     TypedPool = BlockingConnectionPool
+    TypedRedis = Redis
     TypedPipeline = Pipeline
     TypedPubSub = PubSub
     TypedMonitor = Monitor

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
@@ -27,20 +27,23 @@ from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
-from aioredis_monitored._redispy.overrides import TypedPipeline
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
+
+if TYPE_CHECKING:
+    from aioredis_monitored.client.pipeline_commands import PipelineCommand
 
 # A pipeline ends its watch itself before it gives the connection back.
 _ENDED_BY_RESET = frozenset({"UNWATCH", "WATCH"})
 
 
-class MonitoredRedisPipeline(TypedPipeline):
+class MonitoredRedisPipeline(PipelineCommands):
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     On a ``MonitoredConnectionPool``, every call raises ``WatchError`` once the connection that watches is lost, until
@@ -273,7 +276,7 @@ class MonitoredRedisPipeline(TypedPipeline):
         text = f"Command # {number} ({shown}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])
 
-    def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> Any:
+    def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> "PipelineCommand[int]":
         """Publish in the batch, as redis-py does.
 
         Raises:
