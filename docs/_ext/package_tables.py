@@ -30,12 +30,12 @@ _PREFIXES = ("aioredis_monitored.", "db.", "error.", "messaging.", "network.", "
 
 
 def metrics() -> list[Instrument | Gauge]:
-    """All metrics of a pool, by name."""
+    """Return all metrics of a pool, by name."""
     return sorted((*INSTRUMENTS, *GAUGES), key=lambda metric: metric.name)
 
 
 def attribute_names() -> set[str]:
-    """The names of all attributes, of spans and of points."""
+    """Return the names of all attributes, of spans and of points."""
     constants = {
         value
         for module in (semconv, semconv_ext)
@@ -51,7 +51,7 @@ class _Table(SphinxDirective):
     header: ClassVar[tuple[str, ...]]
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """The rows of the table.
+        """Yield the rows of the table.
 
         Raises:
             ValueError: They cannot be made.
@@ -76,7 +76,7 @@ class OptionTable(_Table):
     header = ("key", "default", "accepts", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each key."""
+        """Yield a row for each key."""
         for option in OPTIONS.values():
             meaning = re.sub("``(.*?)``", r"`\1`", option.description)
             yield f"`{option.name}`", f"`{option.default or 'none'}`", option.accepts, meaning
@@ -89,7 +89,7 @@ class MetricTable(_Table):
     header = ("metric", "instrument", "unit", "description")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each metric."""
+        """Yield a row for each metric."""
         found = [metric for metric in metrics() if metric.name.startswith(self.arguments[0])]
         if not found:
             raise ValueError(f"no metric begins with {self.arguments[0]}")
@@ -103,7 +103,7 @@ class BoundTable(_Table):
     header = ("histogram", "bounds in seconds")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each set of bounds."""
+        """Yield a row for each set of bounds."""
         named: dict[tuple[float, ...], list[str]] = {}
         for metric in metrics():
             if isinstance(metric, Instrument) and metric.bounds:
@@ -119,7 +119,7 @@ class AttributeTable(_Table):
     header = ("attribute", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each attribute.
+        """Yield a row for each attribute.
 
         Raises:
             ValueError: The content is not about the attributes that there are.
@@ -140,7 +140,7 @@ class ErrorTable(_Table):
     header = ("error", "is also", "means")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each error."""
+        """Yield a row for each error."""
         for name, error in errors().items():
             bases = [base for base in error.__bases__ if base is not MonitoredRedisError]
             shown = ", ".join(f"`{_importable(base)}`" for base in bases)
@@ -154,7 +154,7 @@ class PanelTable(_Table):
     header = ("panel", "shows")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each panel."""
+        """Yield a row for each panel."""
         for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
             if panel["type"] != "row":
                 yield panel["title"], panel["description"]
@@ -170,7 +170,7 @@ class ErrorReference(SphinxDirective):
 
 
 def errors() -> dict[str, type[Exception]]:
-    """The errors that are raised, by name."""
+    """Return the errors that are raised, by name."""
     public = {name: getattr(aioredis_monitored, name) for name in sorted(aioredis_monitored.__all__)}
     return {
         name: found
