@@ -210,7 +210,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
 
     # Reading: what asyncio calls.
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+    def get_buffer(self, _sizehint: int) -> bytearray:
         """Return the buffer for the next bytes."""
         return self._buffer
 

@@ -5,6 +5,7 @@
 Calls for which this package only needs types are ``methodcaller``s: unlike a function, they add no Python call to those
 of each command.
 """
+# ruff: noqa: ASYNC109, SLF001 - what stands here is private to redis-py, or has its signature
 # mypy: disallow-untyped-calls=False
 
 import asyncio
@@ -91,7 +92,7 @@ def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Co
     Raises:
         redis.exceptions.RedisError: The server refuses them, or cannot be reached.
     """
-    dispatcher: Any = pool._event_dispatcher  # noqa: SLF001 - a pool's release() dispatches it there
+    dispatcher: Any = pool._event_dispatcher
     sending: Coroutine[Any, Any, None] = dispatcher.dispatch_async(AsyncAfterConnectionReleasedEvent(connection))
     return sending
 
@@ -130,18 +131,18 @@ def send_and_parse(
         args: The command.
         options: Those of ``parse_response``.
     """
-    return client._send_command_parse_response(connection, command_name, *args, **options)  # noqa: SLF001 - the public way retries
+    return client._send_command_parse_response(connection, command_name, *args, **options)
 
 
 def close_after_failure(client: Redis) -> Callable[..., Coroutine[Any, Any, None]]:
     """Return what redis-py calls with the connection and the error after a failed attempt, which disconnects it."""
-    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection  # noqa: SLF001 - its retry policy calls it
+    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection
     return close
 
 
 def single_connection_lock(client: Redis) -> asyncio.Lock:
     """Return the lock under which a client that keeps to one connection uses it."""
-    lock: asyncio.Lock = client._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    lock: asyncio.Lock = client._single_conn_lock
     return lock
 
 
@@ -256,7 +257,7 @@ if TYPE_CHECKING:
         async def get_message(
             self,
             ignore_subscribe_messages: bool = False,
-            timeout: float | None = 0.0,  # noqa: ASYNC109 - redis-py's
+            timeout: float | None = 0.0,
         ) -> dict[str, Any] | None: ...
 
         async def run(

@@ -10,7 +10,9 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored._cancellation import cleaning_up, is_being_cancelled
@@ -263,7 +265,7 @@ class MonitoredRedisPipeline(PipelineCommands):
             raise
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        except ConnectionError:
+        except RedisConnectionError:
             if self._protocol_error is None:
                 raise
             raise self._protocol_error from None
@@ -349,7 +351,7 @@ async def _end_watch(connection: Connection) -> None:
         async with reply_timeout(connection, 0):
             await connection.send_command("UNWATCH")
             await connection.read_response()
-    except (ConnectionError, TimeoutError):
+    except (RedisConnectionError, RedisTimeoutError):
         await connection.disconnect(nowait=True)
 
 
@@ -376,7 +378,7 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (ConnectionError, TimeoutError) as error:
+        except (RedisConnectionError, RedisTimeoutError) as error:
             is_disconnected = kept is not None and kept is pipe.connection and not kept.is_connected
             if not (pipe.watching and is_disconnected) or is_error_reply(error):
                 raise

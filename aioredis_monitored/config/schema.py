@@ -47,7 +47,7 @@ class Option(NamedTuple):
         """
         try:
             return self.convert(value)
-        except (LookupError, OSError, ValueError):
+        except (LookupError, OSError, TypeError, ValueError):
             raise ValueError(f"must be {self.accepts}") from None
 
 

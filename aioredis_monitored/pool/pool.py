@@ -407,7 +407,7 @@ class MonitoredConnectionPool(TypedPool):
     def _in_use_connections(self, connections: set[AbstractConnection]) -> None:
         self._slots.acquired = connections
 
-    async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
+    async def get_connection(self, *_arguments: Any, **_options: Any) -> AbstractConnection:
         """Acquire a connection, which must be given back by ``release``.
 
         Raises:
