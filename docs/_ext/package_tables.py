@@ -1,4 +1,4 @@
-"""Tables that are read from the package when the documentation is built, so that they cannot differ from it."""
+"""Generate tables from the package when the documentation is built, so that they cannot differ from the code."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 import aioredis_monitored
 from aioredis_monitored import MonitoredRedisError
 
-# What is read from the package beside its public names.
+# The private modules that the tables read.
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
 from aioredis_monitored.config.schema import OPTIONS
@@ -30,12 +30,12 @@ _PREFIXES = ("aioredis_monitored.", "db.", "error.", "messaging.", "network.", "
 
 
 def metrics() -> list[Instrument | Gauge]:
-    """All metrics of a pool, by name."""
+    """Return all metrics of a pool, sorted by name."""
     return sorted((*INSTRUMENTS, *GAUGES), key=lambda metric: metric.name)
 
 
 def attribute_names() -> set[str]:
-    """The names of all attributes, of spans and of points."""
+    """Return the names of all attributes of spans and metrics."""
     constants = {
         value
         for module in (semconv, semconv_ext)
@@ -51,45 +51,45 @@ class _Table(SphinxDirective):
     header: ClassVar[tuple[str, ...]]
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """The rows of the table.
+        """Yield the rows of the table.
 
         Raises:
-            ValueError: They cannot be made.
+            ValueError: The rows cannot be made.
         """
         raise NotImplementedError
 
     def run(self) -> list[Node]:
-        """Make the table."""
+        """Return the table's nodes."""
         try:
             rows = list(self.rows())
         except (KeyError, ValueError) as error:
             raise self.error(str(error)) from error
         lines = [self.header, ["---"] * len(self.header), *rows]
-        # A bar would begin the next cell.
+        # An unescaped bar would begin the next cell.
         escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
         return self.parse_text_to_nodes("\n".join(f"| {line} |" for line in escaped))
 
 
 class OptionTable(_Table):
-    """The keys of a configuration."""
+    """A table of the configuration's keys."""
 
     header = ("key", "default", "accepts", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each key."""
+        """Yield a row for each key."""
         for option in OPTIONS.values():
             meaning = re.sub("``(.*?)``", r"`\1`", option.description)
             yield f"`{option.name}`", f"`{option.default or 'none'}`", option.accepts, meaning
 
 
 class MetricTable(_Table):
-    """The metrics; the argument is what their names begin with."""
+    """A table of metrics; the argument is the prefix of their names."""
 
     required_arguments = 1
     header = ("metric", "instrument", "unit", "description")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each metric."""
+        """Yield a row for each metric."""
         found = [metric for metric in metrics() if metric.name.startswith(self.arguments[0])]
         if not found:
             raise ValueError(f"no metric begins with {self.arguments[0]}")
@@ -98,12 +98,12 @@ class MetricTable(_Table):
 
 
 class BoundTable(_Table):
-    """The bounds of the histograms' buckets."""
+    """A table of the histograms' bucket bounds."""
 
     header = ("histogram", "bounds in seconds")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each set of bounds."""
+        """Yield a row for each set of bounds."""
         named: dict[tuple[float, ...], list[str]] = {}
         for metric in metrics():
             if isinstance(metric, Instrument) and metric.bounds:
@@ -113,16 +113,16 @@ class BoundTable(_Table):
 
 
 class AttributeTable(_Table):
-    """The attributes; the content says what each of them means, and must not leave one out or name another."""
+    """A table of attributes; the directive's content gives the meaning of every attribute, and of no other."""
 
     has_content = True
     header = ("attribute", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each attribute.
+        """Yield a row for each attribute.
 
         Raises:
-            ValueError: The content is not about the attributes that there are.
+            ValueError: The content lacks an attribute or has an unknown one.
         """
         texts = dict(line.split(": ", 1) for line in self.content if line)
         names = attribute_names()
@@ -135,12 +135,12 @@ class AttributeTable(_Table):
 
 
 class ErrorTable(_Table):
-    """The errors of the package: what each is to an ``except`` clause, and when it is raised."""
+    """A table of the package's errors: their base classes, and when they are raised."""
 
     header = ("error", "is also", "means")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each error."""
+        """Yield a row for each error."""
         for name, error in errors().items():
             bases = [base for base in error.__bases__ if base is not MonitoredRedisError]
             shown = ", ".join(f"`{_importable(base)}`" for base in bases)
@@ -149,28 +149,28 @@ class ErrorTable(_Table):
 
 
 class PanelTable(_Table):
-    """The panels of the dashboard, and what they say of themselves."""
+    """A table of the dashboard's panels with their descriptions."""
 
     header = ("panel", "shows")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each panel."""
+        """Yield a row for each panel."""
         for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
             if panel["type"] != "row":
                 yield panel["title"], panel["description"]
 
 
 class ErrorReference(SphinxDirective):
-    """The API of each error."""
+    """The API reference of each error."""
 
     def run(self) -> list[Node]:
-        """Let autodoc document them."""
+        """Return autodoc's nodes for all errors."""
         lines = [f".. autoexception:: aioredis_monitored.{name}\n" for name in ("MonitoredRedisError", *errors())]
         return self.parse_text_to_nodes("```{eval-rst}\n" + "\n".join(lines) + "\n```")
 
 
 def errors() -> dict[str, type[Exception]]:
-    """The errors that are raised, by name."""
+    """Return the package's errors by name, without their base class."""
     public = {name: getattr(aioredis_monitored, name) for name in sorted(aioredis_monitored.__all__)}
     return {
         name: found
@@ -188,7 +188,7 @@ def _anchors(env: BuildEnvironment, page: str) -> set[str]:
 
 
 def check_runbooks(_: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of an alert whose ``runbook_url`` leads to no heading."""
+    """Warn if an alert's ``runbook_url`` leads to no heading."""
     text = ALERTS.read_text("utf-8")
     alerts = re.findall(r"- alert: (\w+)", text)
     urls = re.findall(r"runbook_url: (\S+)", text)
