@@ -1,4 +1,4 @@
-"""Everything that CI runs; ``nox -l`` lists it."""
+"""The sessions that CI and developers run; ``nox -l`` lists them."""
 
 import json
 import os
@@ -10,10 +10,10 @@ import nox
 from packaging.requirements import Requirement
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
-# The Python that runs nox is always one of them, so that "nox -s tests" never passes by running nothing.
+# The Python that runs nox is always included, so that "nox -s tests" never passes without running a test.
 PYTHONS = sorted({*nox.project.python_versions(PYPROJECT), "{}.{}".format(*sys.version_info)})
 
-# What the libraries' own tests need beside the library, see tests/compat/run.py.
+# Requirements of the libraries and of their tests; see tests/compat/run.py.
 COMPAT = {
     "aiogram": ["aiogram[redis]", "aresponses", "motor", "pycryptodomex", "pymongo", "pytest-mock", "pytz"],
     "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
@@ -23,7 +23,7 @@ COMPAT = {
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }
 
-# Tests wait more than they compute, each worker has a server of its own, and one that is idle takes over from others.
+# More workers than cores, as tests mostly wait; each worker has its own server, and idle ones take tests from others.
 IN_PARALLEL = ["-n", str(min(3 * (os.cpu_count() or 1), 12)), "--dist", "worksteal"]
 
 nox.needs_version = ">=2025.11"
@@ -45,13 +45,13 @@ def tests_requirements(*names: str) -> list[str]:
 
 
 def run_pytest(session: nox.Session, *arguments: str) -> None:
-    """Run pytest. Its workers and the programs that tests start import the same modules: all find them compiled."""
+    """Run pytest, with bytecode written: its workers and the programs that tests start import the same modules."""
     session.run("pytest", *arguments, env={"PYTHONDONTWRITEBYTECODE": None})
 
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests but the slow ones, and the coverage gate; with further arguments, what pytest takes them for."""
+    """Run all tests except slow ones, and the coverage gate; further arguments go to pytest and replace both."""
     install(session, ["-e", ".[demo]"], "tests")
     if session.posargs:
         run_pytest(session, *session.posargs)
@@ -62,14 +62,14 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def slow(session: nox.Session) -> None:
-    """Run the slow tests: storms of cancellations and kills, soak and chaos, long waits, a Prometheus, benchmarks."""
+    """Run the slow tests: cancellation and kill storms, soak, chaos, long waits, Prometheus, benchmarks."""
     install(session, ["-e", ".[demo]"], "tests")
     run_pytest(session, *IN_PARALLEL, "-m", "slow", *session.posargs)
 
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Run the tests against the built wheel, where the working copy cannot be imported."""
+    """Run the tests against the built wheel, in a directory from which the working copy cannot be imported."""
     session.install("build", "twine")
     directory = Path(session.create_tmp()).resolve()
     shutil.rmtree(directory)
@@ -88,7 +88,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Check style, spelling and the direction of imports."""
+    """Check style, format, spelling and the direction of imports."""
     install(session, ["-e", "."], "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
@@ -98,7 +98,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the package strictly, and what its users see of its types, also in the documents, with two checkers."""
+    """Check the package with mypy, and its public types and the documents' examples with mypy and pyright, strictly."""
     install(session, ["-e", ".[demo]"], "typing")
     # What the documents' examples import.
     session.install(
@@ -127,15 +127,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def redispy_next(session: nox.Session) -> None:
-    """Test redis-py's newest version, pre-releases included, for what the package relies on beyond its documentation.
+    """Test the undocumented parts of redis-py that the package uses, on redis-py's newest version or pre-release.
 
-    A version that pyproject.toml admits must pass. No user gets any other one, such as a pre-release or the next major
-    version, with this package, and no commit should fail because of what was published elsewhere meanwhile: with
-    ``-- --report``, as in CI, a failure of such a version is only shown.
+    A version that pyproject.toml admits must pass. Users do not get other versions, such as a pre-release or the next
+    major version, and a release elsewhere must not make a commit fail: with ``-- --report``, as in CI, the failure of
+    such a version is only shown.
     """
     requirements = tests_requirements("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "trustme")
     session.install("-e", ".[demo]", *requirements)
-    # Whatever pyproject.toml admits; pip says if it does not admit this one.
+    # Also a version that pyproject.toml does not admit; pip then prints a warning.
     session.install("--pre", "--upgrade", "redis[hiredis]")
     version = session.run(
         "python", "-c", "import importlib.metadata as m; print(m.version('redis'), end='')", silent=True
@@ -149,14 +149,14 @@ def redispy_next(session: nox.Session) -> None:
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """Kill, cut off and freeze a queue's consumers, 220 times in all; ``-- --help`` tells what can be asked for."""
+    """Kill, disconnect and freeze a queue's consumers, 220 times in all; ``-- --help`` lists the options."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/support/chaos.py", *session.posargs)
 
 
 @nox.session
 def soak(session: nox.Session) -> None:
-    """Let 200 tasks use the client in 15 minutes of faults, on asyncio and uvloop at once; ``-- --help`` for less."""
+    """Run 200 tasks with the client through 15 minutes of faults, on asyncio and uvloop; ``-- --help`` for less."""
     session.install("-e", ".[demo]", "uvloop>=0.22")
     session.run("python", "tests/support/soak.py", *session.posargs)
 
@@ -164,10 +164,10 @@ def soak(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
 def compat(session: nox.Session, library: str) -> None:
-    """Run a library's own tests with redis-py's client and with ours; all six take some ten minutes."""
-    # arq's use the event_loop fixture of old.
+    """Run a library's tests with redis-py's client and with this package's; all six take about ten minutes."""
+    # arq's tests use the event_loop fixture of older versions.
     session.install("pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
-    # Last, as some libraries want an older redis-py.
+    # Last, as some libraries require an older redis-py.
     session.install("-e", ".[demo]")
     session.run("python", "tests/compat/run.py", library, *session.posargs)
 
@@ -181,7 +181,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def commands(session: nox.Session) -> None:
-    """Regenerate the command table from the embedded server."""
+    """Generate the command table from the embedded server."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/command_table.py")
 
@@ -195,7 +195,7 @@ def stubs(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure the speed beside redis-py, its peers and the limit; ``-- --quick`` for a first look."""
+    """Measure the client's speed beside redis-py, other clients and the limit; ``-- --quick`` for a first look."""
     install(session, [".[demo]"], "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
 

@@ -1,4 +1,4 @@
-"""A run of a benchmark: its cells in shuffled order, each repeat in a process of its own; and where the results go."""
+"""Run a benchmark's cells in shuffled order, each repeat in a separate process, and write the results."""
 
 import argparse
 import json
@@ -22,22 +22,22 @@ from matrix import Cell, Contestant
 from aioredis_monitored.testing import RedisServer
 
 HERE = Path(__file__).parent
-LOOK_EVERY = 0.2
-DEADLINE = 60.0
+POLL_SECONDS = 0.2
+DEADLINE_SECONDS = 60.0
 
 
-class Failed(Exception):  # noqa: N818 - the outcome of a measurement
-    """A measurement that could not be made, with its reason."""
+class MeasurementError(Exception):
+    """A measurement failed; the message is the reason."""
 
 
 class Bench:
     """One run on one server.
 
     Args:
-        server: The server.
+        server: The server that the clients use.
         contestants: The clients by name.
-        command: What a Python is given to measure a cell once: a script and its arguments.
-        arguments: The command line.
+        command: Returns the script and arguments with which Python measures a cell once.
+        arguments: The parsed command line.
     """
 
     def __init__(
@@ -62,22 +62,22 @@ class Bench:
         for number, cell in enumerate(self.plan(runs), 1):
             try:
                 outcome = self.measure(cell)
-                told = briefly(Result.of([outcome]).figures)
-            except Failed as failure:
+                summary = summarize(Result.of([outcome]).figures)
+            except MeasurementError as failure:
                 outcome = {"failed": str(failure)}
-                told = f"failed: {failure}"
+                summary = f"failed: {failure}"
             runs[cell].append(outcome)
             progress = f"{number}/{len(chosen) * self.arguments.repeats} {time.monotonic() - started:5.0f} s"
-            say(f"{progress}  {cell.client:16} {cell.workload:7} {cell.callers:5} {cell.loop:8} {told}")
+            print_line(f"{progress}  {cell.client:16} {cell.workload:7} {cell.callers:5} {cell.loop:8} {summary}")
         return Results.of(runs)
 
     def plan(self, runs: dict[Cell, list[dict[str, Any]]]) -> Iterator[Cell]:
-        """All cells as often as asked for, then for a while those that the machine has disturbed.
+        """Yield each cell ``repeats`` times, then disturbed cells until the time limit.
 
-        It changes its mood between one minute and the next: each repeat has an order of its own, but what is compared
-        comes one after the other.
+        The machine's speed changes from minute to minute: each repeat has a different order, in which cells that are
+        compared follow each other.
         """
-        order = random.Random(self.arguments.seed)  # noqa: S311 - nothing to guess
+        order = random.Random(self.arguments.seed)  # noqa: S311 - not for security
         end = time.monotonic() + 60 * self.arguments.minutes
 
         def shuffled(cells: Iterable[Cell]) -> list[Cell]:
@@ -86,8 +86,8 @@ class Bench:
 
         for _ in range(self.arguments.repeats):
             yield from shuffled(runs)
-        while left := Results.of(runs).disturbed():
-            for cell in shuffled(left):
+        while disturbed := Results.of(runs).disturbed():
+            for cell in shuffled(disturbed):
                 if time.monotonic() > end:
                     return
                 yield cell
@@ -96,66 +96,66 @@ class Bench:
         """Measure one cell once.
 
         Raises:
-            Failed: It could not be measured.
+            MeasurementError: The cell could not be measured.
         """
         environment = self.contestants[cell.client].environment
         if environment in self.missing:
-            raise Failed(f"no environment: {self.missing[environment]}")
-        process = subprocess.Popen(  # noqa: S603 - our own script
+            raise MeasurementError(f"no environment: {self.missing[environment]}")
+        process = subprocess.Popen(  # noqa: S603 - this project's script
             [self.python[environment], *self.command(cell)],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=HERE,
         )
-        connections, deadline = 0, time.monotonic() + DEADLINE
+        connections, deadline = 0, time.monotonic() + DEADLINE_SECONDS
         while time.monotonic() < deadline:
             try:
-                output, errors = process.communicate(timeout=LOOK_EVERY)
+                output, errors = process.communicate(timeout=POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
                 connections = max(connections, self.server.info("clients")["connected_clients"] - 1)
         else:
             process.kill()
             process.communicate()
-            raise Failed(f"no result within {DEADLINE:.0f} s")
+            raise MeasurementError(f"no result within {DEADLINE_SECONDS:.0f} s")
         if process.returncode:
-            raise Failed(reason(errors, process.returncode))
+            raise MeasurementError(failure_reason(errors, process.returncode))
         return {**json.loads(output), "connections": connections}
 
 
-def briefly(figures: dict[str, float]) -> str:
-    """The figures that tell most."""
+def summarize(figures: dict[str, float]) -> str:
+    """Format the most important figures."""
     if "throughput" not in figures:
         return f"p50 {figures['p50_ms']:.2f} ms, p99 {figures['p99_ms']:.2f} ms"
     return f"{figures['throughput']:10,.0f}/s {figures['cpu_us']:7.1f} µs, probe {figures['probe_ms']:.2f} ms"
 
 
-def reason(errors: str, status: int) -> str:
-    """Why a process failed: the end of its traceback."""
+def failure_reason(errors: str, status: int) -> str:
+    """Return why a process failed: the last line of its traceback."""
     return errors.strip().splitlines()[-1][:200] if errors.strip() else f"exit status {status}"
 
 
-def say(text: str) -> None:
-    """Print, also when the output is a pipe."""
+def print_line(text: str) -> None:
+    """Print at once, even if the output is a pipe."""
     print(text, flush=True)  # noqa: T201 - a script's output
 
 
 def command_line(parser: argparse.ArgumentParser, minutes: float) -> argparse.Namespace:
-    """The arguments of all benchmarks, and those that the parser knows already.
+    """Parse the arguments that all benchmarks share, and those that the parser already has.
 
     Args:
-        parser: The benchmark's own.
-        minutes: How long a whole run may repeat what was disturbed.
+        parser: The parser of one benchmark.
+        minutes: For how long a whole run may repeat disturbed cells.
     """
-    parser.add_argument("--quick", action="store_true", help="only what must and aim need")
-    parser.add_argument("--repeats", type=int, help="default 5, quick 1")
+    parser.add_argument("--quick", action="store_true", help="measure only the cells of the bounds")
+    parser.add_argument("--repeats", type=int, help="repeats of each cell; default 5, quick 1")
+    parser.add_argument("--minutes", type=float, help=f"time to repeat disturbed cells; default {minutes}, quick 1")
+    parser.add_argument("--seconds", type=float, default=0.8, help="duration of each throughput measurement")
     parser.add_argument(
-        "--minutes", type=float, help=f"for which to repeat what was disturbed; default {minutes}, quick 1"
+        "--only", default="", help="measure only cells whose client, workload, callers and loop contain this"
     )
-    parser.add_argument("--seconds", type=float, default=0.8, help="that throughput is measured, each time")
-    parser.add_argument("--only", default="", help="only cells whose client, workload, callers and loop contain this")
-    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - nothing to guess
+    parser.add_argument("--seed", type=int, default=random.randrange(1_000_000))  # noqa: S311 - not for security
     chosen = parser.parse_args()
     chosen.repeats = chosen.repeats or (1 if chosen.quick else 5)
     if chosen.minutes is None:
@@ -164,37 +164,37 @@ def command_line(parser: argparse.ArgumentParser, minutes: float) -> argparse.Na
 
 
 @contextmanager
-def own_server() -> Iterator[tuple[str, redis.Redis]]:
-    """The URL of a server, ``redis-server`` before the embedded one, and a connection to it."""
-    # Servers and clients inherit it; a connection for each of 1,024 callers takes a descriptor at both ends.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+def benchmark_server() -> Iterator[tuple[str, redis.Redis]]:
+    """Start a server, ``redis-server`` if it is installed or the embedded one; yield its URL and a client."""
+    # Servers and clients inherit the limit; 1,024 connections need that many descriptors at each end.
+    _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     if found := shutil.which("redis-server"):
         os.environ.setdefault("AIOREDIS_MONITORED_SERVER", found)
     with RedisServer() as server, redis.Redis.from_url(server.url) as client:
         yield server.url, client
 
 
-def write(name: str, named: dict[str, Any], results: Results, told: str) -> Path:
-    """Write the JSON file and the tables, and the tables into the README; where the files are.
+def write(name: str, metadata: dict[str, Any], results: Results, text: str) -> Path:
+    """Write the JSON file, the tables and the README's tables; return the directory of the files.
 
-    What is a part must not take the place of the whole.
+    A partial run must not overwrite the results of a whole run, nor the README.
     """
-    settings = named["settings"]
+    settings = metadata["settings"]
     is_whole = not (settings["quick"] or settings["only"])
     directory = HERE / "results" if is_whole else HERE / "results" / "partial"
     directory.mkdir(parents=True, exist_ok=True)
-    # A line for each cell, which a diff shows well.
+    # One line per cell keeps diffs readable.
     lines = ",\n".join(json.dumps({**cell._asdict(), **result._asdict()}) for cell, result in results.items())
-    (directory / f"{name}.json").write_text(f'{json.dumps(named)[:-1]}, "cells": [\n{lines}\n]}}\n', "utf-8")
-    (directory / f"{name}.md").write_text(told, "utf-8")
+    (directory / f"{name}.json").write_text(f'{json.dumps(metadata)[:-1]}, "cells": [\n{lines}\n]}}\n', "utf-8")
+    (directory / f"{name}.md").write_text(text, "utf-8")
     if is_whole:
-        put_into_readme(name, told)
+        put_into_readme(name, text)
     return directory
 
 
 def put_into_readme(name: str, text: str) -> None:
-    """Replace what stands between the marks."""
+    """Replace the text between the benchmark's markers in the README."""
     begin, end = f"<!-- {name} begin: written by its benchmark -->", f"<!-- {name} end -->"
     readme = HERE / "README.md"
     before, _, rest = readme.read_text("utf-8").partition(begin)

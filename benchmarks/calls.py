@@ -1,9 +1,9 @@
-"""Counts the function calls, Python's and C's, that a command costs the client: the same on every machine.
+"""Count the Python and C function calls that a command costs the client; the count is the same on every machine.
 
 Usage: python benchmarks/calls.py [COMMANDS], which prints JSON; or ``calls_per_command()`` in a test.
 
-The server is real, but replies come through a relay in the same thread, which always delivers everything that was asked
-for at once: on sockets of its own, how many replies one read finds depends on the machine.
+The server is real. A relay in the same thread delivers all replies to a read's commands at once: with direct sockets,
+the number of replies per read would depend on the machine.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import RedisServer
 
 COMMANDS = 2000
-WARM_UP = 5  # calls of each caller before counting: connections are there, caches are filled
+WARM_UP = 5  # calls of each caller before counting, to connect and to fill caches
 CHUNK = 1 << 20
 
 Maker = Callable[[str], Redis]
 
 
 class Relay:
-    """Hands each connection's commands to a real server and waits for their replies, blocking the event loop."""
+    """Forwards each connection's commands to a real server and waits for their replies, blocking the event loop."""
 
     def __init__(self, url: str) -> None:
         address = urlsplit(url)
@@ -48,7 +48,7 @@ class Relay:
         self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
 
     def accept(self) -> None:
-        """Take a client and connect it to the server."""
+        """Accept a client and connect it to the server."""
         client, _ = self.listener.accept()
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         server = socket.create_connection(self.server)
@@ -57,23 +57,23 @@ class Relay:
         self.loop.add_reader(client, self.relay, client, server, hiredis.Reader(), hiredis.Reader())
 
     def relay(
-        self, client: socket.socket, server: socket.socket, asked: hiredis.Reader, answered: hiredis.Reader
+        self, client: socket.socket, server: socket.socket, request_reader: hiredis.Reader, reply_reader: hiredis.Reader
     ) -> None:
-        """Pass on what is there, and its replies when all have come."""
+        """Forward the commands that have arrived, then all of their replies at once."""
         commands = client.recv(CHUNK)
         if not commands:
             self.loop.remove_reader(client)
             return
-        asked.feed(commands)
+        request_reader.feed(commands)
         missing = 0
-        while asked.gets() is not False:
+        while request_reader.gets() is not False:
             missing += 1
         server.sendall(commands)
         replies = b""
         while missing > 0:
-            answered.feed(part := server.recv(CHUNK))
+            reply_reader.feed(part := server.recv(CHUNK))
             replies += part
-            while missing > 0 and answered.gets() is not False:
+            while missing > 0 and reply_reader.gets() is not False:
                 missing -= 1
         client.sendall(replies)
 
@@ -85,7 +85,7 @@ class Relay:
 
 
 class Counter:
-    """Counts calls between ``start`` and ``stop``, without those that the relay makes."""
+    """A profile function that counts calls, except those that the relay makes."""
 
     RELAY = frozenset({Relay.relay.__code__, Relay.accept.__code__})
 
@@ -94,7 +94,7 @@ class Counter:
         self.relaying = False
 
     def __call__(self, frame: Any, event: str, _: Any) -> None:
-        """What the interpreter tells of each call and return."""
+        """Count a call; the interpreter calls this for each call and return."""
         if event == "call" and frame.f_code in self.RELAY:
             self.relaying = True
         elif event == "return" and frame.f_code in self.RELAY:
@@ -104,7 +104,7 @@ class Counter:
 
 
 async def count(make: Maker, url: str, callers: int, commands: int) -> float:
-    """Calls per GET of a client, made by ``make`` from a URL, with so many callers at once."""
+    """Count calls per GET of the client that ``make`` returns for a URL, with ``callers`` concurrent callers."""
     relay = Relay(url)
     try:
         async with make(relay.url) as client:
@@ -118,7 +118,7 @@ async def count(make: Maker, url: str, callers: int, commands: int) -> float:
             each = commands // callers
             counter = Counter()
             tasks = [asyncio.create_task(caller(each)) for _ in range(callers)]
-            with nothing_collected():
+            with garbage_collection_disabled():
                 sys.setprofile(counter)
                 try:
                     await asyncio.wait(tasks)
@@ -132,8 +132,8 @@ async def count(make: Maker, url: str, callers: int, commands: int) -> float:
 
 
 @contextmanager
-def nothing_collected() -> Iterator[None]:
-    """Without the garbage collector, which runs finalizers whenever it likes."""
+def garbage_collection_disabled() -> Iterator[None]:
+    """Disable the garbage collector, whose finalizers would be counted at random."""
     gc.collect()
     gc.disable()
     try:
@@ -143,17 +143,17 @@ def nothing_collected() -> Iterator[None]:
 
 
 def redis_py(url: str) -> Redis:
-    """The measure of the others."""
+    """Return redis-py's client, the baseline."""
     return Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=50))
 
 
 def ours(**providers: Any) -> Maker:
-    """This package, recording to these providers."""
+    """Return a maker of this package's client, which records to these providers."""
     return lambda url: MonitoredRedisConnection.from_url(url, **providers)
 
 
 def makers() -> dict[str, Maker]:
-    """The clients that are counted; spans end without a processor, whose thread would come and go."""
+    """Return the clients to count; spans end without a processor, whose thread would disturb the count."""
     metrics = {"meter_provider": MeterProvider([InMemoryMetricReader()])}
     return {
         "redis-py pool": redis_py,
@@ -164,7 +164,7 @@ def makers() -> dict[str, Maker]:
 
 
 def calls_per_command(url: str, callers: tuple[int, ...] = (1, 128), commands: int = COMMANDS) -> dict[str, float]:
-    """The figures of all clients, by ``"client, number of callers"``, on the server at this URL."""
+    """Count for all clients on the server at this URL; the keys are ``"client, number of callers"``."""
     return {
         f"{name}, {number}": round(asyncio.run(count(make, url, number, commands)), 2)
         for name, make in makers().items()

@@ -1,6 +1,6 @@
-"""One measurement in one process: callers that await in a loop; prints a JSON line.
+"""Make one measurement in one process, with callers that await calls in a loop; print a line of JSON.
 
-Usage: python benchmarks/driver.py JSON, which is what ``Measurement`` holds.
+Usage: python benchmarks/driver.py JSON, which has the fields of ``Measurement``.
 """
 
 import asyncio
@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 
 from workloads import Operation, Workload, check, peak_memory_mb, workload
 
-LONGEST_US = 1_000_000
+MAX_LATENCY_US = 1_000_000
 BACKGROUND_CALLERS = 4
-SLICE = 0.06  # seconds, in which the machine mostly keeps its mood
-# After a probe, in which the server has had time for everybody's reply.
-SETTLING = 0.005
-# The same before latencies are counted: a probe must be in none of them.
-SETTLED = 0.1
+SLICE_SECONDS = 0.06  # short enough that the machine's speed seldom changes within a slice
+# After a probe: the server has answered all callers meanwhile.
+SETTLING_SECONDS = 0.005
+# Before latencies are counted, so that none includes a probe.
+SETTLED_SECONDS = 0.1
 WORDS = [str(number) for number in range(3000)]
 
 
@@ -40,7 +40,7 @@ class Measurement(NamedTuple):
 
 
 class Slice(NamedTuple):
-    """A short part of a measurement, and how much the machine was disturbed beside it."""
+    """A short part of a measurement, and how much the machine was disturbed before and after it."""
 
     stolen: int
     probe_ms: float
@@ -50,92 +50,94 @@ class Slice(NamedTuple):
 
 
 class Callers:
-    """Tasks that repeat operations until told to stop, and count each call by its latency in whole microseconds.
+    """Tasks that repeat operations until stopped, and count calls by latency in whole microseconds.
 
-    A count per microsecond takes the same memory and the same time for a fast client as for a slow one.
+    A counter per microsecond costs fast and slow clients the same memory and time.
 
     Args:
-        load: What they repeat.
-        number: How many they are, without those of the background.
+        load: The operations to repeat.
+        number: The number of measured callers, without the background's.
     """
 
     def __init__(self, load: Workload, number: int) -> None:
         self.running = True
         self.waiting_since = [0.0] * number
         self.answered = [0] * number
-        self.latencies = array("I", bytes(4 * (LONGEST_US + 1)))
+        self.latencies = array("I", bytes(4 * (MAX_LATENCY_US + 1)))
         repeating = [self.repeat(load.operations, caller) for caller in range(number)]
         if load.background is not None:
             repeating += [self.repeat_unmeasured(load.background) for _ in range(BACKGROUND_CALLERS)]
         self.all = asyncio.gather(*repeating)
 
     async def repeat(self, operations: list[Operation], number: int) -> None:
-        """One measured caller; callers start at different operations, so that they do not march in step."""
+        """Run one measured caller; each starts at a different operation, so that they do not run in step."""
         latencies, waiting_since, answered = self.latencies, self.waiting_since, self.answered
         for operation in islice(cycle(operations), number % len(operations), None):
             if not self.running:
                 return
             waiting_since[number] = started = perf_counter()
             await operation()
-            latencies[min(int((perf_counter() - started) * 1e6), LONGEST_US)] += 1
+            latencies[min(int((perf_counter() - started) * 1e6), MAX_LATENCY_US)] += 1
             answered[number] += 1
 
     async def repeat_unmeasured(self, operation: Operation) -> None:
-        """One caller of the background."""
+        """Run one caller of the background."""
         while self.running:
             await operation()
 
-    async def work(self, seconds: float) -> None:
-        """Let them; raise what the first of them raised."""
+    async def run_for(self, seconds: float) -> None:
+        """Let the callers run; raise the first error of a caller."""
         await asyncio.wait([self.all], timeout=seconds)
         if self.all.done():
             self.all.result()
 
     async def stop(self) -> None:
-        """Let each of them get its last answer."""
+        """Stop the callers after their current call."""
         self.running = False
         await self.all
 
 
-async def measure(what: Measurement) -> dict[str, Any]:
-    """Connect, warm up, measure."""
-    adapter, variant = what.client.split("/")
-    async with importlib.import_module(f"adapters.{adapter}").connect(variant, what.url, what.callers) as client:
+async def measure(measurement: Measurement) -> dict[str, Any]:
+    """Connect, check the client, warm up and measure."""
+    adapter, variant = measurement.client.split("/")
+    async with importlib.import_module(f"adapters.{adapter}").connect(
+        variant, measurement.url, measurement.callers
+    ) as client:
         await check(client)
-        measured = await run(workload(what.workload, client, what.seed), what)
+        measured = await run(workload(measurement.workload, client, measurement.seed), measurement)
         return {**measured, "version": client.version, "telemetry": client.telemetry()}
 
 
-async def run(load: Workload, what: Measurement) -> dict[str, Any]:
-    """Let callers repeat the load: to warm up, then for their latencies, then slice by slice for all else."""
-    callers = Callers(load, what.callers)
-    await warm_up(what.seconds / 4, callers)
-    measured = await latencies(what.seconds / 2, callers)
-    slices = await slices_of(what.seconds, callers, load.commands_per_call)
+async def run(load: Workload, measurement: Measurement) -> dict[str, Any]:
+    """Let callers repeat the load to warm up, then to measure latencies, then slices for all other figures."""
+    callers = Callers(load, measurement.callers)
+    await warm_up(measurement.seconds / 4, callers)
+    measured = await latencies(measurement.seconds / 2, callers)
+    slices = await slices_of(measurement.seconds, callers, load.commands_per_call)
     await callers.stop()
     return {**measured, "slices": slices, "memory_mb": peak_memory_mb()}
 
 
 async def warm_up(seconds: float, callers: Callers) -> None:
-    """Let the callers run for so long, and on while there are callers that get their first answer.
+    """Let the callers run for ``seconds``, and again as long as further callers get their first answer.
 
-    Connecting 1,024 times takes longer than any fixed time; but waiting for all would never end where some starve.
+    No fixed time is enough for 1,024 connections, and a wait for all callers never ends if some starve.
     """
     before = -1
     while (now := sum(map(bool, callers.answered))) == 0 or before < now < len(callers.answered):
         before = now
-        await callers.work(seconds)
+        await callers.run_for(seconds)
 
 
 async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
-    """Latencies over this time, and how much the machine was disturbed."""
-    before, none = probe(), array("I", bytes(4 * (LONGEST_US + 1)))
-    await callers.work(SETTLED)
+    """Measure latencies for ``seconds``, and how much the machine was disturbed."""
+    before, none = probe(), array("I", bytes(4 * (MAX_LATENCY_US + 1)))
+    await callers.run_for(SETTLED_SECONDS)
     stolen = stolen_ticks()
     callers.latencies[:] = none
     started = perf_counter()
-    await callers.work(seconds)
-    # No quantile shows them: a call that is never answered is never counted.
+    await callers.run_for(seconds)
+    # No quantile shows starved callers: a call without an answer is never counted.
     starved = sum(since < started for since in callers.waiting_since)
     counts = callers.latencies[:]
     stolen = stolen_ticks() - stolen
@@ -151,16 +153,16 @@ async def latencies(seconds: float, callers: Callers) -> dict[str, float]:
 
 
 async def slices_of(seconds: float, callers: Callers, commands_per_call: float) -> list[Slice]:
-    """Throughput and CPU in slices of this time, with a probe before and after each; in each, a call is answered."""
+    """Measure throughput and CPU in slices with a probe before and after each; each slice has at least one answer."""
     found, after = [], probe()
-    for _ in range(round(seconds / SLICE)):
+    for _ in range(round(seconds / SLICE_SECONDS)):
         before = after
-        await callers.work(SETTLING)
+        await callers.run_for(SETTLING_SECONDS)
         calls, stolen = sum(callers.answered), stolen_ticks()
         started, used = perf_counter(), time.process_time()
         answered = 0
         while not answered:
-            await callers.work(SLICE)
+            await callers.run_for(SLICE_SECONDS)
             answered = sum(callers.answered) - calls
         elapsed, used = perf_counter() - started, time.process_time() - used
         stolen = stolen_ticks() - stolen
@@ -171,7 +173,7 @@ async def slices_of(seconds: float, callers: Callers, commands_per_call: float) 
 
 
 def stolen_ticks() -> int:
-    """Ticks (10 ms) in which one of the machine's processors was given to another machine."""
+    """Return the ticks of 10 ms in which the hypervisor gave a processor to another machine; 0 if unknown."""
     try:
         return int(Path("/proc/stat").read_text("ascii").split(maxsplit=9)[8])
     except OSError:
@@ -179,8 +181,8 @@ def stolen_ticks() -> int:
 
 
 def probe() -> float:
-    """How long a fixed piece of Python that touches memory takes now, in milliseconds: the machine's mood."""
-    # What the client has left to collect is not the machine's.
+    """Return the milliseconds that a fixed piece of Python which touches memory takes: the machine's current speed."""
+    # The client's garbage must not count as the machine's slowness.
     gc.disable()
     taken = min(timed_words() for _ in range(2))
     gc.enable()
@@ -188,7 +190,7 @@ def probe() -> float:
 
 
 def timed_words() -> float:
-    """One piece of work; the second in a row finds the caches as it left them."""
+    """Time the fixed piece of Python; a second call in a row finds its data in the caches."""
     started = perf_counter()
     found = {word: (word, len(word)) for word in WORDS}
     for word in WORDS:
@@ -197,24 +199,24 @@ def timed_words() -> float:
 
 
 def quantile(latencies: array, rank: float) -> int:
-    """The latency, in microseconds, below which this many calls lie."""
+    """Return the latency in microseconds that ``rank`` calls do not exceed."""
     for microseconds, count in enumerate(latencies):
         rank -= count
         if rank <= 0:
             return microseconds
-    return LONGEST_US
+    return MAX_LATENCY_US
 
 
 def loop_factory(name: str) -> Any:
-    """The event loop of this name."""
+    """Return the factory of the event loop with this name."""
     if name == "uvloop":
-        import uvloop  # noqa: PLC0415 - importing it is a cost
+        import uvloop  # noqa: PLC0415 - importing it costs time and memory
 
         return uvloop.new_event_loop
     return asyncio.SelectorEventLoop
 
 
 if __name__ == "__main__":
-    asked = Measurement(**json.loads(sys.argv[1]))
-    with asyncio.Runner(loop_factory=loop_factory(asked.loop)) as runner:
-        print(json.dumps(runner.run(measure(asked))))  # noqa: T201 - the result
+    measurement = Measurement(**json.loads(sys.argv[1]))
+    with asyncio.Runner(loop_factory=loop_factory(measurement.loop)) as runner:
+        print(json.dumps(runner.run(measure(measurement))))  # noqa: T201 - the result

@@ -1,4 +1,4 @@
-"""Where clients run: an environment for each peer, and what to call the machine."""
+"""Make the virtual environments of the peers, and describe the machine."""
 
 import os
 import platform
@@ -16,9 +16,13 @@ import redis
 PEERS = {
     "glide": ["valkey-glide>=2.6", "uvloop>=0.22"],
     "coredis": ["coredis[otel]>=6.9", "uvloop>=0.22"],
-    # Several need an older redis-py than this package does; all that use redis-py get its faster parser.
+    # Several need an older redis-py than this package; all that use redis-py get its faster parser, hiredis.
     "arq": ["arq>=0.28"],
-    "saq": ["saq[redis]>=0.26.4", "hiredis>=3.5", "typing-extensions"],  # which SAQ imports without asking for it
+    "saq": [
+        "saq[redis]>=0.26.4",
+        "hiredis>=3.5",
+        "typing-extensions",
+    ],  # missing in SAQ's requirements
     "taskiq": ["taskiq-redis>=1.2.4", "hiredis>=3.5"],
     "streaq": ["streaq>=7.2"],
     "rq": ["rq>=3.0", "hiredis>=3.5"],
@@ -27,17 +31,17 @@ NAMED_VERSIONS = ("redis", "hiredis", "uvloop", "opentelemetry-sdk", "openteleme
 
 
 def pythons(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
-    """The Pythons of these environments, made anew when they are not there; and why some could not be made."""
-    found, failed = {"own": sys.executable}, {}
+    """Make missing environments; return each one's Python by name, and the reasons why others could not be made."""
+    found, failed = {"current": sys.executable}, {}
     for name in wanted & PEERS.keys():
-        # Inside this environment, so that removing this one removes them.
+        # Inside this environment, so that both are removed together.
         directory = Path(sys.prefix, "peers", name)
         python = str(directory / "bin" / "python")
         try:
             if not Path(python).exists():
                 venv.create(directory, with_pip=True)
             command = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *PEERS[name]]
-            subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own list
+            subprocess.run(command, check=True, stderr=subprocess.PIPE, text=True)  # noqa: S603 - this project's list
             found[name] = python
         except subprocess.CalledProcessError as error:
             failed[name] = (error.stderr or str(error)).strip().splitlines()[-1]
@@ -45,7 +49,7 @@ def pythons(wanted: set[str]) -> tuple[dict[str, str], dict[str, str]]:
 
 
 def machine(url: str, packages: Iterable[str] = NAMED_VERSIONS) -> dict[str, Any]:
-    """What the figures were measured on, and with."""
+    """Describe the machine, the server and the packages of the run."""
     with redis.Redis.from_url(url, decode_responses=True) as client:
         server = client.info("server")
     name = server.get("server_name", "redis")

@@ -1,16 +1,16 @@
-"""What is measured: the clients, and the part of clients x workloads x callers x loops that readers need."""
+"""The clients, and the combinations of client, workload, callers and loop that a run measures."""
 
 from typing import NamedTuple
 
 
 class Contestant(NamedTuple):
-    """A client as tables call it, and the environment that it needs."""
+    """A client's label in tables, and the environment that it needs."""
 
     label: str
-    environment: str = "own"
+    environment: str = "current"
 
 
-MANY = 128  # callers, where most is compared
+MANY = 128  # callers of most comparisons
 BASE, LIMIT = "redis_py/pool", "limit/hiredis"
 SDK_ALONE = ("sdk/plain", "sdk/exemplar")
 
@@ -37,7 +37,7 @@ CONTESTANTS = {
 
 
 class Cell(NamedTuple):
-    """One figure of a table."""
+    """One combination that is measured: one figure of a table."""
 
     client: str
     workload: str
@@ -46,12 +46,12 @@ class Cell(NamedTuple):
 
     @property
     def base(self) -> "Cell":
-        """What it is a ratio to."""
+        """The cell of redis-py's pool, with which this one is compared."""
         return self._replace(client=BASE)
 
     @property
     def group(self) -> tuple[str, int, str]:
-        """What it has in common with those that it is compared with."""
+        """The fields that are equal in all cells that are compared."""
         return self[1:]
 
 
@@ -59,7 +59,7 @@ CORE = (LIMIT, "ours/no-sdk", "ours/everything", BASE, "redis_py/redis", "glide/
 
 
 def cells() -> list[Cell]:
-    """All that a full run measures."""
+    """List the cells of a whole run."""
     return [
         *(Cell(c, "get", n) for c in CONTESTANTS if c not in SDK_ALONE for n in (1, 16, MANY, 1024)),
         *(Cell(c, "get", n, "uvloop") for c in CORE for n in (1, MANY)),
@@ -71,7 +71,7 @@ def cells() -> list[Cell]:
 
 
 def quick_cells() -> list[Cell]:
-    """What the rows of must and aim need, once; for development."""
+    """List the cells that the bounds need, for a quick look during development."""
     telemetry = ("ours/sampled", "redis_py/both", *SDK_ALONE)
     return [
         *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk")),

@@ -1,4 +1,4 @@
-"""The picture: throughput of every client at 1, 16, 128 and 1,024 callers, as a ratio to redis-py's pool at 128."""
+"""Draw the throughput of every client at 1, 16, 128 and 1,024 callers, as ratios to redis-py's pool at 128."""
 
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,13 @@ from report import CLIENTS, CONTESTANTS
 
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 CALLERS = {1: "o", 16: "^", 128: "s", 1024: "D"}
-# Readable on white and on black alike.
+# Readable on a white and on a black background.
 TEXT, GRID, OURS, OTHERS = "#808890", "#80889055", "#e0701a", "#4a90d0"
 
 
 def plot(path: Path, results: Results) -> None:
-    """Write it; the same results give the same bytes."""
-    # A picture of an earlier run beside the tables of this one would be worse than none.
+    """Write the chart as SVG; the same results give the same bytes."""
+    # The chart of an earlier run must not stay beside the tables of this one.
     path.unlink(missing_ok=True)
     one = results.figure(Cell(BASE, "get", MANY))
     clients = [client for client in CLIENTS if results.figure(Cell(client, "get", MANY))]
@@ -57,5 +57,5 @@ def plot(path: Path, results: Results) -> None:
 
 
 def fill(callers: int) -> dict[str, Any]:
-    """The shape of a marker: where most is compared, it is a full one."""
+    """Return the style of a marker: filled for the number of callers of most comparisons."""
     return {"markersize": 6, "fillstyle": "full" if callers == MANY else "none"}

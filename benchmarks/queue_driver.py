@@ -1,6 +1,6 @@
-"""One measurement of a queue in one process, and a second one that sends where latency is measured; prints a JSON line.
+"""Make one measurement of a queue in one process, with a second one that sends for latencies; print a line of JSON.
 
-Usage: python benchmarks/queue_driver.py JSON, which is what ``Asked`` holds.
+Usage: python benchmarks/queue_driver.py JSON, which has the fields of ``QueueMeasurement``.
 """
 
 import asyncio
@@ -15,65 +15,65 @@ from typing import Any
 
 from driver import loop_factory
 from queue_matrix import LATENCY_RATE
-from queue_meter import Arrivals, Asked, Meter, Queue, ask, together
+from queue_meter import Arrivals, Meter, Queue, QueueMeasurement, run_concurrently, send_command
 
-FILLED_AT_ONCE = 100
-LOOK_EVERY = 0.02
-DEADLINE = 40.0  # seconds, for all messages to be handled
-SETTLED = 10.0  # for the last of them to be acknowledged
-
-
-def connect(asked: Asked) -> AbstractAsyncContextManager[Queue]:
-    """The adapter's queue."""
-    return importlib.import_module(f"queues.{asked.client.partition('/')[0]}").connect(asked)
+FILL_BATCH = 100
+POLL_SECONDS = 0.02
+DEADLINE_SECONDS = 40.0  # for all messages to be handled
+ACK_DEADLINE_SECONDS = 10.0  # for the last messages to be acknowledged
 
 
-async def measure(asked: Asked) -> dict[str, Any]:
+def connect(measurement: QueueMeasurement) -> AbstractAsyncContextManager[Queue]:
+    """Connect the adapter's queue."""
+    return importlib.import_module(f"queues.{measurement.client.partition('/')[0]}").connect(measurement)
+
+
+async def measure(measurement: QueueMeasurement) -> dict[str, Any]:
     """Measure on an empty server, and check that every message was handled once and is gone.
 
     Raises:
-        RuntimeError: One was not, or there were too few to measure anything.
+        RuntimeError: A message was not handled once, or there were too few to measure.
     """
-    ask(asked.url, "FLUSHALL")
-    work = {"consume": consume, "produce": produce, "latency": latency}[asked.workload]
-    async with connect(asked) as queue:
-        return {**await work(queue, asked), "version": queue.version}
+    send_command(measurement.url, "FLUSHALL")
+    work = {"consume": consume, "produce": produce, "latency": latency}[measurement.workload]
+    async with connect(measurement) as queue:
+        return {**await work(queue, measurement), "version": queue.version}
 
 
-async def consume(queue: Queue, asked: Asked) -> dict[str, Any]:
-    """Take all messages of a queue that was filled before."""
-    messages, meter = payloads(asked.messages), Meter(asked.url)
-    for some in cut(messages, FILLED_AT_ONCE):
+async def consume(queue: Queue, measurement: QueueMeasurement) -> dict[str, Any]:
+    """Fill a queue, then measure how its messages are consumed."""
+    messages, meter = payloads(measurement.messages), Meter(measurement.url)
+    for some in batches_of(messages, FILL_BATCH):
         await queue.put(some)
-    figures = await handled(queue, meter, len(messages))
+    figures = await run_consumers(queue, meter, len(messages))
     check(meter.messages, messages)
     return figures
 
 
-async def produce(queue: Queue, asked: Asked) -> dict[str, Any]:
-    """Put messages, by as many producers as asked for."""
-    messages, meter = payloads(asked.messages), Meter(asked.url)
-    batches = cut(messages, queue.batch)
+async def produce(queue: Queue, measurement: QueueMeasurement) -> dict[str, Any]:
+    """Put messages with ``callers`` producers."""
+    messages, meter = payloads(measurement.messages), Meter(measurement.url)
+    batches = batches_of(messages, queue.batch)
 
     async def producer() -> None:
         for batch in batches:
             await queue.put(batch)
             meter.many(batch)
 
-    await asyncio.wait_for(together(asked.callers, producer), DEADLINE)
-    if (stored := await queue.left()) != len(messages):
+    await asyncio.wait_for(run_concurrently(measurement.callers, producer), DEADLINE_SECONDS)
+    if (stored := await queue.remaining()) != len(messages):
         raise RuntimeError(f"{stored} messages in the queue instead of {len(messages)}")
     return meter.figures()
 
 
-async def latency(queue: Queue, asked: Asked) -> dict[str, Any]:
-    """Wait on an empty queue for what another process puts at a steady rate."""
+async def latency(queue: Queue, measurement: QueueMeasurement) -> dict[str, Any]:
+    """Consume from an empty queue messages that another process puts at a steady rate."""
     arrivals = Arrivals()
-    # A process, and started first: where a library never awaits, nothing else would run beside it.
-    command = [sys.executable, __file__, json.dumps(asked._asdict()), "send"]
+    # A process, started first: some libraries never await, so that no task would run beside them.
+    command = [sys.executable, __file__, json.dumps(measurement._asdict()), "send"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as sender:  # noqa: S603, ASYNC220 - this script
         try:
-            figures = await handled(queue, arrivals, asked.messages)
+            figures = await run_consumers(queue, arrivals, measurement.messages)
         except BaseException:
             sender.kill()
             raise
@@ -81,49 +81,49 @@ async def latency(queue: Queue, asked: Asked) -> dict[str, Any]:
     return figures
 
 
-async def send(asked: Asked) -> None:
-    """Put one message after the other, and print them; each holds the time at which it was sent."""
+async def send(measurement: QueueMeasurement) -> None:
+    """Put one message after the other and print them; each contains the time when it was sent."""
     sent = []
-    async with connect(asked) as queue:
+    async with connect(measurement) as queue:
         started = perf_counter()
-        for number in range(asked.messages):
-            # A delay in one of them does not alter the rate.
+        for number in range(measurement.messages):
+            # A late message does not change the rate.
             await asyncio.sleep(started + number / LATENCY_RATE - perf_counter())
             sent.append(payload(perf_counter_ns()))
             await queue.put(sent[-1:])
     print(b"\n".join(sent).decode())  # noqa: T201 - the result
 
 
-async def handled(queue: Queue, handler: Meter | Arrivals, number: int) -> dict[str, Any]:
-    """Let consumers run until they have handled and acknowledged so many messages; what the handler then knows."""
+async def run_consumers(queue: Queue, handler: Meter | Arrivals, number: int) -> dict[str, Any]:
+    """Run consumers until they have handled and acknowledged ``number`` messages; return the handler's figures."""
     consuming = asyncio.ensure_future(queue.consume(handler))
     try:
-        deadline = perf_counter() + DEADLINE
+        deadline = perf_counter() + DEADLINE_SECONDS
         while len(handler.messages) < number:
             if consuming.done():
                 consuming.result()
             if consuming.done() or perf_counter() > deadline:
                 raise RuntimeError(f"only {len(handler.messages)} of {number} messages handled")
-            await asyncio.wait([consuming], timeout=LOOK_EVERY)
+            await asyncio.wait([consuming], timeout=POLL_SECONDS)
         figures = handler.figures()
-        deadline = perf_counter() + SETTLED
-        while left := await queue.left():
+        deadline = perf_counter() + ACK_DEADLINE_SECONDS
+        while remaining := await queue.remaining():
             if perf_counter() > deadline:
-                raise RuntimeError(f"{left} messages left of {number} that were handled")
-            await asyncio.sleep(LOOK_EVERY)
+                raise RuntimeError(f"{remaining} messages left of {number} that were handled")
+            await asyncio.sleep(POLL_SECONDS)
     finally:
         consuming.cancel()
-        await asyncio.wait([consuming], timeout=SETTLED)
+        await asyncio.wait([consuming], timeout=ACK_DEADLINE_SECONDS)
     if not consuming.done():
-        raise RuntimeError("consumers go on although they were cancelled")
+        raise RuntimeError("consumers still run after cancellation")
     return figures
 
 
 def check(handled: list[Any], put: list[bytes]) -> None:
-    """A queue that loses messages, or delivers them twice, may be fast.
+    """Check that each message was handled once: a queue that loses or repeats messages may be fast.
 
     Raises:
-        RuntimeError: These are not the same messages.
+        RuntimeError: The handled messages are not those that were put.
     """
     found, expected = sorted(map(int, handled)), sorted(map(int, put))
     if found != expected:
@@ -131,29 +131,29 @@ def check(handled: list[Any], put: list[bytes]) -> None:
 
 
 def payload(number: int) -> bytes:
-    """A message of 64 bytes."""
+    """Return a message of 64 bytes."""
     return b"%064d" % number
 
 
 def payloads(number: int) -> list[bytes]:
-    """So many different messages."""
+    """Return ``number`` different messages."""
     return [payload(n) for n in range(number)]
 
 
-def cut(messages: list[bytes], size: int) -> Iterator[list[bytes]]:
-    """Them in batches, which several producers may share."""
+def batches_of(messages: list[bytes], size: int) -> Iterator[list[bytes]]:
+    """Iterate over the messages in batches; several producers may share the iterator."""
     return (messages[start : start + size] for start in range(0, len(messages), size))
 
 
-async def main(asked: Asked, *, is_sender: bool) -> None:
-    """Do what is asked."""
+async def main(measurement: QueueMeasurement, *, is_sender: bool) -> None:
+    """Send messages, or measure and print the result."""
     if is_sender:
-        await send(asked)
+        await send(measurement)
     else:
-        print(json.dumps(await measure(asked)))  # noqa: T201 - the result
+        print(json.dumps(await measure(measurement)))  # noqa: T201 - the result
 
 
 if __name__ == "__main__":
-    told = Asked(**json.loads(sys.argv[1]))
-    with asyncio.Runner(loop_factory=loop_factory(told.loop)) as runner:
-        runner.run(main(told, is_sender=sys.argv[2:] == ["send"]))
+    measurement = QueueMeasurement(**json.loads(sys.argv[1]))
+    with asyncio.Runner(loop_factory=loop_factory(measurement.loop)) as runner:
+        runner.run(main(measurement, is_sender=sys.argv[2:] == ["send"]))

@@ -1,8 +1,8 @@
-"""What is measured of queues: theirs and ours, and the cells of the tables."""
+"""The queues, this package's and others, and the cells that a run measures."""
 
 from matrix import Cell, Contestant
 
-MANY = 32  # consumers, where most is compared
+MANY = 32  # consumers of most comparisons
 BASE, PUT_BASE = "redis_py/blpop", "redis_py/rpush"
 LATENCY_RATE = 200  # messages a second
 
@@ -25,7 +25,7 @@ PRODUCERS = {
 }
 CONTESTANTS = {**CONSUMERS, **PRODUCERS}
 
-# Messages a second, roughly, by one consumer and by many: so many make a measurement as long as it should be.
+# Approximate messages a second, by one consumer and by MANY; they give a measurement its intended duration.
 PACE = {
     BASE: (5_000, 15_000),
     "ours/get": (7_000, 70_000),
@@ -45,14 +45,14 @@ PACE = {
 
 
 def messages(cell: Cell, seconds: float) -> int:
-    """How many there are in one measurement of so many seconds; latency takes five times as long."""
+    """Return the number of messages for a measurement of ``seconds``; latency takes five times as long."""
     if cell.workload == "latency":
         return int(LATENCY_RATE * 5 * seconds)
     return int(PACE[cell.client][cell.callers > 1] * seconds)
 
 
 def cells() -> list[Cell]:
-    """All that a whole run measures. RQ works one job at a time."""
+    """List the cells of a whole run; RQ works one job at a time."""
     return [
         *(Cell(c, "consume", n) for c in CONSUMERS for n in (1, MANY) if (c, n) != (RQ, MANY)),
         *(Cell(c, "produce", n) for c in PRODUCERS for n in (1, MANY)),
@@ -61,5 +61,5 @@ def cells() -> list[Cell]:
 
 
 def quick_cells() -> list[Cell]:
-    """What the rows of must need."""
+    """List the cells that the bounds need."""
     return [Cell(c, "consume", MANY) for c in (BASE, "ours/get", "ours/take", "ours/take_many", *PEERS)]

@@ -1,4 +1,4 @@
-"""What the adapters of all queues share, with the standard library alone: messages are counted and timed here."""
+"""Count and time messages: what all queues' adapters share, with the standard library alone."""
 
 import asyncio
 import socket
@@ -7,11 +7,11 @@ from time import perf_counter, process_time
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from driver import SETTLING, SLICE, Slice, probe, stolen_ticks
+from driver import SETTLING_SECONDS, SLICE_SECONDS, Slice, probe, stolen_ticks
 
 
-class Asked(NamedTuple):
-    """What to measure."""
+class QueueMeasurement(NamedTuple):
+    """One measurement of a queue."""
 
     client: str  # "adapter/variant"
     workload: str  # "consume", "produce" or "latency"
@@ -22,37 +22,37 @@ class Asked(NamedTuple):
 
     @property
     def variant(self) -> str:
-        """Which of the adapter's ways."""
+        """The adapter's variant."""
         return self.client.partition("/")[2]
 
 
 class Handler(Protocol):
-    """What a consumer calls with what it has got."""
+    """What a consumer calls with the messages that it received."""
 
     def one(self, message: Any) -> None:
         """Handle a message."""
 
     def many(self, messages: list[Any]) -> None:
-        """Handle several."""
+        """Handle several messages."""
 
 
 class Queue(NamedTuple):
     """A connected queue of one library."""
 
     version: str
-    put: Callable[[list[bytes]], Awaitable[Any]]  # one message as its users would, or many as fast as it goes
+    put: Callable[[list[bytes]], Awaitable[Any]]  # one message as users do, or many as fast as possible
     consume: Callable[[Handler], Awaitable[Any]]  # until cancelled, or until all messages are handled
-    left: Callable[[], Awaitable[int]]  # the messages that are waiting, or not acknowledged yet
-    batch: int = 1  # that it puts at a time
+    remaining: Callable[[], Awaitable[int]]  # messages that wait or are unacknowledged
+    batch: int = 1  # messages per put
 
 
 class Meter:
-    """Counts messages slice by slice; the handlers' own calls tell the time.
+    """Counts messages slice by slice; the clock is read in the handlers' calls.
 
-    A task that looked at a clock beside them would not get its turn where a library runs jobs without awaiting.
+    A separate task for the clock would not run where a library runs jobs without awaiting.
 
     Args:
-        url: The server, which is asked for its CPU time when the first message is handled, and at the end.
+        url: The server, whose CPU time is read when the first message is handled, and at the end.
     """
 
     def __init__(self, url: str) -> None:
@@ -66,18 +66,18 @@ class Meter:
         self._server_before = 0.0
 
     def one(self, message: Any) -> None:
-        """Count it."""
+        """Count a message."""
         self.messages.append(message)
         if perf_counter() >= self._next:
-            self._turn()
+            self._switch_phase()
 
     def many(self, messages: list[Any]) -> None:
-        """Count them."""
+        """Count messages."""
         self.messages += messages
         if perf_counter() >= self._next:
-            self._turn()
+            self._switch_phase()
 
-    def _turn(self) -> None:
+    def _switch_phase(self) -> None:
         if self._began:
             started, used, stolen, handled = self._began
             seconds, cpu = perf_counter() - started, process_time() - used
@@ -89,13 +89,13 @@ class Meter:
             self._began = (perf_counter(), process_time(), stolen_ticks(), len(self.messages))
         else:
             self._first, self._server_before, self._probe_ms = len(self.messages), server_cpu(self.url), probe()
-        self._next = perf_counter() + (SLICE if self._began else SETTLING)
+        self._next = perf_counter() + (SLICE_SECONDS if self._began else SETTLING_SECONDS)
 
     def figures(self) -> dict[str, Any]:
-        """The slices, and the server's CPU time for each message.
+        """Return the slices, and the server's CPU time per message in microseconds.
 
         Raises:
-            RuntimeError: It all took less time than one slice.
+            RuntimeError: All messages together took less time than one slice.
         """
         used = server_cpu(self.url) - self._server_before
         if not self.slices:
@@ -104,7 +104,7 @@ class Meter:
 
 
 class Arrivals:
-    """How long messages that hold the time of their sending took to their handlers."""
+    """Measures the time from sending to handling; each message contains the time when it was sent."""
 
     def __init__(self) -> None:
         self.messages: list[Any] = []
@@ -112,17 +112,17 @@ class Arrivals:
         self._before, self._stolen = probe(), stolen_ticks()
 
     def one(self, message: Any) -> None:
-        """Note when."""
+        """Record when a message arrived."""
         self.arrivals.append(perf_counter())
         self.messages.append(message)
 
     def many(self, messages: list[Any]) -> None:
-        """Note it of each."""
+        """Record when each message arrived."""
         for message in messages:
             self.one(message)
 
     def figures(self) -> dict[str, Any]:
-        """The quantiles, without the first fifth of the messages, which found consumers still connecting."""
+        """Return the quantiles, without the first fifth of the messages: consumers were still connecting."""
         taken = sorted(zip(map(int, self.messages), self.arrivals, strict=True))[len(self.messages) // 5 :]
         latencies = sorted(arrival * 1e3 - sent_ns / 1e6 for sent_ns, arrival in taken)
         p50_ms, p99_ms = (latencies[int(len(latencies) * share)] for share in (0.50, 0.99))
@@ -130,19 +130,19 @@ class Arrivals:
         return {**disturbed, "p50_ms": p50_ms, "p99_ms": p99_ms}
 
 
-async def together(number: int, work: Callable[[], Awaitable[Any]]) -> None:
-    """Do it so many times at once."""
+async def run_concurrently(number: int, work: Callable[[], Awaitable[Any]]) -> None:
+    """Run ``work`` ``number`` times concurrently."""
     await asyncio.gather(*(work() for _ in range(number)))
 
 
 def server_cpu(url: str) -> float:
-    """Seconds of CPU time that the server's process has taken."""
-    fields = dict(line.split(b":") for line in ask(url, "INFO cpu").split() if b":" in line)
+    """Return the CPU time of the server's process in seconds."""
+    fields = dict(line.split(b":") for line in send_command(url, "INFO cpu").split() if b":" in line)
     return float(fields[b"used_cpu_sys"]) + float(fields[b"used_cpu_user"])
 
 
-def ask(url: str, command: str) -> bytes:
-    """A command's reply, without a client: each environment has another one."""
+def send_command(url: str, command: str) -> bytes:
+    """Send a command and return its reply, without a client library: each environment has a different one."""
     where = urlsplit(url)
     with socket.create_connection((where.hostname, where.port)) as connection, connection.makefile("rwb") as stream:
         stream.write(command.encode() + b"\r\n")

@@ -1,4 +1,4 @@
-"""The tables of queues, and what this package's must show."""
+"""The tables of queues, and the bounds of this package's queue."""
 
 from typing import Any
 
@@ -6,25 +6,25 @@ from figures import Results
 from matrix import Cell
 from queue_matrix import BASE, CONSUMERS, CONTESTANTS, MANY, PEERS, PRODUCERS, PUT_BASE, RQ
 from report import Column, as_ratio, failures, provenance, table
-from verdict import Bound, table_of
+from verdict import Bound, bounds_table
 
 CONSUMED = """\
-Messages of 64 bytes from a queue that was filled before, by 1 and by 32 consumers; the CPU of client and server at 32;
-latency with 32 consumers waiting, from before the put, in another process, to the handler. All are ratios to redis-py's
-BLPOP in a loop, in the same run. RQ has one consumer in all columns.
+Messages of 64 bytes from a filled queue, with 1 and with 32 consumers; CPU time of client and server with 32; latency
+with 32 waiting consumers, from before the put, in another process, to the handler. All are ratios to redis-py's BLPOP
+in a loop, in the same run. RQ has one consumer in all columns.
 """
 PRODUCED = """\
-Puts by 1 and by 32 producers, as ratios to redis-py's RPUSH; CPU at 32.
+Puts by 1 and by 32 producers, as ratios to redis-py's RPUSH; CPU time with 32.
 """
 
 
-def tables(named: dict[str, Any], results: Results) -> str:
-    """All of them, headed by the machine, closed by what must be shown."""
+def tables(metadata: dict[str, Any], results: Results) -> str:
+    """Format the machine, the tables and the bounds as markdown."""
 
     def versus(base: str, workload: str, callers: int, name: str = "throughput", unit: str = "/s") -> Column:
         def column(client: str) -> str:
-            own_callers = 1 if client == RQ else callers
-            return as_ratio(results, Cell(client, workload, own_callers), Cell(base, workload, callers), name, unit)
+            client_callers = 1 if client == RQ else callers
+            return as_ratio(results, Cell(client, workload, client_callers), Cell(base, workload, callers), name, unit)
 
         return column
 
@@ -39,19 +39,19 @@ def tables(named: dict[str, Any], results: Results) -> str:
     latencies = {name: versus(BASE, "latency", MANY, f"{name}_ms", " ms") for name in ("p50", "p99")}
     return "\n".join(
         [
-            provenance(named, results),
+            provenance(metadata, results),
             CONSUMED,
             table({**columns(BASE, "consume"), **latencies}, CONSUMERS, CONTESTANTS),
             PRODUCED,
             table(columns(PUT_BASE, "produce"), PRODUCERS, CONTESTANTS),
             failures(results, CONTESTANTS),
-            table_of(bounds(results), "32 consumers, messages a second"),
+            bounds_table(bounds(results), "32 consumers, messages a second"),
         ]
     )
 
 
 def bounds(results: Results) -> list[Bound]:
-    """What this package's queue must show."""
+    """List the bounds of this package's queue."""
 
     def ratio(client: str, other: str = BASE) -> float | None:
         return results.ratio(Cell(client, "consume", MANY), Cell(other, "consume", MANY))
@@ -65,7 +65,7 @@ def bounds(results: Results) -> list[Bound]:
 
 
 def missed(results: Results, *, is_part: bool) -> list[str]:
-    """The bounds that were not kept; what was not measured is one of them, unless only a part was."""
+    """List the missed bounds; unmeasured ones count as missed unless only a part was measured."""
     return [
-        bound.text for bound in bounds(results) if not (bound.keeps(bound.must) or (is_part and bound.value is None))
+        bound.text for bound in bounds(results) if not (bound.is_met(bound.must) or (is_part and bound.value is None))
     ]

@@ -1,10 +1,10 @@
-"""What this client's own telemetry code takes for a command beyond the SDK's calls, in microseconds; prints JSON.
+"""Measure what this client's telemetry code costs a command beyond the SDK's calls, in microseconds; print JSON.
 
 Usage: python benchmarks/recording.py [ROUNDS]
 
-The client's own way of executing a command, and one that knows no telemetry but calls the SDK itself, take turns in one
-process over the same stand-in for the connection: it answers at once, because a socket's microseconds vary by more than
-what is to be measured. A round counts if the probes around it were quick.
+The client's ``execute_command``, and one that only makes the SDK's calls, alternate in one process over the same
+stand-in for the connection. It answers at once, because a socket's time varies by more than the difference to measure.
+A round counts if the probes before and after it were quick.
 """
 
 import gc
@@ -13,7 +13,7 @@ import statistics
 import sys
 from collections.abc import Callable
 from time import perf_counter, thread_time
-from typing import Any
+from typing import Any, ClassVar
 
 from driver import probe
 from opentelemetry import trace
@@ -23,40 +23,52 @@ from sdk_alone import POINT, SPAN
 from telemetry import Recorder
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored._execution.routing import CommandExecutor
 
 ROUNDS = 150
 COMMANDS = 400
-SLOWEST_PROBE = 1.1  # of the quickest
+MAX_PROBE_RATIO = 1.1  # to the quickest probe
 PEER = ("127.0.0.1", 16379)
 ARGS = ("GET", "bench:64")
 
 
-class Answering(MonitoredRedisConnection):
-    """The client, but for what becomes of a command once it is described."""
+class Responder(CommandExecutor):
+    """An executor that answers at once in place of a server."""
 
-    read = 0.0
+    __slots__ = ()
+    now: ClassVar[float] = 0.0
 
-    async def _call(self, pool: Any, args: Any, options: Any, operation: Any = None) -> bytes:  # noqa: ARG002
-        if operation is not None:
-            operation.certain = True
-            operation.answered(b"value", self.read, PEER)
+    async def execute(self, *args: Any, **_: Any) -> bytes:
+        """Answer a command, and report the reply to its observer as the shared connection does."""
+        observer = args[4]
+        if observer is not None:
+            observer.record_on_reply = True
+            observer.on_reply(b"value", self.now, PEER)
         return b"value"
 
 
-class Bare(Answering):
-    """The same without a thought of telemetry, but with the SDK's calls for the span and the point of one command."""
+class Client(MonitoredRedisConnection):
+    """The client with a stand-in for the connection."""
+
+    def __init__(self, pool: MonitoredConnectionPool) -> None:
+        super().__init__(connection_pool=pool)
+        self._executor.__class__ = Responder
+
+
+class BareClient(Client):
+    """The same without telemetry code, but with the SDK's calls for a command's span and point."""
 
     record: Callable[[], None] | None = None
 
     async def execute_command(self, *args: Any, **options: Any) -> Any:
-        """Run one command, and record it as one would who knows it beforehand."""
+        """Record a call whose attributes are known beforehand, and execute the command."""
         if self.record is not None:
             self.record()
-        return await self._call(self._pool, args, options)
+        return await self._executor.execute(self, self.connection_pool, args, options, None)
 
 
 def sdk_calls(recorder: Recorder) -> Callable[[], None]:
-    """One span, if spans are recorded, and one point, in the span's context, for an exemplar."""
+    """Return a function that records a point, and a span if spans are recorded, in whose context the point is."""
     histogram = recorder.meter_provider.get_meter("bench").create_histogram("db.client.operation.duration", "s")
     if recorder.tracer_provider is None:
         return lambda: histogram.record(0.0001, dict(POINT))
@@ -70,43 +82,43 @@ def sdk_calls(recorder: Recorder) -> Callable[[], None]:
     return record
 
 
-def seconds(client: Answering) -> float:
-    """The processor's time for some commands."""
-    # The clock is read once for all replies that come together.
-    client.read = perf_counter() + 1
-    began = thread_time()
+def cpu_seconds(client: Client) -> float:
+    """Measure the CPU time of ``COMMANDS`` commands."""
+    # The client reads the clock once for all replies of a socket read.
+    Responder.now = perf_counter() + 1
+    started = thread_time()
     for _ in range(COMMANDS):
         try:
             client.execute_command(*ARGS).send(None)
         except StopIteration:
             continue
-    return thread_time() - began
+    return thread_time() - started
 
 
 def difference(recorder: Recorder, rounds: int) -> float:
-    """Microseconds for a command beyond the SDK's calls: the median of the rounds that count."""
+    """Return the microseconds per command beyond the SDK's calls: the median of the rounds that count."""
     pool = MonitoredConnectionPool.from_url(
         f"redis://{PEER[0]}:{PEER[1]}",
         tracer_provider=recorder.tracer_provider or NoOpTracerProvider(),
         meter_provider=recorder.meter_provider or NoOpMeterProvider(),
     )
-    ours, bare = Answering(connection_pool=pool), Bare(connection_pool=pool)
+    ours, bare = Client(pool), BareClient(pool)
     bare.record = None if recorder.meter_provider is None else sdk_calls(recorder)
-    found = []
+    gaps = []
     for _ in range(rounds):
-        # With the garbage collector, one of the two would pay for both.
+        # A garbage collection would charge one client for the garbage of both.
         gc.collect()
         gc.disable()
         before = probe()
-        found.append((before, seconds(ours) - seconds(bare), probe()))
+        gaps.append((before, cpu_seconds(ours) - cpu_seconds(bare), probe()))
         gc.enable()
-    quickest = min(min(before, after) for before, _, after in found)
-    counting = [gap for before, gap, after in found if max(before, after) <= SLOWEST_PROBE * quickest]
-    return round(statistics.median(counting or [gap for _, gap, _ in found]) / COMMANDS * 1e6, 2)
+    quickest = min(min(before, after) for before, _, after in gaps)
+    counting = [gap for before, gap, after in gaps if max(before, after) <= MAX_PROBE_RATIO * quickest]
+    return round(statistics.median(counting or [gap for _, gap, _ in gaps]) / COMMANDS * 1e6, 2)
 
 
 def measure(rounds: int = ROUNDS) -> dict[str, float]:
-    """Without an SDK, with metrics, and with every span and metrics."""
+    """Measure without an SDK, with metrics, and with every span and metrics."""
     recorders = {"no SDK": Recorder(), "metrics": Recorder(metrics=True)}
     recorders["everything"] = Recorder(spans=True, metrics=True)
     return {name: difference(recorder, rounds) for name, recorder in recorders.items()}

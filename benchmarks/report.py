@@ -1,4 +1,4 @@
-"""The tables of a run, in markdown: one row for each client, everything a ratio to redis-py."""
+"""Format a run's tables as markdown: one row per client, figures as ratios to redis-py."""
 
 import statistics
 from collections.abc import Callable, Iterable
@@ -23,8 +23,8 @@ ratios to redis-py's `Redis` at 128 callers of the first table.
 Column = Callable[[str], str]
 
 
-def tables(named: dict[str, Any], results: Results) -> str:
-    """All of them, headed by the machine."""
+def tables(metadata: dict[str, Any], results: Results) -> str:
+    """Format the machine and all tables."""
 
     def versus_pool(*cell: Any, name: str = "throughput", unit: str = "/s") -> Column:
         return lambda client: as_ratio(results, Cell(client, *cell), Cell(BASE, *cell), name, unit)
@@ -39,7 +39,7 @@ def tables(named: dict[str, Any], results: Results) -> str:
     cpu = {"name": "cpu_us", "unit": " µs"}
     return "\n".join(
         [
-            provenance(named, results),
+            provenance(metadata, results),
             SMALL_GETS,
             table(
                 {
@@ -54,7 +54,7 @@ def tables(named: dict[str, Any], results: Results) -> str:
                     "connections": number("get", MANY, name="connections"),
                     "… of 1,024": number("get", 1024, name="connections"),
                     "MB": number("get", MANY, name="memory_mb"),
-                    "spans lost": lambda client: lost_spans(results, Cell(client, "get", MANY)),
+                    "spans dropped": lambda client: dropped_spans(results, Cell(client, "get", MANY)),
                 }
             ),
             OTHERS,
@@ -77,9 +77,9 @@ def tables(named: dict[str, Any], results: Results) -> str:
                     "throughput": versus_pool("large", 8),
                 }
             ),
-            "What the SDK alone takes of the CPU.\n",
+            "CPU time of the SDK alone.\n",
             table({"µs": number("get", MANY, name="cpu_us")}, SDK_ALONE),
-            calls_table(named.get("calls", "not counted")),
+            calls_table(metadata.get("calls", "not counted")),
             failures(results),
         ]
     )
@@ -88,46 +88,46 @@ def tables(named: dict[str, Any], results: Results) -> str:
 def table(
     columns: dict[str, Column], clients: Iterable[str] = CLIENTS, contestants: dict[str, Contestant] = CONTESTANTS
 ) -> str:
-    """A row for each client of which anything was tried."""
+    """Format a table with a row for each client that has a measurement."""
     rows = [[contestants[client].label, *(column(client) for column in columns.values())] for client in clients]
     lines = [["client", *columns], ["---", *("--:" for _ in columns)], *(r for r in rows if set(r[1:]) != {MISSING})]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def as_ratio(results: Results, cell: Cell, base: Cell, name: str, unit: str) -> str:
-    """The ratio; in the row of the base itself, what 1 is."""
+    """Format the ratio; in the baseline's row, the value that 1 stands for."""
     if cell == base and (one := results.figure(base, name)) is not None:
-        return f"1 = {digits(one)}{unit}"
+        return f"1 = {format_figure(one)}{unit}"
     value = results.ratio(cell, base, name)
-    return absent(results, cell) if value is None else digits(value)
+    return missing_figure(results, cell) if value is None else format_figure(value)
 
 
 def as_number(results: Results, cell: Cell, name: str) -> str:
-    """The figure itself."""
+    """Format the figure without a ratio."""
     value = results.figure(cell, name)
-    return absent(results, cell) if value is None else digits(value)
+    return missing_figure(results, cell) if value is None else format_figure(value)
 
 
-def lost_spans(results: Results, cell: Cell) -> str:
-    """The share of the recorded spans that the batch processor dropped."""
+def dropped_spans(results: Results, cell: Cell) -> str:
+    """Format the share of recorded spans that the batch processor dropped."""
     recorded, dropped = sum(results.telemetry(cell, "spans")), sum(results.telemetry(cell, "dropped"))
-    return f"{dropped / recorded:.1%}" if recorded else absent(results, cell)
+    return f"{dropped / recorded:.1%}" if recorded else missing_figure(results, cell)
 
 
-def absent(results: Results, cell: Cell) -> str:
-    """Why there is no figure."""
+def missing_figure(results: Results, cell: Cell) -> str:
+    """Return the text for a missing figure: failed or not measured."""
     return FAILED if results.failed(cell) else MISSING
 
 
-def digits(value: float) -> str:
-    """As many as mean something."""
+def format_figure(value: float) -> str:
+    """Format the significant digits of a value."""
     if value == int(value) or value >= 100:  # noqa: PLR2004 - three digits are enough
         return f"{value:,.0f}"
     return f"{value:.1f}" if value >= 10 else f"{value:.2f}"  # noqa: PLR2004 - the same
 
 
 def calls_table(calls: dict[str, float] | str) -> str:
-    """What ``calls.py`` counted."""
+    """Format the counts of ``calls.py``."""
     if isinstance(calls, str):
         return f"Function calls per command: {calls}\n"
     clients = dict.fromkeys(key.rpartition(", ")[0] for key in calls)
@@ -139,17 +139,17 @@ def calls_table(calls: dict[str, float] | str) -> str:
     return "".join(lines)
 
 
-def provenance(named: dict[str, Any], results: Results) -> str:
-    """Where, when and of what these are the figures."""
-    machine, settings = named["machine"], named["settings"]
+def provenance(metadata: dict[str, Any], results: Results) -> str:
+    """Describe the machine, the date, the versions, the settings and the probes of the run."""
+    machine, settings = metadata["machine"], metadata["settings"]
     packages = {f"{name} {version}" for name, version in machine["packages"].items()}
     clients = {run["version"] for result in results.values() for run in result.runs if "version" in run}
-    probes = [cut[1] for result in results.values() for run in result.runs for cut in run.get("slices", ())]
-    beside = [result.figures["probe_ms"] for result in results.values() if "probe_ms" in result.figures]
-    mood = (
-        f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, half of the times over "
-        f"{statistics.median(probes):.2f}; beside the slices that count it took up to {statistics.median(beside):.2f} "
-        f"ms in the median cell, and {max(beside):.2f} in the worst."
+    probes = [part[1] for result in results.values() for run in result.runs for part in run.get("slices", ())]
+    counted = [result.figures["probe_ms"] for result in results.values() if "probe_ms" in result.figures]
+    probe_text = (
+        f" The probe took {min(probes):.2f} to {max(probes):.2f} ms, half of the times more than "
+        f"{statistics.median(probes):.2f}; beside the slices that count it took up to {statistics.median(counted):.2f} "
+        f"ms in the median cell, and {max(counted):.2f} in the worst."
         if probes
         else ""
     )
@@ -158,12 +158,12 @@ def provenance(named: dict[str, Any], results: Results) -> str:
     return (
         f"{machine['cpu']}, {machine['cores']} cores, {machine['kernel']}, {machine['python']}, "
         f"{machine['server']}, {machine['date']}; {', '.join(sorted(packages | clients))}. "
-        f"Seed {settings['seed']}; {repeats} repeats of {settings['seconds']} s each.{mood}\n"
+        f"Seed {settings['seed']}; {repeats} repeats of {settings['seconds']} s each.{probe_text}\n"
     )
 
 
 def failures(results: Results, contestants: dict[str, Contestant] = CONTESTANTS) -> str:
-    """What could not be measured, and why."""
+    """List failed measurements with their reasons."""
     lines = [
         f"- {contestants[cell.client].label} ({cell.workload}, {cell.callers}, {cell.loop}): "
         f"{len(result.failures)} of {len(result.runs)} failed: {'; '.join(sorted(set(result.failures)))}\n"

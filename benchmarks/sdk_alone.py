@@ -1,7 +1,7 @@
-"""What the SDK alone takes for one span and one histogram point as this package records them; prints a JSON line.
+"""Measure the SDK alone: one span and one histogram point as this package records them; print a line of JSON.
 
 Usage: python benchmarks/sdk_alone.py JSON, as for ``driver.py``; the variant ``exemplar`` records the point in the
-context of the span, so that the SDK keeps an exemplar.
+span's context, so that the SDK keeps an exemplar.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from opentelemetry.trace import SpanKind
 from telemetry import Recorder
 from workloads import Workload
 
-# Records between two looks at the time, so many that the looks cost next to nothing.
+# Records between two readings of the clock: enough that these cost almost nothing.
 IN_ONE_TURN = 100
 SPAN = {
     "db.system.name": "redis",
@@ -32,12 +32,12 @@ SPAN = {
 POINT = {name: SPAN[name] for name in SPAN if not name.startswith(("network.", "db.query."))}
 
 
-async def measure(what: Measurement) -> dict[str, Any]:
-    """Record in the clients' own surroundings: processor, exporter, and a caller, whose own work is thus in both."""
+async def measure(measurement: Measurement) -> dict[str, Any]:
+    """Record as the clients do: with a processor, an exporter and a caller, whose work is therefore in both figures."""
     recorder = Recorder(spans=True, metrics=True)
     tracer = recorder.tracer_provider.get_tracer("bench")
     histogram = recorder.meter_provider.get_meter("bench").create_histogram("db.client.operation.duration", "s")
-    in_context = what.client.endswith("exemplar")
+    in_context = measurement.client.endswith("exemplar")
     turns = cycle([*[False] * (IN_ONE_TURN - 1), True])
 
     async def record() -> None:
@@ -47,8 +47,8 @@ async def measure(what: Measurement) -> dict[str, Any]:
         if next(turns):
             await asyncio.sleep(0)
 
-    # None of them ever waits: one does what many would do in turn.
-    measured = await run(Workload([record]), what._replace(callers=1))
+    # No caller ever waits, so that one does the work of many.
+    measured = await run(Workload([record]), measurement._replace(callers=1))
     return {**measured, "telemetry": recorder.finish()}
 
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry as a service would set it up, with an exporter that counts, so that lost spans can be told."""
+"""Set up OpenTelemetry as a service does, with an exporter that counts spans, so that dropped ones show."""
 
 import subprocess
 import sys
@@ -16,7 +16,7 @@ METRICS_EVERY_MS = 1000
 
 
 class CountingExporter(SpanExporter):
-    """Counts the spans it is given, and hands them to another exporter if there is one."""
+    """Counts spans, and passes them to another exporter if there is one."""
 
     def __init__(self, target: SpanExporter | None) -> None:
         self.target = target
@@ -24,7 +24,7 @@ class CountingExporter(SpanExporter):
         self.attributes = 0
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Count what arrived."""
+        """Export spans and count them."""
         result = SpanExportResult.SUCCESS if self.target is None else self.target.export(spans)
         if result is SpanExportResult.SUCCESS:
             self.exported += len(spans)
@@ -32,30 +32,30 @@ class CountingExporter(SpanExporter):
         return result
 
     def shutdown(self) -> None:
-        """End the other exporter."""
+        """Shut down the other exporter."""
         if self.target is not None:
             self.target.shutdown()
 
 
 class CountingProcessor(BatchSpanProcessor):
-    """The SDK's processor, which drops what its queue cannot hold; it counts what was recorded."""
+    """The SDK's batch processor, which drops spans when its queue is full, with a count of recorded spans."""
 
     recorded = 0
 
     def on_end(self, span: ReadableSpan) -> None:
-        """Count a span that was recorded."""
+        """Count a recorded span."""
         self.recorded += 1
         super().on_end(span)
 
 
 class Recorder:
-    """The providers of one process; those that were not asked for are ``None``, which means the API's default.
+    """The providers of one process; a provider that is not wanted is ``None``, which means the API's default.
 
     Args:
         spans: Record spans.
         metrics: Record metrics.
-        ratio: The share of root spans that is sampled.
-        otlp: Export to a receiver in a process of its own, over OTLP/HTTP; default: to nowhere.
+        ratio: The share of root spans to sample.
+        otlp: Export over OTLP/HTTP to a receiver in a separate process; by default nothing is exported.
     """
 
     def __init__(self, *, spans: bool = False, metrics: bool = False, ratio: float = 1.0, otlp: bool = False) -> None:
@@ -77,28 +77,28 @@ class Recorder:
 
     def _start_receiver(self) -> str:
         command = [sys.executable, str(Path(__file__).with_name("receiver.py"))]
-        self._receiver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - our own script
+        self._receiver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)  # noqa: S603 - this project's script
         return self._receiver.stdout.readline().strip()
 
     def finish(self) -> dict[str, Any]:
-        """Export what is left, and tell what was recorded, what was lost, and whether points carry exemplars."""
-        told: dict[str, Any] = {}
+        """Export the rest; return the numbers of spans recorded and dropped and of points, and if these have exemplars."""
+        summary: dict[str, Any] = {}
         if self.meter_provider is not None:
-            told |= self._points()
+            summary |= self._points()
         if self.tracer_provider is not None:
             self.tracer_provider.force_flush()
-            told |= {
+            summary |= {
                 "spans": self._processor.recorded,
                 "dropped": self._processor.recorded - self._exporter.exported,
                 "span_attributes": self._exporter.attributes,
             }
         if self._receiver is not None:
-            # Before the receiver goes: the exporters would retry until they give up.
+            # Before the receiver ends: the exporters would retry until their deadline.
             self.tracer_provider.shutdown()
             self.meter_provider.shutdown()
             self._receiver.kill()
             self._receiver.wait()
-        return told
+        return summary
 
     def _points(self) -> dict[str, Any]:
         data = self._memory.get_metrics_data()

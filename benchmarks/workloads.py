@@ -1,4 +1,4 @@
-"""What the callers ask for, in terms that every client can answer, with the standard library alone."""
+"""The callers' operations, in terms that every client supports, with the standard library alone."""
 
 import random
 import resource
@@ -15,18 +15,18 @@ Operation = Callable[[], Awaitable[Any]]
 
 
 class Client(NamedTuple):
-    """A connected client as the callers see it: bound methods, so that the benchmark adds the same to each."""
+    """A connected client as callers use it: bound methods, so that the benchmark adds the same cost to each."""
 
     version: str
     get: Callable[[str], Awaitable[Any]]
     set: Callable[[str, bytes], Awaitable[Any]]
     incr: Callable[[str], Awaitable[Any]]
     batch: Callable[[], Awaitable[Any]]  # one pipeline without MULTI of BATCH GETs of SMALL
-    telemetry: Callable[[], dict[str, Any]] = dict  # asked after the measurement
+    telemetry: Callable[[], dict[str, Any]] = dict  # called after the measurement
 
 
 class Workload(NamedTuple):
-    """What each measured caller repeats, and what others repeat beside them unmeasured."""
+    """The operations that each measured caller repeats, and one that unmeasured callers repeat at the same time."""
 
     operations: list[Operation]
     commands_per_call: float = 1
@@ -34,7 +34,7 @@ class Workload(NamedTuple):
 
 
 def workload(name: str, client: Client, seed: int) -> Workload:
-    """The workload of this name, the order of its operations drawn from the seed."""
+    """Return the workload with this name; the seed decides the order of its operations."""
     small, large = b"x" * SIZES[SMALL], b"x" * SIZES[LARGE]
     match name:
         case "get":
@@ -48,7 +48,7 @@ def workload(name: str, client: Client, seed: int) -> Workload:
                 partial(client.incr, "bench:counter"),
                 client.batch,
             ]
-            random.Random(seed).shuffle(operations)  # noqa: S311 - nothing to guess
+            random.Random(seed).shuffle(operations)  # noqa: S311 - not for security
             return Workload(operations, (len(operations) - 1 + BATCH) / len(operations))
         case "large":
             return Workload([partial(client.get, SMALL)], background=partial(client.get, HUGE))
@@ -56,7 +56,7 @@ def workload(name: str, client: Client, seed: int) -> Workload:
 
 
 async def check(client: Client) -> None:
-    """Try everything once: a client that answers nonsense may be fast.
+    """Check the reply to each operation: a client with wrong replies may be fast.
 
     Raises:
         RuntimeError: A reply is wrong.
@@ -75,10 +75,10 @@ async def check(client: Client) -> None:
 
 
 def peak_memory_mb() -> float:
-    """The most memory that this process had at a time."""
+    """Return the peak of this process's memory in megabytes."""
     try:
         status = Path("/proc/self/status").read_text("ascii")
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    # Not from getrusage: on Linux, a process inherits the peak of the one that started it.
+    # Not from getrusage: on Linux, a process inherits the peak of its parent.
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

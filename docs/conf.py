@@ -1,4 +1,4 @@
-"""How the documentation is built; ``nox -s docs`` builds it."""  # noqa: INP001 - a script of Sphinx, not a package
+"""Configuration of Sphinx; ``nox -s docs`` builds the documentation."""  # noqa: INP001 - Sphinx's script, not a package
 
 import sys
 from pathlib import Path
@@ -39,7 +39,7 @@ autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_preserve_defaults = True
 python_maximum_signature_line_length = 100
-# A field list of the class, as autodoc shows the fields of a dataclass only where they have docstrings of their own.
+# A field list in the class: autodoc shows a dataclass's fields only if each has a docstring.
 napoleon_use_ivar = True
 napoleon_numpy_docstring = False
 

@@ -1,4 +1,4 @@
-"""coredis, without and with its own telemetry."""
+"""Adapter of coredis, without and with coredis's telemetry."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,10 +11,10 @@ from workloads import BATCH, SMALL, Client
 
 @asynccontextmanager
 async def connect(variant: str, url: str, _callers: int) -> AsyncIterator[Client]:
-    """Connect ``plain``, or with ``telemetry``, which goes to the global providers."""
+    """Connect ``plain``, or with ``telemetry``, which coredis records to the global providers."""
     finish = dict
     if variant == "telemetry":
-        from opentelemetry import metrics, trace  # noqa: PLC0415 - importing it is a cost
+        from opentelemetry import metrics, trace  # noqa: PLC0415 - importing it costs time and memory
         from telemetry import Recorder  # noqa: PLC0415
 
         recorder = Recorder(metrics=True, spans=True)

@@ -1,4 +1,4 @@
-"""valkey-glide, whose core is written in Rust, without and with its own telemetry."""
+"""Adapter of valkey-glide, whose core is written in Rust, without and with its telemetry."""
 
 import tempfile
 from collections.abc import AsyncIterator
@@ -24,8 +24,8 @@ TIMEOUT_MS = 10_000
 
 @asynccontextmanager
 async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]:
-    """Connect ``plain``, or with ``telemetry``, which its core writes to files."""
-    # The core may still write while they go.
+    """Connect ``plain``, or with ``telemetry``, which valkey-glide's core writes to files."""
+    # The core may still write while the files are removed.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as directory:
         if variant == "telemetry":
             OpenTelemetry.init(
@@ -38,8 +38,8 @@ async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]
         client = await GlideClient.create(
             GlideClientConfiguration(
                 [NodeAddress(address.hostname, address.port)],
-                # Its default of 250 ms measures the neighbours on a busy machine; beyond its default of 1,000 calls
-                # in flight it raises instead of waiting.
+                # The default timeout of 250 ms fails on a busy machine; beyond the default of 1,000 calls in flight,
+                # valkey-glide raises instead of waiting.
                 request_timeout=TIMEOUT_MS,
                 inflight_requests_limit=max(DEFAULT_IN_FLIGHT, callers),
             )

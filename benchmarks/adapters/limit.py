@@ -1,4 +1,4 @@
-"""The limit: hiredis on one raw socket with one write per tick of the event loop, and no client library."""
+"""Adapter of the limit: hiredis on one raw socket, one write per event loop tick, no client library."""
 
 import asyncio
 from collections import deque
@@ -12,35 +12,35 @@ from workloads import BATCH, SMALL, Client
 
 
 class Socket(asyncio.Protocol):
-    """Commands in, replies out, in the order of asking."""
+    """A connection that matches replies with commands in their order."""
 
     def __init__(self) -> None:
         self.loop = asyncio.get_running_loop()
         self.reader = hiredis.Reader()
-        self.asked: deque[asyncio.Future[object]] = deque()
+        self.pending: deque[asyncio.Future[object]] = deque()
         self.unsent: list[bytes] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keep the way to the server."""
+        """Keep the transport."""
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Give each reply to who asked first."""
+        """Give each reply to the oldest pending command."""
         self.reader.feed(data)
         while (reply := self.reader.gets()) is not False:
-            self.asked.popleft().set_result(reply)
+            self.pending.popleft().set_result(reply)
 
     def call(self, *args: str | bytes) -> asyncio.Future[object]:
-        """The reply to a command."""
+        """Send a command and return the future of its reply."""
         if not self.unsent:
             self.loop.call_soon(self.flush)
         self.unsent.append(hiredis.pack_command(args))
         reply = self.loop.create_future()
-        self.asked.append(reply)
+        self.pending.append(reply)
         return reply
 
     def flush(self) -> None:
-        """Send what this tick has brought."""
+        """Write the commands of this tick."""
         self.transport.write(b"".join(self.unsent))
         self.unsent.clear()
 

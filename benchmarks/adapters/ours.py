@@ -1,4 +1,4 @@
-"""This package, with as much telemetry as the variant says."""
+"""Adapter of this package, with the telemetry that the variant names."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ RECORDED = {
 
 @asynccontextmanager
 async def connect(variant: str, url: str, _callers: int) -> AsyncIterator[Client]:
-    """Connect with what ``RECORDED`` says; ``unshared`` without a shared connection."""
+    """Connect with the telemetry that ``RECORDED`` lists; ``unshared`` has no shared connection."""
     recorder = Recorder(**RECORDED[variant])
     options = {"multiplex": False} if variant == "unshared" else {}
     client = MonitoredRedisConnection.from_url(

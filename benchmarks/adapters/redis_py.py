@@ -1,4 +1,4 @@
-"""redis-py: its two ways to hold connections, and the second with the telemetry that exists for it."""
+"""Adapter of redis-py: its two kinds of pools, the blocking one also with contrib spans and native metrics."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +22,7 @@ async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]
     if variant in {"native", "both"}:
         use_native_metrics(recorder)
     if variant == "redis":
-        # With more callers than its default allows, it raises instead of waiting.
+        # With more callers than connections, this pool raises instead of waiting.
         client = Redis.from_url(url, max_connections=max(DEFAULT_CONNECTIONS, callers))
     else:
         client = Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=50))
@@ -31,7 +31,7 @@ async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]
 
 
 def use_native_metrics(recorder: Recorder) -> None:
-    """Let redis-py record the groups that an operator of a service would ask for."""
+    """Let redis-py record the metric groups that a service's operator needs."""
     from opentelemetry.metrics import set_meter_provider  # noqa: PLC0415 - importing it is a cost
     from redis.observability import MetricGroup, OTelConfig, get_observability_instance  # noqa: PLC0415
 
@@ -46,7 +46,7 @@ def use_native_metrics(recorder: Recorder) -> None:
 
 
 def redis_like(name: str, client: Redis, recorder: Recorder) -> Client:
-    """What the callers see of redis-py and of this package, which has its API."""
+    """Wrap a client that has redis-py's API: redis-py's or this package's."""
 
     async def batch() -> list[object]:
         pipeline = client.pipeline(transaction=False)

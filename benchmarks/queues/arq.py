@@ -1,7 +1,7 @@
-"""arq: a worker with a no-op job.
+"""Adapter of arq: a worker with a no-op job.
 
-It polls, every 0.5 s by default, and each time starts no more jobs than may run beside each other. Without a delay it
-is fastest, though it then polls an empty queue all the time. Results are not kept.
+arq polls, every 0.5 s by default, and starts at most ``max_jobs`` jobs per poll. Without a delay it is fastest, but
+polls an empty queue all the time. Results are not kept.
 """
 
 import asyncio
@@ -11,13 +11,13 @@ from importlib.metadata import version
 from typing import Any
 
 import arq
-from queue_meter import Asked, Handler, Queue
+from queue_meter import Handler, Queue, QueueMeasurement
 
 
 @asynccontextmanager
-async def connect(asked: Asked) -> AsyncIterator[Queue]:
-    """A pool; the worker shares it."""
-    async with await arq.create_pool(arq.connections.RedisSettings.from_dsn(asked.url)) as client:
+async def connect(measurement: QueueMeasurement) -> AsyncIterator[Queue]:
+    """Connect a pool, which the worker shares."""
+    async with await arq.create_pool(arq.connections.RedisSettings.from_dsn(measurement.url)) as client:
 
         async def put(messages: list[bytes]) -> None:
             await asyncio.gather(*(client.enqueue_job("job", message) for message in messages))
@@ -29,11 +29,11 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
             worker = arq.Worker(
                 [arq.worker.func(job, name="job")],
                 redis_pool=client,
-                max_jobs=asked.callers,
+                max_jobs=measurement.callers,
                 poll_delay=0,
                 keep_result=0,
                 handle_signals=False,
             )
             await worker.async_run()
 
-        yield Queue(f"arq {version('arq')}", put, consume, left=lambda: client.zcard(client.default_queue_name))
+        yield Queue(f"arq {version('arq')}", put, consume, remaining=lambda: client.zcard(client.default_queue_name))

@@ -1,4 +1,4 @@
-"""RQ: a worker that does not fork, with a no-op job. It works one job after the other, and does not await.
+"""Adapter of RQ: a worker that does not fork, with a no-op job. It runs one job at a time, and does not await.
 
 Results are not kept (``result_ttl``).
 """
@@ -8,21 +8,21 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 import rq
-from queue_meter import Asked, Handler, Queue
+from queue_meter import Handler, Queue, QueueMeasurement
 from redis import Redis
 
 handlers: list[Handler] = []
 
 
 def job(message: bytes) -> None:
-    """The job, which the worker imports by its name."""
+    """Handle a message; the worker imports this job by name."""
     handlers[0].one(message)
 
 
 @asynccontextmanager
-async def connect(asked: Asked) -> AsyncIterator[Queue]:
-    """A queue."""
-    with Redis.from_url(asked.url) as client:
+async def connect(measurement: QueueMeasurement) -> AsyncIterator[Queue]:
+    """Connect a queue."""
+    with Redis.from_url(measurement.url) as client:
         queue = rq.Queue(connection=client)
 
         async def put(messages: list[bytes]) -> None:
@@ -30,9 +30,9 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
 
         async def consume(handler: Handler) -> None:
             handlers.append(handler)
-            rq.SimpleWorker([queue], connection=client).work(max_jobs=asked.messages, logging_level="WARNING")
+            rq.SimpleWorker([queue], connection=client).work(max_jobs=measurement.messages, logging_level="WARNING")
 
-        async def left() -> int:
+        async def remaining() -> int:
             return len(queue) + len(queue.started_job_registry)
 
-        yield Queue(f"RQ {version('rq')}", put, consume, left)
+        yield Queue(f"RQ {version('rq')}", put, consume, remaining)

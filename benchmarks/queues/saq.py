@@ -1,4 +1,4 @@
-"""SAQ: a worker with a no-op job.
+"""Adapter of SAQ: a worker with a no-op job.
 
 Results are not kept (``ttl``).
 """
@@ -9,28 +9,28 @@ from importlib.metadata import version
 from typing import Any
 
 import saq
-from queue_meter import Asked, Handler, Queue
+from queue_meter import Handler, Queue, QueueMeasurement
 
-NOT_KEPT = -1
+DISCARD_RESULT = -1
 
 
 @asynccontextmanager
-async def connect(asked: Asked) -> AsyncIterator[Queue]:
-    """A queue."""
-    queue = saq.Queue.from_url(asked.url)
+async def connect(measurement: QueueMeasurement) -> AsyncIterator[Queue]:
+    """Connect a queue."""
+    queue = saq.Queue.from_url(measurement.url)
     await queue.connect()
 
     async def put(messages: list[bytes]) -> None:
         for message in messages:
-            await queue.enqueue("job", message=message.decode(), ttl=NOT_KEPT)
+            await queue.enqueue("job", message=message.decode(), ttl=DISCARD_RESULT)
 
     async def consume(handler: Handler) -> None:
         async def job(_context: dict[str, Any], *, message: str) -> None:
             handler.one(message)
 
-        await saq.Worker(queue, [("job", job)], concurrency=asked.callers).start()
+        await saq.Worker(queue, [("job", job)], concurrency=measurement.callers).start()
 
     try:
-        yield Queue(f"SAQ {version('saq')}", put, consume, left=lambda: queue.count("incomplete"))
+        yield Queue(f"SAQ {version('saq')}", put, consume, remaining=lambda: queue.count("incomplete"))
     finally:
         await queue.disconnect()

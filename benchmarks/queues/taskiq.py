@@ -1,7 +1,7 @@
-"""taskiq with the broker of taskiq-redis that acknowledges, and a no-op task.
+"""Adapter of taskiq: taskiq-redis's broker that acknowledges, and a no-op task.
 
-No result backend is the default. Arguments are not parsed (``taskiq worker --no-parse``), and as many messages are
-prefetched as tasks may run.
+There is no result backend, which is the default. Arguments are not parsed (``taskiq worker --no-parse``), and as many
+messages are prefetched as tasks may run.
 """
 
 import asyncio
@@ -9,16 +9,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from queue_meter import Asked, Handler, Queue
+from queue_meter import Handler, Queue, QueueMeasurement
 from redis.asyncio import Redis
 from taskiq.receiver import Receiver
 from taskiq_redis import RedisStreamBroker
 
 
 @asynccontextmanager
-async def connect(asked: Asked) -> AsyncIterator[Queue]:
-    """A broker, which makes the consumer group: before that, a message would not be delivered."""
-    broker = RedisStreamBroker(asked.url)
+async def connect(measurement: QueueMeasurement) -> AsyncIterator[Queue]:
+    """Connect a broker, which creates the consumer group; earlier messages would not be delivered."""
+    broker = RedisStreamBroker(measurement.url)
     handlers: list[Handler] = []
 
     @broker.task(task_name="job")
@@ -34,18 +34,18 @@ async def connect(asked: Asked) -> AsyncIterator[Queue]:
         receiver = Receiver(
             broker,
             validate_params=False,
-            max_async_tasks=asked.callers,
-            max_prefetch=asked.callers,
+            max_async_tasks=measurement.callers,
+            max_prefetch=measurement.callers,
             run_startup=False,
         )
         await receiver.listen(asyncio.Event())
 
-    async with Redis.from_url(asked.url) as client:
+    async with Redis.from_url(measurement.url) as client:
 
-        async def left() -> int:
+        async def remaining() -> int:
             (group,) = await client.xinfo_groups(broker.queue_name)
             return group["pending"] + group["lag"]
 
         await broker.startup()
-        yield Queue(f"taskiq-redis {version('taskiq-redis')}", put, consume, left)
+        yield Queue(f"taskiq-redis {version('taskiq-redis')}", put, consume, remaining)
         await broker.shutdown()

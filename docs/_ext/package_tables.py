@@ -1,4 +1,4 @@
-"""Tables that are read from the package when the documentation is built, so that they cannot differ from it."""
+"""Generate tables from the package when the documentation is built, so that they cannot differ from the code."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from sphinx.util.docutils import SphinxDirective
 import aioredis_monitored
 from aioredis_monitored import MonitoredRedisError
 
-# What is read from the package beside its public names.
+# The private modules that the tables read.
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
 from aioredis_monitored.config.schema import OPTIONS
@@ -54,24 +54,24 @@ class _Table(SphinxDirective):
         """Yield the rows of the table.
 
         Raises:
-            ValueError: They cannot be made.
+            ValueError: The rows cannot be made.
         """
         raise NotImplementedError
 
     def run(self) -> list[Node]:
-        """Make the table."""
+        """Return the table's nodes."""
         try:
             rows = list(self.rows())
         except (KeyError, ValueError) as error:
             raise self.error(str(error)) from error
         lines = [self.header, ["---"] * len(self.header), *rows]
-        # A bar would begin the next cell.
+        # An unescaped bar would begin the next cell.
         escaped = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
         return self.parse_text_to_nodes("\n".join(f"| {line} |" for line in escaped))
 
 
 class OptionTable(_Table):
-    """The keys of a configuration."""
+    """A table of the configuration's keys."""
 
     header = ("key", "default", "accepts", "meaning")
 
@@ -83,7 +83,7 @@ class OptionTable(_Table):
 
 
 class MetricTable(_Table):
-    """The metrics; the argument is what their names begin with."""
+    """A table of metrics; the argument is the prefix of their names."""
 
     required_arguments = 1
     header = ("metric", "instrument", "unit", "description")
@@ -98,7 +98,7 @@ class MetricTable(_Table):
 
 
 class BoundTable(_Table):
-    """The bounds of the histograms' buckets."""
+    """A table of the histograms' bucket bounds."""
 
     header = ("histogram", "bounds in seconds")
 
@@ -113,7 +113,7 @@ class BoundTable(_Table):
 
 
 class AttributeTable(_Table):
-    """The attributes; the content says what each of them means, and must not leave one out or name another."""
+    """A table of attributes; the directive's content gives the meaning of every attribute, and of no other."""
 
     has_content = True
     header = ("attribute", "meaning")
@@ -122,7 +122,7 @@ class AttributeTable(_Table):
         """Yield a row for each attribute.
 
         Raises:
-            ValueError: The content is not about the attributes that there are.
+            ValueError: The content lacks an attribute or has an unknown one.
         """
         texts = dict(line.split(": ", 1) for line in self.content if line)
         names = attribute_names()
@@ -135,7 +135,7 @@ class AttributeTable(_Table):
 
 
 class ErrorTable(_Table):
-    """The errors of the package: what each is to an ``except`` clause, and when it is raised."""
+    """A table of the package's errors: their base classes, and when they are raised."""
 
     header = ("error", "is also", "means")
 
@@ -149,7 +149,7 @@ class ErrorTable(_Table):
 
 
 class PanelTable(_Table):
-    """The panels of the dashboard, and what they say of themselves."""
+    """A table of the dashboard's panels with their descriptions."""
 
     header = ("panel", "shows")
 
@@ -161,10 +161,10 @@ class PanelTable(_Table):
 
 
 class ErrorReference(SphinxDirective):
-    """The API of each error."""
+    """The API reference of each error."""
 
     def run(self) -> list[Node]:
-        """Let autodoc document them."""
+        """Return autodoc's nodes for all errors."""
         lines = [f".. autoexception:: aioredis_monitored.{name}\n" for name in ("MonitoredRedisError", *errors())]
         return self.parse_text_to_nodes("```{eval-rst}\n" + "\n".join(lines) + "\n```")
 
@@ -188,7 +188,7 @@ def _anchors(env: BuildEnvironment, page: str) -> set[str]:
 
 
 def check_runbooks(_: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of an alert whose ``runbook_url`` leads to no heading."""
+    """Warn if an alert's ``runbook_url`` leads to no heading."""
     text = ALERTS.read_text("utf-8")
     alerts = re.findall(r"- alert: (\w+)", text)
     urls = re.findall(r"runbook_url: (\S+)", text)

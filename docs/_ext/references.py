@@ -1,4 +1,4 @@
-"""References to Python objects: ours lead to the API page, those of other packages must exist and are shown as text."""
+"""Resolve references to Python objects: to the API page for this package's, to text for others, which must exist."""
 
 import re
 from importlib import import_module
@@ -15,7 +15,7 @@ from aioredis_monitored import testing
 
 _LOGGER = logging.getLogger(__name__)
 _PUBLIC = {"aioredis_monitored": aioredis_monitored, "aioredis_monitored.testing": testing}
-# It has no page of its own: the package's version.
+# The package's version is on no page.
 _NOT_SHOWN = {"aioredis_monitored.__version__"}
 
 
@@ -28,7 +28,7 @@ def _object_at(path: str) -> Any:
     """Return the object with that dotted path.
 
     Raises:
-        LookupError: There is none.
+        LookupError: No such object exists.
     """
     parts = path.split(".")
     for count in range(len(parts), 0, -1):
@@ -46,9 +46,9 @@ def _object_at(path: str) -> Any:
 
 
 def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextElement) -> Element | None:
-    """Resolve what is on no page, instead of an inventory, which would have to be downloaded.
+    """Resolve references to objects without a page; Sphinx's inventories would have to be downloaded.
 
-    A name that nothing has stays unresolved, which is a warning.
+    The name of a missing object stays unresolved, which is a warning.
     """
     if node.get("refdomain") != "py":
         return None
@@ -60,32 +60,32 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, text: TextEl
     for name, public in public_names().items():
         if found is public and name != target:
             return env.domains.python_domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, text)
-    # Ours that is public and on no page must fail.
+    # A public name of this package that is on no page must fail.
     return None if target in public_names() else text
 
 
 def plain_text(_: Sphinx, what: str, __: str, ___: object, ____: object, lines: list[str]) -> None:
     """Keep reStructuredText and Napoleon from reading plain text as markup."""
     for number, line in enumerate(lines):
-        # "SHOP_" is no reference; what is in backticks is left alone.
+        # "SHOP_" is no reference. Text in backticks stays unchanged.
         parts = line.split("``")
         parts[::2] = [re.sub(r"(?<=\w)_(?=\W|$)", r"\_", part) for part in parts[::2]]
         lines[number] = "``".join(parts)
     if what in {"attribute", "property"}:
-        # Napoleon takes what stands before a colon in the first line for a type.
+        # Napoleon takes text before a colon in the first line for a type.
         lines[0] = lines[0].replace(": ", "; ")
 
 
 def check_public_names(_: Sphinx, env: BuildEnvironment) -> None:
-    """Warn of every public name that no page documents."""
+    """Warn about each public name that no page documents."""
     missing = public_names().keys() - env.domains.python_domain.objects.keys() - _NOT_SHOWN
     for name in sorted(missing):
         _LOGGER.warning("no page documents %s", name)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    """Register what resolves references."""
-    # Before Napoleon does.
+    """Register the handlers."""
+    # Before Napoleon reads the docstring.
     app.connect("autodoc-process-docstring", plain_text, priority=100)
     app.connect("missing-reference", resolve)
     app.connect("env-check-consistency", check_public_names)

@@ -9,13 +9,15 @@ import calls
 import pytest
 import queue_matrix
 import queue_run
+import recording
 from bench import Bench
-from figures import AS_QUICK, LATENCIES, REPEATS, SLICES, USUAL, Result, Results
+from figures import LATENCIES, MAX_PROBE_RATIO, MEDIANS, MIN_REPEATS, MIN_SLICES, Result, Results
 from matrix import BASE, MANY, Cell
 from queue_driver import check
 from queue_report import missed
 from queue_run import command
 from redis import Redis
+from telemetry import Recorder
 from verdict import bounds, verdict
 
 # Function calls per GET, Python's and C's, on Python 3.11, which counts the most, and 5 % more: the same on every
@@ -46,7 +48,7 @@ def measured(*, slices=((0, 1.0, 1, 1, 1),), stolen=0, probe_ms=1.0, **figures):
         "slices": slices,
         "stolen": stolen,
         "probe_ms": probe_ms,
-        **dict.fromkeys((*LATENCIES, *USUAL), 1),
+        **dict.fromkeys((*LATENCIES, *MEDIANS), 1),
         **figures,
     }
 
@@ -69,8 +71,8 @@ def test_the_verdict_compares_in_the_right_direction():
             at_128("limit/hiredis"): result(200),
         }
     )
-    named = {"recording": {"no SDK": 0.2, "metrics": 4.2, "everything": 6}}
-    reached = {bound.text: (bound.reached(bound.must), bound.reached(bound.aim)) for bound in bounds(named, run)}
+    metadata = {"recording": {"no SDK": 0.2, "metrics": 4.2, "everything": 6}}
+    reached = {bound.text: (bound.describe(bound.must), bound.describe(bound.aim)) for bound in bounds(metadata, run)}
 
     assert ("6x: yes", "10x: NO") == reached["no SDK, 128 callers, throughput"]
     assert ("1.3x: NO", "1.5x: NO") == reached["every span recorded + duration metric, 128 callers"]
@@ -79,28 +81,30 @@ def test_the_verdict_compares_in_the_right_direction():
     assert ("2.5x: not measured", "3x: not measured") == reached["1 % sampled + duration metric, 128 callers"]
     assert ("4 µs: NO", "") == reached["… beyond the SDK's point"]
     assert ("6 µs: yes", "") == reached["… beyond the SDK's span and point"]
-    assert "| no SDK, 128 callers, throughput | 7x | 6x: yes | 10x: NO |" in verdict(named, run)
+    assert "| no SDK, 128 callers, throughput | 7x | 6x: yes | 10x: NO |" in verdict(metadata, run)
     assert "| … beyond the SDK's point | - | 4 µs: not measured |  |" in verdict({"recording": "failed: why"}, run)
 
 
 def test_throughput_and_cpu_are_of_the_undisturbed_slices():
-    undisturbed = [(0, 1.0, 100, 1.0, 0.5), (0, 0.99 * AS_QUICK, 300, 1.0, 0.5)] * SLICES
+    undisturbed = [(0, 1.0, 100, 1.0, 0.5), (0, 0.99 * MAX_PROBE_RATIO, 300, 1.0, 0.5)] * MIN_SLICES
     # Faster and cheaper: that is not what chooses them.
-    disturbed = [(0, 1.01 * AS_QUICK, 9000, 0.1, 0.001), (1, 1.0, 9000, 0.1, 0.001)] * SLICES
+    disturbed = [(0, 1.01 * MAX_PROBE_RATIO, 9000, 0.1, 0.001), (1, 1.0, 9000, 0.1, 0.001)] * MIN_SLICES
     runs = [measured(slices=disturbed[3:] + undisturbed[3:]), measured(slices=undisturbed[:3] + disturbed[:3])]
     figures = Results.of({at_128(BASE): runs})[at_128(BASE)].figures
 
-    assert (200, 2500, 2 * SLICES) == itemgetter("throughput", "cpu_us", "undisturbed")(figures)
+    assert (200, 2500, 2 * MIN_SLICES) == itemgetter("throughput", "cpu_us", "undisturbed")(figures)
 
 
 def test_where_the_machine_was_disturbed_the_quickest_slices_count_and_it_is_known():
     clients = (BASE, "ours/no-sdk", "ours/metrics", "ours/everything", "ours/otlp")
     quick, slow, stolen, late, failed = map(at_128, clients)
     runs = {
-        quick: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES)] * REPEATS,
-        slow: [measured(slices=[(0, 1.0, 1, 1, 1)] * (SLICES - 2) + [(0, 1.5, 11, 1, 1)] * 2 + [(0, 2.0, 9000, 1, 1)])],
-        stolen: [measured(slices=[(1, 1.0, 1, 1, 1)] * SLICES)] * REPEATS,
-        late: [measured(slices=[(0, 1.0, 1, 1, 1)] * SLICES, probe_ms=1.01 * AS_QUICK)] * REPEATS,
+        quick: [measured(slices=[(0, 1.0, 1, 1, 1)] * MIN_SLICES)] * MIN_REPEATS,
+        slow: [
+            measured(slices=[(0, 1.0, 1, 1, 1)] * (MIN_SLICES - 2) + [(0, 1.5, 11, 1, 1)] * 2 + [(0, 2.0, 9000, 1, 1)])
+        ],
+        stolen: [measured(slices=[(1, 1.0, 1, 1, 1)] * MIN_SLICES)] * MIN_REPEATS,
+        late: [measured(slices=[(0, 1.0, 1, 1, 1)] * MIN_SLICES, probe_ms=1.01 * MAX_PROBE_RATIO)] * MIN_REPEATS,
         failed: [{"failed": "why"}],
     }
     results = Results.of(runs)
@@ -171,7 +175,7 @@ def whole_run(monkeypatch, server, inspector):
 
     def run(found, *arguments):
         monkeypatch.setattr("sys.argv", ["queue_run.py", *arguments])
-        monkeypatch.setattr("queue_run.own_server", lambda: nullcontext((server.url, inspector)))
+        monkeypatch.setattr("queue_run.benchmark_server", lambda: nullcontext((server.url, inspector)))
         monkeypatch.setattr("queue_run.write", lambda *_: "nowhere")
         monkeypatch.setattr(Bench, "run", lambda *_: found)
         queue_run.main()
@@ -195,6 +199,18 @@ def test_a_queue_that_repeats_or_loses_messages_has_no_figures(handled, told):
         check(handled, [b"1", b"2"])
 
 
+def test_recording_benchmark_records_every_command():
+    recorder = Recorder(spans=True, metrics=True)
+
+    recording.difference(recorder, rounds=1)
+
+    # The client's commands, and as many that only make the SDK's calls.
+    expected = 2 * recording.COMMANDS
+    assert {"points": expected, "exemplars": True, "spans": expected} == {
+        name: value for name, value in recorder.finish().items() if name in {"points", "exemplars", "spans"}
+    }
+
+
 @pytest.mark.slow
 def test_the_queues_benchmark_measures(own_server, monkeypatch):
     # The scripts import each other by their own directory's path.
@@ -210,7 +226,7 @@ def test_the_queues_benchmark_measures(own_server, monkeypatch):
     ]
     with Redis.from_url(own_server.url) as inspector:
         bench = Bench(inspector, queue_matrix.CONTESTANTS, lambda cell: command(cell, own_server.url, 0.2), asked)
-        monkeypatch.setattr("bench.pythons", lambda _: ({"own": sys.executable}, {"arq": "no such package"}))
+        monkeypatch.setattr("bench.pythons", lambda _: ({"current": sys.executable}, {"arq": "no such package"}))
         results = bench.run(cells)
 
     *measured, latency, peer = (results[cell] for cell in cells)
