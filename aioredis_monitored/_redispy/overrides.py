@@ -255,11 +255,9 @@ if TYPE_CHECKING:
 
         def listen(self) -> AsyncGenerator[dict[str, Any]]: ...
 
-        async def get_message(
-            self,
-            ignore_subscribe_messages: bool = False,
-            timeout: float | None = 0.0,  # noqa: ASYNC109 - redis-py's
-        ) -> dict[str, Any] | None: ...
+        def get_message(
+            self, ignore_subscribe_messages: bool = False, timeout: float | None = 0.0
+        ) -> Coroutine[Any, Any, dict[str, Any] | None]: ...
 
         async def run(
             self,
