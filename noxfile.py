@@ -1,6 +1,7 @@
 """Everything that CI runs; ``nox -l`` lists it."""
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -22,6 +23,9 @@ COMPAT = {
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }
 
+# Tests wait more than they compute, each worker has a server of its own, and one that is idle takes over from others.
+IN_PARALLEL = ["-n", str(min(3 * (os.cpu_count() or 1), 12)), "--dist", "worksteal"]
+
 nox.needs_version = ">=2025.11"
 nox.options.default_venv_backend = "venv"
 nox.options.error_on_missing_interpreters = False
@@ -40,15 +44,27 @@ def tests_requirements(*names: str) -> list[str]:
     return [str(each) for each in requirements if each.name in names]
 
 
+def run_pytest(session: nox.Session, *arguments: str) -> None:
+    """Run pytest. Its workers and the programs that tests start import the same modules: all find them compiled."""
+    session.run("pytest", *arguments, env={"PYTHONDONTWRITEBYTECODE": None})
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the tests; without further arguments all of them, and the coverage gate."""
+    """Run the tests but the slow ones, and the coverage gate; with further arguments, what pytest takes them for."""
     install(session, ["-e", ".[demo]"], "tests")
     if session.posargs:
-        session.run("pytest", *session.posargs)
+        run_pytest(session, *session.posargs)
     else:
-        session.run("coverage", "run", "-m", "pytest")
+        run_pytest(session, *IN_PARALLEL, "-m", "not slow", "--cov", "--cov-report=", "--cov-fail-under=0")
         session.run("coverage", "report")
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests: storms of cancellations and kills, soak and chaos, long waits, a Prometheus, benchmarks."""
+    install(session, ["-e", ".[demo]"], "tests")
+    run_pytest(session, *IN_PARALLEL, "-m", "slow", *session.posargs)
 
 
 @nox.session

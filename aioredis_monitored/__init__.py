@@ -55,7 +55,7 @@ __all__ = [
     "redis_connection",
 ]
 
-# Tracebacks, reprs and the documentation show where users import a class or function from.
+# Tracebacks, reprs and the documentation show the module from which users import a class or function.
 for _name in __all__:
     if hasattr(globals()[_name], "__module__"):
         globals()[_name].__module__ = __name__

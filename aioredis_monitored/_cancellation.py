@@ -1,4 +1,4 @@
-"""How work is awaited and finished while its task is being cancelled."""
+"""Awaiting and completing work while its task is being cancelled."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 def shielded() -> AbstractContextManager[object]:
-    """Hold off a cancellation that comes again at every await, as anyio's does, as long as the block runs.
+    """Return a context manager that shields its block from anyio's cancellation, which repeats at every await.
 
-    It holds off what has come already. A cancellation by ``Task.cancel``, which comes once, still gets in: the second
-    one is meant for what cleans up.
+    It shields from a cancellation that has arrived already. A ``Task.cancel``, which arrives once, still interrupts the
+    block: a second one is meant for the cleanup.
     """
-    # Where anyio is not loaded, no task can be in one of its scopes.
+    # Without anyio being imported, no task is in one of its scopes.
     anyio: Any = sys.modules.get("anyio")
     if anyio is None or anyio.current_effective_deadline() > -inf:
         return nullcontext()
@@ -30,9 +30,9 @@ def shielded() -> AbstractContextManager[object]:
 
 
 def is_being_cancelled() -> bool:
-    """Whether this is called while its task is being cancelled: what cleans up then must not take long.
+    """Return whether the current task is handling its cancellation: cleanup must not take long then.
 
-    A task that handles the cancellation of another one, for which it has waited, is not cancelled itself.
+    A task that handles the cancellation of another task, which it has awaited, is not being cancelled.
     """
     if not isinstance(sys.exception(), asyncio.CancelledError):
         return False
@@ -42,12 +42,12 @@ def is_being_cancelled() -> bool:
 
 @contextmanager
 def cleaning_up(what: str) -> Iterator[None]:
-    """Clean up in the block, also while this task is being cancelled: then what fails is logged, and not raised.
+    """Run the block as cleanup: while the task is being cancelled, an error of the block is logged instead of raised.
 
-    Otherwise an error would take the place of the cancellation, and the task would go on.
+    Raised, it would replace the cancellation, and the task would continue.
 
     Args:
-        what: What is done, for the log.
+        what: The name of the cleanup, for the log.
     """
     is_cancelled = is_being_cancelled()
     with shielded():
@@ -60,49 +60,65 @@ def cleaning_up(what: str) -> Iterator[None]:
 
 
 async def wait_shielded(future: asyncio.Future[Any], deadline: float) -> bool:
-    """Wait for a future whatever happens to this task; return whether it is done (see ``patient_timeout``).
+    """Wait for a future, ignoring cancellations of this task, and return whether it is done.
 
     Args:
-        future: Not cancelled with this task.
-        deadline: When to give up, by the event loop's clock.
+        future: The future; it is not cancelled with this task.
+        deadline: When to give up, by the event loop's clock (see ``lag_tolerant_timeout``).
     """
     loop = asyncio.get_running_loop()
-    while not future.done() and (left := deadline - loop.time()) > 0:
+    while not future.done() and (remaining := deadline - loop.time()) > 0:
         # The caller is being cancelled already, and raises that in the end.
         with suppress(asyncio.CancelledError, TimeoutError), shielded():
-            async with lag_tolerant_timeout(left):
+            async with lag_tolerant_timeout(remaining):
                 await asyncio.wait([future])
     return future.done()
 
 
 async def complete_shielded(what: str, attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """Await something that is to come to its end also if this task is cancelled meanwhile, which it is then.
+    """Await work; if this task is cancelled meanwhile, run the work to completion before raising the cancellation.
 
     Args:
-        what: What is done, for the log: if it fails while this task is being cancelled, that is not raised.
-        attempt: May be repeated.
-        seconds: How long it may take once the task is cancelled.
+        what: The name of the work, for the log: an error while this task is being cancelled is logged, not raised.
+        attempt: Makes the work; it may be called again.
+        seconds: How long the work may take after the cancellation.
+
+    Raises:
+        CancelledError: This task was cancelled; the work may be complete.
     """
     with shielded():
         try:
             return await attempt()
         except asyncio.CancelledError:
-            try:
-                await run_to_completion(attempt, seconds)
-            except Exception as error:  # noqa: BLE001 - the cancellation goes on
-                _log_failure(what, error)
+            await complete_cancelled(what, attempt, seconds)
             raise
 
 
-async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
-    """Await attempts until one is not cancelled, as a task of its own: what ends an event loop cancels every task.
+async def complete_cancelled(what: str, attempt: Callable[[], Awaitable[object]], seconds: float) -> None:
+    """Run work to completion after it was cancelled with its task; the caller raises the cancellation afterwards.
 
     Args:
-        attempt: May be repeated.
-        seconds: How long it all may take.
+        what: The name of the work, for the log: an error is logged, not raised.
+        attempt: Makes the work; it may be called again.
+        seconds: How long the work may take.
+    """
+    try:
+        await run_to_completion(attempt, seconds)
+    except Exception as error:  # noqa: BLE001 - the caller raises the cancellation
+        _log_failure(what, error)
+
+
+async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float) -> T:
+    """Run work in a task, despite cancellation, and run it again if that task is cancelled.
+
+    The end of an event loop (``asyncio.run``) cancels every task, also that one.
+
+    Args:
+        attempt: Makes the work; it may be called again.
+        seconds: How long all attempts together may take.
 
     Raises:
-        TimeoutError: It took longer.
+        TimeoutError: They took longer.
     """
     deadline = asyncio.get_running_loop().time() + seconds
     while True:
@@ -115,5 +131,5 @@ async def run_to_completion(attempt: Callable[[], Awaitable[T]], seconds: float)
 
 
 def _log_failure(what: str, error: Exception) -> None:
-    # An error's text may quote arguments.
+    # Without the error's text, which may quote arguments.
     _LOGGER.warning("%s failed while its task was being cancelled: %s", what, type(error).__qualname__)

@@ -1,4 +1,4 @@
-"""The errors that this package raises beside redis-py's own; tracebacks and ``error.type`` show their public name."""
+"""The errors that this package raises in addition to redis-py's; tracebacks and ``error.type`` show public names."""
 
 import sys
 from typing import Any
@@ -8,17 +8,17 @@ from redis.exceptions import MaxConnectionsError, RedisError
 
 
 class MonitoredRedisError(Exception):
-    """Base of every error that is this package's and not redis-py's."""
+    """Base of all errors of this package."""
 
     __module__ = "aioredis_monitored"
 
     def __repr__(self) -> str:
-        # redis-py's own leaves the text out.
+        # The repr of redis-py's errors lacks the text.
         return Exception.__repr__(self)
 
 
 class ConfigurationError(MonitoredRedisError, ValueError):
-    """The configuration cannot be used; ``problems`` holds every ``(key, reason)``, the message a line for each."""
+    """The configuration cannot be used; ``problems`` has every ``(key, reason)``, and the message a line for each."""
 
     __module__ = "aioredis_monitored"
 
@@ -31,49 +31,49 @@ class ConfigurationError(MonitoredRedisError, ValueError):
 
 
 class TimedOutError(MonitoredRedisError, TimeoutError):
-    """A queue stayed empty for as long as the caller was willing to wait; an unreachable server never raises this."""
+    """A queue stayed empty for the caller's timeout; an unreachable server never raises this."""
 
     __module__ = "aioredis_monitored"
 
 
 class LeaseLostError(MonitoredRedisError):
-    """A message is no longer held: another consumer got it when the lease had ended, or it was deleted."""
+    """A lease has been lost: another consumer got the message after the lease ended, or the message was deleted."""
 
     __module__ = "aioredis_monitored"
 
 
 class PoolClosedError(MonitoredRedisError, RedisConnectionError):
-    """The pool was closed; enter it again with ``async with`` to open it again."""
+    """The pool is closed; ``async with`` opens it again."""
 
     __module__ = "aioredis_monitored"
 
 
 class PoolExhaustedError(MonitoredRedisError, MaxConnectionsError):
-    """No connection became free, or too much was in flight on the shared one, for as long as a call may wait."""
+    """No connection became free, or the shared one had no room, within the pool's ``timeout``."""
 
     __module__ = "aioredis_monitored"
 
 
 class DedicatedConnectionError(MonitoredRedisError, RedisError):
-    """The command is about its own connection, and was called where every call may get another one.
+    """The command needs a dedicated connection, and was called where each call may get another connection.
 
-    Or a queue is used on a ``client()`` that has selected another database than that of its pool.
+    Or a queue is used on a ``client()`` that has selected another database than its pool's.
     """
 
     __module__ = "aioredis_monitored"
 
 
 class PinnedConnectionLostError(MonitoredRedisError, RedisConnectionError):
-    """A handle has lost the connection that it keeps to, and with it what its calls have changed or counted there.
+    """A client or pipeline has lost its pinned connection, with the state that its calls have set there.
 
-    Or it was closed, or the pipeline reset, while a call of it was in flight.
+    Or it was closed, or the pipeline was reset, while one of its calls was in flight.
     """
 
     __module__ = "aioredis_monitored"
 
 
 class ReplyDecodingError(MonitoredRedisError, RedisError, UnicodeDecodeError):
-    """A reply is not in the encoding of a client with ``decode_responses``; ``object`` has its bytes."""
+    """A reply is not in the encoding of a client with ``decode_responses``; ``object`` holds its bytes."""
 
     __module__ = "aioredis_monitored"
 
@@ -86,23 +86,23 @@ class ReplyDecodingError(MonitoredRedisError, RedisError, UnicodeDecodeError):
 
 
 class EventLoopError(MonitoredRedisError, RuntimeError):
-    """A pool was used from another event loop than the one that it belongs to."""
+    """A pool was used in another event loop than the one that it belongs to."""
 
     __module__ = "aioredis_monitored"
 
 
 class NoComponentsError(MonitoredRedisError, LookupError):
-    """``redis_connection`` was called while no ``Components`` is in use in this event loop."""
+    """A function with ``redis_connection`` was called while no ``Components`` is in use in this event loop."""
 
     __module__ = "aioredis_monitored"
 
 
 def cause_of(error: BaseException) -> BaseException | None:
-    """What an error came from; what its caller is handling is every error's context, and none of its business."""
+    """Return the error's cause, ignoring an exception that the caller was already handling."""
     cause = error.__cause__ or error.__context__
     return None if cause is sys.exc_info()[1] else cause
 
 
 def decoding_error(error: UnicodeDecodeError) -> ReplyDecodingError:
-    """The error to raise in place of Python's, at the same place."""
+    """Return the error to raise in place of Python's, with its traceback."""
     return ReplyDecodingError(*error.args).with_traceback(error.__traceback__)

@@ -1,10 +1,10 @@
-"""Durations as people write them, turned into seconds."""
+"""Durations such as ``200 milliseconds``, as text, numbers or ``timedelta``, read as seconds."""
 
 import math
 import re
 from datetime import timedelta
 
-# Numerator and denominator: 7 / 1000 is the nearest float to 0.007, which 7 * 0.001 need not be.
+# Numerator and denominator: 7 / 1000 is the nearest float to 0.007, but 7 * 0.001 may not be.
 _UNITS = {
     name: ratio
     for names, ratio in (
@@ -29,7 +29,7 @@ def parse_timespan(value: object) -> float:
             names, singular or plural.
 
     Raises:
-        ValueError: It is none of these, negative, or not finite.
+        ValueError: The value is none of these, negative, or not finite.
     """
     try:
         seconds = _in_seconds(value)

@@ -14,7 +14,7 @@ from aioredis_monitored.testing import RedisServer
 TABLE = Path(aioredis_monitored.__file__).parent / "_commands" / "table.json"
 
 _FLAGS = {"blocking", "readonly", "write"}
-_SPAN_DEFAULTS = {"keyword": "", "counted": False, "last": 0, "share": 1, "step": 1}
+_KEY_SPEC_DEFAULTS = {"keyword": "", "counted": False, "last": 0, "share": 1, "step": 1}
 
 
 async def read_table(client):
@@ -60,9 +60,9 @@ def _row(info, grammar):
     words = sorted(set(_words(grammar)))
     row = {
         "flags": " ".join(sorted(_FLAGS.intersection(flags))),
-        "keys": [_key_span(spec, len(name.split("|"))) for spec in known],
+        "keys": [_key_spec(spec, len(name.split("|"))) for spec in known],
         "incomplete": len(known) < len(specifications),
-        "fields": _field_spans(grammar),
+        "fields": _field_specs(grammar),
         "words": " ".join(words),
         "words_from": len(list(takewhile(_is_fixed, grammar))) if words else 0,
     }
@@ -73,7 +73,7 @@ def _is_complete(spec):
     return spec["begin_search"]["type"] != "unknown" and "incomplete" not in spec["flags"]
 
 
-def _key_span(spec, words_of_name):
+def _key_spec(spec, words_of_name):
     begin, find = spec["begin_search"]["spec"], spec["find_keys"]["spec"]
     if "keynumidx" in find:
         assert (find["keynumidx"], find["firstkey"]) == (0, 1), "a count that stands elsewhere"
@@ -82,19 +82,19 @@ def _key_span(spec, words_of_name):
         end = {"last": find["lastkey"], "share": find["limit"] or 1}
     start = begin["index"] if "index" in begin else begin["startfrom"]
     assert start > 0, "a search from the end"
-    return _span(start=start - words_of_name, keyword=begin.get("keyword", ""), step=find["keystep"], **end)
+    return _spec(start=start - words_of_name, keyword=begin.get("keyword", ""), step=find["keystep"], **end)
 
 
-def _field_spans(grammar):
+def _field_specs(grammar):
     """Where hash fields stand: right after fixed arguments, or counted after the word FIELDS."""
     fixed = list(takewhile(lambda argument: _is_fixed(argument) and not _field_step(argument), grammar))
     rest = grammar[len(fixed) :]
     for argument in rest:
         if argument.get("token") == "FIELDS":
             step = _field_step(argument["arguments"][1])
-            return [_span(start=len(fixed), keyword="FIELDS", counted=True, step=step)]
+            return [_spec(start=len(fixed), keyword="FIELDS", counted=True, step=step)]
     if rest and (step := _field_step(rest[0])):
-        return [_span(start=len(fixed), last=-1 if "multiple" in rest[0].get("flags", ()) else 0, step=step)]
+        return [_spec(start=len(fixed), last=-1 if "multiple" in rest[0].get("flags", ()) else 0, step=step)]
     return []
 
 
@@ -103,8 +103,8 @@ def _field_step(argument):
     return len(names) if names[0] == "field" else 0
 
 
-def _span(**span):
-    return {key: value for key, value in span.items() if value != _SPAN_DEFAULTS.get(key)}
+def _spec(**spec):
+    return {key: value for key, value in spec.items() if value != _KEY_SPEC_DEFAULTS.get(key)}
 
 
 def _is_fixed(argument):

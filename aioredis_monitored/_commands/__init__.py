@@ -1,1 +1,1 @@
-"""What a command is: the table of commands, and the traits that are derived from it."""
+"""The table of commands, and the traits derived from it."""

@@ -1,20 +1,19 @@
-"""What a command is: the table of commands, and what a call's arguments are in its terms.
+"""The table of commands: where their keys, hash fields and keywords stand.
 
 Every function takes the arguments of ``execute_command``: the name, in any case, as ``str`` or bytes, with or without
-its sub-command in the same string, and what follows it. The facts are in ``table.json``, which
-``tests/command_table.py`` writes from what a server says about itself: an object per command, sub-commands under their
-full name (``CONFIG GET``). Positions count from 0 at the first argument after the full name; what is left out is empty,
-false or 0.
+its sub-command in the same string, and what follows it. ``tests/command_table.py`` generates ``table.json`` from what a
+server says about its commands: an object for each command, sub-commands under their full name (``CONFIG GET``).
+Positions count from 0 at the first argument after the full name; what is empty, false or 0 is left out.
 
 ``keys``, ``fields``
-    Where keys and the names of hash fields stand: see ``Span``, whose attributes these objects hold.
+    Where keys and names of hash fields stand; the objects hold the attributes of ``KeySpec``.
 ``incomplete``
-    There can be more keys than ``keys`` tells, because the server cannot tell either (``SORT … STORE``) or might
-    take a password for one (``MIGRATE … AUTH2``).
+    The command may have further keys, because the server does not know them either (``SORT … STORE``) or could take a
+    password for a key (``MIGRATE … AUTH2``).
 ``words``, ``words_from``
-    The command's own words (``NX``, ``LIMIT``), and the first position at which one can stand.
+    The keywords of the command (``NX``, ``LIMIT``), and the first position where one can stand.
 ``flags``
-    Which of ``blocking``, ``readonly`` and ``write`` the server calls it.
+    Those of ``blocking``, ``readonly`` and ``write`` that the server lists.
 """
 
 import json
@@ -23,18 +22,22 @@ from importlib import resources
 from typing import Any, NamedTuple
 
 PLACEHOLDER = "?"
-# Longer than every name, word or number that means something to a server; the rest of a longer argument is not read.
+# Longer than every name, keyword and number of a command; the rest of a longer argument is not read.
 MAX_WORD_LENGTH = 64
-# redis-py takes a whole command in one string; more than this of it is not read.
+# redis-py accepts a whole command in one string; the rest of a longer string is not read.
 MAX_NAME_LENGTH = 65_536
 
 
 class KeySpec(NamedTuple):
-    """Where some arguments stand: the key specification of ``COMMAND INFO``, without what no command uses.
+    """The positions of some arguments: a key specification of ``COMMAND INFO``, without what no command uses.
 
-    The first of them stands at ``start``, or after the first ``keyword`` from there on, or after the number there that
-    tells how many there are if they are ``counted``. The last stands ``last`` arguments after the first, or that many
-    from the end if it is negative, the end being that of the first of ``share`` equal parts.
+    Attributes:
+        start: The position of the first one, or where the search for it starts.
+        keyword: The first one stands after this keyword, if it is given.
+        counted: Whether their number precedes them.
+        last: The distance of the last one from the first; if negative, from the end of the first part.
+        share: The number of equal parts that the arguments are divided into.
+        step: The distance between two of them.
     """
 
     start: int
@@ -45,10 +48,14 @@ class KeySpec(NamedTuple):
     step: int = 1
 
     def positions(self, arguments: Sequence[object], total: int) -> range:
-        """Where they stand among ``total`` arguments, of which ``arguments`` are the first.
+        """Return their positions.
+
+        Args:
+            arguments: The first arguments of the command.
+            total: The number of all its arguments.
 
         Raises:
-            IndexError, ValueError: The arguments are not as the server would want them.
+            IndexError, ValueError: The server would refuse the arguments.
         """
         first = self.start
         if self.keyword:
@@ -69,7 +76,7 @@ class KeySpec(NamedTuple):
 
 
 class CommandInfo(NamedTuple):
-    """A row of the table; that of a command which is not in it is empty."""
+    """A row of the table; unknown commands have an empty one."""
 
     keys: tuple[KeySpec, ...] = ()
     fields: tuple[KeySpec, ...] = ()
@@ -79,28 +86,35 @@ class CommandInfo(NamedTuple):
 
 
 class ParsedCommand(NamedTuple):
-    """A command as it is sent: all that follows the name is an argument, wherever the application put it."""
+    """A command as it is sent.
+
+    Attributes:
+        name: The full name, in the application's case.
+        info: The row of the table.
+        arguments: The first arguments, counted from the full name on.
+        total: The number of all arguments.
+    """
 
     name: str
     info: CommandInfo
     arguments: Sequence[object]
     total: int
 
-    def positions(self, spans: Iterable[KeySpec]) -> set[int]:
-        """Where the arguments stand that these are about.
+    def positions(self, specs: Iterable[KeySpec]) -> set[int]:
+        """Return the positions of the arguments that these specifications are about.
 
         Raises:
-            IndexError, ValueError: The arguments are not as the server would want them.
+            IndexError, ValueError: The server would refuse the arguments.
         """
-        return {position for span in spans for position in span.positions(self.arguments, self.total)}
+        return {position for spec in specs for position in spec.positions(self.arguments, self.total)}
 
 
 def _read_table() -> dict[str, CommandInfo]:
     rows = json.loads(resources.files(__package__).joinpath("table.json").read_text("utf-8"))
     return {
         name: CommandInfo(
-            keys=tuple(KeySpec(**span) for span in row.get("keys", ())),
-            fields=tuple(KeySpec(**span) for span in row.get("fields", ())),
+            keys=tuple(KeySpec(**spec) for spec in row.get("keys", ())),
+            fields=tuple(KeySpec(**spec) for spec in row.get("fields", ())),
             words=frozenset(row.get("words", "").split()),
             words_from=row.get("words_from", 0),
             flags=frozenset(row.get("flags", "").split()),
@@ -115,16 +129,16 @@ PUBLISHING = frozenset({"PUBLISH", "SPUBLISH"})
 TABLE = _read_table()
 _UNKNOWN = CommandInfo()
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
-# What almost every command is found in, with one look: a name that no sub-command can follow.
+# Names that no sub-command can follow: one lookup finds almost every command.
 _COMPLETE = frozenset(TABLE.keys() - _CONTAINERS)
-# … and that calls no procedure: the same name is always the same operation.
+# Those of them that call no procedure: the same name is always the same operation.
 SIMPLE = _COMPLETE - _PROCEDURES
 
 
 def operation_name(args: Sequence[Any]) -> str:
-    """The name of the command as the application gave it, with its sub-command and without arguments.
+    """Return the name of the command in the application's case, with its sub-command.
 
-    Of a command that is not in the table it is the first word, cut to 64 characters.
+    Of a command that is not in the table, it is the first word, cut to 64 characters.
     """
     name = args[0] if args else None
     if type(name) is str and name in _COMPLETE:
@@ -133,7 +147,7 @@ def operation_name(args: Sequence[Any]) -> str:
 
 
 def stored_procedure(args: Sequence[Any]) -> str | None:
-    """The digest of the script or the name of the function that the command calls; ``None`` if it calls neither."""
+    """Return the digest of the script or the name of the function that the command calls; ``None`` if it calls none."""
     name = args[0] if args else None
     if type(name) is str and name in SIMPLE:
         return None
@@ -144,13 +158,13 @@ def stored_procedure(args: Sequence[Any]) -> str | None:
 
 
 def channel_of(args: Sequence[Any]) -> object | None:
-    """The channel that the command publishes to; ``None`` if it does not publish."""
+    """Return the channel that the command publishes to; ``None`` if it does not publish."""
     call = parse_command(args, limit=2)
     return call.arguments[0] if call.name.upper() in PUBLISHING and call.arguments else None
 
 
 def keys_of(args: Sequence[Any], limit: int) -> list[object]:
-    """The keys among the first ``most`` arguments; none of a command that is not in the table or was given wrongly."""
+    """Return the keys among the first ``limit`` of ``args``; none if the command is unknown or does not fit its row."""
     call = parse_command(args, limit)
     try:
         return [call.arguments[position] for position in sorted(call.positions(call.info.keys))]
@@ -159,11 +173,11 @@ def keys_of(args: Sequence[Any], limit: int) -> list[object]:
 
 
 def parse_command(args: Sequence[Any], limit: int | None = None) -> ParsedCommand:
-    """Take the command apart, looking at no more than ``most`` of ``args``."""
+    """Parse a command, reading no more than the first ``limit`` of ``args``; default ``None``, for all."""
     name = args[0] if args else None
     if type(name) is str and name in _COMPLETE:
         return ParsedCommand(name, TABLE[name], args[1:limit], len(args) - 1)
-    # redis-py splits the first argument, and sends each of its words as an argument of its own.
+    # redis-py splits the first argument, and sends each of its words as a separate argument.
     words = argument_text(name, MAX_NAME_LENGTH).encode(errors="backslashreplace").split() or [PLACEHOLDER.encode()]
     sent = [*words, *args[1:limit]]
     total = len(words) + len(args) - 1
@@ -176,7 +190,7 @@ def parse_command(args: Sequence[Any], limit: int | None = None) -> ParsedComman
 
 
 def _count(argument: object) -> int:
-    """A number that a server would take, which refuses much that Python takes."""
+    """Return a number as a server reads it, which is stricter than Python."""
     digits = argument_text(argument, MAX_WORD_LENGTH)
     if not (digits.isascii() and digits.isdigit()):
         raise ValueError("not a count")
@@ -184,7 +198,7 @@ def _count(argument: object) -> int:
 
 
 def argument_text(argument: object, limit: int) -> str:
-    """The beginning of an argument as redis-py would send it, ``?`` for what redis-py would refuse."""
+    """Return the beginning of an argument as redis-py sends it, ``?`` for an argument that redis-py refuses."""
     try:
         if isinstance(argument, str):
             return escape_surrogates(str.__getitem__(argument, slice(limit)))
@@ -192,18 +206,18 @@ def argument_text(argument: object, limit: int) -> str:
             return bytes(memoryview(argument)[:limit]).decode(errors="backslashreplace")
         if isinstance(argument, (int, float)):
             return repr(argument)[:limit]
-    except Exception:  # noqa: BLE001 - an application may pass anything; it is redis-py that refuses it, not telemetry
+    except Exception:  # noqa: BLE001 - an application may pass anything; redis-py refuses it, and not telemetry
         return PLACEHOLDER
     return PLACEHOLDER
 
 
 def escape_surrogates(text: str) -> str:
-    """The text with escapes for what no exporter could send: a lone surrogate, as JSON may bring it."""
+    """Escape lone surrogates, which JSON may contain and no exporter can send."""
     return text if text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def quote(text: str) -> str:
-    """Quote what could be taken for two arguments or cannot be printed, as ``redis-cli`` would have it typed."""
+    """Quote text with spaces or unprintable characters, in the syntax of ``redis-cli``."""
     if text and text.isprintable() and " " not in text:
         return text
     escaped = text.encode("unicode_escape").decode().replace('"', '\\"')

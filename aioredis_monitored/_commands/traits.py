@@ -1,8 +1,8 @@
-"""What a command does beside its reply: wait, alter its connection, leave a mark when it runs twice.
+"""The traits of commands: whether they block, alter their connection, and may run twice.
 
-The table tells which commands are read-only. The rest is kept by hand, because servers do not tell it, or tell it
-wrongly: Redis 7.0 does not call WAIT blocking, gives ``CLIENT REPLY`` the flags of ``CLIENT ID`` and ``SELECT`` those
-of ``ECHO``. What neither knows gets the careful answer to every question.
+The table says which commands are read-only. The rest is kept by hand, because servers do not say it, or are wrong:
+Redis 7.0 does not list WAIT as blocking, and gives ``CLIENT REPLY`` the flags of ``CLIENT ID`` and ``SELECT`` those of
+``ECHO``. Unknown commands get the most conservative traits.
 """
 
 import math
@@ -21,13 +21,13 @@ from aioredis_monitored._commands.table import (
 
 
 class Traits(NamedTuple):
-    """What one needs to know before a command is sent on a connection that others use, or is sent again.
+    """What decides whether a command may share a connection, and whether it may be retried.
 
     Attributes:
-        shares: It may be sent on a connection that others use at the same time.
-        alters: It may leave its connection altered, so that nobody else may use that afterwards.
-        repeatable: Running it twice does no more than running it once.
-        runs_code: It runs a script or a function, whose error may come after some of it was done.
+        shareable: Whether it may be sent on a connection that others use at the same time.
+        alters_connection: Whether it may leave its connection altered, and unusable for other callers.
+        retry_safe: Whether running it twice does no more than running it once.
+        runs_code: Whether it runs a script or a function, which may fail after some of its effects.
     """
 
     shareable: bool
@@ -37,7 +37,7 @@ class Traits(NamedTuple):
 
 
 def _block_option(arguments: Sequence[object]) -> object:
-    """The value of BLOCK; a group, a consumer or a stream may be called BLOCK too."""
+    """Return the value of the option BLOCK; a group, a consumer or a stream may be called BLOCK too."""
     rest = iter(arguments)
     for argument in rest:
         match argument_text(argument, MAX_WORD_LENGTH).upper():
@@ -54,8 +54,8 @@ def _block_option(arguments: Sequence[object]) -> object:
 _FIRST, _LAST = itemgetter(0), itemgetter(-1)
 _SECONDS, _MILLISECONDS = 1, 1000
 
-# Which argument says how long the server may wait, and its unit. Servers do not tell either, and Redis 7.0 does not
-# call WAIT blocking.
+# The argument that says how long the server may wait, and its unit. Servers say neither, and Redis 7.0 does not list
+# WAIT as blocking.
 _BLOCKING: dict[str, tuple[Callable[[Sequence[object]], object], int]] = {
     "BLMOVE": (_LAST, _SECONDS),  # until the source has an element
     "BLMPOP": (_FIRST, _SECONDS),  # until one of the lists has an element
@@ -71,28 +71,28 @@ _BLOCKING: dict[str, tuple[Callable[[Sequence[object]], object], int]] = {
     "XREADGROUP": (_block_option, _MILLISECONDS),  # until one of the streams has an entry that the group did not get
 }
 
-# After these the connection is no longer as the pool made it.
+# After these, the connection differs from those that the pool makes.
 _ALTERS_CONNECTION = frozenset(
     {
         "ASKING",  # the next command may be answered for a slot that moves
-        "AUTH",  # another user
+        "AUTH",  # switches to another user
         "CLIENT CACHING",  # the next command decides what is tracked
         "CLIENT CAPA",  # the server redirects instead of failing
         "CLIENT IMPORT-SOURCE",  # expired keys are visible
         "CLIENT NO-EVICT",  # the server no longer drops this client when memory is short
         "CLIENT NO-TOUCH",  # reads no longer count for eviction
-        "CLIENT REPLY",  # replies stay away
-        "CLIENT SETINFO",  # another library in CLIENT LIST
-        "CLIENT SETNAME",  # another name in CLIENT LIST
-        "CLIENT TRACKING",  # invalidation messages among the replies
+        "CLIENT REPLY",  # turns replies off
+        "CLIENT SETINFO",  # sets another library in CLIENT LIST
+        "CLIENT SETNAME",  # sets another name in CLIENT LIST
+        "CLIENT TRACKING",  # adds invalidation messages to the replies
         "CLUSTER SYNCSLOTS",  # becomes a link between nodes
-        "DEBUG",  # what its sub-commands do is documented nowhere
+        "DEBUG",  # its sub-commands are not documented
         "DISCARD",  # ends a transaction
         "EXEC",  # ends a transaction, and every watch
-        "HELLO",  # another protocol, user or name
-        "MONITOR",  # every command of every client among the replies
+        "HELLO",  # switches to another protocol, user or name
+        "MONITOR",  # adds every command of every client to the replies
         "MULTI",  # what follows is queued
-        "PSUBSCRIBE",  # messages among the replies
+        "PSUBSCRIBE",  # adds messages to the replies
         "PSYNC",  # becomes a replica's link
         "PUNSUBSCRIBE",  # ends subscriptions; its replies may be several
         "QUIT",  # closes the connection
@@ -101,10 +101,10 @@ _ALTERS_CONNECTION = frozenset(
         "REPLCONF",  # belongs to a replica's link
         "RESET",  # no user, no name, RESP2, database 0
         "SCRIPT DEBUG",  # the next EVAL starts a debugging session
-        "SELECT",  # another database
+        "SELECT",  # switches to another database
         "SHUTDOWN",  # has no reply when it succeeds
-        "SSUBSCRIBE",  # messages among the replies
-        "SUBSCRIBE",  # messages among the replies
+        "SSUBSCRIBE",  # adds messages to the replies
+        "SUBSCRIBE",  # adds messages to the replies
         "SUNSUBSCRIBE",  # ends subscriptions; its replies may be several
         "SYNC",  # becomes a replica's link
         "UNSUBSCRIBE",  # ends subscriptions; its replies may be several
@@ -112,15 +112,15 @@ _ALTERS_CONNECTION = frozenset(
         "WATCH",  # the next EXEC may be refused
     }
 )
-# These leave the connection as it is, but must not queue up behind what they are to end.
+# These do not alter the connection, but must not be queued behind the command that they end.
 _OUT_OF_BAND = frozenset(
     {
-        "CLIENT UNPAUSE",  # a command that waits for the end of the pause would hold it back
-        "FUNCTION KILL",  # the function that runs too long would hold it back
-        "SCRIPT KILL",  # the script that runs too long would hold it back
+        "CLIENT UNPAUSE",  # commands that wait for the end of the pause would block it
+        "FUNCTION KILL",  # the function that runs too long would block it
+        "SCRIPT KILL",  # the script that runs too long would block it
     }
 )
-# Not read-only by the server's word, and yet running them twice does no harm.
+# Servers do not list these as read-only, but running them twice does no harm.
 _RETRY_SAFE = frozenset(
     {
         "CLIENT GETNAME",  # reports
@@ -132,51 +132,51 @@ _RETRY_SAFE = frozenset(
         "COMMAND DOCS",  # reports
         "COMMAND INFO",  # reports
         "CONFIG GET",  # reports
-        "ECHO",  # answers what it was asked
+        "ECHO",  # replies with its argument
         "INFO",  # reports
         "LASTSAVE",  # reports
-        "PING",  # answers what it was asked
+        "PING",  # replies with its argument
         "PUBSUB CHANNELS",  # reports
         "PUBSUB NUMPAT",  # reports
         "PUBSUB NUMSUB",  # reports
         "ROLE",  # reports
         "SCRIPT EXISTS",  # reports
-        "SCRIPT LOAD",  # the second time finds the script there
+        "SCRIPT LOAD",  # the second one finds the script
         "TIME",  # reports
-        "WATCH",  # watches what it watches already
+        "WATCH",  # watches the same keys again
     }
 )
 _RUNS_CODE = frozenset({"EVAL", "EVALSHA", "EVALSHA_RO", "EVAL_RO", "FCALL", "FCALL_RO"})
-# They wait only if BLOCK is among their arguments.
+# These block only if BLOCK is among their arguments.
 _MAY_BLOCK = frozenset({"XREAD", "XREADGROUP"})
-# They count the writes of their own connection (https://redis.io/docs/latest/commands/wait/).
+# These count the writes of their own connection (https://redis.io/docs/latest/commands/wait/).
 _COUNTS_CONNECTION_WRITES = frozenset({"WAIT", "WAITAOF"})
 
 _POLLS_FOR_DATA = _BLOCKING.keys() - _COUNTS_CONNECTION_WRITES
 
 _UNKNOWN = Traits(shareable=False, alters_connection=True, retry_safe=False, runs_code=True)
-# A module's command, by the dot in its name: modules cannot alter a connection.
+# A command of a module, which has a dot in its name: modules cannot alter a connection.
 _MODULE = _UNKNOWN._replace(alters_connection=False)
 
 
 def _traits(name: str) -> Traits:
-    waits = name in _BLOCKING
+    blocks = name in _BLOCKING and name not in _MAY_BLOCK
     return Traits(
-        shareable=name not in _ALTERS_CONNECTION | _OUT_OF_BAND and (not waits or name in _MAY_BLOCK),
+        shareable=name not in _ALTERS_CONNECTION | _OUT_OF_BAND and not blocks,
         alters_connection=name in _ALTERS_CONNECTION,
-        retry_safe=name in _RETRY_SAFE or ("readonly" in TABLE[name].flags and (not waits or name in _MAY_BLOCK)),
+        retry_safe=name in _RETRY_SAFE or ("readonly" in TABLE[name].flags and not blocks),
         runs_code=name in _RUNS_CODE,
     )
 
 
 _TRAITS = {name: _traits(name) for name in TABLE}
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
-# What almost every call is found in, with one look: its traits do not hang on its arguments.
+# Commands whose traits do not depend on their arguments: one lookup finds almost every call.
 _FIXED_TRAITS = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_BLOCK | _CONTAINERS}
 
 
 def traits_of(args: Sequence[Any]) -> Traits:
-    """The traits of a call; those of a command that is not in the table are the careful ones."""
+    """Return the traits of a command; the most conservative ones if it is not in the table."""
     name = args[0] if args else None
     if type(name) is str and (known := _FIXED_TRAITS.get(name)) is not None:
         return known
@@ -185,7 +185,7 @@ def traits_of(args: Sequence[Any]) -> Traits:
     call = parse_command(args)
     name = call.name.upper()
     traits = _TRAITS.get(name)
-    # An unknown sub-command, which may do anything, is found under the name of the commands that it is one of.
+    # parse_command finds an unknown sub-command, which may do anything, under the name of its container.
     if traits is None or (name in _CONTAINERS and call.total):
         return _MODULE if "." in name else _UNKNOWN
     if name in _MAY_BLOCK and any(_word(argument) == "BLOCK" for argument in call.arguments):
@@ -194,48 +194,48 @@ def traits_of(args: Sequence[Any]) -> Traits:
 
 
 def _word(argument: object) -> str:
-    # Servers compare as C does, to the first zero byte.
+    # Servers compare words as C strings, up to the first zero byte.
     return argument_text(argument, MAX_WORD_LENGTH).partition("\0")[0].upper()
 
 
 def traits_of_batch(batch: Collection[Sequence[Any]]) -> Traits:
-    """The traits of commands that are sent, and sent again, all together or not at all.
+    """Return the traits of commands that are sent, and retried, together.
 
-    An error may come after some of them were done, unless all of them may be repeated.
+    Like a script, the batch may fail after some of its effects, unless all its commands are retry-safe.
     """
     each = [traits_of(args) for args in batch]
-    repeatable = all(traits.retry_safe for traits in each)
+    retry_safe = all(traits.retry_safe for traits in each)
     return Traits(
         shareable=all(traits.shareable for traits in each),
         alters_connection=any(traits.alters_connection for traits in each),
-        retry_safe=repeatable,
-        runs_code=not repeatable,
+        retry_safe=retry_safe,
+        runs_code=not retry_safe,
     )
 
 
 def counts_connection_writes(args: Sequence[Any]) -> bool:
-    """Whether the command is about the writes of the very connection that it is sent on."""
+    """Return whether the reply depends on the writes of the connection that the command is sent on."""
     return operation_name(args).upper() in _COUNTS_CONNECTION_WRITES
 
 
 def polls_for_data(args: Sequence[Any]) -> bool:
-    """Whether the command is one that consumers wait or look for data with, over and over."""
+    """Return whether consumers call the command over and over to wait or look for data."""
     return operation_name(args).upper() in _POLLS_FOR_DATA
 
 
 def blocking_timeout(args: Sequence[Any]) -> float | None:
-    """The seconds for which the server may hold back the reply, ``math.inf`` if that is for ever.
+    """Return the seconds for which the server may delay the reply.
 
     Returns:
-        ``None`` if it answers at once, also because the time that was given is none.
+        ``math.inf`` if there is no limit; ``None`` if the server replies at once, also if the time is not valid.
     """
     name = args[0] if args else None
     if type(name) is str and name in _FIXED_TRAITS and name not in _BLOCKING:
         return None
-    wait = _BLOCKING.get(operation_name(args).upper())
-    if wait is None:
+    blocking = _BLOCKING.get(operation_name(args).upper())
+    if blocking is None:
         return None
-    argument, units_per_second = wait
+    argument, units_per_second = blocking
     try:
         seconds = float(argument_text(argument(parse_command(args).arguments), MAX_WORD_LENGTH)) / units_per_second
     except (IndexError, ValueError):

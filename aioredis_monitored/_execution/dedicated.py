@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequ
 from contextlib import asynccontextmanager
 from functools import partial
 from time import perf_counter
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
@@ -52,6 +52,23 @@ _RELEASE_SECONDS: Final = 1.0
 _background: set[asyncio.Task[Any]] = set()
 
 
+class DedicatedCall(NamedTuple):
+    """What a call on a dedicated connection is, for the pools to decide about its attempts.
+
+    Attributes:
+        commands: What it sends.
+        traits: Those of the commands; redis-py's retry policy, on a plain pool, does not ask for them.
+        on_failure: What redis-py does after a failed attempt, on a plain pool alone.
+        wait: Seconds for which the server may hold all replies back, in addition to ``socket_timeout``; ``None`` if the
+            attempt bounds them itself. Default 0. redis-py's own bounds hold on a plain pool.
+    """
+
+    commands: Collection[Sequence[Any]]
+    traits: Traits
+    on_failure: OnFailure
+    wait: float | None = 0
+
+
 class DedicatedConnections(Protocol):
     """The connections of a pool that one call has at a time."""
 
@@ -62,26 +79,18 @@ class DedicatedConnections(Protocol):
         self,
         caller: Redis,
         pin: PinnedConnection | None,
-        commands: Collection[Sequence[Any]],
-        traits: Traits,
+        call: DedicatedCall,
         attempt: AttemptOn[T],
         observer: Observer | None,
-        *,
-        on_failure: OnFailure,
-        wait: float | None = 0,
     ) -> T:
         """Make a call, in as many attempts as the pool allows.
 
         Args:
             caller: The client or pipeline.
             pin: The connection that it keeps to; ``None`` for any connection.
-            commands: What the call sends.
-            traits: Those of the commands.
+            call: What the call is.
             attempt: Makes one attempt.
             observer: Is given the connections, and the time that it takes to get them.
-            on_failure: What redis-py does after a failed attempt, on a plain pool alone.
-            wait: Seconds for which the server may hold all replies back, in addition to ``socket_timeout``; ``None`` if
-                the attempt bounds them itself. Default 0. redis-py's own bounds hold on a plain pool.
         """
 
     async def fetch(
@@ -158,21 +167,17 @@ class MonitoredConnections:
         self,
         caller: Redis,
         pin: PinnedConnection | None,
-        commands: Collection[Sequence[Any]],
-        traits: Traits,
+        call: DedicatedCall,
         attempt: AttemptOn[T],
         observer: Observer | None,
-        *,
-        on_failure: OnFailure,  # noqa: ARG002 - a plain pool's
-        wait: float | None = 0,
     ) -> T:
-        acquire = self.for_attempts(caller, pin, commands, observer)
+        acquire = self.for_attempts(caller, pin, call.commands, observer)
 
-        async def attempt_once(seconds: float | None, losses: int) -> T:  # noqa: ARG001 - no other call is affected
-            async with dedicated_attempt(self.pool, seconds, acquire(), wait) as connection:
+        async def attempt_once(seconds: float | None, _losses: int) -> T:
+            async with dedicated_attempt(self.pool, seconds, acquire(), call.wait) as connection:
                 return await attempt(connection)
 
-        return await retry(self.pool, traits, attempt_once, wait or 0, observer)
+        return await retry(self.pool, call.traits, attempt_once, call.wait or 0, observer)
 
     async def fetch(
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
@@ -248,7 +253,7 @@ class PlainConnections:
                 try:
                     yield connection
                 finally:
-                    if pin.reconnects and should_reconnect(connection):
+                    if pin.is_shared and should_reconnect(connection):
                         await connection.disconnect()
                         await connect(connection)
 
@@ -256,13 +261,9 @@ class PlainConnections:
         self,
         caller: Redis,
         pin: PinnedConnection | None,
-        commands: Collection[Sequence[Any]],  # noqa: ARG002 - a monitored pool's
-        traits: Traits,  # noqa: ARG002 - redis-py retries whatever the command
+        call: DedicatedCall,
         attempt: AttemptOn[T],
         observer: Observer | None,
-        *,
-        on_failure: OnFailure,
-        wait: float | None = 0,  # noqa: ARG002 - redis-py bounds each reply
     ) -> T:
         closings = 0 if pin is None else pin.closings
 
@@ -277,7 +278,7 @@ class PlainConnections:
                 return await attempt(connection)
 
             return await connection.retry.call_with_retry(
-                attempt_once, partial(on_failure, connection), is_retryable=lambda _: is_open()
+                attempt_once, partial(call.on_failure, connection), is_retryable=lambda _: is_open()
             )
 
     async def fetch(

@@ -5,17 +5,15 @@ changes nothing, and a caller that is closed while a call is in flight gives it 
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from time import perf_counter
 from typing import Any, Final, cast
 
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    ConnectionError,  # noqa: A004
-    ReadOnlyError,
-    TimeoutError,  # noqa: A004
-)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import counts_connection_writes, traits_of
@@ -23,9 +21,8 @@ from aioredis_monitored._execution.attempts import acquire_from, connection_in_u
 from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import PinnedConnectionLostError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import PINNED_CONNECTION_LOST, MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
-from aioredis_monitored.pool.slots import PINNED_CONNECTION_LOST
 
 # Acquires a connection of some pool, and reports it to the observer of the call.
 Acquire = Callable[[Observer | None], Awaitable[AbstractConnection]]
@@ -40,12 +37,13 @@ class PinnedConnection:
         closings: How often the caller was closed or reset. A call that began earlier must not acquire a connection
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
-        reconnects: Whether a connection of a plain pool that asks to be reconnected is reconnected after a call.
+        is_shared: Whether several tasks may use the caller, which then take turns, and need not know about each other:
+            a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
     __slots__ = ("_busy", "closings", "databases")
 
-    reconnects = True
+    is_shared = True
 
     def __init__(self) -> None:
         self.closings = 0
@@ -64,7 +62,7 @@ class PinnedConnection:
 
     def exclusive(self, caller: Redis, observer: Observer | None) -> AbstractAsyncContextManager[None]:
         """Wait until no other call of the caller uses the connection."""
-        return _locked(caller, observer)
+        return _locked(caller, observer) if self.is_shared else nullcontext()
 
     async def acquire(self, caller: Redis, acquire: Acquire, observer: Observer | None, closings: int) -> Connection:
         """Return the connection; the caller's first call acquires it.
@@ -110,7 +108,7 @@ class PinnedConnection:
         connection = await self.acquire(caller, lambda observer: acquire_from(pool, observer), observer, closings)
         async with self.in_flight(caller, connection, closings):
             if is_kept:
-                await self.restore(caller, pool, connection, observer)
+                await self.restore(caller, pool, observer)
             if pool.was_reconnected(connection):
                 _check_counts_nothing(commands)
             leaves = False
@@ -139,7 +137,7 @@ class PinnedConnection:
         try:
             yield
         except Exception as error:
-            is_disconnected = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
+            is_disconnected = isinstance(error, RedisConnectionError | RedisTimeoutError) and not is_error_reply(error)
             # Or redis-py was about to write, and the connection has no writer any more.
             if is_disconnected or (isinstance(error, AttributeError) and error.obj is None):
                 self.check_open(closings)
@@ -151,9 +149,8 @@ class PinnedConnection:
 
     async def restore(
         self,
-        caller: Redis,  # noqa: ARG002 - a watching pipeline's needs it
+        caller: Redis,
         pool: MonitoredConnectionPool,
-        connection: AbstractConnection,
         observer: Observer | None,
     ) -> None:
         """Reconnect the connection if it is lost.
@@ -162,6 +159,7 @@ class PinnedConnection:
             PoolClosedError: The pool was closed since the connection was acquired.
             PinnedConnectionLostError: It is lost, and a command had altered it.
         """
+        connection = cast("Connection", caller.connection)
         if not pool.is_acquired(connection):
             raise pool.closed_error()
         if is_lost(pool, connection):

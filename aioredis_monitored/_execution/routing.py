@@ -27,7 +27,7 @@ from aioredis_monitored._execution.attempts import (
     reject_write_counting,
     retry_failed,
 )
-from aioredis_monitored._execution.dedicated import dedicated_connections_of
+from aioredis_monitored._execution.dedicated import DedicatedCall, dedicated_connections_of
 from aioredis_monitored._execution.fetch import Fetch, fetch_shared
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
@@ -213,7 +213,7 @@ class CommandExecutor:
         acquired = dedicated_connection(pool, observer)
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
-                # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
+                # Under a name without a callback: a callback's error is neither the server's nor the connection's.
                 reply = await send_on(caller, None, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:
@@ -235,19 +235,19 @@ class CommandExecutor:
         Raises:
             DedicatedConnectionError: The command counts the writes of its connection, and the client keeps to none.
         """
+        call = DedicatedCall([args], traits_of(args), close_after_failure(caller), blocking_timeout(args) or 0)
         return await self.dedicated.run(
             caller,
             self.pin,
-            [args],
-            traits_of(args),
+            call,
             lambda connection: send_on(caller, self.pin, connection, args[0], args, options),
             observer,
-            on_failure=close_after_failure(caller),
-            wait=blocking_timeout(args) or 0,
         )
 
-    async def execute_part(self, caller: Redis, observer: Observer | None, *args: Any, **options: Any) -> Any:
-        """Execute one command that is part of an operation, without a record of its own.
+    def execute_part(
+        self, caller: Redis, observer: Observer | None, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Execute one command that is part of an operation, without a record of its own; return its reply.
 
         Args:
             caller: The client.
@@ -256,21 +256,13 @@ class CommandExecutor:
             options: Those of ``execute_command``.
         """
         if self.shared_pool is None:
-            return await self.execute_dedicated(caller, args, options, observer)
-        return await self.execute(caller, self.shared_pool, args, options, observer)
+            return self.execute_dedicated(caller, args, options, observer)
+        return self.execute(caller, self.shared_pool, args, options, observer)
 
     async def connect(self, caller: Redis) -> None:
         """Acquire the connection that the client keeps to."""
-        await self.dedicated.run(
-            caller,
-            self.pin,
-            (),
-            _PING,
-            _do_nothing,
-            None,
-            on_failure=close_after_failure(caller),
-            wait=None,
-        )
+        call = DedicatedCall((), _PING, close_after_failure(caller), wait=None)
+        await self.dedicated.run(caller, self.pin, call, _do_nothing, None)
 
     # Operations that are more than one command.
 
@@ -290,7 +282,7 @@ class CommandExecutor:
             call: Is given the operation, or ``None`` if nothing records it.
         """
         operation = start_operation(self.recorder, args, self.server_span, self.request)
-        return await observe_call(operation, call(operation), self.recorder, EXECUTE_COMMAND, caller, *args, **options)
+        return await self._observe(operation, call(operation), caller, args, options)
 
     async def execute_messaging(
         self,
@@ -313,7 +305,20 @@ class CommandExecutor:
         operation = None
         if recorder.is_enabled():
             operation = MessagingOperation(recorder, spec, args, self.server_span, self.request)
-        return await observe_call(operation, call(operation), recorder, EXECUTE_COMMAND, caller, *args)
+        return await self._observe(operation, call(operation), caller, args, {})
+
+    def _observe(
+        self,
+        operation: Operation | None,
+        call: Coroutine[Any, Any, T],
+        caller: Redis,
+        args: Sequence[Any],
+        options: dict[str, Any],
+    ) -> Coroutine[Any, Any, T]:
+        # As in the client's execute_command: what others do beside us costs nothing where they do nothing.
+        if not self.recorder.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
+            return observe_call(operation, call, self.recorder, EXECUTE_COMMAND, caller, *args, **options)
+        return call if operation is None else operation.observe(call)
 
     def new_operation(self, spec: CallSpec, args: Sequence[Any]) -> Operation:
         """Return the record of what takes several calls, which begins now.

@@ -7,12 +7,12 @@ from aioredis_monitored._multiplexer.pipeline_adapter import PipelineAdapter
 
 __all__ = [
     "ISOLATE_AFTER",
-    "DeadlineExceeded",
-    "ReplyObserver",
     "AttemptFailed",
-    "Multiplexer",
     "CommandFuture",
+    "DeadlineExceeded",
+    "Multiplexer",
     "PipelineAdapter",
-    "supports_multiplexing",
+    "ReplyObserver",
     "is_protocol_error",
+    "supports_multiplexing",
 ]

@@ -1,4 +1,4 @@
-"""How long callers take to go on once their replies are read: the event loop's share of what seems slow."""
+"""One shared socket: writes the calls of a tick together, and gives each reply to its call."""
 
 import asyncio
 import os
@@ -13,94 +13,63 @@ from typing import Final, Protocol, cast
 import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
-from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._multiplexer.futures import BatchFuture, CommandFuture
+from aioredis_monitored._multiplexer.futures import CallFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 from aioredis_monitored._redispy.attributes import BAR, LINE_FEED, AttributeFilter
 from aioredis_monitored._redispy.sockets import address_of, close_now, peer_address, transport_of
 from aioredis_monitored._timeouts import LATE_SECONDS
 
-# Seconds for which only the longest is told.
+# The size of a read.
+_BUFFER_BYTES: Final = 65_536
+# Packed calls of more bytes than these are written before the end of the tick.
+_FLUSH_BYTES: Final = 2**18
+# A reply, or a packed call, of more bytes delays others.
+LARGE_BYTES: Final = 65_536
+# How many ticks the event loop gets to read from an idle socket before a write.
+_MAX_TICKS_TO_READ: Final = 3
+# Seconds between two reports of the loop lag; each reports the longest one.
 _REPORT_INTERVAL_SECONDS: Final = 0.1
 
 
-class LoopLagMonitor:
-    """Measures every batch of replies, and tells the longest lag at most ten times a second.
-
-    Args:
-        tell: Is told of a lag in seconds, and returns whether anybody wants to know of them.
-
-    Attributes:
-        is_wanted: Whether every batch is to be measured.
-        due: When one is to be measured in any case, by the performance counter.
-    """
-
-    def __init__(self, tell: Callable[[float], bool]) -> None:
-        self._report = tell
-        self._loop = asyncio.get_running_loop()
-        self._context = Context()
-        self._longest = 0.0
-        self.next_report_at = 0.0
-        self.is_enabled = True
-
-    def start(self, now: float) -> None:
-        """Measure from this time of the performance counter until all callers have gone on that wake up now."""
-        self._loop.call_soon(self._on_resumed, now, context=self._context)
-
-    def _on_resumed(self, read: float) -> None:
-        now = perf_counter()
-        self._longest = max(self._longest, now - read)
-        if now >= self.next_report_at:
-            self.next_report_at = now + _REPORT_INTERVAL_SECONDS
-            longest, self._longest = self._longest, 0.0
-            self.is_enabled = self._report(longest)
-
-
-_BUFFER_BYTES = 65_536
-# What is held until the end of the tick, bytes.
-_FLUSH_BYTES = 2**18
-# Larger replies keep others waiting, bytes.
-LARGE_BYTES = 65_536
-# What has arrived is read one tick after the next at the latest.
-_MAX_TICKS_TO_READ = 3
-
-
 class ConnectionOwner(Protocol):
-    """What a line tells whoever made it."""
+    """Learns of a connection's events, and queues the calls that it returns unwritten."""
 
     def on_full(self) -> None:
-        """It has no room for further calls."""
+        """React to a connection that has no room for further calls."""
 
     def on_room(self) -> None:
-        """Replies have made room for further calls."""
+        """React to replies that make room for further calls."""
 
-    def on_large_reply(self, call: CommandFuture | BatchFuture) -> None:
-        """The reply to this call was so large that others had to wait for it."""
+    def on_large_reply(self, call: CallFuture) -> None:
+        """React to a reply so large that other calls had to wait for it."""
 
     def on_lag(self, seconds: float) -> bool:
-        """Callers took so long to go on; return whether anybody wants to know."""
+        """Callers resumed this long after their replies were read; return whether this is still measured."""
 
-    def on_retired(self, line: "MultiplexedConnection") -> None:
-        """It takes no further calls, but may still owe replies."""
+    def on_retired(self, connection: "MultiplexedConnection") -> None:
+        """React to a connection that accepts no further calls, and may still be owed replies."""
 
-    def on_closed(self, line: "MultiplexedConnection", unwritten: Sequence[CommandFuture | BatchFuture]) -> None:
-        """Its socket is closed; these calls were not written to it."""
+    def on_closed(self, connection: "MultiplexedConnection", unwritten: Sequence[CallFuture]) -> None:
+        """React to a closed socket, to which these calls were not written."""
 
 
 class MultiplexedConnection(asyncio.BufferedProtocol):
-    """Takes over the socket of a connection that redis-py has made, until it ends.
+    """Takes over the socket of a connection that redis-py has made, until it is closed.
 
     Args:
-        connection: A connection for which ``can_share`` holds.
-        owner: Who is told what happens.
+        connection: A connected one, for which ``supports_multiplexing`` holds.
+        owner: Learns of its events.
 
     Attributes:
         inflight: The calls that are owed a reply.
-        is_open: Whether it takes calls.
-        since: When it was connected, by the monotonic clock.
-        ended: Done when it owes nothing any more, and its socket is being closed.
-        lost: Done when its socket is closed.
+        is_open: Whether it accepts calls.
+        connected_at: When it was taken over, by the monotonic clock.
+        closing: Done when it is owed no reply, or has given up waiting, and its socket is being closed.
+        closed: Done when its socket is closed.
     """
 
     def __init__(self, connection: AbstractConnection, owner: ConnectionOwner) -> None:
@@ -118,34 +87,37 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self._ticks_waited = 0
         self._health_check: CommandFuture | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._unparsed = 0
+        # The bytes read since the last complete reply.
+        self._unparsed_bytes = 0
         self._close_scheduled = False
-        # When overdue calls were found that were put off, what had come and was not sent at the last look, and when the
-        # next one is due.
+        # When overdue calls were first deferred; what was read and what is unsent, as of the last check; when the next
+        # check is due.
         self._deferred_at = -inf
-        self._seen: tuple[float, int, int] = (0.0, 0, 0)
-        self._due = 0.0
+        self._progress: tuple[float, int, int] = (0.0, 0, 0)
+        self._timer_due = 0.0
         self._last_active = perf_counter()
         self._buffer = bytearray(_BUFFER_BYTES)
-        # It does not decode: a value for which that fails is its caller's trouble, and nobody else's.
+        # It does not decode: a value that cannot be decoded concerns its caller alone.
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
         )
         self._attributes = AttributeFilter(self._reader, NO_REPLY)
         self._transport = transport_of(connection)
         self._descriptor: int = self._transport.get_extra_info("socket").fileno()
-        self._check_after = connection.health_check_interval or inf
+        self._health_check_interval = connection.health_check_interval or inf
         readable = select.poll()
         readable.register(self._descriptor, select.POLLIN)
-        # Bound once, as it is called before most writes.
+        # Bound once: it is called before most writes.
         self._poll = readable.poll
-        self._streams = cast("asyncio.Protocol", self._transport.get_protocol())
+        self._stream_protocol = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
         self._peer = peer_address(connection)
         self._loop_lag = LoopLagMonitor(owner.on_lag)
 
-    def send(self, call: CommandFuture | BatchFuture, packed: bytes) -> None:
-        """Queue a call; it is written at the end of this tick."""
+    # Writing.
+
+    def send(self, call: CallFuture, packed: bytes) -> None:
+        """Write a call at the end of this tick."""
         if not self.inflight.add(call):
             self._owner.on_full()
         self._write_buffer.append(packed)
@@ -153,38 +125,32 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._flushing = True
             self._loop.call_soon(self._flush, context=self._context)
         elif self.inflight.unwritten_size > _FLUSH_BYTES and not self._ticks_waited:
-            # At the end of the tick, all of it would be there three times: here, joined and in the transport's buffer.
+            # At the end of the tick, there would be three copies of it all: here, joined, and in the transport.
             self._flush()
 
-    def _internal_command(self) -> CommandFuture:
-        reply = CommandFuture(loop=self._loop)
-        reply.args, reply.size, reply.observer, reply.is_internal = (), 0, None, True
-        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
-        return reply
-
-    def re_authenticate(self, token: TokenInterface) -> None:
-        """Send new credentials between the calls; the line retires if the server refuses them."""
-        reply = self._internal_command()
-        self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
-        reply.add_done_callback(self._retire_unless_ok, context=self._context)
+    def write_pending(self) -> None:
+        """Write now what would be written at the end of this tick, unless the socket must be read first."""
+        inflight = self.inflight
+        if self._write_buffer and self.is_open and not (inflight.unwritten == len(inflight.pending) and self._poll(0)):
+            self._flush()
 
     def _flush(self, is_checked: bool = False) -> None:
         if self._health_check is not None or not self._write_buffer:
             return
         if self._transport.is_closing():
-            # The pool's connections were closed, for instance.
+            # The pool's connections were closed, for example.
             self._drain_socket()
-            self.close(lambda: ConnectionError("Connection closed."))
+            self.close(lambda: RedisConnectionError("Connection closed."))
             return
         inflight = self.inflight
         now = perf_counter()
         if inflight.unwritten == len(inflight.pending):
-            is_checked = is_checked or (now - self._last_active <= self._check_after and not self._poll(0))
+            is_checked = is_checked or (now - self._last_active <= self._health_check_interval and not self._poll(0))
             if not is_checked and not self._check_idle_socket(now):
                 return
             if not self._attributes.is_between_replies():
-                text = f"Error while reading from {self._address()} : a part of a reply that no call is owed"
-                self.close(lambda: ConnectionError(text))
+                text = f"Error while reading from {self._address()} : a part of a reply that belongs to no call"
+                self.close(lambda: RedisConnectionError(text))
                 return
         self._flushing = False
         self._ticks_waited = 0
@@ -196,16 +162,17 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._arm_timer(now)
 
     def _check_idle_socket(self, now: float) -> bool:
-        """Look at a socket on which nothing is owed before anything is written.
+        """Check a socket that is owed no reply before a write; return whether to write now.
 
-        What has come is the end of the connection, which the event loop has not read yet, or a reply that no call is
-        owed, which must not be given to the next one. One that comes later cannot be distinguished from that call's.
+        If there is something to read, it is the end of the connection, which the event loop has not read yet, or a
+        reply that belongs to no call, which the next call must not get. A reply that arrives later cannot be
+        distinguished from that of the next call.
         """
         if self._ticks_waited < _MAX_TICKS_TO_READ and self._poll(0):
             self._ticks_waited += 1
             self._loop.call_soon(self._flush, context=self._context)
             return False
-        if now - self._last_active > self._check_after:
+        if now - self._last_active > self._health_check_interval:
             self._health_check = self._internal_command()
             self._health_check.add_done_callback(self._on_health_check, context=self._context)
             self.inflight.prepend(self._health_check)
@@ -222,23 +189,35 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if reply.result() == b"PONG":
             self._flush(is_checked=True)
         else:
-            self.close(lambda: ConnectionError("Bad response from PING health check"))
+            self.close(lambda: RedisConnectionError("Bad response from PING health check"))
+
+    def re_authenticate(self, token: TokenInterface) -> None:
+        """Send new credentials between the calls, and retire if the server refuses them."""
+        reply = self._internal_command()
+        self.send(reply, b"".join(self.connection.pack_command("AUTH", token.try_get("oid"), token.get_value())))
+        reply.add_done_callback(self._retire_unless_ok, context=self._context)
 
     def _retire_unless_ok(self, reply: CommandFuture) -> None:
         if isinstance(reply.result(), Exception):
-            # What is written behind it is answered, if only with an error.
+            # The calls written behind it get replies, if only errors.
             self.retire()
 
-    # What asyncio calls.
+    def _internal_command(self) -> CommandFuture:
+        reply = CommandFuture(loop=self._loop)
+        reply.args, reply.size, reply.observer, reply.is_internal = (), 0, None, True
+        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
+        return reply
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
-        """Where the next bytes go."""
+    # Reading: what asyncio calls.
+
+    def get_buffer(self, _sizehint: int) -> bytearray:
+        """Return the buffer for the next bytes."""
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Hand out the replies that have come."""
+        """Give the replies that have arrived to their calls."""
         buffer, inflight = self._buffer, self.inflight
-        self._unparsed += nbytes
+        self._unparsed_bytes += nbytes
         calls = inflight.pending
         head = calls[0] if calls else None
         now = perf_counter()
@@ -248,13 +227,13 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
                 attributes.feed(bytes(buffer[:nbytes]))
                 completed = inflight.dispatch(attributes.gets, now)
             else:
-                self._reader.feed(buffer, 0, nbytes)  # type: ignore[arg-type]  # it takes any buffer
+                self._reader.feed(buffer, 0, nbytes)  # type: ignore[arg-type]  # hiredis accepts any buffer
                 attributes.last_byte = buffer[nbytes - 1]
                 completed = inflight.dispatch(self._reader.gets, now)
-        except Exception as error:  # noqa: BLE001 - whatever it is, no later reply could be trusted
+        except Exception as error:  # noqa: BLE001 - after any error, no later reply can be trusted
             text = f"Error while reading from {self._address()} : {error!r}"
             inflight.protocol_error = None
-            self.close(lambda: ConnectionError(text))
+            self.close(lambda: RedisConnectionError(text))
             return
         finally:
             if inflight.completed:
@@ -264,51 +243,51 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             lag = self._loop_lag
             if lag.is_enabled or now >= lag.next_report_at:
                 lag.start(now)
-            if self._unparsed > LARGE_BYTES and head is not None:
+            if self._unparsed_bytes > LARGE_BYTES and head is not None:
                 self._owner.on_large_reply(head)
-            self._unparsed = 0
+            self._unparsed_bytes = 0
             if self.is_open:
                 self._owner.on_room()
             else:
                 self._close_if_unawaited()
 
-    def _drain_socket(self) -> None:
-        """Read what has come on a connection that has ended: after a failed write, both event loops drop it.
+    def eof_received(self) -> None:
+        """Close: the server has closed the connection."""
+        self.close(lambda: RedisConnectionError("Connection closed by server."))
 
-        Not under TLS, which only the event loop can read.
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Close: the socket is closed."""
+        self._drain_socket()
+        reason = f"Error while reading from {self._address()} : {exc}" if exc else "Connection closed by server."
+        self.close(lambda: RedisConnectionError(reason))
+        # redis-py waits for it.
+        self._stream_protocol.connection_lost(exc)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def _drain_socket(self) -> None:
+        """Read what has arrived on a closed connection: after a failed write, both event loops discard it.
+
+        Under TLS only the event loop can read it.
         """
         if self.closing.done() or self._transport.get_extra_info("ssl_object") is not None:
             return
         if self._transport.get_extra_info("socket").fileno() != self._descriptor:
-            # Closed, and by now it may be another connection's.
+            # It is closed, and its descriptor may be that of another connection.
             return
         with suppress(OSError):
             while not self.closing.done() and (nbytes := os.readv(self._descriptor, [self._buffer])):
                 self.buffer_updated(nbytes)
 
     def _notify(self, now: float) -> None:
-        heard = self.inflight.completed
-        if heard:
+        completed = self.inflight.completed
+        if completed:
             self.inflight.completed = []
-            # One right after the other: that is faster than each in its turn.
-            for listener, reply in heard:
-                listener.on_reply(reply, now, self._peer)
+            # All in a row, which is faster than each in its caller's turn.
+            for observer, outcome in completed:
+                observer.on_reply(outcome, now, self._peer)
 
-    def eof_received(self) -> None:
-        """The server has closed the connection."""
-        self.close(lambda: ConnectionError("Connection closed by server."))
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """The connection is gone."""
-        self._drain_socket()
-        reason = f"Error while reading from {self._address()} : {exc}" if exc else "Connection closed by server."
-        self.close(lambda: ConnectionError(reason))
-        # redis-py waits for it.
-        self._streams.connection_lost(exc)
-        if not self.closed.done():
-            self.closed.set_result(None)
-
-    # When replies take too long.
+    # Replies that are late.
 
     def _arm_timer(self, now: float) -> None:
         due = self.inflight.next_timeout(now)
@@ -318,20 +297,20 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._set_timer(due, now)
 
     def _set_timer(self, due: float, now: float) -> None:
-        self._due = due
+        self._timer_due = due
         self._timer = self._loop.call_later(due - now, self._on_timeout, context=self._context)
 
     def _on_timeout(self) -> None:
         now = perf_counter()
         overdue = list(self.inflight.overdue(now))
-        # Also where all callers have left: what was on its way to them may be put back.
+        # Without callers as well: orphan handlers may put back what is on its way.
         if (overdue or self.inflight.is_stalled(now)) and self._is_catching_up(now):
             self._set_timer(now + cast("float", self.inflight.timeout) / 4, now)
             return
         self._deferred_at = -inf
         text = f"Timeout reading from {self._address()}"
         for call in overdue:
-            self.inflight.fail(call, TimeoutError(text))
+            self.inflight.fail(call, RedisTimeoutError(text))
         self._notify(perf_counter())
         if self.inflight.is_stalled(now):
             self.retire()
@@ -340,34 +319,30 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._close_if_unawaited()
 
     def _is_catching_up(self, now: float) -> bool:
-        """Whether this side is to blame for replies that are late: they were not read, or the calls not sent.
+        """Whether replies are late because this side has not read them, or has not sent the calls.
 
-        An event loop that was busy reads a piece of what has come, and sends a piece of what it holds, in each turn. It
-        gets its time for that as long as it gets on, and all in all no more than one reply may take: a server may drip.
+        A busy event loop reads and sends a part of the data in each turn. It gets more time as long as it makes
+        progress, and at most ``socket_timeout`` in all: a server may send a few bytes at a time.
         """
         timeout = cast("float", self.inflight.timeout)
-        held = self._transport.get_write_buffer_size()
-        before, self._seen = self._seen, (self.inflight.last_reply_at, self._unparsed, held)
-        is_behind = now - self._due > LATE_SECONDS or bool(self._poll(0))
+        unsent = self._transport.get_write_buffer_size()
+        before, self._progress = self._progress, (self.inflight.last_reply_at, self._unparsed_bytes, unsent)
+        is_behind = now - self._timer_due > LATE_SECONDS or bool(self._poll(0))
         if self.inflight.oldest_written_at() > self._deferred_at - timeout:
-            # What was put off before has come to its end.
+            # The calls that were deferred before are complete.
             self._deferred_at = now
-            return is_behind or bool(held)
-        is_behind = is_behind or self._seen[:2] != before[:2] or held < before[2]
+            return is_behind or bool(unsent)
+        is_behind = is_behind or self._progress[:2] != before[:2] or unsent < before[2]
         return is_behind and now < self._deferred_at + timeout
 
-    def write_pending(self) -> None:
-        """Write at once what would be written at the end of this tick, unless something has to be read before that."""
-        inflight = self.inflight
-        if self._write_buffer and self.is_open and not (inflight.unwritten == len(inflight.pending) and self._poll(0)):
-            self._flush()
+    # Retiring and closing.
 
     def is_idle(self, seconds: float) -> bool:
-        """Whether nothing is in flight, and nothing was sent or came for the given seconds."""
+        """Whether no call is in flight, and nothing was sent or read for ``seconds``."""
         return not self.inflight.pending and perf_counter() - self._last_active >= seconds
 
     def retire(self) -> None:
-        """Take no further calls, and end when nobody awaits a reply any more."""
+        """Accept no further calls, and close as soon as no reply is awaited."""
         if self.is_open:
             self.is_open = False
             self._owner.on_retired(self)
@@ -375,19 +350,19 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
                 call.on_cancel = self._on_cancel
             self._close_if_unawaited()
 
-    def _on_cancel(self, _: CommandFuture | BatchFuture) -> None:
+    def _on_cancel(self, _: CallFuture) -> None:
         if not self._close_scheduled:
-            # Once for all that leave in one tick.
+            # Once for all callers that leave in one tick.
             self._close_scheduled = True
             self._loop.call_soon(self._close_if_unawaited, context=self._context)
 
     def _close_if_unawaited(self) -> None:
         self._close_scheduled = False
         if not self.inflight.has_waiters(perf_counter()):
-            self.close(lambda: ConnectionError("Connection retired."))
+            self.close(lambda: RedisConnectionError("Connection retired."))
 
     def close(self, error: Callable[[], Exception]) -> None:
-        """Close the socket at once; whoever still awaits a reply gets an error."""
+        """Close the socket now, and fail the written calls, each with an error of its own."""
         if self.closing.done():
             return
         self.closing.set_result(None)
@@ -397,23 +372,57 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         unwritten = self.inflight.fail_written(error)
         self._notify(perf_counter())
         for call, packed in zip(unwritten, self._write_buffer, strict=True):
-            # As it was when it was called, whatever has become of its arguments.
+            # Its arguments may have changed since.
             call.packed = packed
         self._write_buffer.clear()
         if self._transport.get_write_buffer_size():
-            # Closing would wait for the server to read it.
+            # Closing would wait until the server has read it.
             self._transport.abort()
         close_now(self.connection)
         if self.is_open:
             self.is_open = False
             self._owner.on_retired(self)
-        # The next line has no use for what this one sent itself.
+        # The next connection does not need this one's internal commands.
         self._owner.on_closed(self, [call for call in unwritten if not call.is_internal])
 
     def abort(self) -> None:
-        """Close the socket without a word, if it is not closed yet."""
+        """Close the socket without TLS's closing handshake, if it is not closed yet."""
         if not self.closed.done():
             self._transport.abort()
 
     def _address(self) -> str:
         return address_of(self.connection)
+
+
+class LoopLagMonitor:
+    """Measures the delay between reading replies and resuming their callers, and reports the longest one at intervals.
+
+    The event loop takes that long to run whatever else is ready.
+
+    Args:
+        report: Takes a lag in seconds, and returns whether it is still measured.
+
+    Attributes:
+        is_enabled: Whether every read is measured.
+        next_report_at: When a read is measured although it is not enabled, by the performance counter.
+    """
+
+    def __init__(self, report: Callable[[float], bool]) -> None:
+        self._report = report
+        self._loop = asyncio.get_running_loop()
+        self._context = Context()
+        self._longest = 0.0
+        self.next_report_at = 0.0
+        self.is_enabled = True
+
+    def start(self, now: float) -> None:
+        """Measure from ``now``, by the performance counter, until all callers that wake up in this tick have run."""
+        self._loop.call_soon(self._on_resumed, now, context=self._context)
+
+    def _on_resumed(self, read_at: float) -> None:
+        now = perf_counter()
+        self._longest = max(self._longest, now - read_at)
+        if now >= self.next_report_at:
+            self.next_report_at = now + _REPORT_INTERVAL_SECONDS
+            longest, self._longest = self._longest, 0.0
+            self.is_enabled = self._report(longest)

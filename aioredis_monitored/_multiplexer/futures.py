@@ -1,22 +1,20 @@
-"""What a caller of the shared connection awaits, and what stands in the place of a missing reply."""
+"""The futures that callers of the shared connection await, what replaces a missing reply, and what cancelling does."""
 
 import asyncio
-import builtins
 from collections.abc import Callable, Sequence
 from contextvars import Context
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import TimeoutError  # noqa: A004
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import Peer
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 
 
-class AttemptFailed(Exception):  # noqa: N818 - the error is inside
-    """An attempt has failed with ``error``; ``written`` tells whether the server may have got the call.
+class AttemptFailed(Exception):  # noqa: N818 - wraps the error
+    """An attempt failed with ``error``; ``written`` is whether the server may have received the call.
 
-    It stands in the place of a reply that will not come, and is raised only to whoever decides about the next attempt.
+    It replaces a reply that will not come. Only the code that decides about the next attempt raises it.
     """
 
     def __init__(self, error: Exception, *, written: bool) -> None:
@@ -25,46 +23,50 @@ class AttemptFailed(Exception):  # noqa: N818 - the error is inside
         self.written = written
 
     def __repr__(self) -> str:
-        # redis-py's errors leave their text out of theirs.
+        # The repr of redis-py's errors lacks their text.
         return f"{type(self).__name__}({type(self.error).__name__}: {self.error}, written={self.written})"
 
 
 class DeadlineExceeded(AttemptFailed):
-    """The deadline over all attempts has cut this one short."""
+    """The deadline over all attempts ended this one."""
 
     def __init__(self, *, written: bool) -> None:
-        super().__init__(TimeoutError("no reply in time"), written=written)
+        super().__init__(RedisTimeoutError("no reply in time"), written=written)
 
 
 class ReplyObserver(Protocol):
-    """Who wants to know what becomes of a call, before the caller goes on."""
+    """Learns the outcome of a call before its caller resumes."""
 
     def add_wait(self, seconds: float, connecting: float) -> object:
-        """Take note of how long the call waited before it could be written, and how much of that was connecting."""
+        """Add the seconds that the call waited before it could be written, and how many of them were connecting."""
 
     def on_reply(self, reply: object, now: float, peer: Peer | None) -> object:
-        """Take the reply or ``Lost``, the performance counter's time of its reading, and the connection's other end."""
+        """Take the reply or ``AttemptFailed``, the performance counter when it was read, and the server's address."""
 
 
 class _ReplyFuture(asyncio.Future[Any]):
-    """What a caller awaits; errors are values too, so that nobody has to fetch what its caller has left.
+    """The reply to a call; errors are values too, so that none is reported as never retrieved.
 
-    Whoever makes one sets its slots, past a constructor in Python, which would be one call more. What few have is in no
-    slot: until it is set, it takes neither memory nor time.
+    The code that makes one sets its slots: a constructor in Python would cost one call more. Rare attributes have no
+    slot: until they are set, they take neither memory nor time.
+
+    Cancelling it, as asyncio does when its caller is cancelled, returns at once. The call itself goes on: it is skipped
+    while it is queued, and once it is written, its reply is dropped, or given to ``on_orphan``.
 
     Attributes:
-        size: Its bytes when packed.
-        listener: Told what becomes of it.
-        packed: These bytes, if it waits and what its arguments refer to may change, or was sent to a line that ended.
-        orphan: Gets the reply if the caller no longer awaits it.
-        is_own: Whether it is nobody's but the connection's.
-        waits: Whether it is yet to be sent.
-        since: When it began to wait, by the performance counter; 0 if it never did.
-        told: Until when its listener knows how long it waited, if it does.
-        on_leaving: Called with it when the caller leaves, while somebody has to know.
+        size: The bytes of the packed call.
+        observer: Learns the outcome; ``None`` for none.
+        packed: The packed call, if it is queued and its arguments are mutable, or if its connection closed before it
+            was written.
+        on_orphan: Takes the reply if the caller no longer awaits it.
+        is_internal: Whether the connection itself sent it.
+        is_queued: Whether it waits for a connection, or for room on one.
+        queued_at: When it was queued first, by the performance counter; 0 if it never was.
+        wait_reported_at: Up to when its wait was reported to its observer; -1 if it was not.
+        on_cancel: Called with it when the caller leaves.
     """
 
-    __slots__ = ("observer", "on_cancel", "queued_at", "size", "is_queued")
+    __slots__ = ("is_queued", "observer", "on_cancel", "queued_at", "size")
 
     observer: ReplyObserver | None
     size: int
@@ -77,15 +79,18 @@ class _ReplyFuture(asyncio.Future[Any]):
     is_internal = False
 
     def cancel(self, msg: Any = None) -> bool:
-        """Leave, as asyncio does when the caller is cancelled."""
+        """Leave the call, as asyncio does when its caller is cancelled."""
         has_left = super().cancel(msg)
-        # Not a done callback: a hundred thousand of them take memory, and come a tick later.
+        # A done callback would take memory in each of many calls, and run a tick later.
         if has_left and self.on_cancel is not None:
             self.on_cancel(self)
         return has_left
 
     async def wait_for(self, seconds: float | None) -> Any:
-        """The reply, or ``Late`` in its place; if the caller is cancelled in the tick in which it came, an orphan's."""
+        """Return the reply, or ``DeadlineExceeded`` after ``seconds``.
+
+        A caller that is cancelled in the tick in which its reply was read makes it an orphan.
+        """
         try:
             if seconds is None:
                 return await self
@@ -95,13 +100,13 @@ class _ReplyFuture(asyncio.Future[Any]):
             if not self.cancelled() and not isinstance(self.result(), AttemptFailed):
                 self.deliver_orphan(self.result())
             raise
-        except builtins.TimeoutError:
+        except TimeoutError:
             return DeadlineExceeded(written=not self.is_queued) if self.cancelled() else self.result()
 
     def deliver_orphan(self, reply: Any) -> None:
-        """Hand over a reply that the caller no longer awaits."""
+        """Give a reply that the caller no longer awaits to ``on_orphan``, in the next tick."""
         if self.on_orphan is not None:
-            # Not here: what it raises is not the reader's.
+            # What it raises must not reach the code that reads replies.
             self.get_loop().call_soon(self.on_orphan, reply, context=Context())
 
 
@@ -109,7 +114,7 @@ class CommandFuture(_ReplyFuture):
     """The reply to one command.
 
     Attributes:
-        args: The command, which is packed again if it has to wait.
+        args: The command, which is packed again if it was queued.
     """
 
     __slots__ = ("args",)
@@ -121,16 +126,16 @@ class BatchFuture(_ReplyFuture):
     """The replies to several commands that are sent in one piece.
 
     Attributes:
-        commands: The commands, which are packed again if they have to wait.
-        replies: What came so far.
+        commands: The commands, which are packed again if the batch was queued.
+        replies: The replies read so far.
     """
 
     commands: Sequence[tuple[Any, ...]]
     replies: list[Any]
 
     def deliver(self, reply: Any, completed: list[tuple[ReplyObserver, Any]]) -> bool:
-        """Take the next reply; return whether it is the last one, of which the listener is to hear."""
-        # Nobody will read what a caller has left behind.
+        """Take the next reply and return whether it is the last one; then add the observer to ``completed``."""
+        # Without a caller, only their number counts.
         self.replies.append(None if self.done() else reply)
         if len(self.replies) < len(self.commands):
             return False
@@ -141,28 +146,4 @@ class BatchFuture(_ReplyFuture):
         return True
 
 
-class ConnectionSource(Protocol):
-    """Where the connections come from."""
-
-    timeout: float | None
-
-    def check_open(self) -> None:
-        """Raise if it cannot be used in the running event loop."""
-
-    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
-        """Borrow a connection on which nothing was sent yet; ``reserved`` if a place is kept for it."""
-
-    def has_free_connection(self) -> bool:
-        """Whether borrowing would not have to wait."""
-
-    def return_closed(self, connection: AbstractConnection) -> None:
-        """Take back a borrowed connection that is closed."""
-
-    def on_acquired(self, seconds: float) -> None:
-        """Take note of how long a call waited for the connection, or for room on it."""
-
-    def on_timeout(self) -> None:
-        """Take note of a call that has waited in vain."""
-
-    def on_lag(self, seconds: float) -> bool:
-        """Take note of how long callers took to go on once their replies were read; return whether that is wanted."""
+CallFuture: TypeAlias = CommandFuture | BatchFuture

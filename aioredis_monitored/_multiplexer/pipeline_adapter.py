@@ -1,4 +1,4 @@
-"""A connection as redis-py's pipeline wants it, whose commands are one run on the shared connection."""
+"""Lets redis-py's pipeline send its batch on the shared connection."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -11,13 +11,14 @@ class PipelineAdapter:
     """Has what ``Pipeline._execute_pipeline`` and ``Pipeline._execute_transaction`` use of a connection.
 
     Args:
-        multiplexer: The shared connection.
+        multiplexer: Sends the batch.
         decode: Decodes replies.
-        seconds: How long all may take; ``None`` for no bound but those of each reply.
-        listener: Told what becomes of the run.
-        losses: Of a further attempt, how many connections the batch was written to and lost.
+        seconds: How long the batch may take; ``None`` for no limit but ``socket_timeout``.
+        observer: Learns the outcome; ``None`` for none.
+        losses: How many connections broke while the batch was in flight on them.
     """
 
+    # redis-py prepares HIMPORT fieldsets on connections that have a registry.
     himport_registry = None
 
     def __init__(
@@ -25,34 +26,34 @@ class PipelineAdapter:
         multiplexer: Multiplexer,
         decode: Callable[[Any], Any],
         seconds: float | None,
-        listener: ReplyObserver | None,
+        observer: ReplyObserver | None,
         losses: int,
     ) -> None:
         self._multiplexer = multiplexer
         self._decode = decode
         self._seconds = seconds
-        self._listener = listener
+        self._observer = observer
         self._losses = losses
         self._replies: Iterator[Any] = iter(())
 
     def pack_commands(self, commands: Iterable[Iterable[Any]]) -> list[tuple[Any, ...]]:
-        """The commands as they are: it is the shared connection that packs."""
+        """Return the commands unpacked: the multiplexer packs them."""
         return [tuple(args) for args in commands]
 
     async def send_packed_command(self, commands: Sequence[tuple[Any, ...]]) -> None:
         """Send the commands and wait for all replies.
 
         Raises:
-            Lost: They will not come.
+            AttemptFailed: The replies will not come.
         """
-        run = self._multiplexer.send_batch(commands, self._listener, self._losses)
-        replies = await (run if self._seconds is None else run.wait_for(self._seconds))
+        batch = self._multiplexer.send_batch(commands, self._observer, self._losses)
+        replies = await (batch if self._seconds is None else batch.wait_for(self._seconds))
         if isinstance(replies, AttemptFailed):
             raise replies
         self._replies = iter(replies)
 
     async def read_response(self, disable_decoding: bool = False) -> Any:
-        """The next reply, raised if it is an error."""
+        """Return the next reply, or raise it if it is an error."""
         reply = next(self._replies)
         if isinstance(reply, Exception):
             raise reply

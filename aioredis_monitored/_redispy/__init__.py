@@ -1,1 +1,1 @@
-"""Every private part of redis-py, and of the event loop under it, that this package touches."""
+"""The private parts of redis-py, and of the event loop's transports, that this package uses."""

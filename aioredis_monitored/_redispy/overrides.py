@@ -5,6 +5,7 @@
 Calls for which this package only needs types are ``methodcaller``s: unlike a function, they add no Python call to those
 of each command.
 """
+# ruff: noqa: ASYNC109, SLF001 - what stands here is private to redis-py, or has its signature
 # mypy: disallow-untyped-calls=False
 
 import asyncio
@@ -12,7 +13,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapp
 from operator import methodcaller
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, overload
 
-from redis._parsers import Encoder
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Monitor, Pipeline, PubSub
@@ -28,7 +28,6 @@ from redis.typing import ChannelT, EncodableT, KeysT, KeyT, PatternT
 __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
-    "Encoder",
     "PubSubDirection",
     "TypedLock",
     "TypedMonitor",
@@ -62,13 +61,13 @@ __all__ = [
 connect: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("connect")
 # Connects the socket alone: neither a handshake nor the callbacks for a connection that is made.
 connect_socket: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("_connect")
-# Sends a PING where ``health_check_interval`` is over, and waits for the answer.
+# Sends a PING if ``health_check_interval`` has passed, and waits for the reply.
 check_health: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("check_health")
-# Whether the connection has to be closed once its call is done.
+# Whether the connection must be closed after the current call.
 should_reconnect: Final[Callable[[AbstractConnection], bool]] = methodcaller("should_reconnect")
-# Sends the credentials that ``set_re_auth_token`` has left, if there are any, and forgets them.
+# Sends the credentials given to ``set_re_auth_token``, if any, and discards them.
 re_auth: Final[Callable[[AbstractConnection], Coroutine[Any, Any, None]]] = methodcaller("re_auth")
-# Forgets them unsent.
+# Discards them unsent.
 forget_re_auth_token: Final[Callable[[AbstractConnection], None]] = methodcaller("set_re_auth_token", None)
 
 
@@ -81,19 +80,19 @@ def register_connect_callback(
 
 # Pools.
 
-# Borrows a connected connection of any pool.
+# Acquires a connected connection from any pool.
 get_connection: Final[Callable[[ConnectionPool], Coroutine[Any, Any, AbstractConnection]]] = methodcaller(
     "get_connection"
 )
 
 
 def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Coroutine[Any, Any, None]:
-    """Have redis-py send new credentials on a connection that is given back.
+    """Send new credentials, if any, on a connection that is released.
 
     Raises:
         redis.exceptions.RedisError: The server refuses them, or cannot be reached.
     """
-    dispatcher: Any = pool._event_dispatcher  # noqa: SLF001 - a pool's release() dispatches it there
+    dispatcher: Any = pool._event_dispatcher
     sending: Coroutine[Any, Any, None] = dispatcher.dispatch_async(AsyncAfterConnectionReleasedEvent(connection))
     return sending
 
@@ -105,14 +104,14 @@ class _ValueEncoder(Protocol):
     def encode(self, value: EncodableT) -> bytes: ...
 
 
-# What a client encodes values with.
+# The encoder of a client's values.
 get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 
 
 def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-    """Run one command of any client, and return its parsed reply."""
+    """Run one command on any client and return its parsed reply."""
     return client.execute_command(*args, **options)
 
 
@@ -123,7 +122,7 @@ def send_and_parse(
     args: Sequence[Any],
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Any]:
-    """Send one command of a client or pipeline on a connection, and return its parsed reply: one attempt.
+    """Make one attempt: send a command on a connection, and return its reply as the client or pipeline parses it.
 
     Args:
         client: The client or pipeline.
@@ -132,18 +131,18 @@ def send_and_parse(
         args: The command.
         options: Those of ``parse_response``.
     """
-    return client._send_command_parse_response(connection, command_name, *args, **options)  # noqa: SLF001 - the public way retries
+    return client._send_command_parse_response(connection, command_name, *args, **options)
 
 
 def close_after_failure(client: Redis) -> Callable[..., Coroutine[Any, Any, None]]:
     """Return what redis-py calls with the connection and the error after a failed attempt, which disconnects it."""
-    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection  # noqa: SLF001 - its retry policy calls it
+    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection
     return close
 
 
 def single_connection_lock(client: Redis) -> asyncio.Lock:
     """Return the lock under which a client that keeps to one connection uses it."""
-    lock: asyncio.Lock = client._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    lock: asyncio.Lock = client._single_conn_lock
     return lock
 
 
@@ -203,7 +202,7 @@ if TYPE_CHECKING:
         def hscan_iter(self, *args: Any, **kwargs: Any) -> Any: ...
 
     class TypedPipeline(Pipeline):
-        """redis-py's pipeline, which runs a batch on whatever packs, sends and reads as a connection does."""
+        """redis-py's pipeline, whose batches run on any object that packs, sends and reads as a connection does."""
 
         def __len__(self) -> int: ...
 
@@ -255,9 +254,11 @@ if TYPE_CHECKING:
 
         def listen(self) -> AsyncGenerator[dict[str, Any]]: ...
 
-        def get_message(
-            self, ignore_subscribe_messages: bool = False, timeout: float | None = 0.0
-        ) -> Coroutine[Any, Any, dict[str, Any] | None]: ...
+        async def get_message(
+            self,
+            ignore_subscribe_messages: bool = False,
+            timeout: float | None = 0.0,
+        ) -> dict[str, Any] | None: ...
 
         async def run(
             self,

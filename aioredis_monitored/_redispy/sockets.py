@@ -16,80 +16,80 @@ from redis.asyncio.connection import AbstractConnection
 
 
 def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
-    """Close a connection's socket at once, without a word from redis-py or asyncio about it being unclosed.
+    """Close a connection's socket at once, without warnings of redis-py or asyncio about an unclosed connection.
 
     Args:
-        connection: A connection that is connected.
+        connection: A connected one.
         loop: Its event loop, which may be running, stopped or closed.
-        forked: Whether they are copies of those of a parent process, which goes on using its own.
+        forked: Whether both were copied from a parent process, which still uses them.
     """
     writer: Any = connection._writer
     connection._writer = connection._reader = None
     encrypted = getattr(writer.transport, "_ssl_protocol", None)
     transport = getattr(encrypted, "_transport", None) or writer.transport
     sock = getattr(transport, "_sock", None)
-    if not forked:  # an event loop shares what it waits for with the parent, which would wait in vain
+    # A forked event loop shares its selector with the parent, which would no longer see the socket.
+    if not forked:
         if sock is not None and loop is not None and not (loop.is_running() or loop.is_closed()):
-            # If it goes on, its own callback closes the socket once more, and must find it there.
+            # If the loop is run again, the transport's callback closes the socket once more, and must find it.
             loop.call_soon(setattr, transport, "_sock", sock)
-        with suppress(
-            RuntimeError, AttributeError
-        ):  # the event loop is closed; what stands in for a transport has none
+        # The event loop is closed; a stand-in for a transport may lack the method.
+        with suppress(RuntimeError, AttributeError):
             writer.transport.abort()
         if loop is not None and loop.is_running():
             return
-    # Maybe no event loop runs the callback that closes the socket.
+    # The callback that closes the socket may never run.
     if sock is not None:
         sock.close()
         transport._sock = None
 
 
 def close_now(connection: AbstractConnection) -> None:
-    """Close a connection's socket where nothing may be awaited, as its event loop may be ending.
+    """Close a connection's socket without awaiting, for example while its event loop ends.
 
-    redis-py's public way is a coroutine, which does nothing if it is cancelled before it begins.
+    redis-py's public method is a coroutine, which does nothing if it is cancelled before its first step.
     """
     connection._close()
 
 
 def close_all_now(pool: ConnectionPool) -> None:
-    """Close the sockets of all connections of a plain pool where nothing may be awaited."""
+    """Close the sockets of all connections of a plain redis-py pool without awaiting."""
     for connection in (*pool._available_connections, *pool._in_use_connections):
         close_now(connection)
 
 
 def transport_of(connection: AbstractConnection) -> asyncio.Transport:
-    """The transport of a connection that is connected."""
+    """Return the transport of a connected connection."""
     transport: asyncio.Transport = cast("Any", connection._writer).transport
     return transport
 
 
 def parser_of(connection: AbstractConnection) -> Any:
-    """The parser of a connection; ``None`` if it has none, as what only pretends to be a connection."""
+    """Return the parser of a connection; ``None`` for a stand-in without one."""
     return getattr(connection, "_parser", None)
 
 
 def has_socket(connection: AbstractConnection) -> bool:
-    """Whether a connection, once connected, is one over a socket of redis-py's."""
+    """Whether a connection keeps its socket as redis-py does, which stand-ins do not."""
     return hasattr(connection, "_writer") and hasattr(connection, "_close")
 
 
 def is_readable(connection: AbstractConnection) -> bool:
-    """Whether something has come that the event loop has not read yet; of an idle connection, most likely its end."""
+    """Whether there are bytes, or the connection's end, that the event loop has not read yet."""
     return _is_polled(connection, select.POLLIN)
 
 
 def is_closed_by_peer(connection: AbstractConnection) -> bool:
-    """Whether the other end has closed a connection on which something may also have come unasked."""
-    # Where there is no such event, only a reset is noticed.
+    """Whether the server has closed the connection, on which it may also have sent messages unasked."""
+    # Platforms without POLLRDHUP report a reset alone.
     return _is_polled(connection, getattr(select, "POLLRDHUP", select.POLLHUP))
 
 
 def is_closed_transport_error(error: BaseException) -> bool:
-    """Whether it is what a transport raises when it is written to after its socket was reset.
+    """Whether a transport raised this error for a write after its socket was reset.
 
-    uvloop's raises a ``RuntimeError``. asyncio's should raise nothing, but on Python 3.12 and 3.13 it fails on what it
-    has let go of (https://github.com/redis/redis-py/issues/4287).
+    uvloop's raises ``RuntimeError``. asyncio's should raise nothing, but on Python 3.12 and 3.13 it fails on an
+    attribute that it has cleared (https://github.com/redis/redis-py/issues/4287).
     """
     if type(error) is RuntimeError:
         return "the handler is closed" in str(error)
@@ -103,9 +103,9 @@ def _is_polled(connection: AbstractConnection, events: int) -> bool:
     writer: Any = getattr(connection, "_writer", None)
     sock = getattr(writer, "get_extra_info", lambda _: None)("socket")
     if sock is None:
-        # It has none, as in fakeredis, or asyncio has closed it.
+        # A stand-in such as fakeredis has no socket, and asyncio removes one that is closed.
         return bool(getattr(writer, "is_closing", lambda: False)())
-    # Once: exporters look from another thread, in which it may be closed meanwhile.
+    # Read once: exporters call this in another thread, and the socket may close meanwhile.
     descriptor = sock.fileno()
     if descriptor < 0:
         return True
@@ -114,15 +114,15 @@ def _is_polled(connection: AbstractConnection, events: int) -> bool:
     return bool(sockets.poll(0))
 
 
-# The other end of a socket: an address and a port; a path and no port of a Unix socket.
+# The server's end of a socket: address and port, or the path of a Unix socket and ``None``.
 Peer = tuple[str, int | None]
 
 
 def peer_address(connection: AbstractConnection) -> Peer | None:
-    """The other end of a connection's socket, if it is connected."""
+    """Return the server's end of a connection's socket; ``None`` if it is not connected."""
     writer: Any = getattr(connection, "_writer", None)
     peer = getattr(writer, "get_extra_info", lambda _: None)("peername")
-    # What stands in for a socket may give anything.
+    # A stand-in for a socket may return anything.
     match peer:
         case (host, int(port), *_):
             return str(host), port
@@ -132,5 +132,5 @@ def peer_address(connection: AbstractConnection) -> Peer | None:
 
 
 def address_of(connection: AbstractConnection) -> str:
-    """Where a connection leads: a host and a port, or a path."""
+    """Return the address that a connection was made for: host and port, or a path."""
     return ":".join(str(value) for name, value in connection.repr_pieces() if name in {"host", "port", "path"})

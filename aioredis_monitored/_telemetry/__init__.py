@@ -1,1 +1,1 @@
-"""Spans and metrics of the calls: names, their meaning, the instruments, and the recorder that alone uses them."""
+"""Spans and metrics of calls: their names and meaning, the instruments, and the recorder, the only user of them."""

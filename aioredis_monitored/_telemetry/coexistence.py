@@ -16,23 +16,23 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _original(method: Method) -> Method | None:
-    # Replacements pretend to be what they replace; these two they cannot feign.
-    is_own = type(method) is FunctionType and method.__globals__ is vars(client)
-    return method if is_own else None
+    # A replacement may imitate every attribute of a method but its type and its globals.
+    is_original = type(method) is FunctionType and method.__globals__ is vars(client)
+    return method if is_original else None
 
 
 class PatchPoint:
-    """A method of redis-py's that others replace.
+    """A method of redis-py that other tools replace.
 
-    One that was replaced before this was imported is unknown, so that calls go through it even when it is back; that is
-    slower, but never wrong.
+    If the method was replaced before this module was imported, its original is unknown, and calls go through the method
+    even after it is restored: that is slower, but never wrong.
 
     Args:
-        cls: Redis-py's class.
-        name: The method's name.
+        cls: The class of redis-py.
+        name: The name of the method.
 
     Attributes:
-        own: Redis-py's own; what is not this one any more has been replaced.
+        original: The method of redis-py; ``None`` if it is unknown.
     """
 
     def __init__(self, cls: type[Redis], name: str) -> None:
@@ -41,7 +41,7 @@ class PatchPoint:
         self.original = _original(getattr(cls, name))
 
     def replacement(self) -> Callable[..., Awaitable[Any]] | None:
-        """What stands in its place now, if anything does."""
+        """Return what has replaced the method; ``None`` if it is the original."""
         method = getattr(self._cls, self._name)
         return None if method is self.original else method
 
@@ -54,26 +54,26 @@ EXECUTE_IMMEDIATELY = PatchPoint(Pipeline, "immediate_execute_command")
 async def call_patched(
     method: Callable[..., Awaitable[Any]], caller: Redis, call: Coroutine[Any, Any, T], /, *args: Any, **options: Any
 ) -> T:
-    """Await a call from within a method of redis-py, so that whoever has replaced that method notices it.
+    """Await a call from within a method of redis-py, so that the tool that has replaced the method observes the call.
 
     Args:
-        method: The method, as it is now.
+        method: The method that has replaced redis-py's.
         caller: The client, or the pipeline.
-        call: What is to be done in place of what redis-py would do.
-        args: Those of the method.
+        call: What is awaited in place of redis-py's own work.
+        args: The arguments of the method.
         options: Its keyword arguments.
     """
     try:
         return cast("T", await method(_StandIn(caller, call), *args, **options))
     finally:
-        # Of an empty pipeline, or if the method was replaced by one that answers itself, it is never awaited.
+        # It is never awaited if the pipeline is empty, or if the replacement answers itself.
         call.close()
 
 
 class _StandIn:
-    """What redis-py's methods take for the client and for its connection; whatever else it is asked, the client tells.
+    """Stands in for the client, its connection and its retry policy in redis-py's methods; the client has all else.
 
-    They send nothing themselves: all of them put that into the hands of the connection's retry policy.
+    These methods send nothing themselves: all of them pass that to ``call_with_retry`` of the retry policy.
     """
 
     single_connection_client = False
@@ -88,7 +88,7 @@ class _StandIn:
 
     @property  # type: ignore[misc]  # typeshed lets it be set
     def __class__(self) -> Any:
-        # A hook may ask what it is.
+        # A hook may check the class.
         return type(self._caller)
 
     @property
@@ -114,16 +114,16 @@ class _StandIn:
 
 
 class _Unrecorded:
-    """The database of a call whose point is ours to record: redis-py's recorder fails on it, and keeps that to itself.
+    """A database number on which redis-py's own recorder fails, silently: the call's point is recorded here.
 
-    redis-py's methods make text of it, and its recorder makes text of that; only the latter raises.
+    redis-py's methods make text of it, and its recorder makes text of that text; only the latter raises.
     """
 
     def __str__(self) -> str:
-        return _Unspeakable()
+        return _Unprintable()
 
 
-class _Unspeakable(str):
+class _Unprintable(str):
     __slots__ = ()
 
     def __str__(self) -> str:
@@ -137,7 +137,7 @@ _NATIVE_METRICS_WARNING = (
 
 
 def warn_native_metrics() -> None:
-    """Say, once, that redis-py's own metrics of commands are on and stay silent for our clients."""
+    """Log, once, that redis-py's own command metrics are enabled and leave out the clients of this package."""
     manager = get_observability_instance().get_provider_manager()
     if _warned or manager is None or not manager.config.is_enabled():
         return

@@ -1,4 +1,4 @@
-"""What the context of a call says about its record: to be silent, or that it is a part of another one."""
+"""What the OpenTelemetry context says about recording a call: it is suppressed, or it is part of another operation."""
 
 import contextvars
 from collections.abc import Iterator
@@ -8,21 +8,21 @@ from typing import Final
 from opentelemetry import context, trace
 from opentelemetry.context import Context
 
-# The API has no public name for it, and OpenTelemetry's own instrumentations write a second one beside it.
+# The API has no public name for the first key; OpenTelemetry's own instrumentations also set the second one.
 _SUPPRESSED: Final = getattr(context, "_SUPPRESS_INSTRUMENTATION_KEY", "suppress_instrumentation")
 _SUPPRESSED_TOO: Final = "suppress_instrumentation"
-# What calls are a part of, for which they get no span of their own.
-PARENT_OPERATION: Final = context.create_key("aioredis_monitored.whole")
+# The operation that calls are part of; they get no span.
+PARENT_OPERATION: Final = context.create_key("aioredis_monitored.parent_operation")
 
-# Its tokens know where they were made; those of a runtime context need not be of contextvars.
+# Its tokens know the context they were made in; those of OpenTelemetry's runtime context may be of another kind.
 _place: Final = contextvars.ContextVar[None]("aioredis_monitored.place")
 
 
 class AttachedContext:
-    """A context that is current from now on until ``detach``, which may be called in any task.
+    """A context that is current until ``detach``, which may be called in any task.
 
-    What one task has made current, no other can undo: a generator's block may be left by the task that closes the
-    generator, or by the garbage collector. OpenTelemetry logs an error with a traceback then.
+    A task cannot undo what another task has attached, and OpenTelemetry logs an error with a traceback for the attempt.
+    But a generator's block may be left by the task that closes the generator, or by the garbage collector.
 
     Args:
         new: The context.
@@ -37,9 +37,9 @@ class AttachedContext:
         self._token = context.attach(new)
 
     def detach(self) -> None:
-        """Make current again what was before.
+        """Make the previous context current again.
 
-        In another task only if it has inherited this context; the task that has attached it keeps it.
+        In another task that happens only if the task has inherited this context; the task that attached it keeps it.
         """
         try:
             _place.reset(self._place)
@@ -51,21 +51,25 @@ class AttachedContext:
 
 
 def without_span() -> contextvars.Context:
-    """A copy of the current context without its span, for what goes on when that has long ended."""
+    """Return a copy of the current context without its span, for work that outlives the span."""
     copied = contextvars.copy_context()
     copied.run(lambda: context.attach(trace.set_span_in_context(trace.INVALID_SPAN)))
     return copied
 
 
 def is_suppressed(here: Context) -> bool:
-    """Whether instrumentations are asked to be silent."""
+    """Return whether instrumentation is suppressed in this context."""
     return bool(here.get(_SUPPRESSED) or here.get(_SUPPRESSED_TOO))
 
 
 @contextmanager
-def nested_in(whole: object) -> Iterator[None]:
-    """Calls in this context are points, and parts of another record, which learns what they learn if it can."""
-    attached = AttachedContext(context.set_value(PARENT_OPERATION, whole))
+def nested_in(parent: object) -> Iterator[None]:
+    """Record calls in the block as points without spans, and merge what they learn into the parent operation.
+
+    Args:
+        parent: An ``Operation``; any other object learns nothing.
+    """
+    attached = AttachedContext(context.set_value(PARENT_OPERATION, parent))
     try:
         yield
     finally:
@@ -74,7 +78,7 @@ def nested_in(whole: object) -> Iterator[None]:
 
 @contextmanager
 def suppressed() -> Iterator[None]:
-    """Calls in this context are neither spans nor points."""
+    """Record neither spans nor points of calls in the block."""
     attached = AttachedContext(context.set_value(_SUPPRESSED_TOO, True))
     try:
         yield

@@ -1,6 +1,7 @@
-"""Telemetry failures never reach callers, and what tells points apart is bounded."""
+"""What keeps telemetry harmless: its failures never reach callers, and the attributes of points have few values."""
 
 import logging
+from types import TracebackType
 from typing import Final
 
 from aioredis_monitored._telemetry.semconv import OTHER
@@ -9,14 +10,39 @@ LOGGER: Final = logging.getLogger("aioredis_monitored.telemetry")
 _logged: set[str] = set()
 
 
-def log_error(trouble: BaseException) -> None:
-    """Take note of what an exporter, a processor, a sampler, a view or a hook has raised; the caller's call goes on.
+class _Guard:
+    """Context manager that logs what telemetry raises in its block; code after the block runs in any case.
 
-    Whatever it is, Redis did not raise it: not even a cancellation is one.
+    The hot path has ``try`` and ``log_error`` instead, which cost no call.
     """
-    if isinstance(trouble, KeyboardInterrupt | SystemExit):
-        raise trouble
-    kind = f"{type(trouble).__module__}.{type(trouble).__qualname__}"
+
+    __slots__ = ()
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        if error is None:
+            return False
+        log_error(error)
+        return True
+
+
+guarded: Final = _Guard()
+
+
+def log_error(error: BaseException) -> None:
+    """Log what an exporter, a processor, a sampler, a view or a hook has raised, once for each class of exception.
+
+    The error is not one of Redis, so the caller's call continues, even if it is a ``CancelledError``.
+
+    Raises:
+        KeyboardInterrupt, SystemExit: The error is one of these.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit):
+        raise error
+    kind = f"{type(error).__module__}.{type(error).__qualname__}"
     if kind not in _logged:
         _logged.add(kind)
         # Neither its text nor its traceback: both may quote the attributes of the span.
@@ -24,31 +50,31 @@ def log_error(trouble: BaseException) -> None:
 
 
 def log_warning(text: str, *args: object) -> None:
-    """Log a warning, whatever the application's filters and handlers make of it."""
+    """Log a warning; an error of the application's filters and handlers is ignored."""
     try:
         LOGGER.warning(text, *args)
     except (KeyboardInterrupt, SystemExit):
         raise
-    except BaseException:  # noqa: BLE001, S110 - this was the place to tell it
+    except BaseException:  # noqa: BLE001, S110 - the log is where it would be reported
         pass
 
 
 class CardinalityLimit:
-    """The first so many different values; one value stands for all others.
+    """Passes a limited number of different values; ``_OTHER`` stands for all further ones.
 
     Args:
-        most: How many.
+        limit: The maximum number of different values.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
         self._values: set[str] = set()
 
     def cap(self, value: str) -> str:
-        """The value, or ``_OTHER`` if it came too late."""
+        """Return the value, or ``_OTHER`` if it is new and the limit is reached."""
         if value in self._values:
             return value
-        if len(self._values) >= self._most:
+        if len(self._values) >= self._limit:
             return OTHER
         self._values.add(value)
         return value

@@ -1,4 +1,4 @@
-"""What of a command may be shown: its keys and its own words, and no value."""
+"""The query text: the part of a command that telemetry may show, which is its keys and keywords, and no value."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,15 +19,15 @@ _MAX_LENGTH = 1024
 _ELLIPSIS = "…"
 _PLACEHOLDER_WORD = f" {PLACEHOLDER}"
 _MAX_FAST_ARGUMENTS = 16
-# Arguments: the name and the key.
+# The number of arguments of a command that has nothing but a key.
 _NAME_AND_KEY = 2
-# What most calls are, with one look: a key, and then nothing but values.
+# Commands whose arguments are a key and then nothing but values: most calls are found with one lookup.
 KEY_AND_VALUES = frozenset(
     name
     for name, row in TABLE.items()
     if row.keys == (KeySpec(0),) and not row.fields and not row.words and name in SIMPLE
 )
-# The characters beside the key.
+# The maximum number of characters beside the key.
 _MAX_REST_LENGTH = max(map(len, KEY_AND_VALUES)) + _MAX_FAST_ARGUMENTS * len(_PLACEHOLDER_WORD)
 
 
@@ -38,16 +38,16 @@ def query_text(
     key_text: Callable[[object], str] | None = None,
     shows_fields: bool = True,
 ) -> str:
-    """The command as one would type it into ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
+    """Return the command in the syntax of ``redis-cli``, with ``?`` for every value: ``HSET user:1 name ? age ?``.
 
-    Keys, hash fields and the command's own words are shown, all else is hidden; everything is hidden if the command is
-    not in the table, or if the arguments do not fit it. A value shows only where one of the command's own words could
-    stand, and only if it is that very word. It never raises, and looks at no more than it can show.
+    It shows keys, hash fields and the keywords of the command, and hides all other arguments; it hides all arguments of
+    a command that is not in the table, or whose arguments do not fit it. A value that equals a keyword shows where that
+    keyword may stand. It never raises, and reads no more than it can show.
 
     Args:
         args: The arguments of ``execute_command``.
-        limit: The most characters to return; what is longer ends with an ellipsis.
-        key_text: What to show for a key; default ``None``, for the key.
+        limit: The maximum number of characters; a longer text is cut and ends with an ellipsis.
+        key_text: Returns what to show for a key; default ``None``, for the key itself.
         shows_fields: Whether hash fields are shown; default ``True``.
     """
     if key_text is None and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
@@ -56,7 +56,7 @@ def query_text(
 
 
 def text_of_key_and_values(args: Sequence[Any], limit: int = _MAX_LENGTH) -> str:
-    """``query_text`` of a command that is known to be one of ``KEY_AND_VALUES``."""
+    """Return the ``query_text`` of a command that is one of ``KEY_AND_VALUES``."""
     count = len(args)
     if 1 < count < _MAX_FAST_ARGUMENTS:
         key = args[1]
@@ -72,11 +72,11 @@ def text_of_key_and_values(args: Sequence[Any], limit: int = _MAX_LENGTH) -> str
 def _text(
     args: Sequence[Any], limit: int, key_text: Callable[[object], str] | None = None, *, shows_fields: bool = True
 ) -> str:
-    # An argument and the space before it take two characters, so that these are more than there is room for.
-    call = parse_command(args, limit=limit // 2 + 2)
-    parts = [call.name]
-    room = limit - len(call.name)
-    for part in _shown(call, limit, key_text, shows_fields=shows_fields):
+    # An argument takes two characters at least, with the space before it: these are more than there is room for.
+    command = parse_command(args, limit=limit // 2 + 2)
+    parts = [command.name]
+    room = limit - len(command.name)
+    for part in _shown(command, limit, key_text, shows_fields=shows_fields):
         parts.append(part)
         room -= len(part) + 1
         if room < 0:
@@ -89,19 +89,19 @@ def _cut(text: str, limit: int) -> str:
 
 
 def _shown(
-    call: ParsedCommand, limit: int, key_text: Callable[[object], str] | None, *, shows_fields: bool
+    command: ParsedCommand, limit: int, key_text: Callable[[object], str] | None, *, shows_fields: bool
 ) -> Iterator[str]:
-    """What to show for each argument."""
-    words, words_from = call.info.words, call.info.words_from
+    """Yield what to show for each argument."""
+    words, words_from = command.info.words, command.info.words_from
     try:
-        keys, fields = call.positions(call.info.keys), call.positions(call.info.fields)
+        keys, fields = command.positions(command.info.keys), command.positions(command.info.fields)
     except (IndexError, ValueError):
         keys, fields, words = set(), set(), frozenset()
-    for position, argument in enumerate(call.arguments):
+    for position, argument in enumerate(command.arguments):
         if position in keys and key_text is not None:
             yield quote(key_text(argument))
         elif position in keys or (position in fields and shows_fields):
-            # A character takes up to four bytes: with less, a key could seem to end where it was cut.
+            # A character takes up to four bytes: with fewer, a key could seem to end where it was cut.
             yield quote(argument_text(argument, 4 * limit))
         elif words and position >= words_from and (word := argument_text(argument, MAX_WORD_LENGTH)).upper() in words:
             yield word

@@ -1,53 +1,56 @@
-"""Where the calls on one pool are reported: whether anybody listens, and what these calls have in common."""
+"""The recorder of one pool: whether telemetry goes anywhere, and what calls that look alike have in common."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Final, cast
 
 from opentelemetry import metrics, trace
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context
+from opentelemetry.trace import Span
 
 from aioredis_monitored._commands.table import PUBLISHING, SIMPLE, channel_of, escape_surrogates, keys_of
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.coexistence import warn_native_metrics
-from aioredis_monitored._telemetry.guard import CardinalityLimit, log_error
+from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded, log_error
 from aioredis_monitored._telemetry.hotkeys import HotKeys
 from aioredis_monitored._telemetry.instruments import SCOPE, Instruments, instruments_of
 from aioredis_monitored._telemetry.spans import CallSpec, Failure, MessagingSpec, Server, SpanNamer, failure_of
-from aioredis_monitored._telemetry.stats import QueueStats
+from aioredis_monitored._telemetry.stats import QueueStats, RequestStats
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config.telemetry import TelemetryOptions
 
-# More than an application can have.
+# More than an application has.
 _MAX_TEMPLATES: Final = 1_000
-# An application names its queues; one that makes up names has more than anybody wants to see.
+# An application that makes up names of queues has more than a dashboard can show.
 _MAX_QUEUES: Final = 200
-# Servers and modules have some eighty; a script's error_reply makes one of anything.
-_MAX_PREFIXES: Final = 200
-# Descriptions that are kept: of every command there is, or of some commands with their templates.
+# Servers and modules have about 80; error_reply in a script makes a prefix of any word.
+_MAX_ERROR_PREFIXES: Final = 200
+# Room for every command there is, or for some commands with their templates.
 _MAX_SPECS: Final = 2_000
-# More keys of one command are not looked at.
+# Further keys of a command have no influence on its template.
 _MAX_KEYS: Final = 16
-# A stream's name, and what there is in it.
+# XREAD's reply: pairs of a stream's name and its entries.
 _PAIR: Final = 2
 
 
 class PoolRecorder:
-    """Where the calls on one pool are reported.
+    """Records the calls on one pool.
 
     Args:
         server: The server that the pool connects to.
-        options: What users have chosen.
-        tracer_provider: Default: the global one, also when it is set later.
-        meter_provider: Default: the global one, also when it is set later.
+        options: What the application has chosen; default ``TelemetryOptions()``.
+        tracer_provider: Where spans go; default the global provider, also if it is set later.
+        meter_provider: Where points go; default the global provider, also if it is set later.
+        logger_provider: Where log events go; default ``None``, for nowhere.
 
     Attributes:
-        is_traced: Whether spans are started, as far as ``is_heard`` has seen.
-        is_measured: Whether points are recorded, as far as ``is_heard`` has seen.
-        pool_attributes: Those of points about the pool.
-        queues: The queues on it.
-        hot_keys: Which keys are called most, if that is counted.
-        counts_keys: Whether it is.
+        tracing_enabled: Whether spans are started, as of the last ``is_enabled``.
+        metrics_enabled: Whether points are recorded, as of the last ``is_enabled``.
+        pool_attributes: The attributes of points about the pool.
+        queues: The queues on the pool, by the attributes of their points.
+        counts_hot_keys: Whether the keys of calls are counted.
+        hot_keys: The most called keys.
     """
 
     def __init__(
@@ -57,40 +60,44 @@ class PoolRecorder:
         *,
         tracer_provider: trace.TracerProvider | None = None,
         meter_provider: metrics.MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
     ) -> None:
         self.server = server
         self.options = options or TelemetryOptions()
-        self._slow_only = cast("float | None", self.options.slow_only)  # the constructor has read it
+        self._slow_only = cast("float | None", self.options.slow_only)  # its constructor has parsed it
         self._has_templates = self.options.key_template is not None
         self.counts_hot_keys = self.options.hot_keys > 0
         self.span_namer = SpanNamer(server, self.options)
         self.hot_keys = HotKeys(self.options.hot_keys, self.span_namer.template_of if self._has_templates else None)
         self.tracer = trace.get_tracer(SCOPE, __version__, tracer_provider, semconv.SCHEMA_URL)
+        self._event_logger = (
+            None if logger_provider is None else logger_provider.get_logger(SCOPE, __version__, semconv.SCHEMA_URL)
+        )
         self.instruments: Instruments = instruments_of(meter_provider)
         self.pool_attributes: dict[str, Any] = {}
-        histogram = self.instruments.operation_duration
+        self.operation_duration = histogram = self.instruments.operation_duration
         self._awaits_tracer = isinstance(self.tracer, trace.ProxyTracer)
         self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
-        self.operation_duration = self.instruments.operation_duration
         self.tracing_enabled = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.metrics_enabled = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
         self._specs: dict[str | tuple[str, str], CallSpec] = {}
         self._publications: dict[str, CallSpec] = {}
         self._messaging_specs: dict[tuple[str, MessagingSpec], CallSpec] = {}
         self._message_attributes: dict[MessagingSpec, dict[str, Any]] = {}
-        self._templates, self._prefixes = CardinalityLimit(_MAX_TEMPLATES), CardinalityLimit(_MAX_PREFIXES)
-        self._queues = CardinalityLimit(_MAX_QUEUES)
+        self._template_limit = CardinalityLimit(_MAX_TEMPLATES)
+        self._prefix_limit = CardinalityLimit(_MAX_ERROR_PREFIXES)
+        self._queue_limit = CardinalityLimit(_MAX_QUEUES)
         self.queues: dict[tuple[tuple[str, str], ...], QueueStats] = {}
         warn_native_metrics()
 
     def is_enabled(self) -> bool:
-        """Whether spans or points go anywhere; while nobody listens, nothing is built.
+        """Return whether spans or points go anywhere; otherwise nothing is built.
 
-        The API's own way to find out costs more than all else that a command does here, hence the private attributes;
-        should they go away, calls are recorded for nobody.
+        The API's way to find out costs more than everything else that a command does here, hence its private
+        attributes; without them, a provider that is set later is never noticed.
         """
         if self._awaits_tracer and getattr(trace, "_TRACER_PROVIDER", self) is not None:
-            # A provider may be there and record nothing, as with OTEL_SDK_DISABLED.
+            # A provider may be set and record nothing, as with OTEL_SDK_DISABLED.
             real_tracer = getattr(self.tracer, "_tracer", None)
             self._awaits_tracer, self.tracing_enabled = False, not isinstance(real_tracer, trace.NoOpTracer)
         if self._awaits_meter:
@@ -101,149 +108,164 @@ class PoolRecorder:
         return self.tracing_enabled or self.metrics_enabled
 
     def set_pool_name(self, name: str) -> None:
-        """Tell how points about the pool are to call it."""
+        """Set the name of the pool in its points."""
         self.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: name}
         self._start_counters()
 
     def _start_counters(self) -> None:
-        # What is not there before its first event shows no increase by it.
+        # A counter that begins with its first event shows no increase by it.
         instruments = self.instruments
-        pools = (instruments.timeouts, instruments.lock_contended, instruments.lock_lost, instruments.pubsub_reconnects)
-        for counter in pools:
+        for counter in (
+            instruments.timeouts,
+            instruments.lock_contended,
+            instruments.lock_lost,
+            instruments.pubsub_reconnects,
+        ):
             self.record(counter.add, 0)
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
-            for view in self.queues.values():
-                self.record(counter.add, 0, view.attributes)
+            for queue in self.queues.values():
+                self.record(counter.add, 0, queue.attributes)
 
     def command_spec(self, args: Sequence[Any]) -> CallSpec:
-        """One command; those that differ only in their arguments are described once."""
+        """Return the spec of a command; commands that differ in their arguments alone share one."""
         name = args[0] if args else None
         if not self._has_templates and type(name) is str and (known := self._specs.get(name)) is not None:
             return known
-        return self._described(name, args, self._template(args) if self._has_templates else None)
-
-    def _described(self, name: Any, args: Sequence[Any], template: str | None) -> CallSpec:
+        template = self._template_of(args) if self._has_templates else None
         if type(name) is not str or name not in SIMPLE:
-            call = self.span_namer.command(args)
-            return call if template is None else call.with_template(template)
+            return _with_template(self.span_namer.command(args), template)
         if name in PUBLISHING:
-            return self._publication(name, args, template)
-        place = name if template is None else (name, template)
-        known = self._specs.get(place)
+            return _with_template(self._publication_spec(name, args), template)
+        key = name if template is None else (name, template)
+        known = self._specs.get(key)
         if known is None:
-            # They may have been turned on after the pool was made; and here it costs next to nothing.
+            # They may be turned on after the pool was made; here, looking costs next to nothing.
             warn_native_metrics()
             if len(self._specs) >= _MAX_SPECS:
                 self._specs.clear()
-            known = self.span_namer.command(args)
-            known = self._specs[place] = known if template is None else known.with_template(template)
+            known = self._specs[key] = _with_template(self.span_namer.command(args), template)
         return known
 
-    def _publication(self, name: str, args: Sequence[Any], template: str | None) -> CallSpec:
-        """What publishes: all but the channel is described once."""
+    def _publication_spec(self, name: str, args: Sequence[Any]) -> CallSpec:
         known = self._publications.get(name)
         if known is None:
             known = self._publications[name] = self.span_namer.command((name,))
-        call = self.span_namer.publication(known, args)
-        return call if template is None else call.with_template(template)
+        return self.span_namer.publication(known, args)
 
-    def _template(self, args: Sequence[Any]) -> str | None:
-        """What the keys of a command have in common, if they do, or the template of its channel."""
+    def batch_spec(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> CallSpec:
+        """Return the spec of a batch.
+
+        Args:
+            kind: ``MULTI`` or ``PIPELINE``.
+            batch: The commands.
+            summary: The name that the application has given it, if it has.
+        """
+        spec = self.span_namer.batch(kind, batch, None if summary is None else escape_surrogates(summary))
+        return _with_template(spec, self._template_of(batch[0]) if self._has_templates and len(batch) == 1 else None)
+
+    def lock_spec(self, name: str, args: Sequence[Any]) -> CallSpec:
+        """Return the spec of what is done with a lock.
+
+        It is no point: its commands are points, and acquiring waits for the owner of the lock, and not for Redis.
+
+        Args:
+            name: The name of the span.
+            args: A command that stands for all commands that it takes.
+        """
+        spec = replace(self.span_namer.command(args, name), is_point=False)
+        return _with_template(spec, self._template_of(args) if self._has_templates else None)
+
+    def messaging_spec(self, args: Sequence[Any], messaging: MessagingSpec) -> CallSpec:
+        """Return the spec of a command that sends, receives or settles messages; those of a queue share one."""
+        key = (args[0], messaging)
+        known = self._messaging_specs.get(key)
+        if known is None:
+            if len(self._messaging_specs) >= _MAX_SPECS:
+                self._messaging_specs.clear()
+            known = self._messaging_specs[key] = self.span_namer.messaging(args, messaging)
+        return _with_template(known, self._template_of(args)) if self._has_templates else known
+
+    def message_attributes(self, messaging: MessagingSpec) -> dict[str, Any]:
+        """Return the attributes of the points of such operations; the number of queues among them is limited."""
+        known = self._message_attributes.get(messaging)
+        if known is None:
+            if len(self._message_attributes) >= _MAX_SPECS:
+                self._message_attributes.clear()
+            known = self._message_attributes[messaging] = self.span_namer.message_attributes(messaging)
+            self._cap_destinations(known)
+        return known
+
+    def process_spec(self, channel: object, *, of_queue: bool = False) -> CallSpec:
+        """Return the spec of processing a message from a channel, or from a queue."""
+        spec = self.span_namer.processing(channel, of_queue=of_queue)
+        self._cap_destinations(spec.point_attributes)
+        return spec
+
+    def queue_stats(self, queue: str) -> QueueStats:
+        """Return what this process knows about a queue; all its users of that queue share it."""
+        attributes, _ = self.span_namer.destination_of(queue)
+        self._cap_destinations(attributes)
+        # Queues with the same attributes, as with a template, are one.
+        stats = self.queues.get(key := tuple(attributes.items()))
+        if stats is None:
+            stats = self.queues[key] = QueueStats(attributes)
+            self._start_counters()
+        return stats
+
+    def request_stats(self, span: Span, *, eager: bool) -> RequestStats | None:
+        """Return what counts the calls of a request; ``None`` if its span does not record.
+
+        Args:
+            span: The request's span.
+            eager: Whether the span is updated after every call, because the end of the request is not known.
+        """
+        with guarded:
+            if span.is_recording():
+                return RequestStats(span, self.options.repeated_calls, eager=eager, logger=self._event_logger)
+        return None
+
+    def _template_of(self, args: Sequence[Any]) -> str | None:
+        """Return the template that the keys of a command, or its channel, have in common."""
         keys = keys_of(args, _MAX_KEYS)
         if not keys and self.options.show_keys and (channel := channel_of(args)) is not None:
             keys = [channel]
         templates = {self.span_namer.template_of(key) for key in keys}
         template = templates.pop() if len(templates) == 1 else None
-        return None if template is None else self._templates.cap(template)
+        return None if template is None else self._template_limit.cap(template)
 
-    def process_spec(self, channel: object, *, of_queue: bool = False) -> CallSpec:
-        """What is done with a message from a channel, or from a queue."""
-        call = self.span_namer.processing(channel, of_queue=of_queue)
-        self._bound_destinations(call.point_attributes)
-        return call
-
-    def messaging_spec(self, args: Sequence[Any], about: MessagingSpec) -> CallSpec:
-        """A command by which messages are sent, received or settled; those of one queue are described once."""
-        place = (args[0], about)
-        known = self._messaging_specs.get(place)
-        if known is None:
-            if len(self._messaging_specs) >= _MAX_SPECS:
-                self._messaging_specs.clear()
-            known = self._messaging_specs[place] = self.span_namer.messaging(args, about)
-        template = self._template(args) if self._has_templates else None
-        return known if template is None else known.with_template(template)
-
-    def message_attributes(self, about: MessagingSpec) -> dict[str, Any]:
-        """What the points of such operations have in common, for no more queues than can be counted."""
-        known = self._message_attributes.get(about)
-        if known is None:
-            if len(self._message_attributes) >= _MAX_SPECS:
-                self._message_attributes.clear()
-            known = self._message_attributes[about] = self.span_namer.message_attributes(about)
-            self._bound_destinations(known)
-        return known
-
-    def queue_stats(self, queue: str) -> QueueStats:
-        """What is known of a queue, whoever in this process uses it."""
-        attributes, _ = self.span_namer.destination_of(queue)
-        self._bound_destinations(attributes)
-        # Those that are not told apart are one.
-        view = self.queues.get(place := tuple(attributes.items()))
-        if view is None:
-            view = self.queues[place] = QueueStats(attributes)
-            self._start_counters()
-        return view
-
-    def _bound_destinations(self, attributes: dict[str, Any]) -> None:
-        for key, bound in (
-            (semconv.MESSAGING_DESTINATION_TEMPLATE, self._templates),
-            (semconv.MESSAGING_DESTINATION_NAME, self._queues),
+    def _cap_destinations(self, attributes: dict[str, Any]) -> None:
+        for name, limit in (
+            (semconv.MESSAGING_DESTINATION_TEMPLATE, self._template_limit),
+            (semconv.MESSAGING_DESTINATION_NAME, self._queue_limit),
         ):
-            if key in attributes:
-                attributes[key] = bound.cap(attributes[key])
-
-    def batch_spec(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> CallSpec:
-        """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``."""
-        call = self.span_namer.batch(kind, batch, None if summary is None else escape_surrogates(summary))
-        template = self._template(batch[0]) if self._has_templates and len(batch) == 1 else None
-        return call if template is None else call.with_template(template)
-
-    def lock_spec(self, name: str, args: Sequence[Any]) -> CallSpec:
-        """What is done with a lock, by commands of which this one stands for all.
-
-        It is no point: its commands are, and acquiring waits for the holder of the lock, and not for Redis.
-        """
-        call = replace(self.span_namer.command(args, name), is_point=False)
-        template = self._template(args) if self._has_templates else None
-        return call if template is None else call.with_template(template)
+            if name in attributes:
+                attributes[name] = limit.cap(attributes[name])
 
     def failure_of(self, error: BaseException) -> Failure | None:
-        """Classify an exception, with no more error prefixes than can be counted; ``None``: it is no failure."""
-        try:
+        """Classify an exception, with a limited number of error prefixes; ``None`` means that it is no failure."""
+        with guarded:
             failure = failure_of(error)
             if failure is None or failure.status_code is None:
                 return failure
-            prefix = self._prefixes.cap(failure.status_code)
+            prefix = self._prefix_limit.cap(failure.status_code)
             return failure._replace(error_type=prefix, status_code=prefix)
-        except BaseException as trouble:  # noqa: BLE001 - see report
-            # An application's own class may have anything for its status_code.
-            log_error(trouble)
-            return Failure(semconv.OTHER, None, isinstance(error, Exception))
+        # The status_code of an application's exception class may be anything.
+        return Failure(semconv.OTHER, None, isinstance(error, Exception))
 
-    def wants_span(self, call: CallSpec, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
-        """Whether a call gets a span that is not sure of one.
+    def wants_span(self, spec: CallSpec, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
+        """Return whether a call whose spec is not ``always_recorded`` gets a span.
 
         Args:
-            call: What was called.
+            spec: What was called.
             reply: What it returned or raised.
-            elapsed: Seconds that it took.
+            elapsed: Its duration in seconds.
             failure: How it failed.
             here: Its context, with the parent of the span.
         """
-        if not call.is_included:
+        if not spec.is_included:
             return False
-        if call.polls_for_data and is_empty_reply(reply):
-            # What consumers do while there is nothing to consume.
+        if spec.polls_for_data and is_empty_reply(reply):
+            # Consumers of empty queues and streams call it all the time.
             return False
         if self._slow_only is not None and elapsed < self._slow_only and failure is None:
             return False
@@ -256,21 +278,25 @@ class PoolRecorder:
 
         Args:
             record: The method of an instrument.
-            value: What it is given.
-            attributes: Those of something on the pool.
+            value: Its argument.
+            attributes: The attributes of a part of the pool, such as a queue.
         """
         if self.is_enabled() and self.metrics_enabled:
             try:
                 record(value, self.pool_attributes | attributes if attributes else self.pool_attributes)
-            except BaseException as trouble:  # noqa: BLE001 - see report
-                log_error(trouble)
+            except BaseException as error:  # noqa: BLE001 - see log_error
+                log_error(error)
+
+
+def _with_template(spec: CallSpec, template: str | None) -> CallSpec:
+    return spec if template is None else spec.with_template(template)
 
 
 def is_empty_reply(reply: object) -> bool:
-    """Whether a reply, or that of the one command of a batch, says that there is nothing to consume."""
+    """Return whether a reply, or that of the only command of a batch, contains nothing to consume."""
     if isinstance(reply, dict):
         return all(map(is_empty_reply, reply.values()))
     if isinstance(reply, list):
-        # Of a stream, there is its name in any case.
+        # A stream's name is there even if it has no entries.
         return all(is_empty_reply(each[1] if isinstance(each, list) and len(each) == _PAIR else each) for each in reply)
     return reply is None

@@ -1,7 +1,7 @@
 """Names of the OpenTelemetry semantic conventions that this package emits (v1.44.0).
 
-Constants of our own, because the package that holds them pins one exact ``opentelemetry-api``; a test compares each
-with that package.
+They are copies, because the package ``opentelemetry-semantic-conventions`` pins one exact ``opentelemetry-api``; a test
+compares each with that package.
 """
 
 from typing import Final
@@ -64,5 +64,5 @@ MESSAGING_PROCESS_DURATION: Final = "messaging.process.duration"
 STATE_IDLE: Final = "idle"
 STATE_USED: Final = "used"
 
-# https://opentelemetry.io/docs/specs/semconv/general/recording-errors/, for what is beyond a bound
+# https://opentelemetry.io/docs/specs/semconv/general/recording-errors/, for values beyond a limit
 OTHER: Final = "_OTHER"

@@ -1,4 +1,4 @@
-"""What a call, its server and its failure mean in the terms of the semantic conventions."""
+"""Calls, servers and failures in the terms of the semantic conventions: names of spans, attributes, ``error.type``."""
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 from opentelemetry.trace import SpanKind
+from redis import exceptions
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored._commands.table import (
     MAX_WORD_LENGTH,
@@ -24,20 +24,20 @@ from aioredis_monitored._commands.table import (
 )
 from aioredis_monitored._commands.traits import polls_for_data
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.guard import CardinalityLimit, log_error
+from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import cause_of
 
 _DEFAULT_PORT = 6379
-# Commands of modules, and mistakes.
+# Of commands of modules, and of mistyped ones.
 _MAX_UNKNOWN_COMMANDS = 200
-_MAX_TEXTS = 100
+_MAX_BATCH_TEXTS = 100
 _MAX_BATCH_TEXT_LENGTH = 4096
 _MAX_KEY_LENGTH = 1024
 _MAX_CHANNEL_LENGTH = 256
 _ADDRESS = (semconv.SERVER_ADDRESS, semconv.SERVER_PORT)
-# Of a message's attributes, those that points may have.
+# The attributes of a message that points have.
 _LOW_CARDINALITY = (
     semconv.MESSAGING_SYSTEM,
     semconv.MESSAGING_OPERATION_NAME,
@@ -46,22 +46,25 @@ _LOW_CARDINALITY = (
 
 
 class Server(NamedTuple):
-    """The server as it was configured; the name of a span needs ``target``."""
+    """The server as it was configured.
+
+    Attributes:
+        attributes: What spans and points say about it.
+        target: What names of spans end with; ``None`` if it is unknown, or a Unix socket.
+    """
 
     attributes: dict[str, Any]
     target: str | None
 
 
 def server_of(pool: ConnectionPool) -> Server:
-    """The server that a pool connects to, without connecting: a Sentinel-made pool cannot tell it yet.
+    """Return the server that a pool connects to, as far as the pool says so without connecting; raise nothing.
 
-    As far as that can be found out: a pool may be of any make. It raises nothing.
+    A pool of Sentinel's does not know its server yet, and a pool may be of any class.
     """
-    try:
+    with guarded:
         return _server_of(pool)
-    except Exception as trouble:  # noqa: BLE001 - a call matters more than its record
-        log_error(trouble)
-        return Server({semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS, semconv.DB_NAMESPACE: "0"}, None)
+    return Server({semconv.DB_SYSTEM_NAME: semconv.DB_SYSTEM_REDIS, semconv.DB_NAMESPACE: "0"}, None)
 
 
 def _server_of(pool: ConnectionPool) -> Server:
@@ -77,7 +80,7 @@ def _server_of(pool: ConnectionPool) -> Server:
     made_by: Any = getattr(pool, "connection_class", None)
     while isinstance(made_by, partial):
         arguments, made_by = {**made_by.keywords, **arguments}, made_by.func
-    # What a factory makes, its arguments alone can say.
+    # A factory may make connections of any class: only the arguments say more.
     kind = made_by if isinstance(made_by, type) else object
     if issubclass(kind, UnixDomainSocketConnection) or (kind is object and arguments.get("path")):
         attributes[semconv.SERVER_ADDRESS] = str(arguments.get("path", ""))
@@ -91,11 +94,11 @@ def _server_of(pool: ConnectionPool) -> Server:
 
 
 def port_of(given: Any) -> int:
-    """The port that a pool or a connection has been given, which may be of any kind; the default one if it is none."""
+    """Return the port that a pool or a connection was given; the default port if it is no number."""
     try:
         return int(given)
     except (OverflowError, TypeError, ValueError):
-        # There is none, or connecting says what is wrong with it.
+        # Connecting reports a port that cannot be used.
         return _DEFAULT_PORT
 
 
@@ -106,20 +109,21 @@ def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
     return address, f"{host}:{port}"
 
 
-@dataclass(frozen=True, slots=True)  # whose attributes are read faster than a tuple's names
+@dataclass(frozen=True, slots=True)  # its attributes are read faster than those of a NamedTuple
 class CallSpec:
-    """What calls that look alike have in common: the name of their span, its attributes, and those of their points.
-
-    What tells them apart is their query text: that of the arguments of a command, or of the commands of a batch.
+    """What calls that look alike have in common; they differ in their query text.
 
     Attributes:
-        text_of: Writes the query text.
-        kind: Of the span.
-        is_sure: Whether it gets a span, whatever its outcome and its parent.
-        is_wanted: Whether it gets a span, as far as the names of its commands tell.
-        is_measured: Whether it is a point of ``db.client.operation.duration``.
-        awaits_data: Whether consumers call it over and over while there is nothing to consume.
-        lacks_target: Whether its name is to end with the server, once that is known.
+        span_name: The name of the span.
+        span_attributes: The attributes of the span.
+        point_attributes: The attributes of the point.
+        query_text_of: Returns the query text for the arguments of the command, or the commands of the batch.
+        kind: The kind of the span.
+        always_recorded: Whether the call gets a span whatever its outcome and its parent.
+        is_included: Whether the options about names of commands allow a span.
+        is_point: Whether the call is a point of ``db.client.operation.duration``.
+        polls_for_data: Whether consumers call it over and over while there is nothing to consume.
+        lacks_target: Whether the name of the span is to end with the server once it is known.
     """
 
     span_name: str
@@ -134,14 +138,14 @@ class CallSpec:
     lacks_target: bool = False
 
     def with_template(self, template: str) -> Self:
-        """The same with what its keys have in common."""
+        """Return the spec with the template of its keys."""
         added = {semconv_ext.KEY_TEMPLATE: template}
         return replace(
             self, span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
         )
 
     def served_by(self, host: str, port: int) -> Self:
-        """The same with a server that was not known before, as a Sentinel tells it last."""
+        """Return the spec with its server, which was unknown before the call connected (Sentinel)."""
         address, target = _address_of(host, port)
         return replace(
             self,
@@ -151,52 +155,53 @@ class CallSpec:
         )
 
     def address(self) -> dict[str, Any]:
-        """The server, as far as it is known."""
+        """Return the attributes of the server; empty if it is unknown."""
         return {key: self.span_attributes[key] for key in _ADDRESS if key in self.span_attributes}
 
     def with_span_attributes(self, added: dict[str, Any]) -> Self:
-        """The same with further attributes of the span."""
+        """Return the spec with further attributes of the span."""
         return replace(self, span_attributes=self.span_attributes | added)
 
 
 class MessagingSpec(NamedTuple):
-    """What an operation on messages is (messaging-spans.md).
+    """What an operation does with messages (messaging-spans.md).
 
     Attributes:
-        name: Of the operation.
-        kind: Of the operation.
-        queue: Where the messages are.
-        renames: Whether its span is called by it, or by its command.
+        name: The name of the operation.
+        operation_type: The type of the operation: send, receive, settle.
+        queue: The queue.
+        names_span: Whether the span has the name of the operation, or that of the command.
     """
 
     name: str
-    kind: str
+    operation_type: str
     queue: str
     names_span: bool
 
 
 class SpanNamer:
-    """Puts calls on one server into the conventions' terms.
+    """Describes calls on one server in the conventions' terms.
 
     Args:
         server: The server.
-        options: What users have chosen.
+        options: What the application has chosen.
 
     Attributes:
-        query_text: Writes the query text of a command.
+        server: The server.
+        query_text: Returns the query text of a command.
     """
 
     def __init__(self, server: Server, options: TelemetryOptions) -> None:
         self.server = server
         self._options = options
-        self._unknown = CardinalityLimit(_MAX_UNKNOWN_COMMANDS)
+        self._unknown_commands = CardinalityLimit(_MAX_UNKNOWN_COMMANDS)
         hides = not options.show_keys or options.key_template is not None
         self.query_text = (
             partial(query_text, key_text=self.key_text, shows_fields=options.show_keys) if hides else query_text
         )
 
     def includes(self, operations: Collection[str]) -> bool:
-        """Whether calls of these commands get spans, as far as their names tell."""
+        """Return whether the options about names allow a span for a call of these commands."""
         names = [operation.upper() for operation in operations]
         included = self._options.include_commands is None or any(
             _is_listed(name, self._options.include_commands) for name in names
@@ -205,41 +210,42 @@ class SpanNamer:
 
     @property
     def has_filters(self) -> bool:
-        """Whether not every call whose names are wanted gets a span."""
+        """Whether options exclude calls by more than the names of their commands."""
         return self._options.require_parent or self._options.slow_only is not None
 
     def span_name(self, attributes: Mapping[str, Any], name: str) -> str:
-        """The name of a span with these attributes, which is that one by the conventions."""
+        """Return the name of a span, chosen by the application or else by the conventions.
+
+        Args:
+            attributes: The attributes of the span.
+            name: The name by the conventions.
+        """
         if self._options.span_name is None:
             return name
-        try:
-            # A copy, because its attributes are those of many calls.
+        with guarded:
+            # A copy, because many calls share the attributes.
             return escape_surrogates(str.__getitem__(self._options.span_name(dict(attributes)), slice(None))) or name
-        except BaseException as trouble:  # noqa: BLE001 - see report
-            log_error(trouble)
-            return name
+        return name
 
     def key_text(self, key: object) -> str:
-        """What the query text shows in place of a key."""
+        """Return what the query text shows in place of a key if keys are hidden or have templates."""
         return self.template_of(key) or PLACEHOLDER if self._options.show_keys else PLACEHOLDER
 
     def template_of(self, key: object) -> str | None:
-        """What the template function makes of a key; ``None`` if there is none, or if it fails."""
+        """Return the template of a key; ``None`` if the application has no ``key_template``, or if that raises."""
         if self._options.key_template is None:
             return None
-        try:
+        with guarded:
             return escape_surrogates(
                 str.__getitem__(self._options.key_template(argument_text(key, _MAX_KEY_LENGTH)), slice(MAX_WORD_LENGTH))
             )
-        except BaseException as trouble:  # noqa: BLE001 - see report
-            log_error(trouble)
-            return None
+        return None
 
     def destination_of(self, channel: object) -> tuple[dict[str, str], str | None]:
-        """What spans tell of a channel, and what their names show of it: its template, or else the channel itself.
+        """Return the attributes for a channel and what names of spans show: its template, or else the channel itself.
 
-        By the conventions, a destination's name has no place in a span's name if there is a template; here it has none
-        in the attributes either, as keys have none in the query text.
+        By the conventions, a span's name contains no destination's name if there is a template; here the attributes do
+        not contain it either, as the query text contains no keys then.
         """
         if not self._options.show_keys:
             return {}, None
@@ -252,98 +258,111 @@ class SpanNamer:
         return {semconv.MESSAGING_DESTINATION_NAME: name}, name
 
     def command(self, args: Sequence[Any], summary: str | None = None) -> CallSpec:
-        """One command."""
-        operation, procedure = operation_name(args), stored_procedure(args)
-        call = self._spec(self._capped(operation), summary=summary, stored_procedure=procedure)
-        # Only of the plain name: redis-py takes a key out of one that holds it.
-        if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
-            call = replace(call, query_text_of=text_of_key_and_values)
-        call = self._with_inclusion(replace(call, polls_for_data=polls_for_data(args)), [operation])
-        return self.publication(call, args, summary) if operation.upper() in PUBLISHING else call
-
-    def publication(self, call: CallSpec, args: Sequence[Any], summary: str | None = None) -> CallSpec:
-        """A command that publishes: a call as any other, whose span is about a message too (messaging-spans.md).
+        """Return the spec of one command.
 
         Args:
-            call: What it is without its channel.
+            args: Its arguments.
+            summary: The name that the application has given it, if it has.
+        """
+        operation, procedure = operation_name(args), stored_procedure(args)
+        spec = self._spec(self._capped(operation), summary=summary, stored_procedure=procedure)
+        # For the plain name alone: redis-py accepts names that contain a key.
+        if self.query_text is query_text and args and type(args[0]) is str and args[0] in KEY_AND_VALUES:
+            spec = replace(spec, query_text_of=text_of_key_and_values)
+        spec = self._with_inclusion(replace(spec, polls_for_data=polls_for_data(args)), [operation])
+        return self.publication(spec, args, summary) if operation.upper() in PUBLISHING else spec
+
+    def publication(self, spec: CallSpec, args: Sequence[Any], summary: str | None = None) -> CallSpec:
+        """Return the spec of a command that publishes: a call whose span is also about a message (messaging-spans.md).
+
+        Args:
+            spec: The spec without the channel.
             args: The command.
-            summary: What a batch is called that has no other command.
+            summary: The name of a batch that has no other command.
         """
         channel = channel_of(args)
         if channel is None:
-            return call
+            return spec
         name, attributes = self._messaging(semconv_ext.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
-        attributes = call.span_attributes | attributes
+        attributes = spec.span_attributes | attributes
         name = self.span_name(attributes, summary or name)
-        return replace(call, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
+        return replace(spec, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
-    def messaging(self, args: Sequence[Any], about: MessagingSpec) -> CallSpec:
-        """A command by which messages are sent, received or settled.
+    def messaging(self, args: Sequence[Any], messaging: MessagingSpec) -> CallSpec:
+        """Return the spec of a command that sends, receives or settles messages.
 
-        A producer's is what carries its context along (messaging-spans.md, "Span kind"), as its name then tells.
+        A span whose context the messages carry is a producer's (messaging-spans.md, "Span kind"), and has the name of
+        the operation.
         """
-        call = self.command(args)
-        name, attributes = self._messaging(about.name, about.kind, about.queue)
-        if not about.names_span:
-            return call.with_span_attributes(attributes)
-        attributes = call.span_attributes | attributes
-        kind = SpanKind.PRODUCER if about.kind == semconv.OPERATION_TYPE_SEND else SpanKind.CLIENT
+        spec = self.command(args)
+        name, attributes = self._messaging(messaging.name, messaging.operation_type, messaging.queue)
+        if not messaging.names_span:
+            return spec.with_span_attributes(attributes)
+        attributes = spec.span_attributes | attributes
+        is_sent = messaging.operation_type == semconv.OPERATION_TYPE_SEND
+        kind = SpanKind.PRODUCER if is_sent else SpanKind.CLIENT
         name = self.span_name(attributes, name)
-        return replace(call, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
+        return replace(spec, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
 
-    def message_attributes(self, about: MessagingSpec) -> dict[str, Any]:
-        """What the points of such an operation have in common."""
-        _, attributes = self._messaging(about.name, about.kind, about.queue)
+    def message_attributes(self, messaging: MessagingSpec) -> dict[str, Any]:
+        """Return the attributes of the points of such an operation."""
+        _, attributes = self._messaging(messaging.name, messaging.operation_type, messaging.queue)
         return self._address() | attributes
 
     def processing(self, channel: object, *, of_queue: bool) -> CallSpec:
-        """What is done with a message (messaging-spans.md), which is no call to the server.
+        """Return the spec of processing a message (messaging-spans.md), which is no call to the server.
 
         Args:
-            channel: Where it came from.
-            of_queue: Whether there are few of these; any other channel's name would be a time series.
+            channel: Where the message came from.
+            of_queue: Whether the channel is a queue: points have its name, as an application has few queues.
         """
         name, attributes = self._messaging(semconv_ext.OPERATION_PROCESS, semconv.OPERATION_TYPE_PROCESS, channel)
         server = self._address()
         few = (*_LOW_CARDINALITY, semconv.MESSAGING_DESTINATION_NAME) if of_queue else _LOW_CARDINALITY
-        of_points = {key: attributes[key] for key in few if key in attributes}
+        point_attributes = {key: attributes[key] for key in few if key in attributes}
         name = self.span_name(server | attributes, name)
-        return CallSpec(name, server | attributes, server | of_points, kind=SpanKind.CONSUMER)
+        return CallSpec(name, server | attributes, server | point_attributes, kind=SpanKind.CONSUMER)
 
     def _address(self) -> dict[str, Any]:
         return {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
 
-    def _messaging(self, name: str, kind: str, channel: object) -> tuple[str, dict[str, Any]]:
-        """The name of a span about a message, and its attributes."""
+    def _messaging(self, operation: str, operation_type: str, channel: object) -> tuple[str, dict[str, Any]]:
+        """Return the name of a span about a message, and its attributes."""
         destination, target = self.destination_of(channel)
         attributes: dict[str, Any] = {
             semconv.MESSAGING_SYSTEM: semconv_ext.MESSAGING_SYSTEM_REDIS,
-            semconv.MESSAGING_OPERATION_NAME: name,
-            semconv.MESSAGING_OPERATION_TYPE: kind,
+            semconv.MESSAGING_OPERATION_NAME: operation,
+            semconv.MESSAGING_OPERATION_TYPE: operation_type,
             **destination,
         }
         target = target or self.server.target
-        return f"{name} {target}" if target else name, attributes
+        return f"{operation} {target}" if target else operation, attributes
 
     def batch(self, kind: str, batch: Sequence[Sequence[Any]], summary: str | None) -> CallSpec:
-        """A batch, ``kind`` being ``MULTI`` or ``PIPELINE``; a batch of one command is that command (redis.md)."""
+        """Return the spec of a batch; a batch of one command is that command (redis.md).
+
+        Args:
+            kind: ``MULTI`` or ``PIPELINE``.
+            batch: The commands.
+            summary: The name that the application has given it, if it has.
+        """
         if len(batch) == 1:
             return replace(self.command(batch[0], summary), query_text_of=self.batch_text)
         names = {operation_name(args) for args in batch}
         operation = f"{kind} {self._capped(next(iter(names)))}" if len(names) == 1 else kind
-        call = self._spec(operation, batch_size=len(batch), summary=summary)
-        return self._with_inclusion(replace(call, query_text_of=self.batch_text), names)
+        spec = self._spec(operation, batch_size=len(batch), summary=summary)
+        return self._with_inclusion(replace(spec, query_text_of=self.batch_text), names)
 
-    def _with_inclusion(self, call: CallSpec, operations: Collection[str]) -> CallSpec:
-        is_wanted = self.includes(operations)
-        is_sure = is_wanted and not call.polls_for_data and not self.has_filters
-        return replace(call, is_included=is_wanted, always_recorded=is_sure)
+    def _with_inclusion(self, spec: CallSpec, operations: Collection[str]) -> CallSpec:
+        is_included = self.includes(operations)
+        always_recorded = is_included and not spec.polls_for_data and not self.has_filters
+        return replace(spec, is_included=is_included, always_recorded=always_recorded)
 
     def batch_text(self, batch: Sequence[Sequence[Any]]) -> str:
-        """Commands in Redis CLI syntax, keys kept and values replaced; cut before it is built, not after."""
+        """Return commands in Redis CLI syntax with ``?`` for values; those beyond the maximum length are not read."""
         texts: list[str] = []
         room = _MAX_BATCH_TEXT_LENGTH
-        for args in batch[:_MAX_TEXTS]:
+        for args in batch[:_MAX_BATCH_TEXTS]:
             texts.append(self.query_text(args))
             room -= len(texts[-1])
             if room < 0:
@@ -355,7 +374,7 @@ class SpanNamer:
         return "; ".join(texts)
 
     def _capped(self, operation: str) -> str:
-        return operation if operation.upper() in TABLE else self._unknown.cap(operation)
+        return operation if operation.upper() in TABLE else self._unknown_commands.cap(operation)
 
     def _spec(
         self,
@@ -365,21 +384,21 @@ class SpanNamer:
         summary: str | None = None,
         stored_procedure: str | None = None,
     ) -> CallSpec:
-        """A call by the conventions for Redis.
+        """Return the spec of a call by the conventions for Redis.
 
-        The name of the span is the summary, or the operation and what it goes to (database-spans.md, "Name"; redis.md
-        leaves out the database).
+        The name of the span is the summary, or the operation and its target (database-spans.md, "Name"; redis.md leaves
+        out the database).
         """
-        given = {semconv.DB_OPERATION_NAME: operation}
+        named = {semconv.DB_OPERATION_NAME: operation}
         if summary is not None:
-            given[semconv.DB_QUERY_SUMMARY] = summary
-        span_attributes = {**self.server.attributes, **given}
+            named[semconv.DB_QUERY_SUMMARY] = summary
+        span_attributes = {**self.server.attributes, **named}
         if batch_size is not None:
             span_attributes[semconv.DB_OPERATION_BATCH_SIZE] = batch_size
         if stored_procedure is not None:
             span_attributes[semconv.DB_STORED_PROCEDURE_NAME] = stored_procedure
         target = stored_procedure or self.server.target
-        point_attributes = {**self.server.attributes, **given}
+        point_attributes = {**self.server.attributes, **named}
         point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
         name = summary or (f"{operation} {target}" if target else operation)
         chosen = self.span_name(span_attributes, name)
@@ -395,14 +414,20 @@ _ERROR_PREFIX: Final = re.compile(r"[A-Z][A-Z0-9_]{0,31}(?= |$)")
 
 
 class Failure(NamedTuple):
-    """How a call failed: ``error.type``, and the prefix of the server's error reply if there was one."""
+    """How a call failed.
+
+    Attributes:
+        error_type: The ``error.type``.
+        status_code: The prefix of the server's error reply; ``None`` if the error is no reply.
+        is_error: Whether the span's status is an error; a cancellation is none.
+    """
 
     error_type: str
     status_code: str | None
     is_error: bool
 
     def attributes(self) -> dict[str, str]:
-        """What a span and a point of a failed call have in common."""
+        """Return the attributes that the span and the point of a failed call have in common."""
         attributes = {semconv.ERROR_TYPE: self.error_type}
         if self.status_code is not None:
             attributes[semconv.DB_RESPONSE_STATUS_CODE] = self.status_code
@@ -414,12 +439,12 @@ def failure_of(error: BaseException) -> Failure | None:
 
     ``error.type`` is the prefix of Redis's error reply (``WRONGTYPE``), or else the class with its module, as the
     SDK writes ``exception.type``: ``redis.exceptions.ConnectionError`` is not the builtin ``ConnectionError``.
-    A cancellation gives a type but is no error; a ``WatchError`` is the answer that optimistic locking asks for, unless
-    redis-py raises it in place of a broken connection's error.
+    A cancellation has a type but is no error. A ``WatchError`` is the normal outcome of a lost race in optimistic
+    locking, unless redis-py raises it in place of a broken connection's error.
     """
-    if isinstance(error, WatchError):
+    if isinstance(error, exceptions.WatchError):
         broken = cause_of(error)
-        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
+        return failure_of(broken) if isinstance(broken, exceptions.ConnectionError | exceptions.TimeoutError) else None
     code = _status_code(error)
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
@@ -427,10 +452,10 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _status_code(error: BaseException) -> str | None:
-    # Error classes of an application may have forgotten their base's constructor, or have something else by this name.
-    code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
-    if code is None and isinstance(error, ResponseError) and error.args:
-        # redis-py strips and keeps only the prefixes it has a class for; all others still lead the text.
+    # An application's error class may not call its base's constructor, or have an attribute of this name.
+    code = getattr(error, "status_code", None) if isinstance(error, exceptions.RedisError) else None
+    if code is None and isinstance(error, exceptions.ResponseError) and error.args:
+        # redis-py removes the prefixes that it has a class for; the text begins with all others.
         code = error.args[0]
     match = _ERROR_PREFIX.match(code) if isinstance(code, str) else None
     return None if match is None else match[0]

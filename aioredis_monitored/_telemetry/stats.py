@@ -1,36 +1,121 @@
-"""What a process knows of a request and of a queue."""
+"""What this process knows about one pool, one request and one queue."""
 
 from collections import Counter
 from collections.abc import Sized
-from time import monotonic
-from typing import Any, Final
+from time import monotonic, time_ns
+from typing import Any, Final, NamedTuple
 from weakref import WeakSet
 
+from opentelemetry import trace
+from opentelemetry._logs import Logger, SeverityNumber
+from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.guard import log_error
+from aioredis_monitored._telemetry.guard import guarded
 
-# Seconds after which what was seen is no longer told, at least.
+# The lower bound of the age at which a length that was seen is no longer reported.
 _MIN_FRESH_SECONDS: Final = 60.0
 
 
-class QueueStats:
-    """What the consumers and producers of one process know of a queue.
+class PoolStats(NamedTuple):
+    """The state of a pool at one time.
+
+    Attributes:
+        name: The name of the pool in metrics.
+        max_connections: The maximum number of connections.
+        used: The number of acquired connections, the shared ones included.
+        idle: The number of open connections that are not acquired.
+        pending: The number of callers that wait for a connection, or for room on the shared one.
+        in_flight: The number of calls on the shared connection that have no reply yet.
+    """
+
+    name: str
+    max_connections: int
+    used: int
+    idle: int
+    pending: int
+    in_flight: int
+
+
+class RequestStats:
+    """Counts the calls of one request, and reports them on the request's span until the span has ended.
 
     Args:
-        attributes: Those of its points.
+        span: The request's span.
+        repeated_calls: The number of calls of one command above which the span reports it as repeated.
+        eager: Whether the span is updated after every call, because the end of the request is not known.
+        logger: Where repeated commands are also reported as log events; default ``None``, for nowhere.
+    """
+
+    def __init__(self, span: Span, repeated_calls: int, *, eager: bool, logger: Logger | None = None) -> None:
+        self._span = span
+        self._repeated_calls = repeated_calls
+        self._is_eager = eager
+        self._logger = logger
+        self._calls = 0
+        self._seconds = 0.0
+        self._operations: Counter[str] = Counter()
+        self._repeated: list[str] = []
+
+    def record_call(self, operation: str, seconds: float) -> None:
+        """Count a call that has ended."""
+        self._calls += 1
+        self._seconds += seconds
+        self._operations[operation] += 1
+        if self._operations[operation] == self._repeated_calls + 1:
+            self._report_repeated(operation)
+        if self._is_eager:
+            self._report_calls()
+
+    def _report_repeated(self, operation: str) -> None:
+        with guarded:
+            if not self._span.is_recording():
+                return
+            self._repeated.append(operation)
+            self._span.set_attribute(semconv_ext.REQUEST_REPEATED, tuple(self._repeated))
+        if self._logger is not None:
+            with guarded:
+                self._logger.emit(
+                    timestamp=time_ns(),
+                    # Not the current context: the event belongs to the request, whichever span is current.
+                    context=trace.set_span_in_context(self._span, Context()),
+                    severity_number=SeverityNumber.WARN,
+                    event_name=semconv_ext.REQUEST_REPEATED,
+                    attributes={
+                        semconv.DB_OPERATION_NAME: operation,
+                        semconv_ext.REQUEST_REPEATED_LIMIT: self._repeated_calls,
+                    },
+                )
+
+    def close(self) -> None:
+        """Report the number of calls and their time on the span: the request ends."""
+        self._report_calls()
+
+    def _report_calls(self) -> None:
+        with guarded:
+            if self._calls and self._span.is_recording():
+                self._span.set_attributes(
+                    {semconv_ext.REQUEST_CALLS: self._calls, semconv_ext.REQUEST_DURATION: self._seconds}
+                )
+
+
+class QueueStats:
+    """What the consumers and producers of this process know about one queue.
+
+    Args:
+        attributes: The attributes of the queue's points.
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
         self.attributes = attributes
         self._depth: tuple[int, float] | None = None
         self._dead: tuple[int, float] | None = None
-        self._fresh = _MIN_FRESH_SECONDS
+        self._fresh_seconds = _MIN_FRESH_SECONDS
         self._holders: WeakSet[Any] = WeakSet()
 
     def update(self, *, depth: int | None = None, dead: int | None = None) -> None:
-        """Take note of how many messages there are in it, or in the list of the dead."""
+        """Set the length of the queue, of its list of dead letters, or both."""
         now = monotonic()
         if depth is not None:
             self._depth = (depth, now)
@@ -38,85 +123,27 @@ class QueueStats:
             self._dead = (dead, now)
 
     def track(self, holder: Sized, lease: float) -> None:
-        """Count what it holds, for as long as it is there.
+        """Count the messages of a holder until it is garbage collected.
 
         Args:
-            holder: Its length is how many it holds.
-            lease: In seconds; it looks several times in that.
+            holder: Its length is the number of messages.
+            lease: The lease in seconds; the holder updates the lengths several times during one.
         """
         self._holders.add(holder)
-        self._fresh = max(self._fresh, lease)
+        self._fresh_seconds = max(self._fresh_seconds, lease)
 
     def depth(self) -> int | None:
-        """How many messages are in it, if that was seen of late."""
+        """Return the number of messages in the queue, ``None`` if it is unknown or too old."""
         return self._if_fresh(self._depth)
 
     def dead(self) -> int | None:
-        """How many are dead, if that was seen of late."""
+        """Return the number of dead letters, ``None`` if it is unknown or too old."""
         return self._if_fresh(self._dead)
 
     def in_flight(self) -> int:
-        """How many this process holds."""
-        # A copy: exporters look from a thread of their own.
+        """Return the number of messages that this process holds."""
+        # A copy: exporters read it from a thread of their own.
         return sum(len(holder) for holder in list(self._holders))
 
     def _if_fresh(self, seen: tuple[int, float] | None) -> int | None:
-        return seen[0] if seen is not None and monotonic() - seen[1] < self._fresh else None
-
-
-class RequestStats:
-    """Counts the calls of one request.
-
-    Args:
-        span: The request's span; once it has ended, it is left alone.
-        repeated_calls: How often one command may be called before the span gets an event.
-        at_once: Whether the span is told of every call at once, for want of a moment in which the request ends.
-    """
-
-    def __init__(self, span: Span, repeated_calls: int, *, eager: bool) -> None:
-        self._span = span
-        self._repeated_calls = repeated_calls
-        self._is_eager = eager
-        self._calls = 0
-        self._seconds = 0.0
-        self._operations: Counter[str] = Counter()
-
-    def record_call(self, operation: str, seconds: float) -> None:
-        """Count a call that has ended."""
-        self._calls += 1
-        self._seconds += seconds
-        self._operations[operation] += 1
-        is_repeated = self._operations[operation] == self._repeated_calls + 1
-        try:
-            if is_repeated and self._span.is_recording():
-                attributes: dict[str, Any] = {
-                    semconv.DB_OPERATION_NAME: operation,
-                    semconv_ext.REPEATED_MORE_THAN: self._repeated_calls,
-                }
-                self._span.add_event(semconv_ext.REPEATED, attributes)
-            if self._is_eager:
-                self._set_attributes()
-        except BaseException as trouble:  # noqa: BLE001 - see report
-            log_error(trouble)
-
-    def close(self) -> None:
-        """Tell the span what there was."""
-        try:
-            self._set_attributes()
-        except BaseException as trouble:  # noqa: BLE001 - see report
-            log_error(trouble)
-
-    def _set_attributes(self) -> None:
-        if self._calls and self._span.is_recording():
-            self._span.set_attributes(
-                {semconv_ext.REQUEST_CALLS: self._calls, semconv_ext.REQUEST_DURATION: self._seconds}
-            )
-
-
-def request_stats(span: Span, repeated_calls: int, *, eager: bool) -> RequestStats | None:
-    """What counts the calls of the request with this span, if the span records; the arguments are those of the view."""
-    try:
-        return RequestStats(span, repeated_calls, eager=eager) if span.is_recording() else None
-    except BaseException as trouble:  # noqa: BLE001 - see report
-        log_error(trouble)
-        return None
+        return seen[0] if seen is not None and monotonic() - seen[1] < self._fresh_seconds else None

@@ -1,4 +1,4 @@
-"""The demo: a web shop on a real server, its traces as waterfalls, its metrics as a table."""
+"""The demo: a web shop on a real server, with its traces as waterfalls and its metrics as a table."""
 
 import asyncio
 import signal
@@ -27,7 +27,7 @@ from aioredis_monitored.pool.pool import pool_from_config
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
 
 _COLLECTOR_SECONDS = 2.0
-_INTERRUPTED = 130  # what shells report of a program that Ctrl-C ended
+_INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 _NEXT_STEPS = """
 Where to go next
   In your service:   async with pool_from_config(config_from_env()) as pool: ...
@@ -37,11 +37,11 @@ Where to go next
 
 
 def run(environ: Mapping[str, str], otlp: str | None) -> int:
-    """Run the demo and return the exit code: 0; 1, with the reason, when the server cannot be used; 130 when stopped.
+    """Run the demo and return the exit code: 0, 1 if the server cannot be used (it prints why), 130 if interrupted.
 
     Args:
-        environ: The environment; without ``REDIS_URL`` an embedded server is started.
-        otlp: The base URL of a collector that gets everything as well, over OTLP/HTTP.
+        environ: The environment; without ``REDIS_URL``, an embedded server is started.
+        otlp: The base URL of a collector that also gets the telemetry, over OTLP/HTTP; ``None`` for none.
     """
     console = Console(highlight=False)
     try:
@@ -59,9 +59,12 @@ def run(environ: Mapping[str, str], otlp: str | None) -> int:
 
 
 class _Termination:
-    """Lets SIGTERM and SIGHUP end the demo as Ctrl-C does, so that nothing is left behind.
+    """Context manager in which SIGTERM and SIGHUP end the demo as Ctrl-C does, so that it cleans up.
 
-    In the event loop they cancel ``task``: raised there, an exception could leave a lock locked.
+    While the event loop runs, they cancel ``task``: an exception raised at any place could leave a lock locked.
+
+    Attributes:
+        task: The task to cancel; ``None`` while no event loop runs.
     """
 
     def __init__(self) -> None:
@@ -80,7 +83,7 @@ class _Termination:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - as signal calls it
+    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
         if self.task is None:
             raise KeyboardInterrupt
         self.task.get_loop().call_soon_threadsafe(self.task.cancel)
@@ -101,7 +104,7 @@ def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
     if otlp:
         metrics = OTLPMetricExporter(endpoint=f"{otlp.rstrip('/')}/v1/metrics", timeout=_COLLECTOR_SECONDS)
         readers.append(PeriodicExportingMetricReader(metrics))
-    # A collector would take the counted ids of two runs for one trace.
+    # With counted ids, a collector would merge the traces of two runs.
     with TelemetryCapture(*readers, id_generator=RandomIdGenerator()) as capture:
         if otlp:
             traces = OTLPSpanExporter(endpoint=f"{otlp.rstrip('/')}/v1/traces", timeout=_COLLECTOR_SECONDS)

@@ -14,7 +14,7 @@ _NANOSECONDS = 1e6  # in a millisecond
 
 
 def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
-    """Print each trace: its spans under one another, and when each ran."""
+    """Print each trace: a line for each span, with a bar that shows when it ran."""
     traces: defaultdict[int, list[ReadableSpan]] = defaultdict(list)
     for span in sorted(spans, key=_start):
         traces[span.context.trace_id].append(span)

@@ -1,4 +1,4 @@
-"""A small web shop, written as an application would use this package; the demo shows what it reports."""
+"""A small web shop, written as an application that uses this package; the demo shows its telemetry."""
 
 import asyncio
 from contextlib import suppress
@@ -16,11 +16,11 @@ _KEYS = ("product:42", "views", "lock:user:7", "stock:42", "cart:7", "orders", "
 
 
 class Shop:
-    """Two requests and a worker, on keys of their own that ``clean_up`` removes.
+    """Two requests and a worker, on keys with a random prefix that ``clean_up`` removes.
 
     Args:
-        factory: Makes each request's connection.
-        tracer: Opens the requests' spans, as a web framework's instrumentation does.
+        factory: Makes the connection of each request.
+        tracer: Starts the requests' spans, as the instrumentation of a web framework does.
     """
 
     def __init__(self, factory: RedisContextFactory, tracer: Tracer) -> None:
@@ -30,14 +30,14 @@ class Shop:
         self._orders = MessageQueue(f"{self._prefix}:orders", factory.connection_pool)
 
     async def serve(self, components: Components) -> None:
-        """Handle the requests, then let the worker take the order."""
+        """Handle the requests, then process the order."""
         async with components:
             await self._product_page()
             await self._checkout()
             await self._worker()
 
     async def clean_up(self) -> None:
-        """Leave nothing behind on the server."""
+        """Delete the shop's keys."""
         redis = self._factory.make_object_for_context("clean-up", None)
         await redis.delete(*(f"{self._prefix}:{name}" for name in _KEYS))
 
@@ -63,7 +63,7 @@ class Shop:
                     await pipe.execute()
                 await self._orders.put(b"order 1001")
             with suppress(ResponseError):
-                # The mistake of the day: the product is a string and not a list.
+                # A mistake, for the demo to show: the product is a string and not a list.
                 await redis.lpush(f"{self._prefix}:product:42", "a bell")
 
     async def _worker(self) -> None:
@@ -74,5 +74,5 @@ class Shop:
 
 @redis_connection("statistics")
 async def count_view(redis: MonitoredRedisConnection, key: str) -> None:
-    """Count a page view where the component ``statistics`` is configured to be."""
+    """Count a page view on the server of the component ``statistics``."""
     await redis.incr(key)

@@ -20,7 +20,7 @@ from redis.typing import ChannelT, EncodableT, KeyT, ScriptTextT
 from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._commands.traits import blocking_timeout
 from aioredis_monitored._execution.fetch import FETCH
-from aioredis_monitored._execution.routing import CommandExecutor
+from aioredis_monitored._execution.routing import CommandExecutor, require_executor
 from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.operation import observe_call, start_operation
@@ -213,7 +213,7 @@ class MonitoredRedisConnection(TypedRedis):
         client = self.__class__(
             self.context_name, executor.server_span, self.connection_pool, single_connection_client=True
         )
-        client._executor.request = executor.request  # noqa: SLF001 - of its own class
+        require_executor(client).request = executor.request
         return client
 
     # Opening and closing.
@@ -238,9 +238,15 @@ class MonitoredRedisConnection(TypedRedis):
     ) -> None:
         # redis-py's closes nothing if it is cancelled.
         self._usage_counter -= 1
+
+        async def close_unless_entered() -> None:
+            # Another task may have entered since.
+            if not self._usage_counter:
+                await self.aclose()
+
         if not self._usage_counter:
             with cleaning_up(f"client {self.context_name!r}: closing it"):
-                await asyncio.shield(asyncio.ensure_future(_close_unless_entered(self)))
+                await asyncio.shield(asyncio.ensure_future(close_unless_entered()))
 
     async def aclose(self, close_connection_pool: bool | None = None) -> None:
         """Give the connection back if this client keeps to one, and close the pool if the client has made it.
@@ -452,12 +458,6 @@ class MonitoredRedisConnection(TypedRedis):
             return publish_in_envelope(self, "SPUBLISH", shard_channel, message, {})
         publishing: Awaitable[int] = super().spublish(shard_channel, message)
         return publishing
-
-
-async def _close_unless_entered(client: MonitoredRedisConnection) -> None:
-    # Another task may have entered since.
-    if not client._usage_counter:  # noqa: SLF001 - redis-py's
-        await client.aclose()
 
 
 def _check_types(context_name: object, server_span: object) -> None:

@@ -25,7 +25,7 @@ from redis.typing import Number
 from aioredis_monitored._cancellation import cleaning_up, complete_shielded, is_being_cancelled, wait_shielded
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
-from aioredis_monitored._execution.dedicated import DedicatedConnections, dedicated_connections_of
+from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
 from aioredis_monitored._execution.fetch import SETTLE_SECONDS
 from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_on
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
@@ -347,27 +347,24 @@ class _Acquisition:
         """Return the reply to the SET, after as many attempts as the pool's policy allows."""
         pool = executor.shared_pool
         if pool is not None and pool.multiplexer is not None:
-            attempt = partial(self._attempt_shared, executor, pool, client, command, operation)
+            attempt = partial(self._attempt_shared, pool, command, operation)
             return await retry(pool, traits_of(command), attempt, 0, operation)
+        call = DedicatedCall([command], traits_of(command), close_after_failure(client))
         return await executor.dedicated.run(
             client,
             executor.pin,
-            [command],
-            traits_of(command),
+            call,
             lambda connection: self.track(self._send_on(executor, client, connection, command)),
             operation,
-            on_failure=close_after_failure(client),
         )
 
     async def _attempt_shared(
         self,
-        executor: CommandExecutor,
         pool: MonitoredConnectionPool,
-        client: Redis,
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,
-        losses: int,  # noqa: ARG002 - it is never repeated after it was written
+        _losses: int,
     ) -> Any:
         multiplexer = pool.multiplexer
         if multiplexer is None:
@@ -536,9 +533,7 @@ async def _release_on_side_channel(lock: MonitoredLock, connections: DedicatedCo
 
 def _without_pin(client: Any, executor: CommandExecutor) -> Any:
     unpinned = copy(client)
-    unpinned.connection = None
-    unpinned.single_connection_client = False
-    unpinned._executor = executor.unpinned()  # noqa: SLF001 - of a client of this package
+    vars(unpinned).update(connection=None, single_connection_client=False, _executor=executor.unpinned())
     return unpinned
 
 
@@ -565,9 +560,9 @@ class _Hold:
     def last(self) -> "_Hold":
         return self
 
-    def adopted(self, hold: "_Hold") -> AbstractContextManager[object]:  # noqa: ARG002 - as in _Holds
+    def adopted(self, hold: "_Hold") -> AbstractContextManager[object]:
         """See ``_Holds``."""
-        return nullcontext()
+        return nullcontext(hold)
 
     def give_up(self, hold: "_Hold", token: str | bytes) -> None:
         """See ``_Holds``; another holder may have acquired the lock meanwhile."""
@@ -609,7 +604,7 @@ class _Holds(threading.local):
             else:
                 self._of_tasks[task] = before
 
-    def give_up(self, hold: _Hold, token: str | bytes) -> None:  # noqa: ARG002 - as in _Hold
+    def give_up(self, hold: _Hold, _token: str | bytes) -> None:
         """Hold it no more."""
         hold.token = None
         hold.number = self._count

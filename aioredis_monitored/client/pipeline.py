@@ -1,7 +1,7 @@
 """Pipelines: one operation for each batch, and one for each command that runs immediately because of a WATCH."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, MutableMapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, cast
@@ -10,7 +10,9 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored._cancellation import cleaning_up, is_being_cancelled
@@ -23,6 +25,7 @@ from aioredis_monitored._execution.attempts import (
     leave_refusing_server,
     retry,
 )
+from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
@@ -172,16 +175,8 @@ class MonitoredRedisPipeline(PipelineCommands):
         wait: float,
         on_failure: Callable[..., Awaitable[object]] | None = None,
     ) -> Any:
-        return await self._executor.dedicated.run(
-            self,
-            self._pin,
-            commands,
-            traits,
-            attempt,
-            observer,
-            on_failure=on_failure or self._disconnect_raise_on_watching,
-            wait=wait,
-        )
+        call = DedicatedCall(commands, traits, on_failure or self._disconnect_raise_on_watching, wait)
+        return await self._executor.dedicated.run(self, self._pin, call, attempt, observer)
 
     async def _attempt_batch(
         self,
@@ -270,7 +265,7 @@ class MonitoredRedisPipeline(PipelineCommands):
             raise
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        except ConnectionError:
+        except RedisConnectionError:
             if self._protocol_error is None:
                 raise
             raise self._protocol_error from None
@@ -356,7 +351,7 @@ async def _end_watch(connection: Connection) -> None:
         async with reply_timeout(connection, 0):
             await connection.send_command("UNWATCH")
             await connection.read_response()
-    except (ConnectionError, TimeoutError):
+    except (RedisConnectionError, RedisTimeoutError):
         await connection.disconnect(nowait=True)
 
 
@@ -365,11 +360,7 @@ class _WatchedConnection(PinnedConnection):
 
     __slots__ = ()
 
-    reconnects = False
-
-    def exclusive(self, caller: Redis, observer: Observer | None) -> AbstractAsyncContextManager[None]:  # noqa: ARG002 - a client's needs them
-        # A pipeline is one task's.
-        return nullcontext()
+    is_shared = False
 
     @asynccontextmanager
     async def attempt(
@@ -387,7 +378,7 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (ConnectionError, TimeoutError) as error:
+        except (RedisConnectionError, RedisTimeoutError) as error:
             is_disconnected = kept is not None and kept is pipe.connection and not kept.is_connected
             if not (pipe.watching and is_disconnected) or is_error_reply(error):
                 raise
@@ -408,14 +399,14 @@ class _WatchedConnection(PinnedConnection):
         self,
         caller: Redis,
         pool: MonitoredConnectionPool,
-        connection: AbstractConnection,
         observer: Observer | None,
     ) -> None:
+        connection = cast("Connection", caller.connection)
         if cast("MonitoredRedisPipeline", caller).watching and is_lost(pool, connection):
             # The pipeline watches until WATCH begins anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
             raise _watch_lost(may_have_run=False)
-        await super().restore(caller, pool, connection, observer)
+        await super().restore(caller, pool, observer)
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]

@@ -1,4 +1,4 @@
-"""Named components: their configuration, their pools, and the connection as a function's first argument."""
+"""Named components: their configuration, their pools, and a decorator that passes a connection."""
 
 from aioredis_monitored.components.registry import Components, redis_connection
 from aioredis_monitored.components.store import ConfigStore

@@ -1,4 +1,4 @@
-"""The connection as a function's first argument: decorators for all that can hold one while it runs."""
+"""Decorators that pass a connection as a function's first argument, for as long as the function runs."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -16,7 +16,7 @@ Checkout = Callable[[], AbstractAsyncContextManager[MonitoredRedisConnection]]
 
 
 class Injector(Protocol):
-    """A decorator that takes the connection out of a function's or a method's parameters."""
+    """A decorator that fills the connection's parameter of a function or a method, and hides it."""
 
     @overload
     def __call__(self, function: Callable[Concatenate[MonitoredRedisConnection, P], T], /) -> Callable[P, T]: ...
@@ -29,12 +29,15 @@ class Injector(Protocol):
 
 @asynccontextmanager
 async def _context_manager() -> AsyncIterator[None]:
-    """Shows what contextlib makes of a function: every such function runs this one's code."""
+    """Show what contextlib makes of a function: all such functions share the code object of this one."""
     yield
 
 
-def injector(lease: Checkout) -> Injector:
-    """The decorator whose functions borrow a connection from ``lease`` for each call.
+def injector(checkout: Checkout) -> Injector:
+    """Return a decorator whose functions check out a connection for each call.
+
+    Args:
+        checkout: Gives the connection, for as long as the function runs.
 
     Raises:
         TypeError: When decorating: the function cannot be decorated, or has no parameter for the connection.
@@ -42,54 +45,54 @@ def injector(lease: Checkout) -> Injector:
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         if iscoroutinefunction(function):
-            wrapper = _inject_coroutine(function, lease)
+            wrapper = _inject_coroutine(function, checkout)
         elif isasyncgenfunction(function):
-            wrapper = _inject_generator(function, lease)
+            wrapper = _inject_generator(function, checkout)
         elif getattr(function, "__code__", None) is _context_manager.__code__:
-            wrapper = _inject_context_manager(function, lease)
+            wrapper = _inject_context_manager(function, checkout)
         else:
             message = (
-                f"{function!r} is no coroutine function, async generator function or @asynccontextmanager function"
+                f"{function!r} must be a coroutine function, async generator function or @asynccontextmanager function"
             )
             raise TypeError(message)
-        # Frameworks read it to tell what to pass; functools.wraps alone would show them the connection.
+        # Frameworks read it to decide what to pass; functools.wraps alone would show them the connection.
         wrapper.__signature__ = _without_connection(function)  # type: ignore[attr-defined]
         return wrapper
 
     return cast("Injector", decorate)
 
 
-def _inject_coroutine(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
-    place = _connection_place(function)
+def _inject_coroutine(function: Callable[..., Any], checkout: Checkout) -> Callable[..., Any]:
+    index = _connection_index(function)
 
     @wraps(function)
     async def coroutine(*args: Any, **kwargs: Any) -> Any:
-        async with lease() as connection:
-            return await function(*args[:place], connection, *args[place:], **kwargs)
+        async with checkout() as connection:
+            return await function(*args[:index], connection, *args[index:], **kwargs)
 
     return coroutine
 
 
-def _inject_context_manager(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
-    place = _connection_place(function)
+def _inject_context_manager(function: Callable[..., Any], checkout: Checkout) -> Callable[..., Any]:
+    index = _connection_index(function)
 
     @wraps(function)
     @asynccontextmanager
     async def context_manager(*args: Any, **kwargs: Any) -> AsyncIterator[Any]:
-        async with lease() as connection, function(*args[:place], connection, *args[place:], **kwargs) as value:
+        async with checkout() as connection, function(*args[:index], connection, *args[index:], **kwargs) as value:
             yield value
 
     return context_manager
 
 
-def _inject_generator(function: Callable[..., Any], lease: Checkout) -> Callable[..., Any]:
-    place = _connection_place(function)
+def _inject_generator(function: Callable[..., Any], checkout: Checkout) -> Callable[..., Any]:
+    index = _connection_index(function)
 
     @wraps(function)
     async def generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-        async with lease() as connection:
-            inner: AsyncGenerator[Any, Any] = function(*args[:place], connection, *args[place:], **kwargs)
-            # What "yield from" does and async generators lack: what is sent or thrown in reaches the inner one.
+        async with checkout() as connection:
+            inner: AsyncGenerator[Any, Any] = function(*args[:index], connection, *args[index:], **kwargs)
+            # As "yield from" does, which async generators lack: pass on what is sent or thrown in.
             step = anext(inner)
             while True:
                 try:
@@ -101,14 +104,14 @@ def _inject_generator(function: Callable[..., Any], lease: Checkout) -> Callable
                 except GeneratorExit:
                     await inner.aclose()
                     raise
-                except BaseException as error:  # noqa: BLE001 - thrown in by the caller, meant for the inner one
+                except BaseException as error:  # noqa: BLE001 - the inner generator may handle it
                     step = inner.athrow(error)
 
     return generator
 
 
-def _connection_place(function: Callable[..., Any]) -> int:
-    """How many arguments go before the connection: one for a method, told by the name of its first parameter."""
+def _connection_index(function: Callable[..., Any]) -> int:
+    """Return how many arguments precede the connection: one of a method, known by the name of its first parameter."""
     first = next(iter(signature(function).parameters), None)
     return 1 if first in {"self", "cls"} else 0
 
@@ -116,10 +119,10 @@ def _connection_place(function: Callable[..., Any]) -> int:
 def _without_connection(function: Callable[..., Any]) -> Signature:
     original = signature(function)
     parameters = list(original.parameters.values())
-    place = _connection_place(function)
-    kind = parameters[place].kind if len(parameters) > place else None
+    index = _connection_index(function)
+    kind = parameters[index].kind if len(parameters) > index else None
     if kind in {Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD}:
-        del parameters[place]
+        del parameters[index]
     elif kind is not Parameter.VAR_POSITIONAL:
         message = f"{function!r} has no parameter for the connection"
         raise TypeError(message)

@@ -1,4 +1,4 @@
-"""The edge where text becomes typed: environment variables, mappings, URLs and keyword arguments, read strictly."""
+"""Configuration from environment variables, mappings, URLs and keyword arguments: checked strictly, and typed."""
 
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.config.schema import RedisConfig

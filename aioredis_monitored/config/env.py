@@ -11,11 +11,11 @@ from aioredis_monitored.config.schema import KEYS, instead
 _logger = logging.getLogger("aioredis_monitored.config")
 
 _VARIABLE = re.compile(f"(?:(?P<pool>[A-Z0-9]+(?:_[A-Z0-9]+)*?)_)??(?P<key>{'|'.join(KEYS).upper()})")
-# What Kubernetes tells every pod about a service whose name begins with "redis".
+# The variables that Kubernetes sets in every pod for a service whose name begins with "redis".
 _KUBERNETES = re.compile(
     "(?:.+_)?(?:SERVICE_HOST|SERVICE_PORT(?:_.+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)"
 )
-# What others call our keys, and a slip in a word so short that it no longer resembles the right one.
+# Names of other clients, and mistyped names that are too short to resemble the right one.
 _ALIASES = {
     "URI": "URL",
     "ULR": "URL",
@@ -35,7 +35,7 @@ _ALIASES = {
     "SSL_VERIFY": "SSL_CERT_REQS",
     "VERIFY_SSL": "SSL_CERT_REQS",
 }
-_RESEMBLANCE = 0.85  # one wrong letter in a word of seven
+_MIN_RESEMBLANCE = 0.85  # one wrong letter in a word of seven
 
 
 def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -> dict[str, str]:
@@ -44,12 +44,13 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
     ``{prefix}REDIS_[{POOL}_]{KEY}`` gives ``redis.[{pool}.]{key}``. KEY is a key of `RedisConfig.from_mapping` in
     capitals, the longest that fits; the pool's name becomes lower case and keeps its underscores. So "REDIS_URL" gives
     "redis.url", "REDIS_SOCKET_TIMEOUT" gives "redis.socket_timeout" and "REDIS_RATE_LIMIT_URL" gives
-    "redis.rate_limit.url". Other variables, Kubernetes' own among them, are left alone; one that seems to be meant for
-    us ("REDIS_ULR", "redis_url", "REDIS_HOST", "REDIS_SSL") is logged as a warning, without its value.
+    "redis.rate_limit.url". Other variables, such as those of Kubernetes, are ignored; one that seems to be a mistyped
+    key or a key of another client ("REDIS_ULR", "redis_url", "REDIS_HOST", "REDIS_SSL") is logged as a warning, without
+    its value.
 
     Args:
-        environ: Where to look.
-        prefix: What the names of the variables begin with, such as "SHOP_".
+        environ: The environment; default ``os.environ``.
+        prefix: What the names of the variables begin with, such as "SHOP_"; default none.
     """
     start = f"{prefix}REDIS_"
     config = {}
@@ -61,7 +62,7 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
         if match and name == start + tail:
             config[".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()] = value
         meant, unexplained = (tail, match["pool"]) if match else (None, tail)
-        # A pool that has a URL is meant, however much "SOCKETS_TIMEOUT" looks like "SOCKET_TIMEOUT".
+        # With a variable SOCKETS_URL, SOCKETS_TIMEOUT is the pool "sockets", and no mistyped SOCKET_TIMEOUT.
         if unexplained and f"{start}{unexplained}_URL" not in environ:
             if (hint := _hint(tail, start, environ)) is not None:
                 _logger.warning("Environment variable %r has no effect: %s", name, hint)
@@ -73,9 +74,9 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
 
 
 def _hint(tail: str, start: str, environ: Mapping[str, str]) -> str | None:
-    """Return what to do instead of setting that variable, if it is what others have and we do in another way."""
+    """Return what to do instead of setting the variable, if it is a key of another client without a counterpart."""
     words = tail.split("_")
-    # From the longest on: "USE_SSL" is no pool called "USE".
+    # The longest first: "USE_SSL" is no pool called "USE".
     for at in range(len(words)):
         pool = start + "".join(f"{word}_" for word in words[:at])
         hint = instead("_".join(words[at:]), f"{pool}URL", f"{pool}RETRIES")
@@ -85,13 +86,13 @@ def _hint(tail: str, start: str, environ: Mapping[str, str]) -> str | None:
 
 
 def _near_miss(tail: str, unexplained: str) -> str | None:
-    """Return what the tail was meant to be, if from one of its unexplained words on it resembles a key."""
+    """Return the intended name of a variable whose end, from one of its unexplained words on, resembles a key."""
     keys = [key for key in map(str.upper, KEYS) if not tail.endswith(key)]
     words = tail.split("_")
-    # From the shortest on: "A_MAX_CONECTIONS" resembles "MAX_CONNECTIONS", but has a pool in front.
+    # The shortest first: in "A_MAX_CONECTIONS", "A" is a pool.
     for at in reversed(range(unexplained.count("_") + 1)):
         word = "_".join(words[at:])
-        close = [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, n=1, cutoff=_RESEMBLANCE)
+        close = [_ALIASES[word]] if word in _ALIASES else get_close_matches(word, keys, n=1, cutoff=_MIN_RESEMBLANCE)
         if close:
             return "_".join([*words[:at], *close])
     return None

@@ -1,4 +1,4 @@
-"""What users choose about telemetry, checked; what is about noise is about spans, metrics stay complete."""
+"""The options of telemetry, checked; those that reduce noise are about spans, and metrics stay complete."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
 
-_LEAST_SHARE = 0.000_001
+_MIN_SHARE = 0.000_001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,24 +16,24 @@ class TelemetryOptions:
     """How a pool reports to OpenTelemetry: ``MonitoredConnectionPool(telemetry=TelemetryOptions(…))``.
 
     Attributes:
-        require_parent: Whether a call gets a span only below another one; default ``False``.
+        require_parent: Whether a call gets a span only if there is a parent span; default ``False``.
         include_commands: The commands that get spans, in any case: ``{"GET", "CONFIG GET"}``, or ``{"CONFIG"}`` with
             all its sub-commands. A batch gets one if one of its commands does. Default ``None``, for all.
-        exclude_commands: The commands that get none; a batch gets none if all of its commands do not. Default none.
-        slow_only: A call gets a span only if it has failed or took so long, in seconds or as a timespan such as
-            ``5 ms``; default ``None``, for all. What publishes with ``propagate=True`` always gets one: it is sent
-            along before anybody knows how long that takes.
-        show_keys: Whether ``db.query.text`` shows keys and hash fields, or ``?``, and whether anything shows channels;
-            default ``True``.
-        key_template: Makes of a key what many keys have in common, ``user:{id}`` of ``user:17``. The query text has
-            that in place of the key, spans and points have it as ``aioredis_monitored.key.template``. It is asked more
-            than once for every call, so it has to be quick, and should know a few hundred templates; when it raises,
-            the key is hidden. It is asked about channels as well. Default ``None``.
-        span_name: Names spans by the attributes that all such calls have, such as ``db.operation.name``, in place of
-            the conventions' name; it may be called for every call. Default ``None``.
-        repeated_calls: How often a request may call one command before its span gets an event; default 20.
-        hot_keys: Of how many calls the keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its gauge,
-            which shows keys, or their templates; default 0.
+        exclude_commands: The commands that get no span; a batch gets none if none of its commands does. Default none.
+        slow_only: The duration from which a call gets a span, in seconds or as a timespan such as ``5 ms``; failed
+            calls get one in any case. Default ``None``, for all. A command that publishes with ``propagate=True``
+            always gets one: its span is sent along before its duration is known.
+        show_keys: Whether ``db.query.text`` shows keys and hash fields instead of ``?``, and whether telemetry shows
+            channels; default ``True``.
+        key_template: Returns the template of a key, ``user:{id}`` for ``user:17``. The query text shows it in place of
+            the key, and spans and points have it as ``aioredis_monitored.key.template``. It is called for keys and
+            channels, more than once for every call, so it has to be fast, and should return a few hundred different
+            templates; the key is hidden if it raises. Default ``None``.
+        span_name: Returns the name of a span for the attributes that all such calls have, such as
+            ``db.operation.name``; it may be called for every call. Default ``None``, for the conventions' name.
+        repeated_calls: The number of calls of one command above which a request reports it as repeated; default 20.
+        hot_keys: The share of the calls whose keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its
+            gauge, which shows keys, or their templates; default 0.
 
     Raises:
         ConfigurationError: Values cannot be used; it names every one of them.
@@ -57,14 +57,14 @@ class TelemetryOptions:
             except (TypeError, ValueError) as error:
                 problems.append((name, str(error)))
         if self.hot_keys and not self.show_keys and self.key_template is None:
-            problems.append(("hot_keys", "shows keys, which show_keys=False hides; a key_template would do"))
+            problems.append(("hot_keys", "shows keys, which show_keys=False hides; give a key_template"))
         if problems:
             raise ConfigurationError(*problems)
 
 
 def _names(value: Any) -> frozenset[str]:
     if isinstance(value, str) or not all(isinstance(name, str) and name.strip() for name in value):
-        raise TypeError("must be several names of commands")
+        raise TypeError("must be a collection of command names")
     return frozenset(" ".join(name.upper().split()) for name in value)
 
 
@@ -87,8 +87,8 @@ def _count(value: Any) -> int:
 
 
 def _share(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or _LEAST_SHARE <= value <= 1):
-        raise ValueError(f"must be a share of the calls, 0 or from {_LEAST_SHARE:f} to 1, not {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or _MIN_SHARE <= value <= 1):
+        raise ValueError(f"must be a share of the calls, 0 or from {_MIN_SHARE:f} to 1, not {value!r}")
     return float(value)
 
 

@@ -1,4 +1,4 @@
-"""Redis URLs, read strictly; no reason repeats more of a URL than its scheme, since all else may hold a password."""
+"""Redis URLs, read strictly; problems repeat nothing of a URL but its scheme, as any other part may be a password."""
 
 import re
 from dataclasses import dataclass, field
@@ -19,14 +19,14 @@ MAX_PORT = 65_535
 
 @dataclass(slots=True)
 class RedisUrl:
-    """A URL taken apart, as far as that was possible.
+    """The parts of a URL, as far as it can be parsed.
 
     Attributes:
-        scheme: "redis", "rediss" or "unix"; empty if the URL has none of which something can be made.
-        host: Name or address of the server; ``None`` if the URL names none.
-        port: Its TCP port; ``None`` if the URL names none.
-        path: The Unix socket, which then takes the place of host and port.
-        options: ``(name, text)`` of what else it says (username, password, db, query): decoded, not yet checked.
+        scheme: "redis", "rediss" or "unix"; empty if the URL has none of the known schemes.
+        host: The name or address of the server; ``None`` if the URL has none.
+        port: The TCP port of the server; ``None`` if the URL has none.
+        path: The path of a Unix socket, in place of host and port.
+        options: ``(name, text)`` of username, password, db and the query: decoded, not yet checked.
         problems: Why the URL cannot be used; empty if it can.
     """
 
@@ -39,12 +39,12 @@ class RedisUrl:
 
 
 def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
-    """Take a URL apart; what is wrong with it goes into ``problems``, nothing is raised.
+    """Parse a URL; raise nothing, but list its ``problems``.
 
     Args:
         url: The URL.
-        strict: Whether to refuse what redis-py completes or overlooks without harm: no host, no port after its colon,
-            slashes around the database, a host that is percent-encoded. Default ``True``.
+        strict: Whether to refuse what redis-py accepts without harm: no host, a colon without a port, slashes around
+            the database, a percent-encoded host; default ``True``.
     """
     if problem := _unreadable(url):
         return RedisUrl(problems=[problem])
@@ -55,7 +55,7 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
     if scheme not in _SCHEMES:
         return RedisUrl(problems=[_refusal(scheme)])
     parsed = RedisUrl(scheme=_SCHEMES[scheme])
-    # With a "/", "?" or "#" in it, a password spills over: from there on, nothing is what it seems.
+    # An unencoded "/", "?" or "#" in a password ends the authority: the parts after it contain the rest of it.
     if re.search("[#@]", url[parts.end("authority") :]):
         parsed.problems.append("in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded")
         return parsed
@@ -70,7 +70,7 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
     before, parsed.options = parsed.options, []
     _read_query(parsed, parts["query"])
     if not strict and dict(parsed.options).get("db"):
-        # By redis-py's documentation, the path counts only without it.
+        # As redis-py documents it, the option db precedes the path.
         before = [(name, text) for name, text in before if name != "db"]
     parsed.options = before + parsed.options
     return parsed

@@ -1,1 +1,1 @@
-"""Wiring for web frameworks."""
+"""Integrations with web frameworks."""

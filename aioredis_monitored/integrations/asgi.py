@@ -1,4 +1,4 @@
-"""A connection for each request: the context factory, and what wires it into an ASGI application."""
+"""A connection object for each request: the context factory, and the middleware for ASGI applications."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool
 
 from aioredis_monitored._execution.routing import require_executor
-from aioredis_monitored._telemetry.stats import RequestStats, request_stats
+from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 
 _Scope = MutableMapping[str, Any]
@@ -19,11 +19,11 @@ _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
 
 
 class RedisContextFactory:
-    """Makes the connection object that a request's handlers use; all of them share one pool.
+    """Makes the connection object of each request; all of them share one pool.
 
     Args:
         connection_pool: The pool.
-        name: What the application calls it, in ``request.state`` too; default ``redis``.
+        name: The name of the connection in the application, also in ``request.state``; default ``redis``.
 
     Raises:
         TypeError: ``connection_pool`` is no pool.
@@ -38,39 +38,58 @@ class RedisContextFactory:
         self._prototype = MonitoredRedisConnection(name, connection_pool=connection_pool)
 
     def make_object_for_context(self, name: str, span: Span | None) -> MonitoredRedisConnection:
-        """A connection object for one request.
+        """Make a connection object for one request.
 
         Args:
             name: Its ``context_name``.
-            span: The parent of its spans; ``None`` means whichever span is current when a command is called.
+            span: The parent of its spans; ``None`` means the span that is current when a command is called.
         """
-        request = None if span is None else self._view(span, at_once=True)
+        request = None if span is None else self._request_stats(span, eager=True)
         return self._prototype.in_context(name, span, request)
 
     def make_object_for_request(self, name: str) -> tuple[MonitoredRedisConnection, RequestStats | None]:
-        """A connection object for the request whose span is current, and what has to be told when the request ends."""
-        request = self._view(trace.get_current_span(), at_once=False)
+        """Make a connection object for the request whose span is current.
+
+        Args:
+            name: Its ``context_name``.
+
+        Returns:
+            The connection object, and what counts its calls, to be closed when the request ends; that is ``None`` if
+            the span does not record.
+        """
+        request = self._request_stats(trace.get_current_span(), eager=False)
         return self._prototype.in_context(name, None, request), request
 
-    def _view(self, span: Span, *, at_once: bool) -> RequestStats | None:
-        return request_stats(span, require_executor(self._prototype).recorder.options.repeated_calls, eager=at_once)
+    def _request_stats(self, span: Span, *, eager: bool) -> RequestStats | None:
+        return require_executor(self._prototype).recorder.request_stats(span, eager=eager)
 
     def attach(self, context: Any, name: str | None = None) -> MonitoredRedisConnection:
-        """Set a connection object as an attribute of ``context`` and return it; default name: the factory's."""
+        """Set a connection object as an attribute of a context, and return it.
+
+        Args:
+            context: The object that gets the attribute.
+            name: The attribute, and the ``context_name``; default: the factory's.
+        """
         name = name or self.name
         connection = self.make_object_for_context(name, None)
         setattr(context, name, connection)
         return connection
 
     @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:  # noqa: ARG002 - as frameworks call it
-        """The ``lifespan`` of a Starlette or FastAPI application: ``request.state.redis``, closed with the app."""
+    async def lifespan(self, _app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
+        """Serve as the ``lifespan`` of a Starlette or FastAPI application.
+
+        It sets ``request.state.redis``, under the factory's name, and closes the pool with the application.
+
+        Args:
+            app: The application.
+        """
         async with self.connection_pool:
             yield {self.name: self.make_object_for_context(self.name, None)}
 
 
 class RedisMiddleware:
-    """Pure ASGI middleware: each HTTP request and WebSocket gets a connection object in ``scope["state"]``.
+    """ASGI middleware that gives each HTTP request and WebSocket a connection object in ``scope["state"]``.
 
     Args:
         app: The application.
@@ -82,7 +101,7 @@ class RedisMiddleware:
         self.factory = factory
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
-        """Handle one connection."""
+        """Run the application on one ASGI connection."""
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
             return

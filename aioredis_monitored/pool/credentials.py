@@ -1,4 +1,4 @@
-"""Credentials that change: a password in a file, and what the server refuses although it was right a moment ago."""
+"""Credentials that change: a password in a file, and providers that are asked again when the server refuses."""
 
 import asyncio
 import logging
@@ -6,16 +6,18 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any, Final, TypeVar, cast
 
+from redis import exceptions
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError
 
 from aioredis_monitored._redispy.overrides import connect_socket
+from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.config.schema import PASSWORD
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
-# Some servers and proxies say it with a code of which redis-py makes no AuthenticationError.
+# Some servers and proxies refuse with a code of which redis-py makes no AuthenticationError.
 _REFUSALS: Final = ("username-password", "invalid password")
 
 Handshake = Callable[[Any], Awaitable[object] | object]
@@ -23,24 +25,24 @@ C = TypeVar("C", bound=AbstractConnection)
 
 
 class PasswordFile(CredentialProvider):
-    """The password in a file, as it is when a connection is made; while the file has none, the last one that it had.
+    """The password in a file, read at every connect; while the file has none, the last password is used.
 
     Args:
-        path: Of the file: UTF-8, without BOM and NUL; line ends at its end do not count.
-        username: Whose password it is; default ``None``, for the server's default user.
+        path: The path of the file: UTF-8, without BOM and NUL; line ends at its end are ignored.
+        username: The user of the password; default ``None``, the server's default user.
 
     Raises:
-        ValueError: There is no password in the file; the text does not repeat what is in it.
+        ValueError: The file has no password; the text does not repeat its content.
     """
 
     def __init__(self, path: str, username: str | None = None) -> None:
         self._path = path
         self._username = username
-        self._password = PASSWORD.read(path)
+        self._password: str = path.password if isinstance(path, PasswordPath) else PASSWORD.read(path)
         self._is_good = True
 
     def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Read the file. Never raises: what cannot be read is logged, once until it can be read again."""
+        """Read the file. Never raises: the first of several failures in a row is logged."""
         try:
             self._password = PASSWORD.read(self._path)
         except ValueError as error:
@@ -52,12 +54,12 @@ class PasswordFile(CredentialProvider):
         return (self._username, self._password) if self._username else (self._password,)
 
     async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        """Read the file in a thread: a network file system may be slow."""
+        """Read the file in a thread, as a network file system may be slow."""
         return await asyncio.to_thread(self.get_credentials)
 
 
 class _FixedCredentials(CredentialProvider):
-    """Credentials that a provider was asked for already."""
+    """Credentials that another provider has given."""
 
     def __init__(self, credentials: Any) -> None:
         self.credentials = credentials
@@ -67,27 +69,27 @@ class _FixedCredentials(CredentialProvider):
 
 
 def is_renewable(provider: CredentialProvider | None) -> bool:
-    """Whether a provider may give other credentials by and by: any but redis-py's static one."""
+    """Whether a provider may give other credentials later: any but redis-py's static one."""
     return provider is not None and type(provider) is not UsernamePasswordCredentialProvider
 
 
 def has_renewable_credentials(pool: ConnectionPool) -> bool:
-    """Whether waiting helps when a pool's credentials are refused."""
+    """Whether a pool may get other credentials when the server refuses its present ones."""
     return is_renewable(pool.connection_kwargs.get("credential_provider"))
 
 
 def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
-    """A handshake that asks the connection's provider once more if the server refuses what it has given.
+    """Make a handshake that asks the connection's provider once more if the server refuses its credentials.
 
-    The refused ones are not sent twice: too many of them lock an account.
+    Credentials that were refused are not sent again: too many refusals lock an account.
 
     Args:
-        handshake: What redis-py calls ``redis_connect_func``.
+        handshake: redis-py's ``redis_connect_func``.
     """
 
-    async def shake_hands(connection: C) -> None:
+    async def handshake_twice(connection: C) -> None:
         provider = cast("CredentialProvider", connection.credential_provider)
-        given = _FixedCredentials(await _ask(provider))
+        given = _FixedCredentials(await _get_credentials(provider))
         connection.credential_provider = given
         try:
             try:
@@ -95,7 +97,7 @@ def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
             except RedisError as refusal:
                 if not _is_refusal(refusal):
                     raise
-                renewed = await _ask(provider)
+                renewed = await _get_credentials(provider)
                 if renewed == given.credentials:
                     raise
                 given.credentials = renewed
@@ -104,27 +106,29 @@ def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
         finally:
             connection.credential_provider = provider
 
-    return shake_hands
+    return handshake_twice
 
 
-async def _ask(provider: CredentialProvider) -> Any:
-    """What a provider gives; where it gives nothing, as its own server is away, that is no other than ours being away.
+async def _get_credentials(provider: CredentialProvider) -> Any:
+    """Return a provider's credentials; if the provider cannot reach its own server, the pool's counts as unreachable.
 
     Raises:
-        redis.exceptions.ConnectionError: It could not reach what it asks, or what it waited for was cancelled.
+        redis.exceptions.ConnectionError: The provider could not reach its server, or what it awaited was cancelled.
     """
     task = cast("asyncio.Task[Any]", asyncio.current_task())
     try:
         return await provider.get_credentials_async()
     except OSError as error:
-        # Its text may quote what it was asked with.
-        raise ConnectionError(f"the credential_provider gave no credentials: {type(error).__qualname__}") from error
+        # Its text may quote secrets.
+        raise exceptions.ConnectionError(
+            f"the credential_provider gave no credentials: {type(error).__qualname__}"
+        ) from error
     except asyncio.CancelledError as error:
-        # A refresh that it shares with others may be cancelled; with this task alone, those who wait for the connection
-        # would wait for ever.
+        # A refresh that it shares with other tasks may be cancelled. Raised in this task alone, the cancellation would
+        # leave the callers of the shared connection waiting for ever.
         if task.cancelling():
             raise
-        raise ConnectionError("the credential_provider gave no credentials: it was cancelled") from error
+        raise exceptions.ConnectionError("the credential_provider gave no credentials: it was cancelled") from error
 
 
 def _is_refusal(error: RedisError) -> bool:
@@ -137,10 +141,10 @@ async def _await_if_needed(result: Awaitable[object] | object) -> None:
 
 
 async def _reconnect(connection: AbstractConnection) -> None:
-    # redis-py ends a connection whose AUTH was refused, and some servers do.
+    # redis-py closes a connection whose AUTH was refused, and so do some servers.
     await connection.disconnect(nowait=True)
     try:
-        # The public way would shake hands again, and call twice those who are called when that has succeeded.
+        # The public method would repeat the handshake, and call the connect callbacks twice.
         await connect_socket(connection)
     except OSError as error:
-        raise ConnectionError(f"Error while connecting again: {error}") from error
+        raise exceptions.ConnectionError(f"Error while connecting again: {error}") from error

@@ -1,154 +1,170 @@
-"""The life of a pool: one event loop, opened and closed any number of times, and nothing outlives a close."""
+"""The life of a pool: bound to one event loop, opened and closed any number of times, never left open unnoticed."""
 
 import asyncio
 import os
 import warnings
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
+from typing import Any
 from weakref import finalize
 
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._cancellation import cleaning_up
-from aioredis_monitored._redispy.overrides import TypedPool
 from aioredis_monitored._redispy.sockets import abort_socket, close_now
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
+from aioredis_monitored.pool.slots import Slots
 
 
-class LivingPool(TypedPool):
-    """redis-py's blocking pool, bound to one event loop from the first use to the close."""
+class Lifecycle:
+    """Whether a pool is open, the event loop that it belongs to, and the tasks that go on without their callers.
 
-    name: str
+    A pool that is garbage-collected with open connections closes them, with a ``ResourceWarning``.
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
+    Args:
+        name: The pool's name, for errors.
+        slots: The connections of the pool.
+
+    Attributes:
+        is_closed: Whether calls are refused.
+        background_tasks: Tasks that go on when their callers have left; closing the pool waits for them.
+    """
+
+    def __init__(self, name: str, slots: Slots[AbstractConnection]) -> None:
+        self._name = name
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._closed = False
         self._closing: asyncio.Task[None] | None = None
-        # What goes on when its callers have left, and is to end before the pool is closed.
+        self.is_closed = False
         self.background_tasks: set[asyncio.Task[Any]] = set()
-        self._leak_guard = LeakGuard(self._available_connections, self._in_use_connections)
+        self._leak_guard = LeakGuard(name, slots)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
         finalize(self, self._leak_guard.warn)
 
     def check_open(self) -> None:
-        """See that a call may begin.
+        """Check that a call may begin.
 
         Raises:
             PoolClosedError: The pool was closed.
-            EventLoopError: It is bound to another event loop.
+            EventLoopError: The pool belongs to another event loop.
         """
-        if self._closed:
+        if self.is_closed:
             raise self.closed_error()
-        self.bind_event_loop()
+        if self._loop is not asyncio.get_running_loop():
+            self.bind_event_loop()
 
     def bind_event_loop(self) -> None:
         """Bind the pool to the running event loop, if it is not yet bound.
 
         Raises:
-            EventLoopError: It is bound to another one.
+            EventLoopError: The pool belongs to another event loop.
         """
         loop = asyncio.get_running_loop()
         if self._loop is None:
             self._loop = loop
-            self._leak_guard.loop, self._leak_guard.process, self._leak_guard.name = loop, os.getpid(), self.name
+            self._leak_guard.bind(loop)
         elif self._loop is not loop:
-            message = f"pool {self.name!r} belongs to another event loop: make one pool for each loop"
+            message = f"pool {self._name!r} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
 
     def closed_error(self) -> PoolClosedError:
-        """What a call on a closed pool raises."""
-        return PoolClosedError(f"pool {self.name!r} {'is' if self._closed else 'was'} closed")
+        """Return what a call raises that the pool's closing has ended or refused."""
+        return PoolClosedError(f"pool {self._name!r} {'is' if self.is_closed else 'was'} closed")
 
-    async def aclose(self) -> None:
-        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``.
+    async def open(self) -> None:
+        """Accept calls again; a close that is under way ends first."""
+        if self._closing is not None:
+            # Its caller was cancelled; it would close what is opened now.
+            await asyncio.wait([self._closing])
+        self.is_closed = False
+
+    async def close(
+        self,
+        disconnect: Callable[[], Coroutine[Any, Any, None]],
+        reset: Callable[[], Iterable[AbstractConnection]],
+        grace: float,
+    ) -> None:
+        """Close the pool once, however many callers ask for it, and whether or not they are cancelled.
+
+        Args:
+            disconnect: Calls ``reset``, and closes every connection.
+            reset: Makes the pool like new, calling ``Lifecycle.reset``, and returns the connections that it had.
+            grace: Seconds that background tasks may still take before they are cancelled.
 
         Raises:
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
         if self._loop is not None and self._loop.is_closed():
             self._leak_guard.abort()
-            self._reset()
+            reset()
             self._closing = None
             return
         self.bind_event_loop()
         if self._closing is None:
-            self._closing = asyncio.create_task(self._close_connections())
-            self._closing.add_done_callback(self._on_closed)
-        with cleaning_up(f"pool {self.name!r}: closing it"):
+            self._closing = asyncio.create_task(self._close(disconnect, grace))
+            self._closing.add_done_callback(partial(self._on_closed, reset))
+        with cleaning_up(f"pool {self._name!r}: closing it"):
             await asyncio.shield(self._closing)
 
-    def _on_closed(self, closing: asyncio.Task[None]) -> None:
+    async def _close(self, disconnect: Callable[[], Coroutine[Any, Any, None]], grace: float) -> None:
+        unfinished = self.background_tasks
+        if unfinished:
+            await asyncio.wait(unfinished, timeout=grace)
+        self.is_closed = True
+        try:
+            await disconnect()
+        finally:
+            for task in unfinished:
+                task.cancel()
+            if unfinished:
+                await asyncio.wait(unfinished)
+
+    def _on_closed(self, reset: Callable[[], Iterable[AbstractConnection]], closing: asyncio.Task[None]) -> None:
         self._closing = None
         if closing.cancelled():
-            # Maybe before it has begun, as the event loop ends.
-            connections = (*self._available_connections, *self._in_use_connections)
-            self._reset()
-            for connection in connections:
+            # As the event loop ends; maybe before it has begun.
+            for connection in reset():
                 close_now(connection)
         else:
-            # Whoever has waited for it has been told.
+            # Retrieved, for asyncio: the callers of close() raise it.
             closing.exception()
 
-    async def _close_connections(self) -> None:
-        idle, lent = self._available_connections, self._in_use_connections
-        self._reset()
-        try:
-            for connection in lent:
-                # Waiting for the end of what another task may be reading from could take as long as that task does.
-                await connection.disconnect(nowait=True)
-            closing = (connection.disconnect() for connection in idle)
-            errors = [error for error in await asyncio.gather(*closing, return_exceptions=True) if error is not None]
-        finally:
-            # At the end of the event loop, all of that may be cancelled before it begins.
-            for connection in (*lent, *idle):
-                close_now(connection)
-        if errors:
-            raise errors[0]
-
-    def _reset(self) -> None:
-        """Close the pool to all calls, without what is lent or bound to the loop: opened again, it is like new."""
-        self._closed = True
-        self._available_connections, self._in_use_connections = [], set()
-        self._lock, self._loop, self.background_tasks = asyncio.Lock(), None, set()
-        self._leak_guard.idle, self._leak_guard.acquired, self._leak_guard.loop = (
-            self._available_connections,
-            self._in_use_connections,
-            None,
-        )
-
-    async def __aenter__(self) -> Self:
-        if self._closing is not None:
-            # An earlier one, whose caller was cancelled, would close what is opened now.
-            await asyncio.wait([self._closing])
-        self._closed = False
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self.aclose()
+    def reset(self) -> None:
+        """Refuse calls, and belong to no event loop; an opened pool is bound anew."""
+        self.is_closed = True
+        self._loop = self._leak_guard.loop = None
+        self.background_tasks = set()
 
 
 class LeakGuard:
-    """The connections of a pool, which outlive it for a moment if it is forgotten."""
+    """Closes the connections of a pool that was garbage-collected without being closed, and outlives it for that.
 
-    def __init__(self, idle: list[AbstractConnection], lent: set[AbstractConnection]) -> None:
-        self.idle = idle
-        self.acquired = lent
+    Args:
+        name: The pool's name.
+        slots: The connections of the pool.
+
+    Attributes:
+        loop: The event loop that the pool belongs to.
+    """
+
+    def __init__(self, name: str, slots: Slots[AbstractConnection]) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self.process = 0
-        self.name = ""
+        self._name = name
+        self._slots = slots
+        self._process = 0
+
+    def bind(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Remember the event loop and the process of the connections."""
+        self.loop, self._process = loop, os.getpid()
+
+    def warn(self) -> None:
+        """Close what is open, with a ``ResourceWarning``."""
+        if self.abort():
+            text = f"pool {self._name!r} was never closed: use 'async with' or aclose()"
+            warnings.warn(text, ResourceWarning, stacklevel=2)
 
     def abort(self) -> int:
         """Close all sockets without the event loop; return how many there were."""
-        connected = [connection for connection in (*self.idle, *self.acquired) if connection.is_connected]
+        connected = [each for each in (*self._slots.idle, *self._slots.acquired) if each.is_connected]
         for connection in connected:
-            abort_socket(connection, self.loop, forked=os.getpid() != self.process)
+            abort_socket(connection, self.loop, forked=os.getpid() != self._process)
         return len(connected)
-
-    def warn(self) -> None:
-        """Close what a pool has left open that nobody closed."""
-        if self.abort():
-            text = f"pool {self.name!r} was never closed: use 'async with' or aclose()"
-            warnings.warn(text, ResourceWarning, stacklevel=2)

@@ -1,130 +1,119 @@
-"""What a pool tells of itself: a name of its own, what gauges look at, and what becomes of its connections."""
+"""The metrics of a pool: its name in them, its figures for the gauges, and what happens to its connections."""
 
 from collections.abc import Iterable
 from itertools import chain, count
 from threading import Lock
-from typing import Self
+from time import perf_counter
 from weakref import WeakValueDictionary
+
+from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.table import escape_surrogates
 from aioredis_monitored._multiplexer import Multiplexer
 from aioredis_monitored._redispy.sockets import is_readable
-from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.recorder import PoolRecorder
-from aioredis_monitored._telemetry.stats import QueueStats
-from aioredis_monitored.pool.slots import LendingPool
+from aioredis_monitored._telemetry.stats import PoolStats, QueueStats
+from aioredis_monitored.pool.slots import Slots
 
-_naming = Lock()
-_named: WeakValueDictionary[str, "ReportingPool"] = WeakValueDictionary()
+_registering = Lock()
+_registered: WeakValueDictionary[str, "PoolMetrics"] = WeakValueDictionary()
 
 
-class ReportingPool(LendingPool):
-    """A pool that reports on itself, from ``report_to`` on until it is closed, and again when it is opened again.
+class PoolMetrics:
+    """What gauges read of a pool while it is registered, and the points of its connections.
+
+    Args:
+        name: The pool's name.
+        recorder: Where points are recorded.
+        slots: The connections of the pool.
 
     Attributes:
-        name: What messages call it.
-        name_in_metrics: The same, or with a number if an open pool has it already.
-        telemetry: Where it reports.
-        multiplexer: Its shared connection, if there is one.
+        name: What metrics call the pool: its name, with a number behind it while another open pool has that.
+        multiplexer: The pool's shared connection, which the pool sets; ``None`` if it has none.
     """
 
-    name_in_metrics: str
-    telemetry: PoolRecorder
-    multiplexer: Multiplexer | None
+    multiplexer: Multiplexer | None = None
 
-    def attach_metrics(self, telemetry: PoolRecorder, name: str | None) -> None:
-        """Take a name and begin to report.
+    def __init__(self, name: str, recorder: PoolRecorder, slots: Slots[AbstractConnection]) -> None:
+        self.name = self._pool_name = escape_surrogates(name)
+        self._recorder = recorder
+        self._slots = slots
+        self._acquired_at: dict[AbstractConnection, float] = {}
 
-        Args:
-            telemetry: Where to report.
-            name: What to call it; default ``host:port/db``.
-        """
-        self.telemetry = telemetry
-        server = telemetry.server
-        host = (
-            server.target
-            or server.attributes.get(semconv.SERVER_ADDRESS)
-            or getattr(self.connection_class, "__name__", type(self.connection_class).__name__)
+    def register(self) -> None:
+        """Take a name that no other open pool has, and show the pool in the gauges, if it is not there."""
+        with _registering:
+            if _registered.get(self.name) is self:
+                return
+            # Of two pools with one name, all gauges would be the sum.
+            names = chain([self._pool_name], (f"{self._pool_name}-{number}" for number in count(2)))
+            self.name = next(name for name in names if name not in _registered)
+            _registered[self.name] = self
+        self._recorder.set_pool_name(self.name)
+        self._recorder.instruments.add_pool(self)
+
+    def unregister(self) -> None:
+        """Give the name back, remove the pool from the gauges, and forget its connections."""
+        self._recorder.instruments.remove_pool(self)
+        if _registered.get(self.name) is self:
+            del _registered[self.name]
+        self._acquired_at = {}
+
+    # Read in the thread of an exporter, at any time: each copy is made in one step.
+
+    def stats(self) -> PoolStats:
+        """Return the figures of the pool as they are now."""
+        multiplexer = self.multiplexer
+        # The server may have closed some of them unnoticed.
+        idle = sum(each.is_connected and not is_readable(each) for each in list(self._slots.idle))
+        return PoolStats(
+            name=self.name,
+            max_connections=self._slots.max_connections,
+            used=len(self._slots.acquired),
+            idle=idle,
+            pending=self._slots.waiter_count() + (0 if multiplexer is None else multiplexer.queued()),
+            in_flight=0 if multiplexer is None else multiplexer.in_flight(),
         )
-        self._address = f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
-        self.name = name or self._address
-        self._register_name()
-
-    def _register_name(self) -> None:
-        # Of two pools with one name, all gauges would be the sum.
-        with _naming:
-            name = escape_surrogates(self.name)
-            names = chain([name], (f"{name}-{number}" for number in count(2)))
-            self.name_in_metrics = next(name for name in names if _named.get(name, self) is self)
-            _named[self.name_in_metrics] = self
-        self.telemetry.set_pool_name(self.name_in_metrics)
-        self.telemetry.instruments.add_pool(self)
-
-    @property
-    def _label(self) -> str:
-        return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
-
-    async def __aenter__(self) -> Self:
-        await super().__aenter__()
-        # Not by whether it is closed now: a closing may have been under way.
-        if _named.get(self.name_in_metrics) is not self:
-            self._register_name()
-        return self
-
-    def _reset(self) -> None:
-        super()._reset()
-        self.telemetry.instruments.remove_pool(self)
-        if _named.get(self.name_in_metrics) is self:
-            del _named[self.name_in_metrics]
-
-    # What the gauges look at, in the thread of an exporter: each copy is made in one step.
-
-    def used(self) -> int:
-        """How many connections are lent, the shared one among them."""
-        return len(self._in_use_connections)
-
-    def idle(self) -> int:
-        """How many connections are lent to nobody, without those that the server has closed unnoticed."""
-        available = list(self._available_connections)
-        return sum(connection.is_connected and not is_readable(connection) for connection in available)
-
-    def pending(self) -> int:
-        """How many callers wait for a connection, or for room on the shared one."""
-        multiplexer = self.multiplexer
-        return self.waiter_count() + (0 if multiplexer is None else multiplexer.queued())
-
-    def in_flight(self) -> int:
-        """How many calls on the shared connection are owed a reply."""
-        multiplexer = self.multiplexer
-        return 0 if multiplexer is None else multiplexer.in_flight()
 
     def queues(self) -> Iterable[QueueStats]:
-        """The queues on it."""
-        return list(self.telemetry.queues.values())
+        """Return the queues on the pool."""
+        return list(self._recorder.queues.values())
 
     def hot_key_rates(self, count: int) -> dict[tuple[str, str], float]:
-        """The rates of the keys that are called most, by key and access, if that is counted."""
-        return self.telemetry.hot_keys.rates(count)
+        """Return the rates of the most called keys, by key and access; empty if keys are not counted."""
+        return self._recorder.hot_keys.rates(count)
 
-    # What happens, in seconds.
+    # Points, in seconds.
 
     def on_created(self, seconds: float) -> None:
-        """A connection was made."""
-        self.telemetry.record(self.telemetry.instruments.create_time.record, seconds)
+        """Record the time that it took to connect."""
+        self._recorder.record(self._recorder.instruments.create_time.record, seconds)
 
     def on_acquired(self, seconds: float) -> None:
-        """A call has got a connection, or room on the shared one if it had to wait for that."""
-        self.telemetry.record(self.telemetry.instruments.wait_time.record, seconds)
+        """Record the time that a call has waited for the shared connection, or for room on it."""
+        self._recorder.record(self._recorder.instruments.wait_time.record, seconds)
 
-    def on_released(self, seconds: float) -> None:
-        """A connection was given back."""
-        self.telemetry.record(self.telemetry.instruments.use_time.record, seconds)
+    def start_use(self, connection: AbstractConnection, asked: float, acquired: float) -> None:
+        """Record the time that a call has waited for a dedicated connection; its use begins.
+
+        Args:
+            connection: The connection.
+            asked: When the call began to wait, by the performance counter.
+            acquired: When it got the connection.
+        """
+        self._acquired_at[connection] = acquired
+        self._recorder.record(self._recorder.instruments.wait_time.record, acquired - asked)
+
+    def end_use(self, connection: AbstractConnection) -> None:
+        """Record the time since ``start_use``; nothing for a shared connection."""
+        if (since := self._acquired_at.pop(connection, None)) is not None:
+            self._recorder.record(self._recorder.instruments.use_time.record, perf_counter() - since)
 
     def on_timeout(self) -> None:
-        """A call has waited in vain."""
-        self.telemetry.record(self.telemetry.instruments.timeouts.add, 1)
+        """Count a call that got no connection, or no room on the shared one, in time."""
+        self._recorder.record(self._recorder.instruments.timeouts.add, 1)
 
     def on_lag(self, seconds: float) -> bool:
-        """Callers took so long to go on once their replies were read; whether anybody wants to know."""
-        self.telemetry.record(self.telemetry.instruments.event_loop_lag.record, seconds)
-        return self.telemetry.metrics_enabled
+        """Record the time from the reading of replies until their callers resumed; return whether it is recorded."""
+        self._recorder.record(self._recorder.instruments.event_loop_lag.record, seconds)
+        return self._recorder.metrics_enabled

@@ -1,91 +1,128 @@
-"""The connection pool: made from configuration, bound to one event loop, closed by whoever opened it."""
+"""The connection pool: made from configuration, shared by clients, connecting and closing what its slots hold."""
 
 import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Self
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from functools import partial
+from math import inf
+from time import perf_counter
+from types import TracebackType
+from typing import Any, Final, Self, cast
+from weakref import ref
 
+from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from redis import exceptions
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
 from redis.driver_info import DriverInfo, resolve_driver_info
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
-from aioredis_monitored._redispy.attributes import AttributeFreeParser
-from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable
+from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
+from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable, with_safe_send
+from aioredis_monitored._redispy.overrides import (
+    TypedPool,
+    announce_release,
+    forget_re_auth_token,
+    re_auth,
+    register_connect_callback,
+    should_reconnect,
+)
+from aioredis_monitored._redispy.sockets import close_now, is_closed_by_peer, is_readable
+from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.instruments import SCOPE
 from aioredis_monitored._telemetry.operation import Operation, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
-from aioredis_monitored._telemetry.spans import server_of
-from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored._telemetry.spans import Server, server_of
+from aioredis_monitored._telemetry.stats import PoolStats
+from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
-from aioredis_monitored.errors import PoolClosedError, PoolExhaustedError
+from aioredis_monitored.errors import (
+    PinnedConnectionLostError,
+    PoolClosedError,
+    PoolExhaustedError,
+    decoding_error,
+)
 from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retry_refused
-from aioredis_monitored.pool.metrics import ReportingPool
+from aioredis_monitored.pool.lifecycle import Lifecycle
+from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
+from aioredis_monitored.pool.slots import Slots
 
-_LOGGER = logging.getLogger("aioredis_monitored.pool")
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+
+PINNED_CONNECTION_LOST: Final = (
+    "the connection of this handle is lost, and with it what was set there, such as the database: "
+    "make a new handle (client() or pipeline()), and set it again"
+)
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
-_DRIVER_INFO = DriverInfo().add_upstream_driver(SCOPE, __version__)
-_MIN_CONNECTIONS_FOR_BULK = 3
-# Seconds that what goes on without its caller gets on closing, if a reply had all the time in the world before.
-_FINISH_SECONDS = 5.0
-_RESP2 = 2
-_DEFAULT_CONNECTIONS = 50
-_DEFAULT_RETRIES = 20
-# Where None has no meaning of its own.
-_MAY_BE_NONE = ("host", "port", "maint_notifications_config", "redis_connect_func")
+_DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
+# The two shared connections must leave one for commands that need their own.
+_MIN_CONNECTIONS_FOR_BULK: Final = 3
+# How long background tasks may still run after a close began, if the pool has no socket_timeout.
+_CLOSE_GRACE_SECONDS: Final = 5.0
+_RESP2: Final = 2
+_DEFAULT_MAX_CONNECTIONS: Final = 50
+_DEFAULT_RETRIES: Final = 20
+# Arguments for which None means the default.
+_NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
 
 
-class MonitoredConnectionPool(ReportingPool):
+class MonitoredConnectionPool(TypedPool):
     """A blocking connection pool that reports to OpenTelemetry; every client that shares it shares its telemetry.
 
-    Ordinary commands of all callers share one of its connections; a second one carries what is large. Whatever blocks,
-    or alters its connection, gets one of its own. Nothing connects before the first command. Leaving ``async with`` (or
-    ``aclose``) closes every connection; entering opens the pool again. It belongs to the event loop that first used it.
+    Ordinary commands of all callers share one of its connections; a second one carries large values. A command that
+    blocks, or alters its connection, gets a dedicated one; callers that wait for one get it in the order in which they
+    came. Nothing connects before the first command. Leaving ``async with`` (or ``aclose``) closes every connection;
+    entering opens the pool again. The pool belongs to the event loop that first used it.
 
     Args:
         max_connections: The most connections at a time, at least 1; default 50. With 1, none is shared.
         timeout: Seconds to wait for a connection when all are in use; ``None`` waits for ever; default 20.
-        connection_class: What makes connections; default redis-py's ``Connection``.
-        queue_class: Kept for redis-py's sake.
-        name: What messages and metrics call it; default ``host:port/db``. While an open pool has that name, metrics
-            call the next one ``name-2``.
+        connection_class: The class of the connections; default redis-py's ``Connection``.
+        queue_class: Ignored; redis-py has it.
+        name: What messages and metrics call the pool; default ``host:port/db``. While an open pool has that name,
+            metrics call the next one ``name-2``.
         multiplex: Whether ordinary commands share a connection; default ``True``.
-        retries: How often at most a call that surely did not run is tried again within ``socket_timeout``; default 20,
-            or what ``retry`` says.
-        retry_backoff: Seconds of the first pause before that, doubled each time, to half a second; default 0.02.
-        password_file: The path of a file that holds the password, read at every connect; default ``None``. While it
-            cannot be read, the last good password is used.
-        client_info: Whether connections tell ``CLIENT LIST`` the name and version of this package, which some proxies
-            do not let pass; default ``True``.
+        retries: How often at most a call that certainly did not run is retried within ``socket_timeout``; default 20,
+            or the number of ``retry``.
+        retry_backoff: Seconds of the first delay before a retry, doubled each time, up to half a second; default 0.02.
+        password_file: The path of a file that holds the password, read at every connect; default ``None``. While the
+            file cannot be read, the last good password is used.
+        client_info: Whether connections report the name and version of this package to ``CLIENT LIST``, which some
+            proxies refuse; default ``True``.
         tracer_provider: Where spans go; default the global provider.
         meter_provider: Where metrics go; default the global provider.
+        logger_provider: Where log events about repeated commands go; default ``None``, for nowhere.
         telemetry: What is reported, and how; default ``TelemetryOptions()``.
-        retry: A retry policy of redis-py, of which only the number of retries counts: what may have run is never
-            repeated, whatever its errors, and pauses are ``retry_backoff``'s. A negative number means any number;
-            ``None``, as in redis-py, means none. ``retries`` wins over it.
-        retry_on_error: Ignored, with a line in the log, for the same reason.
-        retry_on_timeout: The same.
-        connection_arguments: What the connection class takes: ``host``, ``port``, ``db``, ``password``,
-            ``socket_timeout`` (seconds or a timespan) and so on. When the server refuses what a
-            ``credential_provider`` or the ``password_file`` has given, that is asked once more.
+        retry: A retry policy of redis-py, of which only the number of retries counts: a call that may have run is never
+            retried, whatever its error, and delays are those of ``retry_backoff``. A negative number means any number;
+            ``None``, as in redis-py, means none. ``retries`` takes precedence.
+        retry_on_error: Ignored, with a warning in the log, for the same reason.
+        retry_on_timeout: Ignored in the same way.
+        connection_arguments: Arguments of the connection class: ``host``, ``port``, ``db``, ``password``,
+            ``socket_timeout`` (seconds or a timespan) and others. When the server refuses the credentials of a
+            ``credential_provider`` or of the ``password_file``, these are asked for once more.
+
+    Attributes:
+        name: What messages call the pool.
+        telemetry: The recorder of every call on the pool.
 
     Raises:
-        ConfigurationError: A value cannot be used; it names every such value at once.
+        ConfigurationError: A value cannot be used; the error names every such value at once.
         TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
 
@@ -103,6 +140,7 @@ class MonitoredConnectionPool(ReportingPool):
         client_info: bool = True,
         tracer_provider: TracerProvider | None = None,
         meter_provider: MeterProvider | None = None,
+        logger_provider: LoggerProvider | None = None,
         telemetry: TelemetryOptions | None = None,
         retry: AbstractRetry[Any] | object | None = SENTINEL,
         retry_on_error: Iterable[type[Exception]] | None = None,
@@ -117,41 +155,41 @@ class MonitoredConnectionPool(ReportingPool):
         }
         arguments = validate_arguments(
             {
-                "max_connections": _DEFAULT_CONNECTIONS if max_connections is None else max_connections,
+                "max_connections": _DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections,
                 "timeout": timeout,
                 **own,
-                **{name: value for name, value in connection_arguments.items() if not _is_unset(name, value)},
+                **{name: value for name, value in connection_arguments.items() if not _is_default(name, value)},
             }
         )
         own = {option: arguments.pop(option) for option in own}
-        # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
-        arguments.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
-        library = {name: arguments.pop(name) for name in ("lib_name", "lib_version") if name in arguments}
-        if library:
-            arguments.setdefault("driver_info", resolve_driver_info(**library))
-        arguments.setdefault("driver_info", _DRIVER_INFO if own["client_info"] else None)
-        # hiredis counts attributes, which only RESP3 has, as replies.
-        arguments.setdefault("parser_class", AttributeFreeParser)
-        if arguments.get("protocol") == _RESP2:
-            arguments.setdefault("redis_connect_func", handshake)
-        if (path := arguments.pop("password_file", None)) is not None:
-            arguments["credential_provider"] = PasswordFile(path, arguments.pop("username", None))
-        if is_renewable(arguments.get("credential_provider")):
-            connect_func = arguments.get("redis_connect_func") or AbstractConnection.on_connect
-            arguments["redis_connect_func"] = retry_refused(connect_func)
-        super().__init__(connection_class=connection_class, **arguments)
-        # It is never connected. An unknown argument would otherwise be noticed by the first command.
+        # First, as redis-py's constructor sets attributes that the slots hold.
+        self._slots: Slots[AbstractConnection] = Slots(
+            arguments["max_connections"], partial(_make_connection, ref(self))
+        )
+        arguments["connection_class"] = connection_class
+        super().__init__(**_completed(arguments, client_info=own["client_info"]))
+        # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self.make_connection()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and supports_multiplexing(self._template)
         self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
         self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
-        reporting = PoolRecorder(
-            server_of(self), telemetry, tracer_provider=tracer_provider, meter_provider=meter_provider
+        server = server_of(self)
+        self.telemetry = PoolRecorder(
+            server,
+            telemetry,
+            tracer_provider=tracer_provider,
+            meter_provider=meter_provider,
+            logger_provider=logger_provider,
         )
-        self.multiplexer = self._make_multiplexer()
-        # Last, as gauges look at it from now on, in threads of their own.
-        self.attach_metrics(reporting, name)
+        self._address = _address_of(server, connection_class)
+        self.name = name or self._address
+        self._metrics = PoolMetrics(self.name, self.telemetry, self._slots)
+        self._lifecycle = Lifecycle(self.name, self._slots)
+        # None while the pool closes, and if no connection is shared.
+        self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
+        # Last: from here on, gauges read the pool in other threads.
+        self._metrics.register()
         if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
             _LOGGER.warning(
                 "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
@@ -160,22 +198,15 @@ class MonitoredConnectionPool(ReportingPool):
             )
         self._warn_ignored(retry, retry_on_error, retry_on_timeout)
 
-    def _make_multiplexer(self) -> Multiplexer | None:
-        if not self._multiplex:
-            return None
-        self.reserve_slot()
-        # The two shared connections must leave one for what cannot share.
-        return Multiplexer(self, self._template, bulk=self.max_connections >= _MIN_CONNECTIONS_FOR_BULK)
-
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
-        """A pool for a URL, which means what it does to redis-py, and wins over keyword arguments.
+        """Make a pool for a URL, which has the meaning that redis-py gives it; its options win over keyword arguments.
 
-        ``valkey://`` and ``valkeys://`` work too, and so do the options of this pool. Other than in redis-py, truth
-        values are read as such (``decode_responses=False``), durations may be timespans (``timeout=200ms``), and what
-        redis-py overlooks is refused: ``redis:/host`` and ``redis:///run/redis.sock``, which it takes for localhost;
+        ``valkey://`` and ``valkeys://`` work too, and so do the options of this pool. Other than in redis-py, booleans
+        are read as such (``decode_responses=False``), durations may be timespans (``timeout=200ms``), and what redis-py
+        overlooks is refused: ``redis:/host`` and ``redis:///run/redis.sock``, which it takes for localhost;
         ``redis://host/name``, which it takes for database 0, and ``redis://host/1/2``, for 12; a host before a Unix
-        socket's path; unknown options, and what is given twice.
+        socket's path; unknown options, and options that are given twice.
 
         Raises:
             ConfigurationError: The URL cannot be used.
@@ -183,16 +214,25 @@ class MonitoredConnectionPool(ReportingPool):
         return cls(**{**kwargs, **url_arguments(url)})
 
     def __repr__(self) -> str:
-        state = f"{self.used()} used, {self.idle()} idle, at most {self.max_connections}"
+        stats = self.stats()
+        state = f"{stats.used} used, {stats.idle} idle, at most {stats.max_connections}"
         if self.multiplexer is not None:
             state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.queued()} waiting"
-        return f"<{type(self).__name__} {self._label} [{'closed' if self._closed else state}]>"
+        return f"<{type(self).__name__} {self._label} [{'closed' if self._lifecycle.is_closed else state}]>"
+
+    @property
+    def _label(self) -> str:
+        return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
+
+    def stats(self) -> PoolStats:
+        """Return how many connections and calls there are now, as the gauges do; may be called in any thread."""
+        return self._metrics.stats()
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
 
         Raises:
-            redis.exceptions.RedisError: The same as a command would raise, the text begins with the pool's name.
+            redis.exceptions.RedisError: As a command raises it; its text begins with the pool's name.
         """
         try:
             operation = start_operation(self.telemetry, ("PING",), None)
@@ -220,7 +260,7 @@ class MonitoredConnectionPool(ReportingPool):
                 await self.release(connection)
         self.retry_policy.server_unreachable = False
 
-    def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one will do
+    def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one works as well
         """Take the number of retries of a policy of redis-py, as the constructor does.
 
         Raises:
@@ -230,12 +270,12 @@ class MonitoredConnectionPool(ReportingPool):
         self._warn_ignored(retry)
 
     def get_retry(self) -> Retry:
-        """How calls are tried again, in redis-py's terms: how often, and after which pauses."""
+        """Return how calls are retried, as a policy of redis-py: how often, and with which delays."""
         return Retry(EqualJitterBackoff(cap=MAX_DELAY_SECONDS, base=self._retry_backoff / 2), self._retries)
 
     def _set_retries(self, retries: int) -> None:
         self._retries = retries
-        # In vain for ever, for redis-py.
+        # A negative number is redis-py's for any number.
         most = sys.maxsize if retries < 0 else retries
         self.retry_policy = RetryPolicy(most, self._retry_backoff, self._template.socket_timeout)
 
@@ -244,20 +284,350 @@ class MonitoredConnectionPool(ReportingPool):
         given = {"retry": is_policy, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
         if ignored := [name for name, value in given.items() if value]:
             _LOGGER.warning(
-                "pool %r: of %s, only a number of retries counts (%d now): a call is tried again only if it certainly "
-                "did not run, whatever its error, and after pauses of retry_backoff",
+                "pool %r: of %s, only a number of retries counts (%d now): a call is retried only if it certainly did "
+                "not run, whatever its error, and after delays of retry_backoff",
                 self.name,
                 ", ".join(ignored),
                 self._retries,
             )
 
+    # Opening and closing
+
+    async def __aenter__(self) -> Self:
+        await self._lifecycle.open()
+        self._metrics.register()
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc_value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``.
+
+        Raises:
+            EventLoopError: The pool belongs to another event loop, which is not closed yet.
+        """
+        grace = self._template.socket_timeout or _CLOSE_GRACE_SECONDS
+        await self._lifecycle.close(self._disconnect, self._reset, grace)
+
+    async def _disconnect(self) -> None:
+        multiplexer, self.multiplexer, self._metrics.multiplexer = self.multiplexer, None, None
+        try:
+            if multiplexer is not None:
+                await multiplexer.aclose(self.closed_error())
+        finally:
+            await self._disconnect_all()
+
+    async def _disconnect_all(self) -> None:
+        acquired, idle = self._slots.acquired, self._slots.idle
+        self._reset()
+        try:
+            for connection in acquired:
+                # To wait for the end of what another task reads from could take as long as that task does.
+                await connection.disconnect(nowait=True)
+            closing = (connection.disconnect() for connection in idle)
+            outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        finally:
+            # At the end of the event loop, all of that may be cancelled before it begins.
+            for connection in (*acquired, *idle):
+                close_now(connection)
+        if errors := [outcome for outcome in outcomes if outcome is not None]:
+            raise errors[0]
+
+    def _reset(self) -> tuple[AbstractConnection, ...]:
+        """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
+        self._lifecycle.reset()
+        connections = self._slots.reset(self.closed_error)
+        self._metrics.unregister()
+        # redis-py's, which belongs to an event loop.
+        self._lock = asyncio.Lock()
+        self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
+        return connections
+
+    def _make_multiplexer(self) -> Multiplexer | None:
+        if not self._multiplex:
+            return None
+        self._slots.reserve_slot()
+        return Multiplexer(self, self._template, bulk=self.max_connections >= _MIN_CONNECTIONS_FOR_BULK)
+
+    def check_open(self) -> None:
+        """Check that a call may begin.
+
+        Raises:
+            PoolClosedError: The pool was closed.
+            EventLoopError: The pool belongs to another event loop.
+        """
+        self._lifecycle.check_open()
+
+    def bind_event_loop(self) -> None:
+        """Bind the pool to the running event loop, if it is not yet bound.
+
+        Raises:
+            EventLoopError: The pool belongs to another event loop.
+        """
+        self._lifecycle.bind_event_loop()
+
+    def closed_error(self) -> PoolClosedError:
+        """Return what a call raises that the pool's closing has ended or refused."""
+        return self._lifecycle.closed_error()
+
+    @property
+    def background_tasks(self) -> set[asyncio.Task[Any]]:
+        """Tasks that go on when their callers have left; closing the pool waits for them."""
+        return self._lifecycle.background_tasks
+
+    # Acquiring and releasing
+
+    # The slots hold these three attributes of redis-py, for its own code and for tools that look at them.
+
+    @property
+    def max_connections(self) -> int:
+        """The most connections at a time."""
+        return self._slots.max_connections
+
+    @max_connections.setter
+    def max_connections(self, most: int) -> None:
+        self._slots.resize(most)
+
+    @property
+    def _available_connections(self) -> list[AbstractConnection]:
+        return self._slots.idle
+
+    @_available_connections.setter
+    def _available_connections(self, connections: list[AbstractConnection]) -> None:
+        self._slots.idle = connections
+
+    @property
+    def _in_use_connections(self) -> set[AbstractConnection]:
+        return self._slots.acquired
+
+    @_in_use_connections.setter
+    def _in_use_connections(self, connections: set[AbstractConnection]) -> None:
+        self._slots.acquired = connections
+
+    async def get_connection(self, *_arguments: Any, **_options: Any) -> AbstractConnection:
+        """Acquire a connection, which must be given back by ``release``.
+
+        Raises:
+            PoolClosedError: The pool was closed.
+            EventLoopError: The pool belongs to another event loop.
+            PoolExhaustedError: No connection became free in time.
+            redis.exceptions.ConnectionError: The server cannot be reached.
+        """
+        return await self.acquire()
+
+    async def acquire(self, on_waited: Callable[[float, float], object] | None = None) -> AbstractConnection:
+        """Acquire a connection, as ``get_connection`` does.
+
+        Args:
+            on_waited: Called with total and connecting seconds, also on failure.
+        """
+        self._lifecycle.check_open()
+        asked = perf_counter()
+        assigned = inf
+        try:
+            connection = self._slots.acquire()
+            if connection is None:
+                connection = await self._wait_for_slot()
+            assigned = perf_counter()
+            await self._connect(connection)
+        finally:
+            now = perf_counter()
+            if on_waited is not None:
+                on_waited(now - asked, max(0.0, now - assigned))
+        self._metrics.start_use(connection, asked, now)
+        return connection
+
+    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
+        """Acquire a connection that is connected anew: its last caller may have altered it unseen.
+
+        Args:
+            reserved: Whether it takes the slot that is reserved for the shared connection, or, while a predecessor
+                still holds that, the next one that is free.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        self._lifecycle.check_open()
+        connection = self._slots.acquire(reserved=reserved)
+        if connection is None:
+            connection = await self._wait_for_slot(reserved=reserved)
+        await self._connect(connection, anew=True)
+        return connection
+
+    async def _wait_for_slot(self, *, reserved: bool = False) -> AbstractConnection:
+        waiter = self._slots.enqueue(asyncio.get_running_loop(), reserved=reserved)
+        try:
+            async with lag_tolerant_timeout(self.timeout):
+                return await waiter
+        except BaseException as error:
+            if (connection := self._slots.leave(waiter)) is not None:
+                await self.release(connection)
+            if isinstance(error, TimeoutError):
+                self._metrics.on_timeout()
+                message = f"pool {self.name!r}: no connection became free in {self.timeout} s"
+                raise PoolExhaustedError(message) from error
+            raise
+
+    def make_connection(self) -> AbstractConnection:
+        """Make a connection that asks this pool whether it may connect."""
+        connection = with_safe_send(super().make_connection())
+        register_connect_callback(connection, self._on_connect)
+        return connection
+
+    async def _on_connect(self, connection: AbstractConnection) -> None:
+        # redis-py reconnects whenever it is asked to send. A connection that was acquired when the pool closed would
+        # come back to life: a WATCH would be forgotten, a subscription would outlive the pool. An altered one would
+        # lose what its caller has set.
+        if not self.is_acquired(connection) and connection not in self._slots.idle:
+            await connection.disconnect(nowait=True)
+            raise self.closed_error()
+        if self.will_discard(connection):
+            await connection.disconnect(nowait=True)
+            raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
+
+    async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
+        connecting = self._slots.connecting
+        connecting.add(connection)
+        try:
+            if anew:
+                await connection.disconnect(nowait=True)
+            await self.ensure_connection(connection)
+            if anew:
+                await self._re_authenticate(connection)
+        except BaseException as error:
+            is_closed = not self.is_acquired(connection)
+            await self.release(connection)
+            if is_closed and isinstance(error, Exception):
+                raise self.closed_error() from error
+            raise
+        finally:
+            connecting.discard(connection)
+
+    async def _re_authenticate(self, connection: AbstractConnection) -> None:
+        """Send credentials that have changed while it was being connected."""
+        try:
+            await re_auth(connection)
+        except AuthenticationError:
+            # The credentials that it was connected with may still be good; redis-py has closed it.
+            forget_re_auth_token(connection)
+            await self.ensure_connection(connection)
+
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, and leave no connection half-connected, such as one without its AUTH and SELECT."""
+        if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
+            # No reply is due on an idle connection: this is its end, or a reply that no call awaits, or a part of one.
+            await connection.disconnect(nowait=True)
+        await self._connect_with(connection, partial(super().ensure_connection, connection))
+
+    async def reconnect(self, connection: AbstractConnection) -> None:
+        """Connect an acquired connection anew; it stays acquired, also if that fails.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        if not self.is_acquired(connection):
+            raise self.closed_error()
+        connecting = self._slots.connecting
+        self._slots.mark_reconnected(connection)
+        connecting.add(connection)
+        try:
+            await connection.disconnect(nowait=True)
+            await self._connect_with(connection, connection.connect)
+        except Exception as error:
+            if not self.is_acquired(connection):
+                raise self.closed_error() from error
+            raise
+        finally:
+            connecting.discard(connection)
+
+    async def _connect_with(
+        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        started = None if connection.is_connected else perf_counter()
+        try:
+            await connect()
+            if started is not None:
+                _check_not_closed(connection)
+                self._metrics.on_created(perf_counter() - started)
+        except BaseException as error:
+            await connection.disconnect(nowait=True)
+            if isinstance(error, UnicodeDecodeError):
+                raise decoding_error(error) from None
+            raise
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
+        if connection not in self._slots.acquired:
+            self._slots.forget(connection)
+            await connection.disconnect(nowait=True)
+            return
+        try:
+            if self._slots.will_discard(connection) or should_reconnect(connection):
+                await connection.disconnect(nowait=True)
+            # Sends credentials that have changed since it was acquired.
+            await announce_release(self, connection)
+        except RedisError:
+            await connection.disconnect(nowait=True)
+        finally:
+            self.return_closed(connection)
+
+    def return_closed(self, connection: AbstractConnection) -> None:
+        """Take back an acquired connection that is closed, or as good as new."""
+        if connection in self._slots.acquired:
+            self._metrics.end_use(connection)
+            forget_re_auth_token(connection)  # connecting uses the newest
+            self._slots.release(connection, is_connected=connection.is_connected)
+
+    def has_free_connection(self) -> bool:
+        """Whether acquiring would not have to wait."""
+        return self._slots.has_free_slot()
+
+    def is_acquired(self, connection: AbstractConnection) -> bool:
+        """Whether a connection is acquired from this pool, which was not closed since."""
+        return connection in self._slots.acquired
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection on which the server has answered, acquired or idle."""
+        connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting
+        return any(connection.is_connected for connection in connections)
+
+    def discard_on_release(self, connection: AbstractConnection) -> None:
+        """Mark an acquired connection as altered: it is closed when it is released."""
+        self._slots.discard_on_release(connection)
+
+    def will_discard(self, connection: AbstractConnection) -> bool:
+        """Whether an acquired connection is altered."""
+        return self._slots.will_discard(connection)
+
+    def was_reconnected(self, connection: AbstractConnection) -> bool:
+        """Whether an acquired connection was connected anew since it was acquired."""
+        return self._slots.was_reconnected(connection)
+
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them.
+
+        The shared connection gets them at once, an acquired one when it is released. An idle one is closed, and gets
+        them when it connects again: redis-py would send on it while a caller may acquire it.
+        """
+        if self.multiplexer is not None:
+            self.multiplexer.re_authenticate(token)
+        for connection in self._slots.acquired:
+            connection.set_re_auth_token(token)
+        for connection in list(self._slots.idle):
+            await connection.disconnect(nowait=True)
+
+    # The shared connection
+
     def decode_reply(self, reply: Any) -> Any:
-        """A reply of the shared connection as this pool's callers want it."""
+        """Return a reply of the shared connection as callers of this pool get it: text or bytes."""
         encoder = self._template.encoder
         return decode_reply(reply, encoder.encoding, encoder.encoding_errors) if self.decodes_replies else reply
 
     def is_decodable(self, reply: Any) -> bool:
-        """Whether ``decode`` cannot fail, as far as that is told without doing it."""
+        """Whether ``decode_reply`` cannot fail, as far as that is known without decoding."""
         return is_decodable(reply, self._template.encoder.encoding)
 
     def write_pending(self) -> None:
@@ -270,37 +640,17 @@ class MonitoredConnectionPool(ReportingPool):
         if self.multiplexer is not None:
             self.multiplexer.retire_connections(older_than)
 
-    async def re_auth_callback(self, token: TokenInterface) -> None:
-        """Use new credentials everywhere; redis-py calls it when a streaming provider has renewed them.
+    def on_acquired(self, seconds: float) -> None:
+        """Record how long a call has waited for the shared connection, or for room on it."""
+        self._metrics.on_acquired(seconds)
 
-        The shared connection gets them at once, a borrowed one when it is given back, an idle one when it is connected
-        anew: redis-py would use it while somebody may borrow it.
-        """
-        if self.multiplexer is not None:
-            self.multiplexer.re_authenticate(token)
-        for connection in self._in_use_connections:
-            connection.set_re_auth_token(token)
-        for connection in list(self._available_connections):
-            await connection.disconnect(nowait=True)
+    def on_timeout(self) -> None:
+        """Count a call that got no room on the shared connection in time."""
+        self._metrics.on_timeout()
 
-    async def _close_connections(self) -> None:
-        unfinished = self.background_tasks
-        if unfinished:
-            await asyncio.wait(unfinished, timeout=self._template.socket_timeout or _FINISH_SECONDS)
-        multiplexer, self.multiplexer, self._closed = self.multiplexer, None, True
-        try:
-            if multiplexer is not None:
-                await multiplexer.aclose(self.closed_error())
-        finally:
-            await super()._close_connections()
-            for task in unfinished:
-                task.cancel()
-            if unfinished:
-                await asyncio.wait(unfinished)
-
-    def _reset(self) -> None:
-        super()._reset()
-        self.multiplexer = self._make_multiplexer()
+    def on_lag(self, seconds: float) -> bool:
+        """Record the time from the reading of replies until their callers resumed; return whether it is recorded."""
+        return self._metrics.on_lag(seconds)
 
 
 def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
@@ -325,6 +675,51 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 
+def _is_default(name: str, value: object) -> bool:
+    """Whether an argument is given that means no more than an omitted one, as wrappers of redis-py pass them."""
+    return value is SENTINEL or (value is None and name in _NONE_IS_DEFAULT)
+
+
+def _completed(arguments: dict[str, Any], *, client_info: bool) -> dict[str, Any]:
+    """Return redis-py's arguments, with defaults of this package where none are given.
+
+    Args:
+        arguments: Those that are given, validated.
+        client_info: Whether connections report this package to the server.
+    """
+    completed = dict(arguments)
+    # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
+    completed.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
+    library = {name: completed.pop(name) for name in ("lib_name", "lib_version") if name in completed}
+    if library:
+        completed.setdefault("driver_info", resolve_driver_info(**library))
+    completed.setdefault("driver_info", _DRIVER_INFO if client_info else None)
+    # hiredis counts attributes, which only RESP3 has, as replies.
+    completed.setdefault("parser_class", AttributeFreeParser)
+    if completed.get("protocol") == _RESP2:
+        completed.setdefault("redis_connect_func", handshake)
+    if (path := completed.pop("password_file", None)) is not None:
+        completed["credential_provider"] = PasswordFile(path, completed.pop("username", None))
+    if is_renewable(completed.get("credential_provider")):
+        connect_func = completed.get("redis_connect_func") or AbstractConnection.on_connect
+        completed["redis_connect_func"] = retry_refused(connect_func)
+    return completed
+
+
+def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
+    # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
+    return cast("MonitoredConnectionPool", pool()).make_connection()
+
+
+def _address_of(server: Server, connection_class: Callable[..., AbstractConnection]) -> str:
+    host = (
+        server.target
+        or server.attributes.get(semconv.SERVER_ADDRESS)
+        or getattr(connection_class, "__name__", type(connection_class).__name__)
+    )
+    return f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
+
+
 def _retries_of(retry: object) -> int:
     if retry is None:
         return 0
@@ -334,6 +729,10 @@ def _retries_of(retry: object) -> int:
     return retry.get_retries()
 
 
-def _is_unset(name: str, value: object) -> bool:
-    """Whether an argument that is given says no more than one that is not, as wrappers of redis-py pass them."""
-    return value is SENTINEL or (value is None and name in _MAY_BE_NONE)
+def _check_not_closed(connection: AbstractConnection) -> None:
+    """Raise if the server has closed a connection since it was connected.
+
+    redis-py has read that, and would look at it only after it has written; a shared connection would wait in vain.
+    """
+    if is_closed_by_peer(connection):
+        raise exceptions.ConnectionError("Connection closed by server.")

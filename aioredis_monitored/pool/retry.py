@@ -1,70 +1,73 @@
-"""Retry or raise: only what surely did not run is tried again, decided without I/O."""
+"""Retry or raise: only a call that certainly did not run is retried; decided without I/O."""
 
 import ssl
 from collections.abc import Callable
 from typing import Final
 
+from redis import exceptions
 from redis.backoff import EqualJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError,  # noqa: A004
     MasterDownError,
     MaxConnectionsError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
-    TimeoutError,  # noqa: A004
     TryAgainError,
 )
 
 from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError, cause_of
 
-# The longest pause: a server that has come back is found within it.
+# A server that has come back is found within this time.
 MAX_DELAY_SECONDS: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
-# Said to whoever waits when the server becomes a replica; by a server that runs somebody's script, or is short of
-# replicas or of disk space.
+# The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
+# is short of replicas or of disk space.
 _TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
-# A call is written once on the shared connection, once together with others that were lost with that, and once alone.
+# A call is written once on the shared connection, once with others that have lost that connection, and once alone.
 _MAX_LOSSES: Final = 2
-# With so many, every pause is the longest; from 1,024 on, redis-py computes a power of two that no float holds.
+# More doublings change no delay; from 1,024 on, redis-py computes a power of two that no float holds.
 _MAX_DOUBLINGS: Final = 64
-# No pause changes these.
+# Waiting changes none of these.
 _PERMANENT = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
 _NEVER_RETRIED = (*_PERMANENT, MaxConnectionsError)
 
 
 def exponential_backoff(first: float, cap: float) -> Callable[[int], float]:
-    """Pauses that double with each failure, of which up to half is random.
+    """Make a backoff whose delays double with each failure; up to half of each is random.
 
     Args:
-        first: Seconds of the first one, at most.
-        longest: Seconds of the longest one.
+        first: Seconds of the first delay, at most.
+        cap: Seconds of the longest delay, at most.
 
     Returns:
-        A function that gives the seconds after so many failures.
+        A function that returns the seconds to wait after a number of failures.
     """
     policy = EqualJitterBackoff(cap=cap, base=first / 2)
     return lambda failures: float(policy.compute(min(failures, _MAX_DOUBLINGS)))
 
 
 class RetryPolicy:
-    """When the calls on one pool are tried again, and whether its server is out of reach.
+    """Which calls on one pool are retried, and whether its server is unreachable.
 
-    A call is tried again if the server surely did not run it: nothing of it was written, or the server answered that it
-    does not serve now. If it was written and not answered, that holds only where running it twice does no harm. When
-    calls have tried in vain for a whole deadline, later ones get one attempt each until one succeeds.
+    A call is retried if the server certainly did not run it: nothing of it was written, or the server answered that it
+    does not serve now. A call that was written and not answered is retried only if running it twice does no harm. When
+    calls have failed for a whole deadline, later ones get one attempt each until one succeeds.
 
     Args:
-        retries: The most further attempts of one call; 0 for none.
-        backoff: Seconds of the first pause, of which up to half is random; it doubles with each failure, to 0.5 s.
-        deadline: Seconds from a call's beginning in which an attempt may start; ``None`` for no such bound.
+        retries: The most retries of one call; 0 for none.
+        backoff: Seconds of the first delay, of which up to half is random; it doubles with each failure, to 0.5 s.
+        deadline: Seconds from a call's beginning within which an attempt may start; ``None`` for no bound.
+
+    Attributes:
+        server_unreachable: Whether calls have failed for a whole deadline, and none has succeeded since.
+        deadline: Seconds from a call's beginning within which an attempt may start; ``None`` for no bound.
     """
 
     def __init__(self, retries: int, backoff: float, deadline: float | None) -> None:
@@ -76,16 +79,16 @@ class RetryPolicy:
     def next_delay(
         self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
     ) -> float | None:
-        """Seconds to wait before the next attempt; ``None`` if the error is to be raised.
+        """Return the seconds to wait before the next attempt; ``None`` if the error is to be raised.
 
         Args:
-            error: What the last attempt raised.
-            written: Whether any of it was handed to the transport.
-            traits: Those of the command.
-            failures: The attempts that have failed, at least 1.
+            error: The error of the last attempt.
+            written: Whether any part of the call was passed to the transport.
+            traits: The traits of the command.
+            failures: The number of failed attempts, at least 1.
             elapsed: Seconds since the call's beginning.
-            losses: How many connections the call was written to and lost, at most 3; default 0. What a server answers
-                by hanging up must not be repeated for as long as there is time.
+            losses: The number of connections that were lost after the call was written to them, at most 3; default 0.
+                A command that the server answers by hanging up must not be repeated until the deadline.
         """
         if losses > _MAX_LOSSES or not _is_retryable(error, written=written, traits=traits):
             return None
@@ -93,8 +96,7 @@ class RetryPolicy:
         is_late = self.deadline is not None and elapsed + delay >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
         if is_over and failures > 1 and (not written or is_error_reply(error)):
-            # A reply that merely took too long would say nothing about the next call, nor would one attempt after a
-            # long wait for its turn.
+            # One slow reply, or one attempt after a long wait for a connection, would say nothing about the next call.
             self.server_unreachable = True
         if self.server_unreachable or failures > self._retries or is_late:
             return None
@@ -102,36 +104,36 @@ class RetryPolicy:
 
 
 def is_transient(error: Exception) -> bool:
-    """Whether an error may pass by itself: the server cannot be reached, or says that it does not serve now.
+    """Whether an error may pass by itself: the server is unreachable, answers that it does not serve now, or restarts.
 
-    Or it has forgotten a script as soon as it was told it, as one does that is started anew.
+    A server that restarts between the loading of a script and its call answers that it does not know the script.
     """
     if isinstance(error, _PERMANENT) or _is_tls_refusal(cause_of(error)):
         return False
-    passing = (ConnectionError, TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
-    return isinstance(error, passing) or str(error).startswith(_TRANSIENT_PREFIXES)
+    transient = (exceptions.ConnectionError, exceptions.TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
+    return isinstance(error, transient) or str(error).startswith(_TRANSIENT_PREFIXES)
 
 
 def _is_retryable(error: Exception, *, written: bool, traits: Traits) -> bool:
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
-        # What a script has done before the error came is done.
+        # A script may have written before it got the error.
         return not (written and traits.runs_code)
-    is_broken = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
+    is_broken = isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) and not is_error_reply(error)
     return is_broken and (not written or traits.retry_safe)
 
 
 def is_connection_loss(error: Exception) -> bool:
-    """Whether the connection has ended without an answer."""
-    return isinstance(error, ConnectionError) and not is_error_reply(error)
+    """Whether the connection was closed without a reply."""
+    return isinstance(error, exceptions.ConnectionError) and not is_error_reply(error)
 
 
 def _is_tls_refusal(cause: BaseException | None) -> bool:
-    """Whether TLS was refused by either side, which the next attempt will not change."""
+    """Whether either side has refused TLS, as it will in the next attempt."""
     return isinstance(cause, ssl.SSLError) and not isinstance(cause, ssl.SSLEOFError | ssl.SSLZeroReturnError)
 
 
 def is_error_reply(error: Exception) -> bool:
-    """Whether the server said it; redis-py makes some of its replies connection errors."""
+    """Whether the error is a reply of the server; redis-py makes connection errors of some."""
     return isinstance(error, ResponseError) or getattr(error, "status_code", None) is not None

@@ -1,331 +1,181 @@
-"""Lending connections of their own: first come, first served."""
+"""The slots of a pool: which connection is idle or acquired, and which caller gets the next one, without I/O."""
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Coroutine
-from functools import partial
-from math import inf
-from time import perf_counter
-from typing import Any, Final
+from collections.abc import Callable, Hashable
+from typing import Generic, TypeVar
 
-from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
-
-from aioredis_monitored._redispy.attributes import is_between_replies
-from aioredis_monitored._redispy.connections import with_safe_send
-from aioredis_monitored._redispy.overrides import (
-    announce_release,
-    forget_re_auth_token,
-    re_auth,
-    register_connect_callback,
-    should_reconnect,
-)
-from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
-from aioredis_monitored._timeouts import lag_tolerant_timeout
-from aioredis_monitored.errors import PinnedConnectionLostError, PoolExhaustedError, decoding_error
-from aioredis_monitored.pool.lifecycle import LivingPool
-
-PINNED_CONNECTION_LOST: Final = (
-    "the connection of this handle is lost, and with it what was set there, such as the database: "
-    "make a new handle (client() or pipeline()), and set it again"
-)
+C = TypeVar("C", bound=Hashable)
 
 
-class LendingPool(LivingPool):
-    """A pool whose waiting callers are served in the order in which they came.
+class Slots(Generic[C]):
+    """As many connections as a pool may have, and the callers that wait for one of them.
 
-    redis-py's own lets a caller that asks again and again overtake those that wait.
+    Callers get slots in the order in which they came; in redis-py, a caller that asks again and again overtakes those
+    that wait. One slot can be reserved, for the shared connection. While that is replaced, its predecessor may still
+    hold the reserved slot; the new one then gets the next slot that is free, before all other callers.
+
+    Every decision follows one rule (``_has_slot``) and is made at once: while a slot is free, no caller waits for it.
+
+    Args:
+        max_connections: The number of slots.
+        make: Makes a connection; called if a caller gets a slot while no connection is idle.
+
+    Attributes:
+        max_connections: The number of slots (see ``resize``).
+        idle: The connections that no caller has; the last one is acquired next.
+        acquired: The connections that callers have, the shared one included.
+        connecting: Those of ``acquired`` that are being connected.
+        waiters: The callers that wait for a slot, the oldest first.
+        reserved_waiters: The callers that wait with ``reserved``, the oldest first.
     """
 
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self._waiters: deque[asyncio.Future[AbstractConnection]] = deque()
-        self._discarded: set[AbstractConnection] = set()
-        self._connecting: set[AbstractConnection] = set()
-        # Those that are borrowed and were connected anew since.
-        self._reconnected: set[AbstractConnection] = set()
-        self._acquired_at: dict[AbstractConnection, float] = {}
-        # Whether one place is kept for the shared connection, who has it, and who waits for it.
+    def __init__(self, max_connections: int, make: Callable[[], C]) -> None:
+        self.max_connections = max_connections
+        self._make = make
+        self._clear()
+
+    def _clear(self) -> None:
+        # New objects: a call that began before goes on with the old ones.
+        self.idle: list[C] = []
+        self.acquired: set[C] = set()
+        self.connecting: set[C] = set()
+        self.waiters: deque[asyncio.Future[C]] = deque()
+        self.reserved_waiters: deque[asyncio.Future[C]] = deque()
+        self._discarded: set[C] = set()
+        self._reconnected: set[C] = set()
         self._has_reservation = False
-        self._reserved_connection: AbstractConnection | None = None
-        self._reserved_waiters: deque[asyncio.Future[AbstractConnection]] = deque()
-
-    # What happens, for a subclass to report; in seconds.
-
-    def on_created(self, seconds: float) -> None:
-        """A connection was made."""
-
-    def on_acquired(self, seconds: float) -> None:
-        """A call has got a connection, or room on the shared one if it had to wait for that."""
-
-    def on_released(self, seconds: float) -> None:
-        """A connection was given back."""
-
-    def on_timeout(self) -> None:
-        """A call has waited in vain."""
-
-    def make_connection(self) -> AbstractConnection:
-        """Make a connection that asks this pool whether it may connect."""
-        connection = with_safe_send(super().make_connection())
-        register_connect_callback(connection, self._on_connect)
-        return connection
-
-    async def _on_connect(self, connection: AbstractConnection) -> None:
-        # redis-py reconnects whenever it is asked to send. A connection that was out when the pool closed would come
-        # back to life: a WATCH would be forgotten, a subscription would outlive the pool. One that was altered would
-        # be another one, without its caller's knowledge.
-        if connection not in self._in_use_connections and connection not in self._available_connections:
-            await connection.disconnect(nowait=True)
-            raise self.closed_error()
-        if connection in self._discarded:
-            await connection.disconnect(nowait=True)
-            raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
-
-    async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
-        """Borrow a connection; give it back with ``release``.
-
-        Raises:
-            PoolClosedError: The pool was closed.
-            EventLoopError: The pool belongs to another event loop.
-            PoolExhaustedError: No connection became free in time.
-            redis.exceptions.ConnectionError: The server cannot be reached.
-        """
-        return await self.acquire()
-
-    async def acquire(self, on_waited: Callable[[float, float], object] | None = None) -> AbstractConnection:
-        """As ``get_connection``.
-
-        Args:
-            told: Told in the end how many seconds it took, also in vain, and how many of them it was connecting.
-        """
-        self.check_open()
-        asked = perf_counter()
-        given = inf
-        try:
-            connection = await self._next_available()
-            given = perf_counter()
-            await self._connect(connection)
-        finally:
-            now = perf_counter()
-            if on_waited is not None:
-                on_waited(now - asked, max(0.0, now - given))
-        self._acquired_at[connection] = now
-        self.on_acquired(now - asked)
-        return connection
-
-    def has_free_connection(self) -> bool:
-        """Whether borrowing would not have to wait."""
-        return not self._waiters and self._has_free_slot()
-
-    def _has_free_slot(self) -> bool:
-        return len(self._in_use_connections) + self.has_reserved_slot() < self.max_connections
-
-    def has_reserved_slot(self) -> bool:
-        """Whether a place is kept, and nobody has it."""
-        return self._has_reservation and self._reserved_connection is None
-
-    def waiter_count(self) -> int:
-        """How many callers wait for a connection."""
-        return sum(not turn.done() for turn in (*self._reserved_waiters, *self._waiters))
-
-    def is_acquired(self, connection: AbstractConnection) -> bool:
-        """Whether a connection is borrowed from this pool, which was not closed since."""
-        return connection in self._in_use_connections
-
-    def is_connected(self) -> bool:
-        """Whether there is a connection on which the server has answered, whoever has it."""
-        connections = {*self._in_use_connections, *self._available_connections} - self._connecting
-        return any(connection.is_connected for connection in connections)
+        self._reserved_connection: C | None = None
 
     def reserve_slot(self) -> None:
-        """Keep a place for ``get_fresh_connection``."""
+        """Reserve one of the slots for ``acquire(…, reserved=True)``."""
         self._has_reservation = True
 
-    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
-        """Borrow a connection that is connected anew: who had it before may have altered it unseen.
+    def acquire(self, *, reserved: bool = False) -> C | None:
+        """Acquire an idle connection, or a new one.
 
         Args:
-            reserved: Whether it takes the place that ``reserve`` keeps, or, if that is taken, the next that is free.
+            reserved: Whether the connection may take the reserved slot.
 
-        Raises:
-            redis.exceptions.RedisError: As ``get_connection``.
+        Returns:
+            The connection; ``None`` if the caller must wait (see ``enqueue``).
         """
-        self.check_open()
-        if not reserved:
-            connection = await self._next_available()
-        elif len(self._in_use_connections) < self.max_connections:
-            connection = self._reserved_connection = self.get_available_connection()
-        else:
-            # A retired one still has the place that is kept.
-            connection = self._reserved_connection = await self._wait_for_slot(self._reserved_waiters)
-        self._wake_waiters()
-        await self._connect(connection, anew=True)
+        return self._take(reserved=reserved) if self._has_slot(reserved=reserved) else None
+
+    def _has_slot(self, *, reserved: bool) -> bool:
+        is_kept = not reserved and self.is_reserved_slot_free()
+        return len(self.acquired) + is_kept < self.max_connections
+
+    def is_reserved_slot_free(self) -> bool:
+        """Whether a slot is reserved, and no connection holds it."""
+        return self._has_reservation and self._reserved_connection is None
+
+    def _take(self, *, reserved: bool) -> C:
+        connection = self.idle.pop() if self.idle else self._make()
+        self.acquired.add(connection)
+        if reserved:
+            self._reserved_connection = connection
         return connection
 
-    async def _next_available(self) -> AbstractConnection:
-        if self.has_free_connection():
-            return self.get_available_connection()
-        return await self._wait_for_slot(self._waiters)
+    def has_free_slot(self) -> bool:
+        """Whether ``acquire`` would return a connection."""
+        return self._has_slot(reserved=False)
 
-    async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
-        self._connecting.add(connection)
-        try:
-            if anew:
-                await connection.disconnect(nowait=True)
-            await self.ensure_connection(connection)
-            if anew:
-                await self._re_authenticate(connection)
-        except BaseException as error:
-            is_closed = not self.is_acquired(connection)
-            await self.release(connection)
-            if is_closed and isinstance(error, Exception):
-                raise self.closed_error() from error
-            raise
-        finally:
-            self._connecting.discard(connection)
+    def resize(self, max_connections: int) -> None:
+        """Change the number of slots; callers that wait get those that are added."""
+        self.max_connections = max_connections
+        self._wake_waiters()
 
-    async def _re_authenticate(self, connection: AbstractConnection) -> None:
-        """Send credentials that have changed while it was being connected."""
-        try:
-            await re_auth(connection)
-        except AuthenticationError:
-            # Those that it was connected with may do; redis-py has closed it.
-            forget_re_auth_token(connection)
-            await self.ensure_connection(connection)
+    def enqueue(self, loop: asyncio.AbstractEventLoop, *, reserved: bool = False) -> asyncio.Future[C]:
+        """Add a caller to those that wait.
 
-    async def _wait_for_slot(self, queue: deque[asyncio.Future[AbstractConnection]]) -> AbstractConnection:
-        turn: asyncio.Future[AbstractConnection] = asyncio.get_running_loop().create_future()
-        queue.append(turn)
-        try:
-            async with lag_tolerant_timeout(self.timeout):
-                return await turn
-        except BaseException as error:
-            if turn in queue:
-                queue.remove(turn)
-            elif not turn.cancelled() and turn.exception() is None:
-                # The connection came when its caller was no longer there.
-                await self.release(turn.result())
-            if isinstance(error, TimeoutError):
-                self.on_timeout()
-                message = f"pool {self.name!r}: no connection became free in {self.timeout} s"
-                raise PoolExhaustedError(message) from error
-            raise
+        Args:
+            loop: The event loop of the caller.
+            reserved: As of ``acquire``.
 
-    async def ensure_connection(self, connection: AbstractConnection) -> None:
-        """Connect, and leave nothing half-connected behind: without its AUTH and SELECT, for instance."""
-        if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
-            # Nothing is owed on an idle connection: this is its end, or a reply that no call is owed, or a part of one.
-            await connection.disconnect(nowait=True)
-        await self._connect_with(connection, partial(super().ensure_connection, connection))
-
-    async def reconnect(self, connection: AbstractConnection) -> None:
-        """Connect a borrowed connection anew; it stays borrowed, also if that fails.
-
-        Raises:
-            redis.exceptions.RedisError: As ``get_connection``.
+        Returns:
+            A future of the connection. Its caller must call ``leave`` when it stops waiting for any other reason.
         """
-        if not self.is_acquired(connection):
-            raise self.closed_error()
-        self._reconnected.add(connection)
-        self._connecting.add(connection)
-        try:
-            await connection.disconnect(nowait=True)
-            await self._connect_with(connection, connection.connect)
-        except Exception as error:
-            if not self.is_acquired(connection):
-                raise self.closed_error() from error
-            raise
-        finally:
-            self._connecting.discard(connection)
+        waiter: asyncio.Future[C] = loop.create_future()
+        (self.reserved_waiters if reserved else self.waiters).append(waiter)
+        return waiter
 
-    async def _connect_with(
-        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        began = None if connection.is_connected else perf_counter()
-        try:
-            await connect()
-            if began is not None:
-                _check_not_closed(connection)
-                self.on_created(perf_counter() - began)
-        except BaseException as error:
-            await connection.disconnect(nowait=True)
-            if isinstance(error, UnicodeDecodeError):
-                raise decoding_error(error) from None
-            raise
+    def leave(self, waiter: asyncio.Future[C]) -> C | None:
+        """Remove a caller that no longer waits.
 
-    def discard_on_release(self, connection: AbstractConnection) -> None:
-        """Note that a borrowed connection is no longer as it was made: it is closed when it is given back."""
-        self._discarded.add(connection)
+        Returns:
+            The connection that was already assigned to it, which must be released; ``None`` if none was.
+        """
+        for queue in (self.reserved_waiters, self.waiters):
+            if waiter in queue:
+                queue.remove(waiter)
+                return None
+        is_served = waiter.done() and not waiter.cancelled() and waiter.exception() is None
+        return waiter.result() if is_served else None
 
-    def will_discard(self, connection: AbstractConnection) -> bool:
-        """Whether a borrowed connection is no longer as it was made."""
-        return connection in self._discarded
+    def release(self, connection: C, *, is_connected: bool) -> None:
+        """Take a connection back, and assign its slot to the caller that has waited longest.
 
-    def was_reconnected(self, connection: AbstractConnection) -> bool:
-        """Whether a borrowed connection was connected anew since it was borrowed."""
-        return connection in self._reconnected
-
-    async def release(self, connection: AbstractConnection) -> None:
-        """Give a borrowed connection back."""
-        if not self.is_acquired(connection):
-            # The pool was closed meanwhile.
-            self._discarded.discard(connection)
-            await connection.disconnect(nowait=True)
-            return
-        try:
-            if connection in self._discarded or should_reconnect(connection):
-                await connection.disconnect(nowait=True)
-            # Credentials that have changed while it was out.
-            await announce_release(self, connection)
-        except RedisError:
-            await connection.disconnect(nowait=True)
-        finally:
-            self._discarded.discard(connection)
-            self.return_closed(connection)
-
-    def return_closed(self, connection: AbstractConnection) -> None:
-        """Take back a borrowed connection that is closed."""
-        if self.is_acquired(connection):
-            self._in_use_connections.remove(connection)
-            self._reconnected.discard(connection)
-            if (since := self._acquired_at.pop(connection, None)) is not None:
-                self.on_released(perf_counter() - since)
-            if connection is self._reserved_connection:
-                self._reserved_connection = None
-            forget_re_auth_token(connection)  # connecting uses the newest
-            # The last one is lent first: one that is connected, if there is any.
-            last = len(self._available_connections) if connection.is_connected else 0
-            self._available_connections.insert(last, connection)
-            self._wake_waiters()
+        Args:
+            connection: One of ``acquired``.
+            is_connected: Whether it is connected: those that are, are acquired before those that are not.
+        """
+        self.acquired.remove(connection)
+        self._discarded.discard(connection)
+        self._reconnected.discard(connection)
+        if connection is self._reserved_connection:
+            self._reserved_connection = None
+        self.idle.insert(len(self.idle) if is_connected else 0, connection)
+        self._wake_waiters()
 
     def _wake_waiters(self) -> None:
-        while self._reserved_waiters and len(self._in_use_connections) < self.max_connections:
-            self._wake_next(self._reserved_waiters)
-        while self._waiters and self._has_free_slot():
-            self._wake_next(self._waiters)
+        for queue, reserved in ((self.reserved_waiters, True), (self.waiters, False)):
+            while queue and self._has_slot(reserved=reserved):
+                waiter = queue.popleft()
+                if not waiter.done():
+                    # With the connection: a caller that comes before the waiter resumes would take the slot.
+                    waiter.set_result(self._take(reserved=reserved))
 
-    def _wake_next(self, queue: deque[asyncio.Future[AbstractConnection]]) -> None:
-        turn = queue.popleft()
-        if not turn.done():
-            # With the connection: whoever comes between now and then would take it.
-            turn.set_result(self.get_available_connection())
+    def waiter_count(self) -> int:
+        """Return how many callers wait; may be called in another thread."""
+        # Each copy is made in one step.
+        return sum(not waiter.done() for waiter in (*self.reserved_waiters, *self.waiters))
 
-    def _reset(self) -> None:
-        waiting = (*self._reserved_waiters, *self._waiters)
-        super()._reset()
-        self._waiters, self._reserved_waiters = deque(), deque()
-        self._discarded, self._reconnected = set(), set()
-        self._has_reservation, self._reserved_connection, self._acquired_at = False, None, {}
-        for turn in waiting:
-            # Without an event loop, nobody waits.
-            if not turn.done() and not turn.get_loop().is_closed():
-                turn.set_exception(self.closed_error())
+    def discard_on_release(self, connection: C) -> None:
+        """Mark an acquired connection as altered: it is to be closed when it is released."""
+        self._discarded.add(connection)
 
+    def will_discard(self, connection: C) -> bool:
+        """Whether a connection is marked by ``discard_on_release``."""
+        return connection in self._discarded
 
-def _check_not_closed(connection: AbstractConnection) -> None:
-    """Raise if it has ended since it was connected.
+    def mark_reconnected(self, connection: C) -> None:
+        """Mark an acquired connection as connected anew since it was acquired."""
+        self._reconnected.add(connection)
 
-    redis-py has read that, and would look at it after it has written; a shared connection would wait for it in vain.
-    """
-    if is_closed_by_peer(connection):
-        raise ConnectionError("Connection closed by server.")
+    def was_reconnected(self, connection: C) -> bool:
+        """Whether a connection is marked by ``mark_reconnected``."""
+        return connection in self._reconnected
+
+    def forget(self, connection: C) -> None:
+        """Remove the marks of a connection that was acquired before a ``reset``."""
+        self._discarded.discard(connection)
+        self._reconnected.discard(connection)
+
+    def reset(self, make_error: Callable[[], Exception]) -> tuple[C, ...]:
+        """Begin anew, without connections and reservation; every caller that waits gets an error.
+
+        Args:
+            make_error: Makes the error, one for each caller.
+
+        Returns:
+            The connections that there were, the acquired ones first.
+        """
+        connections = (*self.acquired, *self.idle)
+        waiters = (*self.reserved_waiters, *self.waiters)
+        self._clear()
+        for waiter in waiters:
+            # A closed event loop runs no callers.
+            if not waiter.done() and not waiter.get_loop().is_closed():
+                waiter.set_exception(make_error())
+        return connections

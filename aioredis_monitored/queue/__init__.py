@@ -1,4 +1,4 @@
-"""An asynchronous message queue on a Redis list."""
+"""A message queue on a Redis list."""
 
 from aioredis_monitored.queue.queue import MessageQueue
 

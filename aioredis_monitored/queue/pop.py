@@ -1,4 +1,4 @@
-"""Popping messages for good, which is at most once, but not lost when the caller leaves."""
+"""At most once: messages are popped for good, and restored if their caller is cancelled."""
 
 import logging
 import math
@@ -6,24 +6,19 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS
+from aioredis_monitored.queue.scripts import RESTORE_POP
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
-# A server that is out of memory refuses LPUSH, but in a script only as the first write. KEYS: queue. ARGV: messages,
-# the last one first.
-_PUT_BACK: Final = """
-redis.call('LTRIM', KEYS[1], 0, -1)
-for _, message in ipairs(ARGV) do redis.call('LPUSH', KEYS[1], message) end
-"""
 
 
 class PopFetch:
-    """Fetches the messages at the head of a list (see ``Fetch``).
+    """Pops the messages at the head of a list (see ``Fetch``).
 
     Args:
         queue: The key of the list.
-        telemetry: Of the queue.
-        count: How many at most; default ``None``, for the first one.
+        telemetry: The queue's.
+        count: How many at most; default ``None``, for one.
     """
 
     max_wait = MAX_WAIT_SECONDS
@@ -45,7 +40,7 @@ class PopFetch:
         return [reply] if isinstance(reply, bytes) else reply
 
     def blocking_commands(self, seconds: float) -> Sequence[tuple[Any, ...]]:
-        """See ``Fetch``; older servers take no fractions of seconds."""
+        """See ``Fetch``; whole seconds, as older servers refuse fractions."""
         return (("BLPOP", self._queue, math.ceil(seconds)),)
 
     def parse_blocking(self, replies: Sequence[Any]) -> Any:
@@ -54,11 +49,11 @@ class PopFetch:
         return None if reply is None else [reply[1]]
 
     def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:
-        """See ``Fetch``; a user who may pop need not be one who may run scripts."""
+        """See ``Fetch``; LPUSH comes first, as a user who may pop need not be one who may run scripts."""
         messages = tuple(reversed(found))
-        return ("LPUSH", self._queue, *messages), ("EVAL", _PUT_BACK, 1, self._queue, *messages)
+        return ("LPUSH", self._queue, *messages), RESTORE_POP.eval((self._queue,), messages)
 
     def on_unsettled(self) -> None:
-        """See ``Fetch``."""
+        """See ``Fetch``; count and log the loss."""
         self._telemetry.on_unsettled()
-        _LOGGER.warning("queue %r: what was on its way to a get that was cancelled may be lost", self._queue)
+        _LOGGER.warning("queue %r: a message that a cancelled get() was receiving may be lost", self._queue)

@@ -1,10 +1,10 @@
-"""Appending messages to a queue: at once, or when there is room."""
+"""Appends messages to a queue, at once or as soon as it has room."""
 
 import asyncio
 from asyncio import sleep  # see attempts
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 from redis.typing import EncodableT
 
@@ -16,28 +16,22 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.errors import TimedOutError
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.queue.scripts import PUT
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 
-# KEYS: queue. ARGV: how many it may hold, the messages. Returns whether it had room, and how many it holds.
-_PUT: Final = """
-local depth = redis.call('LLEN', KEYS[1])
-if depth + #ARGV - 1 > tonumber(ARGV[1]) then return {0, depth} end
-for number = 2, #ARGV do depth = redis.call('RPUSH', KEYS[1], ARGV[number]) end
-return {1, depth}
-"""
-# Seconds between one look for room and the next.
+# Between two attempts while the queue is full.
 _room_backoff = exponential_backoff(0.002, 0.1)
 
 
 class Producer:
-    """The producers' side of a queue.
+    """Puts messages.
 
     Args:
-        client: What to do it on.
+        client: Runs the commands.
         queue: The key of the list.
-        max_length: How many messages it may hold; ``None`` for any number.
-        telemetry: Of the queue.
-        propagate: Whether messages carry the context of their sending.
+        max_length: How many messages the queue may hold; ``None`` for any number.
+        telemetry: The queue's.
+        propagate: Whether messages carry the trace context of their ``put``.
     """
 
     def __init__(
@@ -50,19 +44,20 @@ class Producer:
         propagate: bool,
     ) -> None:
         self._client = client
+        self._executor = require_executor(client)
         self._queue = queue
         self._max_length = max_length
         self._telemetry = telemetry
         self._propagate = propagate
-        self._script = MonitoredScript(client, _PUT)
+        self._script = MonitoredScript(client, PUT.text)
 
     async def put(self, messages: Sequence[EncodableT], seconds: float, *, is_batch: bool) -> None:
         """Append messages, all or none.
 
         Args:
-            messages: At least one, and no more than may be in the queue.
+            messages: At least one, at most ``max_length``.
             seconds: How long to wait for room.
-            is_batch: Whether it could have been any number of them.
+            is_batch: Whether they come from ``put_many``.
 
         Raises:
             TimedOutError: There was no room for that long.
@@ -70,14 +65,13 @@ class Producer:
         """
         telemetry, client = self._telemetry, self._client
         if self._max_length is not None:
-            command: tuple[Any, ...] = ("EVALSHA", self._script.sha, 1, self._queue, self._max_length, *messages)
-            put = partial(self._append_in_time, messages, self._max_length, seconds, is_batch)
-            await require_executor(client).execute_messaging(client, telemetry.put_bounded, command, put)
+            command: tuple[Any, ...] = PUT.evalsha((self._queue,), (self._max_length, *messages))
+            bounded = partial(self._append_bounded, messages, self._max_length, seconds, is_batch)
+            await self._executor.execute_messaging(client, telemetry.put_bounded, command, bounded)
         else:
             command = ("RPUSH", self._queue, *messages)
-            depth = await require_executor(client).execute_messaging(
-                client, telemetry.put, command, partial(self._append, messages, is_batch)
-            )
+            append = partial(self._append, messages, is_batch)
+            depth = await self._executor.execute_messaging(client, telemetry.put, command, append)
             telemetry.stats.update(depth=depth)
 
     async def _append(
@@ -85,16 +79,14 @@ class Producer:
     ) -> int:
         if operation is not None:
             operation.set_message_count(len(messages), is_batch=is_batch)
-        sealed = self._sealed(messages, operation)
-        depth: int = await require_executor(self._client).execute_part(
-            self._client, operation, "RPUSH", self._queue, *sealed
-        )
+        wrapped = self._wrap(messages, operation)
+        depth: int = await self._executor.execute_part(self._client, operation, "RPUSH", self._queue, *wrapped)
         return depth
 
-    async def _append_in_time(
+    async def _append_bounded(
         self,
         messages: Sequence[EncodableT],
-        most: int,
+        max_length: int,
         seconds: float,
         is_batch: bool,
         operation: MessagingOperation | None,
@@ -104,21 +96,21 @@ class Producer:
         if operation is not None:
             operation.exclude_wait()
             operation.set_message_count(len(messages), is_batch=is_batch)
-        sealed = self._sealed(messages, operation)
-        looks = 1
-        # None of its looks is a span.
+        wrapped = self._wrap(messages, operation)
+        attempts = 1
+        # No attempt has a span of its own.
         with nested_in(operation or self):
             while True:
-                has_room, depth = await self._script([self._queue], [most, *sealed])
+                has_room, depth = await self._script([self._queue], [max_length, *wrapped])
                 self._telemetry.stats.update(depth=depth)
                 if has_room:
                     return
                 if (left := deadline - loop.time()) <= 0:
                     raise TimedOutError("Timed out waiting for room in the message queue.")
-                await sleep(min(left, _room_backoff(looks)))
-                looks += 1
+                await sleep(min(left, _room_backoff(attempts)))
+                attempts += 1
 
-    def _sealed(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
+    def _wrap(self, messages: Sequence[EncodableT], operation: MessagingOperation | None) -> Sequence[EncodableT]:
         if not self._propagate:
             return messages
         encode = get_encoder(self._client).encode

@@ -1,4 +1,4 @@
-"""Keeps what is held alive, and brings back what the dead have held."""
+"""Renews the leases of this process's consumers, and requeues what dead consumers held."""
 
 import asyncio
 import logging
@@ -21,78 +21,79 @@ from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue import scripts
 from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
+from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
-# Of a lease: after two attempts in vain, a third one comes before it ends.
-_INTERVAL: Final = 1 / 4
+# Between two renewals, as a share of a lease: after two failed ones, a third comes before it expires.
+_RENEWAL_SHARE: Final = 1 / 4
 # Of that, while a fault lasts.
 _RETRY_SHARE: Final = 1 / 4
-# Of a lease: what was renewed so long ago may have ended, and so may the leases of all others.
-_MAX_RENEWAL_GAP: Final = 1 / 2
-# Of the interval, so that a single consumer finds its own mark gone.
+# As a share of a lease: if the last renewal is older, any consumer's may be, and its lease may have expired.
+_MAX_RENEWAL_GAP_SHARE: Final = 1 / 2
+# Between two sweeps of all processes, as a share of the interval: a process alone sweeps in each interval.
 _SWEEP_SHARE: Final = 0.8
 _MAX_ID_LENGTH: Final = 64
-# How many more messages may be counted than there are, before all counts are forgotten.
+# How many more delivery counts than messages are kept.
 _MAX_STALE_COUNTS: Final = 10_000
 
 
 class LeaseRenewer:
-    """Renews the leases of a queue's consumers in this process, and recovers those of others, while there are any.
+    """Renews leases while this process has active consumers, and requeues the messages of expired ones.
 
-    A timer and no task: nothing is left to be cancelled when the event loop ends.
+    It waits by a timer and not in a task: at the end of the event loop there is no task to cancel.
 
-    When it could not renew them in time, because this process stood still or the server was away, others may have been
-    as late: then it recovers nothing for a lease, in which those that live say so.
+    If it could not renew in time, because this process stood still or the server was unavailable, other processes may
+    have been as late. Then it recovers nothing for a lease, in which live consumers renew theirs.
 
     Args:
-        client: What to do it on.
-        keys: Those of the queue.
-        terms: How long a lease is.
-        alive: The consumers of this process that hold or await something.
-        recover: Gives back what a dead consumer has held.
-        view: Told how many messages there are.
+        client: Runs the commands.
+        keys: The queue's.
+        config: The lease.
+        active: The consumers of this process that hold or await messages.
+        recover: Requeues what an expired consumer holds.
+        stats: Gets the queue's depth and the number of dead letters.
     """
 
     def __init__(
         self,
         client: MonitoredRedisConnection,
         keys: QueueKeys,
-        terms: LeaseConfig,
-        alive: Collection[Consumer],
+        config: LeaseConfig,
+        active: Collection[Consumer],
         recover: Callable[[Consumer], Awaitable[None]],
-        view: QueueStats,
+        stats: QueueStats,
     ) -> None:
         self._client = client
         self._keys = keys
-        self._terms = terms
-        self._alive = alive
+        self._config = config
+        self._active = active
         self._recover = recover
-        self._stats = view
+        self._stats = stats
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
-        self._is_wanted = False
-        # When leases were last renewed, or began; and from when on others' may be taken for ended.
+        # Whether wake() was called since the last renewal began.
+        self._is_woken = False
+        # When leases were last renewed, or began; and when the next sweep may run, by the event loop's clock.
         self._renewed_at = self._sweeps_from = -inf
         self._has_checked_policy = False
 
     def wake(self) -> None:
-        """Begin, unless that is done."""
-        self._is_wanted = True
+        """Start renewing in the running event loop, unless that has begun."""
+        self._is_woken = True
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
-            # A timer of an event loop that has ended never comes.
+            # A closed event loop never runs its timers.
             self._loop, self._timer, self._task = loop, None, None
         if self._timer is None and self._task is None:
             self._renewed_at = loop.time()
-            self._arm_timer(_INTERVAL)
+            self._arm_timer(_RENEWAL_SHARE)
 
     def stop(self) -> None:
-        """Do no more until it is woken again."""
-        self._is_wanted = False
+        """Stop renewing until ``wake`` is called again."""
+        self._is_woken = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -101,35 +102,35 @@ class LeaseRenewer:
 
     def _arm_timer(self, share: float) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(self._terms.lease * share, self._start, context=Context())
+        self._timer = loop.call_later(self._config.lease * share, self._start, context=Context())
 
     def _start(self) -> None:
         self._timer = None
-        if self._alive or self._is_wanted:
-            self._is_wanted = False
+        if self._active or self._is_woken:
+            self._is_woken = False
             self._task = asyncio.get_running_loop().create_task(self._run())
             self._task.add_done_callback(self._on_done, context=Context())
 
-    def _on_done(self, keeping: asyncio.Task[None]) -> None:
+    def _on_done(self, task: asyncio.Task[None]) -> None:
         self._task = None
-        if keeping.cancelled():
-            if self._is_wanted:
-                self._arm_timer(_INTERVAL)
+        if task.cancelled():
+            if self._is_woken:
+                self._arm_timer(_RENEWAL_SHARE)
             return
-        error = keeping.exception()
+        error = task.exception()
         if isinstance(error, PoolClosedError):
-            # Until it is woken on an open one.
+            # A take on the pool, when it is open again, wakes this.
             return
         if error is not None:
-            _LOGGER.warning("queue %r: leases were not renewed: %s", self._keys.queue, type(error).__qualname__)
-        self._arm_timer(_INTERVAL if error is None else _INTERVAL * _RETRY_SHARE)
+            _LOGGER.warning("queue %r: lease renewal failed, retrying: %s", self._keys.queue, type(error).__qualname__)
+        self._arm_timer(_RENEWAL_SHARE if error is None else _RENEWAL_SHARE * _RETRY_SHARE)
 
     async def _run(self) -> None:
-        # It is nobody's call.
-        interval = self._terms.lease * _INTERVAL
+        interval = self._config.lease * _RENEWAL_SHARE
+        # The application made none of these calls.
         with suppressed():
-            async with _dedicated_client(self._client) as client:
-                # A reply may take longer than a lease.
+            async with _available_client(self._client) as client:
+                # The client's socket_timeout may be longer than a lease.
                 async with asyncio.timeout(interval):
                     await self._renew(client)
                 async with asyncio.timeout(interval):
@@ -138,19 +139,19 @@ class LeaseRenewer:
                         await self._recover_expired(client)
 
     async def _renew(self, client: Redis) -> None:
-        # Also if there are none: it is to be seen whether the server answers.
-        renewing = register_command(self._keys, self._terms, self._alive)
+        # Also without active consumers: the answer shows that leases of others could be renewed, too.
+        renewing = register_command(self._keys, self._config, self._active)
         await execute_command(client, *renewing)
         now = asyncio.get_running_loop().time()
-        if now - self._renewed_at > self._terms.lease * _MAX_RENEWAL_GAP:
-            self._sweeps_from = now + self._terms.lease
+        if now - self._renewed_at > self._config.lease * _MAX_RENEWAL_GAP_SHARE:
+            self._sweeps_from = now + self._config.lease
         self._renewed_at = now
 
     async def _update_stats(self, client: Redis) -> None:
-        # A user who may not look at one of them has leases all the same.
-        for key, see in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
+        # A user without the right to one of these commands has leases nevertheless.
+        for key, name in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):
-                self._stats.update(**{see: await client.llen(key)})
+                self._stats.update(**{name: await client.llen(key)})
         if not self._has_checked_policy:
             with suppress(ResponseError):
                 self._warn_eviction(str((await client.info("memory")).get("maxmemory_policy")))
@@ -167,24 +168,24 @@ class LeaseRenewer:
 
     async def _recover_expired(self, client: Redis) -> None:
         keys = self._keys
-        pause = int(self._terms.milliseconds * _INTERVAL * _SWEEP_SHARE)
-        ended, known = await client.eval(scripts.SWEEP, 3, keys.consumers, keys.sweeper, keys.deliveries, pause)
-        here = {consumer.id for consumer in self._alive}
-        for each in ended:
-            consumer = Consumer(keys, self._terms, argument_text(each, _MAX_ID_LENGTH))
-            if consumer.id not in here:
+        interval = int(self._config.milliseconds * _RENEWAL_SHARE * _SWEEP_SHARE)
+        expired, registered = await client.eval(SWEEP.text, 3, keys.consumers, keys.sweeper, keys.deliveries, interval)
+        active = {consumer.id for consumer in self._active}
+        for each in expired:
+            consumer = Consumer(keys, self._config, argument_text(each, _MAX_ID_LENGTH))
+            if consumer.id not in active:
                 try:
                     await self._recover(consumer)
                 except ResponseError as error:
-                    # The others are none the worse for it.
+                    # The other consumers' messages can still be requeued.
                     kind = type(error).__qualname__
-                    _LOGGER.warning("queue %r: what a dead consumer has held cannot come back: %s", keys.queue, kind)
-        if known:
-            lists = [keys.processing(argument_text(each, _MAX_ID_LENGTH)) for each in known]
+                    _LOGGER.warning("queue %r: requeueing a dead consumer's messages failed: %s", keys.queue, kind)
+        if registered:
+            lists = [keys.processing(argument_text(each, _MAX_ID_LENGTH)) for each in registered]
             declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
-            # One of them may be no list.
+            # Another program may have made one of them no list.
             with suppress(ResponseError):
-                await client.eval(scripts.FORGET, len(declared), *declared, _MAX_STALE_COUNTS)
+                await client.eval(FORGET.text, len(declared), *declared, _MAX_STALE_COUNTS)
 
 
 class _SafePool(ConnectionPool):
@@ -193,8 +194,8 @@ class _SafePool(ConnectionPool):
 
 
 @asynccontextmanager
-async def _dedicated_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
-    """A client like this one that need not wait for a connection: others may wait for messages on all of them."""
+async def _available_client(client: MonitoredRedisConnection) -> AsyncIterator[Redis]:
+    """Give a client on the same server that waits for no connection; takes may occupy all of the pool's."""
     pool = client.connection_pool
     if isinstance(pool, MonitoredConnectionPool):
         pool.check_open()

@@ -1,4 +1,4 @@
-"""What a queue tells: operations on its messages, and what becomes of them."""
+"""The telemetry of a queue: its operations, the events of its messages, and the envelopes of trace contexts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from time import time
@@ -13,28 +13,27 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored.envelope import seal, unseal
 
-# When a message was sent, in seconds since 1970: beside the trace context in its envelope.
+# The field of an envelope that holds the time of sending, in seconds since 1970.
 _SENT_AT: Final = "aioredis-monitored-sent-at"
-# Ten years, in seconds.
-_MAX_QUEUE_SECONDS: Final = 315_360_000
+_MAX_QUEUE_SECONDS: Final = 315_360_000  # ten years
 
 
 class QueueTelemetry:
-    """What is told of a queue.
+    """Records what happens to a queue's messages.
 
     Args:
         telemetry: Where to record.
-        queue: The key of its list.
-        propagate: Whether messages carry the context of their sending.
+        queue: The key of the queue's list.
+        propagate: Whether messages carry the trace context of their ``put``.
 
     Attributes:
-        get: What a ``get`` is.
-        take: What a ``take`` is.
-        put: What a ``put`` is.
-        put_bounded: What a ``put`` is that may have to wait for room.
-        ack: What an acknowledgement is.
-        nack: What giving back is.
-        view: What is known of the queue.
+        get: Describes the operation of ``get``.
+        take: The same of ``take``.
+        put: The same of ``put``.
+        put_bounded: The same of a ``put`` that may wait for room.
+        ack: The same of an acknowledgement.
+        nack: The same of requeueing.
+        stats: The queue's depth and counts, as far as this process knows them.
     """
 
     def __init__(self, telemetry: PoolRecorder, queue: str, *, propagate: bool) -> None:
@@ -54,23 +53,23 @@ class QueueTelemetry:
         self.stats = telemetry.queue_stats(queue)
 
     def on_empty(self) -> None:
-        """Nothing was there."""
+        """Note that the queue was empty."""
         self.stats.update(depth=0)
 
     def on_recovered(self, count: int) -> None:
-        """Messages of a dead consumer were given back."""
+        """Count messages of dead consumers that were requeued or became dead letters."""
         self._record(self._telemetry.instruments.queue_recovered.add, count)
 
     def on_lease_lost(self, count: int) -> None:
-        """Messages were another consumer's when this one was done with them."""
+        """Count messages that were no longer held when they were acknowledged."""
         self._record(self._telemetry.instruments.queue_lease_lost.add, count)
 
     def on_unsettled(self) -> None:
-        """Something may be lost that was on its way to a cancelled get."""
+        """Count a cancelled get that may have lost a message."""
         self._record(self._telemetry.instruments.queue_unsettled.add, 1)
 
     def unwrap(self, messages: Sequence[bytes]) -> tuple[list[bytes], list[Mapping[str, str]]]:
-        """Messages as they were put, and what came with them; tells how long they were in the queue."""
+        """Return the payloads and the carriers of messages, and record how long these were in the queue."""
         payloads: list[bytes] = []
         carriers: list[Mapping[str, str]] = []
         for payload, carrier in map(unseal, messages):
@@ -85,17 +84,17 @@ class QueueTelemetry:
             seconds = time() - float(sent_at)
         except ValueError:
             return
-        # Clocks differ; and what is no time would be in the sum for good.
+        # Clocks differ; and a value that is no time would spoil the histogram's sum for good.
         if seconds <= _MAX_QUEUE_SECONDS:
             self._record(self._telemetry.instruments.queue_time.record, max(0.0, seconds))
 
     def wrap(self, messages: Sequence[bytes], operation: Operation | None) -> list[bytes]:
-        """Messages in envelopes, with the context of their sending."""
+        """Return messages in envelopes with the trace context of the operation and the time."""
         carrier = {**inject(None if operation is None else operation.start_span()), _SENT_AT: repr(time())}
         return [seal(message, carrier) for message in messages]
 
     def process_span(self, carriers: Sequence[Mapping[str, str]], parent: Span | None) -> ProcessSpan:
-        """The record of what is done with messages."""
+        """Return the record of the processing of messages."""
         return ProcessSpan(self._telemetry, self._queue, carriers, parent, of_queue=True)
 
     def _record(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:

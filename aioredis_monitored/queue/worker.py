@@ -1,4 +1,4 @@
-"""Handles the messages of a queue until it is stopped or cancelled, and logs every failure."""
+"""Runs handlers on a queue's messages until it is stopped or cancelled; logs every failure."""
 
 import asyncio
 import logging
@@ -22,23 +22,24 @@ from aioredis_monitored.queue.scripts import HEAD, TAIL
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
-# Seconds before what has failed is tried again, doubled with each failure in a row.
+# Before a message that failed is requeued, and before the next attempt on a server that is unavailable.
 _failure_backoff = exponential_backoff(0.1, 5.0)
-# The same where credentials were refused: too many attempts lock an account.
+# Before the next attempt with credentials that were refused: too many of them lock an account.
 _auth_backoff = exponential_backoff(0.1, 30.0)
-# Seconds that handlers which are cancelled get.
+# How long cancelled handlers may take to end.
 _CANCEL_SECONDS: Final = 5.0
 
 
 class Worker:
-    """Some loops that take and handle one message at a time each.
+    """Loops that each take and handle one message at a time.
 
-    A message whose consumer has died is handled alone: when it kills this one too, it must not count against others.
+    A message whose consumer has died is handled alone: if it kills this process too, no other message's delivery count
+    grows.
 
     Args:
-        name: Of the queue, for the log.
-        leases: Of the queue.
-        handler: Handles a message; what it raises gives the message back to the tail, after a pause.
+        name: The queue's, for the log.
+        leases: The queue's.
+        handler: Handles a message; an error that it raises requeues the message at the tail, after a pause.
         concurrency: How many loops.
     """
 
@@ -49,28 +50,30 @@ class Worker:
         self._leases = leases
         self._handler = handler
         self._concurrency = concurrency
-        self._draining = asyncio.Event()
-        # Loops that wait for a message, and those of them that are to stop, as one is handled alone.
-        self._idle: set[asyncio.Task[None]] = set()
-        self._stopped: set[asyncio.Task[None]] = set()
-        # One waits for all: the others would only hold a connection each.
+        self._is_draining = False
+        # Loops that claim a message, and those of them whose claim is being cancelled, as a message is handled alone.
+        self._claiming: set[asyncio.Task[None]] = set()
+        self._interrupted: set[asyncio.Task[None]] = set()
+        # One loop waits for all: the others would only hold a connection each.
         self._waiting_lock = asyncio.Lock()
-        # How many loops hold a message; set when one lets go of its own, or no longer waits for one.
+        # How many loops hold a message; and set whenever one stops holding or claiming.
         self._holding = 0
         self._released = asyncio.Event()
-        # Whether messages may be taken, and whether nobody pauses: not while one is handled alone.
-        self._open, self._hurry = asyncio.Event(), asyncio.Event()
-        self._open.set()
-        # When credentials are tried again that were refused, by the monotonic clock.
+        # Set while messages may be claimed: not while one is handled alone.
+        self._may_claim = asyncio.Event()
+        self._may_claim.set()
+        # Set while pauses are cut short: a message waits to be handled alone, or the worker is draining.
+        self._skip_pauses = asyncio.Event()
+        # When refused credentials may be tried again, by the monotonic clock.
         self._next_login = 0.0
 
     async def run(self) -> None:
-        """Work until this is stopped or cancelled: then no more is taken, and what was begun comes to its end.
+        """Take and handle messages until this is stopped or cancelled; then wait for the running handlers.
 
-        Cancelled after that, it cancels the handlers, whose messages go back to the head.
+        A second cancellation cancels the handlers, whose messages are requeued at the head.
 
         Raises:
-            redis.exceptions.RedisError: The server refuses, which waiting will not change.
+            redis.exceptions.RedisError: An error that waiting does not cure.
         """
         loops = [asyncio.create_task(self._loop(), context=without_span()) for _ in range(self._concurrency)]
         try:
@@ -79,7 +82,7 @@ class Worker:
             for loop in loops:
                 loop.cancel()
             await complete_shielded(
-                f"queue {self._name!r}: the end of its handlers", lambda: asyncio.wait(loops), _CANCEL_SECONDS
+                f"queue {self._name!r}: ending its handlers", lambda: asyncio.wait(loops), _CANCEL_SECONDS
             )
             raise
         finally:
@@ -87,18 +90,18 @@ class Worker:
         if errors:
             raise errors[0]
         if not is_stopped:
-            # Something has cancelled a loop and not this.
+            # A loop was cancelled by itself, by code that cancels every task.
             raise asyncio.CancelledError
 
     async def _wait_stopped(self, loops: Collection[asyncio.Task[None]]) -> bool:
-        """Wait until this is to end and the loops have ended; return whether it was stopped."""
+        """Wait until a loop ends, and then for all of them; return whether ``stop`` caused it."""
         try:
             await asyncio.wait(loops, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            if not self._draining.is_set():
+            if not self._is_draining:
                 await self._drain(loops)
             raise
-        is_stopped = self._draining.is_set()
+        is_stopped = self._is_draining
         await self._drain(loops)
         return is_stopped
 
@@ -108,25 +111,25 @@ class Worker:
             await asyncio.wait(loops)
 
     def stop(self) -> None:
-        """Take no more, and end with what was begun."""
-        if not self._draining.is_set():
-            self._draining.set()
-            self._hurry.set()
-            for loop in self._idle:
+        """Claim no more messages; the loops end when their handlers have."""
+        if not self._is_draining:
+            self._is_draining = True
+            self._skip_pauses.set()
+            for loop in self._claiming:
                 loop.cancel()
 
     def _errors_of(self, loops: list[asyncio.Task[None]]) -> list[BaseException]:
-        # One is raised, or none if this was cancelled; asyncio would complain of each that nobody looks at.
+        # At most one is raised; asyncio logs each error that is never retrieved.
         ended = [loop for loop in loops if loop.done() and not loop.cancelled()]
         errors = [error for loop in ended if (error := loop.exception()) is not None]
         for error in errors:
-            _LOGGER.warning("queue %r: a worker's loop has ended: %s", self._name, _kind(error))
+            _LOGGER.warning("queue %r: a worker's loop ended with an error: %s", self._name, _kind(error))
         return errors
 
     async def _loop(self) -> None:
         task = cast("asyncio.Task[None]", asyncio.current_task())
         work = partial(self._work, task)
-        while not self._draining.is_set():
+        while not self._is_draining:
             try:
                 await retry_until_answered(
                     work,
@@ -136,20 +139,20 @@ class Worker:
                     pause=self._pause,
                 )
             except asyncio.CancelledError:
-                if self._draining.is_set():
+                if self._is_draining:
                     return
-                # One that was to stop waiting is no longer being cancelled.
+                # Otherwise only its claim was interrupted (see _claim).
                 if task.cancelling():
                     raise
 
     async def _work(self, task: asyncio.Task[None]) -> None:
-        while not self._open.is_set():
-            await self._open.wait()
-        if not self._draining.is_set():
+        while not self._may_claim.is_set():
+            await self._may_claim.wait()
+        if not self._is_draining:
             await self._process(await self._claim(task))
 
     def _auth_delay(self, failures: int) -> float:
-        # All at the same time: then they share an attempt where they share a connection.
+        # The same time for all loops: they share an attempt where they share a connection.
         now = monotonic()
         if self._next_login <= now:
             self._next_login = now + _auth_backoff(failures)
@@ -159,7 +162,7 @@ class Worker:
         _LOGGER.warning("queue %r: server unavailable, retrying: %s", self._name, _kind(error))
 
     async def _claim(self, task: asyncio.Task[None]) -> Consumer:
-        self._idle.add(task)
+        self._claiming.add(task)
         try:
             consumer = await self._leases.take(None, 0)
             if consumer is None:
@@ -167,10 +170,10 @@ class Worker:
                     while consumer is None:
                         consumer = await self._leases.take(None, inf)
         finally:
-            self._idle.discard(task)
+            self._claiming.discard(task)
             self._released.set()
-            if task in self._stopped:
-                self._stopped.discard(task)
+            if task in self._interrupted:
+                self._interrupted.discard(task)
                 task.uncancel()
         return consumer
 
@@ -179,35 +182,35 @@ class Worker:
         is_delivered = False
         try:
             deliveries, deaths = await self._leases.delivery_counts(consumer)
-            if deaths and not self._open.is_set():
-                await self._leases.nack(consumer, HEAD, counts=False)
+            if deaths and not self._may_claim.is_set():
+                await self._leases.nack(consumer, HEAD, is_delivery=False)
             else:
                 is_delivered = True
                 succeeds = await (self._handle_alone(consumer) if deaths else self._handle(consumer))
                 await self._settle(consumer, deliveries, succeeds=succeeds)
         except BaseException:
-            # Unless it was, by now.
-            await self._leases.nack(consumer, HEAD, counts=is_delivered)
+            # Without effect if it is settled.
+            await self._leases.nack(consumer, HEAD, is_delivery=is_delivered)
             raise
         finally:
             self._holding -= 1
             self._released.set()
 
     async def _handle_alone(self, consumer: Consumer) -> bool:
-        self._open.clear()
-        self._hurry.set()
+        self._may_claim.clear()
+        self._skip_pauses.set()
         try:
-            self._stopped |= self._idle
-            for loop in self._idle:
+            self._interrupted |= self._claiming
+            for loop in self._claiming:
                 loop.cancel()
-            while self._idle or self._holding > 1:
+            while self._claiming or self._holding > 1:
                 self._released.clear()
                 await self._released.wait()
             return await self._handle(consumer)
         finally:
-            self._open.set()
-            if not self._draining.is_set():
-                self._hurry.clear()
+            self._may_claim.set()
+            if not self._is_draining:
+                self._skip_pauses.clear()
 
     async def _settle(self, consumer: Consumer, deliveries: int, *, succeeds: bool) -> None:
         if not succeeds:
@@ -217,12 +220,12 @@ class Worker:
         try:
             await self._leases.ack(consumer)
         except LeaseLostError as error:
-            _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, error)
+            _LOGGER.warning("queue %r: handled, but the acknowledgement failed: %s", self._name, error)
         except RedisError as error:
             is_refusal = isinstance(error, AuthenticationError)
             if not (is_transient(error) or (is_refusal and self._leases.has_renewable_credentials)):
                 raise
-            _LOGGER.warning("queue %r: handled, but not acknowledged: %s", self._name, _kind(error))
+            _LOGGER.warning("queue %r: handled, but the acknowledgement failed: %s", self._name, _kind(error))
 
     async def _handle(self, consumer: Consumer) -> bool:
         try:
@@ -231,10 +234,9 @@ class Worker:
         except asyncio.CancelledError:
             if cast("asyncio.Task[None]", asyncio.current_task()).cancelling():
                 raise
-            # Of something that the handler has waited for.
-            _LOGGER.exception("queue %r: a handler was cancelled", self._name)
+            _LOGGER.exception("queue %r: a handler was cancelled by something that it awaited", self._name)
         except Exception:
-            _LOGGER.exception("queue %r: a handler has failed", self._name)
+            _LOGGER.exception("queue %r: a handler failed", self._name)
         else:
             return True
         return False
@@ -242,7 +244,7 @@ class Worker:
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
-                await self._hurry.wait()
+                await self._skip_pauses.wait()
 
 
 def _kind(error: BaseException) -> str:

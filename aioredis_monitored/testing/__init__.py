@@ -1,4 +1,4 @@
-"""For tests: a real server, a proxy that breaks connections, and the telemetry of a block of code."""
+"""Tools for tests: a real server, a proxy that breaks connections, and captured telemetry."""
 
 from aioredis_monitored.testing.capture import Recording, TelemetryCapture
 from aioredis_monitored.testing.proxy import FaultProxy

@@ -1,4 +1,4 @@
-"""Captured telemetry: an SDK whose spans and metrics stay in memory, in a form that tests compare."""
+"""Captured telemetry: an SDK that keeps spans and metrics in memory, in forms that tests can compare."""
 
 import math
 from collections import defaultdict
@@ -23,7 +23,13 @@ T = TypeVar("T")
 
 
 class MetricSeries(NamedTuple):
-    """A data point of the SDK, and whether its metric adds up or, as gauges do, tells how things are now."""
+    """A data point of the SDK.
+
+    Attributes:
+        metric: The name of the metric.
+        point: The data point.
+        adds_up: Whether the metric counts events from the start; gauges and up/down counters show the current state.
+    """
 
     metric: str
     point: Any
@@ -31,22 +37,22 @@ class MetricSeries(NamedTuple):
 
     @property
     def amount(self) -> float:
-        """The number of a histogram's measurements, the value of anything else."""
+        """The number of measurements of a histogram, or the value of any other metric."""
         amount: float = self.point.count if isinstance(self.point, HistogramDataPoint) else self.point.value
         return amount
 
     def since(self, before: Self) -> Self:
-        """The same without what there was before; nobody knows the extremes of the rest."""
-        now, then = self.point, before.point
+        """Return the series without what an earlier one contains; the minimum and maximum of the rest are NaN."""
+        now, earlier = self.point, before.point
         if not self.adds_up:
             return self
         if not isinstance(now, HistogramDataPoint):
-            return self._replace(point=replace(now, value=now.value - then.value))
+            return self._replace(point=replace(now, value=now.value - earlier.value))
         rest = replace(
             now,
-            count=now.count - then.count,
-            sum=now.sum - then.sum,
-            bucket_counts=[n - t for n, t in zip(now.bucket_counts, then.bucket_counts, strict=True)],
+            count=now.count - earlier.count,
+            sum=now.sum - earlier.sum,
+            bucket_counts=[n - e for n, e in zip(now.bucket_counts, earlier.bucket_counts, strict=True)],
             min=math.nan,
             max=math.nan,
         )
@@ -54,11 +60,11 @@ class MetricSeries(NamedTuple):
 
 
 class Recording:
-    """Spans and metrics from its beginning on; a context manager, at whose end it stays as it is.
+    """Spans and metrics from its start on; a context manager, after which it does not change.
 
     Args:
-        read_spans: The spans so far.
-        read_series: The data points so far.
+        read_spans: Returns the spans so far.
+        read_series: Returns the data points so far.
     """
 
     def __init__(
@@ -71,33 +77,33 @@ class Recording:
 
     @property
     def spans(self) -> tuple[ReadableSpan, ...]:
-        """The spans that have ended, in the order in which they did."""
+        """The spans that have ended, in the order of their ends."""
         return self._read_spans()
 
     def span(self, name: str) -> ReadableSpan:
-        """The one span of this name, with or without the server's address, or of this operation (``GET``).
+        """Return the only span with this name, with or without the server's address, or of this operation (``GET``).
 
         Raises:
-            AssertionError: There is none, or there are several; it shows what was recorded.
+            AssertionError: There is no such span, or more than one; the text shows what was recorded.
         """
         found = [span for span in self.spans if name in _names(span)]
         return _only(found, f"spans {name!r}", self.tree(semconv.DB_QUERY_TEXT, semconv.ERROR_TYPE))
 
     def tree(self, *attributes: str) -> str:
-        """The spans as text, a line for each in the order in which they began, children indented under their parents.
+        """Return the spans as text, a line for each in the order of their starts, children below their parents.
 
-        A line is the name without the server's address, as ports differ from run to run; then the kind unless it is
-        ``CLIENT``, the status if it is ``ERROR``, and the attributes: ``LPUSH status=ERROR error.type=WRONGTYPE``.
+        A line has the name without the server's address, whose port differs from run to run, the kind unless it is
+        ``CLIENT``, the status if it is ``ERROR``, and attributes: ``LPUSH status=ERROR error.type=WRONGTYPE``.
 
         Args:
-            attributes: The names of the attributes to show, of the spans that have them.
+            attributes: The names of the attributes to show where a span has them.
         """
         spans = sorted(self.spans, key=lambda span: (span.start_time or 0, span.context.span_id))
         known = {span.context.span_id for span in spans}
         children: defaultdict[int | None, list[ReadableSpan]] = defaultdict(list)
         for span in spans:
             parent = span.parent.span_id if span.parent else None
-            # One that has not ended, or was recorded elsewhere, is none.
+            # The parent may not have ended, or may be recorded elsewhere.
             children[parent if parent in known else None].append(span)
 
         def lines(parent: int | None, indent: str) -> Iterator[str]:
@@ -108,17 +114,17 @@ class Recording:
         return "\n".join(lines(None, ""))
 
     def points(self, name: str) -> list[Any]:
-        """The SDK's data points of the metric ``name``, one for each set of attributes; none if nothing was measured.
+        """Return the SDK's data points of the metric ``name``, one for each set of attributes.
 
-        Those of histograms have ``count`` and ``sum``, those of counters and gauges have ``value``.
+        Points of histograms have ``count`` and ``sum``, points of counters and gauges have ``value``.
         """
         return [series.point for series in self._read_series().values() if series.metric == name]
 
     def point(self, name: str, attributes: Mapping[str, Any] | None = None) -> Any:
-        """The one point of the metric ``name`` whose attributes include these.
+        """Return the only point of the metric ``name`` whose attributes include these.
 
         Raises:
-            AssertionError: There is none, or there are several; it shows what was recorded.
+            AssertionError: There is no such point, or more than one; the text shows what was recorded.
         """
         wanted = dict(attributes or {})
         found = [point for point in self.points(name) if wanted.items() <= point.attributes.items()]
@@ -128,9 +134,9 @@ class Recording:
         return _only(found, f"points {_words(repr(name), wanted)}", "\n".join(recorded))
 
     def tally(self, name: str, *attributes: str) -> dict[str, float]:
-        """How much of the metric ``name`` there is, by the values of these attributes: ``{"GET": 2, "GET ERR": 1}``.
+        """Return the amounts of the metric ``name`` by the values of these attributes: ``{"GET": 2, "GET ERR": 1}``.
 
-        Of a histogram it is the number of measurements, of a counter or a gauge the value.
+        The amount of a histogram is the number of its measurements, that of a counter or a gauge its value.
         """
         amounts: defaultdict[str, float] = defaultdict(int)
         for series in self._read_series().values():
@@ -180,14 +186,19 @@ def _words(name: str, attributes: Mapping[str, Any]) -> str:
 
 
 class TelemetryCapture(Recording):
-    """An SDK of its own that keeps what it gets; give its ``providers`` to a pool.
+    """A separate SDK that keeps spans and metrics in memory; give its ``providers`` to a pool.
 
-    Use it as a context manager, which shuts the providers down at its end; what was captured stays.
+    Use it as a context manager, which shuts the providers down at its end; the captured telemetry remains.
 
     Args:
-        metric_readers: Further readers, for metrics that go elsewhere as well.
-        sampler: Which spans to keep; one that decides by the ids of traces needs random ones. Default: all.
-        id_generator: Default: the ids of spans are 1, 2, 3, …, and so are those of traces.
+        metric_readers: Further readers, for metrics that are also exported.
+        sampler: Decides which spans are kept; a sampler that decides by trace ids needs random ones. Default: all
+            spans are kept.
+        id_generator: Generates the ids of spans and traces. Default: both are 1, 2, 3, …
+
+    Attributes:
+        tracer_provider: Where spans go.
+        meter_provider: Where metrics go.
     """
 
     def __init__(
@@ -205,11 +216,11 @@ class TelemetryCapture(Recording):
         return {"tracer_provider": self.tracer_provider, "meter_provider": self.meter_provider}
 
     def block(self) -> Recording:
-        """What is recorded in a block, by pools that may be older: ``with capture.block() as block:``.
+        """Return a recording of a block, also for pools that were made before it: ``with capture.block() as block:``.
 
-        A call is recorded when it ends, its span and its point together, and belongs to the block in which it does.
-        Counters and histograms begin at nothing; gauges and up/down counters tell how things are. The ``min`` and
-        ``max`` of a point that there was before are not a number.
+        A call is recorded when it ends, its span and its point together, and belongs to the block in which it ends.
+        Counters and histograms start at zero; gauges and up/down counters show the current state. The ``min`` and
+        ``max`` of a point that existed before the block are NaN.
         """
         first, before = len(self.spans), self._read_series()
 
@@ -242,7 +253,7 @@ class TelemetryCapture(Recording):
 
 
 class _CountingIds(IdGenerator):
-    """Ids that are the same in every run; ``next`` of a ``count`` is a single step, whichever thread takes it."""
+    """Generates the same ids in every run; ``next`` of a ``count`` is atomic."""
 
     def __init__(self) -> None:
         self._span_ids, self._trace_ids = count(1), count(1)

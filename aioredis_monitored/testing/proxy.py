@@ -14,41 +14,49 @@ _RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 
 
 class FaultProxy:
-    """Passes bytes between its own port and a server's, until it is told to misbehave.
+    """Forwards bytes between its port and a server's, and breaks connections in the ways that its attributes set.
+
+    Use it as an async context manager.
 
     Args:
         host: The server's host.
         port: The server's port.
-        tls: What it serves TLS with, in front of a server that has none; default: nothing, it passes bytes as they are.
+        tls: The context to serve TLS with, in front of a server without TLS; default ``None``, to forward bytes as they
+            are.
+
+    Attributes:
+        host: The host to connect to.
+        port: The port to connect to.
+        cut_replies: The number of replies that will not arrive: each cuts its connection instead, after the server has
+            replied.
+        cut_after: The number of bytes of a cut reply that arrive before the cut.
+        silent: Whether it drops all bytes, in both directions: every connection is half-open to its two ends.
+        reply_pause: The seconds between the bytes of a reply; 0 forwards replies at once.
+        accepted: The number of connections that it has accepted.
     """
 
     def __init__(self, host: str, port: int, *, tls: ssl.SSLContext | None = None) -> None:
         self._upstream = (host, port)
         self._tls = tls
         self._server: asyncio.Server | None = None
-        self._links: set[asyncio.StreamWriter] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.host = "127.0.0.1"
         self.port = 0
         self.cut_replies = 0
-        """How many replies will not arrive: each cuts its connection instead, after the server has answered."""
         self.cut_after = 0
-        """How many bytes of a reply that is cut arrive nonetheless."""
         self.silent = False
-        """Whether it swallows all that it gets, both ways: to its two ends, every connection is half-open."""
         self.reply_pause = 0.0
-        """Seconds between one byte of a reply and the next; 0 passes replies as they come."""
         self.accepted = 0
-        """How many connections were made through it so far."""
 
     @property
     def url(self) -> str:
-        """The URL of the way through the proxy, ``rediss://`` if it serves TLS."""
+        """The URL of the proxy, ``rediss://`` if it serves TLS."""
         return f"{'rediss' if self._tls else 'redis'}://{self.host}:{self.port}"
 
     def cut(self) -> None:
-        """Cut every connection that there is now (RST)."""
-        for writer in self._links:
+        """Cut every open connection (RST)."""
+        for writer in self._writers:
             if not writer.is_closing():
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
                 writer.transport.abort()
@@ -80,22 +88,22 @@ class FaultProxy:
             writer.transport.abort()
             return
         if self._server is None or not self._server.is_serving():
-            # Closed meanwhile.
+            # The proxy was closed meanwhile.
             writer.transport.abort()
             server_writer.transport.abort()
             return
         ends = {writer, server_writer}
-        self._links |= ends
+        self._writers |= ends
         try:
             await asyncio.gather(
-                self._pass(reader, server_writer, replies=False), self._pass(server_reader, writer, replies=True)
+                self._forward(reader, server_writer, replies=False), self._forward(server_reader, writer, replies=True)
             )
         finally:
-            self._links -= ends
+            self._writers -= ends
             for end in ends:
                 end.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         try:
             while chunk := await reader.read(_CHUNK):
                 if self.silent:

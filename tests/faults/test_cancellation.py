@@ -258,7 +258,7 @@ async def test_pools_and_clients_are_closed(make_pool, server, inspector, multip
 
     assert scope.cancelled_caught
     # Closed, and not merely being closed.
-    assert [0, 0] == [pool.used(), pool.idle()]
+    assert [0, 0] == [pool.stats().used, pool.stats().idle]
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
@@ -320,7 +320,7 @@ async def test_components_are_closed(server):
             await cancelled(scope)
 
     assert scope.cancelled_caught
-    assert [0, 0] == [pool.used(), pool.idle()]
+    assert [0, 0] == [pool.stats().used, pool.stats().idle]
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 

@@ -380,7 +380,7 @@ async def test_a_poll_takes_as_long_as_asked(make_client, way):
         way.proxy.cut()
         started = time.monotonic()
         async with asyncio.timeout(60):
-            while pubsub._connecting is None:
+            while pubsub._reconnecting is None:
                 assert await pubsub.get_message(timeout=0.01) is None
             # While it connects.
             for number in range(1, 11):
@@ -440,13 +440,13 @@ async def test_a_pool_that_closes_during_an_outage_ends_it(make_client, way, unt
         else:
             way.proxy.silent = True
             way.proxy.cut()
-            await until(lambda: pubsub.connection.is_connected and pubsub._connecting, 30)
+            await until(lambda: pubsub.connection.is_connected and pubsub._reconnecting, 30)
         await client.connection_pool.aclose()
         await until(task.done, 30)
     assert isinstance(task.exception(), PoolClosedError)
     await pubsub.aclose()
     way.up()
-    assert 0 == client.connection_pool.used()
+    assert 0 == client.connection_pool.stats().used
 
 
 async def test_what_waiting_does_not_change_is_raised(make_client, until):
@@ -512,10 +512,10 @@ async def test_what_an_attempt_has_met_before_another_succeeded_is_forgotten(mak
             root.config_set("requirepass", "second")
             root.client_kill_filter(_type="pubsub")
             async with asyncio.timeout(30):
-                while pubsub._connecting is None:
+                while pubsub._reconnecting is None:
                     await pubsub.get_message(timeout=0)
                     await asyncio.sleep(0)
-            await until(pubsub._connecting.done)
+            await until(pubsub._reconnecting.done)
             root.config_set("requirepass", "first")
             await pubsub.subscribe("sports")
             await confirmed(pubsub, 2)
@@ -656,13 +656,13 @@ async def test_closing_ends_listening_and_gives_the_connection_back(make_client,
         elif phase == "connecting":
             way.proxy.silent = True
             way.proxy.cut()
-            await until(lambda: pubsub._connecting and pubsub.connection.is_connected, 30)
+            await until(lambda: pubsub._reconnecting and pubsub.connection.is_connected, 30)
         async with asyncio.timeout(60):
             await pubsub.aclose()
             await asyncio.wait([task])
         assert task.exception() is None
     assert pubsub.connection is None
-    assert not pubsub._connecting
+    assert not pubsub._reconnecting
     way.up()
     way.proxy.silent = False
     assert await client.incr("key") == 1
@@ -684,7 +684,7 @@ async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client
     await until(lambda: opened)
     way.proxy.silent = True
     way.proxy.cut()
-    await until(lambda: opened[0]._connecting and opened[0].connection.is_connected, 30)
+    await until(lambda: opened[0]._reconnecting and opened[0].connection.is_connected, 30)
     listener.cancel()
     await asyncio.wait([listener])
 

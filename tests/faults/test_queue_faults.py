@@ -22,7 +22,7 @@ from aioredis_monitored._cancellation import complete_shielded, run_to_completio
 from aioredis_monitored.envelope import seal
 from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 
-LOST = ["queue 'mail': what was on its way to a get that was cancelled may be lost"]
+LOST = ["queue 'mail': a message that a cancelled get() was receiving may be lost"]
 
 
 @pytest.fixture
@@ -143,7 +143,7 @@ async def test_a_take_is_entered_once_at_a_time(queue):
     await queue.put_many([1, 2])
     taking = queue.take()
     async with taking:
-        with pytest.raises(RuntimeError, match="a take holds one message at a time"):
+        with pytest.raises(RuntimeError, match=r"this take\(\) is in use"):
             await taking.__aenter__()
     async with taking as message:
         assert b"2" == message
@@ -263,7 +263,7 @@ async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, o
                 die(inspector, *inspector.zrange("{mail}:c", 0, -1))
                 await until(lambda: living(inspector))
 
-    assert "queue 'mail': leases were not renewed: TimeoutError" == caplog.messages[0]
+    assert "queue 'mail': lease renewal failed, retrying: TimeoutError" == caplog.messages[0]
 
 
 async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wanted(queue, inspector, until):
@@ -296,7 +296,7 @@ async def test_a_list_that_cannot_come_back_keeps_no_other_from_it(queue, inspec
         async with impatient.take():
             await until(lambda: inspector.llen("mail") == 19)
 
-    assert "queue 'mail': what a dead consumer has held cannot come back: ResponseError" in caplog.messages
+    assert "queue 'mail': requeueing a dead consumer's messages failed: ResponseError" in caplog.messages
 
 
 async def test_a_block_that_leaves_while_its_queue_is_closed_is_told(queue):

@@ -446,7 +446,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
     client = MonitoredRedisConnection(connection_pool=pool)
     calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
-    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.waiter_count())
+    await until(lambda: inspector.info("clients")["blocked_clients"] and pool.stats().pending)
     inspector.rpush("list", "element")
     time.sleep(4)  # noqa: ASYNC251 - that is the point
 

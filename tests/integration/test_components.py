@@ -144,7 +144,7 @@ async def test_two_components_in_one_function(components):
 
 @pytest.mark.parametrize("function", [lambda conn: conn, int, "text", print])
 def test_a_plain_function_is_refused_when_decorated(function):
-    with pytest.raises(TypeError, match="is no coroutine function"):
+    with pytest.raises(TypeError, match="must be a coroutine function"):
         redis_connection("logs")(function)
 
 
@@ -259,7 +259,7 @@ def test_a_plain_function_around_a_generator_is_refused():
         return generator(conn)
 
     for function in (plain, wrapped):
-        with pytest.raises(TypeError, match="is no coroutine function"):
+        with pytest.raises(TypeError, match="must be a coroutine function"):
             redis_connection("logs")(function)
 
 
@@ -415,7 +415,7 @@ async def test_trouble_with_the_configuration_keeps_the_last_good_one_and_logs_o
 
     warnings = [r for r in caplog.records if r.levelno == logging.WARNING]
     assert 2 == len(warnings), caplog.text
-    assert {"component 'logs' goes on with its last good configuration"} == {
+    assert {"component 'logs' keeps its last good configuration"} == {
         r.getMessage().partition(":")[0] for r in warnings
     }
 

@@ -162,7 +162,7 @@ async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, 
 
 
 async def test_only_objects_can_be_set(store):
-    with pytest.raises(TypeError, match="a configuration is a mapping, not list"):
+    with pytest.raises(TypeError, match="config must be a mapping, not list"):
         await store.set("redis", "logs", [1])
     with pytest.raises(TypeError):
         await store.set("redis", "logs", {"url": object()})

@@ -321,7 +321,7 @@ async def test_a_server_that_goes_away_in_between_is_a_connection_error(make_cli
     with pytest.raises(redis.exceptions.ConnectionError, match=r"^Error while connecting again: ") as caught:
         await client.get("key")
     assert not isinstance(caught.value, REFUSED)
-    assert 0 == client.connection_pool.used()
+    assert 0 == client.connection_pool.stats().used
 
 
 async def test_what_a_provider_raises_reaches_the_caller_and_leaves_nothing(client_with, account):
@@ -482,7 +482,7 @@ async def test_an_acknowledgement_that_is_refused_is_survived(client_with, accou
     inspector.rpush("mail", "message")
     working = asyncio.create_task(queue.consume(handler, concurrency=1))
     try:
-        await until(lambda: "handled, but not acknowledged: AuthenticationError" in caplog.text, 20)
+        await until(lambda: "handled, but the acknowledgement failed: AuthenticationError" in caplog.text, 20)
         tokens.password = "newer"
         await until(lambda: handled == [b"message"] * 2 and not held(inspector), 30)
     finally:

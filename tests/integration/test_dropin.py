@@ -193,7 +193,7 @@ async def test_a_stand_in_for_a_socket_will_do(server, until):
     client = MonitoredRedisConnection(connection_pool=pool)
 
     assert [True, True] == [await client.ping(), await client.ping()]
-    assert 1 == pool.idle()
+    assert 1 == pool.stats().idle
     await pool.aclose()
 
 

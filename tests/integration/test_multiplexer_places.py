@@ -17,7 +17,7 @@ TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
 
 def places(pool):
     """How many are taken and how many are kept."""
-    return len(pool._in_use_connections), int(pool.has_reserved_slot())
+    return len(pool._in_use_connections), int(pool._slots.is_reserved_slot_free())
 
 
 @pytest.mark.parametrize(("others", "before"), [(1, 1), (1, 0), (3, 3), (3, 2)])
@@ -188,7 +188,7 @@ async def retired_while_it_owes(client, proxy, inspector, until):
     line = line_of(client)
     line.retire()
     successor = asyncio.ensure_future(client.get("key"))
-    await until(lambda: len(pool._reserved_waiters) == 1)
+    await until(lambda: len(pool._slots.reserved_waiters) == 1)
     yield blocked, late, successor
     await asyncio.wait([late, successor])
     proxy.silent = False
@@ -214,7 +214,7 @@ async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, pr
     pool = client.connection_pool
     async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, late, successor):
         own = asyncio.ensure_future(client.blpop("list", timeout=0))
-        await until(lambda: len(pool._waiters) == 1)
+        await until(lambda: len(pool._slots.waiters) == 1)
         late.cancel()
         for _ in range(ticks):
             await asyncio.sleep(0)

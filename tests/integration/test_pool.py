@@ -125,7 +125,7 @@ async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_p
     pool = make_pool(server.url, max_connections=1)
     borrowed = await pool.get_connection()
     waiting = asyncio.create_task(pool.get_connection())
-    await until(lambda: pool._waiters)
+    await until(lambda: pool.stats().pending)
     await pool.aclose()
     await pool.release(borrowed)
 
@@ -137,7 +137,7 @@ async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
-    await until(lambda: len(pool._waiters) == 3)
+    await until(lambda: pool.stats().pending == 3)
     await pool.aclose()
 
     for error in await asyncio.gather(*waiting, return_exceptions=True):
@@ -149,7 +149,7 @@ async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool,
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
-    await until(lambda: len(pool._waiters) == 3)
+    await until(lambda: pool.stats().pending == 3)
     lent = pool._in_use_connections
     closing = asyncio.create_task(pool.aclose())
     while pool._in_use_connections is lent:
@@ -234,7 +234,7 @@ async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool,
     pool = make_pool(server.url, max_connections=1)
     held = await pool.get_connection()
     first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
-    await until(lambda: len(pool._waiters) == 2)
+    await until(lambda: pool.stats().pending == 2)
     await pool.release(held)
     first.cancel()
     await asyncio.wait([first])
@@ -242,6 +242,17 @@ async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool,
         await pool.release(first.result())
 
     await pool.release(await asyncio.wait_for(second, 30))
+
+
+async def test_pool_serves_callers_that_wait_when_it_gets_more_connections(make_pool, server, until):
+    pool = make_pool(server.url, max_connections=1, multiplex=False)
+    held = await pool.get_connection()
+    waiting = [asyncio.create_task(pool.get_connection()) for _ in range(2)]
+    await until(lambda: pool.stats().pending == 2)
+    pool.max_connections = 3
+
+    assert 3 == len({held, *await asyncio.gather(*waiting)})
+    assert (3, 3, 0) == (pool.stats().max_connections, pool.stats().used, pool.stats().pending)
 
 
 async def test_a_half_made_connection_is_not_kept(make_pool, server):

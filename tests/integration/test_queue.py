@@ -97,7 +97,7 @@ def test_a_queue_needs_a_name(pool):
 
 @pytest.mark.parametrize("client", [None, 5, "redis://localhost"])
 def test_a_queue_needs_a_pool_or_a_client(client):
-    with pytest.raises(TypeError, match="a queue needs a pool or a client, not"):
+    with pytest.raises(TypeError, match="client must be a pool or a client, not"):
         MessageQueue("mail", client)
 
 

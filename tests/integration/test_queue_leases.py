@@ -237,7 +237,7 @@ async def test_all_keys_of_a_queue_are_in_the_slot_of_its_name(make_queue, inspe
 
 @pytest.mark.parametrize("name", ["a}b", "{}x", "}", "{}", "a}", "x{}{y}"])
 def test_a_name_whose_keys_could_not_be_in_one_slot_is_refused(pool, name):
-    with pytest.raises(ValueError, match="the braces in a queue's name have to be those of a hash tag"):
+    with pytest.raises(ValueError, match="the braces in a queue's name must be those of a hash tag"):
         MessageQueue(name, pool)
 
 

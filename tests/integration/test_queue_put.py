@@ -99,7 +99,7 @@ async def test_a_full_queue_drops_nothing_and_takes_nothing(bounded, inspector):
 
 
 async def test_more_at_once_than_there_can_be_room_for_are_refused(bounded, inspector):
-    with pytest.raises(ValueError, match="4 messages at once in a queue for 3"):
+    with pytest.raises(ValueError, match="4 messages exceed the queue's max_length of 3"):
         await bounded.put_many(range(4))
     await bounded.put_many(range(3))
 

@@ -306,7 +306,7 @@ async def test_a_queue_is_in_no_other_database_than_its_pools(make_client, serve
         inspector.rpush("mail", 1)
         assert b"1" == await queue.get(0)
         await client.execute_command(*select)
-        reason = "this client has selected database 1: a queue needs a pool whose db that is"
+        reason = "this client has selected database 1: give the queue a pool with that db"
         for call in (
             queue.get(0),
             queue.get_many(2, 0),

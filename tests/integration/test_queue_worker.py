@@ -388,7 +388,7 @@ async def test_an_acknowledgement_that_fails_is_logged_and_survived(
     inspector.rpush("mail", "message")
     consume(queue, handler, concurrency=1)
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
-        await until(lambda: "handled, but not acknowledged: TimeoutError" in caplog.text)
+        await until(lambda: "handled, but the acknowledgement failed: TimeoutError" in caplog.text)
         proxy.silent = False
         proxy.cut()
         await until(lambda: handled == [b"message"] * 2 and not held(inspector))
@@ -398,7 +398,7 @@ async def test_an_acknowledgement_that_fails_is_logged_and_survived(
     "handler", [print, lambda message: None, None, 1, Handler], ids=["print", "lambda", "None", "1", "class"]
 )
 async def test_a_handler_is_a_coroutine_function(queue, handler):
-    with pytest.raises(TypeError, match="a handler is a coroutine function, not"):
+    with pytest.raises(TypeError, match="handler must be a coroutine function, got"):
         await queue.consume(handler)
 
 
@@ -416,7 +416,7 @@ async def test_whatever_makes_coroutines_of_messages_is_a_handler(queue, consume
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "1", True, None])
 async def test_a_bad_concurrency_is_refused(queue, handler, concurrency):
-    with pytest.raises(ValueError, match="concurrency must be a whole number from 1 on, not"):
+    with pytest.raises(ValueError, match="concurrency must be an integer of at least 1, not"):
         await queue.consume(handler, concurrency=concurrency)
 
 

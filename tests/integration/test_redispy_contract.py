@@ -511,15 +511,10 @@ def test_himport_set_is_told_from_other_commands(args):
     assert not overrides.parse_himport_set(("SET", *args))
 
 
-async def test_client_with_one_connection_locks_it_and_counts_its_users(plain_pool):
+async def test_client_with_one_connection_counts_its_users_and_releases_it(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
         assert client._usage_counter == 1
         assert client.connection in plain_pool._in_use_connections
-        async with client._single_conn_lock:
-            waiting = asyncio.ensure_future(client.ping())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        assert await waiting
     assert client.connection is None
     assert not plain_pool._in_use_connections
 

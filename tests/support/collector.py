@@ -5,12 +5,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, NamedTuple
 
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 class Received(NamedTuple):
-    """A span or a metric, and what it came with: its scope, and the URL of that one's schema."""
+    """A span, a metric or a log record, and what it came with: its scope, and the URL of that one's schema."""
 
     what: Any
     scope: Any
@@ -34,6 +35,18 @@ class Collector:
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans
             for scope in resource.scope_spans
             for span in scope.spans
+        ]
+
+    @property
+    def logs(self):
+        """All of them."""
+        return [
+            Received(record, scope.scope, scope.schema_url)
+            for path, body in self.requests
+            if path == "/v1/logs"
+            for resource in ExportLogsServiceRequest.FromString(body).resource_logs
+            for scope in resource.scope_logs
+            for record in scope.log_records
         ]
 
     @property

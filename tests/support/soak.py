@@ -716,11 +716,12 @@ NOTHING = (
 )
 
 
-def failures(figures, growth_allowed):
+def failures(figures, growth_allowed, ended_allowed=0.0):
     """The figures that do not pass, each with what it should be."""
     found = asdict(figures)
     # A reply that is cut off takes along one message at most, and its get fails.
     most = {**dict.fromkeys(NOTHING, 0), "lost_by_get": figures.failed_gets, "memory_growth": growth_allowed}
+    most["ended_subscriptions"] = ended_allowed
     least = dict.fromkeys(("faults", "calls", "put", "heard"), 1)
     return [
         *(f"{name}: {found[name]}, more than {value:g}" for name, value in most.items() if not found[name] <= value),
@@ -786,6 +787,7 @@ def parsed(words):
     parser.add_argument("--tasks", type=int, default=200, help="in each run; default 200")
     parser.add_argument("--pause", type=float, default=4.0, help="seconds between two faults, on average; default 4")
     parser.add_argument("--growth", type=float, default=5.0, help="percent of memory after the first minute; default 5")
+    parser.add_argument("--ended", type=float, default=0.0, help="subscriptions that end; default 0")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     return parser.parse_args(words)
 
@@ -814,7 +816,9 @@ def main():
     print(f"seed {asked.seed}", file=sys.stderr)
     runs = asyncio.run(soak(asked))
     print(table(runs))
-    failed = [f"{name}: {text}" for name, figures in runs.items() for text in failures(figures, asked.growth)]
+    failed = [
+        f"{name}: {text}" for name, figures in runs.items() for text in failures(figures, asked.growth, asked.ended)
+    ]
     print(*failed, sep="\n", end="\n" if failed else "")
     sys.exit(1 if failed else 0)
 

@@ -7,8 +7,12 @@ from contextlib import asynccontextmanager, suppress
 from importlib import import_module
 from inspect import getsource
 from pkgutil import iter_modules
+from typing import get_type_hints
 
 import pytest
+from opentelemetry.metrics import Counter, Histogram
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.semconv.schemas import Schemas
@@ -23,7 +27,7 @@ from aioredis_monitored import (
     RedisContextFactory,
 )
 from aioredis_monitored._telemetry import semconv, semconv_ext
-from aioredis_monitored._telemetry.instruments import SCOPE
+from aioredis_monitored._telemetry.instruments import COUNTER, HISTOGRAM, INSTRUMENTS, SCOPE, Instruments
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
@@ -106,7 +110,7 @@ def described(metric):
 
 
 @asynccontextmanager
-async def everything(server, telemetry):
+async def everything(server, telemetry, logger_provider):
     """Let the client do what it emits something about; later, its pools and their gauges are gone."""
 
     def pool_of(url, **arguments):
@@ -115,7 +119,7 @@ async def everything(server, telemetry):
     options = TelemetryOptions(key_template=lambda _: "template", hot_keys=1, repeated_calls=1)
     tracer = telemetry.tracer_provider.get_tracer("request")
     async with (
-        pool_of(server.url, telemetry=options) as pool,
+        pool_of(server.url, telemetry=options, logger_provider=logger_provider) as pool,
         pool_of(server.url, max_connections=1) as narrow,
         pool_of(server.url, max_connections=1, timeout=0.01) as full,
         pool_of(f"unix://{server.unix_socket_path}") as unix,
@@ -181,12 +185,12 @@ async def tell(client):
 class Emitted:
     """The names of all that we emit, metrics as the SDK exports them, and attributes with all of their values."""
 
-    def __init__(self, spans, metrics):
+    def __init__(self, spans, metrics, events):
         points = [point for metric in metrics.values() for point in metric.data.data_points]
-        events = [event for span in spans for event in span.events]
+        self.span_events = {event.name for span in spans for event in span.events}
         self.spans = [span for span in spans if span.instrumentation_scope.name == SCOPE]
         self.metrics = metrics
-        self.events = {event.name for event in events}
+        self.events = {event.event_name for event in events}
         self.attributes = defaultdict(set)
         # On other spans as well: the request view tells a request's.
         for place in (*spans, *events, *(link for span in spans for link in span.links), *points):
@@ -202,10 +206,13 @@ class Emitted:
 @pytest.fixture(scope="module")
 def emitted(server):
     reader = InMemoryMetricReader()  # with units and kinds, as exporters get them
+    exporter, logs = InMemoryLogRecordExporter(), LoggerProvider(shutdown_on_exit=False)
+    logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
 
     async def main():
-        async with everything(server, telemetry):
-            return Emitted(telemetry.spans, metrics_in(reader.get_metrics_data(), SCOPE))
+        async with everything(server, telemetry, logs):
+            events = [each.log_record for each in exporter.get_finished_logs()]
+            return Emitted(telemetry.spans, metrics_in(reader.get_metrics_data(), SCOPE), events)
 
     with TelemetryCapture(reader) as telemetry:
         return asyncio.run(main())
@@ -260,6 +267,15 @@ def test_every_metric_of_our_own_has_a_unit_and_a_description(emitted):
     assert set() == {name for name, metric in emitted.metrics.items() if not (metric.unit and metric.description)}
 
 
+def test_every_instrument_of_the_table_is_an_attribute_of_its_kind():
+    classes = {COUNTER: Counter, HISTOGRAM: Histogram}
+
+    assert get_type_hints(Instruments) == {row.attribute: classes[row.kind] for row in INSTRUMENTS}
+    assert {COUNTER: {False}, HISTOGRAM: {True}} == {
+        kind: {bool(row.bounds) for row in INSTRUMENTS if row.kind == kind} for kind in classes
+    }
+
+
 def test_every_point_has_the_attributes_that_the_conventions_require(emitted):
     lacking = [
         (name, attribute)
@@ -276,9 +292,11 @@ def test_every_point_has_the_attributes_that_the_conventions_require(emitted):
     }
 
 
-def test_every_event_is_our_own(emitted):
-    assert {semconv_ext.REPEATED} <= emitted.events
+def test_every_event_is_a_log_event_of_our_own(emitted):
+    assert {semconv_ext.REQUEST_REPEATED} <= emitted.events
     assert set() == emitted.events - OWN
+    # Span events are deprecated.
+    assert set() == emitted.span_events
 
 
 def test_every_name_that_we_have_from_the_conventions_is_theirs():

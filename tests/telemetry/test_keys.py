@@ -1,6 +1,7 @@
 """Keys in telemetry: shown, hidden or made templates of; and which of them are hot."""
 
 import pytest
+from support.internals import recorder_of
 
 from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
 from aioredis_monitored._telemetry import guard as trouble
@@ -93,7 +94,7 @@ async def test_more_templates_than_an_application_can_have_are_one(make, telemet
 
 
 async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry):
-    recorder = make(key_template=lambda key: key).telemetry
+    recorder = recorder_of(make(key_template=lambda key: key))
     for number in range(900):
         for command in ("GET", "TTL", "TYPE"):
             call = recorder.command_spec((command, f"key:{number}"))

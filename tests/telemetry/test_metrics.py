@@ -149,7 +149,7 @@ async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool,
     await second.aclose()
 
     assert {"cache", "cache-3"} == telemetry.tally("db.client.connection.max", POOL).keys()
-    assert "cache-2" == make_pool(server.url, name="cache").name_in_metrics
+    assert "cache-2" == make_pool(server.url, name="cache").stats().name
     async with second:
         assert {"cache", "cache-2", "cache-3", "cache-4"} == telemetry.tally("db.client.connection.max", POOL).keys()
 
@@ -170,7 +170,7 @@ def test_a_pool_that_is_forgotten_is_in_no_gauge_and_leaves_its_name(server, tel
     gc.collect()
 
     assert {} == telemetry.tally("db.client.connection.max", POOL)
-    assert "forgotten" == MonitoredConnectionPool.from_url(server.url, name="forgotten").name_in_metrics
+    assert "forgotten" == MonitoredConnectionPool.from_url(server.url, name="forgotten").stats().name
 
 
 async def test_a_borrowed_connection_is_a_point_of_creation_wait_and_use(make_pool, server, telemetry):
@@ -244,6 +244,7 @@ def restless():
     sys.setswitchinterval(interval)
 
 
+@pytest.mark.slow
 async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, server, telemetry, restless, dice, caplog):
     pool = make_pool(server.url, name="test", max_connections=30, telemetry=TelemetryOptions(hot_keys=1.0))
     client = MonitoredRedisConnection(connection_pool=pool)

@@ -3,10 +3,14 @@
 import asyncio
 
 import pytest
+from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.proto.logs.v1.logs_pb2 import SeverityNumber
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import BatchLogRecordProcessor
 from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Decision, Sampler, SamplingResult
@@ -127,20 +131,35 @@ async def test_a_batch_arrives_under_its_name(client, exported):
     assert "INCRBY visits ?; EXPIRE visits ?" == attributes["db.query.text"]
 
 
-async def test_what_a_request_repeats_arrives_as_its_event(server, exported):
+async def test_what_a_request_repeats_arrives_as_an_attribute_and_as_an_event(server, exported, collector):
+    logs = LoggerProvider(shutdown_on_exit=False)
+    logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{collector.url}/v1/logs")))
     providers, options = exported.capture.providers, TelemetryOptions(repeated_calls=1)
-    async with MonitoredConnectionPool.from_url(server.url, telemetry=options, **providers) as pool:
+    async with MonitoredConnectionPool.from_url(
+        server.url, telemetry=options, logger_provider=logs, **providers
+    ) as pool:
         with exported.capture.tracer_provider.get_tracer("test").start_as_current_span("request") as span:
             client = RedisContextFactory(pool).make_object_for_context("redis", span)
             await client.ping()
             for _ in range(3):
                 await client.get("key")
+    logs.shutdown()
     request = exported.span("request").what
+    (received,) = collector.logs
 
-    assert [
-        ("aioredis_monitored.repeated", {"db.operation.name": "GET", "aioredis_monitored.repeated.more_than": 1})
-    ] == [(event.name, plain(event.attributes)) for event in request.events]
-    assert 4 == plain(request.attributes)["aioredis_monitored.request.calls"]
+    attributes = plain(request.attributes)
+    repeated = [value.string_value for value in attributes["aioredis_monitored.request.repeated"].values]
+    assert (["GET"], 4) == (repeated, attributes["aioredis_monitored.request.calls"])
+    assert [] == list(request.events)
+    event = received.what
+    assert ("aioredis_monitored.request.repeated", SeverityNumber.SEVERITY_NUMBER_WARN) == (
+        event.event_name,
+        event.severity_number,
+    )
+    assert {"db.operation.name": "GET", "aioredis_monitored.request.repeated_limit": 1} == plain(event.attributes)
+    assert (request.trace_id, request.span_id) == (event.trace_id, event.span_id)
+    assert request.start_time_unix_nano <= event.time_unix_nano <= request.end_time_unix_nano
+    assert ("aioredis_monitored", semconv.SCHEMA_URL) == (received.scope.name, received.schema_url)
 
 
 async def test_the_duration_arrives_as_a_histogram_in_seconds(client, exported, server):
@@ -214,7 +233,7 @@ async def test_what_a_pool_has_arrives_as_sums_that_go_up_and_down(server, expor
     ) as pool:
         held = [await pool.get_connection() for _ in range(2)]
         waiting = asyncio.create_task(pool.get_connection())
-        await until(lambda: pool.pending() == 1)
+        await until(lambda: pool.stats().pending == 1)
         busy = gauges()
         for connection in held:
             await pool.release(connection)

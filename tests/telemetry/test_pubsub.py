@@ -11,7 +11,7 @@ from opentelemetry import context, propagate, trace
 from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind, StatusCode
-from support.internals import recorder_of
+from support.internals import record_with, recorder_of
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, TelemetryOptions
@@ -248,7 +248,7 @@ async def test_it_does_so_on_every_kind_of_connection(make_client, server, telem
     async with redis.asyncio.ConnectionPool.from_url(server.url) as plain_pool:
         own_provider = make_client(server.url, is_recorded=True)
         for client in (own_provider, own_provider.client(), MonitoredRedisConnection(connection_pool=plain_pool)):
-            client._executor.recorder = own_provider.telemetry
+            record_with(client, recorder_of(own_provider))
             assert 1 == await client.publish("news", "message", propagate=True)
             payload, carrier = unseal((await next_of(plain))["data"])
             await client.aclose()
@@ -288,7 +288,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
-    with tracer.start_as_current_span("job") as job, nested_in(whole=True):
+    with tracer.start_as_current_span("job") as job, nested_in(True):
         await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import sys
 
 import pytest
 import redis.asyncio
@@ -28,6 +29,29 @@ def queue(pool):
 @pytest.fixture
 def propagating(pool):
     return MessageQueue("mail", pool, lease=1, propagate=True)
+
+
+async def test_an_acknowledgement_takes_six_hops_to_the_executor(queue, pool, monkeypatch):
+    send, hops = pool.multiplexer.send, []
+
+    def record_frames(*args):
+        frame = sys._getframe(1)
+        while frame.f_code.co_name != "__aexit__":
+            hops.append(frame.f_code.co_filename)
+            frame = frame.f_back
+        return send(*args)
+
+    await queue.put_many([b"first", b"second"])
+    async with queue.take():
+        # The server learns the scripts.
+        pass
+    async with queue.take():
+        monkeypatch.setattr(pool.multiplexer, "send", record_frames)
+    assert all("aioredis_monitored" in hop for hop in hops)
+    while "_execution" in hops[0]:
+        del hops[0]
+
+    assert len(hops) <= 6
 
 
 async def test_a_message_is_sent_received_processed_and_settled(queue, telemetry, client):
@@ -129,7 +153,7 @@ async def test_a_subclass_that_replaces_execute_command_is_refused(pool):
         async def execute_command(self, name, key, *args, **options):
             return await super().execute_command(name, f"app:{key}", *args, **options)
 
-    with pytest.raises(TypeError, match="Prefixing replaces execute_command, which sees nothing of a queue"):
+    with pytest.raises(TypeError, match="Prefixing overrides execute_command, which a queue bypasses"):
         MessageQueue("mail", Prefixing(connection_pool=pool))
 
 

@@ -1,10 +1,14 @@
 """The request's view: how many calls, how much time, and whether one command was called over and over."""
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 from opentelemetry import trace
+from opentelemetry._logs import NoOpLoggerProvider
 from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs.export import InMemoryLogRecordExporter, SimpleLogRecordProcessor
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
@@ -20,7 +24,7 @@ from aioredis_monitored import (
 )
 
 CALLS, SECONDS = "aioredis_monitored.request.calls", "aioredis_monitored.request.duration"
-REPEATED = "aioredis_monitored.repeated"
+REPEATED, LIMIT = "aioredis_monitored.request.repeated", "aioredis_monitored.request.repeated_limit"
 
 
 @pytest.fixture
@@ -85,19 +89,88 @@ async def test_calls_that_are_not_to_be_recorded_are_not_counted(pool, telemetry
     assert {} == dict(telemetry.span("none").attributes)
 
 
-async def test_one_command_over_and_over_is_an_event_once(make_pool, server, telemetry, tracer):
+@pytest.fixture
+def logs():
+    """The log events that arrive at a provider, and the provider as a keyword argument of a pool."""
+    exporter = InMemoryLogRecordExporter()
+    provider = LoggerProvider(shutdown_on_exit=False)
+    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
+    yield SimpleNamespace(provider={"logger_provider": provider}, events=exporter.get_finished_logs)
+    provider.shutdown()
+
+
+async def call_repeatedly(client):
+    """Seven GET, five SET, and six EXISTS."""
+    for number in range(7):
+        await client.get(f"key:{number}")
+    for number in range(5):
+        await client.set(f"key:{number}", 1)
+    for number in range(6):
+        await client.exists(f"key:{number}")
+
+
+async def test_commands_called_more_often_than_the_limit_are_an_attribute(make_pool, server, telemetry, tracer):
     pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=5))
     with tracer.start_as_current_span("request") as span:
-        client = RedisContextFactory(pool).make_object_for_context("redis", span)
-        for number in range(20):
-            await client.get(f"key:{number}")
-        for number in range(5):
-            await client.set(f"key:{number}", 1)
+        await call_repeatedly(RedisContextFactory(pool).make_object_for_context("redis", span))
 
-    (event,) = telemetry.span("request").events
-    assert REPEATED == event.name
-    assert {"db.operation.name": "GET", "aioredis_monitored.repeated.more_than": 5} == dict(event.attributes)
-    assert 25 == telemetry.span("request").attributes[CALLS]
+    request = telemetry.span("request")
+    assert (("GET", "EXISTS"), 18) == (request.attributes[REPEATED], request.attributes[CALLS])
+    assert [] == list(request.events)
+
+
+async def test_repeated_commands_are_log_events_of_the_request(make_pool, server, telemetry, tracer, logs):
+    pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=5), **logs.provider)
+    with tracer.start_as_current_span("request") as span:
+        client = RedisContextFactory(pool).make_object_for_context("redis", span)
+        with tracer.start_as_current_span("inner"):
+            await call_repeatedly(client)
+
+    records = [event.log_record for event in logs.events()]
+    assert [{"db.operation.name": name, LIMIT: 5} for name in ("GET", "EXISTS")] == [
+        dict(record.attributes) for record in records
+    ]
+    context = span.get_span_context()
+    assert {(REPEATED, context.trace_id, context.span_id, "WARN")} == {
+        (record.event_name, record.trace_id, record.span_id, record.severity_number.name) for record in records
+    }
+    assert {"aioredis_monitored"} == {event.instrumentation_scope.name for event in logs.events()}
+    assert all(span.start_time <= record.timestamp <= span.end_time for record in records)
+
+
+async def test_a_logger_that_raises_harms_neither_the_call_nor_the_span(make_pool, server, telemetry, tracer):
+    class Broken(NoOpLoggerProvider):
+        def get_logger(self, *_, **__):
+            return SimpleNamespace(emit=self.emit)
+
+        def emit(self, **_):
+            emitted.append(True)
+            raise RuntimeError
+
+    emitted = []
+    options = TelemetryOptions(repeated_calls=1)
+    pool = make_pool(server.url, telemetry=options, logger_provider=Broken())
+    with tracer.start_as_current_span("request") as span:
+        client = RedisContextFactory(pool).make_object_for_context("redis", span)
+        assert [None] * 3 == [await client.get("key") for _ in range(3)]
+
+    assert [True] == emitted
+    attributes = telemetry.span("request").attributes
+    assert (("GET",), 3) == (attributes[REPEATED], attributes[CALLS])
+
+
+async def test_no_log_event_goes_to_a_provider_that_the_pool_was_not_given(
+    make_pool, server, tracer, logs, monkeypatch
+):
+    monkeypatch.setattr("opentelemetry._logs._internal._LOGGER_PROVIDER", logs.provider["logger_provider"])
+    pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=1))
+    with tracer.start_as_current_span("request") as span:
+        client = RedisContextFactory(pool).make_object_for_context("redis", span)
+        for _ in range(3):
+            await client.get("key")
+
+    assert span.attributes[REPEATED] == ("GET",)
+    assert () == logs.events()
 
 
 def test_the_middleware_tells_the_span_that_it_has_seen(server, telemetry, tracer):
@@ -133,9 +206,9 @@ def test_the_middleware_tells_the_span_that_it_has_seen(server, telemetry, trace
 
     assert 25 == telemetry.span("request").attributes[CALLS]
     assert CALLS not in telemetry.span("inner").attributes
-    assert [REPEATED] == [event.name for event in telemetry.span("request").events]
-    # Only once, when the request ends.
-    assert [{}] == seen
+    assert ("GET",) == telemetry.span("request").attributes[REPEATED]
+    # The number of calls only once, when the request ends.
+    assert [{REPEATED: ("GET",)}] == seen
 
 
 def test_without_a_span_the_middleware_tells_nobody(server, telemetry):
@@ -164,7 +237,7 @@ async def test_a_span_that_raises_harms_no_call(pool):
         def set_attributes(self, attributes):
             raise RuntimeError
 
-        def add_event(self, *args, **kwargs):
+        def set_attribute(self, key, value):
             raise RuntimeError
 
     span = Broken(trace.INVALID_SPAN_CONTEXT)

@@ -166,8 +166,8 @@ def _spelled(args, chance):
     ("options", "keys"),
     [
         ({"hot_keys": 1}, KEY),
-        ({"show_keys": False}, " ?"),
-        ({"key_template": lambda _: TEMPLATE, "hot_keys": 1}, TEMPLATE),
+        pytest.param({"show_keys": False}, " ?", marks=pytest.mark.slow),
+        pytest.param({"key_template": lambda _: TEMPLATE, "hot_keys": 1}, TEMPLATE, marks=pytest.mark.slow),
     ],
     ids=["keys are shown", "keys are hidden", "keys have a template"],
 )

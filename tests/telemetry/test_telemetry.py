@@ -466,7 +466,7 @@ async def test_a_parent_that_raises_harms_no_call_of_others(make_pool, own_serve
         # They are answered in one piece, and the one in their midst is recorded before those behind it.
         calls = [call_of_another(number) for number in range(10)]
         tasks = await begun(*calls[:5], call(), *calls[5:])
-        await until(lambda: pool.in_flight() == 11)
+        await until(lambda: pool.stats().in_flight == 11)
     replies = await asyncio.gather(*tasks, return_exceptions=True)
 
     assert [b"0", b"1", b"2", b"3", b"4", b"broken", b"5", b"6", b"7", b"8", b"9"] == replies

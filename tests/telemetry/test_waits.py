@@ -83,7 +83,7 @@ async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, serv
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(client.get("key") if call == "command" else client.pipeline().get("key").execute())
-    await until(lambda: pool.pending() == 1)
+    await until(lambda: pool.stats().pending == 1)
     kept = await a_while()
     await pool.release(held)
     await waiting
@@ -124,7 +124,7 @@ async def test_a_long_wait_is_told_even_if_the_rest_was_longer(make_pool, server
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).blpop("list"))
-    await until(lambda: pool.pending() == 1)
+    await until(lambda: pool.stats().pending == 1)
     kept = await a_while()
     await pool.release(held)
     await until(lambda: inspector.info("clients")["blocked_clients"])

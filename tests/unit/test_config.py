@@ -1,7 +1,10 @@
 """Configuration is checked at the edge: what passes is typed, what fails is explained, and secrets show in neither."""
 
+import copy
+import inspect
 import logging
 import os
+import pickle
 import ssl
 import subprocess
 import sys
@@ -17,9 +20,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
-from aioredis_monitored import pool_from_config
+from aioredis_monitored import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.config.env import config_from_env
-from aioredis_monitored.config.schema import RedisConfig, override, validate_arguments
+from aioredis_monitored.config.schema import OPTIONS, RedisConfig, override, validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 
 EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
@@ -422,6 +425,54 @@ def test_a_configuration_holds_the_path_of_the_password_and_not_the_password(pas
     assert SECRET not in f"{config} {config.pool_arguments()}"
 
 
+@pytest.mark.parametrize("copy", [copy.copy, copy.deepcopy])
+def test_a_copy_of_a_path_is_plain_text_without_the_password(password_file, pem, copy):
+    config = read("rediss://h", password_file=password_file, ssl_ca_certs=pem.authority)
+
+    for path in (config.password_file, config.ssl_ca_certs):
+        assert (str, path) == (type(copy(path)), copy(path))
+    assert SECRET.encode() not in pickle.dumps(config)
+
+
+def count_reads(monkeypatch):
+    """The files that are read for their certificates or their contents from now on, in order."""
+    read_files, load, read_bytes = [], ssl.SSLContext.load_verify_locations, Path.read_bytes
+
+    def loading(context, path):
+        read_files.append(path)
+        load(context, path)
+
+    def reading(path):
+        read_files.append(str(path))
+        return read_bytes(path)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loading)
+    monkeypatch.setattr(Path, "read_bytes", reading)
+    return read_files
+
+
+def test_each_file_is_read_once_for_a_pool(password_file, pem, monkeypatch):
+    paths = {"ssl_ca_certs": pem.authority, "password_file": str(password_file)}
+    read_files = count_reads(monkeypatch)
+
+    pool_from_config({"redis.url": "rediss://h"} | {f"redis.{name}": path for name, path in paths.items()})
+    assert sorted(paths.values()) == sorted(read_files)
+
+    read_files.clear()
+    MonitoredConnectionPool(connection_class=SSLConnection, **paths)
+    assert sorted(paths.values()) == sorted(read_files)
+
+
+def test_a_path_is_checked_for_what_it_is_used_as(pem, password_file):
+    config = read("rediss://h", ssl_certfile=pem.both, password_file=password_file, ssl_ca_certs=pem.authority)
+
+    with pytest.raises(ConfigurationError, match=BAD_AUTHORITIES):
+        MonitoredConnectionPool(connection_class=SSLConnection, ssl_ca_certs=config.password_file)
+    with pytest.raises(ConfigurationError, match=BAD_PASSWORD_FILE):
+        password_file.write_bytes(b"")
+        MonitoredConnectionPool(password_file=RedisConfig(password_file=str(password_file)).password_file)
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbfp", b"\xef\xbb\xbf", b"p\0", b"p\0q\n", "p".encode("utf-16")],
@@ -729,6 +780,28 @@ def test_all_arguments_that_cannot_be_used_are_told_at_once():
     assert expected == set(caught.value.problems)
     assert len(expected) == len(caught.value.problems)
     assert SECRET not in f"{caught.value} {caught.value!r}"
+
+
+def test_the_defaults_of_the_table_are_those_of_the_pool():
+    pool = MonitoredConnectionPool(connection_class=SSLConnection)
+    connection, retry = pool._template, pool.get_retry()
+    actual = {name: getattr(connection, name) for name in OPTIONS if hasattr(connection, name)}
+    actual |= {"max_connections": pool.max_connections, "timeout": pool.timeout, "protocol": connection.protocol}
+    actual |= {"multiplex": pool.multiplexer is not None, "retries": retry.get_retries()}
+    actual |= {"decode_responses": pool.decodes_replies, "ssl_ca_certs": connection.ca_certs}
+    actual |= {"ssl_cert_reqs": connection.cert_reqs, "ssl_check_hostname": connection.check_hostname}
+
+    expected = {
+        name: None if option.default is None else option.read(option.default) for name, option in OPTIONS.items()
+    }
+    assert len(actual) > 15
+    assert {name: expected[name] for name in actual} == actual
+
+
+def test_every_field_is_documented():
+    documented = inspect.getdoc(RedisConfig).partition("Attributes:\n")[2].splitlines()
+
+    assert [field.name for field in fields(RedisConfig)] == [line.strip().partition(":")[0] for line in documented]
 
 
 # --- The environment ---

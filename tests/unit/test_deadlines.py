@@ -11,15 +11,20 @@ from support.sharing import begun
 from aioredis_monitored._timeouts import DeadlineTimer
 
 
+async def run_until(deadlines, deadline, attempt):
+    with deadlines.until(deadline):
+        return await attempt
+
+
 async def test_what_is_in_time_returns_or_raises_what_it_does():
     deadlines, soon = DeadlineTimer(), asyncio.get_running_loop().time() + 60
 
     async def fail():
         raise ValueError("its own")
 
-    assert 1 == await deadlines.run_until(soon, asyncio.sleep(0, 1))
+    assert 1 == await run_until(deadlines, soon, asyncio.sleep(0, 1))
     with pytest.raises(ValueError, match="its own"):
-        await deadlines.run_until(soon, fail())
+        await run_until(deadlines, soon, fail())
     assert 0 == asyncio.current_task().cancelling()
 
 
@@ -29,7 +34,7 @@ async def test_what_is_late_is_cancelled_in_whichever_order_it_began():
 
     async def late(number, seconds):
         with pytest.raises(TimeoutError):
-            await deadlines.run_until(loop.time() + seconds, asyncio.Event().wait())
+            await run_until(deadlines, loop.time() + seconds, asyncio.Event().wait())
         ended.append(number)
         # It is no longer being cancelled.
         assert 0 == asyncio.current_task().cancelling()
@@ -41,7 +46,7 @@ async def test_what_is_late_is_cancelled_in_whichever_order_it_began():
 
 async def test_a_cancellation_of_anothers_is_one():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
-    (task,) = await begun(deadlines.run_until(loop.time() + 60, asyncio.Event().wait()))
+    (task,) = await begun(run_until(deadlines, loop.time() + 60, asyncio.Event().wait()))
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
@@ -53,7 +58,7 @@ async def test_a_cancellation_of_anothers_is_one():
             # Until it is late too.
             await asyncio.Event().wait()
 
-    (task,) = await begun(deadlines.run_until(loop.time() + 0.01, slowly()))
+    (task,) = await begun(run_until(deadlines, loop.time() + 0.01, slowly()))
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()
@@ -67,7 +72,7 @@ async def test_what_ends_well_although_it_was_late_returns_and_leaves_no_cancell
             await asyncio.Event().wait()
         return 1
 
-    assert 1 == await deadlines.run_until(loop.time(), stubborn())
+    assert 1 == await run_until(deadlines, loop.time(), stubborn())
     assert 0 == asyncio.current_task().cancelling()
 
 
@@ -76,7 +81,7 @@ async def test_what_came_while_the_event_loop_was_busy_is_in_time():
     near, far = socket.socketpair()
     with far:
         reader, writer = await asyncio.open_connection(sock=near)
-        (task,) = await begun(deadlines.run_until(loop.time() + 2, reader.readexactly(2_000_000)))
+        (task,) = await begun(run_until(deadlines, loop.time() + 2, reader.readexactly(2_000_000)))
         with ThreadPoolExecutor() as executor:
             sending = executor.submit(far.sendall, b"x" * 2_000_000)
             time.sleep(4)  # noqa: ASYNC251 - that is the point
@@ -89,7 +94,7 @@ async def test_what_came_while_the_event_loop_was_busy_is_in_time():
 
 async def test_what_was_put_off_is_late_although_the_event_loop_is_busy_again():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
-    tasks = await begun(*(deadlines.run_until(loop.time() + 0.1, asyncio.Event().wait()) for _ in range(2)))
+    tasks = await begun(*(run_until(deadlines, loop.time() + 0.1, asyncio.Event().wait()) for _ in range(2)))
     async with asyncio.timeout(15):
         while not all(task.done() for task in tasks):
             time.sleep(0.15)  # noqa: ASYNC251 - that is the point
@@ -103,10 +108,10 @@ def test_they_are_kept_in_the_next_event_loop_too():
 
     async def late(seconds):
         with pytest.raises(TimeoutError):
-            await deadlines.run_until(asyncio.get_running_loop().time() + seconds, asyncio.Event().wait())
+            await run_until(deadlines, asyncio.get_running_loop().time() + seconds, asyncio.Event().wait())
 
     async def in_time():
-        await deadlines.run_until(asyncio.get_running_loop().time() + 60, asyncio.sleep(0))
+        await run_until(deadlines, asyncio.get_running_loop().time() + 60, asyncio.sleep(0))
 
     for _ in range(2):
         asyncio.run(in_time())

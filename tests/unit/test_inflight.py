@@ -231,14 +231,14 @@ test_replies_go_to_whom_they_belong_whatever_happens = AnyOrder.TestCase
 
 def test_a_reply_that_nobody_is_owed_is_an_error(loop):
     owes = InFlight(TIMEOUT)
-    with pytest.raises(LookupError, match="nobody asked for"):
+    with pytest.raises(LookupError, match="belongs to no call"):
         owes.dispatch(parser(b"x"), 0.0)
     written, unwritten = reply_of(loop), reply_of(loop)
     owes.add(written)
     owes.write(1, 0.0)
     owes.add(unwritten)
 
-    with pytest.raises(LookupError, match="nobody asked for"):
+    with pytest.raises(LookupError, match="belongs to no call"):
         owes.dispatch(parser(b"mine", b"x"), 0.0)
 
     assert (b"mine", False) == (written.result(), unwritten.done())

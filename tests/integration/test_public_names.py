@@ -1,0 +1,35 @@
+"""What ``dir`` shows of a client and of a pool: redis-py's names, and those of this package that are public."""
+
+import redis.asyncio
+
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+
+
+def added_names(ours, theirs):
+    return {name for name in set(dir(ours)) - set(dir(theirs)) if not name.startswith("__")}
+
+
+async def test_client_adds_public_names_and_its_executor_alone(server):
+    async with MonitoredRedisConnection.from_url(server.url) as client, redis.asyncio.Redis() as plain:
+        assert {"context_name", "in_context", "server_span", "_executor"} == added_names(client, plain)
+
+
+async def test_pinned_client_adds_no_other_name(client):
+    async with client.client() as pinned:
+        assert dir(pinned) == dir(client)
+
+
+# What clients and the shared connection need of the pool, which is the only one for all of them.
+OF_THE_POOL = {
+    *("name", "telemetry", "stats", "ping", "get_retry", "retry_policy", "multiplexer"),
+    *("acquire", "reconnect", "is_acquired", "was_reconnected", "discard_on_release", "will_discard", "is_connected"),
+    *("check_open", "bind_event_loop", "closed_error", "background_tasks"),
+    *("decodes_replies", "decode_reply", "is_decodable", "write_pending", "retire_connections"),
+    *("acquire_fresh", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
+}
+
+
+def test_pool_adds_what_clients_and_the_shared_connection_need_alone():
+    added = added_names(MonitoredConnectionPool(), redis.asyncio.BlockingConnectionPool())
+
+    assert {name for name in added if not name.startswith("_")} == OF_THE_POOL
