@@ -102,7 +102,7 @@ def typing(session: nox.Session) -> None:
     install(session, ["-e", ".[demo]"], "typing")
     # What the documents' examples import.
     session.install(
-        *tests_requirements("aiohttp", "fastapi", "litestar", "opentelemetry-instrumentation-redis", "pytest")
+        *tests_requirements("aiohttp", "fastapi", "httpx2", "litestar", "opentelemetry-instrumentation-redis", "pytest")
     )
     examples = Path(session.create_tmp()).resolve() / "examples"
     shutil.rmtree(examples, ignore_errors=True)
