@@ -1,5 +1,6 @@
 """The sessions that CI and developers run; ``nox -l`` lists them."""
 
+import json
 import os
 import shutil
 import sys
@@ -35,6 +36,12 @@ nox.options.sessions = ["tests", "lint", "typing"]
 def install(session: nox.Session, package: list[str], *groups: str) -> None:
     """Install the package and the dependency groups of pyproject.toml."""
     session.install(*package, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+def tests_requirements(*names: str) -> list[str]:
+    """Return the tests' requirements with these names."""
+    requirements = map(Requirement, nox.project.dependency_groups(PYPROJECT, "tests"))
+    return [str(each) for each in requirements if each.name in names]
 
 
 def run_pytest(session: nox.Session, *arguments: str) -> None:
@@ -91,11 +98,24 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the package's types with mypy, and its public types with mypy and pyright, all strictly."""
+    """Check the package's types with mypy, and its public types and the documents' examples with mypy and pyright."""
     install(session, ["-e", ".[demo]"], "typing")
+    # The packages that the documents' examples import.
+    session.install(
+        *tests_requirements("aiohttp", "fastapi", "litestar", "opentelemetry-instrumentation-redis", "pytest")
+    )
+    examples = Path(session.create_tmp()).resolve() / "examples"
+    shutil.rmtree(examples, ignore_errors=True)
+    examples.mkdir()
+    session.run("python", "tests/support/example_modules.py", str(examples))
+    # Examples define functions that the reader's application calls.
+    strict = {"include": ["."], "typeCheckingMode": "strict", "reportUnusedFunction": False}
+    (examples / "pyrightconfig.json").write_text(json.dumps(strict), "utf-8")
     session.run("mypy")
     session.run("mypy", "tests/typing")
     session.run("pyright")
+    session.run("mypy", str(examples))
+    session.run("pyright", "--project", str(examples))
 
 
 @nox.session
@@ -113,9 +133,8 @@ def redispy_next(session: nox.Session) -> None:
     major version, and a release elsewhere must not make a commit fail: with ``-- --report``, as in CI, the failure of
     such a version is only shown.
     """
-    requirements = [Requirement(each) for each in nox.project.dependency_groups(PYPROJECT, "tests")]
-    names = {"hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "trustme"}
-    session.install("-e", ".[demo]", *(str(each) for each in requirements if each.name in names))
+    requirements = tests_requirements("hypothesis", "pytest", "pytest-asyncio", "pytest-timeout", "trustme")
+    session.install("-e", ".[demo]", *requirements)
     # Also a version that pyproject.toml does not admit; pip then prints a warning.
     session.install("--pre", "--upgrade", "redis[hiredis]")
     version = session.run(
@@ -165,6 +184,13 @@ def commands(session: nox.Session) -> None:
     """Generate the command table from the embedded server."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/command_table.py")
+
+
+@nox.session
+def stubs(session: nox.Session) -> None:
+    """Generate the types of a pipeline's commands from redis-py's signatures."""
+    session.install("-e", ".")
+    session.run("python", "tests/pipeline_stub.py")
 
 
 @nox.session

@@ -1,15 +1,14 @@
 """Timeouts that tolerate a busy event loop: data that has arrived in time counts, even if it is read late."""
 
 import asyncio
-import builtins
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import Context
 from math import inf, isinf
 from typing import Any, Final, cast
 
+from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import TimeoutError  # noqa: A004
 
 # The delay of a timer that means that the event loop was busy.
 LATE_SECONDS: Final = 0.01
@@ -29,7 +28,7 @@ async def lag_tolerant_timeout(seconds: float | None) -> AsyncIterator[asyncio.T
         The timeout; its ``expired()`` is true after it has raised.
 
     Raises:
-        builtins.TimeoutError: The block took longer.
+        TimeoutError: The block took longer.
     """
     async with asyncio.timeout(None) as timeout:
         if seconds is None:
@@ -73,10 +72,10 @@ async def reply_timeout(connection: AbstractConnection, wait: float) -> AsyncIte
     try:
         async with lag_tolerant_timeout(None if isinf(limit) else limit) as timeout:
             yield
-    except builtins.TimeoutError:
+    except TimeoutError:
         if not timeout.expired():
             raise
-        raise TimeoutError(f"no reply in {limit:g} s") from None
+        raise exceptions.TimeoutError(f"no reply in {limit:g} s") from None
     finally:
         connection.socket_timeout = socket_timeout
 
@@ -168,4 +167,4 @@ class _Deadline:
         is_late = self._timer.exit(self._task)
         # A cancellation by anything else takes precedence over the timer's.
         if is_late and isinstance(error, asyncio.CancelledError) and self._task.cancelling() <= self._cancellations:
-            raise builtins.TimeoutError from None
+            raise TimeoutError from None

@@ -1,6 +1,5 @@
 """One attempt of a call on a dedicated connection, and the loop over attempts under everything that is retried."""
 
-import builtins
 from asyncio import sleep  # as redis-py does: an application's tests replace asyncio.sleep for its own delays
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -9,14 +8,8 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    AuthenticationError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TimeoutError,  # noqa: A004
-    WatchError,
-)
+from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._commands.traits import Traits, counts_connection_writes
 from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded, is_protocol_error
@@ -75,7 +68,7 @@ async def dedicated_attempt(
         raise
     except RedisError as error:
         raise AttemptFailed(error, written=is_acquired) from error
-    except builtins.TimeoutError:
+    except TimeoutError:
         if not limit.expired():
             # Raised by a response callback of a pipeline.
             raise
@@ -217,7 +210,7 @@ async def retry_failed(
     except DeadlineExceeded as late:
         if late.written and not traits.retry_safe:
             # The error of the attempt before would deny what this one may have done.
-            raise TimeoutError(f"no reply in {call.bound} s") from call.failure.error
+            raise RedisTimeoutError(f"no reply in {call.bound} s") from call.failure.error
         if not (late.written or pool.is_connected()):
             pool.retry_policy.server_unreachable = True
     except AttemptFailed:

@@ -5,7 +5,6 @@ cancelled meanwhile leaves within ``SETTLE_SECONDS``: until then, what the serve
 """
 
 import asyncio
-import builtins
 from asyncio import sleep  # see attempts
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
@@ -17,19 +16,15 @@ from typing import Any, Final, Protocol
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    ConnectionError,  # noqa: A004
-    OutOfMemoryError,
-    RedisError,
-    ResponseError,
-    TimeoutError,  # noqa: A004
-)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._cancellation import run_to_completion, shielded, wait_shielded
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import make_safe_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
@@ -110,10 +105,10 @@ def spare_channel_of(pool: ConnectionPool) -> SideChannel:
 
 async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -> Any:
     # redis-py's way to make it, not our pool's: an exhausted pool could give none.
-    connection = with_safe_send(ConnectionPool.make_connection(pool))  # type: ignore[no-untyped-call]
+    connection = make_safe_connection(pool)
     connection.socket_timeout = connection.socket_connect_timeout = SETTLE_SECONDS
     try:
-        await connection.connect()
+        await connect(connection)
         await connection.send_command(*args)
         return await connection.read_response()
     except (RedisError, OSError) as error:
@@ -324,12 +319,12 @@ class _BlockingFetch:
                 await self._read_replies()
         except asyncio.CancelledError:
             self._begin_to_settle()
-            with suppress(builtins.TimeoutError):
+            with suppress(TimeoutError):
                 # Settling ends before that; otherwise the connection is closed.
                 await run_to_completion(partial(self._settle, parse), 3 * SETTLE_SECONDS)
             raise
-        except builtins.TimeoutError:
-            raise TimeoutError(f"no reply in {limit:.3g} s") from None
+        except TimeoutError:
+            raise RedisTimeoutError(f"no reply in {limit:.3g} s") from None
         _, *replies = self._replies
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         found = parse(_without_errors(replies))
@@ -345,7 +340,7 @@ class _BlockingFetch:
         self._owed, self._replies = len(commands), []
         if not connection.is_connected:
             # redis-py would reconnect.
-            raise ConnectionError("Connection closed.")
+            raise RedisConnectionError("Connection closed.")
         await connection.send_packed_command(connection.pack_commands(commands), check_health=False)
 
     async def _read_replies(self) -> None:
@@ -398,7 +393,7 @@ class _BlockingFetch:
 
     async def _restore(self, found: Any) -> None:
         for command in self._fetch.restore_commands(found):
-            with suppress(RedisError, asyncio.CancelledError, builtins.TimeoutError):
+            with suppress(RedisError, asyncio.CancelledError, TimeoutError):
                 async with self._settle_timeout(inf):
                     await self._send(command)
             while self._owed and self._may_settle():
@@ -415,7 +410,7 @@ class _BlockingFetch:
             with shielded():
                 async with self._settle_timeout(seconds):
                     await self._read_replies()
-        except (asyncio.CancelledError, builtins.TimeoutError):
+        except (asyncio.CancelledError, TimeoutError):
             return True
         except RedisError:
             return False

@@ -11,11 +11,9 @@ from typing import Any, Final, cast
 
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import (
-    ConnectionError,  # noqa: A004
-    ReadOnlyError,
-    TimeoutError,  # noqa: A004
-)
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ReadOnlyError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import counts_connection_writes, traits_of
@@ -139,7 +137,7 @@ class PinnedConnection:
         try:
             yield
         except Exception as error:
-            is_disconnected = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
+            is_disconnected = isinstance(error, RedisConnectionError | RedisTimeoutError) and not is_error_reply(error)
             # Or redis-py was about to write, and the connection has no writer any more.
             if is_disconnected or (isinstance(error, AttributeError) and error.obj is None):
                 self.check_open(closings)

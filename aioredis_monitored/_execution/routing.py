@@ -213,7 +213,7 @@ class CommandExecutor:
         acquired = dedicated_connection(pool, observer)
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
-                # Under a name that has no callback: what a callback raises is neither the server's nor the connection's.
+                # Under a name without a callback: a callback's error is neither the server's nor the connection's.
                 reply = await send_on(caller, None, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:
@@ -244,8 +244,10 @@ class CommandExecutor:
             observer,
         )
 
-    async def execute_part(self, caller: Redis, observer: Observer | None, *args: Any, **options: Any) -> Any:
-        """Execute one command that is part of an operation, without a record of its own.
+    def execute_part(
+        self, caller: Redis, observer: Observer | None, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Execute one command that is part of an operation, without a record of its own; return its reply.
 
         Args:
             caller: The client.
@@ -254,8 +256,8 @@ class CommandExecutor:
             options: Those of ``execute_command``.
         """
         if self.shared_pool is None:
-            return await self.execute_dedicated(caller, args, options, observer)
-        return await self.execute(caller, self.shared_pool, args, options, observer)
+            return self.execute_dedicated(caller, args, options, observer)
+        return self.execute(caller, self.shared_pool, args, options, observer)
 
     async def connect(self, caller: Redis) -> None:
         """Acquire the connection that the client keeps to."""
@@ -280,7 +282,7 @@ class CommandExecutor:
             call: Is given the operation, or ``None`` if nothing records it.
         """
         operation = start_operation(self.recorder, args, self.server_span, self.request)
-        return await observe_call(operation, call(operation), self.recorder, EXECUTE_COMMAND, caller, *args, **options)
+        return await self._observe(operation, call(operation), caller, args, options)
 
     async def execute_messaging(
         self,
@@ -303,7 +305,20 @@ class CommandExecutor:
         operation = None
         if recorder.is_enabled():
             operation = MessagingOperation(recorder, spec, args, self.server_span, self.request)
-        return await observe_call(operation, call(operation), recorder, EXECUTE_COMMAND, caller, *args)
+        return await self._observe(operation, call(operation), caller, args, {})
+
+    def _observe(
+        self,
+        operation: Operation | None,
+        call: Coroutine[Any, Any, T],
+        caller: Redis,
+        args: Sequence[Any],
+        options: dict[str, Any],
+    ) -> Coroutine[Any, Any, T]:
+        # As in the client's execute_command: what others do beside us costs nothing where they do nothing.
+        if not self.recorder.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
+            return observe_call(operation, call, self.recorder, EXECUTE_COMMAND, caller, *args, **options)
+        return call if operation is None else operation.observe(call)
 
     def new_operation(self, spec: CallSpec, args: Sequence[Any]) -> Operation:
         """Return the record of what takes several calls, which begins now.

@@ -13,7 +13,9 @@ from typing import Final, Protocol, cast
 import hiredis
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.auth.token import TokenInterface
-from redis.exceptions import ConnectionError, InvalidResponse, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import InvalidResponse
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer.futures import CallFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
@@ -37,22 +39,22 @@ class ConnectionOwner(Protocol):
     """Learns of a connection's events, and queues the calls that it returns unwritten."""
 
     def on_full(self) -> None:
-        """The connection has no room for further calls."""
+        """React to a connection that has no room for further calls."""
 
     def on_room(self) -> None:
-        """Replies were read, which make room for further calls."""
+        """React to replies that make room for further calls."""
 
     def on_large_reply(self, call: CallFuture) -> None:
-        """The reply to this call was so large that others had to wait for it."""
+        """React to a reply so large that other calls had to wait for it."""
 
     def on_lag(self, seconds: float) -> bool:
         """Callers resumed this long after their replies were read; return whether this is still measured."""
 
     def on_retired(self, connection: "MultiplexedConnection") -> None:
-        """The connection accepts no further calls, and may still be owed replies."""
+        """React to a connection that accepts no further calls, and may still be owed replies."""
 
     def on_closed(self, connection: "MultiplexedConnection", unwritten: Sequence[CallFuture]) -> None:
-        """The socket is closed, and these calls were not written to it."""
+        """React to a closed socket, to which these calls were not written."""
 
 
 class MultiplexedConnection(asyncio.BufferedProtocol):
@@ -138,7 +140,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if self._transport.is_closing():
             # The pool's connections were closed, for example.
             self._drain_socket()
-            self.close(lambda: ConnectionError("Connection closed."))
+            self.close(lambda: RedisConnectionError("Connection closed."))
             return
         inflight = self.inflight
         now = perf_counter()
@@ -148,7 +150,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
                 return
             if not self._attributes.is_between_replies():
                 text = f"Error while reading from {self._address()} : a part of a reply that belongs to no call"
-                self.close(lambda: ConnectionError(text))
+                self.close(lambda: RedisConnectionError(text))
                 return
         self._flushing = False
         self._ticks_waited = 0
@@ -187,7 +189,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         if reply.result() == b"PONG":
             self._flush(is_checked=True)
         else:
-            self.close(lambda: ConnectionError("Bad response from PING health check"))
+            self.close(lambda: RedisConnectionError("Bad response from PING health check"))
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls, and retire if the server refuses them."""
@@ -208,7 +210,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
 
     # Reading: what asyncio calls.
 
-    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002 - asyncio's signature
+    def get_buffer(self, _sizehint: int) -> bytearray:
         """Return the buffer for the next bytes."""
         return self._buffer
 
@@ -231,7 +233,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - after any error, no later reply can be trusted
             text = f"Error while reading from {self._address()} : {error!r}"
             inflight.protocol_error = None
-            self.close(lambda: ConnectionError(text))
+            self.close(lambda: RedisConnectionError(text))
             return
         finally:
             if inflight.completed:
@@ -251,13 +253,13 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> None:
         """Close: the server has closed the connection."""
-        self.close(lambda: ConnectionError("Connection closed by server."))
+        self.close(lambda: RedisConnectionError("Connection closed by server."))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Close: the socket is closed."""
         self._drain_socket()
         reason = f"Error while reading from {self._address()} : {exc}" if exc else "Connection closed by server."
-        self.close(lambda: ConnectionError(reason))
+        self.close(lambda: RedisConnectionError(reason))
         # redis-py waits for it.
         self._stream_protocol.connection_lost(exc)
         if not self.closed.done():
@@ -308,7 +310,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self._deferred_at = -inf
         text = f"Timeout reading from {self._address()}"
         for call in overdue:
-            self.inflight.fail(call, TimeoutError(text))
+            self.inflight.fail(call, RedisTimeoutError(text))
         self._notify(perf_counter())
         if self.inflight.is_stalled(now):
             self.retire()
@@ -357,7 +359,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
     def _close_if_unawaited(self) -> None:
         self._close_scheduled = False
         if not self.inflight.has_waiters(perf_counter()):
-            self.close(lambda: ConnectionError("Connection retired."))
+            self.close(lambda: RedisConnectionError("Connection retired."))
 
     def close(self, error: Callable[[], Exception]) -> None:
         """Close the socket now, and fail the written calls, each with an error of its own."""

@@ -1,12 +1,11 @@
 """The futures that callers of the shared connection await, what replaces a missing reply, and what cancelling does."""
 
 import asyncio
-import builtins
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Protocol, TypeAlias
 
-from redis.exceptions import TimeoutError  # noqa: A004
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import Peer
 from aioredis_monitored._timeouts import lag_tolerant_timeout
@@ -32,7 +31,7 @@ class DeadlineExceeded(AttemptFailed):
     """The deadline over all attempts ended this one."""
 
     def __init__(self, *, written: bool) -> None:
-        super().__init__(TimeoutError("no reply in time"), written=written)
+        super().__init__(RedisTimeoutError("no reply in time"), written=written)
 
 
 class ReplyObserver(Protocol):
@@ -101,7 +100,7 @@ class _ReplyFuture(asyncio.Future[Any]):
             if not self.cancelled() and not isinstance(self.result(), AttemptFailed):
                 self.deliver_orphan(self.result())
             raise
-        except builtins.TimeoutError:
+        except TimeoutError:
             return DeadlineExceeded(written=not self.is_queued) if self.cancelled() else self.result()
 
     def deliver_orphan(self, reply: Any) -> None:

@@ -7,7 +7,8 @@ from math import inf
 from typing import Any, Final
 
 import hiredis
-from redis.exceptions import ConnectionError, ResponseError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, CallFuture, CommandFuture, ReplyObserver
@@ -100,7 +101,7 @@ class InFlight:
             kind = reply.__class__
             if kind is hiredis.PushNotification:
                 continue
-            if kind is list and reply and isinstance(reply[0], ConnectionError):
+            if kind is list and reply and isinstance(reply[0], RedisConnectionError):
                 # As redis-py's parser does.
                 reply = reply[0]
             if completed == owed:

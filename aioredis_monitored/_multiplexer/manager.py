@@ -13,7 +13,7 @@ from weakref import ref
 
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
-from redis.exceptions import ConnectionError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer.connection import MultiplexedConnection
 from aioredis_monitored._multiplexer.futures import AttemptFailed, CallFuture
@@ -352,7 +352,7 @@ class ConnectionManager:
                 async with lag_tolerant_timeout(max(timeouts, default=_DRAIN_SECONDS)):
                     await asyncio.wait(closing)
         for connection in connections:
-            connection.close(lambda: ConnectionError("closed before the reply came"))
+            connection.close(lambda: RedisConnectionError("closed before the reply came"))
         if connections:
             await asyncio.wait([connection.closed for connection in connections], timeout=_TLS_CLOSE_SECONDS)
         for connection in connections:

@@ -1,7 +1,6 @@
 """Packs calls, and sends each on the shared connection for it: main, bulk for large values, or that for retries."""
 
 import asyncio
-import builtins
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -174,7 +173,7 @@ class Multiplexer:
             # By the clock alone: no attempt may begin after the deadline.
             async with asyncio.timeout(seconds):
                 await self._isolation.acquire()
-        except builtins.TimeoutError:
+        except TimeoutError:
             raise DeadlineExceeded(written=False) from None
         try:
             yield None if seconds is None else seconds - (monotonic() - began)
@@ -194,9 +193,11 @@ class Multiplexer:
         # a memoryview that is not contiguous.
         if args[0] in self._packed_by_hiredis and memoryview not in map(type, args):
             try:
-                return hiredis.pack_command(args)  # type: ignore[no-any-return]
+                packed: bytes = hiredis.pack_command(args)
             except TypeError:
                 pass  # redis-py accepts more types, and rejects others with its own error
+            else:
+                return packed
         # redis-py counts the items of a memoryview, and would announce fewer bytes than it sends.
         views = (argument.tobytes() if isinstance(argument, memoryview) else argument for argument in args)
         return b"".join(self._packer.pack_command(*views))

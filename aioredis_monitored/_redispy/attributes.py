@@ -159,7 +159,7 @@ class AttributeFreeParser(_AsyncHiredisParser):
 
     def on_connect(self, connection: AbstractConnection) -> None:
         """Prepare for reading from a connection."""
-        super().on_connect(connection)  # type: ignore[no-untyped-call]
+        super().on_connect(connection)  # type: ignore[no-untyped-call]  # redis-py declares no types
         self._reader: Any = AttributeFilter(self._reader, NOT_ENOUGH_DATA)
 
     def is_between_replies(self) -> bool:

@@ -2,7 +2,6 @@
 # mypy: disallow-untyped-calls=False
 
 import asyncio
-import builtins
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, TypeVar, cast
@@ -10,7 +9,9 @@ from typing import Any, TypeVar, cast
 from redis._parsers import Encoder
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection, DefaultParser
-from redis.exceptions import ConnectionError, RedisError, TimeoutError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import has_socket, is_closed_transport_error, parser_of
 
@@ -56,10 +57,10 @@ class SafeConnection(AbstractConnection):
         except BaseException as error:
             # A part of the command may be written.
             await self.disconnect(nowait=True)
-            if isinstance(error, builtins.TimeoutError):
-                raise TimeoutError("Timeout writing to socket") from None
+            if isinstance(error, TimeoutError):
+                raise RedisTimeoutError("Timeout writing to socket") from None
             if isinstance(error, OSError) or is_closed_transport_error(error):
-                raise ConnectionError(f"Error while writing to socket: {error}") from error
+                raise RedisConnectionError(f"Error while writing to socket: {error}") from error
             raise
 
 

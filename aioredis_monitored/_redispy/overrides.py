@@ -5,14 +5,14 @@
 Calls for which this package only needs types are ``methodcaller``s: unlike a function, they add no Python call to those
 of each command.
 """
+# ruff: noqa: ASYNC109, SLF001 - what stands here is private to redis-py, or has its signature
 # mypy: disallow-untyped-calls=False
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from operator import methodcaller
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, Self, overload
 
-from redis._parsers import Encoder
 from redis._parsers.helpers import bool_ok, parse_set_result
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 from redis.asyncio.client import Monitor, Pipeline, PubSub
@@ -23,18 +23,18 @@ from redis.event import AsyncAfterConnectionReleasedEvent
 from redis.himport import parse_himport_set_args
 from redis.observability.attributes import PubSubDirection
 from redis.observability.recorder import record_pubsub_message
-from redis.typing import EncodableT
+from redis.typing import ChannelT, EncodableT, KeysT, KeyT, PatternT
 
 __all__ = [
     "EMPTY_RESPONSE",
     "NEVER_DECODE",
-    "Encoder",
     "PubSubDirection",
     "TypedLock",
     "TypedMonitor",
     "TypedPipeline",
     "TypedPool",
     "TypedPubSub",
+    "TypedRedis",
     "announce_release",
     "bool_ok",
     "check_health",
@@ -92,7 +92,7 @@ def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Co
     Raises:
         redis.exceptions.RedisError: The server refuses them, or cannot be reached.
     """
-    dispatcher: Any = pool._event_dispatcher  # noqa: SLF001 - a pool's release() dispatches it there
+    dispatcher: Any = pool._event_dispatcher
     sending: Coroutine[Any, Any, None] = dispatcher.dispatch_async(AsyncAfterConnectionReleasedEvent(connection))
     return sending
 
@@ -111,7 +111,7 @@ parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himpo
 
 
 def execute_command(client: Redis, *args: Any, **options: Any) -> Coroutine[Any, Any, Any]:
-    """Run one command of any client, and return its parsed reply."""
+    """Run one command on any client and return its parsed reply."""
     return client.execute_command(*args, **options)
 
 
@@ -122,7 +122,7 @@ def send_and_parse(
     args: Sequence[Any],
     options: Mapping[str, Any],
 ) -> Coroutine[Any, Any, Any]:
-    """Send one command of a client or pipeline on a connection, and return its parsed reply: one attempt.
+    """Make one attempt: send a command on a connection, and return its reply as the client or pipeline parses it.
 
     Args:
         client: The client or pipeline.
@@ -131,24 +131,28 @@ def send_and_parse(
         args: The command.
         options: Those of ``parse_response``.
     """
-    return client._send_command_parse_response(connection, command_name, *args, **options)  # noqa: SLF001 - the public way retries
+    return client._send_command_parse_response(connection, command_name, *args, **options)
 
 
 def close_after_failure(client: Redis) -> Callable[..., Coroutine[Any, Any, None]]:
     """Return what redis-py calls with the connection and the error after a failed attempt, which disconnects it."""
-    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection  # noqa: SLF001 - its retry policy calls it
+    close: Callable[..., Coroutine[Any, Any, None]] = client._close_connection
     return close
 
 
 def single_connection_lock(client: Redis) -> asyncio.Lock:
     """Return the lock under which a client that keeps to one connection uses it."""
-    lock: asyncio.Lock = client._single_conn_lock  # noqa: SLF001 - redis-py's own calls take it as well
+    lock: asyncio.Lock = client._single_conn_lock
     return lock
 
 
 # Types for what subclasses override and call with super(): at run time, these are redis-py's own classes.
 
 if TYPE_CHECKING:
+    from redis.asyncio.client import AsyncPubsubWorkerExceptionHandler, PubsubWorkerExceptionHandler
+    from typing_extensions import TypeVar
+
+    _ScoreT = TypeVar("_ScoreT", default=float)
 
     class TypedPool(BlockingConnectionPool):
         """redis-py's blocking pool."""
@@ -157,8 +161,58 @@ if TYPE_CHECKING:
 
         def get_available_connection(self) -> AbstractConnection: ...
 
+    class TypedRedis(Redis):
+        """redis-py's client, whose iterators do not say what they yield."""
+
+        def scan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self, match: PatternT | None = None, count: int | None = None, _type: str | None = None, **kwargs: Any
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        def sscan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        def zscan_iter(  # type: ignore[override]  # redis-py's own bases disagree
+            self,
+            name: KeyT,
+            match: PatternT | None = None,
+            count: int | None = None,
+            score_cast_func: Callable[[Any], _ScoreT] = ...,
+        ) -> AsyncGenerator[tuple[bytes | str, _ScoreT] | list[bytes | str | _ScoreT]]: ...
+
+        @overload  # type: ignore[override]  # redis-py's own bases disagree
+        def hscan_iter(
+            self,
+            name: KeyT,
+            match: PatternT | None = None,
+            count: int | None = None,
+            no_values: Literal[False] | None = None,
+        ) -> AsyncGenerator[tuple[bytes | str, bytes | str]]: ...
+
+        @overload
+        def hscan_iter(
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None, *, no_values: Literal[True]
+        ) -> AsyncGenerator[bytes | str]: ...
+
+        @overload
+        def hscan_iter(
+            self, name: KeyT, match: PatternT | None = None, count: int | None = None, no_values: bool | None = None
+        ) -> AsyncGenerator[tuple[bytes | str, bytes | str]] | AsyncGenerator[bytes | str]: ...
+
+        def hscan_iter(self, *args: Any, **kwargs: Any) -> Any: ...
+
     class TypedPipeline(Pipeline):
         """redis-py's pipeline, whose batches run on any object that packs, sends and reads as a connection does."""
+
+        def __len__(self) -> int: ...
+
+        def multi(self) -> None: ...
+
+        async def watch(self, *names: KeyT) -> bool: ...  # type: ignore[override]  # redis-py's own bases disagree
+
+        async def unwatch(self) -> bool: ...  # type: ignore[override]  # redis-py's own bases disagree
+
+        async def discard(self) -> None: ...
 
         async def reset(self) -> None: ...  # type: ignore[override]  # redis-py's own bases disagree
 
@@ -183,6 +237,37 @@ if TYPE_CHECKING:
 
         async def handle_message(self, response: Any, ignore_subscribe_messages: bool = False) -> Any: ...
 
+        async def __aenter__(self) -> Self: ...
+
+        async def __aexit__(self, *raised: object) -> None: ...
+
+        @property
+        def subscribed(self) -> bool: ...
+
+        def unsubscribe(self, *args: KeysT) -> Awaitable[None]: ...
+
+        def punsubscribe(self, *args: ChannelT) -> Awaitable[None]: ...
+
+        def sunsubscribe(self, *args: KeysT, target_node: Any = None) -> Awaitable[None]: ...
+
+        def ping(self, message: EncodableT | None = None) -> Awaitable[bool]: ...
+
+        def listen(self) -> AsyncGenerator[dict[str, Any]]: ...
+
+        async def get_message(
+            self,
+            ignore_subscribe_messages: bool = False,
+            timeout: float | None = 0.0,
+        ) -> dict[str, Any] | None: ...
+
+        async def run(
+            self,
+            *,
+            exception_handler: PubsubWorkerExceptionHandler | AsyncPubsubWorkerExceptionHandler | None = None,
+            poll_timeout: float = 1.0,
+            pubsub: PubSub | None = None,
+        ) -> None: ...
+
     class TypedMonitor(Monitor):
         """redis-py's monitor."""
 
@@ -198,6 +283,7 @@ if TYPE_CHECKING:
 
 else:
     TypedPool = BlockingConnectionPool
+    TypedRedis = Redis
     TypedPipeline = Pipeline
     TypedPubSub = PubSub
     TypedMonitor = Monitor

@@ -351,6 +351,7 @@ class Instruments:
 
     Attributes:
         operation_duration: As all others, an instrument of the table ``INSTRUMENTS``.
+        pools: The pools, by their ids.
     """
 
     operation_duration: Histogram
@@ -375,7 +376,7 @@ class Instruments:
 
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = ref(provider)
-        self._pools: dict[int, ref[MeasuredPool]] = {}
+        self.pools: dict[int, ref[MeasuredPool]] = {}
         meter = provider.get_meter(SCOPE, __version__, semconv.SCHEMA_URL)
         for row in INSTRUMENTS:
             setattr(self, row.attribute, _instrument(meter, row))
@@ -398,7 +399,7 @@ class Instruments:
         is_global = self._provider() is metrics.get_meter_provider()
         for instruments in {self, *_of_the_global_provider} if is_global else {self}:
             # A copy, in one step: pools come and go in other threads.
-            for reference in list(instruments._pools.values()):  # noqa: SLF001 - of its own class
+            for reference in list(instruments.pools.values()):
                 pool = reference()
                 if pool is not None:
                     yield pool
@@ -406,11 +407,11 @@ class Instruments:
     def add_pool(self, pool: MeasuredPool) -> None:
         """Let the gauges read a pool until it is removed or garbage collected."""
         key = id(pool)
-        self._pools[key] = ref(pool, lambda _: self._pools.pop(key, None))
+        self.pools[key] = ref(pool, lambda _: self.pools.pop(key, None))
 
     def remove_pool(self, pool: MeasuredPool) -> None:
         """Let the gauges read the pool no more."""
-        self._pools.pop(id(pool), None)
+        self.pools.pop(id(pool), None)
 
 
 def _instrument(meter: Meter, row: Instrument) -> Counter | Histogram:

@@ -13,7 +13,7 @@ from opentelemetry.trace import Link, Span, Status, StatusCode
 
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.context import AttachedContext, is_suppressed
-from aioredis_monitored._telemetry.guard import guarded, log_error
+from aioredis_monitored._telemetry.guard import guarded
 from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
@@ -208,7 +208,7 @@ class MessagingOperation(Operation):
         recorder, messaging, instruments = self._recorder, self._messaging, self._recorder.instruments
         if not recorder.metrics_enabled or is_suppressed(context.get_current()):
             return
-        try:
+        with guarded:
             points = recorder.message_attributes(messaging)
             if self._failure is not None:
                 points = points | {semconv.ERROR_TYPE: self._failure.error_type}
@@ -217,5 +217,3 @@ class MessagingOperation(Operation):
                 instruments.sent_messages.add(self._count, points)
             elif self._count and messaging.operation_type == semconv.OPERATION_TYPE_RECEIVE:
                 instruments.consumed_messages.add(self._count, points)
-        except BaseException as error:  # noqa: BLE001 - see log_error
-            log_error(error)

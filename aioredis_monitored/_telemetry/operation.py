@@ -323,7 +323,7 @@ class NestedCall:
         """Set the connection of the operation."""
         self._parent.set_connection(connection)
 
-    def on_reply(self, reply: object, now: float, peer: Peer | None) -> None:  # noqa: ARG002 - Operation's signature
+    def on_reply(self, _reply: object, _now: float, peer: Peer | None) -> None:
         """Set the server of the operation."""
         self._parent.merge(self._parent.spec, 0.0, 0.0, 0.0, peer)
 

@@ -7,9 +7,9 @@ from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
 from opentelemetry.trace import SpanKind
+from redis import exceptions
 from redis.asyncio import Connection, ConnectionPool, UnixDomainSocketConnection
 from redis.asyncio.sentinel import SentinelConnectionPool
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
 
 from aioredis_monitored._commands.table import (
     MAX_WORD_LENGTH,
@@ -442,9 +442,9 @@ def failure_of(error: BaseException) -> Failure | None:
     A cancellation has a type but is no error. A ``WatchError`` is the normal outcome of a lost race in optimistic
     locking, unless redis-py raises it in place of a broken connection's error.
     """
-    if isinstance(error, WatchError):
+    if isinstance(error, exceptions.WatchError):
         broken = cause_of(error)
-        return failure_of(broken) if isinstance(broken, ConnectionError | TimeoutError) else None
+        return failure_of(broken) if isinstance(broken, exceptions.ConnectionError | exceptions.TimeoutError) else None
     code = _status_code(error)
     cls = type(error)
     name = cls.__qualname__ if cls.__module__ == "builtins" else f"{cls.__module__}.{cls.__qualname__}"
@@ -453,8 +453,8 @@ def failure_of(error: BaseException) -> Failure | None:
 
 def _status_code(error: BaseException) -> str | None:
     # An application's error class may not call its base's constructor, or have an attribute of this name.
-    code = getattr(error, "status_code", None) if isinstance(error, RedisError) else None
-    if code is None and isinstance(error, ResponseError) and error.args:
+    code = getattr(error, "status_code", None) if isinstance(error, exceptions.RedisError) else None
+    if code is None and isinstance(error, exceptions.ResponseError) and error.args:
         # redis-py removes the prefixes that it has a class for; the text begins with all others.
         code = error.args[0]
     match = _ERROR_PREFIX.match(code) if isinstance(code, str) else None

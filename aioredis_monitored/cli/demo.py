@@ -83,7 +83,7 @@ class _Termination:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _terminate(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of signal handlers
+    def _terminate(self, _number: int, _frame: FrameType | None) -> None:
         if self.task is None:
             raise KeyboardInterrupt
         self.task.get_loop().call_soon_threadsafe(self.task.cancel)

@@ -5,7 +5,7 @@ import copy
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, signature
 from types import TracebackType
-from typing import Any, Self, overload
+from typing import Any, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
@@ -21,6 +21,7 @@ from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._commands.traits import blocking_timeout
 from aioredis_monitored._execution.fetch import FETCH
 from aioredis_monitored._execution.routing import CommandExecutor, require_executor
+from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.operation import observe_call, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
@@ -40,10 +41,12 @@ _PARAMETERS = signature(Redis.__init__).parameters
 _TCP_ARGUMENTS = frozenset(signature(Connection).parameters)
 _SSL_ARGUMENTS = frozenset(signature(SSLConnection).parameters)
 
+_ValueT = TypeVar("_ValueT")
+
 _plain_recorders: WeakKeyDictionary[ConnectionPool, PoolRecorder] = WeakKeyDictionary()
 
 
-class MonitoredRedisConnection(Redis):
+class MonitoredRedisConnection(TypedRedis):
     """A ``redis.asyncio.Redis`` that records what it does; a light handle on a pool.
 
     Args:
@@ -318,8 +321,52 @@ class MonitoredRedisConnection(Redis):
             executor=self._executor,
         )
 
+    @overload
     async def transaction(
-        self, func: Callable[[Any], Any], *watches: KeyT, shard_hint: str | None = None, **options: Any
+        self,
+        func: Callable[[MonitoredRedisPipeline], object],
+        *watches: KeyT,
+        shard_hint: str | None = None,
+        value_from_callable: Literal[False] = False,
+        watch_delay: float | None = None,
+    ) -> list[Any]: ...
+
+    @overload
+    async def transaction(
+        self,
+        func: Callable[[MonitoredRedisPipeline], Awaitable[_ValueT]],
+        *watches: KeyT,
+        shard_hint: str | None = None,
+        value_from_callable: Literal[True],
+        watch_delay: float | None = None,
+    ) -> _ValueT: ...
+
+    @overload
+    async def transaction(
+        self,
+        func: Callable[[MonitoredRedisPipeline], _ValueT],
+        *watches: KeyT,
+        shard_hint: str | None = None,
+        value_from_callable: Literal[True],
+        watch_delay: float | None = None,
+    ) -> _ValueT: ...
+
+    @overload
+    async def transaction(
+        self,
+        func: Callable[[MonitoredRedisPipeline], object],
+        *watches: KeyT,
+        shard_hint: str | None = None,
+        value_from_callable: bool = False,
+        watch_delay: float | None = None,
+    ) -> Any: ...
+
+    async def transaction(
+        self,
+        func: Callable[[MonitoredRedisPipeline], object],
+        *watches: KeyT,
+        shard_hint: str | None = None,
+        **options: Any,
     ) -> Any:
         """Run a function on a pipeline that watches keys, again while any of them changes meanwhile, as redis-py does.
 

@@ -347,7 +347,7 @@ class _Acquisition:
         """Return the reply to the SET, after as many attempts as the pool's policy allows."""
         pool = executor.shared_pool
         if pool is not None and pool.multiplexer is not None:
-            attempt = partial(self._attempt_shared, executor, pool, client, command, operation)
+            attempt = partial(self._attempt_shared, pool, command, operation)
             return await retry(pool, traits_of(command), attempt, 0, operation)
         call = DedicatedCall([command], traits_of(command), close_after_failure(client))
         return await executor.dedicated.run(
@@ -360,9 +360,7 @@ class _Acquisition:
 
     async def _attempt_shared(
         self,
-        executor: CommandExecutor,
         pool: MonitoredConnectionPool,
-        client: Redis,
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,

@@ -3,15 +3,17 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Self, cast
+from typing import TYPE_CHECKING, Self, cast
 
-from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
 from aioredis_monitored._redispy.overrides import TypedMonitor
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
+
+if TYPE_CHECKING:
+    from redis.asyncio import Connection
 
 # MONITOR changes nothing but its connection, which is not used again if it fails.
 _MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)

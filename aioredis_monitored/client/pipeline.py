@@ -4,13 +4,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ConnectionError, RedisError, ResponseError, TimeoutError, WatchError  # noqa: A004
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
 
 from aioredis_monitored._cancellation import cleaning_up, is_being_cancelled
@@ -27,20 +29,23 @@ from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
-from aioredis_monitored._redispy.overrides import TypedPipeline
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
+
+if TYPE_CHECKING:
+    from aioredis_monitored.client.pipeline_commands import PipelineCommand
 
 # A pipeline ends its watch itself before it gives the connection back.
 _ENDED_BY_RESET = frozenset({"UNWATCH", "WATCH"})
 
 
-class MonitoredRedisPipeline(TypedPipeline):
+class MonitoredRedisPipeline(PipelineCommands):
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
     On a ``MonitoredConnectionPool``, every call raises ``WatchError`` once the connection that watches is lost, until
@@ -260,7 +265,7 @@ class MonitoredRedisPipeline(TypedPipeline):
             raise
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        except ConnectionError:
+        except RedisConnectionError:
             if self._protocol_error is None:
                 raise
             raise self._protocol_error from None
@@ -273,7 +278,7 @@ class MonitoredRedisPipeline(TypedPipeline):
         text = f"Command # {number} ({shown}) of pipeline caused error: {exception.args}"
         exception.args = (text, *exception.args[1:])
 
-    def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> Any:
+    def publish(self, channel: ChannelT, message: EncodableT, **options: Any) -> "PipelineCommand[int]":
         """Publish in the batch, as redis-py does.
 
         Raises:
@@ -346,7 +351,7 @@ async def _end_watch(connection: Connection) -> None:
         async with reply_timeout(connection, 0):
             await connection.send_command("UNWATCH")
             await connection.read_response()
-    except (ConnectionError, TimeoutError):
+    except (RedisConnectionError, RedisTimeoutError):
         await connection.disconnect(nowait=True)
 
 
@@ -373,7 +378,7 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (ConnectionError, TimeoutError) as error:
+        except (RedisConnectionError, RedisTimeoutError) as error:
             is_disconnected = kept is not None and kept is pipe.connection and not kept.is_connected
             if not (pipe.watching and is_disconnected) or is_error_reply(error):
                 raise

@@ -1,6 +1,4 @@
 # "nox -s stubs" writes this file from redis-py's signatures.
-# mypy: disable-error-code=override
-# In redis-py, each method has a second signature, for clients without asyncio, which returns the reply itself.
 # ruff: noqa: A002, PYI021, PYI030 - names and unions are redis-py's
 
 import builtins
@@ -69,6 +67,7 @@ from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 _ReplyT_co = TypeVar("_ReplyT_co", covariant=True)
 
 class PipelineCommands(TypedPipeline):
+    def execute_command(self, *args: Any, **options: Any) -> PipelineCommand[Any]: ...  # type: ignore[override]  # redis-py's own bases disagree
     def acl_cat(self, category: str | None = None, **kwargs: Any) -> PipelineCommand[list[bytes | str]]: ...
     def acl_deluser(self, *username: str, **kwargs: Any) -> PipelineCommand[int]: ...
     def acl_dryrun(self, username: str, *args: EncodableT, **kwargs: Any) -> PipelineCommand[bytes | str]: ...
@@ -920,7 +919,7 @@ class PipelineCommands(TypedPipeline):
         self, keys: KeysT, aggregate: str | None = None, withscores: bool = False
     ) -> PipelineCommand[ZSetRangeResponse]: ...
     def zintercard(self, numkeys: int, keys: list[str], limit: int = 0) -> PipelineCommand[int]: ...
-    def zinterstore(
+    def zinterstore(  # type: ignore[override]  # for redis-py, every client gets the reply itself
         self, dest: KeyT, keys: Sequence[KeyT] | Mapping[AnyKeyT, float], aggregate: str | None = None
     ) -> PipelineCommand[int]: ...
     def zlexcount(self, name: KeyT, min: EncodableT, max: EncodableT) -> PipelineCommand[int]: ...

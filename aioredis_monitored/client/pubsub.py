@@ -78,8 +78,8 @@ class MonitoredPubSub(TypedPubSub):
     reply, but is confirmed among the messages.
 
     On a ``MonitoredConnectionPool``, a lost connection is replaced and everything is subscribed again: while a message
-    is waited for, after a delay of 0.1 s that doubles with each failure in a row, to 5 s; while subscribing, as any call
-    is retried. ``get_message`` never takes longer than its ``timeout``. Messages that were published meanwhile are
+    is waited for, after a delay of 0.1 s that doubles with each failure in a row, to 5 s; while subscribing, as any
+    call is retried. ``get_message`` never takes longer than its ``timeout``. Messages that were published meanwhile are
     lost, which is logged and counted (``aioredis_monitored.pubsub.reconnects``). What waiting does not change, such as
     a closed pool, or refused credentials that no provider renews, is raised.
 

@@ -19,7 +19,7 @@ _PROTOCOLS = {2: 2, 3: 3}
 def text(value: object) -> str:
     """Read text that can be sent to a server."""
     if not isinstance(value, str):
-        raise ValueError  # noqa: TRY004 - the contract of readers
+        raise TypeError
     # A lone surrogate, for a byte that os.environ could not decode, cannot be sent; the error would quote the text.
     value.encode()
     return value

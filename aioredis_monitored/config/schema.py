@@ -47,7 +47,7 @@ class Option(NamedTuple):
         """
         try:
             return self.convert(value)
-        except (LookupError, OSError, ValueError):
+        except (LookupError, OSError, TypeError, ValueError):
             raise ValueError(f"must be {self.accepts}") from None
 
 
@@ -67,8 +67,8 @@ _ROWS: Final = (
         readers.password_file,
         "the path of a readable file that holds a password, in UTF-8 without BOM and NUL",
         None,
-        "A file that holds the password instead, and is read at every connect: UTF-8, without BOM and NUL; trailing line "
-        "ends are ignored. While it cannot be read, the last good password is used.",
+        "A file that holds the password instead, and is read at every connect: UTF-8, without BOM and NUL; trailing "
+        "line ends are ignored. While it cannot be read, the last good password is used.",
     ),
     Option("db", readers.whole_number, _WHOLE_NUMBER, "0", "The number of the database."),
     Option(

@@ -76,7 +76,7 @@ class RedisContextFactory:
         return connection
 
     @asynccontextmanager
-    async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:  # noqa: ARG002 - as frameworks call it
+    async def lifespan(self, _app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
         """Serve as the ``lifespan`` of a Starlette or FastAPI application.
 
         It sets ``request.state.redis``, under the factory's name, and closes the pool with the application.

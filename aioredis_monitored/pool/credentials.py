@@ -6,10 +6,11 @@ from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import Any, Final, TypeVar, cast
 
+from redis import exceptions
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError
 
 from aioredis_monitored._redispy.overrides import connect_socket
 from aioredis_monitored.config.readers import PasswordPath
@@ -119,13 +120,15 @@ async def _get_credentials(provider: CredentialProvider) -> Any:
         return await provider.get_credentials_async()
     except OSError as error:
         # Its text may quote secrets.
-        raise ConnectionError(f"the credential_provider gave no credentials: {type(error).__qualname__}") from error
+        raise exceptions.ConnectionError(
+            f"the credential_provider gave no credentials: {type(error).__qualname__}"
+        ) from error
     except asyncio.CancelledError as error:
         # A refresh that it shares with other tasks may be cancelled. Raised in this task alone, the cancellation would
         # leave the callers of the shared connection waiting for ever.
         if task.cancelling():
             raise
-        raise ConnectionError("the credential_provider gave no credentials: it was cancelled") from error
+        raise exceptions.ConnectionError("the credential_provider gave no credentials: it was cancelled") from error
 
 
 def _is_refusal(error: RedisError) -> bool:
@@ -144,4 +147,4 @@ async def _reconnect(connection: AbstractConnection) -> None:
         # The public method would repeat the handshake, and call the connect callbacks twice.
         await connect_socket(connection)
     except OSError as error:
-        raise ConnectionError(f"Error while connecting again: {error}") from error
+        raise exceptions.ConnectionError(f"Error while connecting again: {error}") from error

@@ -90,15 +90,22 @@ class PoolMetrics:
         self._recorder.record(self._recorder.instruments.create_time.record, seconds)
 
     def on_acquired(self, seconds: float) -> None:
-        """Record the time that a call has waited for a connection, or for room on the shared one."""
+        """Record the time that a call has waited for the shared connection, or for room on it."""
         self._recorder.record(self._recorder.instruments.wait_time.record, seconds)
 
-    def start_use(self, connection: AbstractConnection, now: float) -> None:
-        """Remember when a connection was acquired, by the performance counter."""
-        self._acquired_at[connection] = now
+    def start_use(self, connection: AbstractConnection, asked: float, acquired: float) -> None:
+        """Record the time that a call has waited for a dedicated connection; its use begins.
+
+        Args:
+            connection: The connection.
+            asked: When the call began to wait, by the performance counter.
+            acquired: When it got the connection.
+        """
+        self._acquired_at[connection] = acquired
+        self._recorder.record(self._recorder.instruments.wait_time.record, acquired - asked)
 
     def end_use(self, connection: AbstractConnection) -> None:
-        """Record the time since ``start_use``; nothing for connections without one, which are shared."""
+        """Record the time since ``start_use``; nothing for a shared connection."""
         if (since := self._acquired_at.pop(connection, None)) is not None:
             self._recorder.record(self._recorder.instruments.use_time.record, perf_counter() - since)
 

@@ -15,13 +15,14 @@ from weakref import ref
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
+from redis import exceptions
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
 from redis.driver_info import DriverInfo, resolve_driver_info
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError  # noqa: A004
+from redis.exceptions import AuthenticationError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
@@ -119,9 +120,6 @@ class MonitoredConnectionPool(TypedPool):
     Attributes:
         name: What messages call the pool.
         telemetry: The recorder of every call on the pool.
-        retry_policy: Decides which calls are retried.
-        multiplexer: The shared connection; ``None`` if there is none, or while the pool closes.
-        decodes_replies: Whether replies are text instead of bytes.
 
     Raises:
         ConfigurationError: A value cannot be used; the error names every such value at once.
@@ -164,7 +162,7 @@ class MonitoredConnectionPool(TypedPool):
             }
         )
         own = {option: arguments.pop(option) for option in own}
-        # Before redis-py's constructor, which sets their attributes.
+        # First, as redis-py's constructor sets attributes that the slots hold.
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
@@ -188,8 +186,9 @@ class MonitoredConnectionPool(TypedPool):
         self.name = name or self._address
         self._metrics = PoolMetrics(self.name, self.telemetry, self._slots)
         self._lifecycle = Lifecycle(self.name, self._slots)
+        # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
-        # Last: from here on, gauges read it in other threads.
+        # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
         if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
             _LOGGER.warning(
@@ -408,7 +407,7 @@ class MonitoredConnectionPool(TypedPool):
     def _in_use_connections(self, connections: set[AbstractConnection]) -> None:
         self._slots.acquired = connections
 
-    async def get_connection(self, command_name: str | None = None, *keys: Any, **options: Any) -> AbstractConnection:  # noqa: ARG002 - redis-py's signature
+    async def get_connection(self, *_arguments: Any, **_options: Any) -> AbstractConnection:
         """Acquire a connection, which must be given back by ``release``.
 
         Raises:
@@ -438,8 +437,7 @@ class MonitoredConnectionPool(TypedPool):
             now = perf_counter()
             if on_waited is not None:
                 on_waited(now - asked, max(0.0, now - assigned))
-        self._metrics.on_acquired(now - asked)
-        self._metrics.start_use(connection, now)
+        self._metrics.start_use(connection, asked, now)
         return connection
 
     async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
@@ -562,12 +560,12 @@ class MonitoredConnectionPool(TypedPool):
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
-        if not self.is_acquired(connection):
+        if connection not in self._slots.acquired:
             self._slots.forget(connection)
             await connection.disconnect(nowait=True)
             return
         try:
-            if self.will_discard(connection) or should_reconnect(connection):
+            if self._slots.will_discard(connection) or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
             # Sends credentials that have changed since it was acquired.
             await announce_release(self, connection)
@@ -578,7 +576,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def return_closed(self, connection: AbstractConnection) -> None:
         """Take back an acquired connection that is closed, or as good as new."""
-        if self.is_acquired(connection):
+        if connection in self._slots.acquired:
             self._metrics.end_use(connection)
             forget_re_auth_token(connection)  # connecting uses the newest
             self._slots.release(connection, is_connected=connection.is_connected)
@@ -737,4 +735,4 @@ def _check_not_closed(connection: AbstractConnection) -> None:
     redis-py has read that, and would look at it only after it has written; a shared connection would wait in vain.
     """
     if is_closed_by_peer(connection):
-        raise ConnectionError("Connection closed by server.")
+        raise exceptions.ConnectionError("Connection closed by server.")

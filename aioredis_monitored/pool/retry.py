@@ -4,20 +4,19 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from redis import exceptions
 from redis.backoff import EqualJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
     AuthorizationError,
     BusyLoadingError,
     ClusterDownError,
-    ConnectionError,  # noqa: A004
     MasterDownError,
     MaxConnectionsError,
     NoScriptError,
     OutOfMemoryError,
     ReadOnlyError,
     ResponseError,
-    TimeoutError,  # noqa: A004
     TryAgainError,
 )
 
@@ -33,7 +32,7 @@ _MAX_CLIENTS: Final = "max number of clients reached"
 _TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
 # A call is written once on the shared connection, once with others that have lost that connection, and once alone.
 _MAX_LOSSES: Final = 2
-# Every delay is the longest by then; from 1,024 on, redis-py computes a power of two that no float holds.
+# More doublings change no delay; from 1,024 on, redis-py computes a power of two that no float holds.
 _MAX_DOUBLINGS: Final = 64
 # Waiting changes none of these.
 _PERMANENT = (AuthenticationError, AuthorizationError, PinnedConnectionLostError, PoolClosedError)
@@ -111,7 +110,7 @@ def is_transient(error: Exception) -> bool:
     """
     if isinstance(error, _PERMANENT) or _is_tls_refusal(cause_of(error)):
         return False
-    transient = (ConnectionError, TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
+    transient = (exceptions.ConnectionError, exceptions.TimeoutError, NoScriptError, OutOfMemoryError, *_NOT_EXECUTED)
     return isinstance(error, transient) or str(error).startswith(_TRANSIENT_PREFIXES)
 
 
@@ -121,13 +120,13 @@ def _is_retryable(error: Exception, *, written: bool, traits: Traits) -> bool:
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # A script may have written before it got the error.
         return not (written and traits.runs_code)
-    is_broken = isinstance(error, ConnectionError | TimeoutError) and not is_error_reply(error)
+    is_broken = isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) and not is_error_reply(error)
     return is_broken and (not written or traits.retry_safe)
 
 
 def is_connection_loss(error: Exception) -> bool:
     """Whether the connection was closed without a reply."""
-    return isinstance(error, ConnectionError) and not is_error_reply(error)
+    return isinstance(error, exceptions.ConnectionError) and not is_error_reply(error)
 
 
 def _is_tls_refusal(cause: BaseException | None) -> bool:

@@ -63,8 +63,12 @@ class Slots(Generic[C]):
         return self._take(reserved=reserved) if self._has_slot(reserved=reserved) else None
 
     def _has_slot(self, *, reserved: bool) -> bool:
-        is_kept = not reserved and self._has_reservation and self._reserved_connection is None
+        is_kept = not reserved and self.is_reserved_slot_free()
         return len(self.acquired) + is_kept < self.max_connections
+
+    def is_reserved_slot_free(self) -> bool:
+        """Whether a slot is reserved, and no connection holds it."""
+        return self._has_reservation and self._reserved_connection is None
 
     def _take(self, *, reserved: bool) -> C:
         connection = self.idle.pop() if self.idle else self._make()
@@ -136,10 +140,6 @@ class Slots(Generic[C]):
         """Return how many callers wait; may be called in another thread."""
         # Each copy is made in one step.
         return sum(not waiter.done() for waiter in (*self.reserved_waiters, *self.waiters))
-
-    def is_reserved_slot_free(self) -> bool:
-        """Whether a slot is reserved, and no connection holds it."""
-        return self._has_reservation and self._reserved_connection is None
 
     def discard_on_release(self, connection: C) -> None:
         """Mark an acquired connection as altered: it is to be closed when it is released."""

@@ -414,7 +414,7 @@ class LeaseFetch:
         _, message, _, self._consumer.may_be_redelivery = replies
         return None if message is None else [message]
 
-    def restore_commands(self, found: Any) -> Sequence[tuple[Any, ...]]:  # noqa: ARG002 - the processing list has it
+    def restore_commands(self, _found: Any, /) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``; no caller has seen the messages, so this counts as no delivery."""
         return (NACK.eval(*self._consumer.nack_arguments(HEAD, is_delivery=False, force=True)),)
 

@@ -8,31 +8,18 @@ import re
 import sys
 import tomllib
 from importlib import resources
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import yaml
+from support.example_modules import DOCUMENTS, ROOT, blocks, name_of
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
 import aioredis_monitored
 from aioredis_monitored import config_from_env
 
-ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").rglob("*.md"))
-DOCUMENTS = [ROOT / "README.md", *PAGES]
 LANGUAGES = {"python", "shell", "yaml", "text", "ini", "json"}
-
-
-def name_of(path):
-    return str(path.relative_to(ROOT))
-
-
-def blocks(path, language):
-    """Return the code blocks of a language, at any indentation."""
-    found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
-    return [text for _, text in found]
 
 
 def with_blocks(*languages):

@@ -181,12 +181,12 @@ async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own
 async def test_what_came_as_a_get_was_cancelled_goes_back_although_the_event_loop_is_busy(
     queue, operator, until, monkeypatch, caplog
 ):
-    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.05)
+    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
 
     def stand_still():
         # Far longer than settling takes.
-        time.sleep(0.5)
+        time.sleep(1)
 
     def after(ticks):
         if ticks:

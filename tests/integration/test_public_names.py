@@ -2,7 +2,7 @@
 
 import redis.asyncio
 
-from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 
 
 def added_names(ours, theirs):

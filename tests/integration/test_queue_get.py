@@ -259,12 +259,12 @@ async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_ser
 
 
 async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_pool, own_server, until, inspector):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2, retries=0, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=6, retries=0, **UNRECORDED))
     await queue.put(b"message")
     async with frozen(own_server):
         calls = await begun(queue.get(0))
         started = time.monotonic()
-        await until(lambda: time.monotonic() - started > 1)
+        await until(lambda: time.monotonic() - started > 3)
         # The connection stays busy, and is therefore not closed when the call is given up.
         calls += await begun(queue.client.ping())
         with pytest.raises(redis.exceptions.TimeoutError):

@@ -117,6 +117,11 @@ SIGNATURES = {
         "parse_response": "connection command_name **options",
         "aclose": "close_connection_pool",
         "set_response_callback": "command callback",
+        "transaction": "func *watches shard_hint value_from_callable watch_delay",
+        "scan_iter": "match count _type **kwargs",
+        "sscan_iter": "name match count",
+        "hscan_iter": "name match count no_values",
+        "zscan_iter": "name match count score_cast_func",
     },
     Pipeline: {
         "__init__": "connection_pool response_callbacks transaction shard_hint",
@@ -126,6 +131,10 @@ SIGNATURES = {
         "_execute_pipeline": "connection commands raise_on_error",
         "parse_response": "connection command_name **options",
         "annotate_exception": "exception number command",
+        "multi": "",
+        "watch": "*names",
+        "unwatch": "",
+        "discard": "",
         "reset": "",
         "load_scripts": "",
         "_disconnect_raise_on_watching": "conn error failure_count start_time command_name",
@@ -140,6 +149,13 @@ SIGNATURES = {
         "handle_message": "response ignore_subscribe_messages",
         "check_health": "",
         "aclose": "",
+        "listen": "",
+        "get_message": "ignore_subscribe_messages timeout",
+        "unsubscribe": "*args",
+        "punsubscribe": "*args",
+        "sunsubscribe": "*args target_node",
+        "ping": "message",
+        "run": "exception_handler poll_timeout pubsub",
     },
     Monitor: {
         "__aenter__": "",
@@ -169,9 +185,21 @@ COROUTINE_FUNCTIONS = [
     (Pipeline, "_execute_pipeline"),
     (Pipeline, "immediate_execute_command"),
     (Pipeline, "reset"),
+    (Pipeline, "watch"),
+    (Pipeline, "unwatch"),
+    (Pipeline, "discard"),
     (PubSub, "connect"),
     (PubSub, "handle_message"),
+    (PubSub, "get_message"),
+    (PubSub, "run"),
     (Lock, "do_acquire"),
+]
+ASYNC_GENERATOR_FUNCTIONS = [
+    (Redis, "scan_iter"),
+    (Redis, "sscan_iter"),
+    (Redis, "hscan_iter"),
+    (Redis, "zscan_iter"),
+    (PubSub, "listen"),
 ]
 
 
@@ -192,6 +220,11 @@ def test_method_takes_the_parameters_that_overrides_and_callers_expect(kind, nam
 @pytest.mark.parametrize(("kind", "name"), COROUTINE_FUNCTIONS, ids=shown)
 def test_method_is_a_coroutine_function(kind, name):
     assert inspect.iscoroutinefunction(getattr(kind, name))
+
+
+@pytest.mark.parametrize(("kind", "name"), ASYNC_GENERATOR_FUNCTIONS, ids=shown)
+def test_method_is_an_async_generator_function(kind, name):
+    assert inspect.isasyncgenfunction(getattr(kind, name))
 
 
 # Connections and their sockets.
@@ -478,15 +511,10 @@ def test_himport_set_is_told_from_other_commands(args):
     assert not overrides.parse_himport_set(("SET", *args))
 
 
-async def test_client_with_one_connection_locks_it_and_counts_its_users(plain_pool):
+async def test_client_with_one_connection_counts_its_users_and_releases_it(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
         assert client._usage_counter == 1
         assert client.connection in plain_pool._in_use_connections
-        async with client._single_conn_lock:
-            waiting = asyncio.ensure_future(client.ping())
-            await asyncio.sleep(0)
-            assert not waiting.done()
-        assert await waiting
     assert client.connection is None
     assert not plain_pool._in_use_connections
 
@@ -563,6 +591,34 @@ async def test_pipeline_loads_missing_scripts_at_once(plain_client):
     await plain_client.register_script("return 7")(client=pipeline)
     assert [7] == await pipeline.execute()
     assert await plain_client.script_exists(AsyncScript(plain_client, "return 7").sha) == [True]
+
+
+async def test_pipeline_answers_watch_and_unwatch_with_true(plain_client):
+    pipeline = plain_client.pipeline()
+    assert await pipeline.watch("key") is True
+    assert await pipeline.unwatch() is True
+    assert await pipeline.unwatch() is True
+    await pipeline.reset()
+
+
+async def test_iterators_yield_what_their_types_say(plain_client):
+    await plain_client.hset("hash", "field", "value")
+    await plain_client.sadd("set", "member")
+    await plain_client.zadd("sorted", {"member": 1})
+    assert [b"hash"] == [key async for key in plain_client.scan_iter("ha*")]
+    assert [b"member"] == [member async for member in plain_client.sscan_iter("set")]
+    assert [(b"field", b"value")] == [item async for item in plain_client.hscan_iter("hash")]
+    assert [(b"member", 1.0)] == [pair async for pair in plain_client.zscan_iter("sorted")]
+    assert [(b"member", 1)] == [pair async for pair in plain_client.zscan_iter("sorted", score_cast_func=int)]
+
+
+async def test_iterator_over_a_hash_without_its_values_yields_fields(plain_client):
+    await plain_client.hset("hash", "field", "value")
+    try:
+        fields = [field async for field in plain_client.hscan_iter("hash", no_values=True)]
+    except redis.exceptions.ResponseError:
+        pytest.skip("this server has no HSCAN NOVALUES")
+    assert [b"field"] == fields
 
 
 # Subscriptions, MONITOR and locks.

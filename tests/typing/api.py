@@ -1,11 +1,13 @@
 """The types that users see; mypy and pyright check this file, which is never run."""
 
-from collections.abc import AsyncGenerator, AsyncIterator
-from contextlib import asynccontextmanager
-from typing import assert_type
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import aclosing, asynccontextmanager
+from decimal import Decimal
+from typing import Any, assert_type
 
 from opentelemetry.trace import Span
 from redis.asyncio import Redis
+from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -14,6 +16,7 @@ from aioredis_monitored import (
     ConfigStore,
     MessageQueue,
     MonitoredConnectionPool,
+    MonitoredPubSub,
     MonitoredRedisConnection,
     MonitoredRedisPipeline,
     RedisContextFactory,
@@ -21,6 +24,7 @@ from aioredis_monitored import (
     pool_from_config,
     redis_connection,
 )
+from aioredis_monitored.client.pipeline_commands import PipelineCommand
 
 
 async def pools_and_clients(span: Span) -> None:
@@ -50,6 +54,77 @@ async def pipelines(client: MonitoredRedisConnection) -> None:
     assert_type(client.pipeline(transaction=False), MonitoredRedisPipeline)
     async with client.pipeline() as pipe:
         assert_type(pipe, MonitoredRedisPipeline)
+        assert_type(pipe.incr("visits").expire("visits", 3600), PipelineCommand[bool])
+        assert_type(pipe.execute_command("GET", "key").execute_command("GET", "key").get("key").name, str | None)
+        assert_type(pipe.publish("channel", "message").spublish("channel", "message"), PipelineCommand[int])
+        assert_type(
+            await pipe.hset("key", mapping={"field": 1}).smembers("set").zadd("key", {"x": 1}).execute(), list[Any]
+        )
+        assert_type(len(pipe), int)
+        pipe.incr(3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        pipe.incr("visits").incrr("visits")  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+
+def chained(pipe: MonitoredRedisPipeline) -> Pipeline:
+    pipe = pipe.set("key", "value", ex=60)
+    return pipe.incr("visits")
+
+
+async def watching(client: MonitoredRedisConnection) -> None:
+    async with client.pipeline("cart") as pipe:
+        assert_type(await pipe.watch("key", b"key"), bool)
+        assert_type(await pipe.get("key"), bytes | str | None)
+        assert_type(await pipe.hgetall("key"), dict[bytes | str, bytes | str])
+        assert_type(await pipe.smembers("key"), set[bytes | str])
+        awaitable: Awaitable[int] = pipe.exists("key")
+        assert_type(await awaitable, int)
+        assert_type(await pipe.unwatch(), bool)
+        pipe.multi()
+        assert_type(await pipe.decr("key").execute(raise_on_error=False), list[Any])
+        await pipe.discard()
+        await pipe.reset()
+
+
+async def transactions(client: MonitoredRedisConnection, flag: bool) -> None:
+    async def reserve(pipe: MonitoredRedisPipeline) -> float:
+        return float(await pipe.get("stock") or 0)
+
+    def count(pipe: Pipeline) -> int:
+        return len(pipe.command_stack)
+
+    assert_type(await client.transaction(reserve, "stock", watch_delay=0.1), list[Any])
+    assert_type(await client.transaction(lambda pipe: pipe.decr("stock").get("stock"), "stock"), list[Any])
+    assert_type(await client.transaction(reserve, "stock", value_from_callable=True), float)
+    assert_type(await client.transaction(count, "stock", value_from_callable=True), int)
+    await client.transaction(count, "stock", value_from_callable=flag)
+    await client.transaction(int, "stock")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+async def iterators(client: MonitoredRedisConnection, flag: bool) -> None:
+    assert_type([key async for key in client.scan_iter("user:*", count=100)], list[bytes | str])
+    assert_type([member async for member in client.sscan_iter("key")], list[bytes | str])
+    assert_type([item async for item in client.hscan_iter("key")], list[tuple[bytes | str, bytes | str]])
+    assert_type([field async for field in client.hscan_iter("key", no_values=True)], list[bytes | str])
+    async for item in client.hscan_iter("key", no_values=flag):
+        assert_type(item, tuple[bytes | str, bytes | str] | bytes | str)
+    async for pair in client.zscan_iter("key"):
+        assert_type(pair, tuple[bytes | str, float] | list[bytes | str | float])
+    async for decimal in client.zscan_iter("key", None, None, Decimal):
+        assert_type(decimal, tuple[bytes | str, Decimal] | list[bytes | str | Decimal])
+
+
+async def subscriptions(client: MonitoredRedisConnection) -> None:
+    async with client.pubsub() as pubsub:
+        assert_type(pubsub, MonitoredPubSub)
+        await pubsub.subscribe("news", orders=print)
+        assert_type(await pubsub.get_message(timeout=5), dict[str, Any] | None)
+        async with aclosing(pubsub.listen()) as messages:
+            async for message in messages:
+                assert_type(message, dict[str, Any])
+                with pubsub.process(message):
+                    assert_type(pubsub.subscribed, bool)
+        await pubsub.unsubscribe("news")
+        await pubsub.run(poll_timeout=1)
 
 
 async def queues(client: MonitoredRedisConnection, pool: MonitoredConnectionPool) -> None:

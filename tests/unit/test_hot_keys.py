@@ -14,6 +14,7 @@ from aioredis_monitored._telemetry.hotkeys import HotKeys, SpaceSaving
 def test_a_share_of_the_calls_finds_the_same(monkeypatch):
     chance = random.Random(17)
     monkeypatch.setattr(hotkeys.random, "random", chance.random)
+    monkeypatch.setattr(hotkeys, "monotonic", lambda: 1000.0)
     keys = HotKeys(0.05, None)
     population = [f"key:{number}" for number in range(1_000)]
     # One key in ten calls, another in twenty.
