@@ -39,7 +39,7 @@ def install(session: nox.Session, package: list[str], *groups: str) -> None:
 
 
 def tests_requirements(*names: str) -> list[str]:
-    """Return those requirements of the tests that have these names."""
+    """Return the tests' requirements with these names."""
     requirements = map(Requirement, nox.project.dependency_groups(PYPROJECT, "tests"))
     return [str(each) for each in requirements if each.name in names]
 
@@ -100,7 +100,7 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the package with mypy, and its public types and the documents' examples with mypy and pyright, strictly."""
     install(session, ["-e", ".[demo]"], "typing")
-    # What the documents' examples import.
+    # The packages that the documents' examples import.
     session.install(
         *tests_requirements("aiohttp", "fastapi", "httpx2", "litestar", "opentelemetry-instrumentation-redis", "pytest")
     )
@@ -188,7 +188,7 @@ def commands(session: nox.Session) -> None:
 
 @nox.session
 def stubs(session: nox.Session) -> None:
-    """Regenerate the types of a pipeline's commands from redis-py's signatures."""
+    """Generate the types of a pipeline's commands from redis-py's signatures."""
     session.install("-e", ".")
     session.run("python", "tests/pipeline_stub.py")
 

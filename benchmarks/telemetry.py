@@ -81,7 +81,7 @@ class Recorder:
         return self._receiver.stdout.readline().strip()
 
     def finish(self) -> dict[str, Any]:
-        """Export the rest; return the numbers of spans recorded and dropped and of points, and if these have exemplars."""
+        """Export the rest; return the numbers of recorded and dropped spans and of points, and if any has exemplars."""
         summary: dict[str, Any] = {}
         if self.meter_provider is not None:
             summary |= self._points()

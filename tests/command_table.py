@@ -1,4 +1,4 @@
-"""Write ``_commands/table.json``, the table of commands, from what a running server says about itself."""
+"""Write ``_commands/table.json``, the table of commands, from the answers of a running server."""
 
 import asyncio
 import json
@@ -18,19 +18,19 @@ _KEY_SPEC_DEFAULTS = {"keyword": "", "counted": False, "last": 0, "share": 1, "s
 
 
 async def read_table(client):
-    """The rows of the table by name; ``client`` decodes responses."""
+    """Return the table's rows by name; ``client`` decodes responses."""
     infos = await client.execute_command("COMMAND INFO")
     grammars = await read_grammars(client)
     return {name: _row(info, grammars[name]) for name, info in sorted(_with_subcommands(infos))}
 
 
 async def read_grammars(client):
-    """The ``arguments`` of ``COMMAND DOCS`` by the full name of the command; ``client`` decodes responses."""
+    """Return the ``arguments`` of ``COMMAND DOCS`` by full command name; ``client`` decodes responses."""
     return dict(_grammars(await client.execute_command("COMMAND DOCS")))
 
 
 def as_text(table):
-    """The table as JSON with a line per command, so that a diff shows which commands changed."""
+    """Return the table as JSON with one line per command, so that a diff shows which commands changed."""
     lines = (f"{json.dumps(name)}: {json.dumps(row, sort_keys=True)}" for name, row in table.items())
     return "{\n" + ",\n".join(lines) + "\n}\n"
 
@@ -54,7 +54,7 @@ def _full_name(name):
 
 def _row(info, grammar):
     name, flags, specifications = info[0], info[2], info[8]
-    # Shard channels stand where keys would, so that they have a slot; PUBLISH does not show its channel either.
+    # The server lists shard channels as keys, as they have a slot; PUBLISH does not show its channel either.
     specifications = [spec for spec in specifications if "not_key" not in spec["flags"]]
     known = [spec for spec in specifications if _is_complete(spec)]
     words = sorted(set(_words(grammar)))
@@ -86,7 +86,7 @@ def _key_spec(spec, words_of_name):
 
 
 def _field_specs(grammar):
-    """Where hash fields stand: right after fixed arguments, or counted after the word FIELDS."""
+    """Return where hash fields are: right after fixed arguments, or counted after the word FIELDS."""
     fixed = list(takewhile(lambda argument: _is_fixed(argument) and not _field_step(argument), grammar))
     rest = grammar[len(fixed) :]
     for argument in rest:
@@ -108,7 +108,7 @@ def _spec(**spec):
 
 
 def _is_fixed(argument):
-    """Whether it is exactly one argument, whatever else the command is given."""
+    """Return whether the argument is always exactly one word."""
     may_vary = {"optional", "multiple"}.intersection(argument.get("flags", ()))
     return not may_vary and argument["type"] != "block" and not list(_words([argument]))
 

@@ -1,4 +1,4 @@
-"""Real servers, a client with captured telemetry, and a look at what each test leaves behind."""
+"""Fixtures: real servers, clients with captured telemetry, and a check of what each test leaves behind."""
 
 import asyncio
 import gc
@@ -15,7 +15,7 @@ from support.sharing import UNRECORDED
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
 
-# Far beyond what anything takes that comes true at all: it is reached by what never does.
+# Far longer than any condition takes that comes true; only a failing test waits for it.
 DEADLINE = 30.0
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,7 +23,7 @@ settings.load_profile("any machine")
 
 
 def pytest_collection_finish():
-    """Keep what was collected from the garbage collector: tests call it, and thousands of items take it long."""
+    """Exempt collected tests from garbage collection: tests call it, and thousands of items make it slow."""
     gc.collect()
     gc.freeze()
 
@@ -39,8 +39,8 @@ if os.environ.get("AIOREDIS_MONITORED_UVLOOP"):
 
 @pytest.fixture(scope="session")
 def server():
-    """The server under test: the embedded one, or what AIOREDIS_MONITORED_SERVER names."""
-    # On a busy machine any command may be slow, which a test that compares SLOWLOG LEN is not about.
+    """Yield the server under test: the embedded one, or the one that AIOREDIS_MONITORED_SERVER names."""
+    # Without a slow log: a busy machine may make any command slow, which a test that compares SLOWLOG LEN is not about.
     with RedisServer("--slowlog-log-slower-than", "-1") as running:
         yield running
 
@@ -53,7 +53,7 @@ def _cleaner(server):
 
 @pytest.fixture(autouse=True)
 def leaves_nothing(_cleaner):
-    """Every test starts on an empty server and ends without a connection of its own."""
+    """Start every test on an empty server, and check at its end that it has left no connection."""
     yield
     deadline = time.monotonic() + DEADLINE
     while len(clients := _cleaner.client_list()) > 1 and time.monotonic() < deadline:
@@ -65,7 +65,7 @@ def leaves_nothing(_cleaner):
 
 @pytest.fixture
 def inspector(server):
-    """redis-py's blocking client, for what the tests look at or do behind the back of the client under test."""
+    """Return redis-py's blocking client, with which tests inspect and change the server behind the tested client."""
     with redis.Redis.from_url(server.url) as inspector:
         yield inspector
 
@@ -90,7 +90,7 @@ def make_client(make_pool, multiplex):
 
 @pytest.fixture
 def dice():
-    """Random numbers; pytest shows the seed of a test that fails."""
+    """Return random numbers; pytest shows the seed of a failed test."""
     seed = random.randrange(2**32)
     print(f"seed {seed}")
     return random.Random(seed)
@@ -98,7 +98,7 @@ def dice():
 
 @pytest.fixture
 def own_server():
-    """A server that the test may kill or freeze."""
+    """Yield a server that only this test uses, and may kill or freeze."""
     with RedisServer() as running:
         yield running
 
@@ -111,14 +111,14 @@ def telemetry():
 
 @pytest.fixture
 def collector():
-    """A real OTLP/HTTP receiver."""
+    """Yield a real OTLP/HTTP receiver."""
     with collecting() as collector:
         yield collector
 
 
 @pytest.fixture
 async def make_pool(telemetry):
-    """Make pools whose telemetry is captured; they are closed at the end."""
+    """Make pools whose telemetry is captured, and close them at the end."""
     pools = []
 
     def make(url, **arguments):
@@ -148,7 +148,7 @@ async def proxy(server):
 
 @pytest.fixture
 def until():
-    """Wait for a condition, looking again and again until a deadline."""
+    """Wait for a condition: poll it until a deadline."""
 
     async def wait(condition, seconds=DEADLINE):
         deadline = time.monotonic() + seconds

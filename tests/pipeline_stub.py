@@ -23,9 +23,9 @@ import aioredis_monitored
 STUB = Path(aioredis_monitored.__file__).parent / "client" / "pipeline_commands.pyi"
 
 _WIDTH = 120
-# In a class.
+# The limit of a line in a class.
 _LIMIT = _WIDTH - 4
-# What has no type arguments in redis-py takes any.
+# Type arguments for types that have none in redis-py.
 _ANY = {"Callable": "[..., Any]", "dict": "[Any, Any]", "list": "[Any]", "tuple": "[Any, ...]", "type": "[Any]"}
 _IMPORTED = {
     ("collections.abc", "Generator"),
@@ -64,7 +64,7 @@ class PipelineCommand(MonitoredRedisPipeline, Generic[_ReplyT_co]):
 
 
 def stub():
-    """The text of the stub for the installed redis-py."""
+    """Return the text of the stub for the installed redis-py."""
     commands, imported = _commands(), set(_IMPORTED)
     methods = [
         _method(name, command, _Annotations(command.module, commands.keys(), imported))
@@ -79,7 +79,7 @@ class _Command(NamedTuple):
     Attributes:
         module: The name of the module.
         signature: The signature for asyncio's clients.
-        is_hidden: Whether another one, which returns the reply itself, comes first for asyncio's clients, too.
+        is_hidden: Whether an earlier signature, which returns the reply itself, matches asyncio's clients, too.
     """
 
     module: str
@@ -88,12 +88,12 @@ class _Command(NamedTuple):
 
 
 def _commands():
-    """The commands by the names of their methods."""
+    """Return the commands by the names of their methods."""
     found = {}
     for cls in Pipeline.__mro__:
         commands = _commands_of(cls) if cls.__module__.startswith("redis.commands.") else {}
         for name, method in vars(cls).items():
-            # Another name of a method, such as incr of incrby, has no signature of its own.
+            # An alias of a method, such as incr for incrby, has no separate signature.
             found.setdefault(name, commands.get(getattr(method, "__name__", name)))
     return {name: command for name, command in found.items() if command is not None}
 
@@ -118,7 +118,7 @@ def _parsed(module):
 
 
 def _method(name, command, annotations):
-    """A method, formatted as ruff does it."""
+    """Return the text of a method, formatted as by ruff."""
     arguments, reply = command.signature.args, command.signature.returns
     assert not arguments.posonlyargs
     assert ast.unparse(reply.value) == "Awaitable"
@@ -142,7 +142,7 @@ def _method(name, command, annotations):
 
 
 class _Annotations(ast.NodeTransformer):
-    """Completes the annotations of a module of redis-py's, and collects what they need to be imported."""
+    """Completes the annotations of one of redis-py's modules, and collects the imports that they need."""
 
     def __init__(self, module, methods, imported):
         self._module, self._methods, self._imported = module, methods, imported
@@ -160,7 +160,7 @@ class _Annotations(ast.NodeTransformer):
         return f"{text} = {_unparse(default) if isinstance(default, ast.Constant | ast.UnaryOp) else '...'}"
 
     def text(self, annotation):
-        # A copy: methods of two names share it.
+        # A copy, as an alias shares the node.
         return _unparse(self.visit(ast.parse(ast.unparse(annotation), mode="eval").body))
 
     def visit_Subscript(self, node):
@@ -191,14 +191,14 @@ class _Annotations(ast.NodeTransformer):
                 origin = "collections.abc"
             self._imported.add((origin, name))
         elif name in self._methods:
-            # In the class, the name alone is that of the method.
+            # In the class, the bare name is the method's.
             self._imported.add(("", "builtins"))
             return ast.Attribute(ast.Name("builtins"), name)
         return ast.Name(name)
 
 
 def _today(name):
-    """The built-in type that has replaced one of typing's, or the name itself."""
+    """Return the built-in type that replaces one of typing's, or the name itself."""
     return name.lower() if isinstance(getattr(builtins, name.lower(), None), type) else name
 
 
@@ -207,7 +207,7 @@ def _unparse(node):
 
 
 def _import_lines(imported):
-    """Import statements in the order of ruff, each name of redis-py's and ours under the module that defines it."""
+    """Return import statements in ruff's order; names of redis-py's and ours come from their defining modules."""
     sections = defaultdict(list)
     for module, group in groupby(sorted(imported), itemgetter(0)):
         names = sorted((name for _, name in group), key=lambda name: (name.islower(), name.lower()))

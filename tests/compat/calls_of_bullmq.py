@@ -1,4 +1,4 @@
-"""The calls that BullMQ makes, whose sdist holds no tests but one of its imports."""
+"""The calls that BullMQ makes; its sdist has no tests but one of its imports."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ async def queue(connection):
     name = f"queue-{uuid.uuid4().hex}"
     queue = Queue(name, {"connection": connection})
     yield queue
-    # A queue that was given a client closes that.
+    # A queue closes a client that it was given.
     closing = Queue(name, {"connection": URL})
     await closing.pause()
     await closing.obliterate(force=True)
@@ -36,7 +36,7 @@ async def queue(connection):
 
 
 class Done:
-    """Waits for a worker's events."""
+    """Counts a worker's events; tests wait for them."""
 
     def __init__(self, worker, count, event="completed"):
         self.jobs, self.enough = [], asyncio.Event()

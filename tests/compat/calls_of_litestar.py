@@ -1,4 +1,4 @@
-"""The calls that Litestar's stores and channels make, whose sdist holds no tests."""
+"""The calls that Litestar's stores and channels make; its sdist has no tests."""
 
 import asyncio
 import os
@@ -177,7 +177,7 @@ async def test_history_of_streams(client):
     assert await backend.get_history("foo") == []
 
 
-# redis-py on Python 3.11 swallows the cancellation by which the application stops a stream, and never ends.
+# On Python 3.11, redis-py swallows the cancellation with which the application stops a stream, which then never ends.
 @pytest.mark.timeout(10)
 async def test_channels_of_an_application(backend):
     plugin = ChannelsPlugin(backend, arbitrary_channels_allowed=True)

@@ -1,4 +1,4 @@
-"""The calls that starsessions makes, whose sdist holds no tests."""
+"""The calls that starsessions makes; its sdist has no tests."""
 
 import os
 

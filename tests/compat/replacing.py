@@ -1,7 +1,7 @@
-"""A pytest plugin: the tests run with redis-py's client or with ours in its place, and their outcomes are written down.
+"""A pytest plugin that runs tests with redis-py's client or this package's, and writes their outcomes to a file.
 
-``COMPAT_CLIENT`` is ``redis-py`` or ``ours``, ``COMPAT_OUTCOMES`` the file to write. It is loaded before any library is
-(``-p``), so that what they import from redis-py are our classes already.
+``COMPAT_CLIENT`` is ``redis-py`` or ``ours``, ``COMPAT_OUTCOMES`` the file to write. pytest loads the plugin (``-p``)
+before any library, so that their imports from redis-py give our classes.
 """
 
 import json
@@ -20,7 +20,7 @@ _outcomes: dict[str, str] = {}
 def _replace() -> None:
     from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 
-    # Where libraries find them; redis-py's own modules have imported them already, and keep them.
+    # Libraries find the classes there. redis-py's own modules have imported them already, and keep theirs.
     for module in (redis.asyncio, redis.asyncio.client):
         module.Redis = module.StrictRedis = MonitoredRedisConnection
     for module in (redis.asyncio, redis.asyncio.connection):
@@ -41,5 +41,5 @@ def pytest_runtest_logreport(report):
 
 
 def pytest_sessionfinish():
-    """Write the outcomes down."""
+    """Write the outcomes to the file."""
     Path(os.environ["COMPAT_OUTCOMES"]).write_text(json.dumps(_outcomes))

@@ -1,13 +1,13 @@
-"""Run the own tests of libraries that take a ``redis.asyncio.Redis``, once with redis-py's client and once with ours.
+"""Run the tests of libraries that take a ``redis.asyncio.Redis``, once with redis-py's client and once with ours.
 
-``nox -s compat`` runs it for each library, in a virtual environment of its own: the library as it is published, with
-what it requires, but redis-py 8.1, whatever it pins. Its tests are taken from its sdist; for the libraries whose sdists
-hold none, ``calls_of_<library>.py`` makes the calls that they make. The client gets in by ``replacing.py``. No code of
-these libraries is kept here.
+``nox -s compat`` runs it for each library in a separate virtual environment, with the published library and its
+requirements, but redis-py 8.1, whatever it pins. The tests come from the library's sdist; where the sdist has none,
+``calls_of_<library>.py`` makes the library's calls. ``replacing.py`` substitutes the client. No code of these libraries
+is kept here.
 
-It fails if a test fails with our client that passes with redis-py's, three times in a row since some of them measure
-time, or if redis-py's passes fewer than are expected, which would mean that nothing was compared. No test had to be
-left out: those that replace private methods of redis-py (four of arq's) fail on redis-py 8.1 itself.
+It fails if a test that passes with redis-py's client fails with ours, three times in a row as some tests measure time,
+or if fewer tests than expected pass with redis-py's, since nothing would then be compared. No test is left out: those
+that replace private methods of redis-py (four of arq's) fail on redis-py 8.1 itself.
 """
 
 import argparse
@@ -30,13 +30,13 @@ _FURTHER_RUNS = 2
 
 @dataclass
 class Library:
-    """What is run of a library.
+    """One library, and how to run its tests.
 
     Attributes:
-        least: How many tests redis-py's client must pass.
-        paths: Its tests, in its sdist; none if ours stand for them.
-        arguments: Further arguments of pytest; ``{url}`` is the server's.
-        stand_ins: What is copied to its tests, by the file's name there.
+        least: The minimum of tests that redis-py's client must pass.
+        paths: The tests in the sdist; empty if ours replace them.
+        arguments: Further arguments for pytest; ``{url}`` is the server's URL.
+        stand_ins: Files to copy to the tests, by their names there.
     """
 
     least: int
@@ -56,7 +56,7 @@ LIBRARIES = {
 
 
 def sdist_of(name: str, directory: Path) -> Path:
-    """Unpack the sdist of the version that is installed; without the package, so that the installed one is tested."""
+    """Unpack the installed version's sdist, without the package, so that the tests import the installed one."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
     subprocess.run([*command, "--dest", directory, f"{name}=={version(name)}"], check=True)  # noqa: S603 - pip
     (archive,) = directory.glob("*.tar.gz")
@@ -68,7 +68,7 @@ def sdist_of(name: str, directory: Path) -> Path:
 
 
 def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisServer, client: str) -> dict[str, str]:
-    """Run the tests with one of the clients, and return the outcome of each by its name."""
+    """Run the tests with one of the clients; return each test's outcome by name."""
     written = root / f"outcomes of {client}.json"
     environment = {
         **os.environ,
@@ -80,7 +80,7 @@ def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisSer
         "COMPAT_PORT": str(server.port),
     }
     arguments = [argument.format(url=server.url) for argument in library.arguments]
-    # What suites leave open at their end, and call although redis-py has renamed it, is as it is with either client.
+    # Open resources at the end of a suite, and calls of deprecated methods, do not depend on the client.
     warnings = ["DeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
     arguments += [f"-Wignore::{warning}" for warning in warnings]
     plugins = ["-p", "replacing", "-p", "no:randomly", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
@@ -90,14 +90,14 @@ def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisSer
 
 
 def compare(name: str, only: list[str]) -> bool:
-    """Run a library's tests with both clients; return whether ours is as good."""
+    """Run a library's tests with both clients; return whether ours does as well."""
     library = LIBRARIES[name]
     with tempfile.TemporaryDirectory() as directory, RedisServer() as server:
         root, tests = Path(directory), [f"calls_of_{name}.py"]
         if library.paths:
             root, tests = sdist_of(name, root), list(library.paths)
         else:
-            # Elsewhere than the settings of our own tests.
+            # In another directory than the settings of our tests.
             shutil.copy(HERE / tests[0], root)
         for place, source in library.stand_ins.items():
             shutil.copy(HERE / "stand_ins" / source, root / place)

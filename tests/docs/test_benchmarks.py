@@ -1,4 +1,4 @@
-"""The benchmarks' verdicts, the one figure that is the same on every machine, and a small run of the queue's."""
+"""The benchmarks' bounds, the function calls per command, equal on every machine, and a small run of the queue's."""
 
 import sys
 from argparse import Namespace
@@ -20,9 +20,9 @@ from redis import Redis
 from telemetry import Recorder
 from verdict import bounds, verdict
 
-# Function calls per GET, Python's and C's, on Python 3.11, which counts the most, and 5 % more: the same on every
-# machine: what exceeds them has become slower. Exemplars, the peer's two attributes and the measure of the event loop's
-# lag have added 4 to 9 % to those with telemetry, nearly all of it in the SDK.
+# Function calls per GET, Python's and C's, on Python 3.11, which has the most, plus 5 %. They are equal on every
+# machine: more of them means slower code. Exemplars, the peer's two attributes and the event loop's lag
+# have added 4 to 9 % to the figures with telemetry, nearly all of it in the SDK.
 COMMANDS = 640
 MOST = {
     "no SDK, 1": 147,
@@ -43,7 +43,7 @@ def test_a_command_costs_no_more_calls_than_it_did(server):
 
 
 def measured(*, slices=((0, 1.0, 1, 1, 1),), stolen=0, probe_ms=1.0, **figures):
-    """What the driver of one repeat prints."""
+    """Return what the driver prints for one repeat."""
     return {
         "slices": slices,
         "stolen": stolen,
@@ -87,7 +87,7 @@ def test_the_verdict_compares_in_the_right_direction():
 
 def test_throughput_and_cpu_are_of_the_undisturbed_slices():
     undisturbed = [(0, 1.0, 100, 1.0, 0.5), (0, 0.99 * MAX_PROBE_RATIO, 300, 1.0, 0.5)] * MIN_SLICES
-    # Faster and cheaper: that is not what chooses them.
+    # They are faster and cheaper, which must not select them.
     disturbed = [(0, 1.01 * MAX_PROBE_RATIO, 9000, 0.1, 0.001), (1, 1.0, 9000, 0.1, 0.001)] * MIN_SLICES
     runs = [measured(slices=disturbed[3:] + undisturbed[3:]), measured(slices=undisturbed[:3] + disturbed[:3])]
     figures = Results.of({at_128(BASE): runs})[at_128(BASE)].figures
@@ -134,7 +134,7 @@ def test_a_repeat_that_failed_counts_for_nothing():
 
 
 def queues(**throughputs):
-    """A run in which the queues of these names were so fast with 32 consumers."""
+    """Return a run in which the named queues had this throughput with 32 consumers."""
     names = {"blpop": queue_matrix.BASE, "arq": "arq/worker", "SAQ": "saq/worker"}
     names |= {"taskiq": "taskiq/stream", "streaQ": "streaq/worker"}
     found = {names.get(name, f"ours/{name}"): throughput for name, throughput in throughputs.items()}
@@ -171,7 +171,7 @@ def test_the_queues_verdict_fails_for_what_was_not_measured_unless_only_a_part_w
 
 @pytest.fixture
 def whole_run(monkeypatch, server, inspector):
-    """The queue's benchmark, which finds what it is given, and writes nothing."""
+    """Run the queue's benchmark on given results, without measuring or writing."""
 
     def run(found, *arguments):
         monkeypatch.setattr("sys.argv", ["queue_run.py", *arguments])
@@ -213,9 +213,9 @@ def test_recording_benchmark_records_every_command():
 
 @pytest.mark.slow
 def test_the_queues_benchmark_measures(own_server, monkeypatch):
-    # The scripts import each other by their own directory's path.
+    # The scripts import each other from their directory.
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
-    # More is disturbed than measured here, but a message takes what it takes.
+    # Most slices are disturbed here, which does not matter: only the figures' presence is checked.
     asked = Namespace(repeats=1, minutes=0, seed=1)
     cells = [
         Cell(queue_matrix.BASE, "consume", 2),

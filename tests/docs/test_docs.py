@@ -1,4 +1,4 @@
-"""The documentation: every Python example runs on a real server, and what else can be checked is checked."""
+"""The documentation: every Python example runs on a real server, and other blocks are checked as far as possible."""
 
 import ast
 import asyncio
@@ -28,7 +28,7 @@ def with_blocks(*languages):
 
 
 def run(path, module):
-    """Run the Python blocks of a document one after the other, as one module; return how many there are."""
+    """Run a document's Python blocks one after the other as one module; return their number."""
     with asyncio.Runner() as runner:
 
         def evaluate(example):
@@ -52,7 +52,7 @@ def run(path, module):
 @with_blocks("python")
 def test_every_python_example_runs(path, server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", server.url)
-    # Frameworks look for a function's module there, to resolve its annotations.
+    # Frameworks look up a function's module there, to resolve its annotations.
     module = ModuleType(f"documentation_{path.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)
 
@@ -81,7 +81,7 @@ def test_every_environment_variable_is_a_key(path, caplog):
     text = "\n".join(text for language in ("ini", "shell", "yaml") for text in blocks(path, language))
     names = re.findall(r"^ *(?:export )?((?:SHOP_)?REDIS_[A-Z_]+)=", text, re.MULTILINE)
     names += re.findall(r"name: ((?:SHOP_)?REDIS_[A-Z_]+)$", text, re.MULTILINE)
-    # A pool's variable means something only beside its URL.
+    # A pool's other variables have no effect without its URL.
     environ = dict.fromkeys(names, "x")
     with caplog.at_level(logging.WARNING):
         known = {**config_from_env(environ), **config_from_env(environ, "SHOP_")}

@@ -1,4 +1,4 @@
-"""The README: every example runs, and the FastAPI block serves requests whose spans are as it says."""
+"""The README: every example runs, and the FastAPI block serves requests whose spans are as documented."""
 
 import ast
 import asyncio
@@ -73,7 +73,7 @@ uvicorn.run(namespace["app"], fd=int(sys.argv[3]), log_level="warning")
 
 @pytest.fixture
 def readme_app(server, tmp_path):
-    """The FastAPI block as it stands, under uvicorn on a real socket; its URL and where its spans go."""
+    """Serve the FastAPI block with uvicorn on a real socket; yield its URL and the file of its spans."""
     import socket
 
     (block,) = (example.parsed for example in examples() if "FastAPI(" in example.parsed)
@@ -94,12 +94,12 @@ def readme_app(server, tmp_path):
 
 def test_the_fastapi_block_shows_request_get_pipeline_and_lock(readme_app, server):
     url, path = readme_app
-    # The socket listens already: the request waits until uvicorn accepts it.
+    # The socket is listening: the request waits until uvicorn accepts it.
     for count in (1, 2):
         request = urllib.request.Request(f"{url}/carts/7/42", method="POST")  # noqa: S310 - http
         with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310
             assert {"count": count, "price": 0} == json.load(response)
-    # A span ends after the response that it covers.
+    # A span ends after its response.
     deadline = time.monotonic() + 60
     while path.read_text("utf-8").count("SpanKind.SERVER") < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -140,7 +140,7 @@ asyncio.run(work(handle_order))
 def test_the_recipe_for_sigterm_ends_cleanly(server, inspector, tmp_path):
     (block,) = (example.parsed for example in examples() if "SIGTERM" in example.parsed)
     nodes = ast.parse(block).body
-    # Without the statements at the top level, which come before it.
+    # Without the top-level statements that come before the function.
     needed = [node for node in nodes if isinstance(node, ast.Import | ast.ImportFrom | ast.AsyncFunctionDef)]
     names = "from aioredis_monitored import config_from_env, pool_from_config\n"
     program = tmp_path / "worker.py"
@@ -169,6 +169,6 @@ def test_the_recipe_for_sigterm_ends_cleanly(server, inspector, tmp_path):
     assert ["begun\n"] * 2 == begun
     assert ("", 0) == (err, process.returncode)
     assert ["handled 1001", "handled 1002", "handled 1003"] == sorted(out.splitlines())
-    # Nothing is held, and what came later waits.
+    # Nothing is held, and later messages wait.
     assert [] == list(inspector.scan_iter("{orders}:p:*"))
     assert [b"1004"] == inspector.lrange("orders", 0, -1)

@@ -1,4 +1,4 @@
-"""Cancellation that comes again at every await, as anyio does it in the task groups of Starlette."""
+"""Cancellation that is repeated at every await, as anyio does in the task groups of Starlette."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from support.sharing import UNRECORDED, begun, frozen
 from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
 from aioredis_monitored._cancellation import cleaning_up, complete_shielded, shielded, wait_shielded
 
-# An await that is cancelled again and again is so some thousand times a second.
+# An await that is cancelled repeatedly is cancelled some thousand times a second.
 FEW = 20
 
 
@@ -51,7 +51,7 @@ async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_cli
         assert blocked(inspector)
     finally:
         inspector.client_unpause()
-    # What is undone, is so before this pool is closed.
+    # The work is undone before this pool is closed.
     await client.connection_pool.aclose()
 
     assert not inspector.exists("job")
@@ -98,7 +98,7 @@ async def test_a_frozen_server_holds_up_no_scope(make_client, own_server, until,
 
 
 class Handler:
-    """Holds its messages until it may go on."""
+    """A handler that keeps its messages until it may continue."""
 
     def __init__(self):
         self.begun, self.handled = [], []
@@ -191,7 +191,7 @@ async def test_what_is_held_goes_back_to_the_head(queue, inspector, ways):
                 assert b"first" == message
                 await cancelled(scope)
         async with queue:
-            # Given back by the closing queue.
+            # The closing queue puts the message back.
             await queue.take().__aenter__()
             await cancelled(scope)
 
@@ -257,7 +257,7 @@ async def test_pools_and_clients_are_closed(make_pool, server, inspector, multip
             await cancelled(scope)
 
     assert scope.cancelled_caught
-    # Closed, and not merely being closed.
+    # Closed, and no longer closing.
     assert [0, 0] == [pool.stats().used, pool.stats().idle]
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
@@ -325,7 +325,7 @@ async def test_components_are_closed(server):
 
 
 async def test_a_client_that_hangs_up_leaves_no_lock_behind(pool, server, inspector, until):
-    """Starlette runs what it streams in a task group, and cancels it when the client has hung up."""
+    """Starlette streams in a task group, and cancels it when the client has hung up."""
     states = []
 
     async def stream(request):
@@ -363,7 +363,7 @@ async def test_a_client_that_hangs_up_leaves_no_lock_behind(pool, server, inspec
     assert not inspector.exists("job")
 
 
-# The policy.
+# Cancellation policy.
 
 
 async def test_errors_of_cleaning_up_are_logged_while_a_task_is_cancelled(caplog):

@@ -1,4 +1,4 @@
-"""The queue's consumers are killed, cut off and frozen; and the program that does it notices what goes wrong."""
+"""A queue's consumers are killed, disconnected and frozen; and the program that does it detects what goes wrong."""
 
 import json
 import math
@@ -36,7 +36,7 @@ IN_ORDER = chaos.Figures(
 
 
 def run(*words):
-    """The exit code and the figures of a run of the program."""
+    """Run the program; return its exit code and figures."""
     command = [sys.executable, chaos.__file__, *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=300, check=False)  # noqa: S603 - this Python
     return done.returncode, json.loads(done.stdout)
@@ -47,7 +47,7 @@ def run(*words):
 def test_killed_cut_off_and_frozen_consumers_lose_nothing():
     faults = {"kills": 10, "client_kills": 10, "freezes": 2}
     words = [f"--{name.replace('_', '-')}={count}" for name, count in faults.items()]
-    # What did not go by the lease would take half a minute, the default.
+    # Recovery by other means than the lease would take half a minute, the default.
     code, figures = run("--messages=2000", *words, "--lease=2", "--handed-over=20", "--seconds=20", "--patience=60")
 
     assert ([], 0) == (figures["failures"], code), figures
@@ -61,7 +61,7 @@ def test_messages_that_a_kill_loses_are_missed():
     words = "--way=get --messages=100 --kills=4 --client-kills=0 --freezes=0 --lease=1 --seconds=3 --patience=3"
     code, figures = run(*words.split())
 
-    # Two of the kills are of a consumer that waits with a message; the others lose one by chance.
+    # Two kills hit a consumer that waits with a message; the others lose a message by chance.
     assert 2 <= figures["lost"]
     assert (4, 0, 1) == (figures["kills"], figures["kills_of_holders"], code)
     assert f"lost: {figures['lost']} instead of 0" in figures["failures"]
@@ -126,7 +126,7 @@ def test_what_consumers_tell_is_counted_once():
 
 @pytest.fixture
 def frozen():
-    """A consumer that froze at 2 with a message, which another got at 3.5; it woke up at 5 and finished the message."""
+    """Return a consumer that froze at 2 with a message, which another one got at 3.5; the first woke up at 5."""
     history = told_by(
         (1.0, "taken", "m", "a", "w1"),
         (3.5, "taken", "m", "b", "w2"),
@@ -158,10 +158,10 @@ def test_what_is_handed_to_one_that_is_frozen_is_recovered_then():
 @pytest.mark.parametrize(
     ("done", "thawed", "recovery"),
     [
-        (None, math.inf, math.inf),  # killed, and nobody got it
+        (None, math.inf, math.inf),  # killed, and the message was not delivered again
         (2.001, math.inf, None),  # killed when the acknowledgement was on its way
         (None, 5.0, math.inf),
-        (5.1, 5.0, math.inf),  # frozen, and nobody got it until it went on
+        (5.1, 5.0, math.inf),  # frozen, and the message was not delivered again until it woke up
         (2.001, 5.0, None),
     ],
 )

@@ -1,4 +1,4 @@
-"""Faults that callers and connections meet on a server that is well: cancelled, stale, closed, killed, exhausted."""
+"""Faults of callers and connections on a healthy server: cancelled, stale, closed, killed, exhausted."""
 
 import asyncio
 import select
@@ -19,7 +19,7 @@ def make_client(make_client, server):
 
 @pytest.fixture
 def connections_made(inspector):
-    """How many connections the server has got since the test began."""
+    """Count the server's new connections since the test began."""
 
     def count():
         return inspector.info("stats")["total_connections_received"] - before
@@ -30,7 +30,7 @@ def connections_made(inspector):
 
 
 async def serves_all_at_once(pool, *, shared):
-    """Whether nothing but ``shared`` connections is lent, and all others can be had at the same time."""
+    """Return whether only ``shared`` connections are acquired, and all others are available at the same time."""
     if shared != len(pool._in_use_connections):
         return False
     connections = await asyncio.gather(*(pool.get_connection() for _ in range(pool.max_connections - shared)))
@@ -43,7 +43,7 @@ async def serves_all_at_once(pool, *, shared):
 
 
 async def in_tasks(width, calls):
-    """Run calls, ``width`` of them at a time; return what each returned or raised."""
+    """Run calls, at most ``width`` at a time; return what each returned or raised."""
     rest, results = iter(calls), []
 
     async def work():
@@ -80,7 +80,7 @@ async def test_ten_thousand_cancelled_calls_of_each_kind_neither_mismatch_nor_le
 
     def calls():
         for number in range(10_000):
-            # Half of them with either protocol, half cancelled three times, half of the pipelines with MULTI.
+            # Half of them use either protocol, half are cancelled three times, half of the pipelines use MULTI.
             client, text, times = clients[number % 2], b"%d" % number, 1 + number // 2 % 2 * 2
             yield cancelled(echo(client, text), times)
             yield cancelled(batch(client, text, number // 4 % 2 == 0), times)
@@ -151,7 +151,7 @@ async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool,
         await until(line.closing.done)
     calls = [asyncio.ensure_future(client.get(f"key:{number}")) for number in range(1_000)]
     if moment == "after the calls":
-        # When they are made, but not yet written.
+        # When the calls are made, but not written.
         loop.call_soon(leave_a_reply)
 
     assert [b"%d" % number for number in range(1_000)] == await asyncio.gather(*calls)
@@ -185,7 +185,7 @@ async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
         inspector.client_kill_filter(_type="normal", skipme=True)
         if sees_it_first:
             await asyncio.sleep(0)
-        # Writes, which are not tried again once they are written; of their own connections too.
+        # Writes, which are not retried once written; also on dedicated connections.
         own = [client.execute_command("BRPOPLPUSH", "list", "list", 1) for _ in range(5 * multiplex)]
         await asyncio.gather(*(client.incr("key") for _ in range(10)), *own)
 
@@ -239,7 +239,7 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
 
     workers = [asyncio.create_task(work(worker)) for worker in range(20)]
     for _ in range(300):
-        # A call that was lost may have to be made three times, on a connection that is more and more its own.
+        # A lost call may be made three times, on connections with fewer and fewer other calls.
         known = [*calls]
         await until(lambda known=known: all(now > then for now, then in zip(calls, known, strict=True)))
         inspector.client_kill_filter(_type="normal", skipme=True)
@@ -250,9 +250,9 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
     assert [] == wrong
     assert len(stored) == len(set(stored))
     assert acknowledged <= set(stored) <= attempted
-    # Reads are tried again, writes that may have run are not.
+    # Reads are retried; writes that may have run are not.
     assert failed <= attempted
-    # The kills did hit.
+    # Some kills did hit.
     assert connections_made() > 100
     assert await client.ping() is True
     assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
@@ -264,7 +264,7 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
 async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, connections_made, inspector):
     client = make_client(max_connections=8, timeout=60)
     inspector.rpush("list", *range(2_000))
-    # Not in seconds, which a busy machine spreads unevenly: in the calls that were served meanwhile.
+    # Not in seconds, which a busy machine distributes unevenly, but in calls that were served meanwhile.
     waits = []
 
     async def pop():
@@ -274,7 +274,7 @@ async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, c
         return int(value)
 
     async def pop_twice():
-        # The second time, a thousand others have come before.
+        # Before the second pop, a thousand other calls have queued.
         return [await pop(), await pop()]
 
     popped = await asyncio.gather(*(pop_twice() for _ in range(1_000)))
@@ -290,7 +290,7 @@ async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, c
 async def test_when_all_connections_are_held_calls_fail_in_time(make_client, multiplex):
     client = make_client(max_connections=8, timeout=0.4)
     pool = client.connection_pool
-    # One is kept for the shared connection, which all others cannot exhaust.
+    # One slot is reserved for the shared connection; other calls cannot use it.
     held = await asyncio.gather(*(pool.get_connection() for _ in range(8 - multiplex)))
     loop = asyncio.get_running_loop()
     began, ends = loop.time(), []
@@ -301,7 +301,7 @@ async def test_when_all_connections_are_held_calls_fail_in_time(make_client, mul
         ends.append(loop.time() - began)
 
     gets = [client.get("key") if multiplex else fail(client.get("key")) for _ in range(10)]
-    # They are held for longer than that.
+    # Longer than they hold their connections.
     async with asyncio.timeout(15):
         assert [None] * 20 == await asyncio.gather(*gets, *(fail(client.blpop("l")) for _ in range(10)))
 

@@ -22,13 +22,13 @@ class ErrorCase(NamedTuple):
     """An error that a server answers.
 
     Attributes:
-        status: What the reply begins with.
-        error: What is raised.
-        arrange: Makes the server answer so to ``call``, given a client that administers it.
-        call: Is answered so.
-        cure: Makes it answer something else.
-        keeps: Whether the connection is still the same afterwards.
-        options: Those of the server.
+        status: The prefix of the reply.
+        error: The exception that is raised.
+        arrange: Makes the server answer ``call`` with the error, given an administrator's client.
+        call: The call that gets the error.
+        cure: Ends the error.
+        keeps: Whether the client keeps its connection after the error.
+        options: The server's options.
     """
 
     status: str
@@ -41,7 +41,7 @@ class ErrorCase(NamedTuple):
 
 
 def nothing(admin):
-    """Change nothing: the next call is another one."""
+    """Change nothing: the next call differs anyway."""
 
 
 def wait_until(condition):
@@ -51,13 +51,13 @@ def wait_until(condition):
 
 
 def start(admin, *args):
-    """Send a command whose reply nobody reads."""
+    """Send a command whose reply is never read."""
     admin.connection_pool.get_connection().send_command(*args)
 
 
 def be_busy(admin):
     start(admin, "CONFIG", "SET", "lua-time-limit", 1)
-    admin.ping()  # connects while the server still lets it
+    admin.ping()  # connects before the server refuses connections
     start(admin, "EVAL", "while true do end", 0)
 
 
@@ -105,7 +105,7 @@ CASES = [
         lambda admin: admin.replicaof("127.0.0.1", 1),
         lambda client: client.set("key", "value"),
         lambda admin: admin.replicaof("NO", "ONE"),
-        keeps=False,  # behind the name there may be another server
+        keeps=False,  # the name may now lead to another server
     ),
     ErrorCase(
         "NOPERM",
@@ -126,7 +126,7 @@ CASES = [
         redis.exceptions.ResponseError,
         fail_to_save,
         lambda client: client.set("key", "value"),
-        lambda admin: admin.config_set("save", ""),  # else it would try to save when it is stopped
+        lambda admin: admin.config_set("save", ""),  # else the server would try to save when it stops
     ),
     ErrorCase(
         "NOSCRIPT",
@@ -146,7 +146,7 @@ CASES = [
         "LOADING",
         redis.exceptions.BusyLoadingError,
         load,
-        # A write may have a TimeoutError: while loading, the server is slow, and the deadline cuts an attempt short.
+        # A write may get a TimeoutError: the loading server is slow, and the deadline cuts an attempt short.
         lambda client: client.get("key"),
         finish_loading,
         options=("--enable-debug-command", "yes"),
@@ -155,7 +155,7 @@ CASES = [
 
 
 def error_types(telemetry):
-    """The ``error.type`` of the last span, and those of all points of the duration."""
+    """Return the ``error.type`` of the last span, and those of all points of the duration."""
     points = telemetry.tally(DURATION, "error.type")
     return telemetry.spans[-1].attributes.get("error.type"), points.keys() - {""}
 
@@ -174,14 +174,14 @@ async def test_an_error_reply_has_its_type_and_leaves_the_connection_usable(make
         assert (case.status, {case.status}) == error_types(telemetry)
         case.cure(admin)
         assert await client.set("other", "value") is True
-        # On connections of one's own, redis-py closes what answers LOADING.
+        # On dedicated connections, redis-py closes a connection that answers LOADING.
         keeps = case.keeps and (multiplex or case.status != "LOADING")
         assert keeps == (connection == await client.client_id())
         await client.connection_pool.aclose()
 
 
 def handshakes(admin):
-    """The connections that the server has got, and the attempts to log in."""
+    """Return how many connections and authentication attempts the server has counted."""
     calls = [details["calls"] for name, details in admin.info("commandstats").items() if name in LOGINS]
     return admin.info("stats")["total_connections_received"], sum(calls)
 
@@ -197,7 +197,7 @@ async def test_a_password_that_is_wrong_or_missing_is_tried_once(make_client, te
             await client.set("key", "value")
 
         assert (status, {status}) == error_types(telemetry)
-        # Without a password, RESP2 has nothing to say.
+        # Without a password, RESP2 needs no handshake.
         assert (1, int(password is not None or protocol == 3)) == tuple(map(operator.sub, handshakes(admin), before))
         admin.config_set("requirepass", password or "")
         assert await client.set("key", "value") is True

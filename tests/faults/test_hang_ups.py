@@ -1,4 +1,4 @@
-"""What a server answers by hanging up: it harms those in flight at that moment, once, and no call afterwards."""
+"""A server that answers by hanging up: it harms the calls in flight at that moment, once, and none afterwards."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ LARGE = 6 * 2**20
 
 @pytest.fixture(scope="module")
 def strict_server():
-    """A server that hangs up on whom it owes more than a megabyte."""
+    """Yield a server that hangs up on clients to which it owes more than a megabyte."""
     with RedisServer("--client-output-buffer-limit", "normal 1mb 0 0") as running:
         with redis.Redis.from_url(running.url) as admin:
             admin.rpush("large", *["x" * 2**16] * (LARGE // 2**16))
@@ -35,7 +35,7 @@ def outcomes_of(tasks):
 
 
 class Callers:
-    """Callers that write and read without a pause, and the errors of their calls."""
+    """Callers that write and read without a pause, and their calls' errors."""
 
     def __init__(self, client, count):
         self.client, self.working, self.calls, self.errors = client, True, 0, []
@@ -68,7 +68,7 @@ async def test_one_reply_that_is_too_large_fails_its_caller_and_at_most_those_in
         await until(lambda calls=calls: callers.calls > calls + 1_000)
     await callers.stop()
 
-    # A hundred were in flight, of which the writes may have run: nothing else may be said of them.
+    # Of the hundred calls in flight, writes may have run and may fail; no other call may.
     assert [] == [count for count in failed if count > 100]
 
 
@@ -90,7 +90,7 @@ async def test_no_read_fails_with_one_whose_reply_is_too_large(strict_client, st
 
     assert {b"value"} == set(await asyncio.gather(*tasks[:500]))
     assert [[b"value", 1]] * 20 == await asyncio.gather(*tasks[500:])
-    # The one further connection, those of each call that was lost with that as well, and a new shared one.
+    # The isolated connection, those of each call that was lost on it as well, and a new shared one.
     assert connections_made(strict_server) - before <= 15
 
 
@@ -146,7 +146,7 @@ async def test_what_was_lost_twice_goes_alone_once(make_pool):
         await pool.aclose()
 
     assert [redis.exceptions.ConnectionError] * 2 == list(map(type, errors))
-    # Hung up on at once, the shared and the further connection have got one command each at least.
+    # The shared and the isolated connection were closed at once, after at least one command each.
     alone = [key for connection, key in asked if connection > 2]
     assert [b"a", b"b"] == sorted(set(alone))
     assert len(asked) <= 6

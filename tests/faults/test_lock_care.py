@@ -1,4 +1,4 @@
-"""Locks when things go wrong: nothing of an acquisition is left behind, and each task releases what it has acquired."""
+"""Locks under faults: nothing of an acquisition is left behind, and each task releases what it has acquired."""
 
 import asyncio
 import gc
@@ -24,12 +24,12 @@ DURATION = "db.client.operation.duration"
 HOLD = "aioredis_monitored.lock.hold_time"
 LOST = "aioredis_monitored.lock.lost"
 
-# What a client may be, beside sharing a connection or not.
+# The kinds of clients, beside sharing a connection or not.
 KINDS = ["multiplexed", "pooled", "one connection", "plain", "plain blocking", "redis-py", "replaced"]
 
 
 class Replacing(MonitoredRedisConnection):
-    """Sees every command."""
+    """A client with its own ``execute_command``, which sees every command."""
 
     async def execute_command(self, *args, **options):
         self.seen = [*getattr(self, "seen", ()), args[0]]
@@ -43,7 +43,7 @@ def kind(request):
 
 @pytest.fixture
 async def any_client(kind, make_pool, server):
-    """Clients of every kind, whose locks are ours, and the pool that is to be closed behind them."""
+    """Yield clients of every kind, whose locks are ours, and close their pools."""
     made = []
 
     def make(url=server.url, **arguments):
@@ -67,7 +67,7 @@ async def any_client(kind, make_pool, server):
 
 @contextmanager
 def writes_held(inspector):
-    """The server holds back whatever writes."""
+    """Have the server hold back all writes."""
     inspector.client_pause(600_000, all=False)
     try:
         yield
@@ -77,7 +77,7 @@ def writes_held(inspector):
 
 @asynccontextmanager
 async def late_when_sent(inspector):
-    """A timeout that is over as soon as the server holds a write back."""
+    """Return a timeout that expires as soon as the server holds a write back."""
     async with asyncio.timeout(None) as limit:
 
         async def look():
@@ -101,7 +101,7 @@ def deleted(inspector, name="job"):
 
 
 def background():
-    """What goes on without its caller."""
+    """Return the tasks that run without a caller."""
     return [
         task
         for task in asyncio.all_tasks()
@@ -110,7 +110,7 @@ def background():
 
 
 async def settled(until):
-    """Nothing goes on without its caller."""
+    """Wait until no task runs without a caller."""
     await until(lambda: not background(), 10)
 
 
@@ -122,7 +122,7 @@ async def test_an_acquisition_that_is_late_leaves_at_once_and_leaves_nothing(any
             with pytest.raises(TimeoutError):
                 async with late_when_sent(inspector), lock_of(client, timeout=timeout):
                     raise AssertionError
-            # It was sent, and the caller has left.
+            # The command was sent, and the caller has left.
             assert 1 == inspector.info("clients")["blocked_clients"]
             assert background()
         await settled(until)
@@ -186,9 +186,9 @@ async def test_in_every_tick_a_cancellation_leaves_nothing(any_client, inspector
         task = asyncio.ensure_future(lock_of(client).acquire(blocking=False))
         for _ in range(ticks):
             await asyncio.sleep(0)
-        # So that the reply comes in this or the next tick.
+        # So that the reply arrives in this tick or the next.
         if ticks % 2:
-            time.sleep(0.001)  # noqa: ASYNC251 - the loop is to stand still
+            time.sleep(0.001)  # noqa: ASYNC251 - the event loop must not run
         task.cancel()
         (outcome,) = await asyncio.gather(task, return_exceptions=True)
         if not isinstance(outcome, BaseException):
@@ -208,7 +208,7 @@ async def test_one_that_is_cancelled_in_the_tick_of_its_success_leaves_nothing(
 
     async def set_and_cancel(self, acquisition, token):
         answers.append(await set_with(self, acquisition, token))
-        # Before the caller's own turn, which comes next.
+        # Before the caller's task resumes, which comes next.
         asyncio.get_running_loop().call_soon(acquiring[0].cancel)
         return answers[0]
 
@@ -245,7 +245,7 @@ async def test_one_that_was_not_sent_asks_for_nothing(make_pool, server, inspect
         async with asyncio.timeout(0.01):
             await client.lock("job").acquire()
 
-    # Neither it, nor anything that undoes it.
+    # Neither the acquisition nor a task that undoes it.
     assert [] == background()
     waiting.cancel()
     await asyncio.wait([waiting])
@@ -269,12 +269,12 @@ async def test_a_callers_own_token_is_released_only_if_this_set_succeeded(any_cl
 async def test_a_lost_answer_is_undone_elsewhere(any_client, proxy, inspector, until, timeout):
     client = any_client(proxy.url)
     await client.ping()
-    # In the middle of the reply to SET, which is +OK.
+    # In the middle of the reply to SET, +OK.
     proxy.cut_replies, proxy.cut_after = 1, 2
     outcomes = await asyncio.gather(lock_of(client, timeout=timeout, blocking=False).acquire(), return_exceptions=True)
     await settled(until)
 
-    # redis-py's client tries again, and finds its own key; the next attempt is a new one.
+    # redis-py's client retries, and finds its own key. The next attempt is a new one.
     assert outcomes == [False] or isinstance(outcomes[0], redis.exceptions.ConnectionError)
     await until(deleted(inspector), 10)
 
@@ -294,7 +294,7 @@ async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
     with redis.Redis.from_url(own_server.url) as admin:
         while not admin.exists("job"):
             pass
-    # It has answered the SET, and does not answer what comes behind that.
+    # The server has answered the SET, and does not answer later commands.
     own_server.freeze()
     calls = line_of(client).inflight.pending
     await until(lambda: calls and calls[0].args[0] == "EVAL" and not line_of(client).inflight.unwritten)
@@ -343,7 +343,7 @@ async def test_one_that_is_cancelled_and_then_lost_is_undone_elsewhere(any_clien
 
 
 class Prefixing(MonitoredRedisConnection):
-    """Has names of its own for the keys of a lock, as a client for several tenants may."""
+    """A client that prefixes the keys of its locks, as for several tenants."""
 
     async def execute_command(self, *args, **options):
         at = {"SET": 1, "EVAL": 3, "EVALSHA": 3}.get(args[0])
@@ -352,7 +352,7 @@ class Prefixing(MonitoredRedisConnection):
         return await super().execute_command(*args, **options)
 
 
-# How a client may have its locks elsewhere than its pool's calls go: class, handle or not, and the database it selects.
+# Clients whose locks are elsewhere than their pool's calls: class, whether it is a handle, command for its database.
 ELSEWHERE = {
     "selected": (MonitoredRedisConnection, True, ("SELECT", 1)),
     "selected in one string": (MonitoredRedisConnection, True, (b"select 1",)),
@@ -380,7 +380,7 @@ async def client_elsewhere(request, make_pool, proxy):
 
 
 def everywhere(inspector):
-    """The databases that have keys."""
+    """Return the databases that have keys."""
     return inspector.info("keyspace")
 
 
@@ -393,7 +393,7 @@ async def test_an_acquisition_is_undone_where_it_was_made(client_elsewhere, prox
     await settled(until)
     await until(lambda: not everywhere(inspector), 10)
 
-    # In the middle of the reply to SET, which is +OK.
+    # In the middle of the reply to SET, +OK.
     proxy.cut_replies, proxy.cut_after = 1, 2
     await asyncio.gather(client.lock("job", blocking=False).acquire(), return_exceptions=True)
     await settled(until)
@@ -538,7 +538,7 @@ async def test_one_whose_own_task_is_cancelled_leaves_nothing(any_client, inspec
         (acquiring,) = await begun(lock_of(client).acquire())
         for _ in range(ticks):
             await asyncio.sleep(0)
-        # As an event loop that ends does, which cancels its caller later.
+        # As a closing event loop, which cancels the caller later.
         for task in background():
             task.cancel()
         await asyncio.wait([acquiring])
@@ -549,7 +549,7 @@ async def test_one_whose_own_task_is_cancelled_leaves_nothing(any_client, inspec
 
 
 class Cluster:
-    """A client without a pool, as that of a cluster."""
+    """A client without a pool, such as a cluster's."""
 
     def __init__(self, client):
         self._client = client
@@ -575,7 +575,7 @@ async def test_a_handle_that_keeps_to_one_connection_gives_back_none_that_owes_a
     with writes_held(inspector), pytest.raises(TimeoutError):
         async with single, late_when_sent(inspector):
             await single.lock("job").acquire()
-    # What borrows the connection gets its own reply.
+    # Later users of the connection get their own replies.
     assert ["own"] * 3 == await asyncio.gather(*(echo(client) for _ in range(3)))
     await settled(until)
 
@@ -596,7 +596,7 @@ async def test_undoing_is_no_part_of_the_callers_telemetry(client, inspector, te
     assert {"SET": 1} == block.tally(DURATION, "db.operation.name")
 
 
-# Each task its own.
+# Each task has its own token.
 
 
 async def test_a_task_whose_lease_has_ended_leaves_the_others_lock_alone(any_client, inspector, until):
@@ -612,13 +612,13 @@ async def test_a_task_whose_lease_has_ended_leaves_the_others_lock_alone(any_cli
         with pytest.raises(redis.exceptions.LockNotOwnedError):
             await lock.reacquire()
         for error in (redis.exceptions.LockNotOwnedError, redis.exceptions.LockError):
-            # The second time it holds none.
+            # The second time, the task holds no lock.
             with pytest.raises(error):
                 await lock.release()
 
     (first,) = await begun(hold())
     await until(lambda: lock.local.token)
-    # As if its time were over.
+    # As if the lock had expired.
     inspector.delete("job")
     await lock.acquire()
     token = inspector.get("job")
@@ -634,7 +634,7 @@ async def test_a_task_whose_lease_has_ended_leaves_the_others_lock_alone(any_cli
 async def test_a_lock_may_be_handed_over(any_client, inspector):
     lock = lock_of(any_client(), timeout=5)
     for _ in range(3):
-        # In a task of its own, as wait_for has it on Python 3.11.
+        # In a separate task, as wait_for runs it on Python 3.11.
         assert await asyncio.create_task(lock.acquire())
         assert await lock.owned()
         assert await lock.extend(5)
@@ -642,7 +642,7 @@ async def test_a_lock_may_be_handed_over(any_client, inspector):
         assert inspector.get("job") == lock.local.token
         await lock.release()
         assert [None, 0] == [lock.local.token, inspector.exists("job")]
-        # What this task has acquired and released itself changes nothing.
+        # Locks that this task acquires and releases itself change nothing.
         await lock.acquire()
         await lock.release()
         with pytest.raises(redis.exceptions.LockError):
@@ -654,7 +654,7 @@ async def test_another_task_may_do_it_on_behalf(any_client, inspector, until):
     await lock.acquire()
     inspector.delete("job")
     await asyncio.create_task(lock.acquire())
-    # Called by this task, awaited by another one.
+    # Called in this task, awaited in another one.
     for call in (lock.extend(5), lock.reacquire(), lock.release()):
         with pytest.raises(redis.exceptions.LockNotOwnedError):
             await asyncio.create_task(call)
@@ -685,7 +685,7 @@ async def test_all_tasks_share_one_token_if_that_is_wanted(any_client, inspector
     assert [None, 0] == [lock.local.token, inspector.exists("job")]
     await lock.acquire()
     (releasing,) = await begun(lock.release())
-    # Another one has acquired it before this one goes on.
+    # Another task acquires the lock before this one resumes.
     lock.local.token = b"another's"
     await releasing
 
@@ -742,7 +742,7 @@ async def test_each_tasks_holding_is_measured(client, telemetry, inspector, unti
     assert {"": 1} == telemetry.tally(LOST)
 
 
-# Leaving.
+# Abandoned locks.
 
 
 @pytest.mark.parametrize("how", ["async with", "finally"])
@@ -818,12 +818,12 @@ async def test_a_release_that_is_cancelled_comes_to_its_end(any_client, inspecto
 
 @pytest.fixture
 def soon(monkeypatch):
-    """A task that is being cancelled leaves a release sooner than after a second."""
+    """Have a cancelled task leave a release sooner than after a second."""
     monkeypatch.setattr("aioredis_monitored.client.lock.SETTLE_SECONDS", 0.1)
 
 
 async def held_by(lock):
-    """A task that holds the lock until it is cancelled."""
+    """Return a task that holds the lock until it is cancelled."""
     is_held = asyncio.Event()
 
     async def hold():
@@ -837,7 +837,7 @@ async def held_by(lock):
 
 
 async def left(task):
-    """The task leaves long before it could have got an answer."""
+    """Cancel a task; it leaves long before an answer could arrive."""
     task.cancel()
     await asyncio.wait([task], timeout=15)
     assert task.cancelled()
@@ -911,7 +911,7 @@ async def test_a_release_with_a_callers_own_token_is_not_repeated(any_client, ow
         await settled(until)
     with redis.Redis.from_url(own_server.url) as inspector:
         await until(deleted(inspector))
-        # What is repeated is EVAL.
+        # A retry would be an EVAL.
         assert 0 == inspector.info("commandstats").get("cmdstat_eval", {}).get("calls", 0)
 
     assert ["lock 'job': releasing it failed while its task was being cancelled: TimeoutError"] == caplog.messages
@@ -957,7 +957,7 @@ async def test_a_pool_that_is_closed_waits_for_a_release(make_pool, server, insp
 async def test_a_release_outlives_the_end_of_the_event_loop_by_a_second(
     any_client, inspector, until, monkeypatch, soon
 ):
-    # The task leaves soon, and the release behind it has longer than any machine needs.
+    # The task leaves soon, and the release in the background has more time than any machine needs.
     module = "aioredis_monitored.client.lock"
     monkeypatch.setattr(f"{module}.complete_shielded", lambda what, attempt, _: complete_shielded(what, attempt, 60))
     client = any_client()
@@ -965,7 +965,7 @@ async def test_a_release_outlives_the_end_of_the_event_loop_by_a_second(
     with writes_held(inspector):
         await left(task)
         (releasing,) = background()
-        # As an event loop that ends does.
+        # As a closing event loop does.
         releasing.cancel()
         await asyncio.sleep(0)
     await asyncio.wait([releasing])
@@ -1031,7 +1031,7 @@ async def test_a_release_that_is_cancelled_is_no_loss(make_client, server, telem
     lock = client.lock("job")
     await lock.acquire()
     await client.register_script(lock.LUA_RELEASE_SCRIPT)(["other"], ["nothing"])
-    # Its reply is lost, and the lock no longer there when it is tried again.
+    # The reply is lost, and the lock does not exist when the release is retried.
     proxy.reply_pause = 0.05
     (releasing,) = await begun(lock.release())
     while inspector.exists("job"):
@@ -1067,7 +1067,7 @@ async def test_releasing_is_one_span(client, telemetry, server):
         "server.address": server.host,
         "server.port": server.port,
     } == dict(span.attributes)
-    # Of its commands.
+    # The block's commands.
     assert {"EVALSHA": 1} == block.tally(DURATION, "db.operation.name", "error.type")
 
 

@@ -1,4 +1,4 @@
-"""The callers of the shared connection: those whose reply is late, those who leave, and what happens behind them."""
+"""The callers of the shared connection: late replies, callers that leave, and what happens after that."""
 
 import asyncio
 import math
@@ -10,7 +10,7 @@ import redis
 from support.scripted import scripted
 from support.sharing import begun, call_with_orphan_handler, client_of, frozen, line_of
 
-# As large as a request on the first connection may be.
+# The largest size for requests on the main connection.
 VALUE = b"x" * 60_000
 LARGE = b"x" * 200_000
 
@@ -30,7 +30,7 @@ async def test_a_late_call_raises_redis_pys_timeout_and_the_others_get_their_rep
         with pytest.raises(redis.TimeoutError, match=rf"^Timeout reading from 127.0.0.1:{port}$"):
             await late
 
-        # Replies came, so the connection is in use as before, and the late one is nobody's.
+        # Replies arrived, so the connection stays in use, and the late reply is discarded.
         assert [b"1.2", b"0.01"] == [await in_time, await client.echo(0.01)]
         assert [redis.TimeoutError] == [type(e) for e in await asyncio.gather(*others, return_exceptions=True)]
         assert line is line_of(client)
@@ -108,7 +108,7 @@ async def test_whoever_is_cancelled_while_waiting_is_never_sent(make_pool, own_s
 
 
 class Moment:
-    """A call with an orphan handler that is left at one moment of its life, and what its handler was given."""
+    """A call with an orphan handler that is cancelled at one moment, and what its handler was given."""
 
     def __init__(self, client):
         self.given = []
@@ -128,7 +128,7 @@ async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(mak
         else:
             (task,) = await begun(orphan.call)
         if moment == "late":
-            # It keeps the connection from being closed when the call is given up.
+            # The connection stays busy, and is therefore not closed when the call is given up.
             started = time.monotonic()
             await until(lambda: time.monotonic() - started > 1)
             await begun(client.ping())

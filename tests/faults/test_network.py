@@ -25,7 +25,7 @@ async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, prox
     for number in range(100):
         await client.ping()
         proxy.cut()
-        # At any moment between the reset and the reading of it.
+        # Any moment between the reset and the client's reading of it.
         for _ in range(dice.randrange(12)):
             await asyncio.sleep(0)
         try:
@@ -51,14 +51,14 @@ async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, 
 
 
 async def raised(reply):
-    """An error that is a value, raised."""
+    """Raise an error that is a value."""
     raise await reply
 
 
 @pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription", "aside"])
 async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
-    # A read without a further attempt, so that it shows.
+    # Without a second attempt, so that a failed read is visible.
     monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: None)
     send = Connection._send_packed_command
 
@@ -109,7 +109,7 @@ async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_cl
             with pytest.raises(redis.exceptions.ConnectionError):
                 await client.getset("key", value)
             outcomes.append(await client.ping())
-        # The one that was cut is never used again.
+        # The cut connection is never used again.
         assert await client.ping()
         assert accepted < proxy.accepted
 
@@ -203,7 +203,7 @@ async def test_calls_on_half_open_connections_fail_in_time_and_later_ones_do_not
     pool = client.connection_pool
 
     async def fail():
-        # Without a timeout they would wait for ever.
+        # Without a timeout, they would wait forever.
         async with asyncio.timeout(25):
             with pytest.raises(redis.exceptions.TimeoutError):
                 await client.get("key")

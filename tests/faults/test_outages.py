@@ -1,4 +1,4 @@
-"""An outage: one whole deadline is waited, then each call gets one attempt until one succeeds."""
+"""An outage: after one whole deadline, each call gets one attempt until one succeeds."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ def client_of(make_pool, url, **options):
 
 @contextmanager
 def black_hole():
-    """A port that answers no connection attempt."""
+    """Yield a port that answers no connection attempt."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
@@ -38,7 +38,7 @@ def black_hole():
 
 @BOTH
 async def test_in_an_outage_one_whole_deadline_is_waited_and_then_one_attempt_each(make_pool, proxy, multiplex):
-    # With so many attempts and no deadline, it would be hours.
+    # Without a deadline, 10,000 attempts would take hours.
     client = client_of(make_pool, proxy.url, socket_timeout=1, retries=10_000, multiplex=multiplex)
     proxy._upstream = ("127.0.0.1", 1)
     attempts = []
@@ -59,12 +59,12 @@ async def test_in_an_outage_callers_do_not_hang_one_after_the_other(make_pool, p
     client = client_of(make_pool, proxy.url, socket_timeout=1, multiplex=multiplex, max_connections=3)
     proxy._upstream = ("127.0.0.1", 1)
 
-    # In turns of three, a deadline each, they would take half a minute.
+    # Three at a time, with a deadline each, they would take half a minute.
     async with asyncio.timeout(15):
         replies = await asyncio.gather(*(client.incr("key") for _ in range(100)), return_exceptions=True)
 
     assert {redis.ConnectionError} == set(map(type, replies))
-    # Also those whose last attempt the deadline has cut short were in vain.
+    # A last attempt that the deadline cuts short counts as failed, too.
     assert client.connection_pool.retry_policy.server_unreachable
 
 
@@ -106,9 +106,9 @@ async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool,
                 await client.incr("key")
             made.append(len(attempts) - known)
 
-    # The second was cut short by the deadline.
+    # The deadline cut the second attempt short.
     assert 2 == made[0]
-    # None if that was still under way.
+    # None if the last attempt was still under way.
     assert {0, 1} >= set(made[1:])
     assert client.connection_pool.retry_policy.server_unreachable
 
@@ -118,7 +118,7 @@ async def test_an_outage_in_which_connecting_times_out_is_one_as_well(make_pool,
 async def test_an_outage_ends_with_the_first_success_of_any_kind(make_pool, proxy, server, kind, multiplex):
     client = client_of(make_pool, proxy.url, multiplex=multiplex)
     policy = client.connection_pool.retry_policy
-    # As when calls have tried in vain for a whole deadline.
+    # As after calls that have failed for a whole deadline.
     policy.server_unreachable = True
     proxy._upstream = ("127.0.0.1", 1)
     with pytest.raises(redis.ConnectionError):

@@ -1,4 +1,4 @@
-"""Connections that a caller keeps: made anew while that changes nothing for the caller, and never in silence after."""
+"""Pinned connections: replaced while that changes nothing for the caller, and never silently after that."""
 
 import asyncio
 from contextlib import asynccontextmanager, suppress
@@ -100,7 +100,7 @@ async def test_what_is_begun_while_the_server_is_down_succeeds_when_it_is_back(m
 
 @pytest.fixture
 def down(proxy):
-    """A time in which the proxy's server refuses connections; what there was is cut."""
+    """Have the proxy's server refuse connections, and cut existing ones."""
 
     @asynccontextmanager
     async def down(until):
@@ -146,7 +146,7 @@ async def test_a_handle_that_was_altered_raises_at_every_call_once_its_connectio
             with pytest.raises(PinnedConnectionLostError, match=AGAIN):
                 await call("key")
 
-    # The next one begins anew.
+    # The next handle starts on a new connection.
     async with client.client() as single:
         assert 1 == await single.incr("key")
 
@@ -163,7 +163,7 @@ async def test_no_call_of_an_altered_handle_reads_another_database(make_client, 
             await single.get("key")
         await single.aclose()
 
-        # Closed, it begins anew.
+        # After closing, the handle starts on a new connection.
         assert await single.get("key") is None
 
 
@@ -172,7 +172,7 @@ async def test_redis_py_does_not_connect_an_altered_connection_anew_either(make_
         await single.select(2)
         await single.connection.disconnect()
         with pytest.raises(PinnedConnectionLostError, match=AGAIN):
-            # As it sends new credentials, for instance.
+            # As if it sent new credentials.
             await single.connection.send_command("PING")
         with pytest.raises(PinnedConnectionLostError, match=AGAIN):
             await single.get("key")
@@ -275,7 +275,7 @@ async def test_a_handle_leaves_a_demoted_server(make_client, server, own_server)
             demoted.replicaof(server.host, server.port)
             with pytest.raises(ReadOnlyError):
                 await single.incr("key")
-            # It would be in another database.
+            # The new connection would have another database selected.
             assert before == await single.client_id()
             demoted.replicaof("NO", "ONE")
 
@@ -419,7 +419,7 @@ CLOSED = "was closed, or reset"
 
 @pytest.fixture(params=["multiplexed", "pooled", "plain"])
 async def any_pool(request, make_pool):
-    """Pools of every kind."""
+    """Yield pools of every kind."""
     made = []
 
     def make(url, **arguments):
@@ -434,7 +434,7 @@ async def any_pool(request, make_pool):
 
 
 def plain_pool(url):
-    """Pauses before its only retry."""
+    """Return a plain pool that pauses before its only retry."""
     return redis.asyncio.ConnectionPool.from_url(
         url, retry=Retry(ConstantBackoff(0.2), 1), retry_on_error=[ConnectionError]
     )
@@ -474,7 +474,7 @@ async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_st
     single = client.client()
     await single.ping()
     async with frozen(own_server):
-        # The second one waits for its turn.
+        # The second call waits for the connection.
         calls = await begun(call(single), get(single))
         await single.aclose()
         await asyncio.wait(calls, timeout=15)
@@ -482,7 +482,7 @@ async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_st
         assert CLOSED in str(calls[0].exception())
         assert before == lent(client.connection_pool)
 
-    # A new call begins anew.
+    # A new call starts on a new connection.
     assert await single.get("other") is None
     assert before + 1 == lent(client.connection_pool)
     async with single:
@@ -495,7 +495,7 @@ async def test_in_every_tick_a_handle_may_be_closed(any_pool, server, is_first):
     client = MonitoredRedisConnection(connection_pool=any_pool(server.url))
     await client.ping()
     before = lent(client.connection_pool)
-    # In the first one, the calls begin.
+    # In the first tick, the calls start.
     for ticks in range(1, 60):
         single = client.client()
         if not is_first:
@@ -537,7 +537,7 @@ async def test_a_handle_of_a_plain_pool_that_is_closed_before_a_retry_raises(pro
         proxy.cut_replies = 1
         calling = asyncio.ensure_future(single.watch("key") if call == watch else call(single))
         await until(lambda: not proxy.cut_replies)
-        # It pauses, or is about to.
+        # The call pauses, or is about to.
         await single.aclose()
         with pytest.raises(PinnedConnectionLostError, match=CLOSED):
             await calling
@@ -657,7 +657,7 @@ async def test_a_watch_that_is_answered_and_reset_in_the_same_tick_watches_nothi
     assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
 
 
-# Pipelines that watch
+# Pipelines that watch.
 
 
 async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make_client, own_server):
@@ -673,7 +673,7 @@ async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make
         with pytest.raises(WatchError, match="begin again with watch"):
             await pipe.set("key", "unwatched").execute()
 
-        # Now it is begun anew.
+        # Now the pipeline starts on a new connection.
         await pipe.watch("key")
         assert await pipe.get("key") is None
         pipe.multi()

@@ -1,6 +1,6 @@
 """Faults of the process around a pool: its event loop ends, there is a second one, it forks.
 
-Each program runs in a Python of its own, so that what the interpreter says at its end is heard too.
+Each program runs in a separate Python, so that the interpreter's messages at its end are checked, too.
 """
 
 import socket
@@ -36,7 +36,7 @@ def run(request):
 
 
 def outcome(program, url, multiplex, run="asyncio.run", warnings="error"):
-    """What the program prints, and what it and the interpreter complain about."""
+    """Run the program; return what it prints, and what it and the interpreter complain about."""
     command = [sys.executable, "-W", warnings, "-c", BEGINNING + textwrap.dedent(program)]
     done = subprocess.run(  # noqa: S603 - our own Python
         [*command, url, str(multiplex), run], capture_output=True, text=True, timeout=120, check=False
@@ -45,7 +45,7 @@ def outcome(program, url, multiplex, run="asyncio.run", warnings="error"):
 
 
 def complaints(errors):
-    """The last line of each error that nobody caught; the rest is where it comes from."""
+    """Return the last line of each unhandled error; the other lines are its origin."""
     return [line for line in errors.splitlines() if "Warning: " in line or "Error: " in line or "was destroyed" in line]
 
 
@@ -147,7 +147,7 @@ def test_calls_that_timed_out_leave_no_task_behind(multiplex, run):
     run(leave(lambda client: client.get("key")))
     run(leave(lambda client: client.pipeline().get("key").execute()))
     """
-    # It accepts connections, by way of the kernel, and answers nothing.
+    # The kernel accepts connections for it; it answers nothing.
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         printed, errors = outcome(program, f"redis://127.0.0.1:{deaf.getsockname()[1]}", multiplex, run)
 
@@ -261,7 +261,7 @@ print("parent", all(results))
 
 @pytest.mark.parametrize("parent", [WHILE_RUNNING, WHILE_STOPPED], ids=["while_running", "while_stopped"])
 def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(server, multiplex, parent):
-    # That what the child has from its parent is unclosed is no news: closing it is not for the child.
+    # The child's copies of the parent's sockets stay unclosed: only the parent may close them.
     printed, errors = outcome(FORKING + parent, server.url, multiplex, warnings="ignore::ResourceWarning")
 
     assert ["EventLoopError", "EventLoopError", "b'own'", "parent", "True"] == printed, errors

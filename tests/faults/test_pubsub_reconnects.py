@@ -1,4 +1,4 @@
-"""Subscriptions outlive their connection: they are renewed, and what was lost meanwhile is reported."""
+"""Subscriptions outlive their connection: they are renewed, and messages lost meanwhile are reported."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ SUBSCRIBING = ["subscribe", "psubscribe", "ssubscribe"]
 
 
 async def next_of(pubsub, *kinds):
-    """The next message of such a kind; default one that was published."""
+    """Return the next message of this type; by default one that was published."""
     async with asyncio.timeout(30):
         while (message := await pubsub.get_message(timeout=1)) is None or message["type"] not in (
             kinds or pubsub.PUBLISH_MESSAGE_TYPES
@@ -33,7 +33,7 @@ async def confirmed(pubsub, count=1):
 
 
 class Proxied:
-    """What a test does to the way to the server."""
+    """The connection to the server through a proxy, which a test interrupts."""
 
     def __init__(self, proxy, until):
         self.proxy, self.until, self.upstream = proxy, until, proxy._upstream
@@ -57,12 +57,12 @@ def way(proxy, until):
 
 @asynccontextmanager
 async def listening(pubsub):
-    """Listen in a task; yield it, and what gives the data of the messages so far."""
+    """Listen in a task; yield the task, and a function that returns the data of the messages so far."""
     heard = []
 
     async def listen():
         async for message in pubsub.listen():
-            heard.append(message)  # noqa: PERF401 - to be seen while it goes on
+            heard.append(message)  # noqa: PERF401 - visible while the loop runs
 
     task = asyncio.create_task(listen())
 
@@ -183,7 +183,7 @@ async def test_all_kinds_of_subscriptions_are_renewed_and_reported_once(
     seen = []
 
     async def reconnected():
-        # All are there by now.
+        # All subscriptions are renewed at this point.
         seen.append((inspector.pubsub_numsub("a", "b"), inspector.pubsub_numpat(), inspector.pubsub_shardnumsub("s")))
 
     client = make_client(way.proxy.url, is_recorded=True, name="test")
@@ -287,7 +287,7 @@ async def test_a_listener_keeps_off_the_connection_that_a_subscriber_makes_anew(
         async with listening(pubsub) as (_, heard):
             await asyncio.sleep(0)
             inspector.client_kill_filter(_type="pubsub")
-            # Before the listener can have noticed it.
+            # Before the listener can have noticed the lost connection.
             await pubsub.subscribe("second")
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
@@ -321,7 +321,7 @@ async def test_what_redis_py_connects_is_subscribed_too(make_client, server, ins
         await confirmed(pubsub)
         await pubsub.connection.disconnect()
         async with pubsub._lock:
-            # As it sends new credentials.
+            # As if it sent new credentials.
             await pubsub.connection.send_command("PING")
         await next_of(pubsub, "pong")
 
@@ -385,7 +385,7 @@ async def test_a_poll_takes_as_long_as_asked(make_client, way):
             # While it connects.
             for number in range(1, 11):
                 assert await pubsub.get_message(timeout=0.1) is None
-                # Nor less long.
+                # Nor less than the timeout.
                 assert time.monotonic() - started > 0.09 * number
 
 
@@ -409,7 +409,7 @@ async def test_a_call_without_a_timeout_waits_for_the_server(make_client, way, i
             assert b"message" == (await getting)["data"]
 
 
-# What ends it
+# The end of a subscription
 
 
 async def test_a_closed_pool_ends_it(make_client, way, until):
@@ -632,7 +632,7 @@ async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, unt
             counts = [count for _, count in inspector.pubsub_numsub("a", "b") + inspector.pubsub_shardnumsub("s")]
             return [1, 1, 1, 1] == [*counts, inspector.pubsub_numpat()]
 
-        # The last one may have been cut without any call having noticed it.
+        # The last connection may have been cut without a call having noticed it.
         async with asyncio.timeout(30):
             while (message := await pubsub.get_message(timeout=0.01)) is None or message["type"] != "pmessage":
                 inspector.publish("p1", "message")
@@ -677,7 +677,7 @@ async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client
         async with client.pubsub() as pubsub:
             await pubsub.subscribe("news")
             async for _ in pubsub.listen():
-                opened.append(pubsub)  # noqa: PERF401 - to be seen while it goes on
+                opened.append(pubsub)  # noqa: PERF401 - visible while the loop runs
 
     opened = []
     listener = asyncio.create_task(listen())

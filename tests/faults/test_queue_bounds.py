@@ -1,4 +1,4 @@
-"""What takes a second, or five, or a lease, takes no longer on a frozen server, whatever ``socket_timeout`` is."""
+"""Operations bounded by a second, by five or by a lease take no longer on a frozen server, at any timeout."""
 
 import asyncio
 import logging
@@ -14,10 +14,10 @@ from support.sharing import UNRECORDED, begun, frozen
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection
 from aioredis_monitored._execution import fetch as waiting
 
-# What is promised is a second or two; what it would be otherwise, ten minutes.
+# The documented bound is a second or two; without it, ten minutes.
 BOUND = 15
 FOR_EVER = 600
-PAYLOAD = bytes(20_000_000)  # more than sockets take
+PAYLOAD = bytes(20_000_000)  # more than socket buffers take
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def operator(own_server):
 
 @pytest.fixture(params=["shared", "unshared", "plain", "one connection"])
 async def queue(request, make_pool, own_server):
-    """A queue on each kind of client, which knows its scripts."""
+    """Yield a queue on each kind of client, which has loaded its scripts."""
     if request.param == "plain":
         client = redis.asyncio.Redis.from_url(own_server.url, socket_timeout=FOR_EVER)
     else:
@@ -59,7 +59,7 @@ async def queue(request, make_pool, own_server):
 
 @asynccontextmanager
 async def in_time(own_server):
-    """The server answers nothing meanwhile, and yet it ends."""
+    """Freeze the server while the block runs, and check that it ends in time."""
     async with frozen(own_server):
         started = time.monotonic()
         yield
@@ -83,7 +83,7 @@ async def test_giving_back_that_gets_no_answer_is_given_up(queue, own_server, op
     async with in_time(own_server):
         await taking.__aexit__(error, error(), None)
 
-    # It comes back: its lease ends.
+    # The message is delivered again when its lease ends.
     async with queue.take(10) as message:
         assert b"message" == message
 
@@ -102,7 +102,7 @@ async def test_leaving_that_is_cancelled_takes_a_second(queue, own_server, opera
 
 async def test_letting_go_of_a_queue_that_gets_no_answer_is_given_up(queue, own_server, operator):
     operator.rpush("mail", *range(4))
-    # One of its consumers is free, others hold something.
+    # One of the queue's consumers is free, others hold messages.
     async with queue.take(0):
         pass
     for _ in range(3):
@@ -133,7 +133,7 @@ async def test_what_fetches_and_is_cancelled_takes_a_second(queue, own_server, o
 
 @pytest.mark.parametrize("keeps_one", [False, True])
 async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own_server, operator, until, keeps_one):
-    # On Python 3.11, redis-py's handshake swallows a cancellation that comes in the very tick in which it has written.
+    # On Python 3.11, redis-py's handshake swallows a cancellation in the tick in which it has written.
     async with redis.asyncio.Redis.from_url(own_server.url, socket_timeout=FOR_EVER) as plain:
         for ticks in range(60):
             client = MonitoredRedisConnection(connection_pool=plain.connection_pool)
@@ -151,7 +151,7 @@ async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own
                 await asyncio.wait(calling)
                 assert all(call.cancelled() for call in calling)
             await client.aclose()
-        # Nor is any of their connections lost.
+        # No connection is lost either.
         operator.rpush("mail", "message")
         assert b"message" == await MessageQueue("mail", plain).get(BOUND)
 
@@ -185,7 +185,7 @@ async def test_what_came_as_a_get_was_cancelled_goes_back_although_the_event_loo
     loop = asyncio.get_running_loop()
 
     def stand_still():
-        # Far more than there is to settle.
+        # Far longer than settling takes.
         time.sleep(1)
 
     def after(ticks):

@@ -1,4 +1,4 @@
-"""What becomes of a queue's messages when several things go wrong at once."""
+"""A queue's messages when several things go wrong at once."""
 
 import asyncio
 import hashlib
@@ -44,7 +44,7 @@ async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(ma
 
 
 async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog):
-    # Without a shared connection, unblocking takes another one, which does not come about.
+    # Without a shared connection, unblocking needs another connection, which cannot be made.
     queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=2, **UNRECORDED))
     (waiting,) = await begun(queue.get())
     with redis.Redis.from_url(own_server.url) as inspector:
@@ -87,7 +87,7 @@ async def test_a_message_goes_back_if_its_caller_leaves_while_the_connection_is_
     release, is_releasing = pool.release, asyncio.Event()
 
     async def slow_release(connection):
-        # As one does whose credentials have changed.
+        # As a release of a connection whose credentials have changed.
         is_releasing.set()
         try:
             await asyncio.Event().wait()
@@ -160,7 +160,7 @@ async def test_what_is_to_come_to_its_end_does():
     task.cancel()
     for _ in range(3):
         await asyncio.sleep(0)
-    # As an event loop that ends does.
+    # As a closing event loop does.
     attempts[-1].cancel()
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)

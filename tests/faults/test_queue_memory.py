@@ -1,4 +1,4 @@
-"""A server whose memory is full: what makes room goes on, and no living holder is taken for dead."""
+"""A server with full memory: operations that free memory work, and no living holder counts as dead."""
 
 import asyncio
 import logging
@@ -19,14 +19,14 @@ from aioredis_monitored._execution import fetch as waiting
 
 @pytest.fixture
 def operator(own_server):
-    """redis-py's blocking client of a server that the test may fill."""
+    """Return redis-py's blocking client of a server that the test may fill."""
     with redis.Redis.from_url(own_server.url) as operator:
         yield operator
 
 
 @pytest.fixture(params=["shared", "unshared", "plain", "one connection"])
 async def queue(request, make_pool, own_server):
-    """A queue on each kind of client."""
+    """Yield a queue on each kind of client."""
     if request.param == "plain":
         client = redis.asyncio.Redis.from_url(own_server.url)
     else:
@@ -40,7 +40,7 @@ async def queue(request, make_pool, own_server):
 
 @contextmanager
 def kept_full(operator):
-    """Have the server refuse all that needs memory, also when what was acknowledged has made room."""
+    """Keep the server's memory full, also when acknowledgements have freed some."""
     for number in range(100):
         operator.set(f"filler:{number}", bytes(10_000))
     operator.config_set("maxmemory", 1)
@@ -50,30 +50,30 @@ def kept_full(operator):
 
 
 def refuses(operator):
-    """See that it does."""
+    """Check that the server refuses writes."""
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         operator.rpush("refused", "message")
 
 
 def push(operator, message):
-    """Have a message come although memory is full."""
+    """Push a message although memory is full."""
     operator.eval("redis.call('PERSIST', KEYS[1]) redis.call('RPUSH', KEYS[1], ARGV[1])", 1, "mail", message)
 
 
 def rejected(operator):
-    """How often the server has refused to wait."""
+    """Return how often the server has refused to wait."""
     return operator.info("commandstats").get("cmdstat_blmove", {}).get("rejected_calls", 0)
 
 
 async def swept(inspector, until):
-    """Wait until what the dead have held was looked after, from beginning to end."""
+    """Wait until the messages of dead consumers were checked once, from beginning to end."""
     for _ in range(3):
         inspector.delete("{mail}:sweeper")
         await until(lambda: inspector.exists("{mail}:sweeper"))
 
 
 async def consumed(queue, handler, is_over, until):
-    """Consume until something has come about."""
+    """Consume until a condition is true."""
     working = asyncio.create_task(queue.consume(handler))
     await until(lambda: is_over() or working.done(), 30)
     working.cancel()
@@ -98,7 +98,7 @@ async def test_consume_drains_a_server_whose_memory_is_full(queue, operator, unt
 
 
 async def test_what_comes_back_is_taken_while_memory_is_full(queue, operator, until):
-    # Waiting for it is refused, on Redis also if nothing is there.
+    # The server refuses to wait for a message; Redis does so even for an empty queue.
     with kept_full(operator):
         (waiting,) = await begun(_taken(queue, None))
         for _ in range(3):
@@ -118,7 +118,7 @@ async def test_waiting_while_memory_is_full_is_no_busy_loop(queue, operator):
         with pytest.raises(TimedOutError):
             await _taken(queue, 2)
 
-        # From pauses of 10 ms, which double.
+        # The pauses start at 10 ms and double.
         assert 2 <= rejected(operator) - before <= 20
 
 
@@ -169,7 +169,7 @@ async def test_failing_handlers_give_back_while_memory_is_full_until_their_messa
 
 @pytest.fixture
 def patient(monkeypatch):
-    """Have what is on its way be put back for as long as that takes on a slow machine."""
+    """Give messages as much time to be put back as a slow machine needs."""
     for module in (fetched, waiting):
         monkeypatch.setattr(module, "SETTLE_SECONDS", 60)
 
@@ -193,7 +193,7 @@ async def test_cancelled_gets_lose_nothing_while_memory_is_full(queue, operator,
             getting.cancel()
             await asyncio.gather(getting, return_exceptions=True)
 
-        # Replies that came after their callers had left go back behind them.
+        # Messages whose callers had left go back to the queue, behind the others.
         await until(lambda: len(received) + operator.llen("mail") == 250, 30)
     assert [str(number).encode() for number in range(250)] == sorted(
         [*received, *operator.lrange("mail", 0, -1)], key=int
@@ -217,7 +217,7 @@ async def test_what_a_dead_consumer_has_held_comes_back_while_memory_is_full(que
     operator.rpush("mail", *range(251))
     hold_and_die(own_server, 250)
     with kept_full(operator):
-        # One that holds something looks after the dead, and takes nothing meanwhile.
+        # A consumer that holds a message recovers those of dead consumers, and takes no others meanwhile.
         async with queue.take(0):
             await until(lambda: operator.llen("mail") == 250, 30)
         async with queue.take_many(1_000, 0) as messages:
@@ -252,7 +252,7 @@ POLICIES = ["volatile-ttl", "volatile-lru", "volatile-lfu", "volatile-random"]
 
 @pytest.mark.parametrize("policy", POLICIES)
 async def test_nothing_of_a_living_holder_can_be_evicted(make_pool, own_server, operator, until, policy):
-    # Its lease does not end while this process fills the server.
+    # The lease does not end while this process fills the server.
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=60, max_deliveries=10)
     operator.rpush("mail", "failed", "message")
     with pytest.raises(ValueError, match="failed"):
@@ -273,7 +273,7 @@ async def test_nothing_of_a_living_holder_can_be_evicted(make_pool, own_server, 
         assert {"{mail}:c", "{mail}:n"} == {key for key in of_queue if ":p:" not in key}
         assert {-1} == {operator.ttl(key) for key in of_queue}
 
-        # Others look for what the dead have held.
+        # Other consumers look for messages of dead ones.
         other = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1)
         (waiting,) = await begun(_taken(other, None))
         looks = operator.info("commandstats").get("cmdstat_zrangebyscore", {}).get("calls", 0)
@@ -312,7 +312,7 @@ async def test_a_user_who_may_not_look_at_the_memory_has_leases_all_the_same(mak
 
 @pytest.fixture
 def counting(make_pool, server, inspector):
-    """A queue, and what has failed in it, and was then popped by others."""
+    """Return a function that makes a queue with the count of a message that failed, and that others then popped."""
 
     async def make():
         queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
@@ -334,7 +334,7 @@ async def test_counts_that_others_have_left_are_forgotten_when_there_is_no_messa
         assert 1 == inspector.hlen("{mail}:n")
         assert b"waiting" == await queue.get(0)
         await swept(inspector, until)
-        # It is held.
+        # The message is held.
         assert 1 == inspector.hlen("{mail}:n")
     (waiting,) = await begun(_taken(queue, None))
     await until(lambda: not inspector.exists("{mail}:n"))
@@ -366,7 +366,7 @@ async def test_counts_are_kept_where_one_of_the_lists_is_none(counting, inspecto
 
 
 async def _outlived(queue, inspector, until, has_lapsed):
-    """How many milliseconds of the server's after its leases lapsed it recovered what a dead consumer has held."""
+    """Return the server's milliseconds from the leases' end to the recovery of a dead consumer's messages."""
 
     def now():
         seconds, microseconds = inspector.time()
@@ -376,7 +376,7 @@ async def _outlived(queue, inspector, until, has_lapsed):
     async with queue.take(0):
         await until(lambda: inspector.exists("{mail}:sweeper"))
         await has_lapsed()
-        # As late as all others whom the server did not answer.
+        # As late as all other consumers that the server did not answer.
         lapsed = now()
         inspector.rpush("{mail}:p:other", "other's")
         die(inspector, "other")
@@ -399,7 +399,7 @@ async def test_after_a_standstill_the_others_have_a_lease_to_say_that_they_live(
     queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
 
     async def stand_still():
-        time.sleep(1.2)  # noqa: ASYNC251 - that is it
+        time.sleep(1.2)  # noqa: ASYNC251 - this must block the loop
 
     assert 900 <= await _outlived(queue, inspector, until, stand_still)
 

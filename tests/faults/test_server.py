@@ -13,7 +13,7 @@ from aioredis_monitored.testing import RedisServer
 
 
 class Outcome(NamedTuple):
-    """What became of a call, and the seconds that it took."""
+    """The outcome of a call, and its seconds."""
 
     result: Any
     took: float
@@ -30,7 +30,7 @@ async def outcome_of(call):
 
 
 async def in_both_modes(ordeal, *options):
-    """Run an ordeal with multiplexing on and off at the same time, as most of it is waiting, on a server each."""
+    """Run a test with multiplexing on and off concurrently, each on a server of its own: it mostly waits."""
     with RedisServer(*options) as one, RedisServer(*options) as other:
         await asyncio.gather(ordeal(one, multiplex=True), ordeal(other, multiplex=False))
 
@@ -39,7 +39,7 @@ async def in_both_modes(ordeal, *options):
 
 
 class Load:
-    """Callers that write and read until they are told to stop, and what became of their calls."""
+    """Callers that write and read until they are stopped, and the outcomes of their calls."""
 
     def __init__(self, client, deadline):
         self.client, self.deadline = client, deadline
@@ -99,7 +99,7 @@ async def test_ten_kills_and_restarts_lose_no_acknowledged_write_and_hang_nobody
 
         assert (set(), []) == (hung, load.late)
         assert [None] * 20 == [task.exception() for task in tasks]
-        # Half a second, the longest pause between attempts, and an attempt.
+        # The longest pause between attempts, half a second, and one attempt.
         assert max(recovered) <= 10
         assert len(stored) == len(set(stored))
         assert load.acknowledged <= set(stored) <= load.attempted
@@ -123,7 +123,7 @@ async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool
         queue = MessageQueue("queue", client)
         await client.ping()
         server.freeze()
-        # It stays so until all of them have failed, twice: those that do not never end.
+        # The server stays frozen until all calls have failed twice; a call that does not fail would never end.
         tasks = [asyncio.create_task(fail_twice(lambda: client.get("key"))) for _ in range(20)]
         tasks += [asyncio.create_task(fail_twice(lambda: queue.get(1))) for _ in range(5)]
         _, stuck = await asyncio.wait(tasks, timeout=60)
@@ -144,7 +144,7 @@ async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool
 async def test_calls_have_their_own_time_also_when_others_began_to_connect(make_client, own_server, until):
     client = make_client(own_server.url, socket_timeout=3)
     loop = asyncio.get_running_loop()
-    # One attempt each, so that none makes up for that of others.
+    # One attempt each, so that no caller's retry makes up for another's.
     client.connection_pool.retry_policy.server_unreachable = True
     own_server.freeze()
 
@@ -185,9 +185,9 @@ async def test_a_pause_is_waited_out_or_times_out(make_pool, mode):
 
         assert [True, [1], 1, b"value"] == [1 if outcome.result is None else outcome.result for outcome in waited]
         if mode == "WRITE" and not multiplex:
-            # On a shared connection it is behind a write.
+            # On a shared connection, the read is behind a write.
             assert b"value" == failed.pop().result
-        # Those that waited for longer would have had their replies.
+        # Calls that waited longer would have got their replies.
         assert {redis.exceptions.TimeoutError} == {type(outcome.result) for outcome in failed}
 
     await in_both_modes(ordeal)

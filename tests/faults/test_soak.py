@@ -1,4 +1,4 @@
-"""The soak, for a fraction of a minute; and the program that does it notices what goes wrong."""
+"""The soak test for a fraction of a minute; and the program detects what goes wrong."""
 
 import asyncio
 import subprocess
@@ -39,7 +39,7 @@ IN_ORDER = soak.Figures(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_half_a_minute_of_faults_leaves_nothing_wrong_lost_hung_or_behind():
-    # In so short a time memory has not yet settled, and on a busy machine faults outlast the timeout of a subscription.
+    # In this short time memory does not settle, and on a busy machine faults outlast a subscription's timeout.
     words = ["--minutes=0.4", "--pause=1", "--growth=50", "--ended=inf"]
     done = subprocess.run([sys.executable, soak.__file__, *words], capture_output=True, text=True, check=False)  # noqa: S603 - this Python
 
@@ -79,7 +79,7 @@ def test_what_was_acknowledged_and_not_received_is_lost_and_what_came_twice_is_t
         ledger.attempt(message)
     ledger.acknowledge(0)
     ledger.acknowledge(1)
-    # The third was received before its acknowledgement, the fourth may never have been put.
+    # The third message was received before its acknowledgement; the fourth may never have been put.
     assert ledger.receive(2)
     ledger.acknowledge(2)
     assert (2, 0) == (ledger.lost(), ledger.again)
@@ -95,7 +95,7 @@ def test_memory_grows_from_the_first_minute_on():
 
     assert 0 == soak.growth(samples(900, lambda at: 100 if at >= 60 else at))
     assert 50 == round(soak.growth(samples(900, lambda at: 150 if at > 600 else 100)))
-    # The latter half, if there is no minute.
+    # The second half, if the run is shorter than a minute.
     assert 0 == soak.growth(samples(30, lambda at: 100 if at >= 15 else at))
 
 
@@ -118,7 +118,7 @@ async def test_every_way_of_calling_is_right_on_a_server_that_is_well(load, call
 
 
 class Crossed(MonitoredRedisConnection):
-    """Gives each caller the reply to the call before."""
+    """A client that gives each caller the previous call's reply."""
 
     before = b"another's"
 
@@ -176,7 +176,7 @@ async def test_a_message_that_comes_twice_late_or_to_another_channel_is_wrong(lo
     def hear(text):
         subscriber._hear({"data": text.encode()})
 
-    # In doubt, the publisher begins anew; what it doubted may come later.
+    # In doubt, the publisher starts a new generation; the doubtful message may arrive later.
     for text in ("news 1 0 1", "news 1 0 2", "news 2 0 1", "news 1 1 3", "news 1 0 3"):
         hear(text)
     assert [] == load.wrong

@@ -1,4 +1,4 @@
-"""What happens on a socket that many share: hang-ups, replies that no call is owed, and deadlines of a busy program."""
+"""A socket that many callers share: hang-ups, unrequested replies, and deadlines of a busy program."""
 
 import asyncio
 import socket
@@ -21,14 +21,14 @@ BOTH = pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "
 
 
 async def shared(client, *args):
-    """The reply to a command on the shared connection, which the client would not send there."""
+    """Return the reply to a command that the client would not send on the shared connection."""
     reply = await client.connection_pool.multiplexer.send(args)
     if isinstance(reply, Exception):
         raise reply.error if isinstance(reply, AttemptFailed) else reply
     return reply
 
 
-# A server that hangs up says why.
+# A server that hangs up gives its reason.
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, stri
         others += results
 
     assert [True] * 400 == others
-    # On a connection of its own, what redis-py has not read when a write fails is lost.
+    # On a dedicated connection, redis-py loses unread data when a write fails.
     reasons = {str(error) for error in culprits if multiplex or isinstance(error, redis.exceptions.ResponseError)}
     assert {"Protocol error: invalid bulk length"} >= reasons
     assert bool(reasons) or not multiplex
@@ -111,7 +111,7 @@ async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
     pushed = await client.llen(f"list:{multiplex}")
     await client.delete(f"list:{multiplex}", "a", "bounded")
 
-    # Each of them ran, and ran once.
+    # Each call ran exactly once.
     assert (set(range(1, 101)), 100) == (set(others), pushed)
     assert [] == [
         error
@@ -138,13 +138,13 @@ async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args)
         said, lost = await asyncio.gather(*calls)
         await pool.aclose()
 
-    # It may have run, and is not sent again.
+    # The call may have run, and is not sent again.
     assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
 
 
 @pytest.mark.slow
 async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
-    # redis-py takes seconds to pack them.
+    # redis-py takes seconds to pack the arguments.
     client = make_client(own_server.url, socket_timeout=60)
     for number in range(5):
         calls = [client.incr("before"), client.mget(["key"] * 2**20), client.incr("behind")]
@@ -179,7 +179,7 @@ async def test_a_client_that_is_evicted_fails_no_read_and_repeats_no_write(make_
         client = make_client(own_server.url)
         await client.set("key", "value")
         for number in range(5):
-            # Half of it is enough for the server.
+            # Half of the ECHO is enough for the server to evict the client.
             calls = [
                 client.get("key"),
                 client.echo(b"x" * 6_000_000),
@@ -221,7 +221,7 @@ async def test_idle_connections_that_the_server_ends_are_not_noticed(make_client
         assert 1 == await client.incr("counter")
 
 
-# Replies that no call is owed.
+# Unrequested replies.
 
 
 @pytest.fixture
@@ -294,7 +294,7 @@ async def test_a_part_of_a_reply_that_came_unasked_is_nobodys_when_the_rest_come
 
 @contextmanager
 def straying():
-    """The port of a server, in a thread of its own, that says more than it is asked for after ``GET``."""
+    """Run a server in a thread that sends a stray reply after that to ``GET``; yield its port."""
 
     def serve(connection):
         reader = hiredis.Reader()
@@ -520,7 +520,7 @@ async def test_an_event_loop_that_is_busy_again_and_again_makes_no_timeout(make_
     count = 500 if multiplex else 100
     value = b"x" * 2_000
     await asyncio.gather(*(client.set(f"key:{number}", value) for number in range(count)))
-    # Also for longer than twice the timeout, and at once after the calls of before.
+    # Also for longer than twice the timeout, and right after the previous calls.
     for seconds in (1.2, 1.2, 2.5):
         calls = await begun(*(client.set(f"key:{number}", value, get=True) for number in range(count)))
         time.sleep(seconds)  # noqa: ASYNC251 - that is the point
@@ -536,7 +536,7 @@ async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, prox
     await client.ping()
     proxy.reply_pause = 0.001
 
-    # All of it would take more than a hundred seconds.
+    # All replies would take more than a hundred seconds.
     async with asyncio.timeout(20):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.get("key")
@@ -569,7 +569,7 @@ async def test_a_batch_may_wait_as_long_as_its_commands_say(make_client, server,
     assert [(b"list", b"a"), (b"list", b"b")] == list(map(tuple, await waiting))
 
 
-# The order of two connections.
+# The order of calls on two connections.
 
 
 async def test_what_was_called_before_a_blocking_command_is_sent_before(make_pool, own_server, until):

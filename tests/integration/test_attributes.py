@@ -1,4 +1,4 @@
-"""RESP3 attributes are taken out of any stream, cut anywhere, and nothing else is."""
+"""RESP3 attributes are removed from any stream, in chunks of any size, and nothing else is."""
 
 from aioredis_monitored import MonitoredRedisConnection
 

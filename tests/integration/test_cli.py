@@ -1,4 +1,4 @@
-"""The demo: what it prints, what it leaves, how it ends."""
+"""The demo: what it prints, what it leaves behind, how it ends."""
 
 import contextlib
 import os
@@ -86,9 +86,9 @@ def test_a_server_that_does_not_start_is_told(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, request, number):
-    """The server is frozen, so that the demo is surely in the middle of something."""
+    """The server is frozen, so that the demo certainly has calls in progress."""
     if signal.getsignal(number) is signal.SIG_IGN:
-        # These tests run under nohup, and what they start would inherit that.
+        # These tests run under nohup, and their child processes would inherit the ignored signal.
         request.addfinalizer(partial(signal.signal, number, signal.signal(number, signal.SIG_DFL)))
     own_server.freeze()
     environment = {**os.environ, "REDIS_URL": own_server.url, "TMPDIR": str(tmp_path)}
@@ -128,7 +128,7 @@ def test_a_signal_cancels_what_runs_and_the_handlers_are_put_back(own_server, mo
 
 
 def _connected_to(port, pid):
-    """Whether the process has a TCP socket to the port, as Linux tells it."""
+    """Return whether the process has a TCP socket to the port, from Linux's /proc."""
     sockets = set()
     for link in Path(f"/proc/{pid}/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile
@@ -148,7 +148,7 @@ def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
     assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in collector.requests}
     spans = [received.what for received in collector.spans]
     assert {"POST /checkout", "checkout"} < {span.name for span in spans}
-    # Ids that count would be the same in the collector's next demo.
+    # Sequential ids would repeat in the collector's next demo.
     assert 2**32 < min(int.from_bytes(span.trace_id) for span in spans)
 
 

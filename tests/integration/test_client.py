@@ -1,4 +1,4 @@
-"""The client does what redis-py's does: the same calls, results, errors and cancellation."""
+"""The client works as redis-py's: the same calls, results, errors and cancellation."""
 
 import asyncio
 
@@ -284,7 +284,7 @@ async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make
     await client.connection.disconnect()
     own_server.freeze()
 
-    # To be patient would be to wait until the server goes on.
+    # A client that retries would wait until the server continues.
     async with asyncio.timeout(15):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.blpop("nothing", timeout=0)
@@ -322,7 +322,7 @@ async def test_cancellation_leaves_no_stale_reply_and_no_borrowed_connection(mak
 
     assert {True} == {r for r in results if not isinstance(r, asyncio.CancelledError)}
     assert any(isinstance(r, asyncio.CancelledError) for r in results)
-    assert len(pool._in_use_connections) <= 1  # the shared one
+    assert len(pool._in_use_connections) <= 1  # the shared connection
 
 
 async def test_nothing_is_retried(client, proxy, make_pool):

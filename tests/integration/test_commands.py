@@ -39,8 +39,8 @@ async def grammars(async_inspector):
     return await command_table.read_grammars(async_inspector)
 
 
-# What redis-server 7.0 says otherwise than Valkey 9.1.
-REDIS_7_0 = {"WAIT": {"flags": "blocking"}}  # it blocks all the same, as the test of server_wait shows
+# Rows that differ between redis-server 7.0 and Valkey 9.1.
+REDIS_7_0 = {"WAIT": {"flags": "blocking"}}  # it blocks anyway, as the test of blocking_timeout shows
 
 
 async def test_the_table_is_what_the_server_says(async_inspector):
@@ -50,7 +50,7 @@ async def test_the_table_is_what_the_server_says(async_inspector):
         return
     for name, row in live.items():
         assert set(row.pop("words", "").split()) <= set(ROWS[name].get("words", "").split()), name
-        # Words that came later can stand where a word of 7.0 cannot, and WITHSCORE came to a ZRANK that had none.
+        # Later words can stand where no word of 7.0 can, and ZRANK had no words before WITHSCORE.
         row.pop("words_from", None)
         expected = {column: value for column, value in ROWS[name].items() if column not in ("words", "words_from")}
         assert {**row, **REDIS_7_0.get(name, {})} == expected, name
@@ -176,5 +176,5 @@ def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, 
     elapsed = time.perf_counter() - started
 
     assert blocking_timeout(args) == WAIT
-    # In seconds, what are milliseconds would be fifty.
+    # If milliseconds were taken for seconds, it would take fifty.
     assert WAIT * 0.9 < elapsed < WAIT + 15

@@ -1,4 +1,4 @@
-"""The decorator: what it can decorate, which pool it finds, and how configuration changes under way."""
+"""The decorator: what it can decorate, which pool it finds, and how configuration changes at run time."""
 
 import asyncio
 import functools
@@ -33,7 +33,7 @@ def store(client):
 
 @redis_connection("logs")
 async def log(conn, key, value="default", *, repeat=1):
-    """Write something."""
+    """Write a log line."""
     for _ in range(repeat):
         await conn.rpush(key, value)
     return conn
@@ -437,7 +437,7 @@ async def test_pool_arguments_reach_every_pool(server, telemetry):
     assert "RPUSH" == telemetry.tree()
 
 
-# The users that "Redis in Action" gives its decorator, as an asyncio service would write them today.
+# The users of the decorator in "Redis in Action", as an asyncio service would write them today.
 
 
 @redis_connection("logs")

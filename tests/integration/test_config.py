@@ -1,4 +1,4 @@
-"""Configuration is checked at the edge: what passes is typed, what fails is explained, and secrets show in neither."""
+"""Configuration is checked at the edge: valid values become typed, errors are explained, and neither shows secrets."""
 
 import pytest
 import redis
@@ -25,7 +25,7 @@ async def test_the_documented_defaults_are_the_defaults(server, inspector):
         assert none is None
         assert (5, 5) == (connection.socket_timeout, connection.socket_connect_timeout)
         assert (0, True) == (connection.health_check_interval, connection.socket_keepalive)
-        # Redis 7.0 does not show who speaks.
+        # Redis 7.0 does not show the client's library.
         assert ("3", True) == (info["resp"], "aioredis_monitored" in info.get("lib-name", "aioredis_monitored"))
         assert [(b"member", 1.5)] == await client.zrange("scores", 0, -1, withscores=True)
         assert await client.get("missing") is None

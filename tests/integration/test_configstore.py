@@ -1,4 +1,4 @@
-"""Configuration kept in Redis: where it is, how long an answer lasts, what a broken one gives."""
+"""Configuration stored in Redis: its keys, how long an answer is cached, and the result of a broken one."""
 
 import asyncio
 import time
@@ -13,7 +13,7 @@ from aioredis_monitored.components import store as configstore
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The store's clock, which the test sets."""
+    """Return the store's clock, which the test sets."""
 
     class Clock:
         now = 1000.0
@@ -91,7 +91,7 @@ async def test_the_answers_that_were_asked_for_last_are_kept(store, telemetry):
     assert configstore._MAX_ENTRIES == reads(telemetry)
     await ask("one more", 0)
     assert configstore._MAX_ENTRIES + 1 == reads(telemetry)
-    # Of all, it was not asked for the longest.
+    # Component 1 was evicted: it was read least recently.
     await ask(1)
     assert configstore._MAX_ENTRIES + 2 == reads(telemetry)
     await ask(*range(10_000, 10_000 + 2 * configstore._MAX_ENTRIES))
@@ -110,7 +110,7 @@ async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, 
 
     assert [{"db": 1}, *[{}] * 999] * 2 == await asyncio.gather(*asking, *again)
     assert 1000 == reads(telemetry)
-    # Now that they have come to their end.
+    # The thousand reads have ended.
     await store.get("redis", "another")
     assert configstore._MAX_ENTRIES == len(store._entries)
 
@@ -228,7 +228,7 @@ async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, ma
     await until(lambda: store._entries["config:redis:logs"].value == b'{"db": 2}')
     own_server.freeze()
 
-    # However slow the server is, what it did answer is used.
+    # An answer is used, however slow the server is.
     assert {"db": 2} == await store.get("redis", "logs", wait=0, patience=0)
     own_server.thaw()
     await store.get("redis", "logs", wait=0)

@@ -1,4 +1,4 @@
-"""A connection for each request, under real frameworks."""
+"""A client for each request, under real frameworks."""
 
 import sys
 from collections import Counter
@@ -35,7 +35,7 @@ def make_factory(server, telemetry):
 
 
 def traced(tracer):
-    """A middleware that opens the request's span, as an instrumentation would."""
+    """A middleware that opens the request's span, as an instrumentation does."""
 
     class Traced:
         def __init__(self, app):
@@ -117,7 +117,7 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
         await websocket.send_text(websocket.state.cache.context_name)
         await websocket.close()
 
-    # Without the lifespan, so that the middleware alone serves the WebSocket.
+    # Without the lifespan: the middleware alone serves the WebSocket.
     with FastAPITestClient(app).websocket_connect("/socket") as opened:
         assert "cache" == opened.receive_text()
     with FastAPITestClient(app) as web:
@@ -176,7 +176,7 @@ def test_a_connection_object_costs_a_tenth_of_a_client(make_factory):
     pool = factory.connection_pool
 
     def cost(make):
-        """The calls of functions that it takes, of Python and of C."""
+        """Return the number of function calls that it takes, Python's and C's."""
         calls = Counter()
         make()
         sys.setprofile(lambda _, event, __: calls.update([event]))

@@ -1,4 +1,4 @@
-"""Credentials that change: what is refused is asked for once more, everywhere, and nothing else costs a second AUTH."""
+"""Changing credentials: refused ones are requested once more everywhere, and nothing else costs a second AUTH."""
 
 import asyncio
 import logging
@@ -30,11 +30,11 @@ REFUSED = redis.exceptions.AuthenticationError
 
 
 class Tokens(CredentialProvider):
-    """Gives one password after the other, the last one from then on.
+    """A provider that returns one password after the other, and the last one from then on.
 
     Args:
-        passwords: What it gives.
-        at_once: How many of those who ask first get their answers together.
+        passwords: The passwords to return.
+        at_once: The number of first requests that are answered together.
     """
 
     def __init__(self, *passwords, at_once=1):
@@ -53,7 +53,7 @@ class Tokens(CredentialProvider):
 
 
 class Alternating(CredentialProvider):
-    """Has a token that has always just expired."""
+    """A provider whose token has just expired."""
 
     def __init__(self):
         self.asked = 0
@@ -64,7 +64,7 @@ class Alternating(CredentialProvider):
 
 
 class Account:
-    """A user of the server, and what the server has counted since the test began."""
+    """A user of the server, and the server's counters since the test began."""
 
     def __init__(self, inspector):
         self._inspector = inspector
@@ -88,7 +88,7 @@ class Account:
 
     @property
     def attempts(self):
-        """How often credentials were sent: in RESP3 they go with HELLO."""
+        """Return how often credentials were sent; RESP3 sends them with HELLO."""
         return self.counted("auth", "hello")
 
     @property
@@ -96,7 +96,7 @@ class Account:
         return self.counted("auth", "hello", what="failed_calls")
 
     def kill(self):
-        """Cut all connections but the inspector's."""
+        """Close all connections except the inspector's."""
         for client in self._inspector.client_list():
             if client["user"] == USER:
                 self._inspector.client_kill_filter(_id=client["id"])
@@ -122,14 +122,14 @@ def client_with(make_client, server):
     return make
 
 
-# --- What the server refuses is asked for once more ---
+# --- Refused credentials are requested once more ---
 
 
 async def test_no_waiting_call_fails_when_a_token_has_just_expired(
     client_with, account, inspector, protocol, multiplex
 ):
     inspector.mset({str(number): number for number in range(20)})
-    # Each call has a connection of its own unless they share one.
+    # Each call has a dedicated connection unless they share one.
     connections = 1 if multiplex else 20
     tokens = Tokens(*["expired"] * connections, "fresh", at_once=connections)
     client = client_with(tokens, protocol=protocol)
@@ -219,7 +219,7 @@ async def test_a_subscription_that_connects_anew_is_asked_for_and_subscribes_onc
         while (message := await subscription.get_message(timeout=0.05)) is None or message["type"] != "message":
             await client.publish("news", "hello")
 
-    # What connecting calls when it has succeeded is called once.
+    # The callback of a successful connect is called once.
     assert 2 == account.counted("subscribe")
 
 
@@ -229,7 +229,7 @@ async def test_what_a_queue_sends_on_other_connections_is_asked_for_too(
 ):
     client = client_with(Alternating(), protocol=protocol)
     queue = MessageQueue("mail", client, lease=1)
-    # What is sent aside ends the wait of the one that is left.
+    # The side channel unblocks the call that is left.
     (waiting,) = await begun(queue.get() if kind == "get" else queue.take().__aenter__())
     await until_blocked(inspector)
     waiting.cancel()
@@ -238,12 +238,12 @@ async def test_what_a_queue_sends_on_other_connections_is_asked_for_too(
     await queue.put(b"message")
     async with queue.take() as message:
         assert b"message" == message
-        # Its lease is renewed on another connection where none is shared.
+        # Without a shared connection, the lease is renewed on another connection.
         renewed = account.counted("zadd", "set", "pexpire", "eval", "evalsha")
         await until(lambda: account.counted("zadd", "set", "pexpire", "eval", "evalsha") > renewed)
 
     assert [] == held(inspector)
-    # One that renews leases may be connecting still, or was given up between the two.
+    # A connection for a renewal may still be connecting, or was given up between the two.
     await until(lambda: account.refusals > 0 and abs(2 * account.refusals - account.attempts) <= 1)
 
 
@@ -361,7 +361,7 @@ async def test_a_cancelled_handshake_leaves_the_provider_in_its_place(client_wit
 
 
 class Streaming(StreamingCredentialProvider):
-    """Hands over what it is given to whom it may concern, as redis-entraid does."""
+    """A provider that pushes tokens to its listeners, as redis-entraid does."""
 
     def __init__(self, password):
         self.password, self.callbacks = password, []
@@ -464,7 +464,7 @@ async def test_all_loops_of_a_consumer_try_refused_credentials_together(make_poo
         working.cancel()
         await asyncio.wait([working])
 
-    # At first each may have one of its own, when it is its turn to wait for messages.
+    # At first each loop may use a new connection when it waits for messages.
     assert rounds - 1 <= account.refusals < loops * rounds * 3 / 4
 
 
@@ -540,7 +540,7 @@ def path(tmp_path):
 
 
 def replace(path, content):
-    """As Kubernetes does: at no time is it half written."""
+    """Replace the file as Kubernetes does: it is never half written."""
     new = path.with_name("new")
     new.write_bytes(content)
     new.replace(path)
@@ -578,7 +578,7 @@ async def test_a_password_file_is_read_at_every_connect(
     if multiplex:
         assert (made, 0) == (account.attempts, account.refusals)
     else:
-        # One that was being made with the password of before has asked again.
+        # A connection that was being made with the old password requests a new one.
         assert account.refusals <= account.attempts / 2
 
 
@@ -601,7 +601,7 @@ async def test_while_it_has_no_password_the_last_good_one_is_used(
         for _ in range(3):
             account.kill()
             assert b"value" == await client.get("key")
-        # Once, until it is good again.
+        # One log record until the file is valid again.
         assert [("aioredis_monitored.credentials", logging.WARNING)] == [each[:2] for each in caplog.record_tuples]
         assert caplog.messages[0] == (
             f"Password file {str(path)!r}: it must be the path of a readable file that holds a password, in UTF-8 "
@@ -667,7 +667,7 @@ async def test_a_password_file_that_is_not_there_is_a_configuration_error(server
         MonitoredRedisConnection(host=server.host, password_file=tmp_path / "missing")
 
 
-# --- TLS without a proof ---
+# --- TLS that does not verify the server ---
 
 
 @pytest.mark.parametrize("value", ["none", ssl.CERT_NONE, None], ids=repr)
@@ -686,11 +686,11 @@ async def test_a_pool_that_checks_the_server_is_silent(caplog, arguments):
     assert [] == caplog.messages
 
 
-# --- What a provider raises because its own server is away ---
+# --- Errors of a provider whose own server is unavailable ---
 
 
 class Failing(CredentialProvider):
-    """Raises twice what it raises when a server that it asks is away, or another caller has cancelled its request."""
+    """A provider that raises twice, as when its server is unavailable or another caller has cancelled its request."""
 
     def __init__(self, error):
         self._errors = [error, error]

@@ -26,7 +26,7 @@ PARSERS = {"hiredis": _AsyncHiredisParser, "python": _AsyncRESP3Parser}
 
 @pytest.fixture(params=FOREIGN)
 async def foreign_client(request, server, make_pool, inspector):
-    """On pools whose connections know nothing of our errors."""
+    """Yield clients on pools whose connections do not know our errors."""
     inspector.set("binary", SECRET)
     inspector.hset("hash", "field", SECRET)
     inspector.rpush("list", *[SECRET] * 9)
@@ -85,12 +85,12 @@ async def _check_undecodable(client, call):
     assert isinstance(error, MonitoredRedisError)
     assert ("utf-8", SECRET, "invalid start byte") == (error.encoding, error.object, error.reason)
     assert "secret" not in repr(error) + str(error)
-    # Only that call has failed.
+    # Only that call fails.
     assert "OK" == await client.echo("OK")
 
 
 class _Kept:
-    """A client whose ``client()`` handles are kept to be closed."""
+    """A client whose ``client()`` handles are kept, so that they can be closed."""
 
     def __init__(self, client, handles):
         self._client, self._handles = client, handles
@@ -122,7 +122,7 @@ async def test_a_message_that_cannot_be_decoded_ends_no_subscription(text_client
     await _check_undecodable_message(text_client, inspector, until)
 
 
-# redis-py's parser in Python reads such a message again and again.
+# redis-py's Python parser reads such a message again and again.
 @pytest.mark.parametrize("foreign_client", FOREIGN[:-1], indirect=True)
 async def test_it_ends_none_on_any_pool(foreign_client, inspector, until):
     await _check_undecodable_message(foreign_client, inspector, until)

@@ -1,4 +1,4 @@
-"""A drop-in is dropped in: what redis-py's constructors and URLs take, ours take, and mean the same by it."""
+"""Drop-in compatibility: redis-py's constructor arguments and URLs have the same meaning here."""
 
 import asyncio
 import logging
@@ -77,7 +77,7 @@ async def test_auto_close_connection_pool_is_redis_pys(server):
 
 @pytest.fixture
 async def hanging_up():
-    """A port where every connection is closed at once, and how many there were."""
+    """Yield a port that closes every connection at once, and the number of connections."""
     accepted = []
 
     async def hang_up(reader, writer):
@@ -173,7 +173,7 @@ async def test_a_factory_makes_the_connections(server):
 
 
 async def test_a_stand_in_for_a_socket_will_do(server, until):
-    """As those of fakeredis, which have no more than redis-py uses."""
+    """Such as fakeredis's sockets, which have only what redis-py uses."""
 
     class Writer:
         def __init__(self, writer):
@@ -245,7 +245,7 @@ async def test_the_server_that_a_connection_alone_knows_is_what_can_be_found_out
         def made(cls, **arguments):
             return cls(**arguments)
 
-    # A factory, as functions are.
+    # A factory function instead of a class.
     pool = MonitoredConnectionPool(connection_class=Knowing.made, multiplex=False, **telemetry.providers)
     async with pool:
         assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None

@@ -1,4 +1,4 @@
-"""What the package does to the event loop."""
+"""The package does not block the event loop."""
 
 import blockbuster
 
@@ -21,7 +21,7 @@ async def test_nothing_blocks_the_event_loop(client, server):
         async with Components({"redis.logs.url": server.url}):
             await log()
 
-    # What a process imports when it first uses something, OpenTelemetry's context for one, blocks once.
+    # First uses import modules, such as OpenTelemetry's context, which blocks once.
     await use_everything()
     with blockbuster.blockbuster_ctx():
         await use_everything()

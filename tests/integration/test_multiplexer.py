@@ -1,4 +1,4 @@
-"""The shared connection: who rides it, who gets a connection of one's own, and what is sent between the calls."""
+"""The shared connection: which calls use it, which get a dedicated connection, and what arrives between calls."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ def named_pool(make_pool, server):
 
 
 class RecordedTransport:
-    """Keeps what is written; everything else is the real transport."""
+    """A transport that records writes; everything else is the real one's."""
 
     def __init__(self, transport):
         self.writes = []
@@ -46,7 +46,7 @@ class RecordedTransport:
 
 
 class RecordedReader:
-    """Counts push messages; everything else is the real parser."""
+    """A parser that counts push messages; everything else is the real one's."""
 
     def __init__(self, reader):
         self.pushed = 0
@@ -68,12 +68,12 @@ async def record(client):
 
 @asynccontextmanager
 async def frozen_with(server, *calls):
-    """Calls that are written, and unanswered as long as the server is frozen."""
+    """Freeze the server with calls that are written and unanswered."""
     async with frozen(server):
         yield await begun(*calls)
 
 
-# One connection for all.
+# One connection for all calls.
 
 
 async def test_1024_callers_share_one_connection_and_each_gets_its_own_reply(inspector, named_pool):
@@ -144,7 +144,7 @@ async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server,
     assert [expected for expected, _ in outcomes] == [actual for _, actual in outcomes], f"seed {seed}"
 
 
-# Connections of one's own.
+# Dedicated connections.
 
 
 async def test_wait_is_refused_where_it_would_count_the_writes_of_another_connection(client):
@@ -182,7 +182,7 @@ async def test_wait_tells_the_truth_in_a_pipeline_in_client_and_on_a_single_conn
         await own.aclose()
         await single.aclose()
 
-    # In a transaction WAIT does not wait.
+    # In a transaction, WAIT does not wait.
     assert [1, 1, 1] == [acknowledged[0], *acknowledged[2:]]
     assert [0, 0, 0, 0] == unacknowledged
 
@@ -286,7 +286,7 @@ async def test_a_batch_with_a_command_that_cannot_share_gets_its_own_connection_
     await until(lambda: connections(inspector) == {shared})
 
 
-# What comes or goes between the calls.
+# What arrives or is lost between calls.
 
 
 @pytest.mark.parametrize("decode", [False, True])
@@ -303,7 +303,7 @@ async def test_a_push_message_is_nobodys_reply(make_pool, server, inspector, key
     batch = client.pipeline(transaction=False).incr("run").set(key, 2).incr("run")
     before = await asyncio.gather(client.incr("one"), client.set(key, 1), batch.execute())
     pushed = reader.pushed
-    # It has arrived before the next calls are written.
+    # The invalidation has arrived before the next calls are written.
     inspector.set(key, 3)
     after = await asyncio.gather(client.incr("one"), client.incr("two"), client.client_id(), return_exceptions=True)
     tracking.disconnect()
@@ -379,7 +379,7 @@ async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_
         client = MonitoredRedisConnection(connection_pool=pool)
         assert 1 == await client.incr("key")
         line = line_of(client)
-        await pool.re_auth_callback(SimpleToken("wrong", time.time() * 1000 + 60_000, 0, {"oid": "nobody"}))
+        await pool.re_auth_callback(SimpleToken("wrong", time.time() * 1000 + 60_000, 0, {"oid": "wrong user"}))
         calls = await begun(*(client.incr("key") for _ in range(3)))
         await until(lambda: not line.is_open)
         is_retired.set()
@@ -428,7 +428,7 @@ async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(ma
         assert 1 == await client.incr("key")
         calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
         await asyncio.sleep(0)
-        await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "somebody"}))
+        await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "user"}))
         line_of(client).close(lambda: ConnectionError("broken"))
 
         assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]

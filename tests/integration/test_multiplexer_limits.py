@@ -1,4 +1,4 @@
-"""The shared connection at its limits: too much at a time, too large, and its ends."""
+"""The shared connection's limits: too many calls, too large values, and its ends."""
 
 import asyncio
 import gc
@@ -28,7 +28,7 @@ from aioredis_monitored import (
 from aioredis_monitored._multiplexer import inflight, supports_multiplexing
 from aioredis_monitored._redispy.connections import with_safe_send
 
-# As large as a request on the first connection may be.
+# The largest size for requests on the main connection.
 VALUE = b"x" * 60_000
 LARGE = b"x" * 200_000
 
@@ -310,7 +310,7 @@ async def test_a_connection_that_is_reset_while_many_calls_wait_for_it_is_left_b
                 ]
                 writer.write(b"+PONG\r\n" if arguments[0] == b"PING\r\n" else b"+OK\r\n")
                 if len(connections) == 1 and b"LIB-VER\r\n" in arguments:
-                    # The handshake's end: what waits is written to a socket that is being reset.
+                    # At the handshake's end: queued calls are written to a socket that is being reset.
                     linger = struct.pack("ii", 1, 0)
                     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     writer.transport.abort()

@@ -1,4 +1,4 @@
-"""The places of the shared connections in their pool: one is kept, none is counted twice, none is lost."""
+"""The shared connections' slots in their pool: one is reserved, none is counted twice, none is lost."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -16,7 +16,7 @@ TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
 
 
 def places(pool):
-    """How many are taken and how many are kept."""
+    """Return how many connections are acquired, and how many reserved slots are free."""
     return len(pool._in_use_connections), int(pool._slots.is_reserved_slot_free())
 
 
@@ -127,7 +127,7 @@ async def test_credentials_that_come_while_it_is_being_made_are_the_shared_conne
 ):
     class Changing(CredentialProvider):
         async def get_credentials_async(self):
-            # Between the asking and the answer.
+            # Between the request for credentials and its answer.
             await pool.re_auth_callback(TOKEN)
             return ("default", "any")
 
@@ -177,7 +177,7 @@ async def test_a_call_that_is_about_to_be_written_when_the_pool_closes_is_told(m
 
 @asynccontextmanager
 async def retired_while_it_owes(client, proxy, inspector, until):
-    """The shared connection owes a reply, its successor waits for the place, the other place is taken."""
+    """Retire a shared connection that owes a reply: its successor waits for the slot, the other slot is taken."""
     pool = client.connection_pool
     await until_answered(client.ping)
     blocked = asyncio.ensure_future(client.blpop("list", timeout=0))

@@ -1,4 +1,4 @@
-"""Every reply on the shared connection is what redis-py's own client returns, or the error that it raises."""
+"""Every reply on the shared connection is what redis-py's client returns, or the error that it raises."""
 
 import array
 import asyncio
@@ -17,7 +17,7 @@ SCRIPT = "return {1, 'two', {3, false, {err='FOUR five'}}, redis.status_reply('s
 
 
 def _kind_of(error):
-    # redis-py's is a RedisError with us.
+    # Our decoding error is a RedisError as well.
     return UnicodeDecodeError if isinstance(error, ReplyDecodingError) else type(error)
 
 
@@ -89,7 +89,7 @@ NAMES += [bytearray(b"GET"), memoryview(b"GET"), 1, None, "", " ", ("GET",), "gE
 
 
 def commands():
-    """Pairs of a method and its arguments; without a method it is ``execute_command``."""
+    """Return pairs of a method and its arguments; without a method it is ``execute_command``."""
     text = [
         "SET text value", "GET text", "GET none", "SETEX e 100 v", "TTL e", "PTTL none", "EXPIRE text 100",
         "PERSIST text", "APPEND text x", "STRLEN text", "GETRANGE text 0 2", "SETRANGE text 1 Z", "INCR n",
@@ -182,7 +182,7 @@ def commands():
 async def outcome(awaitable):
     try:
         value = await awaitable
-    except Exception as error:  # noqa: BLE001 - which one it is, is the question
+    except Exception as error:  # noqa: BLE001 - the test compares error types
         return _kind_of(error), str(error)
     return type(value), repr(value)
 
@@ -197,7 +197,7 @@ def differences(calls, expected, actual):
 
 @pytest.fixture
 def both(make_pool, server):
-    """A client of redis-py's and one of ours."""
+    """Return a client of redis-py and one of ours."""
 
     def make(**options):
         ours = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
@@ -243,7 +243,7 @@ async def test_replies_and_errors_are_those_of_redis_py(both, options, way):
 @pytest.mark.parametrize("transaction", [True, False])
 async def test_pipelines_return_what_redis_pys_do(both, options, transaction):
     plain, client = both(**options)
-    # Without what ends a whole batch of redis-py's, and what a transaction does not allow.
+    # Without commands that end a whole batch of redis-py's, or that a transaction forbids.
     calls = [
         each
         for each in commands()
@@ -261,7 +261,7 @@ async def test_pipelines_return_what_redis_pys_do(both, options, transaction):
             outcomes.append([])
             for part in batches:
                 outcomes[-1].append(await outcome(batch(tested, transaction, part)))
-                # redis-py's is out of step when a callback has raised.
+                # redis-py's connection is out of step after a callback has raised.
                 await plain.connection_pool.disconnect()
 
     assert [] == differences(batches, *outcomes)
@@ -271,7 +271,7 @@ async def batch(client, transaction, calls):
     pipeline = client.pipeline(transaction=transaction)
     for each in calls:
         getattr(pipeline, each[0])(*each[1], **each[2])
-    # Our texts leave the values out.
+    # Our error texts omit values.
     try:
         replies = await pipeline.execute(raise_on_error=False)
     except UnicodeDecodeError:
@@ -316,7 +316,7 @@ async def test_a_callback_that_raises_leaves_no_reply_to_others(make_pool, serve
         with pytest.raises(LookupError):
             await other.pipeline(transaction=False).echo("other").blpop("list", 0.05).execute()
 
-        # These get the connection that was used last.
+        # These calls get the connection that was used last.
         assert [b"mine"] * 3 == [await client.echo("mine") for _ in range(3)]
         assert [None, b"mine"] == await client.pipeline(transaction=False).blpop("list", 0.01).echo("mine").execute()
 

@@ -1,4 +1,4 @@
-"""Calls that wait for the shared connection: sent as they were when they were made, forgotten when they are left."""
+"""Calls that wait for the shared connection: sent as they were when called, discarded when their callers leave."""
 
 import asyncio
 from collections import Counter
@@ -12,13 +12,13 @@ VALUE = b"x" * 100_000
 
 
 class Token:
-    """New credentials, as redis-py's streaming providers hand them over."""
+    """New credentials, as redis-py's streaming providers pass them."""
 
     def __init__(self, password):
         self.password = password
 
     def try_get(self, key):
-        return "nobody"
+        return "unknown"
 
     def get_value(self):
         return self.password
@@ -37,7 +37,7 @@ async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
 
 
 async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_server, make_pool):
-    # The first call waits for all the others.
+    # The first call waits for all others.
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=60))
     own_server.freeze()
     first = asyncio.ensure_future(client.get("key"))

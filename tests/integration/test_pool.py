@@ -1,4 +1,4 @@
-"""The pool: configured, bound to a loop, closed; and what it says when it is not."""
+"""The pool: configured, bound to an event loop, closed; and its warnings otherwise."""
 
 import asyncio
 import gc
@@ -178,7 +178,7 @@ async def test_credentials_that_change_reach_idle_connections(make_pool, server)
     await pool.release(connected)
 
     await pool.re_auth_callback(Token())
-    # They are connected anew, with the new credentials.
+    # The connections reconnect with the new credentials.
     assert "0 used, 0 idle" in repr(pool)
 
 
@@ -256,7 +256,7 @@ async def test_pool_serves_callers_that_wait_when_it_gets_more_connections(make_
 
 
 async def test_a_half_made_connection_is_not_kept(make_pool, server):
-    # No configuration lets such a password through; a credential provider may.
+    # No configuration accepts such a password; a credential provider may return it.
     class Provider(redis.CredentialProvider):
         def get_credentials(self):
             return ("user", "\udce9")
@@ -356,7 +356,7 @@ def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server,
     async def leave():
         pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED, multiplex=multiplex)
         client = MonitoredRedisConnection(connection_pool=pool)
-        # One that is idle, one that is lent, and the shared one, if any.
+        # One idle, one acquired, and the shared connection, if any.
         await asyncio.gather(client.set("key", 1), client.blpop("list", 0.01))
         await pool.get_connection()
         await client.blpop("list", 0.01)

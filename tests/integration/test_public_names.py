@@ -1,4 +1,4 @@
-"""What ``dir`` shows of a client and of a pool: redis-py's names, and those of this package that are public."""
+"""What ``dir`` shows of a client and a pool: redis-py's names, and this package's public ones."""
 
 import redis.asyncio
 
@@ -19,7 +19,7 @@ async def test_pinned_client_adds_no_other_name(client):
         assert dir(pinned) == dir(client)
 
 
-# What clients and the shared connection need of the pool, which is the only one for all of them.
+# Names that clients and the shared connection need from the pool, the only object that they share.
 OF_THE_POOL = {
     *("name", "telemetry", "stats", "ping", "get_retry", "retry_policy", "multiplexer"),
     *("acquire", "reconnect", "is_acquired", "was_reconnected", "discard_on_release", "will_discard", "is_connected"),

@@ -1,4 +1,4 @@
-"""``MessageQueue.get``: what is on its way to a caller that leaves is neither lost nor delivered twice."""
+"""``MessageQueue.get``: a message on its way to a caller that leaves is neither lost nor delivered twice."""
 
 import asyncio
 import logging
@@ -24,7 +24,7 @@ def queue(make_pool, server):
 
 
 def moment_of(task):
-    """Where in a ``get`` a task is."""
+    """Return where in a ``get`` a task is."""
     names, waits_in = [], task.get_coro()
     while hasattr(waits_in, "cr_await"):
         names.append(waits_in.cr_code.co_name)
@@ -38,7 +38,7 @@ def moment_of(task):
 
 
 class Storm:
-    """Eight consumers that are cancelled over and over, and what has become of the messages."""
+    """Eight consumers that are cancelled repeatedly, and what happened to the messages."""
 
     def __init__(self, queue, dice):
         self.queue, self.dice = queue, dice
@@ -87,7 +87,7 @@ async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, 
 
     async def keep_filled():
         nonlocal produced
-        # What was cancelled is fetched again, so that it takes more than there are messages to see every moment.
+        # Cancelled messages are fetched again, so that every moment takes more cancellations than there are messages.
         if produced < MESSAGES // 2:
             await client.rpush("mail", *range(produced, MESSAGES // 2))
             produced = MESSAGES // 2
@@ -110,7 +110,7 @@ async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, 
     await storm.rage(trickle, has_seen(CANCELS, MESSAGES, []))
     extra = MESSAGES
     while not has_seen(CANCELS, MESSAGES, MOMENTS)(storm):
-        # Until each moment was met often enough.
+        # Until each moment has occurred often enough.
         await client.rpush("mail", *range(extra, extra + 500))
         extra += 500
         await storm.rage(trickle, has_seen(CANCELS, extra, []))
@@ -214,7 +214,7 @@ async def test_consumers_on_a_pool_that_is_used_up_are_cancelled_all_the_same(ma
 
 @pytest.mark.parametrize("timeout", [0, 1, None])
 async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, timeout):
-    # asyncio.run cancels every task, those that put something back too.
+    # asyncio.run cancels every task, including those that put messages back.
     inspector.rpush("mail", *range(100))
 
     async def main():
@@ -254,7 +254,7 @@ async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_ser
             assert 0.9 <= loop.time() - started < 15
     assert ["queue 'mail': a message that a cancelled get() was receiving may be lost"] * 2 == caplog.messages
 
-    # It was not lost after all: the reply came later, and went back.
+    # The message was not lost: the reply came later, and the message went back.
     assert b"message" == await queue.get(5)
 
 
@@ -265,7 +265,7 @@ async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_po
         calls = await begun(queue.get(0))
         started = time.monotonic()
         await until(lambda: time.monotonic() - started > 3)
-        # It keeps the connection from being closed when the call is given up.
+        # The connection stays busy, and is therefore not closed when the call is given up.
         calls += await begun(queue.client.ping())
         with pytest.raises(redis.exceptions.TimeoutError):
             await calls[0]

@@ -49,7 +49,7 @@ async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool,
         for _ in range(2):
             await until(lambda: inspector.exists("{a}::sweeper"))
             inspector.delete("{a}::sweeper")
-        # Its lease has ended, and that is not for the other queue to see.
+        # The lease has ended, but the other queue must not recover the message.
         assert [b"held"] == inspector.lrange(f"{{a}}:p:{consumer.decode()}", 0, -1)
     await tagged.put("other")
     assert b"other" == await waiting
@@ -88,7 +88,7 @@ async def test_a_user_with_the_documented_rights_can_do_all(
                 waiting.cancel()
                 await asyncio.wait([waiting])
             working = asyncio.create_task(queue.consume(handle))
-            # What a dead one has held was delivered once, and so is dead now.
+            # A dead consumer's messages were delivered once, and are therefore dead letters now.
             await until(lambda: inspector.llen("{mail}:dead"))
             assert [b"first"] == await queue.dead()
             assert 1 == await queue.requeue_dead()

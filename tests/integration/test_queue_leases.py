@@ -1,4 +1,4 @@
-"""Leases: who lives keeps what it holds, what the dead have held is delivered again, and what is too often, never."""
+"""Leases: living consumers keep their messages; those of dead ones are delivered again, up to a number of times."""
 
 import asyncio
 import logging
@@ -19,13 +19,13 @@ from aioredis_monitored import (
     TimedOutError,
 )
 
-# A lease and a half is promised, of one second here; what does not go by that takes half a minute, the default.
+# The bound is 1.5 leases of one second; recovery by other means takes half a minute, the default.
 RECOVERED = 15
 
 
 @pytest.fixture
 def make_queue(make_pool, server):
-    """Make queues of one name, each with a pool of its own."""
+    """Make queues with one name, each with its own pool."""
 
     def make(name="mail", url=server.url, lease=1, **arguments):
         return MessageQueue(name, make_pool(url, **UNRECORDED), lease=lease, **arguments)
@@ -39,7 +39,7 @@ def queue(make_queue):
 
 
 async def stood_still(until, seconds):
-    """Hold something for a while; the event loop runs."""
+    """Hold a message for a while; the event loop runs."""
     ends = time.monotonic() + seconds
     await until(lambda: time.monotonic() > ends, 10 * seconds)
 
@@ -50,7 +50,7 @@ async def _taken(queue, timeout=None):
 
 
 async def test_who_waits_is_known_with_the_message_also_after_a_flush(make_client, server, inspector, until):
-    # So that nothing else makes it known.
+    # So long that no renewal makes the consumer known.
     queue = MessageQueue("mail", make_client(server.url), lease=600)
     is_seen = asyncio.Event()
 
@@ -97,7 +97,7 @@ async def test_what_a_killed_consumer_has_held_is_delivered_within_a_lease_and_a
 async def test_a_thousand_messages_of_a_dead_consumer_come_back_in_order(queue, server, inspector, until):
     inspector.rpush("mail", *range(1_001))
     hold_and_die(server, 1_000)
-    # Whoever holds something looks after the dead, and takes nothing meanwhile.
+    # A consumer that holds a message recovers those of dead consumers, and takes no others meanwhile.
     async with queue.take():
         await until(lambda: inspector.llen("mail") == 1_000)
     async with queue.take_many(2_000) as messages:
@@ -119,7 +119,7 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
             async with queue.take():
                 other = executor.submit(asyncio.run, elsewhere())
                 while not other.done():
-                    time.sleep(0.01)  # noqa: ASYNC251 - that is it
+                    time.sleep(0.01)  # noqa: ASYNC251 - the loop must stand still
         assert b"message" == other.result()
     assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
@@ -127,7 +127,7 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
 async def test_what_a_lost_reply_has_brought_comes_again_to_the_process_that_asked_for_it(make_queue, proxy, inspector):
     queue = make_queue(url=proxy.url)
     await queue.put(b"message")
-    # It must know the script: else the reply that is lost would be that it does not.
+    # The server must know the script; otherwise, the lost reply would be NOSCRIPT.
     await _taken(queue)
     await queue.put(b"message")
     proxy.cut_replies = 1
@@ -147,7 +147,7 @@ async def test_one_message_that_fails_in_every_way_ends_among_the_dead(make_queu
             raise asyncio.CancelledError
     hold_and_die(server, 1)
     async with queue.take():
-        # This one was behind it.
+        # This message was behind the dead letter.
         assert [] == await queue.dead()
         with pytest.raises(ValueError, match="bad"):
             async with queue.take(5) as message:
@@ -179,7 +179,7 @@ async def test_a_delivery_that_nobody_has_seen_does_not_count(make_queue, until,
     for _ in range(5):
         (waiting,) = await begun(_taken(queue))
         await until(lambda: blocked(inspector))
-        # Its reply is on the way, or it is not yet there.
+        # The reply is on its way, or does not exist yet.
         waiting.cancel()
         inspector.rpush("mail", "message")
         await asyncio.gather(waiting, return_exceptions=True)
@@ -248,7 +248,7 @@ async def test_what_is_held_goes_back_when_the_queue_is_let_go_of(queue, inspect
         assert b"1" == await taking.__aenter__()
 
     assert [[b"1", b"2"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
-    # It is another consumer's by now, or soon.
+    # Another consumer holds the message, or soon will.
     with pytest.raises(LeaseLostError):
         await taking.__aexit__(None, None, None)
     assert [b"1", b"2"] == [await _taken(queue, 0), await _taken(queue, 0)]

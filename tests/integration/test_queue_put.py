@@ -1,4 +1,4 @@
-"""``MessageQueue.put`` and ``put_many``: all or none, in one round trip, and never more than there is room for."""
+"""``MessageQueue.put`` and ``put_many``: all or none, in one round trip, and never more than ``max_length``."""
 
 import asyncio
 import time
@@ -111,7 +111,7 @@ async def test_a_put_waits_until_there_is_room(bounded, inspector, until, timeou
     await bounded.put_many([1, 2, 3])
     (putting,) = await begun(bounded.put(4, timeout))
     calls = inspector.info("commandstats")["cmdstat_evalsha"]["calls"]
-    # It has looked in vain.
+    # The put has polled in vain.
     await until(lambda: inspector.info("commandstats")["cmdstat_evalsha"]["calls"] > calls + 2)
     assert not putting.done()
     assert b"1" == await bounded.get()

@@ -1,4 +1,4 @@
-"""The Lua scripts of a queue: one file each, which says what it gets and returns."""
+"""The Lua scripts of a queue: one file each, which documents its arguments and result."""
 
 from importlib.resources import files
 
@@ -28,7 +28,7 @@ def test_a_file_says_what_its_script_is_given_and_returns(name):
 async def test_comments_are_not_sent(client, script):
     assert "--" not in script.text
     assert script.text.isascii()
-    # The server compiles it, and knows it by the digest that is sent.
+    # The server compiles the script, and knows it by the digest that is sent.
     digest = await client.script_load(script.text)
     assert ("EVALSHA", digest, 1, "key", 2) == script.evalsha(["key"], [2])
     assert ("EVAL", script.text, 1, "key", 2) == script.eval(["key"], [2])

@@ -1,4 +1,4 @@
-"""``MessageQueue.take``: a message is deleted when its block has ended well, and comes again otherwise."""
+"""``MessageQueue.take``: a message is deleted when its block succeeds, and delivered again otherwise."""
 
 import asyncio
 import time
@@ -28,7 +28,7 @@ def queue(make_pool, server):
 
 @pytest.fixture(params=[*KINDS, "plain", "one connection"])
 async def queue_of_any_kind(request, make_pool, server):
-    """A queue on each kind of client."""
+    """Yield a queue on each kind of client."""
     if request.param == "plain":
         client = redis.asyncio.Redis.from_url(server.url)
     else:

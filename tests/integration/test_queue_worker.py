@@ -1,4 +1,4 @@
-"""``MessageQueue.consume``: every message is handled, whatever befalls the worker, and it ends when it is told to."""
+"""``MessageQueue.consume``: every message is handled, whatever fails in the worker, and cancellation ends it."""
 
 import asyncio
 import functools
@@ -23,7 +23,7 @@ def queue(make_pool, server):
 
 
 class Handler:
-    """Notes what it handles, and may have to wait for leave."""
+    """A handler that records its messages, and may have to wait for permission."""
 
     def __init__(self):
         self.handled, self.begun, self.at_a_time, self.most = [], [], 0, 0
@@ -49,7 +49,7 @@ def handler():
 
 @pytest.fixture
 async def consume():
-    """Begin to consume; what still does is cancelled at the end."""
+    """Start to consume; cancel at the test's end what still runs."""
     workers = []
 
     def begin(queue, handler, **arguments):
@@ -210,7 +210,7 @@ async def test_stopped_before_it_begins_it_returns(queue, handler, inspector):
         await queue.consume(print)
 
     assert [] == handler.handled
-    # All else goes on.
+    # All other calls work.
     assert b"message" == await queue.get(0)
 
 
@@ -289,7 +289,7 @@ async def test_one_message_that_always_fails_is_no_busy_loop(queue, consume, unt
     await until(lambda: len(failed) == 5)
     await _ended(worker)
 
-    # A tenth of a second, doubled with each failure; up to half of it is left out by chance.
+    # A tenth of a second, doubled with each failure, minus a random part of up to half.
     assert [] == [n for n in range(1, 5) if failed[n] - failed[n - 1] < 0.99 * 0.05 * 2 ** (n - 1)]
 
 
@@ -310,7 +310,7 @@ async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, co
     stop = threading.Event()
 
     def forget():
-        # In between a script's loading and its running too, as when a server is started anew in that moment.
+        # Also between a script's loading and its execution, as when a server restarts at that moment.
         while not stop.wait(0.001):
             inspector.script_flush()
 
@@ -330,7 +330,7 @@ async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool
     worker = consume(queue, handler)
     with redis.Redis.from_url(own_server.url) as operator:
         await until(lambda: blocked(operator))
-        # Whoever waits is told "UNBLOCKED … instance state changed".
+        # A waiting consumer gets "UNBLOCKED … instance state changed".
         operator.replicaof("127.0.0.1", 1)
         operator.replicaof("NO", "ONE")
         operator.rpush("mail", "message")

@@ -1,8 +1,8 @@
-"""What ``_redispy/`` relies on in redis-py, and in asyncio's transports, beyond what they document.
+"""What ``_redispy/`` relies on in redis-py and in asyncio's transports beyond their documentation.
 
-Each test runs redis-py's own classes. One that fails with a new redis-py names a part that has changed: adapt
-``_redispy/`` and what uses that part, then the test. ``nox -s redispy_next`` runs this file with redis-py's newest
-pre-release.
+Each test runs redis-py's classes. A test that fails with a new redis-py names a part that has changed: adapt
+``_redispy/`` and the code that uses the part, then the test. ``nox -s redispy_next`` runs this file with redis-py's
+newest pre-release.
 """
 
 import asyncio
@@ -51,7 +51,7 @@ TOKEN = SimpleToken("secret", 1e15, 0, {"oid": "default"})
 
 
 class Recorded(Connection):
-    """redis-py's connection, which notes what it sends."""
+    """redis-py's connection, which records what it sends."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
@@ -88,7 +88,7 @@ def plain_client(plain_pool):
     return Redis(connection_pool=plain_pool)
 
 
-# Signatures of what is overridden, or called with arguments by place.
+# Signatures of methods that are overridden, or called with positional arguments.
 
 SIGNATURES = {
     AbstractConnection: {
@@ -377,7 +377,7 @@ async def test_safe_connection_passes_for_one_with_redispys_own_methods(address)
 
 
 async def test_sending_fails_without_a_writer_with_an_attribute_error_of_none(connection):
-    # The error's object shows that another task has closed the connection meanwhile.
+    # Seeing this error's object, the package knows that another task has closed the connection.
     writer, connection._writer = connection._writer, None
     with pytest.raises(AttributeError) as raised:
         await connection._send_packed_command([b"x"])
@@ -523,7 +523,7 @@ async def test_client_with_one_connection_counts_its_users_and_releases_it(plain
 
 
 class Witness:
-    """Passes on what is asked of a connection, and notes it."""
+    """Records the attribute accesses of a connection, and passes them on."""
 
     def __init__(self, connection):
         self.__dict__.update(connection=connection, asked=set())
@@ -707,7 +707,7 @@ async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_
     await lock.release()
     assert lock.local.token is None
     assert lock.lua_release.sha
-    # Each of ours binds its own, on the instance.
+    # Each of our locks has its own script, on the instance.
     assert Lock.lua_release is None
 
 

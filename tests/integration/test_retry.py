@@ -1,4 +1,4 @@
-"""Only what surely did not run is tried again: what callers see of it."""
+"""Only commands that did not execute are retried: what callers see."""
 
 import asyncio
 import socket
@@ -34,7 +34,7 @@ def client_of(make_pool, url, **options):
 
 
 def answers(*replies):
-    """A scripted answer: one reply after the other, the last one again and again; and what was asked."""
+    """Return a scripted answer, one reply after the other with the last one repeated, and the list of requests."""
     asked, left = [], iter(replies)
 
     def answered(connection, args):
@@ -157,7 +157,7 @@ async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, 
 
         assert list(range(1, 51)) == sorted(await asyncio.gather(*writes))
 
-        # Behind the same name there might be another server: it connects anew, but not once for each caller.
+        # The name might now lead to another server: the client reconnects, but not once per caller.
         assert before != await client.client_id()
         assert demoted.info("stats")["total_connections_received"] < 30
 
@@ -207,7 +207,7 @@ async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, se
         identity = await client.client_id()
         inspector.client_kill_filter(_id=identity)
         if multiplex:
-            # Nobody looks at a connection that was in use a moment ago.
+            # A connection that was used a moment ago is not checked.
             line_of(client)._last_active -= 1
         if is_seen:
             await asyncio.sleep(0)
@@ -309,12 +309,12 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
         is_over.set()
         await client.connection_pool.aclose()
 
-    # The whole call and its last reply are late at almost the same time; which is found first, a busy machine decides.
+    # The call's deadline and its last reply's expire at almost the same time; either may be found first.
     late_reply = "Timeout reading from " if multiplex else "no reply in 1.5 s"
     assert str(caught.value).startswith((first, late_reply))
     assert isinstance(caught.value.__cause__ or caught.value, redis.BusyLoadingError | redis.TimeoutError)
     assert [command] * 2 == asked
-    # It is slow, but there.
+    # The server is slow, but reachable.
     assert not client.connection_pool.retry_policy.server_unreachable
 
 
@@ -322,7 +322,7 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
 async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had_no_reply(
     make_pool, proxy, until, multiplex
 ):
-    # The longer the pause, the longer the deadline of the call comes before that of reading in its second attempt.
+    # The longer the pause, the earlier the call's deadline comes before the read's in its second attempt.
     options = {"socket_timeout": 1.5, "socket_connect_timeout": 600, "retry_backoff": 0.5}
     client = client_of(make_pool, proxy.url, multiplex=multiplex, **options)
     upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
@@ -334,7 +334,7 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
         with pytest.raises(redis.ConnectionError):
             await call
 
-    # It takes connections and answers nothing.
+    # The server accepts connections and answers nothing.
     assert client.connection_pool.retry_policy.server_unreachable
 
 
@@ -450,7 +450,7 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
     make_pool, proxy, inspector, until, monkeypatch, multiplex
 ):
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
-    # Long enough for the others to take its place.
+    # Long enough for the others to take its slot.
     monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: 1.0)
     upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
     call = asyncio.ensure_future(client.client_setname("name"))

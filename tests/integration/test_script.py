@@ -1,4 +1,4 @@
-"""Scripts: one operation each, also when the server has to be told them first."""
+"""Scripts: one operation each, also when they must first be loaded."""
 
 import asyncio
 from time import perf_counter

@@ -1,4 +1,4 @@
-"""What is sent on a connection that redis-py has made can be cancelled, on Python 3.11 too, and fails as documented."""
+"""Writes on connections that redis-py has made can be cancelled, on Python 3.11 too, and fail as documented."""
 
 import asyncio
 import socket
@@ -16,13 +16,13 @@ from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredR
 from aioredis_monitored._redispy.connections import with_safe_send
 
 KINDS = ["shared", "unshared", "one connection", "plain", "blocking"]
-# More than any of the operations takes before it waits for a reply.
+# More ticks than any operation takes before it waits for a reply.
 TICKS = range(40)
 
 
 @pytest.fixture(params=KINDS)
 async def client(request, make_pool, server):
-    """Ours on every kind of pool, on our own with a health check before every call."""
+    """Yield our client on every kind of pool; on our own, with a health check before every call."""
     if request.param in {"plain", "blocking"}:
         kind = redis.asyncio.BlockingConnectionPool if request.param == "blocking" else redis.asyncio.ConnectionPool
         pool = kind.from_url(server.url, socket_timeout=600)
@@ -101,7 +101,7 @@ async def test_no_cancellation_is_swallowed(client, name):
         await asyncio.wait([calling])
         assert is_cancelled == calling.cancelled(), ticks
         if not is_cancelled:
-            # As late as that, it may have found no message, or no room.
+            # This late, the call may have found no message, or no room.
             calling.exception()
 
 
@@ -118,7 +118,7 @@ async def test_readiness_is_asked_for_in_vain_when_cancelled(make_pool, server, 
 
 @asynccontextmanager
 async def resetting(port):
-    """A relay to a server that can reset its connections, as a firewall does; yields what does it."""
+    """Yield a relay to a server, and a function that resets its connections, as a firewall does."""
     writers = []
 
     async def relay(reader, writer):
@@ -197,7 +197,7 @@ async def test_a_write_that_takes_too_long_is_a_timeout(server, monkeypatch):
     connection = with_safe_send(redis.asyncio.Connection(**arguments, socket_timeout=600))
     await connection.connect()
     connection.socket_timeout = 0.01
-    # On Python 3.12 and 3.13, asyncio's transports take any number of lines without a pause.
+    # On Python 3.12 and 3.13, asyncio's transports accept any number of lines without a pause.
     monkeypatch.setattr(connection, "_send_packed_command", lambda _: asyncio.sleep(600))
     with pytest.raises(redis.exceptions.TimeoutError, match="Timeout writing to socket"):
         await connection.send_packed_command("x")

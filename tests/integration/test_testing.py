@@ -1,4 +1,4 @@
-"""The room for tests: servers that start or say why not, connections that break when told to, telemetry as text."""
+"""The testing package: servers that start or say why not, connections that break on request, telemetry as text."""
 
 import asyncio
 import math
@@ -154,7 +154,7 @@ async def test_the_proxy_passes_replies_byte_by_byte(proxy):
             chunks.append(await reader.read(100))
 
         assert 3 <= len(chunks)
-    # It does not go on for one who has left.
+    # The server sends nothing more to a client that has left.
     writer.write(b"INFO\r\n")
     await reader.read(1)
     writer.close()

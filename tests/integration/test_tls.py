@@ -1,4 +1,4 @@
-"""TLS shows on live connections: who is trusted, who must say who they are, and what happens when that fails."""
+"""TLS on live connections: which server is trusted, which client must prove its identity, and how failures show."""
 
 import asyncio
 import concurrent.futures
@@ -18,9 +18,9 @@ from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import FaultProxy, RedisServer
 
 HOST = "127.0.0.1"
-# What fails without a reason is tried again until then.
+# Errors without a known reason are retried until then.
 CONNECT_TIMEOUT = 0.5
-# Longer than what must not be tried again may take.
+# Longer than an error that must not be retried may take.
 LONG_TIMEOUT = 60.0
 IN_TIME = 15.0
 DEADLINE = 30.0
@@ -34,7 +34,7 @@ def authority():
 
 @pytest.fixture(scope="module")
 def pem(authority, tmp_path_factory):
-    """Paths of PEM files: two authorities; from the first a client's certificate, without its key and with it."""
+    """Return paths of PEM files: two authorities, and a client's certificate of the first, without and with its key."""
     client = authority.issue_cert("client@example.org")
     [certificate] = client.cert_chain_pems
     blobs = {
@@ -52,7 +52,7 @@ def pem(authority, tmp_path_factory):
 
 @pytest.fixture
 def identity(authority):
-    """Make what a server proves its name with; it may ask its clients to do the same."""
+    """Return a factory of a server's certificate; the server may require a client's certificate."""
 
     def make(name=HOST, *, ask_client=False):
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -85,7 +85,7 @@ async def assert_works(url, **keys):
 
 
 async def assert_fails(url, reason="", **keys):
-    """A command and a ping fail in time, and both tell the reason."""
+    """Check that a command and a ping fail in time, both with the reason."""
     async with configured(url, timeout=LONG_TIMEOUT if reason else CONNECT_TIMEOUT, **keys) as pool:
         for attempt, start in (
             (MonitoredRedisConnection(connection_pool=pool).randomkey, ""),
@@ -100,7 +100,7 @@ async def assert_fails(url, reason="", **keys):
 
 @asynccontextmanager
 async def outspoken_server(context):
-    """A server that shakes hands and, as real servers do, tells why if it will not: asyncio's just hangs up."""
+    """Yield a server that reports handshake failures as real servers do; asyncio's only closes the connection."""
 
     async def shake_hands(reader, writer):
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -131,7 +131,7 @@ async def test_the_options_may_stand_in_the_url(tls_proxy, pem):
 async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_proxy, pem):
     await assert_fails(tls_proxy.url, VERIFY_FAILED)
     await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.other_authority)
-    # The name does not matter then, the authority still does.
+    # Then the name is not checked, but the authority still is.
     await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_check_hostname="false")
 
 
@@ -208,7 +208,7 @@ async def test_no_tls_to_a_tls_port_fails_in_time(tls_proxy):
 
 @pytest.fixture
 def tls_url(server, identity):
-    """The URL of a proxy that outlives its clients' event loops; it ends when they have hung up."""
+    """Return the URL of a proxy that outlives its clients' event loops; it ends when they have disconnected."""
     started = concurrent.futures.Future()
 
     async def serve():
@@ -268,7 +268,7 @@ async def test_what_stands_behind_a_value_that_is_too_long_is_not_written_twice(
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.ping()
         for number in range(10):
-            # All of them on the connection for what is large.
+            # All of them on the bulk connection.
             calls = [client.rpush(f"list:{number}", b"x" * 100_000) for _ in range(10)]
             calls.insert(number, client.set("long", b"x" * 1_500_000))
             results = await asyncio.gather(*calls, return_exceptions=True)

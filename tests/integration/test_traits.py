@@ -11,7 +11,7 @@ from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._commands import traits
 from aioredis_monitored.testing import RedisServer
 
-# What the server tells of a connection that is about its past alone.
+# Fields of a connection that depend only on its past.
 _HISTORY = {"addr", "age", "argv-mem", "avg-len-exec", "avg-len-recv", "cmd", "events", "id", "idle", "io-thread"}
 _HISTORY |= {"laddr", "fd", "multi-mem", "obl", "omem", "qbuf", "qbuf-free", "rbp", "rbs"}
 _HISTORY |= {"oll"}  # codespell:ignore oll
@@ -22,14 +22,14 @@ GONE = "the connection is gone"
 
 
 class Evidence:
-    """A representative call of an altering command, and where one sees what it does.
+    """A representative call of a command that alters its connection, and how its effect shows.
 
     Args:
         call: The command.
-        seen: The field of CLIENT LIST that changes, what a further call is answered, or ``GONE``.
-        before: Commands that go first.
-        then: That further call.
-        cluster: Whether only a cluster's node takes the command.
+        seen: The field of CLIENT LIST that changes, the answer to a further call, or ``GONE``.
+        before: Commands to send first.
+        then: The further call.
+        cluster: Whether only a cluster's node accepts the command.
     """
 
     def __init__(self, call, seen, *before, then=None, cluster=False):
@@ -38,11 +38,11 @@ class Evidence:
         self.then = tuple(then.split()) if then else None
 
 
-UNSEEN = None  # the server shows it nowhere; the reason stands beside
+UNSEEN = None  # the server does not show it; each use has its reason
 EVIDENCE = {
-    "ASKING": Evidence("ASKING", UNSEEN, cluster=True),  # counts for a key in a slot that is being moved
+    "ASKING": Evidence("ASKING", UNSEEN, cluster=True),  # has an effect on a key in a slot that is being migrated
     "AUTH": Evidence("AUTH other secret", "user"),
-    # For the next command alone.
+    # For the next command only.
     "CLIENT CACHING": Evidence(
         "CLIENT CACHING YES",
         UNSEEN,
@@ -58,7 +58,7 @@ EVIDENCE = {
     "CLIENT SETNAME": Evidence("CLIENT SETNAME x", "name"),
     "CLIENT TRACKING": Evidence("CLIENT TRACKING ON", "flags", "HELLO 3"),
     "CLUSTER SYNCSLOTS": Evidence("CLUSTER SYNCSLOTS CAPA x", UNSEEN, cluster=True),  # needs a slot migration
-    "DEBUG": Evidence("DEBUG SLEEP 0", UNSEEN),  # its sub-commands are documented nowhere
+    "DEBUG": Evidence("DEBUG SLEEP 0", UNSEEN),  # its subcommands are not documented
     "DISCARD": Evidence("DISCARD", "flags", "MULTI"),
     "EXEC": Evidence("EXEC", "flags", "MULTI"),
     "HELLO": Evidence("HELLO 3", "resp"),
@@ -70,9 +70,9 @@ EVIDENCE = {
     "QUIT": Evidence("QUIT", GONE),
     "READONLY": Evidence("READONLY", "flags", cluster=True),
     "READWRITE": Evidence("READWRITE", "flags", "READONLY", cluster=True),
-    "REPLCONF": Evidence("REPLCONF listening-port 1", UNSEEN),  # counts when the connection becomes a replica's
+    "REPLCONF": Evidence("REPLCONF listening-port 1", UNSEEN),  # has an effect when the connection becomes a replica's
     "RESET": Evidence("RESET", "db", "SELECT 1"),
-    "SCRIPT DEBUG": Evidence("SCRIPT DEBUG YES", UNSEEN),  # the next EVAL begins a dialogue
+    "SCRIPT DEBUG": Evidence("SCRIPT DEBUG YES", UNSEEN),  # the next EVAL starts a dialogue
     "SELECT": Evidence("SELECT 1", "db"),
     "SHUTDOWN": Evidence("SHUTDOWN NOSAVE", GONE),
     "SSUBSCRIBE": Evidence("SSUBSCRIBE c", "ssub"),
@@ -104,7 +104,7 @@ def scratch():
 
 @pytest.fixture(scope="module")
 def interpreter():
-    # Not the one that saw SCRIPT DEBUG: Valkey 9.1 crashes at the next EVAL.
+    # Another server than the one that ran SCRIPT DEBUG: Valkey 9.1 crashes at the next EVAL.
     with RedisServer() as running:
         yield running
 
@@ -133,7 +133,7 @@ def own_server_of():
 
 @pytest.fixture
 def raw():
-    """Make raw connections of redis-py; they are closed at the end."""
+    """Make raw connections of redis-py; close them at the end."""
     made = []
 
     def make(server):
@@ -147,7 +147,7 @@ def raw():
 
 
 def ask(connection, *args):
-    """The reply, whatever it is."""
+    """Return the reply, whatever it is."""
     try:
         connection.send_command(*args)
         return connection.read_response(disconnect_on_error=False)
@@ -158,7 +158,7 @@ def ask(connection, *args):
 
 
 def state(inspector, identity):
-    """What the server shows of a connection, without its past."""
+    """Return the server's view of a connection, without its past."""
     try:
         clients = {int(info["id"]): info for info in inspector.client_list()}
     except redis.ConnectionError:
@@ -169,7 +169,7 @@ def state(inspector, identity):
 
 
 def is_unknown_here(name, reply):
-    """Whether this server has no such command, or will not have it now."""
+    """Return whether this server has no such command, or refuses it now."""
     words = ("unknown", "Unknown", "wrong number of arguments for 'client", "import mode", "syntax error")
     return name in EVIDENCE and isinstance(reply, redis.ResponseError) and any(word in str(reply) for word in words)
 
@@ -224,7 +224,7 @@ async def test_after_it_others_get_an_unaltered_connection(make_pool, at, until,
         unaltered = state(inspector, await until_answered(client.client_id))
         with contextlib.suppress(redis.RedisError):
             await client.execute_command(*args)
-        if name != "WATCH":  # which a pipeline does not queue
+        if name != "WATCH":  # a pipeline does not queue WATCH
             with contextlib.suppress(redis.RedisError):
                 await client.pipeline(transaction=False).execute_command(*args).execute()
 
@@ -296,7 +296,7 @@ async def test_what_ends_a_pause_or_a_script_overtakes_what_waits_for_it(make_po
         deadline = asyncio.get_running_loop().time() + 3
         while not calls[1].done():
             assert asyncio.get_running_loop().time() < deadline
-            with contextlib.suppress(redis.ResponseError):  # not begun yet, or ended already
+            with contextlib.suppress(redis.ResponseError):  # not started, or already ended
                 await client.execute_command(name)
         begun, written = await asyncio.gather(*calls, return_exceptions=True)
         assert (True, name == "CLIENT UNPAUSE") == (written, begun is True)

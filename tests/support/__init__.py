@@ -1,1 +1,1 @@
-"""What tests of several kinds share, and the programs that they run."""
+"""Helpers that tests of several kinds share, and programs that they run."""

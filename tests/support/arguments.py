@@ -1,4 +1,4 @@
-"""An argument of each name that redis-py's client takes, which is not the default."""
+"""Values for the arguments that redis-py's client takes, each different from the argument's default."""
 
 import ssl
 

@@ -1,8 +1,8 @@
-"""Consumers of a queue that are killed, cut off and frozen while they work: what is lost, done twice, or late?
+"""Kill, disconnect and freeze working consumers of a queue: what is lost, done twice, or late?
 
-A program of its own, since ``kill -9`` takes a whole process. A handler's effect is an entry in a stream on the server:
-the death of a consumer can neither undo it nor feign it, and all times are the server's. The program prints its figures
-and ends with 0 only if every one passes and every fault that was asked for was made.
+A separate program, since ``kill -9`` ends a whole process. A handler's effect is an entry in a stream on the server:
+the death of a consumer can neither undo nor fake it, and all times are the server's. The program prints its figures,
+and exits with 0 only if every figure passes and every requested fault was made.
 """
 
 import argparse
@@ -34,27 +34,27 @@ QUEUE = "chaos"
 CONSUMERS, PROCESSING, DEAD = "{chaos}:c", "{chaos}:p:", "{chaos}:dead"
 EVENTS = "events"
 RELEASED = "released"
-HOLD = "hold "  # begins a message whose handler goes on only when it is released
+HOLD = "hold "  # prefix of a message whose handler continues only after a release
 TAKEN, DONE, LEASE_LOST, CUT = "taken", "done", "lease lost", "cut"
 
 LOOK_SECONDS = 0.03
 BURST_SECONDS = 1.0
-WORDS_SECONDS = 30.0  # for a consumer to start, to say that it woke up, or to end
-KILLS_OF_HOLDERS = 3  # every third kill; others hold a message by chance
-PUT_MANY = 4  # every fourth burst; the others are a foreign RPUSH
+WORDS_SECONDS = 30.0  # for a consumer to start, to report that it woke up, or to end
+KILLS_OF_HOLDERS = 3  # every third kill hits a holder; others hold a message by chance
+PUT_MANY = 4  # every fourth burst; the other bursts are a foreign RPUSH
 DUPLICATES = 0.005
 
 
-# The consumer: a process
+# The consumer: a process.
 
 
 class Consumer:
-    """What takes messages and records what it does with them.
+    """Takes messages and records what it does with them.
 
     Args:
         queue: The queue under test.
-        effects: Another client, for what is recorded: it tries until it succeeds, and an attempt's entry that is
-            written twice because its reply was cut off is still the same.
+        effects: Another client, for the records: it retries until it succeeds. An entry that is written twice because
+            its reply was cut has the same attempt id.
         arguments: The program's.
     """
 
@@ -91,7 +91,7 @@ class Consumer:
         await self.handle(await self.queue.get(), uuid.uuid4().hex)
 
     async def work(self):
-        # The client that records is redis-py's, which may swallow a cancellation on Python 3.11.
+        # The recording client is redis-py's, which may swallow a cancellation on Python 3.11.
         while not self.is_ending:
             try:
                 await self.way()
@@ -100,7 +100,7 @@ class Consumer:
 
 
 async def consume(arguments):
-    """Work until stdin is closed, as it is when the program ends in whatever way."""
+    """Work until stdin is closed, which also happens when the program dies."""
     loop = asyncio.get_running_loop()
     retry = Retry(ExponentialBackoff(cap=0.1, base=0.01), retries=100)
     async with (
@@ -121,12 +121,12 @@ async def consume(arguments):
             await working
 
 
-# What happened, and what to make of it
+# What happened, and how to interpret it.
 
 
 @dataclass
 class Delivery:
-    """A message in the hands of a consumer; times are seconds of the server's clock."""
+    """A message held by a consumer; times are seconds of the server's clock."""
 
     message: str
     attempt: str
@@ -137,7 +137,7 @@ class Delivery:
 
 
 class History:
-    """What the consumers have said that they did."""
+    """The consumers' reports of what they did."""
 
     def __init__(self):
         self.deliveries = defaultdict(dict)
@@ -162,16 +162,16 @@ class History:
                 delivery.lease_lost = delivery.lease_lost or at
 
     def last(self, message):
-        """The newest delivery of a message, if there is one."""
+        """Return the newest delivery of a message, or ``None``."""
         return next(reversed(self.deliveries[message].values()), None) if message in self.deliveries else None
 
     def next(self, orphan):
-        """The delivery after the one whose consumer was gone, if there is one."""
+        """Return the delivery after the orphan's, or ``None``."""
         deliveries = list(self.deliveries[orphan.delivery.message].values())
         return next(iter(deliveries[deliveries.index(orphan.delivery) + 1 :]), None)
 
     def recovery(self, orphan):
-        """Seconds until the message was handed out again; None if it was acknowledged in the last moment."""
+        """Return the seconds until the message was delivered again; None if it was acknowledged at the last moment."""
         again, done = self.next(orphan), orphan.delivery.done
         handed_out = [at for at in (again and again.taken, orphan.seen_elsewhere) if at is not None]
         if handed_out:
@@ -179,25 +179,25 @@ class History:
         return None if done is not None and done < orphan.thawed else math.inf
 
     def duplicates(self):
-        """How often messages were processed beyond once each."""
+        """Return how often messages were processed beyond once each."""
         done = sum(d.done is not None for attempts in self.deliveries.values() for d in attempts.values())
         return done - len(self.processed)
 
 
 @dataclass
 class Orphan:
-    """A message whose consumer is gone, and when it went."""
+    """A message whose consumer is gone, and the time when it went."""
 
     delivery: Delivery
     since: float
     list: str = ""
-    seen_elsewhere: float | None = None  # it may be handed to one that is frozen, and says nothing
+    seen_elsewhere: float | None = None  # a frozen consumer may have got it, and reports nothing
     thawed: float = math.inf
 
 
 @dataclass
 class Faults:
-    """What was done to the consumers."""
+    """The faults that the consumers had."""
 
     kills: int = 0
     kills_of_holders: int = 0
@@ -212,7 +212,7 @@ class Faults:
 
 @dataclass
 class Figures:
-    """What is printed; times in seconds."""
+    """The printed figures; times in seconds."""
 
     messages: int
     processed: int
@@ -238,7 +238,7 @@ class Figures:
 
 
 def reckon(messages, history, faults, seconds):
-    """The figures of a run in which these messages were put."""
+    """Compute the figures of a run in which these messages were put."""
     recoveries = [r for r in map(history.recovery, faults.orphans) if r is not None]
     due = [o for o in faults.orphans if (again := history.next(o)) is not None and again.taken < o.thawed < math.inf]
     return Figures(
@@ -267,7 +267,7 @@ def reckon(messages, history, faults, seconds):
 
 
 def failures(figures, asked):
-    """The figures that do not pass, each with what it should be."""
+    """Return the figures that fail, each with its bound."""
     in_time = 1.5 * asked.lease + asked.handed_over
     exactly = {
         "processed": asked.messages,
@@ -283,7 +283,7 @@ def failures(figures, asked):
     most = {
         "duplicates": DUPLICATES * asked.messages,
         "recovery_max": in_time,
-        # A handler's own time comes on top, and with a marker that of the program to act on it.
+        # Plus the handler's time, and for a marker the program's time to react to it.
         "longest_held": in_time + 2 * asked.handling + 1,
     }
     least = {"kills_of_holders": len(kill_markers(asked)), "lease_lost_due": asked.freezes}
@@ -295,7 +295,7 @@ def failures(figures, asked):
     ]
 
 
-# The chaos
+# The chaos.
 
 
 def kill_markers(asked):
@@ -307,11 +307,11 @@ def freeze_markers(asked):
 
 
 class Chaos:
-    """A queue, its consumers, and what is done to them.
+    """A queue, its consumers, and their faults.
 
     Args:
-        observer: A client with one connection, which CLIENT KILL spares as it is the one that says it.
-        url: The server's.
+        observer: A client with one connection, which CLIENT KILL spares as its sender's.
+        url: The server's URL.
         asked: The program's arguments.
     """
 
@@ -320,13 +320,13 @@ class Chaos:
         self.dice = random.Random(asked.seed)
         self.history, self.faults = History(), Faults()
         self.messages = set()
-        # On Python 3.11 redis-py may swallow a cancellation: a flag ends what is going on.
+        # On Python 3.11, redis-py may swallow a cancellation: a flag ends the tasks.
         self.deadline = math.inf
         self.is_over = False
         self.workers = {}
         self.free = set()  # the workers that no fault has chosen
         self.started = 0
-        # CLIENT KILL has it, and whatever must not be cut: what a frozen consumer is told, and put_many.
+        # Held by CLIENT KILL, and by calls that it must not hit: messages for a frozen consumer, and put_many.
         self.calm = asyncio.Lock()
         self.reading = asyncio.Lock()
         self.read_to = "0-0"
@@ -334,7 +334,7 @@ class Chaos:
         self.held = {}
         self.rest = ["never looked"]
 
-    # Looking
+    # Observing.
 
     async def now(self):
         seconds, microseconds = await self.observer.time()
@@ -391,13 +391,13 @@ class Chaos:
             await asyncio.sleep(LOOK_SECONDS)
 
     async def until(self, condition, seconds=math.inf):
-        """Whether the condition came true in so many seconds; what is looked at is renewed by ``watch``."""
+        """Return whether the condition came true within ``seconds``; ``watch`` keeps its data current."""
         deadline = min(time.monotonic() + seconds, self.deadline)
         while not (found := condition()) and time.monotonic() < deadline:
             await asyncio.sleep(LOOK_SECONDS / 3)
         return found
 
-    # Consumers
+    # Consumers.
 
     async def start(self):
         self.started += 1
@@ -420,11 +420,11 @@ class Chaos:
         return self.workers.pop(name)
 
     def at_work(self):
-        """A worker that has taken something, chosen by chance."""
+        """Return a random worker that holds a message."""
         return self.choose(sorted(self.free & self.history.workers))
 
     def holder(self, marker):
-        """The worker whose handler waits for this marker's release."""
+        """Return the worker whose handler waits for this marker's release."""
         delivery = self.history.last(marker)
         return self.choose([delivery.worker] if delivery and delivery.worker in self.free else [])
 
@@ -440,7 +440,7 @@ class Chaos:
         await self.observer.lpush(QUEUE, marker)
 
     async def orphaned(self, name, since):
-        """The messages that are in processing lists because of a worker that does not run any more."""
+        """Return the messages that a worker which no longer runs has left in processing lists."""
         await self.read_events()
         held = [(key, message) for key, messages in (await self.processing()).items() for message in messages]
         deliveries = [(key, self.history.last(message)) for key, message in held]
@@ -448,7 +448,7 @@ class Chaos:
         self.faults.orphans += orphans
         return orphans
 
-    # Faults
+    # Faults.
 
     async def kill(self, number):
         marker = f"{HOLD}kill {number}" if number % KILLS_OF_HOLDERS == 0 else None
@@ -480,7 +480,7 @@ class Chaos:
             process.send_signal(signal.SIGSTOP)
             await self.until(lambda: stopped(process))
             orphans = await self.orphaned(name, since)
-            # Released only now: it was held when the consumer froze, and keeps nobody else waiting.
+            # Released only now: the marker was held when the consumer froze, and must not block other consumers.
             await self.observer.hset(RELEASED, marker, 1)
             await self.until(
                 lambda: all(o.delivery.done or self.history.next(o) for o in orphans), 3 * self.asked.lease + 3
@@ -499,11 +499,11 @@ class Chaos:
             self.free.add(name)
 
     async def cut(self, number):
-        """CLIENT KILL of everybody, by turns while they work and while they wait, if either comes before long."""
+        """CLIENT KILL of all clients, alternately while they work and while they wait, if either happens soon."""
         await self.until(lambda: self.is_idle == bool(number % 2), 2 * BURST_SECONDS)
         async with self.calm:
             killed = 0
-            # One that hits nobody is none.
+            # A kill that hits no client does not count.
             while not killed and time.monotonic() < self.deadline:
                 killed = await self.observer.client_kill_filter(_type="normal", skipme=True)
                 await asyncio.sleep(LOOK_SECONDS)
@@ -511,7 +511,7 @@ class Chaos:
         self.faults.clients_killed += killed
 
     async def spread(self, count, fault):
-        """Call ``fault`` so many times, spread over the run."""
+        """Call ``fault`` ``count`` times, spread over the run."""
         began = time.monotonic()
         for number in range(count):
             due = began + (number + self.dice.random()) * self.asked.seconds / count
@@ -520,7 +520,7 @@ class Chaos:
                 await fault(number)
 
     async def produce(self):
-        """Bursts, after which consumers wait for a while: faults meet them at work and idle."""
+        """Put bursts, with pauses in which consumers wait: faults hit them at work and idle."""
         count = self.asked.messages - len(kill_markers(self.asked)) - len(freeze_markers(self.asked))
         numbers = [str(number) for number in range(count)]
         bursts = max(1, round(self.asked.seconds / BURST_SECONDS))
@@ -539,7 +539,7 @@ class Chaos:
 
         await self.spread(bursts, put)
 
-    # The run
+    # The run.
 
     def is_finished(self):
         return self.asked.messages == len(self.history.processed & self.messages) and not self.rest
@@ -574,7 +574,7 @@ class Chaos:
         return reckon(self.messages, self.history, self.faults, time.monotonic() - began)
 
     async def end(self):
-        """Let the consumers end in peace."""
+        """Let the consumers end normally."""
         for process in self.workers.values():
             process.send_signal(signal.SIGCONT)
             process.stdin.close()
@@ -586,12 +586,12 @@ class Chaos:
 
 
 def stopped(process):
-    """Whether the process has stopped by now; told once."""
+    """Return whether the process has stopped; true only once for each stop."""
     return os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOHANG) is not None
 
 
 async def unleash(asked):
-    """The figures of the chaos that was asked for."""
+    """Return the figures of the requested run."""
     with RedisServer() as server:
         pool = redis.asyncio.BlockingConnectionPool.from_url(server.url, max_connections=1, decode_responses=True)
         async with redis.asyncio.Redis.from_pool(pool) as observer:
@@ -601,21 +601,21 @@ async def unleash(asked):
 def parsed(words):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--messages", type=int, default=20_000)
-    parser.add_argument("--kills", type=int, default=100, help="kill -9 of a consumer, every third of one that holds")
-    parser.add_argument("--client-kills", type=int, default=100, help="CLIENT KILL of everybody")
-    parser.add_argument("--freezes", type=int, default=20, help="SIGSTOP of a consumer that holds, beyond its lease")
+    parser.add_argument("--kills", type=int, default=100, help="kill -9 of a consumer; every third hits a holder")
+    parser.add_argument("--client-kills", type=int, default=100, help="CLIENT KILL of all clients")
+    parser.add_argument("--freezes", type=int, default=20, help="SIGSTOP of a holder, for longer than its lease")
     parser.add_argument("--lease", type=float, default=2.0, help="seconds")
-    parser.add_argument("--handed-over", type=float, default=1.0, help="seconds allowed beyond one and a half leases")
+    parser.add_argument("--handed-over", type=float, default=1.0, help="seconds allowed beyond 1.5 leases")
     parser.add_argument("--seconds", type=float, default=300.0, help="over which messages and faults are spread")
-    parser.add_argument("--patience", type=float, default=30.0, help="seconds for what is left after that")
+    parser.add_argument("--patience", type=float, default=30.0, help="seconds for the remaining messages after that")
     parser.add_argument("--consumers", type=int, default=6, help="processes")
-    parser.add_argument("--takes", type=int, default=2, help="at a time in each")
+    parser.add_argument("--takes", type=int, default=2, help="concurrent takes in each process")
     parser.add_argument("--handling", type=float, default=0.05, help="mean seconds for a message")
-    parser.add_argument("--way", choices=("take", "get"), default="take", help="get loses messages: does it show?")
+    parser.add_argument("--way", choices=("take", "get"), default="take", help="get must show lost messages")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     asked = parser.parse_args(words)
     if asked.messages <= len(kill_markers(asked)) + len(freeze_markers(asked)):
-        parser.error("too few messages for so many faults")
+        parser.error("too few messages for this number of faults")
     return asked
 
 

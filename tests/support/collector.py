@@ -1,4 +1,4 @@
-"""A real OTLP/HTTP receiver in a thread: a collector that decodes what an SDK's exporters send, and keeps it."""
+"""A real OTLP/HTTP receiver in a thread: a collector that decodes and keeps what an SDK's exporters send."""
 
 import threading
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 class Received(NamedTuple):
-    """A span, a metric or a log record, and what it came with: its scope, and the URL of that one's schema."""
+    """A span, a metric or a log record, with its scope and the scope's schema URL."""
 
     what: Any
     scope: Any
@@ -19,7 +19,7 @@ class Received(NamedTuple):
 
 
 class Collector:
-    """What has come."""
+    """The received records."""
 
     def __init__(self, url):
         self.url = url
@@ -27,7 +27,7 @@ class Collector:
 
     @property
     def spans(self):
-        """All of them."""
+        """Return all spans."""
         return [
             Received(span, scope.scope, scope.schema_url)
             for path, body in self.requests
@@ -39,7 +39,7 @@ class Collector:
 
     @property
     def logs(self):
-        """All of them."""
+        """Return all log records."""
         return [
             Received(record, scope.scope, scope.schema_url)
             for path, body in self.requests
@@ -51,7 +51,7 @@ class Collector:
 
     @property
     def metrics(self):
-        """By name, as they came last."""
+        """Return the latest metrics by name."""
         return {
             metric.name: Received(metric, scope.scope, scope.schema_url)
             for path, body in self.requests
@@ -87,5 +87,5 @@ def collecting():
 
 
 def plain(attributes):
-    """Attributes as a dict: OTLP has pairs of names and values, and these have a field for each type."""
+    """Return attributes as a dict: OTLP has pairs of a name and a value with a field per type."""
     return {pair.key: getattr(pair.value, pair.value.WhichOneof("value")) for pair in attributes}

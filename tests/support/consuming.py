@@ -1,4 +1,4 @@
-"""Consumers of a queue in processes of their own, which can be killed, and what the server knows of held messages."""
+"""Consumers of a queue in separate processes, which can be killed, and the server's view of held messages."""
 
 import asyncio
 import os
@@ -15,29 +15,29 @@ POISON = b"poison"
 
 
 def held(inspector):
-    """What is on the processing lists of the queue ``mail``."""
+    """Return the messages on the processing lists of the queue ``mail``."""
     return [message for key in inspector.scan_iter("{mail}:p:*") for message in inspector.lrange(key, 0, -1)]
 
 
 def die(inspector, *consumers):
-    """Have consumers of the queue ``mail`` known whose leases have ended."""
+    """Register consumers of the queue ``mail`` whose leases have ended."""
     inspector.zadd("{mail}:c", dict.fromkeys(consumers, 0))
 
 
 def living(inspector):
-    """The consumers of the queue ``mail`` whose leases have not ended."""
+    """Return the consumers of the queue ``mail`` whose leases have not ended."""
     seconds, microseconds = inspector.time()
     return set(inspector.zrangebyscore("{mail}:c", seconds * 1e3 + microseconds / 1e3, "+inf"))
 
 
 def blocked(inspector):
-    """How many consumers wait for a message."""
+    """Return how many consumers wait for a message."""
     return inspector.info("clients")["blocked_clients"]
 
 
 @contextmanager
 def consumer(server, program, number):
-    """A process that runs one of the programs below."""
+    """Run one of the programs below in a process."""
     command = [sys.executable, __file__, server.url, program, str(number)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603 - this Python
         try:
@@ -47,26 +47,26 @@ def consumer(server, program, number):
 
 
 def hold_and_die(server, count):
-    """Have so many messages held by a consumer that is killed."""
+    """Have ``count`` messages held by a consumer that is killed."""
     with consumer(server, "hold", count) as process:
         assert "held\n" == process.stdout.readline()
 
 
 async def hold(queue, count):
-    """Hold messages until it is killed."""
+    """Hold messages until the process is killed."""
     async with queue.take_many(count):
         print("held", flush=True)
         await asyncio.Event().wait()
 
 
 async def handle(queue, concurrency):
-    """Handle what comes until it is killed, by a certain message at the latest."""
+    """Handle messages until the process is killed, or exits at the poison message."""
 
     async def handler(message):
         if message == POISON:
             os._exit(1)
         if concurrency > 1:
-            # So that others are held when it dies.
+            # So that other messages are held when the process dies.
             await asyncio.sleep(0.02)
         await queue.client.sadd("done", message)
 

@@ -1,6 +1,6 @@
-"""A program that test_doubles.py runs: calls of every kind beside another tool, and who has recorded them, as JSON.
+"""A program of test_doubles.py: make calls of every kind beside another tool; print who has recorded them, as JSON.
 
-What these tools do, they do to the whole process.
+A separate program, as these tools patch the whole process.
 """
 
 import asyncio
@@ -116,7 +116,7 @@ class Sentry(Nothing):
     def unpatch(self):
         import sentry_sdk
 
-        # What it has replaced stays replaced.
+        # Sentry's patches stay in place.
         sentry_sdk.init()
 
     def around(self):
@@ -143,7 +143,7 @@ async def watch(client):
 
 
 async def publish(client):
-    # redis-py's own client knows of no envelopes.
+    # redis-py's client has no envelopes.
     options = {} if type(client) is redis.asyncio.Redis else {"propagate": True}
     return await client.publish("channel", "message", **options)
 
@@ -153,7 +153,7 @@ async def run_script(client):
 
 
 async def load_scripts(client):
-    # redis-py makes three calls of a script that the server does not know.
+    # redis-py makes three calls for a script that the server does not know.
     for script in (SCRIPT, Lock.LUA_RELEASE_SCRIPT):
         await client.script_load(script)
 

@@ -1,4 +1,4 @@
-"""The Python examples of the documents, and how to make modules of them for type checkers.
+"""Write the documents' Python examples to modules for type checkers.
 
 Usage: example_modules.py DIRECTORY
 """
@@ -17,13 +17,13 @@ def name_of(path):
 
 
 def blocks(path, language):
-    """The code blocks of a language, wherever they are indented."""
+    """Return the code blocks of a language, at any indentation."""
     found = re.findall(rf"^( *)```{language}\n(.*?)^\1```$", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
     return [textwrap.dedent(text) for _, text in found]
 
 
 def write_modules(directory):
-    """Write a module for each document with Python examples, each of which uses what those before it define."""
+    """Write a module for each document with Python examples; an example may use names of earlier ones."""
     for path in DOCUMENTS:
         if examples := blocks(path, "python"):
             first = next((number for number, text in enumerate(examples) if _awaits(text)), len(examples))

@@ -1,6 +1,6 @@
-"""Four consumers of empty queues for so many seconds; prints how often they have looked, and what was recorded of it.
+"""Run four consumers of empty queues for some seconds; print how often they have waited, and what was recorded.
 
-A program of its own, so that nothing else is recorded in that time.
+A separate program, so that nothing else is recorded meanwhile.
 """
 
 import asyncio

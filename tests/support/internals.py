@@ -1,11 +1,11 @@
-"""The private parts of the package that tests look at or replace, each in one place."""
+"""The package's private parts that tests read or replace, each in one place."""
 
 
 def recorder_of(client):
-    """Where a client's calls are recorded."""
+    """Return the recorder of a client's calls."""
     return client._executor.recorder
 
 
 def record_with(client, recorder):
-    """Have a client's calls recorded elsewhere."""
+    """Replace the recorder of a client's calls."""
     client._executor.recorder = recorder

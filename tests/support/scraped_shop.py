@@ -1,4 +1,4 @@
-"""The demo's shop, for a Prometheus to scrape: it prints the port of its metrics, and trades until its input ends."""
+"""The demo's shop for a Prometheus to scrape: print the port of its metrics, and trade until stdin is closed."""
 
 import asyncio
 import sys
@@ -25,7 +25,7 @@ from aioredis_monitored.testing import RedisServer
 
 
 async def trade(url, provider):
-    """Serve the demo's requests, which have a WRONGTYPE among them, and have every other trouble, again and again."""
+    """Serve the demo's requests, one of which fails with WRONGTYPE, and cause every other trouble, again and again."""
     closed = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, closed.set)
     small = MonitoredConnectionPool.from_url(
@@ -51,7 +51,7 @@ async def trade(url, provider):
 
 
 async def exhaust(redis):
-    """Two callers for one connection: the second gives up before the first gets nothing, unless this is slow."""
+    """Use one connection for two callers: the second gives up before the first does, unless the machine is slow."""
     _, outcome = await asyncio.gather(redis.blpop("nothing", 0.1), redis.get("views"), return_exceptions=True)
     assert outcome is None or isinstance(outcome, PoolExhaustedError | bytes), outcome
 
@@ -63,7 +63,7 @@ async def cancel(redis):
 
 
 async def buy(redis):
-    """Two at a time: one has the lock, the other waits for it."""
+    """Make two purchases at a time: one has the lock, the other waits for it."""
     async with redis.lock("lock:last bicycle", timeout=5, sleep=0.005):
         await asyncio.sleep(0.01)
 
@@ -75,7 +75,7 @@ async def hold_too_long(redis):
 
 
 async def deliver(mail):
-    """One message is handled, one dies, and one finds no room; then a consumer waits in vain."""
+    """Have one message handled, one become a dead letter, and one rejected for lack of room; then wait in vain."""
     await mail.put_many([b"letter", b"torn letter"])
     with suppress(TimedOutError):
         await mail.put(b"one too many", 0)

@@ -1,4 +1,4 @@
-"""A server that answers what a test tells it to, for replies that a real one cannot be made to give at will."""
+"""A server with a test's answers, for replies that a real server cannot be made to give at will."""
 
 import asyncio
 from contextlib import asynccontextmanager
@@ -7,9 +7,9 @@ from inspect import isawaitable
 
 @asynccontextmanager
 async def scripted(answer):
-    """Yield the port; ``answer(connection, args)`` returns bytes, or ``None`` to close the connection, or awaits first.
+    """Yield a port where ``answer(connection, args)`` returns bytes, ``None`` to close the connection, or a coroutine.
 
-    ``connection`` counts from 1. What is sent while it connects is answered well: use ``protocol=2``.
+    ``connection`` counts from 1. The commands of a connecting client are answered correctly: use ``protocol=2``.
     """
     tasks, connections = set(), []
 

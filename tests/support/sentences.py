@@ -1,15 +1,15 @@
-"""Commands at random, as the server's own grammar of each allows them, with what a test plants where values stand."""
+"""Random commands according to the server's grammar of each, with a test's values in the places of values."""
 
 
 class Sentence:
-    """A command as its grammar in ``COMMAND DOCS`` allows it.
+    """A random command that its grammar in ``COMMAND DOCS`` allows.
 
     Args:
         name: The full name of the command.
         grammar: Its ``arguments``.
         chance: Random numbers.
-        value_of: Makes a value, given the argument of the grammar in whose place it is to stand.
-        key: What every key begins with; a number follows.
+        value_of: Returns a value for an argument of the grammar.
+        key: The prefix of every key; a number follows.
 
     Attributes:
         args: The command.
@@ -19,7 +19,7 @@ class Sentence:
 
     def __init__(self, name, grammar, chance, value_of, *, key="key"):
         self._chance, self._value_of, self._key = chance, value_of, key
-        # The same everywhere in a sentence: XREAD wants as many ids as keys.
+        # The same number in the whole command: XREAD requires as many ids as keys.
         self._repetitions = chance.randint(1, 3)
         self.keys, self.fields, self._counts = [], [], []
         self.args = name.split()

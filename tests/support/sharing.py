@@ -1,4 +1,4 @@
-"""How tests of the shared connection hold it still, and what they look at."""
+"""Helpers for tests of the shared connection: they hold it still, and observe it."""
 
 import asyncio
 import gc
@@ -12,17 +12,17 @@ from opentelemetry.trace import NoOpTracerProvider
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._multiplexer import AttemptFailed
 
-# Where what is recorded is not the point, and would take most of the time.
+# For tests that do not check telemetry, which would take most of their time.
 UNRECORDED = {"tracer_provider": NoOpTracerProvider(), "meter_provider": NoOpMeterProvider()}
 
 
 def client_of(make_pool, url, **options):
-    """A client whose connections ``connections`` finds."""
+    """Return a client whose connections ``connections`` finds."""
     return MonitoredRedisConnection(connection_pool=make_pool(url, client_name="tested", **options))
 
 
 async def call_with_orphan_handler(client, handler, *args):
-    """The reply to a command, which the handler gets if this is left."""
+    """Return the reply to a command; the handler gets it if the caller leaves."""
     reply = await client.connection_pool.multiplexer.send(args, handler).wait_for(None)
     if isinstance(reply, AttemptFailed):
         raise reply.error
@@ -30,13 +30,13 @@ async def call_with_orphan_handler(client, handler, *args):
 
 
 async def until_blocked(inspector, count=1):
-    """Wait until so many clients wait for an element; the test's own time limit is the deadline."""
+    """Wait until ``count`` clients are blocked; the test's timeout is the deadline."""
     while inspector.info("clients")["blocked_clients"] < count:
         await asyncio.sleep(0.001)
 
 
 def connections(inspector):
-    """The ids that the server has given to the connections of such clients."""
+    """Return the server's ids of the connections of clients from ``client_of``."""
     return {int(info["id"]) for info in inspector.client_list() if info["name"] == "tested"}
 
 
@@ -46,7 +46,7 @@ def line_of(client):
 
 @asynccontextmanager
 async def frozen(server):
-    """The server answers nothing meanwhile."""
+    """Freeze the server while the block runs."""
     server.freeze()
     try:
         yield
@@ -55,9 +55,9 @@ async def frozen(server):
 
 
 async def until_answered(call):
-    """The reply to a call that may be repeated, where the timeout is short and the machine may be slow.
+    """Return the reply to a repeatable call whose timeout may be too short for a slow machine.
 
-    The test's own time limit is the deadline.
+    The test's timeout is the deadline.
     """
     while True:
         try:
@@ -67,7 +67,7 @@ async def until_answered(call):
 
 
 async def begun(*calls):
-    """Tasks whose calls are written, or wait."""
+    """Return tasks whose calls are written or queued."""
     tasks = [asyncio.ensure_future(call) for call in calls]
     for _ in range(5):
         await asyncio.sleep(0)
@@ -75,7 +75,7 @@ async def begun(*calls):
 
 
 def warnings_of_forgetting(make_pool, new_loop):
-    """What Python warns of when a pool, in use by then, is forgotten while its event loop pauses."""
+    """Return Python's warnings when a pool in use is garbage while its event loop pauses."""
 
     async def use():
         pool = make_pool()

@@ -1,9 +1,9 @@
-"""Many tasks that do all that a client can, for a quarter of an hour of faults: what is wrong, lost, hung or left over?
+"""Let many tasks use all of a client through fifteen minutes of faults: what is wrong, lost, hung or left over?
 
-A program of its own. For each event loop there are a server, a proxy in front of it and a process with the client, all
-at the same time; this process makes the faults, so that tasks, sockets and memory of the other are the client's. Each
-reply can be told from every other's, and what is in doubt is known to be. The program prints its figures and ends with
-0 only if every one passes.
+A separate program. Each event loop has a server, a proxy in front of it and a process with the client, all running at
+the same time. This process makes the faults, so that tasks, sockets and memory of the other one are the client's. Every
+reply is unique, and doubtful outcomes are recorded as such. The program prints its figures, and exits with 0 only if
+every figure passes.
 """
 
 import argparse
@@ -37,25 +37,25 @@ from aioredis_monitored.testing import FaultProxy, RedisServer
 LOOPS = ("asyncio", "uvloop")
 SOCKET_TIMEOUT = 2.0
 HUNG_SECONDS = 60.0  # for a call whose deadline is seconds
-SETTLE_SECONDS = 60.0  # for what is left when the faults are over
-END_SECONDS = 300.0  # for the process with the client to end when it is to
-WARM_SECONDS = 60.0  # before memory is looked at for the first time
-THINK_SECONDS = 0.1  # between the calls of one task, on average half of it
+SETTLE_SECONDS = 60.0  # for leftovers after the faults
+END_SECONDS = 300.0  # for the client's process to end when asked to
+WARM_SECONDS = 60.0  # before memory is measured for the first time
+THINK_SECONDS = 0.1  # maximum between the calls of one task; the mean is half of it
 LEASE = 5.0
 LOCK_SECONDS = 20.0
-SHARING = 10  # tasks that share a lock, or a key that they watch
-BACKLOG = 200  # messages that wait in a queue before nothing more is put
-SHOWN = 10  # of each kind of what is wrong
+SHARING = 10  # tasks that share a lock, or a watched key
+BACKLOG = 200  # messages in a queue above which nothing is put
+SHOWN = 10  # errors shown of each kind
 SCRIPT = "return {ARGV[1], redis.call('INCR', KEYS[1])}"
 
 FAILED = object()
 
 
-# The client: a process
+# The client: a process.
 
 
 class Tally:
-    """A counter on the server, and what its callers know of it."""
+    """A counter on the server, and its callers' attempts and acknowledgements."""
 
     def __init__(self):
         self.attempted = self.acknowledged = self.last = 0
@@ -65,7 +65,7 @@ class Tally:
 
 
 class Ledger:
-    """Messages of a queue: what becomes of each, kept for as long as that is open."""
+    """Messages of a queue, each kept until its fate is known."""
 
     def __init__(self):
         self.open = {}
@@ -76,28 +76,28 @@ class Ledger:
 
     def acknowledge(self, message):
         self.put += 1
-        # Unless it has been received by now.
+        # Unless it has been received meanwhile.
         if message in self.open:
             self.open[message] = True
 
     def receive(self, message):
-        """Note it, and return whether that was the first time."""
+        """Record a message; return whether it was received for the first time."""
         self.received += 1
         is_first = self.open.pop(message, None) is not None
         self.again += not is_first
         return is_first
 
     def lost(self):
-        """How many messages were acknowledged and have not been received."""
+        """Return how many messages were acknowledged and not received."""
         return sum(self.open.values())
 
 
 class Load:
-    """What all tasks share: what they have done, and what they have found.
+    """The state that all tasks share: what they have done and found.
 
     Args:
-        clients: One with a shared connection, one without.
-        seed: For the dice.
+        clients: A client with a shared connection and one without.
+        seed: The seed of all random choices.
     """
 
     def __init__(self, clients, seed):
@@ -124,7 +124,7 @@ class Load:
             traceback.print_exception(error)
 
     def note_unheard(self, context):
-        """Note what an event loop says that nothing else has heard of."""
+        """Record an exception that only the event loop's handler has received."""
         self.foreign[context["message"]] += 1
         if self.foreign.total() <= SHOWN:
             print(context, file=sys.stderr)
@@ -132,14 +132,14 @@ class Load:
                 traceback.print_exception(context["exception"])
 
     async def call(self, name, call):
-        """The reply, or ``FAILED`` if an error says that there is none."""
+        """Return the reply, or ``FAILED`` if an error says that there is none."""
         self.calls[name] += 1
         try:
             async with asyncio.timeout(HUNG_SECONDS) as limit:
                 return await call
         except (RedisError, MonitoredRedisError) as error:
             self.failed[f"{name} {type(error).__name__}"] += 1
-        except Exception as error:  # noqa: BLE001 - any other is a finding
+        except Exception as error:  # noqa: BLE001 - any other error is a finding
             if limit.expired():
                 self.hung.append(name)
             else:
@@ -154,9 +154,9 @@ class Caller:
     """One task with keys of its own, and some that it shares with others.
 
     Args:
-        load: What it belongs to.
-        client: What it calls.
-        number: Its own.
+        load: The shared state.
+        client: The client to use.
+        number: The task's number.
     """
 
     def __init__(self, load, client, number):
@@ -196,7 +196,7 @@ class Caller:
     async def set_and_get(self):
         value = self.token()
         if await self.load.call("SET", self.client.set(self.key, value, ex=600)) is FAILED:
-            # It may still run, and at any time: this key is in doubt for ever.
+            # The write may still run, at any time: this key stays in doubt.
             self.key, self.value = self._new_key(), None
             return
         self.value = value
@@ -205,7 +205,7 @@ class Caller:
             self.load.expect(self.value, reply, "GET")
 
     async def count(self, name, key, call, number_of=int):
-        """Make a call that increments a counter of this task's own; return the reply."""
+        """Make a call that increments one of this task's counters; return the reply."""
         tally = self.load.tally(key)
         tally.attempted += 1
         reply = await self.load.call(name, call)
@@ -257,7 +257,7 @@ class Caller:
             try:
                 return (await pipe.execute())[0]
             except WatchError:
-                # Another was faster: nothing was done, or the connection is gone and it is not known.
+                # Another task was faster and nothing was executed, or the connection is lost and the outcome unknown.
                 return False
 
     async def lock(self):
@@ -273,11 +273,11 @@ class Caller:
 
 
 class Producer:
-    """Puts messages into the queues, each of which can be told from all others.
+    """Puts messages into the queues; each message is unique.
 
     Args:
-        load: What it belongs to.
-        client: What it calls.
+        load: The shared state.
+        client: The client to use.
     """
 
     def __init__(self, load, client):
@@ -297,10 +297,10 @@ class Producer:
 
 
 class Consumers:
-    """Receive messages until all that were put have been received, or that takes too long.
+    """Receive messages until all that were put have been received, or a deadline has passed.
 
     Args:
-        load: What they belong to.
+        load: The shared state.
     """
 
     def __init__(self, load):
@@ -349,13 +349,13 @@ async def _or_nothing(call):
 
 
 class Publisher:
-    """Publishes in channels, and counts anew when it does not know what became of a message.
+    """Publishes in channels; starts a new generation of numbers when the outcome of a message is unknown.
 
     Args:
-        load: What it belongs to.
-        client: What it calls.
-        number: Its own.
-        channels: Where to.
+        load: The shared state.
+        client: The client to use.
+        number: The task's number.
+        channels: The channels to publish in.
     """
 
     def __init__(self, load, client, number, channels):
@@ -368,18 +368,18 @@ class Publisher:
             count += 1
             message = f"{channel} {self.number} {generation} {count}"
             if await self.load.call("PUBLISH", self.client.publish(channel, message)) is FAILED:
-                # It may still come, behind later ones.
+                # The message may still arrive, behind later ones.
                 generation += 1
             await self.load.think()
 
 
 class Subscriber:
-    """Hears one channel, and sees whether what it hears was meant for it and is in order.
+    """Subscribes to one channel; checks that its messages were meant for it and are in order.
 
     Args:
-        load: What it belongs to.
-        client: What it calls.
-        channel: Which.
+        load: The shared state.
+        client: The client to use.
+        channel: The channel.
     """
 
     def __init__(self, load, client, channel):
@@ -403,7 +403,7 @@ class Subscriber:
                 self.load.ended_subscriptions += 1
                 self.load.failed[f"subscription {type(error).__name__}"] += 1
                 await self.load.think()
-            except Exception as error:  # noqa: BLE001 - any other is a finding
+            except Exception as error:  # noqa: BLE001 - any other error is a finding
                 self.load.note_foreign(error)
                 await self.load.think()
 
@@ -436,7 +436,7 @@ class Subscriber:
 
 @dataclass
 class Held:
-    """What the process holds."""
+    """The resources of the process."""
 
     tasks: int
     descriptors: int
@@ -447,18 +447,18 @@ class Held:
         gc.collect()
         links = []
         for descriptor in Path("/proc/self/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # that of the listing itself
+            with contextlib.suppress(FileNotFoundError):  # the listing's own descriptor
                 links.append(str(descriptor.readlink()))
         return cls(len(asyncio.all_tasks()), len(links), sum(link.startswith("socket:") for link in links))
 
 
 def resident():
-    """The memory that this process has, in bytes."""
+    """Return the resident memory of this process in bytes."""
     return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * 4096
 
 
 async def until(condition, seconds):
-    """Whether the condition came true in the given seconds."""
+    """Return whether the condition came true within the given seconds."""
     deadline = time.monotonic() + seconds
     while not (found := condition()) and time.monotonic() < deadline:
         await asyncio.sleep(0.05)
@@ -466,7 +466,7 @@ async def until(condition, seconds):
 
 
 async def be_told_to_end():
-    """Wait until stdin is closed, as it is when the program ends in whatever way."""
+    """Wait until stdin is closed, which also happens when the program dies."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), told.set)
     try:
@@ -478,7 +478,7 @@ async def be_told_to_end():
 async def watch_memory(samples):
     began = time.monotonic()
     while True:
-        # What is unreachable is no leak, nor is what the C library has not given back: how much, chance decides.
+        # Garbage is no leak, nor is memory that the C library has not returned, of which the amount varies.
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)
         samples.append((time.monotonic() - began, resident()))
@@ -486,10 +486,10 @@ async def watch_memory(samples):
 
 
 def growth(samples):
-    """How much larger the memory is in the end than after the first minute (or half, if that is shorter), in percent.
+    """Return by how many percent memory has grown since the first minute, or since the first half of a shorter run.
 
     Args:
-        samples: Pairs of seconds since the beginning and bytes.
+        samples: Pairs of seconds since the start, and bytes.
     """
     seconds = samples[-1][0]
     width, warm = max(5.0, seconds / 20), min(WARM_SECONDS, seconds / 2)
@@ -556,10 +556,10 @@ async def check_counters(load, url):
 
 
 async def work(asked):
-    """Run the tasks, and return what they have found."""
+    """Run the tasks, and return their findings."""
     loop = asyncio.get_running_loop()
     samples = []
-    # What an event loop opens for itself, it keeps.
+    # An event loop keeps the resources that it opens for itself.
     _, writer = await asyncio.open_connection(*asked.direct.removeprefix("redis://").split(":"))
     writer.close()
     await writer.wait_closed()
@@ -609,16 +609,16 @@ async def work(asked):
     }
 
 
-# The faults
+# The faults.
 
 
 class Torment:
-    """A server, and what is done to it and to the connections that lead there.
+    """A server, and the faults of it and of the connections to it.
 
     Args:
         server: The server.
-        proxy: What all connections of the client lead through.
-        dice: When, and how much.
+        proxy: The proxy of all of the client's connections.
+        dice: Random numbers for times and amounts.
     """
 
     def __init__(self, server, proxy, dice):
@@ -665,7 +665,7 @@ class Torment:
         self.proxy.reply_pause = 0.0
 
     async def rage(self, seconds, pause):
-        """Make faults for the given seconds, with the given pause between them on average."""
+        """Make faults for the given seconds, with the given mean pause between them."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             await asyncio.sleep(min(left, self.dice.uniform(0.5 * pause, 1.5 * pause)))
@@ -676,7 +676,7 @@ class Torment:
 
 @dataclass
 class Figures:
-    """What is printed of one run; memory and times as their names say."""
+    """The printed figures of one run; names say the units of memory and times."""
 
     minutes: float
     faults: int
@@ -717,9 +717,9 @@ NOTHING = (
 
 
 def failures(figures, growth_allowed, ended_allowed=0.0):
-    """The figures that do not pass, each with what it should be."""
+    """Return the figures that fail, each with its bound."""
     found = asdict(figures)
-    # A reply that is cut off takes along one message at most, and its get fails.
+    # A cut reply loses at most one message, whose get fails.
     most = {**dict.fromkeys(NOTHING, 0), "lost_by_get": figures.failed_gets, "memory_growth": growth_allowed}
     most["ended_subscriptions"] = ended_allowed
     least = dict.fromkeys(("faults", "calls", "put", "heard"), 1)
@@ -730,7 +730,7 @@ def failures(figures, growth_allowed, ended_allowed=0.0):
 
 
 async def soaked(name, asked):
-    """The figures of a run on one event loop; what its calls have raised is printed to stderr."""
+    """Run the soak on one event loop and return its figures; print the calls' errors to stderr."""
     dice = random.Random(f"{asked.seed} {name}")
     with RedisServer("--appendonly", "yes", "--appendfsync", "always") as server:
         async with FaultProxy(server.host, server.port) as proxy:
@@ -742,7 +742,7 @@ async def soaked(name, asked):
                 *(word for key, value in words.items() for word in (f"--{key}", str(value))),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
-                # Python's own allocator gives back nothing of 256 kB in which a single object lives.
+                # Python's allocator does not return a block of 256 kB while one object in it is alive.
                 env={**os.environ, "PYTHONMALLOC": "malloc"},
             )
             try:
@@ -763,7 +763,7 @@ async def soaked(name, asked):
 
 
 def table(runs):
-    """The figures of the runs as text, a column for each."""
+    """Return the runs' figures as text, with a column for each run."""
     rows = [["figure", *runs]]
     rows += [
         [field.name.replace("_", " "), *(f"{getattr(figures, field.name):,}" for figures in runs.values())]
@@ -802,7 +802,7 @@ def parsed_worker(words):
 def main():
     if sys.argv[1:2] == ["work"]:
         asked = parsed_worker(sys.argv[2:])
-        # What they survive, consumers log.
+        # Consumers log the errors that they survive.
         logging.getLogger("aioredis_monitored").setLevel(logging.ERROR)
         if asked.loop == "uvloop":
             import uvloop

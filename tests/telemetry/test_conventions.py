@@ -1,4 +1,4 @@
-"""All that is emitted is in the model of the semantic conventions, or listed in ``semconv_ext.py`` with a reason."""
+"""All emitted names are in the semantic conventions' model, or listed in ``semconv_ext.py`` with a reason."""
 
 import asyncio
 import re
@@ -31,11 +31,11 @@ from aioredis_monitored._telemetry.instruments import COUNTER, HISTOGRAM, INSTRU
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
-# Constants whose emission cannot be provoked here, each with the reason.
+# Constants that this test cannot make the client emit, each with the reason.
 UNREACHED = {"OTHER": "it takes hundreds of kinds of errors, or of keys; test_telemetry.py and test_keys.py have it"}
-# The conventions list some values of these and allow others.
+# The conventions list some values of these attributes and allow others.
 OPEN = {"error.type", "messaging.system"}
-# The registry tells types, its Python package does not: these are numbers there, all others that we use are text.
+# The registry has types, its Python package has not: these are numbers there, all others that we use are text.
 NUMBERS = {
     "db.operation.batch.size",
     "messaging.batch.message_count",
@@ -44,7 +44,7 @@ NUMBERS = {
     "network.peer.port",
     "server.port",
 }
-# Nor does the package tell what the points of a metric, by the beginning of its name, must have.
+# The package does not have the required attributes of a metric's points either, here by prefix of the metric's name.
 REQUIRED = {
     "db.client.operation.": {"db.system.name", "db.operation.name"},
     "db.client.connection.": {"db.client.connection.pool.name"},
@@ -53,11 +53,11 @@ REQUIRED = {
 }
 
 
-# What there is in the package
+# The package's model.
 
 
 def model_of(kind):
-    """The constants for ``attributes`` or ``metrics`` that are not deprecated: each one's module, name and value."""
+    """Return module, name and value of the constants for ``attributes`` or ``metrics`` that are not deprecated."""
     for package in (f"opentelemetry.semconv._incubating.{kind}", f"opentelemetry.semconv.{kind}"):
         for found in iter_modules(import_module(package).__path__):
             module = import_module(f"{package}.{found.name}")
@@ -66,22 +66,22 @@ def model_of(kind):
 
 
 def texts(module):
-    """The public constants of a module that are text."""
+    """Return the public text constants of a module."""
     return {name: value for name, value in vars(module).items() if re.match("[A-Z]", name) and isinstance(value, str)}
 
 
 def deprecated(module):
-    """The constants that another one has replaced, which only the text below each says."""
+    """Return the constants that were replaced by others, which only the docstring of each says."""
     return set(re.findall(r'^(\w+): Final = [^"]*"[^"]+"\s+"""\s+Deprecated: ', getsource(module), re.MULTILINE))
 
 
 def values_of(module, constant):
-    """The values that an attribute may have, if the package lists them."""
+    """Return the values that an attribute may have, if the package lists them."""
     return {each.value for each in getattr(module, f"{constant.title().replace('_', '')}Values", ())}
 
 
 def metrics_of_the_model(names):
-    """As the SDK exports what the package's own functions create."""
+    """Return the metrics as the SDK exports those that the package's functions create."""
     reader = InMemoryMetricReader()
     meter = MeterProvider([reader]).get_meter("model")
     for module, constant, name in model_of("metrics"):
@@ -106,12 +106,12 @@ def described(metric):
     return metric.unit, metric.description, type(metric.data).__name__, getattr(metric.data, "is_monotonic", None)
 
 
-# What there is of ours
+# What we emit.
 
 
 @asynccontextmanager
 async def everything(server, telemetry, logger_provider):
-    """Let the client do what it emits something about; later, its pools and their gauges are gone."""
+    """Have the client emit everything once; the pools and their gauges are closed at the end."""
 
     def pool_of(url, **arguments):
         return MonitoredConnectionPool.from_url(url, **arguments, **telemetry.providers)
@@ -129,7 +129,7 @@ async def everything(server, telemetry, logger_provider):
             await call(client)
             await lock(client)
             await tell(client)
-        # Where no template takes its place, a channel is named.
+        # Without a template, the channel's name is the destination.
         await MonitoredRedisConnection(connection_pool=unix).publish("news", "message")
         waiting = MonitoredRedisConnection(connection_pool=narrow)
         await asyncio.gather(waiting.blpop("nothing", 0.05), waiting.get("key"))
@@ -142,7 +142,7 @@ async def everything(server, telemetry, logger_provider):
 
 async def call(client):
     await client.set("key", "value")
-    # Several at a time, for the lag of the event loop.
+    # Several at a time, to measure the event loop's lag.
     await asyncio.gather(*(client.get("key") for _ in range(3)))
     with pytest.raises(ResponseError):
         await client.lpush("key", "value")
@@ -183,7 +183,7 @@ async def tell(client):
 
 
 class Emitted:
-    """The names of all that we emit, metrics as the SDK exports them, and attributes with all of their values."""
+    """All names that we emit, metrics as the SDK exports them, and attributes with all of their values."""
 
     def __init__(self, spans, metrics, events):
         points = [point for metric in metrics.values() for point in metric.data.data_points]
@@ -192,7 +192,7 @@ class Emitted:
         self.metrics = metrics
         self.events = {event.event_name for event in events}
         self.attributes = defaultdict(set)
-        # On other spans as well: the request view tells a request's.
+        # On spans of other scopes as well: the request's statistics are on the request's span.
         for place in (*spans, *events, *(link for span in spans for link in span.links), *points):
             for name, value in (place.attributes or {}).items():
                 self.attributes[name].add(value)
@@ -231,7 +231,7 @@ def test_every_attribute_is_in_the_conventions_or_our_own(emitted):
 
     assert set() == emitted.attributes.keys() - conventional - OWN
     assert set() == conventional & OWN
-    # What was replaced is not in the conventions.
+    # The model lacks replaced attributes.
     assert {"db.query.text"} == conventional & {"db.query.text", "db.statement", "db.system"}
 
 

@@ -1,4 +1,4 @@
-"""One call, one span and one point: ours, or else those of the tools that patch redis-py, which must not disappear."""
+"""One span and one point per call: ours, or those of tools that patch redis-py, which must not disappear."""
 
 import asyncio
 import gc
@@ -29,7 +29,7 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server
 
 PROGRAM = Path(__file__).parents[1] / "support" / "doubled.py"
-# ddtrace would look for its agent.
+# Without these, ddtrace looks for its agent.
 ENVIRONMENT = {"DD_INSTRUMENTATION_TELEMETRY_ENABLED": "false", "DD_REMOTE_CONFIGURATION_ENABLED": "false"}
 OUR_CLIENTS = ("pool", "single", "plain")
 SPANS = {
@@ -41,17 +41,17 @@ SPANS = {
     "watch": 3,
     "publish": 1,
     "script": 1,
-    # Acquiring it, and releasing it.
+    # Acquiring and releasing.
     "lock": 2,
 }
-# Sentry never ends the span of a command that fails, and knows nothing of those that run at once because of a WATCH.
+# Sentry never ends the span of a failed command, and does not see commands that run at once because of a WATCH.
 SENTRYS_SPANS = {**SPANS, "error": 0, "watch": 1}
 COMMANDS_BEFORE = 23
 
 
 @pytest.fixture(scope="module")
 def report(server):
-    """What the program has seen; several tests look at one run."""
+    """Return what the program reports; several tests read one run."""
 
     @cache
     def run(*arguments):
@@ -115,14 +115,14 @@ def test_with_redis_pys_own_metrics_each_call_is_one_point_and_that_is_said_once
     found = report(tool, tracer, order, "measured")
     ours = len(OUR_CLIENTS) * sum(SPANS.values()) + COMMANDS_BEFORE
 
-    # redis-py's two are of its blocking client, which has counted the connections.
+    # redis-py's two points are of its blocking client, which has counted the connections.
     assert {"aioredis_monitored": ours, "redis-py": 2} == found["points"]
     assert [native._NATIVE_METRICS_WARNING] == found["logged"]
 
 
 @pytest.fixture
 def replaced(monkeypatch):
-    """What a tool of our own sees, which replaces redis-py's methods as sentry does."""
+    """Return the calls that a tool sees which replaces redis-py's methods as sentry does."""
     seen = []
 
     def replace(owner, name):
@@ -200,7 +200,7 @@ async def test_pipelines_are_seen_as_redis_pys_are(server, replaced):
             await script(client=pipe)
             assert [1] == await pipe.execute()
 
-    # A batch's scripts are loaded within it.
+    # A batch's scripts are loaded within its call.
     assert [(True, []), ("WATCH", "key", True), (True, [1])] == outcomes(replaced)
 
 
@@ -208,7 +208,7 @@ async def test_a_pipeline_with_nothing_in_it_is_a_point_all_the_same(server, rep
     async with MonitoredRedisConnection.from_url(server.url, meter_provider=telemetry.meter_provider) as client:
         for transaction in (True, False):
             assert [] == await client.pipeline(transaction=transaction).execute()
-    # What is never awaited warns when it goes.
+    # An un-awaited coroutine warns when it is collected.
     gc.collect()
 
     assert [(True, []), (True, [])] == outcomes(replaced)

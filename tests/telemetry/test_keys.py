@@ -1,4 +1,4 @@
-"""Keys in telemetry: shown, hidden or made templates of; and which of them are hot."""
+"""Keys in telemetry: shown, hidden or as templates; and hot keys."""
 
 import pytest
 from support.internals import recorder_of
@@ -107,7 +107,7 @@ async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry)
     assert recorder.command_spec(("GET", "key:899")) is recorder.command_spec(("GET", "key:899"))
 
 
-# Hot keys
+# Hot keys.
 
 
 async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):

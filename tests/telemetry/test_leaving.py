@@ -1,4 +1,4 @@
-"""Blocks that one task enters and another one leaves, as async generators make them."""
+"""Blocks that one task enters and another one leaves, as async generators do."""
 
 import asyncio
 import contextvars
@@ -14,7 +14,7 @@ from aioredis_monitored._telemetry.context import AttachedContext, nested_in, su
 
 @pytest.fixture(autouse=True)
 def logs_nothing(caplog):
-    """OpenTelemetry logs a traceback for a context that cannot be detached."""
+    """OpenTelemetry logs a traceback for a context that cannot be detached; check that it does not."""
     yield
     assert [] == [record.getMessage() for record in caplog.get_records("call") if record.levelno >= logging.WARNING]
 
@@ -25,7 +25,7 @@ def _current():
 
 @pytest.fixture
 async def published(client):
-    """A message as ``process`` wants it, and the subscription that got it."""
+    """Yield a message for ``process``, and the subscription that received it."""
     async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe("news")
         await client.publish("news", "hello")
@@ -37,7 +37,7 @@ async def published(client):
 
 @pytest.fixture(params=["process", "take", "take_many"])
 async def handling(request, client, published):
-    """An async generator function whose block is left when it is closed."""
+    """Yield an async generator function whose block is left when the generator is closed."""
     async with MessageQueue("orders", client) as queue:
         await queue.put_many([b"one", b"two", b"three"])
 
@@ -68,7 +68,7 @@ async def test_another_task_closes_a_generator_and_keeps_its_own_span(handling, 
             assert own.get_span_context().span_id == _current()
         return _current()
 
-    # Its context is not a copy of this one, where the block's span is current.
+    # The task's context is not a copy of this one, in which the block's span is current.
     assert 0 == await asyncio.create_task(close(), context=contextvars.Context())
     assert entered in {span.context.span_id for span in telemetry.spans}
 
@@ -84,7 +84,7 @@ async def test_a_task_that_has_inherited_the_block_goes_on_with_what_was_before(
             return _current()
 
         assert before.get_span_context().span_id == await asyncio.create_task(close())
-        # No other task can change what is current here.
+        # No other task can change the current span of this one.
         assert entered == _current()
     assert 0 == _current()
 
@@ -133,7 +133,7 @@ def test_a_coroutine_that_is_thrown_away_in_a_block_is_left_in_silence(block):
             await asyncio.get_running_loop().create_future()
 
     async def start():
-        # As a loop that is stopped leaves them behind.
+        # As a stopped loop leaves its coroutines behind.
         coroutine = stuck()
         contextvars.copy_context().run(coroutine.send, None)
         return coroutine

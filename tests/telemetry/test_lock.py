@@ -1,4 +1,4 @@
-"""Locks: one span for acquiring one, however long that takes, and metrics of waiting, holding, contention and loss."""
+"""Locks: one span for an acquisition, however long, and metrics of waiting, holding, contention and loss."""
 
 import asyncio
 import time
@@ -34,7 +34,7 @@ LOSSES = {
 
 @contextmanager
 def refusing_writes(inspector):
-    """The server has lost its replicas, and refuses what would be written to it alone."""
+    """Have the server refuse writes, as if it had lost its replicas."""
     inspector.config_set("min-replicas-to-write", 1)
     try:
         yield
@@ -44,8 +44,8 @@ def refusing_writes(inspector):
 
 @pytest.fixture
 def held(inspector):
-    """Somebody else has the lock, until it is deleted."""
-    inspector.set("lock", "somebody else")
+    """Have another client hold the lock until it is deleted."""
+    inspector.set("lock", "another client")
 
 
 async def test_acquiring_a_lock_is_one_client_span(client, telemetry, server):
@@ -87,7 +87,7 @@ async def test_a_lock_contended_for_a_second_is_one_span_of_a_second(client, tel
         asked = time.perf_counter()
         acquiring = asyncio.ensure_future(client.lock("lock").acquire())
         await until(lambda: block.tally(CONTENDED) == {"": 1})
-        # It is waited for by now: whatever the machine does, that takes a second more.
+        # The acquisition waits now: however slow the machine is, it waits for another second.
         inspector.pexpire("lock", 1_000)
         assert await acquiring
         took = time.perf_counter() - asked
@@ -95,13 +95,13 @@ async def test_a_lock_contended_for_a_second_is_one_span_of_a_second(client, tel
     polls = span.attributes[POLLS]
 
     assert (span,) == block.spans
-    # The span is around the wait, and within what it took.
+    # The span includes the wait, and is no longer than the call.
     assert 0.99 <= wait.sum <= (span.end_time - span.start_time) / 1e9 <= took
     assert span.attributes[ACQUIRED] is True
-    # A pause of 0.1 s before each but the first.
+    # A pause of 0.1 s before each poll but the first.
     assert 2 <= polls <= 1 + wait.sum / 0.09
     assert {"SET": polls} == block.tally(DURATION, "db.operation.name")
-    # The pauses are no part of the polls.
+    # The polls do not include the pauses.
     assert block.point(DURATION).sum <= wait.sum - 0.09 * (polls - 1)
     assert {"test": 1} == block.tally(CONTENDED, "db.client.connection.pool.name")
 
@@ -233,7 +233,7 @@ async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry
         acquiring = asyncio.ensure_future(handles[0].lock("lock", sleep=0.01).acquire())
         await until(lambda: block.tally(CONTENDED) == {"": 1})
         await handles[1].lock("free", sleep=0.01).acquire()
-        # More often than a request may repeat itself.
+        # More often than a request may repeat a command.
         await until(lambda: sum(block.tally(DURATION).values()) > 30)
         inspector.delete("lock")
         await acquiring
@@ -241,7 +241,7 @@ async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry
             request.close()
             span.end()
 
-    # However often it has polled: a request counts what has a span. What it waited for the lock, it was not in Redis.
+    # However often it polled: a request counts only calls with spans. Waiting for a lock is not time in Redis.
     calls = "aioredis_monitored.request.calls"
     expected = """
         first kind=INTERNAL aioredis_monitored.request.calls=1
@@ -300,7 +300,7 @@ async def test_keys_are_shown_as_users_have_chosen(make_pool, server, telemetry,
 
 
 async def test_noise_is_left_out_as_users_have_chosen(make_pool, server, telemetry, held, inspector, until):
-    # Long enough for a machine that stalls to acquire what is free.
+    # Long enough for a stalling machine to acquire a free lock.
     pool = make_pool(server.url, telemetry=TelemetryOptions(slow_only=2))
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.lock("free").acquire()
@@ -348,8 +348,8 @@ async def test_locks_work_on_plain_recorders_and_single_connections(server, pool
 async def test_what_a_lock_was_waited_for_between_the_polls_is_not_on_the_wire(make_pool, own_server, telemetry, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     with redis.Redis.from_url(own_server.url) as holder:
-        holder.set("lock", "somebody else")
-    # The first poll connects for so long that the span tells where its time went.
+        holder.set("lock", "another client")
+    # The first poll connects for so long that the span shows its parts.
     async with frozen(own_server):
         (acquiring,) = await begun(client.lock("lock", sleep=60).acquire())
         since = time.perf_counter()
@@ -365,7 +365,7 @@ async def test_what_a_lock_was_waited_for_between_the_polls_is_not_on_the_wire(m
         span.attributes[f"aioredis_monitored.{name}.duration"] for name in ("wait", "connect", "wire")
     )
     polling = telemetry.point(DURATION).sum
-    # uvloop's clock is a millisecond behind, or two.
+    # uvloop's clock may be one or two milliseconds behind
     assert connect >= 0.09
     assert polling == pytest.approx(wait + connect + wire, abs=1e-6)
     assert (span.end_time - span.start_time) / 1e9 >= polling + 0.09

@@ -1,4 +1,4 @@
-"""What a pool tells of its connections: gauges that look at it, and histograms of what becomes of them."""
+"""The metrics of a pool's connections: gauges that look at it, and histograms."""
 
 import asyncio
 import gc
@@ -86,7 +86,7 @@ async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, 
 
     await asyncio.gather(*calls[1:])
     assert {"test": 0} == telemetry.tally(PENDING, POOL)
-    # All of them had to wait until it was connected.
+    # All calls had to wait until the pool was connected.
     assert telemetry.point(WAIT, {POOL: "test"}).count == 9
 
 
@@ -221,7 +221,7 @@ async def test_a_wait_in_vain_for_room_on_the_shared_connection_is_a_timeout(mak
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test", timeout=0.05))
     await client.ping()
     async with frozen(own_server):
-        # As many bytes as there is room for, and one call more.
+        # As many bytes as fit, and one call more.
         filling = [asyncio.ensure_future(client.set("key", b"x" * 60_000)) for _ in range(300)]
         refused = await asyncio.gather(*filling[290:], return_exceptions=True)
 
@@ -231,13 +231,13 @@ async def test_a_wait_in_vain_for_room_on_the_shared_connection_is_a_timeout(mak
 
 
 def of_the_sdk(caplog):
-    """What the SDK has logged: it does so with whatever a gauge raises, and goes on without that gauge's points."""
+    """Return the SDK's log messages: it logs a gauge's exception, and exports the other gauges."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 @pytest.fixture
 def restless():
-    """Threads take turns as often as they can, so that what is read while it changes is read in the midst of that."""
+    """Have threads switch as often as possible, so that state is read while it changes."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     yield
@@ -251,7 +251,7 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
     is_over, reads, most = threading.Event(), [], dict.fromkeys(("used", "idle", PENDING, IN_FLIGHT, HOT), 0)
 
     def export():
-        # What it raises fails the test.
+        # An exception in this thread fails the test.
         while not is_over.is_set():
             counts = telemetry.tally(COUNT, POOL, STATE)
             values = {state: counts.get(f"test {state}", 0) for state in ("used", "idle")}
@@ -261,7 +261,7 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
             reads.append(values)
 
     async def borrow():
-        # Some wait, and in the end there are fewer and fewer that borrow.
+        # Some callers wait, and towards the end fewer and fewer acquire.
         for _ in range(5):
             connection = await pool.get_connection()
             for _ in range(dice.randrange(3)):
@@ -273,7 +273,7 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
     exporter.start()
     deadline = time.monotonic() + 120
     try:
-        # Until it has seen callers wait, calls in flight, and all the rest.
+        # Until every gauge has been above zero.
         while len(reads) < 100 or not all(most.values()):
             assert time.monotonic() < deadline, most
             pools = [make_pool(server.url) for _ in range(5)]
@@ -295,7 +295,7 @@ def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch,
 
     def watch_and_read(instruments, pool):
         watch(instruments, pool)
-        # As the thread of an exporter may, as soon as they know of it.
+        # As an exporter's thread may, as soon as the instruments know the pool.
         assert {"made": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
 
     monkeypatch.setattr(Instruments, "add_pool", watch_and_read)
@@ -324,14 +324,14 @@ def test_a_provider_that_is_gone_takes_its_instruments_along(server):
     assert instruments() is None
 
 
-# Is it Redis or is it me
+# "Is it Redis or is it me?"
 
 
 @pytest.mark.parametrize(
     "call",
     [
         lambda client: client.get("key"),
-        # Redis-py makes something else of its reply.
+        # redis-py converts this reply.
         lambda client: client.smembers("set"),
         lambda client: client.pipeline().get("key").smembers("set").execute(),
         lambda client: client.pipeline(transaction=False).get("key").smembers("set").execute(),
@@ -358,7 +358,7 @@ async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, te
         await client.get("key")
 
     assert block.point(LAG).sum >= 0.2
-    # The call whose caller had to wait for the busy one had ended before that.
+    # The call whose caller had to wait for the busy task had ended before.
     assert 2 == sum(span.end_time <= began[0] for span in block.spans)
     assert sum((span.end_time - span.start_time) / 1e9 for span in block.spans) == pytest.approx(
         sum(point.sum for point in block.points("db.client.operation.duration")), abs=1e-6
@@ -372,7 +372,7 @@ async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, 
         await asyncio.gather(*(client.get("key") for _ in range(100)))
     await client.get("key")
 
-    # What is sent at once may be answered in a few parts, but not in a hundred.
+    # Concurrent calls may be answered in a few parts, but not in a hundred.
     assert 20 <= telemetry.point(LAG).count <= 20 * 10
 
 
@@ -398,5 +398,5 @@ async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypa
         await asyncio.sleep(0)
         now[0] += after
 
-    # In the tenth of a second after the first nothing is told, and the fourth is the first one later.
+    # Nothing is reported in the tenth of a second after the first lag; the fourth is the first after that.
     assert [0.01, 0.05, 0.04] == pytest.approx(told)

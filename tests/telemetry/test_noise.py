@@ -1,4 +1,4 @@
-"""Which calls get spans: what users choose, and what is left out anyhow; points are there for all of them."""
+"""Which calls get spans: the users' options, and calls that never get one; all calls have points."""
 
 import json
 import subprocess
@@ -18,7 +18,7 @@ DURATION = "db.client.operation.duration"
 
 @pytest.fixture
 def make(make_pool, server):
-    """Make clients with options about telemetry."""
+    """Make clients with telemetry options."""
 
     def make_client(**options):
         return MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=TelemetryOptions(**options)))
@@ -70,7 +70,7 @@ async def test_commands_may_be_included_and_excluded(make, telemetry, options, o
 
 
 async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_server, telemetry, until):
-    # Long enough for what is quick on a machine that stalls.
+    # Long enough for a quick call on a stalling machine.
     options = TelemetryOptions(slow_only="2 s")
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, telemetry=options))
     await client.set("key", "value")
@@ -112,7 +112,7 @@ async def test_what_consumers_do_while_there_is_nothing_to_consume_is_no_span(ma
         assert not await client.xread({"stream": "$"}, block=1)
         assert not await client.xreadgroup("group", "me", {"stream": ">"}, block=1)
         assert not await client.xreadgroup("group", "me", {"stream": ">"})
-        # What this one has read before and not acknowledged: of each stream there is the name.
+        # Unacknowledged messages that this consumer has read before; the reply names each stream.
         assert "stream" in str(await client.xreadgroup("group", "me", {"stream": "0"}))
         assert "stream" in str(await client.pipeline().xreadgroup("group", "me", {"stream": "0"}).execute())
         assert not any(await client.pipeline().xreadgroup("group", "me", {"stream": ">"}).execute())
@@ -140,7 +140,7 @@ def test_a_minute_of_idle_consuming_makes_no_span():
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, timeout=600, check=True).stdout)  # noqa: S603 - this Python
 
     assert "" == found["spans"]
-    # Of 190, if the machine is idle as well.
+    # About 190 on an idle machine.
     assert found["looks"] >= 10
     cancelled = {f"{name} asyncio.exceptions.CancelledError" for name in ("BLPOP", "BLMOVE")}
     assert {"BLPOP", "BLMOVE", *cancelled} == found["points"].keys()

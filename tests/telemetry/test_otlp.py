@@ -1,4 +1,4 @@
-"""What arrives at a collector: the SDK's own exporters send it over HTTP, and the protocol's own classes decode it."""
+"""What a collector receives: the SDK's exporters send it over HTTP, and the protocol's classes decode it."""
 
 import asyncio
 
@@ -29,7 +29,7 @@ from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
 DURATION = "db.client.operation.duration"
-# Units of what is under db.client.connection.
+# Units of the metrics under db.client.connection.
 GAUGES = {
     "count": "{connection}",
     "max": "{connection}",
@@ -40,7 +40,7 @@ GAUGES = {
 
 
 class Exported:
-    """A capture whose spans and metrics a collector gets as well, when somebody looks."""
+    """A capture whose spans and metrics are also exported to a collector, on demand."""
 
     def __init__(self, collector, sampler):
         self._collector = collector

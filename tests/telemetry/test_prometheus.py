@@ -1,4 +1,4 @@
-"""The dashboard and the alerts: a real Prometheus scrapes the demo's shop, and every query finds numbers there."""
+"""The dashboard and the alerts: a real Prometheus scrapes the demo's shop, and every query returns numbers."""
 
 import json
 import math
@@ -21,7 +21,7 @@ DASHBOARDS = Path(aioredis_monitored.__file__).parent / "dashboards"
 DASHBOARD = json.loads((DASHBOARDS / "redis.json").read_text("utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ALERTS = (DASHBOARDS / "alerts.yml").read_text("utf-8")
-# As Grafana puts them in: several values of a variable become alternatives, with what regular expressions mean escaped.
+# As Grafana substitutes them: several values become alternatives of a regular expression, with escapes.
 VARIABLES = {"$__rate_interval": "10s", "$job": "shop", "$pool": r"(redis|redis\\.statistics|small)"}
 DEADLINE = 60.0
 
@@ -37,7 +37,7 @@ def program(name):
 
 
 def what_remains(look):
-    """What is still amiss by the deadline, looking again and again; at best nothing, as soon as that is so."""
+    """Poll until nothing is amiss or the deadline has passed; return what is still amiss."""
     deadline = time.monotonic() + DEADLINE
     while (amiss := look()) and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -46,15 +46,15 @@ def what_remains(look):
 
 @pytest.fixture(scope="module")
 def prometheus(tmp_path_factory):
-    """The API of a Prometheus that scrapes the shop and has the alerts; for all tests of this module, as it is slow."""
+    """Yield the API of a Prometheus that scrapes the shop and has the alerts; one per module, as it starts slowly."""
     binary, directory = program("prometheus"), tmp_path_factory.mktemp("prometheus")
     log = directory / "log"
     shop_command = [sys.executable, str(SUPPORT / "scraped_shop.py")]
-    # Leaving closes its input, which ends it.
+    # The end of the block closes the shop's stdin, which ends it.
     with subprocess.Popen(shop_command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as shop:  # noqa: S603 - this Python
         target = f"127.0.0.1:{int(shop.stdout.readline())}"
         configuration = {  # JSON is YAML, too
-            # A scrape has as long as there is between two.
+            # A scrape may take as long as the interval.
             "global": {"scrape_interval": "2s", "evaluation_interval": "200ms"},
             "rule_files": [str(DASHBOARDS / "alerts.yml")],
             "scrape_configs": [{"job_name": "shop", "static_configs": [{"targets": [target]}]}],
@@ -126,7 +126,7 @@ def test_every_variable_of_the_dashboard_has_values(prometheus):
 
 def test_all_that_the_alerts_compare_are_numbers(prometheus):
     assert not what_remains(lambda: [] == rules(prometheus))
-    # This Prometheus is too young to have a past.
+    # This Prometheus has no data from ten minutes ago.
     queries = {
         f"{rule['name']}: {part}": part.replace(" offset 10m", "")
         for rule in rules(prometheus)
@@ -163,7 +163,7 @@ def test_a_cancelled_call_is_recorded_and_is_no_error(prometheus):
 
 
 def test_a_consumer_that_waits_is_called_by_what_blocks(prometheus):
-    """Which latency leaves out, as another test shows."""
+    """Latency excludes blocking commands, as another test shows."""
     waited = 'db_client_operation_duration_seconds_count{db_operation_name="%s"}'
 
     assert {} == without_numbers(prometheus, {name: waited % name for name in ("BLMOVE", "BLPOP")})
@@ -180,7 +180,7 @@ def test_the_alerts_are_what_prometheus_wants():
 
 
 def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
-    """Side by side in one directory, as the package may be installed elsewhere."""
+    """The files are side by side in one directory, as the package may be installed elsewhere."""
     for path in (DASHBOARDS / "alerts.yml", SUPPORT / "alerts_test.yml"):
         shutil.copy(path, tmp_path)
     result = promtool("test", "rules", str(tmp_path / "alerts_test.yml"))

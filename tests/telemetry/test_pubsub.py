@@ -1,4 +1,4 @@
-"""Publishing is a producer's span, and what is done with a message a consumer's, linked to it."""
+"""Publishing is a producer's span; processing a message is a consumer's span, linked to it."""
 
 import asyncio
 import copy
@@ -60,7 +60,7 @@ def make_recorded(make_pool, server):
 
 @pytest.fixture
 async def subscribe():
-    """Subscribe with a client, and wait until that is so."""
+    """Subscribe, and wait for the confirmation."""
     subscribed = []
 
     async def subscribe(client, *channels, method="subscribe", **handlers):
@@ -78,7 +78,7 @@ async def subscribe():
 
 @pytest.fixture
 async def plain(server, subscribe):
-    """redis-py's own subscription to ``news``."""
+    """Yield redis-py's subscription to ``news``."""
     async with redis.asyncio.Redis.from_url(server.url) as client:
         yield await subscribe(client, "news")
 
@@ -89,7 +89,7 @@ async def next_of(pubsub):
     return message
 
 
-# Publishing
+# Publishing.
 
 
 PUBLISHING = {
@@ -228,7 +228,7 @@ async def test_a_batch_has_no_context_for_each_of_its_messages(client):
     assert [0] == await pipe.publish("news", "message", propagate=False).execute()
 
 
-# The envelope
+# The envelope.
 
 
 @pytest.mark.parametrize("message", [b"bytes \xff", "text ä", 17, 1.5, bytearray(b"array"), memoryview(b"view"), ""])
@@ -330,7 +330,7 @@ async def test_what_redis_py_refuses_fails_as_ever(client, telemetry):
 
 
 class Propagator(TextMapPropagator):
-    """An application's own, which does what a test wants."""
+    """An application's propagator, with a test's behaviour."""
 
     fields = frozenset()
 
@@ -379,7 +379,7 @@ async def test_a_broken_propagator_harms_nobody(client, telemetry, subscribe, us
     assert 2 == sum(point.count for point in telemetry.points(PROCESSED))
 
 
-# Delivery
+# Delivery.
 
 
 @pytest.mark.parametrize("kind", SUBSCRIPTIONS)
@@ -437,7 +437,7 @@ async def test_listening_delivers_too(client, subscribe):
     assert b"message" == (await anext(pubsub.listen()))["data"]
 
 
-# Processing
+# Processing.
 
 
 async def test_processing_is_a_consumers_span_linked_to_the_publication(client, telemetry, server, subscribe):

@@ -1,4 +1,4 @@
-"""What a queue tells: spans by the conventions for messaging, their metrics, and how many messages there are."""
+"""A queue's telemetry: spans by the messaging conventions, their metrics, and the number of messages."""
 
 import asyncio
 import gc
@@ -43,7 +43,7 @@ async def test_an_acknowledgement_takes_six_hops_to_the_executor(queue, pool, mo
 
     await queue.put_many([b"first", b"second"])
     async with queue.take():
-        # The server learns the scripts.
+        # The server loads the scripts.
         pass
     async with queue.take():
         monkeypatch.setattr(pool.multiplexer, "send", record_frames)
@@ -213,7 +213,7 @@ async def test_gauges_tell_how_many_there_are(queue, telemetry, until, client):
     assert {"test mail": 3} == telemetry.tally(DEPTH, "db.client.connection.pool.name", QUEUE)
     async with queue.take_many(2):
         assert {"mail": 2} == telemetry.tally(IN_FLIGHT, QUEUE)
-        # Of others, the keeper of the leases tells.
+        # The lease renewal reads the other numbers.
         await client.rpush("{mail}:dead", "dead")
         await until(lambda: {"mail": 1} == telemetry.tally(DEAD, QUEUE) == telemetry.tally(DEPTH, QUEUE))
 
@@ -234,7 +234,7 @@ async def test_gauges_of_a_queue_that_is_forgotten(queue, pool, telemetry):
 async def test_what_was_recovered_and_what_was_lost_is_counted(queue, telemetry, client, until):
     assert {"mail": 0} == telemetry.tally(RECOVERED, QUEUE) == telemetry.tally(LEASE_LOST, QUEUE)
     await queue.put(b"message")
-    # What a dead consumer has left.
+    # A dead consumer's messages.
     await client.zadd("{mail}:c", {"dead": 0})
     await client.rpush("{mail}:p:dead", b"left", b"left")
 

@@ -1,4 +1,4 @@
-"""When, and where, a call on the shared connection is recorded: before its caller goes on, but as the caller's own."""
+"""When and where a call on the shared connection is recorded: before its caller resumes, in the caller's context."""
 
 import asyncio
 import subprocess
@@ -180,7 +180,7 @@ from aioredis_monitored.testing import TelemetryCapture
 async def main():
     async with MonitoredConnectionPool.from_url(sys.argv[1]) as pool:
         with TelemetryCapture() as capture:
-            # Whoever has been given the provider before it was the global one shares its gauges with whoever had none.
+            # A pool that got the provider before it became the global one shares its gauges with pools without one.
             explicit = MonitoredConnectionPool.from_url(sys.argv[1], name="explicit", **capture.providers)
             trace.set_tracer_provider(capture.tracer_provider)
             metrics.set_meter_provider(capture.meter_provider)
@@ -224,7 +224,7 @@ async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(client,
 
 
 class Strange:
-    """A callback that compares as its author thought best."""
+    """A callback with an unusual ``__eq__``."""
 
     __hash__ = None
 

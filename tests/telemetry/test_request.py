@@ -1,4 +1,4 @@
-"""The request's view: how many calls, how much time, and whether one command was called over and over."""
+"""The request's statistics: the number of calls, their time, and whether one command was repeated often."""
 
 import asyncio
 from types import SimpleNamespace
@@ -91,7 +91,7 @@ async def test_calls_that_are_not_to_be_recorded_are_not_counted(pool, telemetry
 
 @pytest.fixture
 def logs():
-    """The log events that arrive at a provider, and the provider as a keyword argument of a pool."""
+    """Yield the log events that arrive at a provider, and the provider as a pool's keyword argument."""
     exporter = InMemoryLogRecordExporter()
     provider = LoggerProvider(shutdown_on_exit=False)
     provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
@@ -100,7 +100,7 @@ def logs():
 
 
 async def call_repeatedly(client):
-    """Seven GET, five SET, and six EXISTS."""
+    """Call GET seven times, SET five times, and EXISTS six times."""
     for number in range(7):
         await client.get(f"key:{number}")
     for number in range(5):
@@ -207,7 +207,7 @@ def test_the_middleware_tells_the_span_that_it_has_seen(server, telemetry, trace
     assert 25 == telemetry.span("request").attributes[CALLS]
     assert CALLS not in telemetry.span("inner").attributes
     assert ("GET",) == telemetry.span("request").attributes[REPEATED]
-    # The number of calls only once, when the request ends.
+    # The attribute is set without the number of calls, which is set when the request ends.
     assert [{REPEATED: ("GET",)}] == seen
 
 

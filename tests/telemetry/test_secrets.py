@@ -1,4 +1,4 @@
-"""No signal shows a secret: commands of the whole table with secrets at all values, messages, locks and passwords."""
+"""No signal shows a secret: commands of the whole table with secrets as all values, messages, locks and passwords."""
 
 import asyncio
 import logging
@@ -39,7 +39,7 @@ VALUES = (
     NUMBER / 10**12,
 )
 SECRETS = frozenset({WORD, str(NUMBER)})
-KEY, TEMPLATE = "cust0mer:", "t3mplate"  # neither is part of anything else
+KEY, TEMPLATE = "cust0mer:", "t3mplate"  # neither is part of another word
 
 LEFT_OUT = {
     "CLIENT KILL": "ends the connections of the other calls",
@@ -56,7 +56,7 @@ LEFT_OUT = {
         "is answered with messages, which only pubsub() reads",
     ),
 }
-# Attributes of their own show these, by design: db.stored_procedure.name, messaging.destination.name.
+# These are shown in attributes by design: db.stored_procedure.name, messaging.destination.name.
 SHOWN = {
     **dict.fromkeys(("EVALSHA", "EVALSHA_RO"), "sha1"),
     **dict.fromkeys(("FCALL", "FCALL_RO"), "function"),
@@ -69,7 +69,7 @@ PASSES = 3
 
 
 class Signals:
-    """All that one pool sends, by way of an SDK of its own, and what Python itself logs and warns of meanwhile."""
+    """All signals that one pool sends, through a separate SDK, and Python's logs and warnings meanwhile."""
 
     def __init__(self, caplog, recwarn):
         caplog.set_level(logging.DEBUG)
@@ -81,7 +81,7 @@ class Signals:
         return self._logged.text
 
     def showing(self, secrets, *others):
-        """Where in the signals, or in other texts, one of these is shown."""
+        """Return the signals, or other texts, that contain one of these secrets."""
         texts = [
             *(span.to_json(indent=None) for span in self.telemetry.spans),
             # As exported, with exemplars.
@@ -103,7 +103,7 @@ def signals(caplog, recwarn):
 
 
 class Fuzz:
-    """Throws random commands at a client; what they return or raise does not matter."""
+    """Sends random commands with a client, whatever they return or raise."""
 
     def __init__(self, client, grammars):
         self._client = client
@@ -111,14 +111,14 @@ class Fuzz:
         self.calls = 0
 
     async def throw(self, chance):
-        """Every command twice, all at the same time: alone, and in a batch with others."""
+        """Send every command twice, all concurrently: alone, and in a batch with others."""
         sentences = [self._sentence(name, grammar, chance) for name, grammar in self.grammars.items()]
         sentences += [(*name.split(), KEY, *chance.choices(VALUES, k=3)) for name in UNKNOWN]
         sentences = [_spelled(args, chance) for args in sentences]
         chance.shuffle(sentences)
         self.calls += 2 * len(sentences)
         calls = [self._client.execute_command(*args) for args in sentences]
-        # Refused outside a pipeline, and another command in it may keep a batch from being sent.
+        # Some are refused outside a pipeline, and another command in a batch may keep it from being sent.
         calls += [
             self._execute(self._client.pipeline(None), [args], raise_on_error=False)
             for args in sentences
@@ -143,16 +143,16 @@ class Fuzz:
                 return _BLOCKING[name][1] / 1000  # a millisecond
             if argument["name"] == SHOWN.get(name):
                 return "shown"
-            # With numbers in the right places it would look for the secret's address.
+            # With valid numbers, MIGRATE would connect to the secret's address.
             return WORD if name == "MIGRATE" else chance.choice(VALUES)
 
         args = Sentence(name, grammar, chance, value_of, key=KEY).args
-        # With one too many, a value stands where the next name would.
+        # With an extra value, a value is where the next name should be.
         return [*args, WORD] if name in PAIRS and chance.random() < 0.5 else args
 
 
 def _spelled(args, chance):
-    """The same in another spelling: words in one string, in lower case, as bytes; sometimes the end is missing."""
+    """Return the command in another spelling: words in one string, in lower case, as bytes; sometimes cut short."""
     words = len(list(takewhile(lambda arg: isinstance(arg, str) and arg.split() == [arg], args)))
     joined = chance.choice([1, chance.randint(1, words)])
     name, rest = " ".join(args[:joined]), args[joined:]
@@ -176,7 +176,7 @@ async def test_no_command_shows_a_secret(make_pool, signals, options, keys):
     secrets = SECRETS if keys is KEY else SECRETS | {KEY}
     options = TelemetryOptions(repeated_calls=1, **options)
     loop = asyncio.get_running_loop()
-    with RedisServer("--hz", "500") as server:  # it looks that often who has waited long enough
+    with RedisServer("--hz", "500") as server:  # how often it checks which blocked clients have timed out
         async with (
             redis.asyncio.Redis.from_url(server.url, decode_responses=True) as inspector,
             make_pool(server.url, telemetry=options, **telemetry.providers) as pool,
@@ -193,16 +193,16 @@ async def test_no_command_shows_a_secret(make_pool, signals, options, keys):
 
             await asyncio.to_thread(check)
             request.end()
-            hottest = {hot.key for hot in pool.telemetry.hot_keys.top(1000)} - {""}  # the one of MIGRATE … KEYS
+            hottest = {hot.key for hot in pool.telemetry.hot_keys.top(1000)} - {""}  # MIGRATE … KEYS has an empty key
             assert set() == signals.showing(secrets, repr(pool), repr(client), repr(client.pipeline()), *hottest)
-            # By the server's own word; it counts what it refuses, too.
+            # By the server's count, which includes refused commands.
             counted = await inspector.info("commandstats")
 
     called = {name.removeprefix("cmdstat_").replace("|", " ").upper() for name in counted}
     print(f"{fuzz.calls} calls")
     assert set() == fuzz.grammars.keys() - called
     assert 2000 < fuzz.calls < 2 * sum(row["calls"] + row["rejected_calls"] for row in counted.values())
-    # What hides nothing could show it.
+    # A check that the signals do show text: the keys' prefix is in them.
     assert set() != signals.showing({keys})
     assert all(key.startswith(keys) for key in hottest)
     assert bool(options.hot_keys) == bool(hottest)
@@ -247,7 +247,7 @@ async def test_no_password_shows_in_any_signal(make_pool, signals):
             ):
                 with pytest.raises(redis.exceptions.RedisError) as failed:
                     await failing
-                # Redis itself quotes the arguments of a command that it does not know, and redis-py passes that on.
+                # Redis quotes the arguments of an unknown command, and redis-py passes its text on.
                 if "unknown command" not in str(failed.value):
                     texts += [str(failed.value), repr(failed.value.args)]
             wrong = pool_of(server.url, password=f"{WORD}x")
@@ -307,7 +307,7 @@ async def test_no_password_of_a_file_or_a_provider_shows(make_pool, signals, tmp
         await asyncio.wait([consuming])
 
     assert set() == signals.showing({WORD}, *texts)
-    # The file is named in the log, and the consumer's trouble too.
+    # The log names the file and the consumer's error.
     assert {str(path).lower()[-8:], "authenticationerror"} == {
         shown for shown in (str(path).lower()[-8:], "authenticationerror") if signals.showing({shown})
     }
@@ -319,4 +319,4 @@ def _written(path, text):
 
 
 async def _handled(message):
-    """Handle nothing."""
+    """Do nothing with a message."""

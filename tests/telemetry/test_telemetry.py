@@ -381,9 +381,9 @@ class BrokenMeterProvider(MeterProvider):
 
 
 async def cancelled_while_blocked(client):
-    """A BLPOP that was cancelled while the server held its reply back.
+    """Cancel a BLPOP while the server holds its reply back.
 
-    Not earlier: on Python 3.11 the ``asyncio.wait_for`` with which redis-py writes may swallow a cancellation.
+    Not earlier: on Python 3.11, the ``asyncio.wait_for`` in which redis-py writes may swallow a cancellation.
     """
     task = asyncio.create_task(client.blpop("nothing", timeout=0))
     async with redis.asyncio.Redis.from_url(_url(client)) as observer:
@@ -400,7 +400,7 @@ def _url(client):
 
 
 async def outcomes(client):
-    """The same calls, good, failing and cancelled; what each returned or raised."""
+    """Make the same calls, successful, failing and cancelled; return what each returned or raised."""
     await client.set("string", "value")
     pipe = client.pipeline().get("string").lpush("string", "x")
     blocked = await cancelled_while_blocked(client)
@@ -420,7 +420,7 @@ async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry
     monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(processor())
     async with redis.asyncio.Redis.from_url(server.url) as plain:
-        # The one difference that is meant: what a pipeline writes into the text of an error hides values.
+        # The one intentional difference: the error texts of a pipeline hide values.
         expected = [(kind, text.replace("LPUSH string x", "LPUSH string ?")) for kind, text in await outcomes(plain)]
 
     with caplog.at_level(logging.WARNING):
@@ -463,7 +463,7 @@ async def test_a_parent_that_raises_harms_no_call_of_others(make_pool, own_serve
 
     connection = await client.client_id()
     async with frozen(own_server):
-        # They are answered in one piece, and the one in their midst is recorded before those behind it.
+        # All are answered in one piece, and the one in the middle is recorded before those behind it.
         calls = [call_of_another(number) for number in range(10)]
         tasks = await begun(*calls[:5], call(), *calls[5:])
         await until(lambda: pool.stats().in_flight == 11)
@@ -691,7 +691,7 @@ async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, te
             with pytest.raises(redis.exceptions.ConnectionError):
                 await client.rpush("list", "x")
             proxy.cut_replies = 0
-            # Reconnect without a call that is recorded, so that the next cut hits a reply and not a handshake.
+            # Reconnect with an unrecorded call, so that the next cut hits a reply and not a handshake.
             await client.connection_pool.multiplexer.send(("PING",))
         for _ in range(2):
             assert (await cancelled_while_blocked(client)).cancelled()

@@ -1,4 +1,4 @@
-"""Where the time of a call went: waiting for a connection, connecting, or on the wire."""
+"""The parts of a call's time: waiting for a connection, connecting, and on the wire."""
 
 import asyncio
 from time import perf_counter
@@ -31,12 +31,12 @@ def seconds(span):
 
 @pytest.fixture
 def a_while(until):
-    """Keep callers waiting; how long they did at least, in seconds."""
+    """Return a coroutine function that keeps callers waiting, and returns for how many seconds at least."""
 
     async def wait():
         since = perf_counter()
         await until(lambda: perf_counter() > since + 0.1)
-        # uvloop's clock is a millisecond behind, or two.
+        # uvloop's clock may be one or two milliseconds behind
         return perf_counter() - since - 0.01
 
     return wait
@@ -51,14 +51,14 @@ async def test_most_calls_have_nothing_to_tell(make_pool, server, telemetry, mul
         await client.get("key")
 
     told = [times(span) for span in telemetry.spans[1:]]
-    # Borrowing may take longer than the rest, on a machine that is busy.
+    # On a busy machine, acquiring may take longer than the rest.
     assert told.count([None] * 3) >= 100
 
 
 @pytest.mark.parametrize("kind", ["shared", "borrowed", "kept"])
 async def test_the_first_call_connects(make_pool, own_server, telemetry, a_while, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, multiplex=kind == "shared"))
-    # Entering its context would connect it before.
+    # Entering the client's context would connect it.
     calling = client.client() if kind == "kept" else client
     began = perf_counter()
     async with frozen(own_server):
@@ -91,7 +91,7 @@ async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, serv
 
     wait, connect, wire = times(telemetry.span("GET"))
     assert wait >= kept
-    # It was connected already.
+    # The connection was open already.
     assert connect + wire <= rest
 
 
@@ -102,7 +102,7 @@ async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     pipe = client.pipeline("named").get("key")
     if call == "pipeline with a script":
-        # Whether the server has it is asked before anything else.
+        # Whether the server has the script is asked first.
         await client.register_script("return 1")(client=pipe)
     began = perf_counter()
     async with frozen(own_server):
@@ -112,7 +112,7 @@ async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
 
     (span,) = telemetry.spans
     wait, connect, wire = times(span)
-    # It was the connecting that took so long.
+    # Connecting took the time.
     assert connect >= kept
     assert wait <= perf_counter() - began - kept
     assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
@@ -154,7 +154,7 @@ async def test_exhaustion_is_all_waiting(make_pool, server, telemetry):
 
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_a_server_that_cannot_be_reached_is_all_connecting(make_pool, own_server, telemetry, multiplex):
-    # Not one that refuses: that takes less than uvloop's clock can tell.
+    # A server that refuses would take less than uvloop's clock can measure.
     pool = make_pool(own_server.url, multiplex=multiplex, retries=0, socket_timeout=0.1)
     async with frozen(own_server):
         with pytest.raises(redis.exceptions.TimeoutError):
@@ -163,7 +163,7 @@ async def test_a_server_that_cannot_be_reached_is_all_connecting(make_pool, own_
     wait, connect, wire = times(telemetry.span("GET"))
     assert connect >= 0.09
     assert wait + connect <= seconds(telemetry.span("GET")) + 0.01
-    # Nothing was.
+    # Nothing was on the wire.
     assert wire is None
 
 
@@ -198,13 +198,13 @@ async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wa
     wait, connect, wire = times(span)
     assert "asyncio.exceptions.CancelledError" == span.attributes["error.type"]
     assert kept <= wait <= seconds(span) - connect + 1e-6
-    # Nothing was.
+    # Nothing was on the wire.
     assert wire is None
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
-    # The name is not the address.
+    # The host's name is not its address.
     client = MonitoredRedisConnection(
         connection_pool=make_pool(f"redis://localhost:{server.port}", multiplex=multiplex)
     )
@@ -233,7 +233,7 @@ async def test_a_unix_socket_is_a_peer_without_a_port(make_pool, server, telemet
 
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_server, telemetry, multiplex):
-    # It has to be enough for connecting.
+    # Long enough for connecting.
     pool = make_pool(own_server.url, multiplex=multiplex, socket_timeout=0.7, retries=0)
     client = MonitoredRedisConnection(connection_pool=pool)
     await until_answered(client.ping)
@@ -309,13 +309,13 @@ async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_w
 
 
 async def waits_for_room(make_pool, own_server, until, then, *calls):
-    """Let calls wait for at least 50 ms while the shared connection is full, and do something when it has room."""
+    """Have calls wait for at least 50 ms while the shared connection is full, and call ``then`` when it has room."""
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
     await client.ping()
 
     async def fill():
         await client.set("large", bytes(MAX_BYTES))
-        # In the tick in which the reply has made room, before what has waited is written.
+        # In the tick in which the reply has made room, before queued calls are written.
         then(client)
 
     async with frozen(own_server):

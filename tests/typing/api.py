@@ -1,4 +1,4 @@
-"""What users see of the types; checked by mypy and pyright, never run."""
+"""The types that users see; mypy and pyright check this file, which is never run."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import aclosing, asynccontextmanager

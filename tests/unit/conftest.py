@@ -1,8 +1,8 @@
-"""What is tested here has no connection, so that there is nothing to look for after a test."""
+"""Unit tests have no connection, so that no leftovers need to be checked."""
 
 import pytest
 
 
 @pytest.fixture(autouse=True)
 def leaves_nothing():
-    """Take the place of the fixture that asks the server."""
+    """Replace the fixture that uses a server."""

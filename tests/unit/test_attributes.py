@@ -1,4 +1,4 @@
-"""RESP3 attributes are taken out of any stream, cut anywhere, and nothing else is."""
+"""RESP3 attributes are removed from any stream, in chunks of any size, and nothing else is."""
 
 import hiredis
 import pytest
@@ -73,7 +73,7 @@ VALUES = st.recursive(
 
 
 def fed(chunks):
-    """What is read of a stream that comes in such chunks."""
+    """Return what is read of a stream that arrives in these chunks."""
     attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
     replies = []
     for chunk in chunks:
@@ -100,7 +100,7 @@ def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes)
 
 
 class Counting(hiredis.Reader):
-    """Counts the pieces that it gets."""
+    """A reader that counts its chunks."""
 
     pieces = 0
 
@@ -152,7 +152,7 @@ def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_aske
     replies = []
     for chunk in [*chunks[:-1], chunks[-1] + rest]:
         attributes.feed(chunk)
-        # As redis-py asks, which stops at the first reply, and looks whether there is more before the next call.
+        # As redis-py reads: it stops at the first reply, and looks for more before the next call.
         replies.append(attributes.gets())
 
     assert NO_REPLY is not replies[-1]

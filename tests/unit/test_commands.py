@@ -1,4 +1,4 @@
-"""What the command table says of a command, and that nothing that it lets through is a secret."""
+"""The command table's answers about commands, and that no text that it allows is a secret."""
 
 import json
 import math
@@ -51,13 +51,13 @@ def test_what_a_server_calls_blocking_has_a_wait():
         (("PUBLISH", "channel", SECRET), "PUBLISH ? ?"),
         (("FOO", SECRET, SECRET), "FOO ? ?"),
         (("FOO hunter2",), "FOO ?"),
-        # Keys that would not look like one, and bytes that are not text.
+        # Keys with unusual characters, and bytes that are not text.
         (("GET", "a key"), 'GET "a key"'),
         (("GET", ""), 'GET ""'),
         (("GET", 'a\n"b"'), r'GET "a\n\"b\""'),
         (("GET", "clé"), "GET clé"),
         (("GET", b"\xff"), r"GET \xff"),
-        # What does not fit is hidden.
+        # Invalid arguments are hidden.
         (("EVAL", SECRET, 5, SECRET), "EVAL ? ? ?"),
         (("EVAL", SECRET, "one", SECRET), "EVAL ? ? ?"),
         (("EVAL", SECRET, -1, SECRET), "EVAL ? ? ?"),
@@ -68,7 +68,7 @@ def test_what_a_server_calls_blocking_has_a_wait():
         (("XREAD", "STREAMS", "a", "b", SECRET), "XREAD ? ? ? ?"),
         (("HGETEX", "h", "FIELDS", 2, "f"), "HGETEX ? ? ? ?"),
         (("RENAME", "a"), "RENAME ?"),
-        # redis-py refuses these, but only after they came by here.
+        # redis-py refuses these, but only later.
         (("GET", None), "GET ?"),
         ((None, "k"), "? ?"),
         (("", "GET", "k"), "? ? ?"),

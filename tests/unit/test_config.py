@@ -1,4 +1,4 @@
-"""Configuration is checked at the edge: what passes is typed, what fails is explained, and secrets show in neither."""
+"""Configuration is checked at the edge: valid values become typed, errors are explained, and neither shows secrets."""
 
 import copy
 import inspect
@@ -168,7 +168,7 @@ def test_a_url_that_is_not_there_is_missed():
             "redis.rate_limit.",
             f"under the prefix 'redis.rate_limit.' (in the environment: REDIS_RATE_LIMIT_URL, {IN_FRONT})",
         ),
-        # No variable gives these.
+        # No variable leads to these.
         ("redis.a.b.", "under the prefix 'redis.a.b.'"),
         ("shop.redis.", "under the prefix 'shop.redis.'"),
         ("", "under the prefix ''"),
@@ -391,7 +391,7 @@ def encrypted(pem, style):
 
 @pytest.fixture(scope="module", name="pem")
 def _pem(tmp_path_factory):
-    """Paths of PEM files: an authority's, those of a client's certificate, and some that do not go with it."""
+    """Return paths of PEM files: an authority's, a client's certificate and key, and keys that do not match it."""
     authority = trustme.CA()
     client, other = (authority.issue_cert(f"{name}@example.org") for name in ("client", "other"))
     [certificate] = client.cert_chain_pems
@@ -435,7 +435,7 @@ def test_a_copy_of_a_path_is_plain_text_without_the_password(password_file, pem,
 
 
 def count_reads(monkeypatch):
-    """The files that are read for their certificates or their contents from now on, in order."""
+    """Record the files that are read for their certificates or contents, in order."""
     read_files, load, read_bytes = [], ssl.SSLContext.load_verify_locations, Path.read_bytes
 
     def loading(context, path):
@@ -487,7 +487,7 @@ def test_a_password_file_without_a_password_is_refused(password_file, content):
 def test_there_is_one_source_of_the_password(password_file):
     both = "redis.password_file: cannot be given together with the password in redis"
     assert f"{both}.password" == problems(password="p", password_file=password_file)
-    # Not even if they are equal: the next one will be in the file alone.
+    # Not even if both are equal: the next password will be only in the file.
     for url in (f"redis://:{SECRET}@h", "redis://:p@h", "redis://h?password=p"):
         assert f"{both}.url" == problems(url, password_file=password_file)
 
@@ -578,9 +578,9 @@ def test_nobody_is_asked_for_a_passphrase(pem):
     keys = {"url": "rediss://h", "ssl_certfile": pem.certificate, "ssl_keyfile": pem.encrypted_key}
     code = f"from aioredis_monitored import RedisConfig; RedisConfig.from_mapping({keys}, '')"
 
-    # Without a terminal of its own, OpenSSL would ask on stderr, and take the answer from stdin.
+    # Without a controlling terminal, OpenSSL would ask on stderr and read stdin.
     command = [sys.executable, "-c", code]
-    child = subprocess.run(  # noqa: S603 - the interpreter that runs the tests
+    child = subprocess.run(  # noqa: S603 - the Python that runs the tests
         command, input=PASSPHRASE, capture_output=True, check=False, text=True, start_new_session=True
     )
 
@@ -612,7 +612,7 @@ def test_tls_keys_need_a_tls_scheme(url, pem):
 
 
 def test_beside_another_scheme_a_bad_file_is_told_as_well(pem):
-    # Whoever corrects the URL would only meet the file next.
+    # After a correction of the URL, the file would be the next error.
     authority, certificate, scheme = "redis.ssl_ca_certs", "redis.ssl_certfile", "needs rediss://"
     for path in ("/no", pem.garbage):
         assert f"{authority}: {BAD_AUTHORITIES}\n{authority}: {scheme}" == problems(ssl_ca_certs=path)
@@ -630,7 +630,7 @@ def test_keepalive_is_for_tcp(value):
     assert f"redis.url: socket_keepalive {reason}" == problems(f"unix:///x?socket_keepalive={value}")
 
 
-# --- What becomes of it ---
+# --- Results ---
 
 
 def test_the_pool_is_told_only_what_was_given():
@@ -734,7 +734,7 @@ def test_no_message_repeats_a_value(key):
     assert SECRET not in repr(RedisConfig(password=SECRET))
 
 
-SURROGATE = f"{SECRET}\udcff"  # what os.environ makes of a password in Latin-1
+SURROGATE = f"{SECRET}\udcff"  # os.environ makes this of a password in Latin-1
 
 
 @pytest.mark.parametrize(
@@ -753,7 +753,7 @@ def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
         make()
 
     assert problem == str(caught.value)
-    # An UnicodeEncodeError, which holds the text, must not travel along.
+    # A UnicodeEncodeError, which contains the text, must not be attached.
     assert caught.value.__cause__ is caught.value.__context__ is None
 
 
@@ -878,7 +878,7 @@ NEAR_MISSES = [
     ("REDIS_CACHE_ULR", "REDIS_CACHE_URL"),
     ("REDIS_A_MAX_CONECTIONS", "REDIS_A_MAX_CONNECTIONS"),
     ("REDIS_PASSWD", "REDIS_PASSWORD"),
-    # Other names.
+    # Other words.
     ("REDIS_URI", "REDIS_URL"),
     ("REDIS_CACHE_URI", "REDIS_CACHE_URL"),
     ("REDIS_RATE_LIMIT_URI", "REDIS_RATE_LIMIT_URL"),
@@ -897,7 +897,7 @@ NEAR_MISSES = [
     ("REDIS_CA_CERTS", "REDIS_SSL_CA_CERTS"),
     ("REDIS_SSL_VERIFY", "REDIS_SSL_CERT_REQS"),
     ("REDIS_VERIFY_SSL", "REDIS_SSL_CERT_REQS"),
-    # Other letters.
+    # Other case.
     ("REDIS_url", "REDIS_URL"),
     ("REDIS_cache_URL", "REDIS_CACHE_URL"),
     ("REDIS_Cache_Url", "REDIS_CACHE_URL"),
@@ -957,7 +957,7 @@ def test_what_we_do_in_another_way_is_logged_for_every_pool(caplog):
         "REDIS_CACHE_URL": "redis://h",
         "REDIS_CACHE_USE_SSL": "1",
         "REDIS_CACHE_RETRY_ON_TIMEOUT": "1",
-        # A pool called "retry_on".
+        # A pool with the name "retry_on".
         "REDIS_RETRY_ON_URL": "redis://h",
         "REDIS_RETRY_ON_TIMEOUT": "5",
     }

@@ -1,4 +1,4 @@
-"""Deadlines of many calls: what is late is cancelled, and no cancellation of another's is taken for that."""
+"""Deadlines of many calls: late ones are cancelled, and other cancellations are not taken for a deadline."""
 
 import asyncio
 import socket
@@ -36,7 +36,7 @@ async def test_what_is_late_is_cancelled_in_whichever_order_it_began():
         with pytest.raises(TimeoutError):
             await run_until(deadlines, loop.time() + seconds, asyncio.Event().wait())
         ended.append(number)
-        # It is no longer being cancelled.
+        # The task is no longer being cancelled.
         assert 0 == asyncio.current_task().cancelling()
 
     await asyncio.gather(*(late(number, 0.05 * number) for number in (3, 1, 4, 2, 0, -1)))
@@ -55,7 +55,7 @@ async def test_a_cancellation_of_anothers_is_one():
         try:
             await asyncio.Event().wait()
         finally:
-            # Until it is late too.
+            # Until this call is late too.
             await asyncio.Event().wait()
 
     (task,) = await begun(run_until(deadlines, loop.time() + 0.01, slowly()))

@@ -1,4 +1,4 @@
-"""What redis-py's constructors and URLs take, ours take, and mean the same by it: without a server."""
+"""redis-py's constructor arguments and URLs have the same meaning here; tested without a server."""
 
 import asyncio
 import logging
@@ -28,7 +28,7 @@ from aioredis_monitored.config.schema import url_arguments
 
 
 def defaults_of(function):
-    """All arguments of redis-py's with their defaults, as a wrapper hands them on that has copied the signature."""
+    """Return all of redis-py's arguments with their defaults, as a wrapper passes them that copied the signature."""
     parameters = [p for p in signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
@@ -48,7 +48,7 @@ def test_every_argument_of_redis_py_is_taken(logged):
 
     assert 40 <= len(given)
     assert "localhost:6379" == pool.telemetry.server.target
-    # Neither is what it is by default in redis-py 8.1: one hides unread replies, the other reads its version from disk.
+    # Both differ from redis-py 8.1's defaults: one hides unread replies, the other reads its version from disk.
     assert not pool.maint_notifications_enabled()
     assert pool.connection_kwargs["driver_info"].formatted_name.startswith("redis-py(aioredis_monitored_v")
     assert 50 == pool.max_connections
@@ -234,7 +234,7 @@ def test_a_port_alone_is_this_machines():
     assert "localhost:6390" == recorder_of(MonitoredRedisConnection(port=6390)).server.target
 
 
-# --- Pools of any make ---
+# --- Pools of any class ---
 
 
 class Evil:
@@ -293,7 +293,7 @@ def test_a_pool_that_tells_nothing_is_no_error(pool):
     ],
     ids=range(6),
 )
-# redis-py asks an AsyncMock for its encoder.
+# redis-py calls an AsyncMock's encoder.
 @pytest.mark.filterwarnings("ignore:coroutine 'AsyncMockMixin:RuntimeWarning")
 def test_a_client_can_be_made_on_a_mock(pool):
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -350,13 +350,13 @@ UNLIKE |= {"maint_notifications_config", "himport_registry", "parser_class"}
 
 
 def meant(pool):
-    """What a pool was made with, as values that compare."""
+    """Return a pool's class and arguments, as comparable values."""
     arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in UNLIKE}
     return pool.connection_class, arguments
 
 
 def compare(url, **kwargs):
-    # redis-py keeps what it needs for them among the arguments.
+    # redis-py keeps data for these notifications among the arguments.
     kwargs["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     ours, theirs = MonitoredConnectionPool.from_url(url, **kwargs), ConnectionPool.from_url(url, **kwargs)
     (our_class, mine), (their_class, others) = meant(ours), meant(theirs)
@@ -453,7 +453,7 @@ def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        # redis-py takes each of these for localhost, for another database than the one named, or for another socket.
+        # redis-py takes each of these for localhost, for another database than the named one, or for another socket.
         ("redis:/h", "url: not a Redis URL"),
         ("redis:h", "url: not a Redis URL"),
         ("h:6379", "url: not a Redis URL"),
@@ -475,7 +475,7 @@ def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
         ("", "url: not a Redis URL"),
         (None, "url: must be text"),
         (b"redis://h", "url: must be text"),
-        # Dropped, or an error of the first command.
+        # redis-py drops these, or the first command fails.
         ("redis://h?bogus=1", "url: unknown option"),
         ("redis://h?sokcet_timeout=1", "url: unknown option; did you mean socket_timeout?"),
         ("redis://h?db=1&db=2", "url: db is given twice"),

@@ -1,4 +1,4 @@
-"""The envelope gives back what was put into it, and takes nothing else for an envelope."""
+"""The envelope returns what was put into it, and takes nothing else for an envelope."""
 
 import json
 

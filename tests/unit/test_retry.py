@@ -1,4 +1,4 @@
-"""Only what surely did not run is tried again: the rule, without I/O."""
+"""Only commands that did not execute are retried: the policy, without I/O."""
 
 import ssl
 
@@ -24,7 +24,7 @@ def answer(kind, code="CODE"):
 
 
 MAX_CLIENTS = errors.ConnectionError("max number of clients reached", status_code="ERR")
-# error, and who may try again when it was (not written, written).
+# error, and the traits with which it is retried if the command was (not written, written).
 RULES = [
     (errors.ConnectionError("lost"), ALL, [READ, READS]),
     (errors.TimeoutError("late"), ALL, [READ, READS]),
@@ -56,7 +56,7 @@ RULES = [
 ]
 
 
-# The rule.
+# The policy.
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_retries_bound_the_attempts_with_and_without_a_deadline():
 def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, starts):
     policy = RetryPolicy(20, 0.02, 1.0)
     assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
-    # One attempt after a long wait for its turn.
+    # One attempt after a long wait for a slot.
     assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
     assert not policy.server_unreachable
 

@@ -14,7 +14,7 @@ MOST = 4
 
 
 class Caller:
-    """One that has asked for a slot, and waits, has a connection, or has left."""
+    """A caller that has requested a slot, and waits, has a connection, or has left."""
 
     def __init__(self, *, reserved, waiter=None, connection=None):
         self.reserved, self.waiter, self.connection = reserved, waiter, connection
@@ -28,13 +28,13 @@ class Caller:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Callers ask, wait, give up and release in any order, and the pool is reset in between."""
+    """Callers request, wait, give up and release in any order, and the pool is reset in between."""
 
     def __init__(self):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.numbers = count()
-        self.callers = []  # in the order in which they asked, without those that have released or left
+        self.callers = []  # in the order of their requests, without those that have released or left
 
     @initialize(most=st.integers(1, MOST), has_reservation=st.booleans())
     def a_pool_is_made(self, most, has_reservation):
@@ -72,12 +72,12 @@ class AnyOrder(RuleBasedStateMachine):
         return [caller for caller in self.callers if caller.reserved == reserved and caller.is_waiting()]
 
     def free(self):
-        """How many slots there are for any caller."""
+        """Return how many slots are free for any caller."""
         holder = any(caller.reserved for caller in self.having())
         holder |= any(caller.reserved and caller.waiter and caller.is_served() for caller in self.callers)
         kept = self.slots.is_reserved_slot_free()
         assert self.has_reservation or not kept
-        # While a caller that asked for the reserved slot has a connection, that may hold it; otherwise it is free.
+        # A caller that requested the reserved slot may have its connection in it; otherwise that slot is free.
         assert holder or kept == self.has_reservation
         return self.slots.max_connections - len(self.slots.acquired) - kept
 
@@ -90,7 +90,7 @@ class AnyOrder(RuleBasedStateMachine):
         if not reserved:
             assert has_free_slot == (connection is not None)
         if connection is not None:
-            # Before none that waits for the same.
+            # Never before a caller that waits for the same.
             assert not others
             self.callers.append(Caller(reserved=reserved, connection=connection))
             return
@@ -109,7 +109,7 @@ class AnyOrder(RuleBasedStateMachine):
     def a_caller_is_cancelled(self, data):
         callers = [caller for caller in self.callers if caller.waiter is not None and not caller.waiter.cancelled()]
         caller = data.draw(st.sampled_from(callers))
-        # Does nothing to one that was served, and learns of its cancellation when it resumes.
+        # Has no effect on a served caller, which learns of its cancellation when it resumes.
         caller.waiter.cancel()
         caller.has_left = True
 
@@ -120,7 +120,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     def leave(self, caller):
         if caller.waiter is None:
-            # It had resumed before.
+            # The caller had resumed before.
             self.release(caller, is_connected=True)
             return
         connection = self.slots.leave(caller.waiter)
@@ -187,7 +187,7 @@ class AnyOrder(RuleBasedStateMachine):
             if caller.waiter is not None and not caller.is_served():
                 assert self.slots.leave(caller.waiter) is None
             elif caller.waiter is not None:
-                # Its connection is the old pool's.
+                # The caller's connection is the old pool's.
                 assert caller.waiter.result() not in self.slots.acquired
         self.callers = []
         if self.has_reservation:

@@ -1,4 +1,4 @@
-"""Durations mean what they say, or are refused."""
+"""Durations mean what they say, or are rejected."""
 
 from datetime import timedelta
 

@@ -1,4 +1,4 @@
-"""No way of writing a command hides what it does."""
+"""No spelling of a command hides its traits."""
 
 import pytest
 from hypothesis import example, given
@@ -24,7 +24,7 @@ def test_what_is_kept_by_hand_names_commands_that_there_are(overlay):
     assert set() == set(getattr(traits, overlay)) - TABLE.keys()
 
 
-# No way of writing a command hides what it does.
+# No spelling of a command hides its traits.
 
 NAMES = sorted(traits._ALTERS_CONNECTION | traits._OUT_OF_BAND | (traits._BLOCKING.keys() - traits._MAY_BLOCK))
 ODD = st.one_of(
@@ -43,7 +43,7 @@ ODD = st.one_of(
 
 @st.composite
 def written(draw, words):
-    """The words of a command in one of the ways in which redis-py takes them."""
+    """Return a command's words in one of the spellings that redis-py accepts."""
     words = ["".join(draw(st.sampled_from([c.lower(), c.upper()])) for c in word) for word in words]
     joined = draw(st.integers(1, len(words)))
     gap = draw(st.sampled_from([" ", "  ", "\t", " \n "]))

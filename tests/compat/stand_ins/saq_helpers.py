@@ -1,4 +1,4 @@
-"""Stands in for SAQ's ``tests/helpers.py``, which its sdist leaves out; without Postgres."""
+"""Stand-in for SAQ's ``tests/helpers.py``, which its sdist lacks; without Postgres."""
 
 import os
 import unittest

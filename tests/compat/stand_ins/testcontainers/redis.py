@@ -1,4 +1,4 @@
-"""What arq's tests use of testcontainers, which would want Docker: the server that runs already."""
+"""Stand-in for testcontainers in arq's tests, which requires Docker: returns the server that runs already."""
 
 import os
 
