@@ -79,7 +79,7 @@ async def test_a_user_with_the_documented_rights_can_do_all(
         handled.append(message)
 
     try:
-        async with MessageQueue("mail", pool, lease=1, max_deliveries=1) as queue:
+        async with MessageQueue("mail", pool, lease=3, max_deliveries=1) as queue:
             (getting,) = await begun(queue.get())
             assert b"second" == await getting
             for call in (queue.get(), queue.take().__aenter__()):

@@ -160,7 +160,7 @@ async def test_consumers_on_a_plain_pool_outlive_reset_connections(server, inspe
 
     async with resetting(inspector.connection_pool.connection_kwargs["port"]) as (port, reset):
         pool = pooled(host="127.0.0.1", port=port)
-        queue = MessageQueue("mail", pool, lease=1)
+        queue = MessageQueue("mail", pool, lease=5)
         working = asyncio.create_task(queue.consume(handle, concurrency=2))
         inspector.rpush("mail", "first")
         await until(lambda: handled and blocked(inspector))
