@@ -29,7 +29,7 @@ def banned_in(text):
     return [(text.count("\n", 0, found.start()) + 1, found[0]) for found in BANNED.finditer(text)]
 
 
-def test_no_text_contains_a_banned_word():
+def test_texts_contain_no_banned_word():
     found = texts()
     places = [f"{path}:{line}: {word!r}" for path, text in found.items() for line, word in banned_in(text)]
 
@@ -47,10 +47,10 @@ def test_no_text_contains_a_banned_word():
         ("a key called most of late", "of late"),
     ],
 )
-def test_a_banned_word_is_found(text, word):
+def test_banned_word_is_found_in_any_form(text, word):
     assert [(2, word)] == banned_in(f"first line\n{text}")
 
 
 @pytest.mark.parametrize("text", ["heedless", "leisurely", "also many", "proof later", "of latency"])
-def test_other_words_that_contain_one_are_allowed(text):
+def test_word_that_contains_a_banned_one_is_allowed(text):
     assert [] == banned_in(text)
