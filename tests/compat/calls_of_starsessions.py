@@ -15,18 +15,26 @@ from starsessions.stores.redis import RedisStore
 URL = os.environ["COMPAT_URL"]
 
 
+class Store(RedisStore):
+    """starsessions' store, and its client."""
+
+    @property
+    def client(self):
+        return self._connection
+
+
 @pytest.fixture(params=["connection", "pool", "url"])
 async def store(request):
     if request.param == "url":
         with pytest.warns(DeprecationWarning, match="url"):
-            store = RedisStore(URL)
+            store = Store(URL)
     else:
         pool = redis.asyncio.ConnectionPool.from_url(URL) if request.param == "pool" else None
         client = redis.asyncio.Redis.from_pool(pool) if pool else redis.asyncio.Redis.from_url(URL)
-        store = RedisStore(connection=client)
-    await store._connection.flushall()
+        store = Store(connection=client)
+    await store.client.flushall()
     yield store
-    await store._connection.aclose()
+    await store.client.aclose()
 
 
 async def test_a_session_is_written_read_and_removed(store):
@@ -39,15 +47,15 @@ async def test_a_session_is_written_read_and_removed(store):
 
 async def test_lifetimes(store):
     await store.write("forever", b"data", lifetime=0, ttl=0)
-    assert await store._connection.ttl("starsessions.forever") > 3600
+    assert await store.client.ttl("starsessions.forever") > 3600
     await store.write("short", b"data", lifetime=60, ttl=0)
-    assert 0 <= await store._connection.ttl("starsessions.short") <= 1
+    assert 0 <= await store.client.ttl("starsessions.short") <= 1
 
 
 async def test_prefixes():
     connection = redis.asyncio.Redis.from_url(URL)
     for prefix in ("mine:", lambda key: f"mine:{key}"):
-        store = RedisStore(connection=connection, prefix=prefix)
+        store = Store(connection=connection, prefix=prefix)
         await store.write("id", b"data", lifetime=60, ttl=60)
         assert await connection.get("mine:id") == b"data"
         assert await connection.delete("mine:id") == 1
@@ -64,7 +72,7 @@ def test_sessions_of_an_application(rolling):
         request.session.clear()
         return JSONResponse(0)
 
-    store = RedisStore(connection=redis.asyncio.Redis.from_url(URL))
+    store = Store(connection=redis.asyncio.Redis.from_url(URL))
     sessions = Middleware(SessionMiddleware, store=store, lifetime=60, rolling=rolling, cookie_https_only=False)
     app = Starlette(
         routes=[Route("/", count), Route("/clear", clear)],
@@ -72,4 +80,4 @@ def test_sessions_of_an_application(rolling):
     )
     with TestClient(app) as browser:
         assert [browser.get(path).json() for path in ("/", "/", "/clear", "/", "/")] == [1, 2, 0, 1, 2]
-        browser.portal.call(store._connection.aclose)
+        browser.portal.call(store.client.aclose)

@@ -13,6 +13,7 @@ from starlette.applications import Starlette
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 from support.consuming import blocked, held
+from support.internals import acquired_connections_of, set_lock_undo_time
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import Components, MessageQueue, MonitoredRedisConnection, RedisContextFactory, RedisMiddleware
@@ -58,7 +59,7 @@ async def test_lock_acquire_returns_immediately_and_is_undone_when_cancelled(mak
 
 
 async def test_failed_lock_release_does_not_hide_scope_cancellation(make_client, own_server, caplog, monkeypatch):
-    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
+    set_lock_undo_time(monkeypatch, 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with anyio.CancelScope() as scope, caplog.at_level(logging.WARNING):
         async with client.lock("job"):
@@ -285,7 +286,7 @@ async def test_watch_ends_and_connection_is_released_when_cancelled(make_client,
             await cancelled(scope)
 
     assert scope.cancelled_caught
-    assert not client.connection_pool._in_use_connections
+    assert 0 == client.connection_pool.stats().used
     async with client.pipeline() as pipe:
         await pipe.watch("other")
         inspector.set("key", 1)
@@ -421,7 +422,7 @@ async def test_cancelled_watching_pipeline_exits_without_waiting_for_reply(
         watching.cancel()
         await asyncio.wait([watching], timeout=15)
         assert watching.cancelled()
-        assert not pool._in_use_connections
+        assert not acquired_connections_of(pool)
     await pool.aclose()
 
     assert [] == caplog.messages

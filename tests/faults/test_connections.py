@@ -7,6 +7,13 @@ from functools import partial
 
 import pytest
 import redis.exceptions
+from support.internals import (
+    acquired_connections_of,
+    idle_connections_of,
+    shared_connection_of,
+    transport_of_shared,
+    unread_bytes_of,
+)
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
@@ -31,7 +38,7 @@ def connections_made(inspector):
 
 async def serves_all_at_once(pool, *, shared):
     """Return whether only ``shared`` connections are acquired, and all others are available at the same time."""
-    if shared != len(pool._in_use_connections):
+    if shared != pool.stats().used:
         return False
     connections = await asyncio.gather(*(pool.get_connection() for _ in range(pool.max_connections - shared)))
     for connection in connections:
@@ -123,7 +130,7 @@ async def test_unread_reply_on_idle_connection_is_never_delivered(make_client, u
     connections = await asyncio.gather(*(pool.get_connection() for _ in range(10)))
     for connection in connections:
         await connection.send_command("ECHO", "stale")
-    await until(lambda: all(connection._reader._buffer for connection in connections))
+    await until(lambda: all(unread_bytes_of(connection) for connection in connections))
     for connection in connections:
         await pool.release(connection)
 
@@ -137,13 +144,14 @@ async def test_shared_connection_closes_on_unexpected_reply(make_pool, server, u
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     loop = asyncio.get_running_loop()
     await client.mset({f"key:{number}": number for number in range(1_000)})
-    shared_connection = client.connection_pool.multiplexer._main.connection
+    shared_connection = shared_connection_of(client)
+    transport = transport_of_shared(shared_connection)
     idle_from = loop.time()
     await until(lambda: loop.time() > idle_from + 0.02)
 
     def leave_a_reply():
-        shared_connection._transport.write(b"*2\r\n$4\r\nECHO\r\n$5\r\nstale\r\n")
-        assert select.select([shared_connection._transport.get_extra_info("socket")], [], [], 5)[0]
+        transport.write(b"*2\r\n$4\r\nECHO\r\n$5\r\nstale\r\n")
+        assert select.select([transport.get_extra_info("socket")], [], [], 5)[0]
 
     if moment != "after the calls":
         leave_a_reply()
@@ -156,7 +164,7 @@ async def test_shared_connection_closes_on_unexpected_reply(make_pool, server, u
 
     assert [b"%d" % number for number in range(1_000)] == await asyncio.gather(*calls)
     assert shared_connection.closing.done()
-    assert shared_connection is not client.connection_pool.multiplexer._main.connection
+    assert shared_connection is not shared_connection_of(client)
 
 
 # 3: idle connections that the server has closed
@@ -171,8 +179,8 @@ async def test_commands_succeed_on_idle_connections_closed_by_server(
     loop = asyncio.get_running_loop()
 
     def connected():
-        acquired = pool._in_use_connections
-        return sum(connection.is_connected for connection in (*pool._available_connections, *acquired))
+        connections = (*idle_connections_of(pool), *acquired_connections_of(pool))
+        return sum(connection.is_connected for connection in connections)
 
     await client.rpush("list", "element")
     for _ in range(20):

@@ -14,7 +14,8 @@ import redis
 import redis.asyncio
 import redis.exceptions
 from opentelemetry.trace import StatusCode
-from support.sharing import UNRECORDED, begun, frozen, line_of
+from support.internals import is_background_acquisition, set_lock_undo_time, shared_connection_of, tasks_with_holds_of
+from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._cancellation import complete_shielded
@@ -105,7 +106,7 @@ def background_tasks():
     return [
         task
         for task in asyncio.all_tasks()
-        if task.get_coro().__qualname__ in {"_Acquisition._run", "complete_shielded"}
+        if is_background_acquisition(task) or task.get_coro().__qualname__ == complete_shielded.__qualname__
     ]
 
 
@@ -281,7 +282,7 @@ async def test_lock_acquire_with_lost_reply_is_undone_on_another_connection(
 
 @pytest.mark.parametrize("kind", ["multiplexed"])
 async def test_lock_undo_succeeds_while_event_loop_is_busy(any_client, own_server, until, monkeypatch, caplog):
-    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 2)
+    set_lock_undo_time(monkeypatch, 2)
     client = any_client(own_server.url)
     await client.ping()
     own_server.freeze()
@@ -294,8 +295,8 @@ async def test_lock_undo_succeeds_while_event_loop_is_busy(any_client, own_serve
             pass
     # The server has answered the SET, and does not answer later commands.
     own_server.freeze()
-    calls = line_of(client).inflight.pending
-    await until(lambda: calls and calls[0].args[0] == "EVAL" and not line_of(client).inflight.unwritten)
+    calls = shared_connection_of(client).inflight.pending
+    await until(lambda: calls and calls[0].args[0] == "EVAL" and not shared_connection_of(client).inflight.unwritten)
     own_server.thaw()
     time.sleep(4)  # noqa: ASYNC251 - that is the point
     await wait_for_background(until)
@@ -440,7 +441,7 @@ async def test_lock_acquire_with_invalid_name_is_not_undone(any_client):
 
 
 async def test_lock_undo_gives_up_at_deadline_and_warns(make_client, own_server, until, caplog, monkeypatch):
-    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.2)
+    set_lock_undo_time(monkeypatch, 0.2)
     client = make_client(own_server.url, socket_timeout=0.1, retries=0)
     await client.ping()
     async with frozen(own_server):
@@ -715,7 +716,7 @@ async def test_lock_keeps_no_task_alive(any_client):
     gc.collect()
 
     assert [None] * 10 == [task() for task in tasks]
-    assert 0 == len(lock.local._of_tasks)
+    assert 0 == len(tasks_with_holds_of(lock))
 
 
 async def test_lock_hold_time_is_recorded_per_task(client, telemetry, inspector, until):
@@ -745,7 +746,7 @@ async def test_lock_hold_time_is_recorded_per_task(client, telemetry, inspector,
 
 @pytest.mark.parametrize("how", ["async with", "finally"])
 async def test_failed_lock_release_does_not_hide_cancellation(make_client, own_server, until, caplog, monkeypatch, how):
-    monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
+    set_lock_undo_time(monkeypatch, 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     is_held = asyncio.Event()
 

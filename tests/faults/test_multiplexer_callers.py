@@ -7,8 +7,9 @@ from contextvars import ContextVar
 
 import pytest
 import redis
+from support.internals import pretend_idle, shared_connection_of, wrap_callbacks, wrap_queue_timeout
 from support.scripted import scripted
-from support.sharing import begun, call_with_orphan_handler, client_of, frozen, line_of
+from support.sharing import begun, call_with_orphan_handler, client_of, frozen
 
 # The largest size for requests on the main connection.
 VALUE = b"x" * 60_000
@@ -25,7 +26,7 @@ async def test_timed_out_command_raises_redis_py_timeout_and_keeps_connection(ma
 
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=2)
-        connection = await client.echo(0) and line_of(client)
+        connection = await client.echo(0) and shared_connection_of(client)
         in_time, late, *others = await begun(client.echo(1.2), client.echo(1.21), client.echo(0.0))
         with pytest.raises(redis.TimeoutError, match=rf"^Timeout reading from 127.0.0.1:{port}$"):
             await late
@@ -33,7 +34,7 @@ async def test_timed_out_command_raises_redis_py_timeout_and_keeps_connection(ma
         # Replies arrived, so the connection stays in use, and the late reply is discarded.
         assert [b"1.2", b"0.01"] == [await in_time, await client.echo(0.01)]
         assert [redis.TimeoutError] == [type(e) for e in await asyncio.gather(*others, return_exceptions=True)]
-        assert connection is line_of(client)
+        assert connection is shared_connection_of(client)
         await client.connection_pool.aclose()
 
 
@@ -41,7 +42,7 @@ async def test_stalled_connection_takes_no_commands_and_closes_after_last_caller
     client = client_of(make_pool, own_server.url, socket_timeout=2, retries=0)
     with redis.Redis.from_url(own_server.url) as inspector:
         stuck = await client.client_id()
-        connection = line_of(client)
+        connection = shared_connection_of(client)
         async with frozen(own_server):
             first = await begun(client.get("key"), client.pipeline().incr("lost").execute())
             started = time.monotonic()
@@ -132,10 +133,10 @@ async def test_orphan_handler_receives_reply_of_cancelled_caller_once(make_pool,
             await begun(client.ping())
             await until(task.done)
         elif moment == "just arrived":
-            original = line_of(client).inflight.dispatch
-            line_of(client).inflight.dispatch = lambda *args: (original(*args), task.cancel())[0]
+            original = shared_connection_of(client).inflight.dispatch
+            shared_connection_of(client).inflight.dispatch = lambda *args: (original(*args), task.cancel())[0]
         elif moment == "lost":
-            line_of(client).close(lambda: redis.ConnectionError("cut"))
+            shared_connection_of(client).close(lambda: redis.ConnectionError("cut"))
             task.cancel()
         elif moment != "awaited":
             task.cancel()
@@ -165,8 +166,8 @@ async def test_raising_orphan_handler_does_not_affect_callers(client, server, mo
         if moment == "pending":
             call.cancel()
         else:
-            original = line_of(client).inflight.dispatch
-            line_of(client).inflight.dispatch = lambda *args: (original(*args), call.cancel())[0]
+            original = shared_connection_of(client).inflight.dispatch
+            shared_connection_of(client).inflight.dispatch = lambda *args: (original(*args), call.cancel())[0]
 
     with pytest.raises(asyncio.CancelledError):
         await call
@@ -193,15 +194,14 @@ async def test_background_work_does_not_inherit_context_of_caller(make_pool, own
         root.config_set("requirepass", "password")
     options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 1.5, "timeout": 0.1}
     client = client_of(make_pool, own_server.url, retries=0, **options)
-    manager = client.connection_pool.multiplexer._main
-    manager._on_timeout = spied("_on_timeout", manager._on_timeout)
+    wrap_queue_timeout(client, spied)
     var.set("request")
     await client.ping()
-    connection = line_of(client)
-    for name in ("_flush", "_on_health_check", "_on_timeout", "close"):
-        setattr(connection, name, spied(name, getattr(connection, name)))
+    connection = shared_connection_of(client)
+    wrap_callbacks(connection, spied)
+    connection.close = spied("close", connection.close)
     connection.inflight.dispatch = spied("dispatch", connection.inflight.dispatch)
-    connection._last_active -= 31
+    pretend_idle(connection, 31)
     await client.ping()
     async with frozen(own_server):
         (call,) = await begun(call_with_orphan_handler(client, spied("orphan", bool), "ECHO", "x"))
@@ -212,5 +212,5 @@ async def test_background_work_does_not_inherit_context_of_caller(make_pool, own
         await asyncio.gather(*calls, return_exceptions=True)
     await until(connection.closing.done)
 
-    names = ["connect", "_flush", "_on_health_check", "_on_timeout", "dispatch", "close", "orphan"]
+    names = ["connect", "flush", "health check", "timeout", "dispatch", "close", "orphan"]
     assert dict.fromkeys(names, "background") == seen

@@ -6,9 +6,11 @@ from functools import partial
 import pytest
 import redis.exceptions
 from redis.asyncio import Connection
+from support.internals import acquired_connections_of, idle_connections_of, replace_write
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._execution.fetch import side_channel_of
+from aioredis_monitored._redispy.sockets import transport_of
 
 
 @pytest.fixture
@@ -42,8 +44,9 @@ async def test_commands_succeed_after_reset_of_idle_connection(make_client, prox
     for number in range(20):
         await client.ping()
         pool = client.connection_pool
-        (connection,) = (c for c in (*pool._in_use_connections, *pool._available_connections) if c.is_connected)
-        transport = connection._writer.transport
+        connections = (*acquired_connections_of(pool), *idle_connections_of(pool))
+        (connection,) = (each for each in connections if each.is_connected)
+        transport = transport_of(connection)
         proxy.cut()
         await until(transport.is_closing)
 
@@ -60,16 +63,15 @@ async def test_reset_before_write_raises_connection_error(make_pool, proxy, unti
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # Without a second attempt, so that a failed read is visible.
     monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: None)
-    send = Connection._send_packed_command
 
     async def reset_and_send(connection, command):
         if b"last" in b"".join(command):
-            transport = connection._writer.transport
+            transport = transport_of(connection)
             proxy.cut()
             await until(lambda: transport.is_closing() and "closed=False" not in repr(transport))
-        await send(connection, command)
+        await write(connection, command)
 
-    monkeypatch.setattr(Connection, "_send_packed_command", reset_and_send)
+    write = replace_write(monkeypatch, Connection, reset_and_send)
     async with client.client() as pinned, client.pipeline() as watching, client.pubsub() as subscription:
         if kind == "watching":
             await watching.watch("key")
@@ -85,7 +87,7 @@ async def test_reset_before_write_raises_connection_error(make_pool, proxy, unti
         }[kind]
         with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.WatchError)):
             await call()
-        monkeypatch.setattr(Connection, "send_packed_command", send)
+        replace_write(monkeypatch, Connection, write)
 
 
 # 9: cut in the middle of a reply
@@ -215,4 +217,4 @@ async def test_half_open_connections_time_out_and_are_replaced(make_client, mult
     proxy.silent = False
 
     assert await asyncio.gather(*(client.ping() for _ in range(10))) == [True] * 10
-    assert multiplex == len(pool._in_use_connections)
+    assert multiplex == pool.stats().used

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 import pytest
 import redis
 from redis.asyncio import Connection
+from support.internals import redirect, redirect_nowhere, stream_reader_of
 
 from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored._redispy.sockets import transport_of
 
 BOTH = pytest.mark.parametrize("multiplex", [True, False])
 
@@ -40,7 +42,7 @@ def black_hole():
 async def test_outage_waits_one_deadline_then_makes_one_attempt_per_command(make_pool, proxy, multiplex):
     # Without a deadline, 10,000 attempts would take hours.
     client = client_of(make_pool, proxy.url, socket_timeout=1, retries=10_000, multiplex=multiplex)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     attempts = []
 
     for _ in range(4):
@@ -57,7 +59,7 @@ async def test_outage_waits_one_deadline_then_makes_one_attempt_per_command(make
 @BOTH
 async def test_outage_fails_concurrent_callers_together(make_pool, proxy, multiplex):
     client = client_of(make_pool, proxy.url, socket_timeout=1, multiplex=multiplex, max_connections=3)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
 
     # Three at a time, with a deadline each, they would take half a minute.
     async with asyncio.timeout(15):
@@ -72,9 +74,9 @@ async def test_outage_fails_concurrent_callers_together(make_pool, proxy, multip
 async def test_outage_is_detected_when_event_loop_is_busy_at_deadline(make_pool, proxy, until, multiplex):
     client = client_of(make_pool, proxy.url, socket_timeout=2, retry_backoff=1, multiplex=multiplex)
     pool = client.connection_pool
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     call = asyncio.ensure_future(client.incr("key"))
-    await until(lambda: proxy.accepted == 2 and not pool._in_use_connections)
+    await until(lambda: proxy.accepted == 2 and not pool.stats().used)
     for _ in range(5):
         await asyncio.sleep(0)
     time.sleep(2)  # noqa: ASYNC251 - that is the point
@@ -120,11 +122,11 @@ async def test_outage_ends_with_first_success_of_any_kind(make_pool, proxy, serv
     policy = client.connection_pool.retry_policy
     # As after calls that have failed for a whole deadline.
     policy.server_unreachable = True
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     with pytest.raises(redis.ConnectionError):
         await client.incr("key")
     assert policy.server_unreachable
-    proxy._upstream = (server.host, server.port)
+    redirect(proxy, server.host, server.port)
 
     match kind:
         case "command":
@@ -151,11 +153,11 @@ async def test_connection_closed_right_after_handshake_is_not_used(make_client, 
             return
         if is_reset:
             proxy.cut()
-            await until(connection._writer.is_closing)
+            await until(transport_of(connection).is_closing)
             await asyncio.sleep(0.01)
         else:
             inspector.client_kill_filter(skipme=True)
-            await until(connection._reader.at_eof)
+            await until(stream_reader_of(connection).at_eof)
 
     client = make_client(proxy.url, redis_connect_func=greet, socket_timeout=20)
 

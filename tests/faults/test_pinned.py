@@ -8,6 +8,7 @@ import redis
 from redis.asyncio.retry import Retry
 from redis.backoff import ConstantBackoff
 from redis.exceptions import ConnectionError, ReadOnlyError, RedisError, WatchError  # noqa: A004
+from support.internals import acquired_connections_of, redirect, redirect_nowhere, replace_ask, unread_bytes_of
 from support.scripted import scripted
 from support.sharing import begun, frozen
 
@@ -104,13 +105,13 @@ def down(proxy):
 
     @asynccontextmanager
     async def down(until):
-        upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+        upstream = redirect_nowhere(proxy)
         proxy.cut()
         accepted = proxy.accepted
         try:
             yield lambda: until(lambda: proxy.accepted > accepted)
         finally:
-            proxy._upstream = upstream
+            redirect(proxy, *upstream)
 
     return down
 
@@ -243,7 +244,7 @@ async def test_push_messages_do_not_end_altered_pinned_client(make_client, serve
     async with make_client(server.url).client() as single:
         await single.execute_command("CLIENT", "TRACKING", "ON", "BCAST")
         inspector.set("key", "value")
-        await until(lambda: single.connection._reader._buffer)
+        await until(lambda: unread_bytes_of(single.connection))
         inspector.set("key", "value")
 
         assert b"value" == await single.get("key")
@@ -352,7 +353,7 @@ async def test_client_overriding_parse_response_retries(make_pool, proxy, down, 
 
 async def test_pinned_client_stops_retrying_at_deadline(make_client, proxy):
     client = make_client(proxy.url, socket_timeout=0.3)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     for call in (watch, first_call, first_call_of_a_lazy_handle):
         async with asyncio.timeout(10):
             with pytest.raises(ConnectionError):
@@ -399,7 +400,7 @@ async def test_monitor_start_failure_leaks_no_connection(make_pool, is_refused):
         else:
             async with client.monitor():
                 assert [b"MONITOR"] * 3 == asked
-        assert not client.connection_pool._in_use_connections
+        assert 0 == client.connection_pool.stats().used
         await client.connection_pool.aclose()
 
 
@@ -439,7 +440,7 @@ def plain_pool(url):
 
 
 def acquired_count(pool):
-    return len(pool._in_use_connections)
+    return len(acquired_connections_of(pool))
 
 
 async def get(single):
@@ -639,7 +640,6 @@ async def test_watch_reset_in_tick_of_its_reply_watches_nothing(any_pool, server
     await client.ping()
     before = acquired_count(pool)
     pipe = client.pipeline()
-    ask = pipe._send_command_parse_response
 
     async def ask_and_reset(*args, **options):
         reply = await ask(*args, **options)
@@ -647,7 +647,7 @@ async def test_watch_reset_in_tick_of_its_reply_watches_nothing(any_pool, server
         pipe.watching = True
         return reply
 
-    pipe._send_command_parse_response = ask_and_reset
+    ask = replace_ask(pipe, ask_and_reset)
     await pipe.watch("key")
 
     assert [None, False, before] == [pipe.connection, pipe.watching, acquired_count(pool)]

@@ -8,6 +8,16 @@ from contextlib import asynccontextmanager
 import pytest
 import redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError  # noqa: A004
+from support.internals import (
+    connection_lock_of,
+    next_reconnect_of,
+    reconnect_failures_of,
+    reconnect_task_of,
+    redirect,
+    redirect_nowhere,
+    set_reconnect_backoff,
+    upstream_of,
+)
 from support.scripted import scripted
 
 from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, PoolClosedError
@@ -36,14 +46,14 @@ class Proxied:
     """The connection to the server through a proxy, which a test interrupts."""
 
     def __init__(self, proxy, until):
-        self.proxy, self.until, self.upstream = proxy, until, proxy._upstream
+        self.proxy, self.until, self.upstream = proxy, until, upstream_of(proxy)
 
     def down(self):
-        self.proxy._upstream = ("127.0.0.1", 1)
+        redirect_nowhere(self.proxy)
         self.proxy.cut()
 
     def up(self):
-        self.proxy._upstream = self.upstream
+        redirect(self.proxy, *self.upstream)
 
     async def refused(self, times=1):
         accepted = self.proxy.accepted
@@ -136,8 +146,8 @@ async def test_concurrent_first_subscribes_share_connection(make_client, server)
         await asyncio.gather(*(pubsub.subscribe(f"channel {number}") for number in range(10)))
         await wait_for_confirmations(pubsub, 10)
 
-        assert 1 == len(client.connection_pool._in_use_connections)
-    assert not client.connection_pool._in_use_connections
+        assert 1 == client.connection_pool.stats().used
+    assert 0 == client.connection_pool.stats().used
 
 
 async def test_pubsub_ping_reconnects_after_connection_loss(make_client, link):
@@ -267,13 +277,13 @@ async def test_push_handler_does_not_suppress_on_reconnect(make_client, link, un
 
 
 async def test_subscribe_wakes_listener_from_backoff(make_client, link, until, monkeypatch, inspector):
-    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
+    set_reconnect_backoff(monkeypatch, lambda _: 600.0)
     async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("first")
         await wait_for_confirmations(pubsub)
         async with listening(pubsub) as (_, received):
             link.proxy.cut()
-            await until(lambda: pubsub._retry_at)
+            await until(lambda: next_reconnect_of(pubsub))
             await pubsub.subscribe("second")
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
@@ -292,7 +302,7 @@ async def test_listener_does_not_interfere_with_reconnect_by_subscribe(make_clie
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
             await until(lambda: received() == [b"first", b"second"], 30)
-        assert 0 == pubsub._failures
+        assert 0 == reconnect_failures_of(pubsub)
 
 
 async def test_subscribe_reconnects_when_write_fails(make_client, server, inspector, monkeypatch):
@@ -320,7 +330,7 @@ async def test_reconnect_by_redis_py_renews_subscriptions(make_client, server, i
         await pubsub.subscribe("news")
         await wait_for_confirmations(pubsub)
         await pubsub.connection.disconnect()
-        async with pubsub._lock:
+        async with connection_lock_of(pubsub):
             # As if it sent new credentials.
             await pubsub.connection.send_command("PING")
         await next_of(pubsub, "pong")
@@ -335,7 +345,7 @@ async def test_reconnect_backoff_grows_across_polls(make_client, link, until, mo
         asked.append(failures)
         return 0.05
 
-    monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", after)
+    set_reconnect_backoff(monkeypatch, after)
     async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
         await wait_for_confirmations(pubsub)
@@ -351,7 +361,7 @@ async def test_reconnect_backoff_grows_across_polls(make_client, link, until, mo
         assert link.proxy.accepted - accepted <= took / 0.05 + 1
         link.up()
         await wait_for_confirmations(pubsub)
-        assert 0 == pubsub._failures
+        assert 0 == reconnect_failures_of(pubsub)
 
 
 # Messages with a timeout
@@ -380,7 +390,7 @@ async def test_get_message_takes_its_timeout_while_reconnecting(make_client, lin
         link.proxy.cut()
         started = time.monotonic()
         async with asyncio.timeout(60):
-            while pubsub._reconnecting is None:
+            while reconnect_task_of(pubsub) is None:
                 assert await pubsub.get_message(timeout=0.01) is None
             # While it connects.
             for number in range(1, 11):
@@ -440,7 +450,7 @@ async def test_pool_close_during_outage_ends_subscription(make_client, link, unt
         else:
             link.proxy.silent = True
             link.proxy.cut()
-            await until(lambda: pubsub.connection.is_connected and pubsub._reconnecting, 30)
+            await until(lambda: pubsub.connection.is_connected and reconnect_task_of(pubsub), 30)
         await client.connection_pool.aclose()
         await until(task.done, 30)
     assert isinstance(task.exception(), PoolClosedError)
@@ -512,10 +522,10 @@ async def test_reconnect_error_is_discarded_after_later_success(make_client, unt
             root.config_set("requirepass", "second")
             root.client_kill_filter(_type="pubsub")
             async with asyncio.timeout(30):
-                while pubsub._reconnecting is None:
+                while reconnect_task_of(pubsub) is None:
                     await pubsub.get_message(timeout=0)
                     await asyncio.sleep(0)
-            await until(pubsub._reconnecting.done)
+            await until(reconnect_task_of(pubsub).done)
             root.config_set("requirepass", "first")
             await pubsub.subscribe("sports")
             await wait_for_confirmations(pubsub, 2)
@@ -643,7 +653,7 @@ async def test_cancelled_reconnect_loses_no_subscription(make_client, link, unti
 @pytest.mark.parametrize("phase", ["pausing", "connecting", "reading"])
 async def test_pubsub_close_ends_listen_and_releases_connection(make_client, link, until, phase, monkeypatch):
     if phase == "pausing":
-        monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
+        set_reconnect_backoff(monkeypatch, lambda _: 600.0)
     client = make_client(link.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")
@@ -652,17 +662,17 @@ async def test_pubsub_close_ends_listen_and_releases_connection(make_client, lin
         await asyncio.sleep(0)
         if phase == "pausing":
             link.down()
-            await until(lambda: pubsub._failures, 30)
+            await until(lambda: reconnect_failures_of(pubsub), 30)
         elif phase == "connecting":
             link.proxy.silent = True
             link.proxy.cut()
-            await until(lambda: pubsub._reconnecting and pubsub.connection.is_connected, 30)
+            await until(lambda: reconnect_task_of(pubsub) and pubsub.connection.is_connected, 30)
         async with asyncio.timeout(60):
             await pubsub.aclose()
             await asyncio.wait([task])
         assert task.exception() is None
     assert pubsub.connection is None
-    assert not pubsub._reconnecting
+    assert not reconnect_task_of(pubsub)
     link.up()
     link.proxy.silent = False
     assert await client.incr("key") == 1
@@ -684,13 +694,13 @@ async def test_pubsub_close_in_cancelled_task_releases_connection(make_client, l
     await until(lambda: opened)
     link.proxy.silent = True
     link.proxy.cut()
-    await until(lambda: opened[0]._reconnecting and opened[0].connection.is_connected, 30)
+    await until(lambda: reconnect_task_of(opened[0]) and opened[0].connection.is_connected, 30)
     listener.cancel()
     await asyncio.wait([listener])
 
     assert listener.cancelled()
     assert opened[0].connection is None
-    assert not client.connection_pool._in_use_connections
+    assert 0 == client.connection_pool.stats().used
 
 
 async def test_closed_pubsub_can_subscribe_again(make_client, server):

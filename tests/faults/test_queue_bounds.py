@@ -9,10 +9,11 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from support.consuming import blocked, held
+from support.internals import leases_of, pop_of
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection
-from aioredis_monitored._execution import fetch as waiting
+from aioredis_monitored._execution import fetch
 
 # The documented bound is a second or two; without it, ten minutes.
 BOUND = 15
@@ -159,13 +160,14 @@ async def test_cancelled_connect_of_plain_pool_ends_in_time(own_server, operator
 async def test_cancelled_get_gives_up_restoring_large_message_on_frozen_server(
     queue, own_server, operator, until, caplog
 ):
-    putting_back = queue._pop.restore_commands
+    pop = pop_of(queue)
+    restore_commands = pop.restore_commands
 
     def put_back(found):
         own_server.freeze()
-        return putting_back(found)
+        return restore_commands(found)
 
-    queue._pop.restore_commands = put_back
+    pop.restore_commands = put_back
     (getting,) = await begun(queue.get())
     await until(lambda: blocked(operator))
     operator.rpush("mail", PAYLOAD)
@@ -181,7 +183,7 @@ async def test_cancelled_get_gives_up_restoring_large_message_on_frozen_server(
 
 
 async def test_cancelled_get_restores_message_when_event_loop_is_busy(queue, operator, until, monkeypatch, caplog):
-    monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.3)
+    monkeypatch.setattr(fetch, "SETTLE_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
 
     def stand_still():
@@ -252,7 +254,8 @@ async def test_consume_drains_in_time_while_reading_delivery_counts(make_pool, o
     operator.hset("{mail}:n", "other", 1)
     operator.rpush("mail", "message")
     looking = asyncio.Event()
-    original_delivery_counts = queue._leases.delivery_counts
+    leases = leases_of(queue)
+    original_delivery_counts = leases.delivery_counts
 
     async def handle(message):
         pytest.fail("nothing is known of it")
@@ -262,7 +265,7 @@ async def test_consume_drains_in_time_while_reading_delivery_counts(make_pool, o
         looking.set()
         return await original_delivery_counts(consumer)
 
-    queue._leases.delivery_counts = look
+    leases.delivery_counts = look
     working = asyncio.create_task(queue.consume(handle, concurrency=1))
     await looking.wait()
     started = time.monotonic()

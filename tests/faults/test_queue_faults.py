@@ -9,6 +9,7 @@ import pytest
 import redis.asyncio
 from opentelemetry.context import attach, detach, set_value
 from support.consuming import die, living
+from support.internals import leases_of, renewal_task_of, renewer_of
 from support.sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import (
@@ -270,9 +271,8 @@ async def test_lease_renewer_restarts_after_stop_when_needed(queue, inspector, u
     impatient = MessageQueue("mail", queue.client, lease=1)
     await impatient.put_many([1, 2])
     async with impatient.take():
-        keeper = impatient._leases._renewer
-        await until(lambda: keeper._task is not None)
-        keeper.stop()
+        await until(lambda: renewal_task_of(impatient) is not None)
+        renewer_of(impatient).stop()
         async with impatient.take():
             die(inspector, *(consumers := inspector.zrange("{mail}:c", 0, -1)))
             await until(lambda: set(consumers) <= living(inspector))
@@ -307,7 +307,7 @@ async def test_take_exit_raises_lease_lost_error_while_queue_closes(queue):
     await queue.put(b"message")
     is_closing = asyncio.Event()
     (holding,) = await begun(hold())
-    while not len(queue._leases):
+    while not len(leases_of(queue)):
         await asyncio.sleep(0.001)
     closing = asyncio.ensure_future(queue.aclose())
     await asyncio.sleep(0)

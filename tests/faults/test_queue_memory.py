@@ -13,8 +13,7 @@ from support.consuming import blocked, die, held, hold_and_die, living
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored._execution import fetch as fetched
-from aioredis_monitored._execution import fetch as waiting
+from aioredis_monitored._execution import fetch
 
 
 @pytest.fixture
@@ -170,8 +169,7 @@ async def test_failing_messages_become_dead_letters_while_memory_is_full(queue, 
 @pytest.fixture
 def long_settle_time(monkeypatch):
     """Give messages as much time to be put back as a slow machine needs."""
-    for module in (fetched, waiting):
-        monkeypatch.setattr(module, "SETTLE_SECONDS", 60)
+    monkeypatch.setattr(fetch, "SETTLE_SECONDS", 60)
 
 
 @pytest.mark.parametrize("count", [None, 3])

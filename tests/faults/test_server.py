@@ -212,7 +212,7 @@ async def test_too_many_clients_error_keeps_message_of_server(make_client, own_s
     assert {(redis.exceptions.ConnectionError, "max number of clients reached")} == {
         (type(outcome.result), str(outcome.result)) for outcome in outcomes
     }
-    assert set() == client.connection_pool._in_use_connections
+    assert 0 == client.connection_pool.stats().used
     assert 1 == len(admin.client_list())
     admin.config_set("maxclients", 100)
     assert 1 == await client.incr("counter")

@@ -163,7 +163,7 @@ async def test_soak_load_records_foreign_errors_and_hung_calls(load, monkeypatch
     monkeypatch.undo()
 
     assert ({"OSError": 1}, ["endless"]) == (load.foreign, load.hung)
-    assert await soak._or_nothing(_timed_out()) is None
+    assert await soak.or_nothing(_timed_out()) is None
 
 
 async def _timed_out():
@@ -174,7 +174,7 @@ async def test_soak_subscriber_detects_repeated_late_or_misdirected_message(load
     subscriber = soak.Subscriber(load, client, "news")
 
     def deliver(text):
-        subscriber._hear({"data": text.encode()})
+        subscriber.hear({"data": text.encode()})
 
     # In doubt, the publisher starts a new generation; the doubtful message may arrive later.
     for text in ("news 1 0 1", "news 1 0 2", "news 2 0 1", "news 1 1 3", "news 1 0 3"):

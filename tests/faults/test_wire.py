@@ -10,8 +10,9 @@ import hiredis
 import pytest
 import redis
 import redis.exceptions
+from support.internals import shared_connection_of
 from support.scripted import scripted
-from support.sharing import UNRECORDED, begun, client_of, frozen, line_of, until_answered
+from support.sharing import UNRECORDED, begun, client_of, frozen, until_answered
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, PoolExhaustedError
 from aioredis_monitored._multiplexer import AttemptFailed, inflight
@@ -328,10 +329,10 @@ async def test_unread_stray_reply_is_detected_before_next_write(make_pool):
         client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
         for _ in range(10):
             assert b"mine" == await client.get("key")
-            connection = line_of(client)
+            connection = shared_connection_of(client)
             time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
             assert b"mine" == await client.echo("key")
-            assert line_of(client) is not connection
+            assert shared_connection_of(client) is not connection
         await client.connection_pool.aclose()
 
 
@@ -341,11 +342,11 @@ async def test_blocking_commands_do_not_bypass_stray_reply_check(make_pool):
         for _ in range(10):
             await asyncio.gather(*(client.blpop("list") for _ in range(5)))
             assert b"mine" == await client.get("key")
-            connection = line_of(client)
+            connection = shared_connection_of(client)
             time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
             calls = [client.echo("key"), *(client.brpoplpush("list", "list") for _ in range(5))]
             assert [b"mine"] * 6 == await asyncio.gather(*calls)
-            assert line_of(client) is not connection
+            assert shared_connection_of(client) is not connection
         await client.connection_pool.aclose()
 
 
@@ -391,7 +392,7 @@ async def test_watch_that_cannot_be_reset_closes_its_connection(make_client, own
         await pipe.reset()
 
     assert (None, False) == (pipe.connection, pipe.watching)
-    assert not client.connection_pool._in_use_connections
+    assert 0 == client.connection_pool.stats().used
     assert await client.set("key", "value")
 
 
@@ -496,7 +497,12 @@ async def test_cancelled_get_restores_message_after_busy_event_loop(make_pool, s
     async with MessageQueue("mail", client.connection_pool) as queue:
         await queue.put(b"message")
         calls = [asyncio.create_task(client.get("large")), asyncio.create_task(queue.get())]
-        await until(lambda: len(line_of(client).inflight.pending) == 2 and not line_of(client).inflight.unwritten)
+        await until(
+            lambda: (
+                len(shared_connection_of(client).inflight.pending) == 2
+                and not shared_connection_of(client).inflight.unwritten
+            )
+        )
         for call in calls:
             call.cancel()
         time.sleep(1.5)  # noqa: ASYNC251 - that is the point

@@ -6,7 +6,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from support.internals import recorder_of
+from support.internals import idle_connections_of, recorder_of
 from support.sharing import until_answered
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, MonitoredRedisPipeline
@@ -265,7 +265,7 @@ async def test_blocking_command_keeps_no_socket_timeout_on_a_pool_without_one(ma
     await client.rpush("list", "value")
 
     assert [b"list", b"value"] == list(await client.blpop("list", timeout=0))
-    assert [None] == [connection.socket_timeout for connection in client.connection_pool._available_connections]
+    assert [None] == [connection.socket_timeout for connection in idle_connections_of(client.connection_pool)]
 
 
 async def test_pipeline_annotates_errors_like_redis_py_without_values(client):
@@ -322,7 +322,7 @@ async def test_cancellation_leaves_no_stale_reply_and_no_acquired_connection(mak
 
     assert {True} == {r for r in results if not isinstance(r, asyncio.CancelledError)}
     assert any(isinstance(r, asyncio.CancelledError) for r in results)
-    assert len(pool._in_use_connections) <= 1  # the shared connection
+    assert pool.stats().used <= 1  # the shared connection
 
 
 async def test_write_with_a_lost_reply_is_not_retried(client, proxy, make_pool):

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis import Redis, ResponseError
 from redis.asyncio import Redis as AsyncRedis
+from support.internals import BLOCKING_COMMANDS
 from support.sentences import Sentence
 
-from aioredis_monitored._commands import table as commands
-from aioredis_monitored._commands import traits
-from aioredis_monitored._commands.table import operation_name
+from aioredis_monitored._commands.table import operation_name, parse_command
 from aioredis_monitored._commands.traits import blocking_timeout
 from aioredis_monitored._telemetry.query_text import query_text
 
@@ -57,7 +56,7 @@ async def test_command_table_matches_the_server(async_inspector):
 
 
 def keys_of(args):
-    call = commands.parse_command(args)
+    call = parse_command(args)
     spans = [span.positions(call.arguments, call.total) for span in call.info.keys]
     return sorted(str(call.arguments[position]) for span in spans for position in span)
 
@@ -165,7 +164,7 @@ BLOCKING_CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", traits._BLOCKING)
+@pytest.mark.parametrize("name", BLOCKING_COMMANDS)
 def test_blocking_commands_block_for_their_blocking_timeout(inspector, name):
     skip_without(inspector, name)
     inspector.xgroup_create("stream", "block", mkstream=True)

@@ -162,7 +162,7 @@ def test_redis_connection_raises_on_functions_without_a_connection_parameter():
 
 def test_redis_connection_signature_omits_the_connection():
     assert "(key, value='default', *, repeat=1)" == str(inspect.signature(log))
-    assert ("log", "Write something.") == (log.__name__, log.__doc__)
+    assert ("log", "Write a log line.") == (log.__name__, log.__doc__)
     assert inspect.iscoroutinefunction(log)
 
 
@@ -377,7 +377,7 @@ async def test_component_calls_succeed_while_the_configuration_keeps_changing(st
     assert {True} == set(answers)
 
 
-async def test_wait_bounds_how_long_a_configuration_is_cached(store, server):
+async def test_wait_bounds_how_long_a_configuration_is_cached(store, client, server):
     await store.set("redis", "logs", {"url": server.url})
 
     @redis_connection("logs", wait=60)
@@ -386,7 +386,7 @@ async def test_wait_bounds_how_long_a_configuration_is_cached(store, server):
 
     async with Components(store):
         pool = await patient()
-        await ConfigStore(store._client).set("redis", "logs", {"url": server.url, "db": 3})
+        await ConfigStore(client).set("redis", "logs", {"url": server.url, "db": 3})
 
         assert pool is await patient()
 

@@ -11,7 +11,7 @@ async def test_config_defaults_are_the_documented_ones(server, inspector):
     async with pool_from_config({"redis.url": server.url, "redis.client_name": "tested"}) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.zadd("scores", {"member": 1.5})
-        connection = pool._template
+        connection = pool.make_connection()
         (info,) = (each for each in inspector.client_list() if each["name"] == "tested")
 
         assert (50, 20, True) == (pool.max_connections, pool.timeout, pool.multiplexer is not None)

@@ -5,10 +5,10 @@ import time
 
 import pytest
 import redis.exceptions
+from support.internals import MAX_CONFIG_ENTRIES, cached_entries_of, read_task_of
 from support.sharing import begun, until_answered
 
 from aioredis_monitored import ConfigStore, MonitoredConnectionPool, MonitoredRedisConnection
-from aioredis_monitored.components import store as configstore
 
 
 @pytest.fixture
@@ -18,7 +18,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr(configstore, "monotonic", lambda: Clock.now)
+    monkeypatch.setattr("aioredis_monitored.components.store.monotonic", lambda: Clock.now)
     return Clock
 
 
@@ -87,16 +87,16 @@ async def test_config_store_caches_the_most_recently_used_answers(store, telemet
         for number in numbers:
             await store.get("redis", f"component-{number}", wait=60)
 
-    await ask(*range(configstore._MAX_ENTRIES), 0)
-    assert configstore._MAX_ENTRIES == reads(telemetry)
+    await ask(*range(MAX_CONFIG_ENTRIES), 0)
+    assert MAX_CONFIG_ENTRIES == reads(telemetry)
     await ask("one more", 0)
-    assert configstore._MAX_ENTRIES + 1 == reads(telemetry)
+    assert MAX_CONFIG_ENTRIES + 1 == reads(telemetry)
     # Component 1 was evicted: it was read least recently.
     await ask(1)
-    assert configstore._MAX_ENTRIES + 2 == reads(telemetry)
-    await ask(*range(10_000, 10_000 + 2 * configstore._MAX_ENTRIES))
+    assert MAX_CONFIG_ENTRIES + 2 == reads(telemetry)
+    await ask(*range(10_000, 10_000 + 2 * MAX_CONFIG_ENTRIES))
 
-    assert configstore._MAX_ENTRIES == len(store._entries)
+    assert MAX_CONFIG_ENTRIES == len(cached_entries_of(store))
 
 
 async def test_config_store_keeps_pending_reads_beyond_its_cache_size(own_server, make_pool, telemetry):
@@ -112,7 +112,7 @@ async def test_config_store_keeps_pending_reads_beyond_its_cache_size(own_server
     assert 1000 == reads(telemetry)
     # The thousand reads have ended.
     await store.get("redis", "another")
-    assert configstore._MAX_ENTRIES == len(store._entries)
+    assert MAX_CONFIG_ENTRIES == len(cached_entries_of(store))
 
 
 async def test_config_store_shares_one_read_between_concurrent_readers(store, telemetry):
@@ -227,7 +227,7 @@ async def test_config_store_returns_cached_answer_when_patience_ends(own_server,
     own_server.freeze()
     assert {"db": 1} == await store.get("redis", "logs", wait=0, patience=0.01)
     own_server.thaw()
-    await until(lambda: store._entries["config:redis:logs"].value == b'{"db": 2}')
+    await until(lambda: cached_entries_of(store)["config:redis:logs"].value == b'{"db": 2}')
     own_server.freeze()
 
     # An answer is used, however slow the server is.
@@ -269,8 +269,8 @@ async def test_config_store_restarts_a_read_that_is_cancelled(own_server, make_p
     await store.set("redis", "logs", {"db": 1})
     own_server.freeze()
     asking = asyncio.create_task(store.get("redis", "logs"))
-    await until(lambda: "config:redis:logs" in store._entries)
-    reading = store._entries["config:redis:logs"]._reading
+    await until(lambda: "config:redis:logs" in cached_entries_of(store))
+    reading = read_task_of(cached_entries_of(store)["config:redis:logs"])
     while not reading.done():
         reading.cancel()
         await asyncio.sleep(0)

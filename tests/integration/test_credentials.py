@@ -13,6 +13,7 @@ import redis.exceptions
 from redis.auth.token import SimpleToken
 from redis.credentials import CredentialProvider, StreamingCredentialProvider, UsernamePasswordCredentialProvider
 from support.consuming import blocked, held
+from support.internals import acquired_connections_of, auth_backoff, idle_connections_of
 from support.scripted import scripted
 from support.sharing import UNRECORDED, begun, until_blocked
 
@@ -23,7 +24,7 @@ from aioredis_monitored import (
     config_from_env,
     pool_from_config,
 )
-from aioredis_monitored.queue.worker import _auth_backoff
+from aioredis_monitored._redispy.sockets import parser_of
 
 USER = "app"
 REFUSED = redis.exceptions.AuthenticationError
@@ -298,7 +299,7 @@ async def test_connect_function_may_be_a_plain_function(client_with):
 
     def begin(connection):
         called.append(connection)
-        connection._get_parser().on_connect(connection)
+        parser_of(connection).on_connect(connection)
 
     client = client_with(Tokens("fresh"), redis_connect_func=begin, protocol=2)
 
@@ -351,7 +352,8 @@ async def test_cancelled_handshake_keeps_the_credential_provider(client_with, ac
 
     assert await client.get("key") is None
     pool = client.connection_pool
-    assert {tokens} == {each.credential_provider for each in (*pool._available_connections, *pool._in_use_connections)}
+    connections = (*idle_connections_of(pool), *acquired_connections_of(pool))
+    assert {tokens} == {each.credential_provider for each in connections}
 
 
 # --- Streaming providers ---
@@ -520,8 +522,8 @@ async def test_worker_ends_when_a_static_password_is_refused(client_with, accoun
 
 
 def test_auth_backoff_grows_to_half_a_minute():
-    assert _auth_backoff(1) <= 0.1
-    assert all(15 <= _auth_backoff(failures) <= 30 for failures in (20, 50, 10_000))
+    assert auth_backoff(1) <= 0.1
+    assert all(15 <= auth_backoff(failures) <= 30 for failures in (20, 50, 10_000))
 
 
 # --- A password file ---

@@ -4,8 +4,8 @@ import pickle
 
 import pytest
 import redis.exceptions
-from redis._parsers import _AsyncHiredisParser, _AsyncRESP3Parser
 from redis.asyncio import BlockingConnectionPool, ConnectionPool
+from support.internals import HIREDIS_PARSER, PYTHON_PARSER
 
 from aioredis_monitored import MonitoredRedisConnection, MonitoredRedisError, ReplyDecodingError
 
@@ -21,7 +21,7 @@ def text_client(make_client, server, inspector):
 
 
 OTHER_POOLS = ["plain", "blocking", "hiredis", "python"]
-PARSERS = {"hiredis": _AsyncHiredisParser, "python": _AsyncRESP3Parser}
+PARSERS = {"hiredis": HIREDIS_PARSER, "python": PYTHON_PARSER}
 
 
 @pytest.fixture(params=OTHER_POOLS)

@@ -10,8 +10,16 @@ import pytest
 import redis
 from redis.auth.token import SimpleToken
 from redis.exceptions import AuthenticationError, WatchError
+from support.internals import (
+    pretend_idle,
+    reader_of_shared,
+    replace_reader,
+    replace_transport,
+    shared_connection_of,
+    transport_of_shared,
+)
 from support.scripted import scripted
-from support.sharing import begun, connections, frozen, line_of
+from support.sharing import begun, connections, frozen
 
 from aioredis_monitored import DedicatedConnectionError, MonitoredRedisConnection
 from aioredis_monitored.testing import RedisServer
@@ -61,8 +69,9 @@ class RecordedReader:
 
 async def record_writes(client):
     await client.ping()
-    line = line_of(client)
-    line._transport = recorded = RecordedTransport(line._transport)
+    connection = shared_connection_of(client)
+    recorded = RecordedTransport(transport_of_shared(connection))
+    replace_transport(connection, recorded)
     return recorded
 
 
@@ -296,7 +305,9 @@ async def test_push_message_is_not_taken_for_a_reply(make_pool, server, inspecto
     tracking.send_command("CLIENT", "TRACKING", "ON", "BCAST", "REDIRECT", shared)
     tracking.read_response()
 
-    line_of(client)._reader = reader = RecordedReader(line_of(client)._reader)
+    connection = shared_connection_of(client)
+    reader = RecordedReader(reader_of_shared(connection))
+    replace_reader(connection, reader)
 
     batch = client.pipeline(transaction=False).incr("run").set(key, 2).incr("run")
     before = await asyncio.gather(client.incr("one"), client.set(key, 1), batch.execute())
@@ -315,7 +326,7 @@ async def test_health_check_precedes_the_first_call_after_idleness(make_pool, se
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, health_check_interval=30))
     recorded = await record_writes(client)
     await client.echo("no ping")
-    line_of(client)._last_active -= 31
+    pretend_idle(shared_connection_of(client), 31)
 
     replies = await asyncio.gather(*(client.echo(number) for number in range(3)))
     await client.echo("no ping")
@@ -339,7 +350,7 @@ async def test_failed_health_check_replaces_the_connection_without_losing_calls(
         )
         client = MonitoredRedisConnection(connection_pool=pool)
         broken.append(await client.incr("key"))
-        line_of(client)._last_active -= 31
+        pretend_idle(shared_connection_of(client), 31)
 
         assert [2, 2, 2] == await asyncio.gather(*(client.incr("key") for _ in range(3)))
         await pool.aclose()
@@ -376,10 +387,10 @@ async def test_refused_credentials_replace_the_connection_without_losing_calls(m
         pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
         client = MonitoredRedisConnection(connection_pool=pool)
         assert 1 == await client.incr("key")
-        line = line_of(client)
+        shared = shared_connection_of(client)
         await pool.re_auth_callback(SimpleToken("wrong", time.time() * 1000 + 60_000, 0, {"oid": "wrong user"}))
         calls = await begun(*(client.incr("key") for _ in range(3)))
-        await until(lambda: not line.is_open)
+        await until(lambda: not shared.is_open)
         is_retired.set()
 
         assert [2, 3, 4] == sorted(await asyncio.gather(*calls))
@@ -427,7 +438,7 @@ async def test_unsent_credentials_on_a_broken_connection_fail_no_call(make_pool)
         calls = [asyncio.ensure_future(client.incr("key")), asyncio.ensure_future(client.append("key", "value"))]
         await asyncio.sleep(0)
         await pool.re_auth_callback(SimpleToken("new", time.time() * 1000 + 60_000, 0, {"oid": "user"}))
-        line_of(client).close(lambda: ConnectionError("broken"))
+        shared_connection_of(client).close(lambda: ConnectionError("broken"))
 
         assert [2, 2, 2] == [*await asyncio.gather(*calls), await client.incr("key")]
         await pool.aclose()
@@ -440,7 +451,7 @@ async def test_mutable_value_is_sent_as_called_after_a_lost_connection(server, m
     value = bytearray(b"before")
     call = asyncio.ensure_future(client.set("key", value))
     await asyncio.sleep(0)
-    line_of(client).close(lambda: ConnectionError("broken"))
+    shared_connection_of(client).close(lambda: ConnectionError("broken"))
     value[:] = b"behind"
 
     assert await call
@@ -452,9 +463,9 @@ async def test_retired_connection_closes_when_its_last_caller_is_cancelled(serve
     pool = make_pool(server.url, socket_timeout=socket_timeout)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    line = line_of(client)
+    shared = shared_connection_of(client)
     async with frozen_with(server, client.ping()) as calls:
-        line.retire()
-        assert not line.closing.done()
+        shared.retire()
+        assert not shared.closing.done()
         calls[0].cancel()
-        await until(line.closing.done)
+        await until(shared.closing.done)

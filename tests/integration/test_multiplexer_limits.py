@@ -13,9 +13,16 @@ from pathlib import Path
 
 import pytest
 import redis
-from redis._parsers import Encoder, _AsyncRESP3Parser
 from redis.asyncio import Connection
+from redis.asyncio.connection import Encoder
 from redis.maint_notifications import MaintNotificationsConfig
+from support.internals import (
+    ATTRIBUTES_OF_SHAREABLE_CONNECTION,
+    PYTHON_PARSER,
+    bulk_connection_of,
+    call_counts_of,
+    shared_connection_of,
+)
 from support.sharing import begun, client_of, connections, frozen, until_answered
 
 from aioredis_monitored import (
@@ -49,7 +56,7 @@ async def test_inflight_calls_are_bounded_and_queued_calls_are_sent_in_order(
         in_flight = multiplexer.in_flight()
         assert count == in_flight + multiplexer.queued()
         assert (1000 if not value else inflight.MAX_BYTES // len(VALUE)) - 1 <= in_flight <= 1000
-        assert multiplexer._main.connection.inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
+        assert shared_connection_of(client).inflight.size < inflight.MAX_BYTES + len(VALUE) + 100
 
     assert list(range(1, count + 1)) == await asyncio.gather(*calls)
     assert [b"%05d" % number for number in range(count)] == [item[:5] for item in await client.lrange("list", 0, -1)]
@@ -146,14 +153,13 @@ async def test_large_reply_moves_the_next_call_for_its_key_to_the_bulk_connectio
     client = client_of(make_pool, server.url)
     inspector.set("large", LARGE)
     inspector.set("small", VALUE)
-    multiplexer = client.connection_pool.multiplexer
     for key in ("small", "small", "large"):
         await client.get(key)
     assert 1 == len(connections(inspector))
 
     async with frozen(server):
         calls = await begun(client.get("large"), client.get("small"), client.mget("large"))
-        assert [1, 2] == [lane.in_flight() + len(lane.queued) for lane in (multiplexer._bulk, multiplexer._main)]
+        assert {"bulk": 1, "main": 2} == call_counts_of(client)
 
     assert [len(LARGE), len(VALUE)] == [len(value) for value in (await asyncio.gather(*calls))[:2]]
     assert 2 == len(connections(inspector))
@@ -171,7 +177,7 @@ async def test_large_values_use_the_main_connection_when_the_server_refuses_a_se
 
         admin.config_set("maxclients", 20)
         assert await client.set("key", LARGE)
-        assert client.connection_pool.multiplexer._bulk.connection is not None
+        assert bulk_connection_of(client) is not None
 
 
 @pytest.mark.parametrize(("most", "expected"), [(2, 1), (3, 2)])
@@ -348,7 +354,7 @@ class OwnReading(Connection):
     [
         {"connection_class": OwnEncoder},
         {"connection_class": OwnReading},
-        {"parser_class": _AsyncRESP3Parser},
+        {"parser_class": PYTHON_PARSER},
         {"protocol": 3, "maint_notifications_config": MaintNotificationsConfig(enabled="auto")},
     ],
     ids=["encoder", "reading", "parser", "notifications"],
@@ -361,7 +367,7 @@ async def test_connection_with_custom_parts_is_not_multiplexed(make_pool, server
     assert [True, b"value"] == [await client.set("key", "value"), await client.get("key")]
 
 
-@pytest.mark.parametrize("attribute", ["_writer", "_parser"])
+@pytest.mark.parametrize("attribute", ATTRIBUTES_OF_SHAREABLE_CONNECTION)
 def test_connection_without_redis_py_private_attributes_is_not_multiplexed(attribute):
     connection = with_safe_send(Connection())
     assert supports_multiplexing(connection)

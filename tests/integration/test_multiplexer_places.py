@@ -7,7 +7,8 @@ import pytest
 from redis.auth.token import SimpleToken
 from redis.credentials import CredentialProvider
 from redis.exceptions import RedisError
-from support.sharing import begun, client_of, frozen, line_of, until_answered
+from support.internals import is_reserved_slot_free, reserved_waiters_of, shared_connection_of, waiters_of
+from support.sharing import begun, client_of, frozen, until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError, PoolExhaustedError
 
@@ -17,7 +18,7 @@ TOKEN = SimpleToken("secret", 2e12, 0, {"oid": "renewed"})
 
 def places(pool):
     """Return how many connections are acquired, and how many reserved slots are free."""
-    return len(pool._in_use_connections), int(pool._slots.is_reserved_slot_free())
+    return pool.stats().used, int(is_reserved_slot_free(pool))
 
 
 @pytest.mark.parametrize(("others", "before"), [(1, 1), (1, 0), (3, 3), (3, 2)])
@@ -32,7 +33,7 @@ async def test_slots_are_counted_once_while_a_retired_connection_is_still_open(
     proxy.silent = True
     stays = asyncio.ensure_future(client.get("key"))
     await until(lambda: pool.multiplexer.in_flight() == 1)
-    line_of(client).retire()
+    shared_connection_of(client).retire()
     proxy.silent = False
 
     further = [asyncio.ensure_future(client.blpop("list", timeout=1)) for _ in range(others)]
@@ -81,14 +82,14 @@ async def test_caller_cancelled_while_connecting_passes_its_slot_to_the_next(mak
 async def test_retired_connection_closes_when_only_its_internal_request_is_unanswered(make_pool, proxy, until):
     client = client_of(make_pool, proxy.url, socket_timeout=None, max_connections=2)
     await client.ping()
-    line = line_of(client)
+    shared = shared_connection_of(client)
     proxy.silent = True
     await client.connection_pool.re_auth_callback(TOKEN)
     call = asyncio.ensure_future(client.get("key"))
     await until(lambda: client.connection_pool.multiplexer.in_flight() == 2)
-    line.retire()
+    shared.retire()
     call.cancel()
-    await until(line.closing.done)
+    await until(shared.closing.done)
 
     assert (0, 1) == places(client.connection_pool)
 
@@ -98,17 +99,17 @@ async def test_retired_connection_checks_once_for_waiters_when_many_callers_are_
 ):
     client = client_of(make_pool, own_server.url, socket_timeout=None)
     await client.ping()
-    line, looks = line_of(client), []
-    real = line.inflight.has_waiters
-    monkeypatch.setattr(line.inflight, "has_waiters", lambda now: looks.append(now) or real(now))
+    shared, looks = shared_connection_of(client), []
+    real = shared.inflight.has_waiters
+    monkeypatch.setattr(shared.inflight, "has_waiters", lambda now: looks.append(now) or real(now))
     async with frozen(own_server):
         calls = await begun(*(client.get("key") for _ in range(1000)))
-        line.retire()
+        shared.retire()
         for call in calls:
             call.cancel()
         await asyncio.wait(calls)
 
-        assert line.closing.done()
+        assert shared.closing.done()
         assert len(looks) < 5
 
 
@@ -156,7 +157,7 @@ async def test_dedicated_client_releases_its_connection_when_cancelled_at_any_ti
     using.cancel()
     await asyncio.wait([using])
 
-    await until(lambda: not client.connection_pool._in_use_connections)
+    await until(lambda: not client.connection_pool.stats().used)
 
 
 async def test_call_raises_pool_closed_error_when_pool_closes_before_writing(make_pool, server):
@@ -185,14 +186,14 @@ async def retired_with_pending_reply(client, proxy, inspector, until):
     proxy.silent = True
     late = asyncio.ensure_future(client.get("key"))
     await until(lambda: pool.multiplexer.in_flight() == 1)
-    line = line_of(client)
-    line.retire()
+    shared = shared_connection_of(client)
+    shared.retire()
     successor = asyncio.ensure_future(client.get("key"))
-    await until(lambda: len(pool._slots.reserved_waiters) == 1)
+    await until(lambda: len(reserved_waiters_of(pool)) == 1)
     yield blocked, late, successor
     await asyncio.wait([late, successor])
     proxy.silent = False
-    await until(line.closing.done)
+    await until(shared.closing.done)
 
 
 async def test_reserved_slot_is_kept_again_when_the_successor_is_cancelled(make_pool, proxy, inspector, until):
@@ -214,7 +215,7 @@ async def test_reserved_slot_is_kept_in_any_order_of_cancellation(make_pool, pro
     pool = client.connection_pool
     async with retired_with_pending_reply(client, proxy, inspector, until) as (blocked, late, successor):
         own = asyncio.ensure_future(client.blpop("list", timeout=0))
-        await until(lambda: len(pool._slots.waiters) == 1)
+        await until(lambda: len(waiters_of(pool)) == 1)
         late.cancel()
         for _ in range(ticks):
             await asyncio.sleep(0)
@@ -248,12 +249,12 @@ async def test_reserved_slot_survives_acquiring_the_retired_connection_again(mak
     client = client_of(make_pool, server.url, max_connections=2, timeout=0.1)
     pool = client.connection_pool
     await client.ping()
-    line = line_of(client)
-    line.retire()
-    await until(line.closing.done)
+    shared = shared_connection_of(client)
+    shared.retire()
+    await until(shared.closing.done)
     borrowed = await pool.get_connection()
 
-    assert borrowed is line.connection
+    assert borrowed is shared.connection
     assert (1, 1) == places(pool)
     with pytest.raises(PoolExhaustedError):
         await pool.get_connection()

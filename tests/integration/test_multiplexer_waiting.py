@@ -4,6 +4,7 @@ import asyncio
 from collections import Counter
 
 import pytest
+from support.internals import idle_connections_of, large_keys_of, remember_large
 
 from aioredis_monitored import MonitoredRedisConnection, PoolClosedError
 from aioredis_monitored._multiplexer import CommandFuture
@@ -82,7 +83,7 @@ async def test_released_connection_is_closed_when_new_credentials_are_refused(po
     await pool.release(connection)
 
     assert not connection.is_connected
-    assert Counter(used=0, idle=1) == Counter(used=len(pool._in_use_connections), idle=len(pool._available_connections))
+    assert Counter(used=0, idle=1) == Counter(used=pool.stats().used, idle=len(idle_connections_of(pool)))
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
@@ -106,7 +107,7 @@ async def test_connection_attempt_that_outlives_its_callers_is_not_shared(make_p
         assert await client.ping() is True
         await asyncio.wait([left])
         assert await client.ping() is True
-        assert len(pool._in_use_connections) == 1
+        assert pool.stats().used == 1
         await pool.aclose()
 
 
@@ -159,11 +160,10 @@ async def test_response_callback_timeout_error_is_not_taken_for_the_deadline(mak
 
 async def test_multiplexer_remembers_a_bounded_number_of_large_keys(client):
     await client.ping()
-    multiplexer = client.connection_pool.multiplexer
     for number in range(2000):
         call = CommandFuture(loop=asyncio.get_running_loop())
         call.args = ("GET", str(number))
-        multiplexer._remember_large(call)
+        remember_large(client, call)
 
-    assert 1024 == len(multiplexer._large_keys)
-    assert ("GET", "1999") in multiplexer._large_keys
+    assert 1024 == len(large_keys_of(client))
+    assert ("GET", "1999") in large_keys_of(client)

@@ -8,6 +8,7 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 import uvloop
+from support.internals import acquired_connections_of, idle_connections_of, unread_bytes_of
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -150,9 +151,9 @@ async def test_pool_waiters_fail_although_the_pool_reopens_immediately(make_pool
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
     await until(lambda: pool.stats().pending == 3)
-    lent = pool._in_use_connections
+    acquired = acquired_connections_of(pool)
     closing = asyncio.create_task(pool.aclose())
-    while pool._in_use_connections is lent:
+    while acquired_connections_of(pool) is acquired:
         await asyncio.sleep(0)
     async with pool:
         taken = await pool.get_connection()
@@ -210,7 +211,7 @@ async def test_acquire_raises_pool_closed_error_when_pool_closes_while_connectin
     pool = make_pool(own_server.url)
     own_server.freeze()
     connecting = asyncio.create_task(pool.get_connection())
-    await until(lambda: any(c.is_connected for c in pool._in_use_connections))
+    await until(lambda: any(c.is_connected for c in acquired_connections_of(pool)))
     await pool.aclose()
     own_server.thaw()
 
@@ -324,7 +325,7 @@ def test_pool_can_be_closed_from_another_event_loop_after_the_first_ended(server
 
     asyncio.run(pool.aclose())
 
-    assert 0 == sum(c.is_connected for c in pool._available_connections)
+    assert 0 == sum(c.is_connected for c in idle_connections_of(pool))
 
 
 @pytest.mark.parametrize("while_running", [True, False])
@@ -439,7 +440,7 @@ async def test_pool_discards_a_released_connection_with_an_unread_reply(make_poo
     await client.set("key", "value")
     connection = await pool.get_connection()
     await connection.send_command("ECHO", "not yours")
-    await until(lambda: connection._reader._buffer)
+    await until(lambda: unread_bytes_of(connection))
     await pool.release(connection)
 
     assert b"value" == await client.get("key")

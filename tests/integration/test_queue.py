@@ -8,7 +8,6 @@ import redis.asyncio
 import redis.exceptions
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TimedOutError
-from aioredis_monitored.queue import queue as queue_module
 
 
 @pytest.fixture
@@ -41,7 +40,7 @@ async def test_get_with_timeout_0_returns_immediately(queue, telemetry):
 
 async def test_get_rounds_timeout_up_to_whole_seconds(queue, telemetry, monkeypatch):
     waits = []
-    monkeypatch.setattr(queue_module.MonitoredRedisConnection, "execute_command", _record(waits))
+    monkeypatch.setattr(MonitoredRedisConnection, "execute_command", _record(waits))
     for timeout in (0.001, 1, 1.0, 1.001, None):
         with pytest.raises(TimedOutError):
             await queue.get(timeout)

@@ -7,6 +7,7 @@ from collections import Counter
 
 import pytest
 import redis.asyncio
+from support.internals import BLOCKING_COROUTINE, SETTLING_COROUTINES, awaited_future_of
 from support.sharing import UNRECORDED, begun, frozen, until_blocked
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
@@ -29,12 +30,12 @@ def moment_of(task):
     while hasattr(waits_in, "cr_await"):
         names.append(waits_in.cr_code.co_name)
         waits_in = waits_in.cr_await
-    waits_for = task._fut_waiter
-    if {"_settle", "settled"} & set(names):
+    waits_for = awaited_future_of(task)
+    if SETTLING_COROUTINES & set(names):
         return "settling"
     if isinstance(waits_for, CommandFuture):
         return "LPOP read" if waits_for.done() else "LPOP pending"
-    return "BLPOP" if "_read_replies" in names else "elsewhere"
+    return "BLPOP" if BLOCKING_COROUTINE in names else "elsewhere"
 
 
 class Storm:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 from support.consuming import blocked, hold_and_die
+from support.internals import renewer_of
 from support.sharing import UNRECORDED, begun
 
 from aioredis_monitored import MessageQueue
@@ -42,7 +43,7 @@ async def test_queue_with_hash_tag_shares_no_keys_with_the_one_without(make_pool
     assert [[b"dead"], [], 0] == [await plain.dead(), await tagged.dead(), await tagged.requeue_dead()]
 
     async with plain.take(0):
-        plain._leases._renewer.stop()
+        renewer_of(plain).stop()
         (consumer,) = inspector.zrange("{a}:c", 0, -1)
         inspector.zadd("{a}:c", {consumer: 0})
         (waiting,) = await begun(_take_one(tagged))

@@ -9,6 +9,7 @@ import pytest
 import redis.asyncio
 from redis.crc import key_slot
 from support.consuming import POISON, blocked, consumer, held, hold_and_die, living
+from support.internals import renewal_task_of, renewal_timer_of
 from support.sharing import UNRECORDED, begun
 
 from aioredis_monitored import (
@@ -255,15 +256,14 @@ async def test_queue_requeues_held_messages_on_aclose(queue, inspector):
 
 
 async def test_lease_renewal_stops_on_aclose(queue, until):
-    keeper = queue._leases._renewer
     await queue.put(b"message")
     for is_keeping in (True, False):
         async with queue:
             async with queue.take():
-                await until(lambda is_keeping=is_keeping: is_keeping is (keeper._task is not None))
+                await until(lambda is_keeping=is_keeping: is_keeping is (renewal_task_of(queue) is not None))
             await queue.put(b"message")
 
-        assert [None, None] == [keeper._timer, keeper._task]
+        assert [None, None] == [renewal_timer_of(queue), renewal_task_of(queue)]
 
 
 @pytest.mark.slow

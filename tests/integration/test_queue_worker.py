@@ -11,10 +11,10 @@ import pytest
 import redis.asyncio
 import redis.exceptions
 from support.consuming import blocked, held
+from support.internals import is_worker_loop, set_failure_backoff
 from support.sharing import UNRECORDED, begun, client_of, connections
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
-from aioredis_monitored.queue import worker as worker_module
 
 
 @pytest.fixture
@@ -216,7 +216,7 @@ async def test_worker_is_cancelled_when_its_loops_are_cancelled(queue, consume, 
     worker = consume(queue, handler, concurrency=2)
     await until(lambda: len(handler.begun) == 2)
     for task in asyncio.all_tasks():
-        if "Worker._loop" in task.get_coro().__qualname__:
+        if is_worker_loop(task):
             task.cancel()
     await asyncio.wait([worker])
 
@@ -241,7 +241,7 @@ async def test_cancelled_worker_ends_immediately_during_failure_backoff(queue, c
         failed.append(message)
         raise ValueError(message)
 
-    monkeypatch.setattr(worker_module, "_failure_backoff", lambda _: 600.0)
+    set_failure_backoff(monkeypatch, lambda _: 600.0)
     await queue.put(b"message")
     worker = consume(queue, fail, concurrency=1)
     await until(lambda: failed)

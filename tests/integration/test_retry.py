@@ -12,8 +12,8 @@ from itertools import count
 import pytest
 import redis
 from redis import exceptions as errors
+from support.internals import idle_connections_of, pretend_idle, redirect, redirect_nowhere, shared_connection_of
 from support.scripted import scripted
-from support.sharing import line_of
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import RedisServer
@@ -192,7 +192,7 @@ async def test_wrong_password_is_attempted_once(make_pool, multiplex):
 @WITH_AND_WITHOUT_MULTIPLEXING
 async def test_retries_0_makes_one_attempt(make_pool, proxy, multiplex):
     client = client_of(make_pool, proxy.url, retries=0, multiplex=multiplex)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
 
     for call in (client.get, client.incr, lambda key: client.pipeline().get(key).execute()):
         with pytest.raises(redis.ConnectionError):
@@ -210,7 +210,7 @@ async def test_idle_connection_closed_by_the_server_costs_no_attempt(make_pool, 
         inspector.client_kill_filter(_id=identity)
         if multiplex:
             # A connection that was used a moment ago is not checked.
-            line_of(client)._last_active -= 1
+            pretend_idle(shared_connection_of(client), 1)
         if is_seen:
             await asyncio.sleep(0)
         assert number + 1 == await client.incr("key")
@@ -218,7 +218,7 @@ async def test_idle_connection_closed_by_the_server_costs_no_attempt(make_pool, 
 
 async def test_retries_bound_attempts_without_socket_timeout(make_pool, proxy):
     client = client_of(make_pool, proxy.url, socket_timeout=None, retries=3, retry_backoff=0.001)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
 
     with pytest.raises(redis.ConnectionError):
         await client.incr("key")
@@ -325,10 +325,11 @@ async def test_write_unsent_at_the_deadline_raises_connection_error_and_not_time
     # The longer the pause, the earlier the call's deadline comes before the read's in its second attempt.
     options = {"socket_timeout": 1.5, "socket_connect_timeout": 600, "retry_backoff": 0.5}
     client = client_of(make_pool, proxy.url, multiplex=multiplex, **options)
-    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    upstream = redirect_nowhere(proxy)
     call = asyncio.ensure_future(client.incr("key"))
     await until(lambda: proxy.accepted == 1)
-    proxy.silent, proxy._upstream = True, upstream
+    proxy.silent = True
+    redirect(proxy, *upstream)
 
     async with asyncio.timeout(20):
         with pytest.raises(redis.ConnectionError):
@@ -347,11 +348,11 @@ async def test_unanswered_batch_raises_timeout_error_and_not_its_earlier_failure
         await is_over.wait()
 
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=1.5)
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     call = asyncio.ensure_future(client.pipeline().incr("key").execute())
     await until(lambda: proxy.accepted == 1)
     async with scripted(answered) as port:
-        proxy._upstream = ("127.0.0.1", port)
+        redirect(proxy, "127.0.0.1", port)
         with pytest.raises(redis.TimeoutError, match=r"^no reply in 1\.5 s$|^Timeout reading from "):
             await call
         is_over.set()
@@ -414,7 +415,7 @@ async def test_himport_set_reply_is_parsed_once(make_pool, multiplex):
 async def test_write_is_sent_once_when_its_health_check_fails(make_pool, proxy, inspector):
     client = client_of(make_pool, proxy.url, multiplex=False, health_check_interval=1)
     assert 1 == await client.incr("key")
-    [connection] = client.connection_pool._available_connections
+    [connection] = idle_connections_of(client.connection_pool)
     connection.next_health_check -= 2
     proxy.cut_replies = 1
 
@@ -452,10 +453,10 @@ async def test_waiting_for_a_slot_until_the_deadline_does_not_mark_server_unreac
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
     # Long enough for the others to take its slot.
     monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: 1.0)
-    upstream, proxy._upstream = proxy._upstream, ("127.0.0.1", 1)
+    upstream = redirect_nowhere(proxy)
     call = asyncio.ensure_future(client.client_setname("name"))
-    await until(lambda: proxy.accepted == 1 and not client.connection_pool._in_use_connections)
-    proxy._upstream = upstream
+    await until(lambda: proxy.accepted == 1 and not client.connection_pool.stats().used)
+    redirect(proxy, *upstream)
     blocked = [asyncio.ensure_future(client.blpop("list", timeout=0)) for _ in range(1 if multiplex else 2)]
     await until(lambda: inspector.info("clients")["blocked_clients"] == len(blocked))
 
@@ -484,7 +485,7 @@ async def test_server_that_resets_while_connecting_raises_redis_py_connection_er
 
 async def test_retries_and_backoff_are_read_from_configuration(proxy):
     config = {"redis.url": proxy.url, "redis.retries": "2", "redis.retry_backoff": "1 ms", "redis.multiplex": "false"}
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     async with pool_from_config(config) as pool:
         assert pool.multiplexer is None
         with pytest.raises(redis.ConnectionError):

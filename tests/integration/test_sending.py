@@ -10,6 +10,7 @@ import redis.asyncio
 import redis.exceptions
 from redis.asyncio.connection import AbstractConnection
 from support.consuming import blocked
+from support.internals import replace_write
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection
@@ -198,7 +199,7 @@ async def test_slow_write_raises_timeout_error(server, monkeypatch):
     await connection.connect()
     connection.socket_timeout = 0.01
     # On Python 3.12 and 3.13, asyncio's transports accept any number of lines without a pause.
-    monkeypatch.setattr(connection, "_send_packed_command", lambda _: asyncio.sleep(600))
+    replace_write(monkeypatch, connection, lambda _: asyncio.sleep(600))
     with pytest.raises(redis.exceptions.TimeoutError, match="Timeout writing to socket"):
         await connection.send_packed_command("x")
     assert not connection.is_connected

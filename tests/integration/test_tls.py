@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import redis
 import trustme
+from support.internals import forwarding_tasks_of
 from support.sharing import warnings_of_forgetting
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
@@ -217,7 +218,7 @@ def tls_url(server, identity):
             started.set_result((proxy.url, asyncio.get_running_loop(), stop))
             await stop.wait()
             async with asyncio.timeout(DEADLINE):
-                await asyncio.gather(*proxy._tasks)
+                await asyncio.gather(*forwarding_tasks_of(proxy))
 
     thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()

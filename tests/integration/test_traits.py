@@ -5,10 +5,10 @@ import contextlib
 
 import pytest
 import redis
+from support.internals import ALTERS_CONNECTION, OUT_OF_BAND, RETRY_SAFE, RUNS_CODE
 from support.sharing import until_answered
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored._commands import traits
 from aioredis_monitored.testing import RedisServer
 
 # Fields of a connection that depend only on its past.
@@ -175,7 +175,7 @@ def is_unknown_here(name, reply):
 
 
 def test_evidence_covers_every_altering_command():
-    assert EVIDENCE.keys() == traits._ALTERS_CONNECTION
+    assert EVIDENCE.keys() == ALTERS_CONNECTION
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
@@ -243,7 +243,7 @@ async def test_shutdown_returns_and_later_calls_raise_connection_error(make_pool
         await client.get("key")
 
 
-@pytest.mark.parametrize("name", sorted(traits._RETRY_SAFE))
+@pytest.mark.parametrize("name", sorted(RETRY_SAFE))
 def test_retry_safe_command_leaves_no_trace_when_repeated(scratch, raw, name):
     connection, inspector = raw(scratch), redis.Redis.from_url(scratch.url, decode_responses=True)
     with contextlib.closing(inspector):
@@ -260,7 +260,7 @@ def test_retry_safe_command_leaves_no_trace_when_repeated(scratch, raw, name):
         assert before == (state(inspector, identity), ask(connection, "DEBUG", "DIGEST"), inspector.dbsize())
 
 
-@pytest.mark.parametrize("name", sorted(traits._RUNS_CODE))
+@pytest.mark.parametrize("name", sorted(RUNS_CODE))
 def test_code_that_returns_an_error_may_have_written_unless_read_only(raw, interpreter, name):
     connection = raw(interpreter)
     write = "redis.call('INCR', 'written')"
@@ -287,7 +287,7 @@ async def test_out_of_band_command_overtakes_the_calls_that_wait_for_it(make_poo
         "SCRIPT KILL": (client.eval, "while true do end", 0),
         "FUNCTION KILL": (client.fcall, "f", 0),
     }
-    assert endings.keys() == traits._OUT_OF_BAND
+    assert endings.keys() == OUT_OF_BAND
 
     for name, (begin, *arguments) in endings.items():
         calls = [asyncio.ensure_future(call) for call in (begin(*arguments), client.set("key", name))]

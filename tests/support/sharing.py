@@ -40,10 +40,6 @@ def connections(inspector):
     return {int(info["id"]) for info in inspector.client_list() if info["name"] == "tested"}
 
 
-def line_of(client):
-    return client.connection_pool.multiplexer._main.connection
-
-
 @asynccontextmanager
 async def frozen(server):
     """Freeze the server while the block runs."""

@@ -311,7 +311,7 @@ class Consumers:
     async def get(self, client):
         queue = MessageQueue("get", client)
         while not self.are_over:
-            message = await self.load.call("get", _or_nothing(queue.get(1)))
+            message = await self.load.call("get", or_nothing(queue.get(1)))
             if message is FAILED:
                 self.failed_gets += 1
                 await self.load.think()
@@ -321,7 +321,7 @@ class Consumers:
     async def take(self, client):
         async with MessageQueue("take", client, lease=LEASE) as queue:
             while not self.are_over:
-                if await self.load.call("take", _or_nothing(self._take_one(queue))) is FAILED:
+                if await self.load.call("take", or_nothing(self._take_one(queue))) is FAILED:
                     await self.load.think()
 
     async def _take_one(self, queue):
@@ -341,7 +341,7 @@ class Consumers:
         return not any(ledger.lost() for ledger in self.load.ledgers.values())
 
 
-async def _or_nothing(call):
+async def or_nothing(call):
     try:
         return await call
     except TimedOutError:
@@ -410,16 +410,16 @@ class Subscriber:
     async def _listen(self, pubsub):
         await pubsub.psubscribe(f"{self.channel}*")
         async for message in pubsub.listen():
-            self._hear(message)
+            self.hear(message)
 
     async def _poll(self, pubsub):
         await pubsub.subscribe(self.channel)
         while True:
             message = await pubsub.get_message(timeout=1)
             if message is not None:
-                self._hear(message)
+                self.hear(message)
 
-    def _hear(self, message):
+    def hear(self, message):
         self.count += 1
         channel, publisher, *place = message["data"].decode().split()
         self.load.expect(self.channel, channel, "channel")

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 import redis.asyncio
-import redis.asyncio.observability.recorder
-import redis.observability.recorder
 from opentelemetry import trace
 from redis.asyncio.client import Pipeline
 from redis.asyncio.retry import Retry
@@ -21,10 +19,17 @@ from redis.exceptions import ResponseError, WatchError
 from redis.observability import OTelConfig, get_observability_instance, reset_observability_instance
 from redis.observability.config import MetricGroup
 from redis.observability.metrics import RedisMetricsCollector
+from support.internals import (
+    NATIVE_METRICS_WARNING,
+    forget_native_metrics_warning,
+    original_of,
+    set_blocking_native_metrics,
+    set_native_metrics,
+    set_tracer_provider,
+)
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored._telemetry import coexistence as foreign
-from aioredis_monitored._telemetry import coexistence as native
+from aioredis_monitored._telemetry import coexistence
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server
 
@@ -117,7 +122,7 @@ def test_native_metrics_add_no_second_point_and_warn_once(report, tool, tracer, 
 
     # redis-py's two points are of its blocking client, which has counted the connections.
     assert {"aioredis_monitored": ours, "redis-py": 2} == found["points"]
-    assert [native._NATIVE_METRICS_WARNING] == found["logged"]
+    assert [NATIVE_METRICS_WARNING] == found["logged"]
 
 
 @pytest.fixture
@@ -225,7 +230,7 @@ async def test_patched_method_sees_no_call_while_own_tracer_records(client, repl
 async def test_native_metrics_are_suppressed_for_calls_of_patched_method(server, replaced, monkeypatch, telemetry):
     config = OTelConfig(metric_groups=[MetricGroup.COMMAND])
     collector = RedisMetricsCollector(telemetry.meter_provider.get_meter("redis-py"), config)
-    monkeypatch.setattr(redis.asyncio.observability.recorder, "_async_metrics_collector", collector)
+    set_native_metrics(monkeypatch, collector)
     async with (
         MonitoredRedisConnection.from_url(server.url, meter_provider=telemetry.meter_provider) as client,
         client.client() as single,
@@ -247,7 +252,7 @@ async def test_native_metrics_are_suppressed_for_calls_of_patched_method(server,
 async def test_native_metrics_count_publish_with_propagation_as_any_publish(server, monkeypatch, telemetry, publish):
     config = OTelConfig(metric_groups=[MetricGroup.PUBSUB])
     collector = RedisMetricsCollector(telemetry.meter_provider.get_meter("redis-py"), config)
-    monkeypatch.setattr(redis.observability.recorder, "_metrics_collector", collector)
+    set_blocking_native_metrics(monkeypatch, collector)
     async with (
         MonitoredRedisConnection.from_url(server.url) as client,
         redis.asyncio.Redis.from_url(server.url) as other,
@@ -290,17 +295,21 @@ async def test_plain_pool_keeps_its_retry_policy(proxy):
 
 
 def test_patch_point_distinguishes_original_from_patched_method(replaced):
-    methods = {foreign.EXECUTE_COMMAND.original, foreign.EXECUTE.original, foreign.EXECUTE_IMMEDIATELY.original}
+    methods = {
+        coexistence.EXECUTE_COMMAND.original,
+        coexistence.EXECUTE.original,
+        coexistence.EXECUTE_IMMEDIATELY.original,
+    }
 
     assert {"execute_command", "execute", "immediate_execute_command"} == {method.__name__ for method in methods}
-    assert foreign._original(redis.asyncio.Redis.execute_command) is None
+    assert original_of(redis.asyncio.Redis.execute_command) is None
 
 
 async def test_noop_provider_leaves_calls_to_patched_method(server, replaced, monkeypatch):
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    set_tracer_provider(monkeypatch, None)
     async with MonitoredRedisConnection.from_url(server.url) as client:
         # As the SDK does with OTEL_SDK_DISABLED.
-        monkeypatch.setattr(trace, "_TRACER_PROVIDER", trace.NoOpTracerProvider())
+        set_tracer_provider(monkeypatch, trace.NoOpTracerProvider())
         await client.get("key")
 
     assert [("GET", "key", None)] == outcomes(replaced)
@@ -311,7 +320,7 @@ async def test_noop_provider_leaves_calls_to_patched_method(server, replaced, mo
     [([MetricGroup.COMMAND, MetricGroup.CSC], 1), ([MetricGroup.CONNECTION_BASIC], 0), (None, 0)],
 )
 def test_native_metrics_warning_covers_command_metrics_only(monkeypatch, caplog, groups, expected):
-    monkeypatch.setattr(native, "_warned", [])
+    forget_native_metrics_warning(monkeypatch)
     if groups is not None:
         get_observability_instance().init(OTelConfig(metric_groups=groups))
     try:
@@ -321,6 +330,6 @@ def test_native_metrics_warning_covers_command_metrics_only(monkeypatch, caplog,
     finally:
         reset_observability_instance()
 
-    assert [native._NATIVE_METRICS_WARNING] * expected == [
+    assert [NATIVE_METRICS_WARNING] * expected == [
         record.message for record in caplog.records if record.name == "aioredis_monitored.telemetry"
     ]

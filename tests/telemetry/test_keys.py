@@ -1,10 +1,9 @@
 """Keys in telemetry: shown, hidden or as templates; and hot keys."""
 
 import pytest
-from support.internals import recorder_of
+from support.internals import cached_command_specs_of, forget_logged_failures, recorder_of
 
 from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
-from aioredis_monitored._telemetry import guard as trouble
 
 DURATION = "db.client.operation.duration"
 TEMPLATE = "aioredis_monitored.key.template"
@@ -61,7 +60,7 @@ async def test_key_template_is_attribute_of_hidden_key(make, telemetry):
 
 
 async def test_raising_key_template_hides_only_the_key(make, telemetry, monkeypatch, caplog):
-    monkeypatch.setattr(trouble, "_logged", set())
+    forget_logged_failures(monkeypatch)
 
     def broken(key):
         raise LookupError(key)
@@ -102,7 +101,7 @@ async def test_command_spec_cache_is_bounded(make, telemetry):
                 call.span_attributes["db.operation.name"],
                 call.span_attributes[TEMPLATE],
             )
-            assert len(recorder._specs) <= 2_000
+            assert len(cached_command_specs_of(recorder)) <= 2_000
 
     assert recorder.command_spec(("GET", "key:899")) is recorder.command_spec(("GET", "key:899"))
 

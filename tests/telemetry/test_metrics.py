@@ -9,10 +9,11 @@ import time
 import pytest
 import redis.exceptions
 from opentelemetry.sdk.metrics import MeterProvider
+from support.internals import set_lag_report_interval
 from support.sharing import begun, client_of, connections, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolExhaustedError, TelemetryOptions
-from aioredis_monitored._multiplexer import connection as lag
+from aioredis_monitored._multiplexer.connection import LoopLagMonitor
 from aioredis_monitored._telemetry.instruments import Instruments
 
 POOL = "db.client.connection.pool.name"
@@ -366,7 +367,7 @@ async def test_event_loop_lag_is_recorded_apart_from_operation_duration(make_poo
 
 
 async def test_event_loop_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
-    monkeypatch.setattr(lag, "_REPORT_INTERVAL_SECONDS", 0.0)
+    set_lag_report_interval(monkeypatch, 0.0)
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     for _ in range(20):
         await asyncio.gather(*(client.get("key") for _ in range(100)))
@@ -390,8 +391,8 @@ async def test_event_loop_lag_reports_are_limited_per_second(make_pool, server, 
 
 async def test_event_loop_lag_reports_maximum_since_previous_report(monkeypatch):
     now, reported = [100.0], []
-    monkeypatch.setattr(lag, "perf_counter", lambda: now[0])
-    measured = lag.LoopLagMonitor(lambda seconds: reported.append(seconds) is None)
+    monkeypatch.setattr("aioredis_monitored._multiplexer.connection.perf_counter", lambda: now[0])
+    measured = LoopLagMonitor(lambda seconds: reported.append(seconds) is None)
     for lagged, after in ((0.01, 0.0), (0.05, 0.0), (0.02, 0.2), (0.03, 0.2), (0.04, 0.2)):
         measured.start(now[0])
         now[0] += lagged

@@ -9,6 +9,7 @@ import pytest
 import redis.exceptions
 from opentelemetry import context
 from support import idle
+from support.internals import SUPPRESS_INSTRUMENTATION_KEY
 from support.sharing import begun, frozen
 
 from aioredis_monitored import ConfigurationError, MonitoredRedisConnection, TelemetryOptions
@@ -87,9 +88,7 @@ async def test_slow_only_keeps_slow_and_failed_spans(make_pool, own_server, tele
     assert {"SET": 1, "GET": 2, "LPUSH": 1} == points(telemetry)
 
 
-@pytest.mark.parametrize(
-    "key", ["suppress_instrumentation", context._SUPPRESS_INSTRUMENTATION_KEY], ids=["by name", "by key"]
-)
+@pytest.mark.parametrize("key", ["suppress_instrumentation", SUPPRESS_INSTRUMENTATION_KEY], ids=["by name", "by key"])
 async def test_suppressed_instrumentation_records_nothing(client, telemetry, key):
     token = context.attach(context.set_value(key, True))
     await client.get("key")

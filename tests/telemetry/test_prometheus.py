@@ -12,9 +12,10 @@ from pathlib import Path
 
 import httpx2
 import pytest
+from support.internals import BLOCKING_COMMANDS
 
 import aioredis_monitored
-from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import TABLE
 
 SUPPORT = Path(__file__).parents[1] / "support"
 DASHBOARDS = Path(aioredis_monitored.__file__).parent / "dashboards"
@@ -192,12 +193,12 @@ def test_alert_rules_pass_promtool_unit_tests(tmp_path):
 
 def test_latency_queries_exclude_exactly_blocking_commands():
     patterns = re.findall(r'db_operation_name!~\\?"([^"\\]+)\\?"', ALERTS + json.dumps(DASHBOARD))
-    names = {*traits.TABLE, *traits._BLOCKING}
+    names = {*TABLE, *BLOCKING_COMMANDS}
 
     assert 2 == len(patterns)
     for pattern in patterns:
         left_out = {name for name in names if re.fullmatch(pattern, name)}
-        assert set(traits._BLOCKING) == left_out
+        assert set(BLOCKING_COMMANDS) == left_out
         assert all(re.fullmatch(pattern, text) for name in left_out for text in (name.lower(), f"PIPELINE {name}"))
 
 

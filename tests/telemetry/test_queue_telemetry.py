@@ -2,7 +2,7 @@
 
 import asyncio
 import gc
-import sys
+import inspect
 
 import pytest
 import redis.asyncio
@@ -35,7 +35,7 @@ async def test_ack_reaches_executor_in_at_most_six_calls(queue, pool, monkeypatc
     send, hops = pool.multiplexer.send, []
 
     def record_frames(*args):
-        frame = sys._getframe(1)
+        frame = inspect.currentframe().f_back
         while frame.f_code.co_name != "__aexit__":
             hops.append(frame.f_code.co_filename)
             frame = frame.f_back

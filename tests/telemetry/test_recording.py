@@ -15,10 +15,11 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from redis.asyncio import Connection
+from support.internals import forget_logged_failures, set_real_instrument, set_tracer_provider
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored._redispy.sockets import is_readable
-from aioredis_monitored._telemetry import guard as trouble
+from aioredis_monitored._telemetry import guard
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored.testing import TelemetryCapture
@@ -279,23 +280,23 @@ async def test_raising_log_filter_does_not_affect_commands(client, telemetry, mo
     def refuse(record):
         raise error
 
-    monkeypatch.setattr(trouble, "_logged", set())
+    forget_logged_failures(monkeypatch)
     telemetry.tracer_provider.add_span_processor(Broken())
-    monkeypatch.setattr(trouble.LOGGER, "filters", [refuse])
+    monkeypatch.setattr(guard.LOGGER, "filters", [refuse])
     identity, *replies = await asyncio.gather(client.client_id(), client.incr("key"), client.incr("key"))
 
     assert [[1, 2], identity] == [replies, await client.client_id()]
 
 
 def test_recorder_follows_change_of_global_providers(monkeypatch, telemetry):
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
+    set_tracer_provider(monkeypatch, None)
     recorder = PoolRecorder(Server({}, None))
     assert [False, False, False] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
-    monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
+    set_tracer_provider(monkeypatch, telemetry.tracer_provider)
     assert [True, True, False] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
-    monkeypatch.setattr(recorder.instruments.operation_duration, "_real_instrument", object())
+    set_real_instrument(monkeypatch, recorder.instruments.operation_duration, object())
     assert [True, True, True] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
 

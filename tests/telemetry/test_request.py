@@ -14,6 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
+from support.internals import set_logger_provider
 
 from aioredis_monitored import (
     MonitoredConnectionPool,
@@ -160,7 +161,7 @@ async def test_raising_logger_does_not_affect_commands_and_request_span(make_poo
 
 
 async def test_repeated_commands_emit_no_log_event_to_global_provider(make_pool, server, tracer, logs, monkeypatch):
-    monkeypatch.setattr("opentelemetry._logs._internal._LOGGER_PROVIDER", logs.provider["logger_provider"])
+    set_logger_provider(monkeypatch, logs.provider["logger_provider"])
     pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=1))
     with tracer.start_as_current_span("request") as span:
         client = RedisContextFactory(pool).make_object_for_context("redis", span)

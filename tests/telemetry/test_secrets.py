@@ -13,6 +13,7 @@ import redis.exceptions
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from support.internals import BLOCKING_COMMANDS
 from support.sentences import Sentence
 
 from aioredis_monitored import (
@@ -22,7 +23,7 @@ from aioredis_monitored import (
     RedisConfig,
     RedisContextFactory,
 )
-from aioredis_monitored._commands.traits import _BLOCKING, counts_connection_writes
+from aioredis_monitored._commands.traits import counts_connection_writes
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import RedisServer, TelemetryCapture
 
@@ -139,8 +140,8 @@ class Fuzz:
 
     def _sentence(self, name, grammar, chance):
         def value_of(argument):
-            if name in _BLOCKING and argument["name"] in ("timeout", "milliseconds"):
-                return _BLOCKING[name][1] / 1000  # a millisecond
+            if name in BLOCKING_COMMANDS and argument["name"] in ("timeout", "milliseconds"):
+                return BLOCKING_COMMANDS[name][1] / 1000  # a millisecond
             if argument["name"] == SHOWN.get(name):
                 return "shown"
             # With valid numbers, MIGRATE would connect to the secret's address.

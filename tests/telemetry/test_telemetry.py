@@ -15,10 +15,10 @@ from opentelemetry.sdk.trace import SpanProcessor
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind, StatusCode
+from support.internals import forget_logged_failures
 from support.sharing import UNRECORDED, begun, frozen
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions, __version__
-from aioredis_monitored._telemetry import guard as trouble
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored.testing import FaultProxy, TelemetryCapture
 
@@ -419,7 +419,7 @@ async def outcomes(client):
 
 @pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd, Cancelling])
 async def test_raising_telemetry_does_not_change_results_and_errors(server, telemetry, processor, caplog, monkeypatch):
-    monkeypatch.setattr(trouble, "_logged", set())
+    forget_logged_failures(monkeypatch)
     telemetry.tracer_provider.add_span_processor(processor())
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         # The one intentional difference: the error texts of a pipeline hide values.

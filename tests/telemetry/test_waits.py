@@ -7,14 +7,14 @@ import pytest
 import redis
 import redis.exceptions
 from redis.asyncio.sentinel import Sentinel
-from support.sharing import begun, frozen, line_of, until_answered
+from support.internals import record_plain_pool, redirect, redirect_nowhere, shared_connection_of
+from support.sharing import begun, frozen, until_answered
 
 from aioredis_monitored import MonitoredRedisConnection, PoolExhaustedError
 from aioredis_monitored._multiplexer.connection import LARGE_BYTES
 from aioredis_monitored._multiplexer.inflight import MAX_BYTES
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
-from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.testing import RedisServer
 
 DURATION = "db.client.operation.duration"
@@ -168,10 +168,10 @@ async def test_unreachable_server_span_has_connect_but_no_wire_duration(make_poo
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_backoff_between_attempts_counts_as_wait(make_pool, proxy, server, telemetry, until, multiplex):
     pool = make_pool(proxy.url, multiplex=multiplex, retry_backoff=0.1)
-    proxy._upstream, upstream = ("127.0.0.1", 1), proxy._upstream
+    upstream = redirect_nowhere(proxy)
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
     await until(lambda: proxy.accepted)
-    proxy._upstream = upstream
+    redirect(proxy, *upstream)
     await call
 
     wait, connect, wire = times(telemetry.span("GET"))
@@ -184,7 +184,7 @@ async def test_command_cancelled_during_backoff_has_wait_duration(
     make_pool, proxy, telemetry, monkeypatch, until, hold, multiplex
 ):
     pool, paused = make_pool(proxy.url, multiplex=multiplex), []
-    proxy._upstream = ("127.0.0.1", 1)
+    redirect_nowhere(proxy)
     monkeypatch.setattr(pool.retry_policy, "next_delay", lambda *_, **__: paused.append(perf_counter()) or 60.0)
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
     await until(lambda: paused)
@@ -249,7 +249,7 @@ async def test_sentinel_pool_spans_have_address_of_master(server, telemetry):
     with RedisServer(*monitor) as watcher:
         sentinel = Sentinel([(watcher.host, watcher.port)])
         pool = sentinel.master_for("mymaster").connection_pool
-        _plain_recorders[pool] = PoolRecorder(server_of(pool), **telemetry.providers)
+        record_plain_pool(pool, PoolRecorder(server_of(pool), **telemetry.providers))
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.set("key", "value")
         await client.pipeline("named", transaction=False).get("key").get("key").execute()
@@ -328,7 +328,7 @@ async def test_requeued_commands_count_wait_once_after_connection_loss(make_pool
         make_pool,
         own_server,
         until,
-        lambda client: line_of(client).close(lambda: ConnectionError("cut")),
+        lambda client: shared_connection_of(client).close(lambda: ConnectionError("cut")),
         lambda client: client.mset({"key": bytes(size)}),
         lambda client: client.get("key"),
     )

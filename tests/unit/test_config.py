@@ -786,7 +786,7 @@ def test_validate_arguments_reports_all_problems_together():
 
 def test_option_table_defaults_equal_those_of_the_pool():
     pool = MonitoredConnectionPool(connection_class=SSLConnection)
-    connection, retry = pool._template, pool.get_retry()
+    connection, retry = pool.make_connection(), pool.get_retry()
     actual = {name: getattr(connection, name) for name in OPTIONS if hasattr(connection, name)}
     actual |= {"max_connections": pool.max_connections, "timeout": pool.timeout, "protocol": connection.protocol}
     actual |= {"multiplex": pool.multiplexer is not None, "retries": retry.get_retries()}
@@ -998,7 +998,7 @@ def test_pool_with_a_url_is_not_reported_as_misspelling(caplog):
 
 def test_config_without_options_keeps_redis_py_defaults():
     pool = pool_from_config({"redis.url": "rediss://localhost"})
-    connection = pool._template
+    connection = pool.make_connection()
 
     assert (0, None, None) == (connection.db, connection.client_name, connection.credential_provider)
     assert (None, None, False) == (connection.username, connection.password, pool.decodes_replies)

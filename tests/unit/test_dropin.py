@@ -20,7 +20,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from support.arguments import GIVEN, NOT_RETRIED
-from support.internals import recorder_of
+from support.internals import event_dispatcher_of, recorder_of
 
 from aioredis_monitored import ConfigurationError, MonitoredConnectionPool, MonitoredRedisConnection, pool_from_config
 from aioredis_monitored._telemetry.spans import server_of
@@ -73,7 +73,7 @@ def test_client_gives_each_redis_py_argument_the_same_meaning(name):
     assert theirs.auto_close_connection_pool is ours.auto_close_connection_pool
     assert theirs.single_connection_client is ours.single_connection_client
     if name == "event_dispatcher":
-        assert ours._event_dispatcher is GIVEN[name]
+        assert event_dispatcher_of(ours) is GIVEN[name]
 
 
 @pytest.mark.parametrize("empty", ["", b""], ids=["text", "bytes"])

@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.internals import set_max_reported_keys
 
 from aioredis_monitored._telemetry import hotkeys
 from aioredis_monitored._telemetry.hotkeys import HotKeys, SpaceSaving
@@ -93,7 +94,7 @@ def test_space_saving_bounds_size_and_error(items, most):
 
 
 def test_hot_key_gauge_bounds_the_number_of_keys(monkeypatch):
-    monkeypatch.setattr(hotkeys, "_MAX_REPORTED_KEYS", 100)
+    set_max_reported_keys(monkeypatch, 100)
     keys = HotKeys(1.0, None)
     reported = set()
     for number in range(120):

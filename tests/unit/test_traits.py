@@ -3,30 +3,39 @@
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.internals import (
+    ALTERS_CONNECTION,
+    BLOCKING_COMMANDS,
+    COUNTS_CONNECTION_WRITES,
+    MAY_BLOCK,
+    OUT_OF_BAND,
+    RETRY_SAFE,
+    RUNS_CODE,
+)
 
 from aioredis_monitored._commands import traits
 from aioredis_monitored._commands.table import TABLE
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 
-OVERLAYS = [
-    "_ALTERS_CONNECTION",
-    "_OUT_OF_BAND",
-    "_RETRY_SAFE",
-    "_RUNS_CODE",
-    "_MAY_BLOCK",
-    "_COUNTS_CONNECTION_WRITES",
-    "_BLOCKING",
-]
+OVERLAYS = {
+    "alters connection": ALTERS_CONNECTION,
+    "out of band": OUT_OF_BAND,
+    "retry-safe": RETRY_SAFE,
+    "runs code": RUNS_CODE,
+    "may block": MAY_BLOCK,
+    "counts connection writes": COUNTS_CONNECTION_WRITES,
+    "blocking": BLOCKING_COMMANDS,
+}
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS)
+@pytest.mark.parametrize("overlay", OVERLAYS.values(), ids=OVERLAYS.keys())
 def test_trait_overlay_names_only_commands_of_the_table(overlay):
-    assert set() == set(getattr(traits, overlay)) - TABLE.keys()
+    assert set() == set(overlay) - TABLE.keys()
 
 
 # No spelling of a command hides its traits.
 
-NAMES = sorted(traits._ALTERS_CONNECTION | traits._OUT_OF_BAND | (traits._BLOCKING.keys() - traits._MAY_BLOCK))
+NAMES = sorted(ALTERS_CONNECTION | OUT_OF_BAND | (BLOCKING_COMMANDS.keys() - MAY_BLOCK))
 ODD = st.one_of(
     st.text(max_size=8),
     st.binary(max_size=8),
