@@ -27,7 +27,7 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
-from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
+from aioredis_monitored._execution.routing import CommandExecutor, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
@@ -160,7 +160,7 @@ class MonitoredRedisPipeline(PipelineCommands):
                 traits_of_batch(()),
                 lambda connection: execute(connection, stack, raise_on_error),
                 self._operation,
-                0,
+                self._blocking_timeout(stack),
             )
             return replies
         finally:
@@ -220,25 +220,11 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _execute_batch(self, connection: Any, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        return await execute(connection, stack, raise_on_error)
-
-    async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_transaction(connection, commands, raise_on_error)
-        # Nothing blocks in a transaction.
-        self._pin.note_alterations(self.connection_pool, connection, [args for args, _ in commands])
+            return await execute(connection, stack, raise_on_error)
+        self._pin.note_alterations(self.connection_pool, connection, [args for args, _ in stack])
         async with self._disconnected_on_error(connection):
-            replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
-            return replies
-
-    async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
-        if isinstance(connection, PipelineAdapter):
-            return await super()._execute_pipeline(connection, commands, raise_on_error)
-        batch = [args for args, _ in commands]
-        self._pin.note_alterations(self.connection_pool, connection, batch)
-        async with extended_timeout(connection, batch), self._disconnected_on_error(connection):
-            replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
-            return replies
+            return await execute(connection, stack, raise_on_error)
 
     @asynccontextmanager
     async def _disconnected_on_error(self, connection: Any) -> AsyncIterator[None]:
