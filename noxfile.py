@@ -64,7 +64,8 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow tests: cancellation and kill storms, soak, chaos, long waits, Prometheus, benchmarks."""
     install(session, ["-e", ".[demo]"], "tests")
-    run_pytest(session, *IN_PARALLEL, "-m", "slow", *session.posargs)
+    # Six of them at a time may each take minutes, where two cores have more to do.
+    run_pytest(session, *IN_PARALLEL, "-m", "slow", "--timeout", "600", *session.posargs)
 
 
 @nox.session
@@ -98,11 +99,11 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Check the package's types with mypy, and its public types and the documents' examples with mypy and pyright."""
+    """Check the package with mypy, and its public types and the documents' examples with mypy and pyright, strictly."""
     install(session, ["-e", ".[demo]"], "typing")
     # The packages that the documents' examples import.
     session.install(
-        *tests_requirements("aiohttp", "fastapi", "litestar", "opentelemetry-instrumentation-redis", "pytest")
+        *tests_requirements("aiohttp", "fastapi", "httpx2", "litestar", "opentelemetry-instrumentation-redis", "pytest")
     )
     examples = Path(session.create_tmp()).resolve() / "examples"
     shutil.rmtree(examples, ignore_errors=True)

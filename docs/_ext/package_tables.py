@@ -30,12 +30,12 @@ _PREFIXES = ("aioredis_monitored.", "db.", "error.", "messaging.", "network.", "
 
 
 def metrics() -> list[Instrument | Gauge]:
-    """Return all metrics of a pool, sorted by name."""
+    """Return all metrics of a pool, by name."""
     return sorted((*INSTRUMENTS, *GAUGES), key=lambda metric: metric.name)
 
 
 def attribute_names() -> set[str]:
-    """Return the names of all attributes of spans and metrics."""
+    """Return the names of all attributes, of spans and of points."""
     constants = {
         value
         for module in (semconv, semconv_ext)
@@ -170,7 +170,7 @@ class ErrorReference(SphinxDirective):
 
 
 def errors() -> dict[str, type[Exception]]:
-    """Return the package's errors by name, without their base class."""
+    """Return the errors that are raised, by name."""
     public = {name: getattr(aioredis_monitored, name) for name in sorted(aioredis_monitored.__all__)}
     return {
         name: found

@@ -25,7 +25,7 @@ def public_names() -> dict[str, Any]:
 
 
 def _object_at(path: str) -> Any:
-    """Return the object with this dotted path.
+    """Return the object with that dotted path.
 
     Raises:
         LookupError: No such object exists.

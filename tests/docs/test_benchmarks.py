@@ -35,7 +35,7 @@ MOST = {
 
 
 @pytest.mark.slow
-def test_a_command_costs_no_more_calls_than_it_did(server):
+def test_command_stays_within_function_call_budget(server):
     counted = calls.calls_per_command(server.url, commands=COMMANDS)
 
     assert {} == {case: counted[case] for case, most in MOST.items() if counted[case] > most}
@@ -61,7 +61,7 @@ def at_128(client):
     return Cell(client, "get", MANY)
 
 
-def test_the_verdict_compares_in_the_right_direction():
+def test_verdict_compares_ratios_in_right_direction():
     run = Results(
         {
             at_128(BASE): result(10),
@@ -85,7 +85,7 @@ def test_the_verdict_compares_in_the_right_direction():
     assert "| … beyond the SDK's point | - | 4 µs: not measured |  |" in verdict({"recording": "failed: why"}, run)
 
 
-def test_throughput_and_cpu_are_of_the_undisturbed_slices():
+def test_throughput_and_cpu_use_undisturbed_slices():
     undisturbed = [(0, 1.0, 100, 1.0, 0.5), (0, 0.99 * MAX_PROBE_RATIO, 300, 1.0, 0.5)] * MIN_SLICES
     # They are faster and cheaper, which must not select them.
     disturbed = [(0, 1.01 * MAX_PROBE_RATIO, 9000, 0.1, 0.001), (1, 1.0, 9000, 0.1, 0.001)] * MIN_SLICES
@@ -95,7 +95,7 @@ def test_throughput_and_cpu_are_of_the_undisturbed_slices():
     assert (200, 2500, 2 * MIN_SLICES) == itemgetter("throughput", "cpu_us", "undisturbed")(figures)
 
 
-def test_where_the_machine_was_disturbed_the_quickest_slices_count_and_it_is_known():
+def test_disturbed_run_uses_quickest_slices_and_is_marked():
     clients = (BASE, "ours/no-sdk", "ours/metrics", "ours/everything", "ours/otlp")
     quick, slow, stolen, late, failed = map(at_128, clients)
     runs = {
@@ -113,7 +113,7 @@ def test_where_the_machine_was_disturbed_the_quickest_slices_count_and_it_is_kno
     assert 2 == results.figure(slow)
 
 
-def test_latencies_are_of_the_undisturbed_repeats_and_the_rest_of_all():
+def test_latencies_use_undisturbed_repeats_only():
     quick = [measured(probe_ms=1.0, p99_ms=p99, memory_mb=10) for p99 in (5, 6, 7, 8, 9)]
     slow = [measured(probe_ms=3.0, p99_ms=1, memory_mb=20)] * 4 + [measured(stolen=1, p99_ms=1, memory_mb=20)] * 4
 
@@ -121,7 +121,7 @@ def test_latencies_are_of_the_undisturbed_repeats_and_the_rest_of_all():
     assert (6, 20) == itemgetter("p99_ms", "memory_mb")(Result.of(slow + quick[:3], 1.0).figures)
 
 
-def test_a_repeat_that_failed_counts_for_nothing():
+def test_failed_repeat_contributes_no_figures():
     failed, broken = {"failed": "why"}, at_128("ours/otlp")
     run = Results({at_128(BASE): result(10), broken: Result.of([failed] * 2)})
 
@@ -145,7 +145,7 @@ ENOUGH = {"blpop": 100, "get": 250, "take": 100, "take_many": 300, "arq": 20, "S
 
 
 @pytest.mark.parametrize(
-    ("name", "throughput", "told"),
+    ("name", "throughput", "expected"),
     [
         ("get", 249, "get by redis-py's BLPOP"),
         ("take", 99, "take by redis-py's BLPOP, which acknowledges nothing"),
@@ -156,12 +156,12 @@ ENOUGH = {"blpop": 100, "get": 250, "take": 100, "take_many": 300, "arq": 20, "S
         ("streaQ", 26, "take by streaQ"),
     ],
 )
-def test_the_queues_verdict_tells_what_is_too_slow(name, throughput, told):
+def test_queue_verdict_names_missed_bound(name, throughput, expected):
     assert [] == missed(queues(**ENOUGH), is_part=False)
-    assert [told] == missed(queues(**{**ENOUGH, name: throughput}), is_part=False)
+    assert [expected] == missed(queues(**{**ENOUGH, name: throughput}), is_part=False)
 
 
-def test_the_queues_verdict_fails_for_what_was_not_measured_unless_only_a_part_was():
+def test_queue_verdict_fails_for_unmeasured_bound_in_full_run():
     part = queues(**{name: ENOUGH[name] for name in ENOUGH if name != "SAQ"})
 
     assert ["take by SAQ"] == missed(part, is_part=False)
@@ -170,7 +170,7 @@ def test_the_queues_verdict_fails_for_what_was_not_measured_unless_only_a_part_w
 
 
 @pytest.fixture
-def whole_run(monkeypatch, server, inspector):
+def run_benchmark(monkeypatch, server, inspector):
     """Run the queue's benchmark on given results, without measuring or writing."""
 
     def run(found, *arguments):
@@ -183,19 +183,21 @@ def whole_run(monkeypatch, server, inspector):
     return run
 
 
-def test_the_queues_benchmark_fails_when_a_bound_is_missed(whole_run, capsys):
-    whole_run(queues(**ENOUGH))
+def test_queue_benchmark_exits_when_bound_is_missed(run_benchmark, capsys):
+    run_benchmark(queues(**ENOUGH))
     assert "| take by SAQ | 5x | 4x: yes |  |" in capsys.readouterr().out
 
     with pytest.raises(SystemExit, match=r"^missed: get by redis-py's BLPOP$"):
-        whole_run(queues(**{**ENOUGH, "get": 249}))
+        run_benchmark(queues(**{**ENOUGH, "get": 249}))
 
 
-@pytest.mark.parametrize(("handled", "told"), [([1, 2, 2], "3 messages handled, 2 different, of 2 put"), ([1], "of 2")])
-def test_a_queue_that_repeats_or_loses_messages_has_no_figures(handled, told):
+@pytest.mark.parametrize(
+    ("handled", "expected"), [([1, 2, 2], "3 messages handled, 2 different, of 2 put"), ([1], "of 2")]
+)
+def test_queue_check_raises_on_repeated_or_lost_messages(handled, expected):
     check([2, 1], [b"1", b"2"])
 
-    with pytest.raises(RuntimeError, match=told):
+    with pytest.raises(RuntimeError, match=expected):
         check(handled, [b"1", b"2"])
 
 
@@ -212,7 +214,7 @@ def test_recording_benchmark_records_every_command():
 
 
 @pytest.mark.slow
-def test_the_queues_benchmark_measures(own_server, monkeypatch):
+def test_queue_benchmark_measures_every_kind_of_cell(own_server, monkeypatch):
     # The scripts import each other from their directory.
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     # Most slices are disturbed here, which does not matter: only the figures' presence is checked.

@@ -50,7 +50,7 @@ def run(path, module):
 
 
 @with_blocks("python")
-def test_every_python_example_runs(path, server, monkeypatch):
+def test_documentation_python_examples_run(path, server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", server.url)
     # Frameworks look up a function's module there, to resolve its annotations.
     module = ModuleType(f"documentation_{path.stem.replace('-', '_')}")
@@ -59,7 +59,7 @@ def test_every_python_example_runs(path, server, monkeypatch):
     assert run(path, module) == len(blocks(path, "python"))
 
 
-def test_every_code_block_has_a_language_that_is_checked_or_plain():
+def test_code_blocks_have_known_language():
     fences = {
         (name_of(path), language)
         for path in DOCUMENTS
@@ -71,13 +71,13 @@ def test_every_code_block_has_a_language_that_is_checked_or_plain():
 
 
 @with_blocks("yaml")
-def test_every_yaml_block_can_be_parsed(path):
+def test_documentation_yaml_blocks_parse(path):
     for text in blocks(path, "yaml"):
         assert all(document is not None for document in yaml.safe_load_all(text))
 
 
 @with_blocks("ini", "shell", "yaml")
-def test_every_environment_variable_is_a_key(path, caplog):
+def test_environment_variables_are_configuration_keys(path, caplog):
     text = "\n".join(text for language in ("ini", "shell", "yaml") for text in blocks(path, language))
     names = re.findall(r"^ *(?:export )?((?:SHOP_)?REDIS_[A-Z_]+)=", text, re.MULTILINE)
     names += re.findall(r"name: ((?:SHOP_)?REDIS_[A-Z_]+)$", text, re.MULTILINE)
@@ -90,7 +90,7 @@ def test_every_environment_variable_is_a_key(path, caplog):
     assert len(known) == len(set(names))
 
 
-def test_the_readme_has_at_most_150_lines():
+def test_readme_has_at_most_150_lines():
     assert len((ROOT / "README.md").read_text("utf-8").splitlines()) <= 150
 
 
@@ -98,14 +98,14 @@ def links(text):
     return re.findall(r"\]\(([^)]+)\)", text)
 
 
-def test_every_relative_link_of_the_readme_leads_to_a_file():
+def test_readme_relative_links_lead_to_files():
     relative = [link for link in links((ROOT / "README.md").read_text("utf-8")) if "://" not in link]
 
     assert relative
     assert [] == [link for link in relative if not (ROOT / link).is_file()]
 
 
-def test_a_package_index_shows_no_relative_links():
+def test_package_index_readme_has_no_relative_links():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     text = (ROOT / "README.md").read_text("utf-8")
     for substitution in project["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
@@ -114,7 +114,7 @@ def test_a_package_index_shows_no_relative_links():
     assert [] == [link for link in links(text) if not link.startswith("https://")]
 
 
-def test_every_alert_has_a_runbook():
+def test_alerts_have_runbook_section_and_url():
     alerts = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml").read_text("utf-8")
     rules = [rule for group in yaml.safe_load(alerts)["groups"] for rule in group["rules"]]
     runbook = (ROOT / "docs" / "observability" / "runbook.md").read_text("utf-8")
@@ -124,7 +124,7 @@ def test_every_alert_has_a_runbook():
     assert {base + rule["alert"].lower() for rule in rules} == {rule["annotations"]["runbook_url"] for rule in rules}
 
 
-def test_every_file_that_the_internals_name_exists():
+def test_files_named_in_architecture_page_exist():
     package = resources.files(aioredis_monitored)
     text = (ROOT / "docs" / "internals" / "architecture.md").read_text("utf-8")
     files = set(re.findall(r"`(\w+(?:/\w+)*\.py)`", text))

@@ -40,16 +40,12 @@ def examples(evaluate=None):
     return list(document.examples())
 
 
-def test_every_example_runs(server, monkeypatch):
+def test_readme_python_examples_run(server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", server.url)
     with asyncio.Runner() as runner:
         evaluated = [example.evaluate() for example in examples(evaluator(runner))]
 
     assert len(evaluated) >= 5
-
-
-def test_it_is_short():
-    assert len(README.read_text("utf-8").splitlines()) < 250
 
 
 RUNNER = """
@@ -92,7 +88,7 @@ def readme_app(server, tmp_path):
         assert process.wait(60) in {0, -15}
 
 
-def test_the_fastapi_block_shows_request_get_pipeline_and_lock(readme_app, server):
+def test_fastapi_example_records_spans_of_get_pipeline_and_lock(readme_app, server):
     url, path = readme_app
     # The socket is listening: the request waits until uvicorn accepts it.
     for count in (1, 2):
@@ -137,7 +133,7 @@ asyncio.run(work(handle_order))
 """
 
 
-def test_the_recipe_for_sigterm_ends_cleanly(server, inspector, tmp_path):
+def test_sigterm_recipe_drains_worker_and_exits_cleanly(server, inspector, tmp_path):
     (block,) = (example.parsed for example in examples() if "SIGTERM" in example.parsed)
     nodes = ast.parse(block).body
     # Without the top-level statements that come before the function.

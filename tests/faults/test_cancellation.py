@@ -28,7 +28,7 @@ async def cancelled(scope):
 
 
 @pytest.mark.parametrize("thread_local", [True, False])
-async def test_a_lock_is_released(make_client, server, inspector, thread_local):
+async def test_lock_is_released_when_cancel_scope_is_cancelled(make_client, server, inspector, thread_local):
     client = make_client(server.url)
     with anyio.CancelScope() as scope:
         async with client.lock("job", thread_local=thread_local):
@@ -39,7 +39,7 @@ async def test_a_lock_is_released(make_client, server, inspector, thread_local):
     assert not inspector.exists("job")
 
 
-async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_client, server, inspector, until):
+async def test_lock_acquire_returns_immediately_and_is_undone_when_cancelled(make_client, server, inspector, until):
     client = make_client(server.url)
     await client.ping()
     inspector.client_pause(600_000, all=False)
@@ -57,7 +57,7 @@ async def test_a_lock_that_is_being_acquired_is_left_at_once_and_undone(make_cli
     assert not inspector.exists("job")
 
 
-async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own_server, caplog, monkeypatch):
+async def test_failed_lock_release_does_not_hide_scope_cancellation(make_client, own_server, caplog, monkeypatch):
     monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with anyio.CancelScope() as scope, caplog.at_level(logging.WARNING):
@@ -71,7 +71,7 @@ async def test_a_release_that_fails_lets_the_cancellation_go_on(make_client, own
 
 @pytest.mark.parametrize("seconds", [600, None])
 @pytest.mark.parametrize("what", ["lock", "pipeline"])
-async def test_a_frozen_server_holds_up_no_scope(make_client, own_server, until, what, seconds):
+async def test_cancel_scope_exits_in_time_on_frozen_server(make_client, own_server, until, what, seconds):
     client = make_client(own_server.url, socket_timeout=seconds)
 
     async def work():
@@ -115,7 +115,7 @@ def queue(make_client, server):
     return MessageQueue("mail", make_client(server.url), lease=1)
 
 
-async def test_consume_drains(queue, inspector, until):
+async def test_consume_drains_when_cancel_scope_is_cancelled(queue, inspector, until):
     handler, tasks = Handler(), []
 
     async def consume():
@@ -138,7 +138,7 @@ async def test_consume_drains(queue, inspector, until):
     assert tasks[0].cancelling() < FEW
 
 
-async def test_cancelled_by_another_one_meanwhile_consume_cancels_its_handlers(queue, inspector, until):
+async def test_consume_cancels_handlers_when_task_is_cancelled_after_scope(queue, inspector, until):
     handler, tasks = Handler(), []
 
     async def consume():
@@ -161,7 +161,7 @@ async def test_cancelled_by_another_one_meanwhile_consume_cancels_its_handlers(q
     assert [[b"0", b"1"], [b"2"], []] == [sorted(left[:2]), left[2:], held(inspector)]
 
 
-async def test_a_scope_that_is_cancelled_after_a_task_cancels_the_handlers(queue, inspector, until):
+async def test_consume_cancels_handlers_when_scope_is_cancelled_after_task(queue, inspector, until):
     handler, tasks = Handler(), []
 
     async def consume():
@@ -182,7 +182,7 @@ async def test_a_scope_that_is_cancelled_after_a_task_cancels_the_handlers(queue
 
 
 @pytest.mark.parametrize("ways", [1, 2])
-async def test_what_is_held_goes_back_to_the_head(queue, inspector, ways):
+async def test_held_message_returns_to_queue_head_when_cancelled(queue, inspector, ways):
     await queue.put_many([b"first", b"second"])
     before = asyncio.current_task().cancelling()
     with anyio.CancelScope() as scope:
@@ -207,7 +207,7 @@ async def cancel_when_blocked(scope, inspector):
     inspector.client_unpause()
 
 
-async def test_what_is_acknowledged_is_so(queue, inspector):
+async def test_ack_completes_when_cancelled(queue, inspector):
     for _ in range(2):
         inspector.rpush("mail", "message")
     async with queue.take():
@@ -220,7 +220,7 @@ async def test_what_is_acknowledged_is_so(queue, inspector):
 
 
 @pytest.mark.parametrize("fetch", ["get", "take"])
-async def test_what_is_on_its_way_is_put_back(queue, inspector, until, fetch):
+async def test_in_flight_message_is_restored_when_fetch_is_cancelled(queue, inspector, until, fetch):
     async def wait():
         if fetch == "get":
             await queue.get()
@@ -246,7 +246,7 @@ async def test_what_is_on_its_way_is_put_back(queue, inspector, until, fetch):
     assert max(task.cancelling() for task in tasks) < FEW
 
 
-async def test_pools_and_clients_are_closed(make_pool, server, inspector, multiplex):
+async def test_pool_and_clients_close_when_their_block_is_cancelled(make_pool, server, inspector, multiplex):
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex)
     client = MonitoredRedisConnection(connection_pool=pool)
     own = MonitoredRedisConnection(host=server.host, port=server.port, **UNRECORDED)
@@ -262,7 +262,7 @@ async def test_pools_and_clients_are_closed(make_pool, server, inspector, multip
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
-async def test_clients_are_closed_by_hand(make_pool, server):
+async def test_aclose_in_finally_completes_when_cancelled(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED, multiplex=False))
     single = client.client()
     with anyio.CancelScope() as scope:
@@ -277,7 +277,7 @@ async def test_clients_are_closed_by_hand(make_pool, server):
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
-async def test_a_watch_ends_with_its_connection_which_is_given_back(make_client, server, inspector):
+async def test_watch_ends_and_connection_is_released_when_cancelled(make_client, server, inspector):
     client = make_client(server.url)
     with anyio.CancelScope() as scope:
         async with client.pipeline() as pipe:
@@ -293,7 +293,7 @@ async def test_a_watch_ends_with_its_connection_which_is_given_back(make_client,
         assert [True] == await pipe.set("other", 1).execute()
 
 
-async def test_subscriptions_end(make_client, server, inspector, until):
+async def test_subscription_ends_when_cancelled(make_client, server, inspector, until):
     client = make_client(server.url)
     with anyio.CancelScope() as scope:
         async with client.pubsub() as subscription:
@@ -306,7 +306,7 @@ async def test_subscriptions_end(make_client, server, inspector, until):
     await until(lambda: not inspector.pubsub_numsub("news")[0][1])
 
 
-async def test_components_are_closed(server):
+async def test_components_close_when_cancelled(server):
     components = Components({"redis.logs.url": server.url}, **UNRECORDED)
 
     @components.redis_connection("logs")
@@ -324,7 +324,7 @@ async def test_components_are_closed(server):
     assert {asyncio.current_task()} == asyncio.all_tasks()
 
 
-async def test_a_client_that_hangs_up_leaves_no_lock_behind(pool, server, inspector, until):
+async def test_http_disconnect_releases_lock_of_streaming_response(pool, server, inspector, until):
     """Starlette streams in a task group, and cancels it when the client has hung up."""
     states = []
 
@@ -366,7 +366,7 @@ async def test_a_client_that_hangs_up_leaves_no_lock_behind(pool, server, inspec
 # Cancellation policy.
 
 
-async def test_errors_of_cleaning_up_are_logged_while_a_task_is_cancelled(caplog):
+async def test_cleaning_up_logs_errors_only_while_task_is_cancelled(caplog):
     async def work(awaited):
         try:
             await awaited
@@ -386,7 +386,7 @@ async def test_errors_of_cleaning_up_are_logged_while_a_task_is_cancelled(caplog
     assert ["a test failed while its task was being cancelled: LookupError"] == caplog.messages
 
 
-async def test_what_fails_to_come_to_its_end_is_logged(caplog):
+async def test_complete_shielded_logs_failure_when_cancelled(caplog):
     async def attempt():
         await asyncio.sleep(0.01)
         raise LookupError("secret")
@@ -400,7 +400,9 @@ async def test_what_fails_to_come_to_its_end_is_logged(caplog):
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-async def test_a_watching_pipeline_waits_for_no_answer(make_pool, own_server, caplog, multiplex, is_plain):
+async def test_cancelled_watching_pipeline_exits_without_waiting_for_reply(
+    make_pool, own_server, caplog, multiplex, is_plain
+):
     if is_plain:
         pool = redis.asyncio.ConnectionPool.from_url(own_server.url, socket_timeout=600)
     else:
@@ -425,7 +427,7 @@ async def test_a_watching_pipeline_waits_for_no_answer(make_pool, own_server, ca
     assert [] == caplog.messages
 
 
-async def test_a_pipeline_that_is_reset_in_time_unwatches(make_client, server, inspector):
+async def test_pipeline_exit_unwatches_and_keeps_connection(make_client, server, inspector):
     client = make_client(server.url)
     async with client.pipeline() as pipe:
         await pipe.watch("key")
@@ -439,7 +441,7 @@ async def test_a_pipeline_that_is_reset_in_time_unwatches(make_client, server, i
     assert connected == inspector.info("stats")["total_connections_received"]
 
 
-async def test_waiting_patiently_is_no_busy_loop():
+async def test_wait_shielded_does_not_busy_loop_under_repeated_cancellation():
     future = asyncio.get_running_loop().create_future()
     tasks = []
 
@@ -458,7 +460,7 @@ async def test_waiting_patiently_is_no_busy_loop():
     assert tasks[0].cancelling() < FEW
 
 
-async def test_only_what_is_cancelled_at_every_await_is_shielded():
+async def test_shielded_uses_anyio_scope_only_inside_cancelled_scope():
     shields = []
 
     async def look():
@@ -475,7 +477,7 @@ async def test_only_what_is_cancelled_at_every_await_is_shielded():
     assert [False, False, True, False] == shields
 
 
-def test_anyio_is_not_loaded_by_us(server):
+def test_package_does_not_import_anyio(server):
     program = """
 import asyncio, sys
 from aioredis_monitored import MonitoredRedisConnection

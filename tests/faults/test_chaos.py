@@ -44,7 +44,7 @@ def run(*words):
 
 @pytest.mark.slow
 @pytest.mark.timeout(330)
-def test_killed_cut_off_and_frozen_consumers_lose_nothing():
+def test_queue_loses_nothing_when_consumers_are_killed_cut_or_frozen():
     faults = {"kills": 10, "client_kills": 10, "freezes": 2}
     words = [f"--{name.replace('_', '-')}={count}" for name, count in faults.items()]
     # Recovery by other means than the lease would take half a minute, the default.
@@ -57,7 +57,7 @@ def test_killed_cut_off_and_frozen_consumers_lose_nothing():
 
 
 @pytest.mark.slow
-def test_messages_that_a_kill_loses_are_missed():
+def test_chaos_run_reports_messages_lost_by_get():
     words = "--way=get --messages=100 --kills=4 --client-kills=0 --freezes=0 --lease=1 --seconds=3 --patience=3"
     code, figures = run(*words.split())
 
@@ -67,12 +67,12 @@ def test_messages_that_a_kill_loses_are_missed():
     assert f"lost: {figures['lost']} instead of 0" in figures["failures"]
 
 
-def test_a_run_in_order_passes():
+def test_chaos_check_accepts_correct_figures():
     assert [] == chaos.failures(IN_ORDER, ASKED)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "expected_failures"),
     [
         ({"processed": 0, "lost": 1000}, ["processed: 0 instead of 1000", "lost: 1000 instead of 0"]),
         ({"lost": 1}, ["lost: 1 instead of 0"]),
@@ -92,19 +92,19 @@ def test_a_run_in_order_passes():
     ],
     ids=str,
 )
-def test_each_figure_can_fail(wrong, told):
-    assert told == chaos.failures(replace(IN_ORDER, **wrong), ASKED)
+def test_chaos_check_rejects_each_wrong_figure(wrong, expected_failures):
+    assert expected_failures == chaos.failures(replace(IN_ORDER, **wrong), ASKED)
 
 
-def told_by(*events):
+def history_of(*events):
     history = chaos.History()
     for event in events:
         history.add(*event)
     return history
 
 
-def test_what_consumers_tell_is_counted_once():
-    history = told_by(
+def test_chaos_figures_count_repeated_reports_once():
+    history = history_of(
         (1.0, "taken", "m", "a", "w1"),
         (1.1, "taken", "m", "a", "w1"),  # its reply was cut off
         (1.2, "done", "m", "a", "w1"),
@@ -127,7 +127,7 @@ def test_what_consumers_tell_is_counted_once():
 @pytest.fixture
 def frozen():
     """Return a consumer that froze at 2 with a message, which another one got at 3.5; the first woke up at 5."""
-    history = told_by(
+    history = history_of(
         (1.0, "taken", "m", "a", "w1"),
         (3.5, "taken", "m", "b", "w2"),
         (3.6, "done", "m", "b", "w2"),
@@ -136,7 +136,7 @@ def frozen():
     return history, chaos.Orphan(history.deliveries["m"]["a"], since=2.0, thawed=5.0)
 
 
-def test_a_frozen_consumer_has_to_be_told(frozen):
+def test_chaos_figures_expect_lease_lost_report_of_frozen_consumer(frozen):
     history, orphan = frozen
 
     def figures():
@@ -148,8 +148,8 @@ def test_a_frozen_consumer_has_to_be_told(frozen):
     assert (1, 1.5, 1, 1) == figures()
 
 
-def test_what_is_handed_to_one_that_is_frozen_is_recovered_then():
-    history = told_by((1.0, "taken", "m", "a", "w1"), (7.0, "taken", "m", "b", "w2"))
+def test_chaos_recovery_ends_when_message_reaches_frozen_consumer():
+    history = history_of((1.0, "taken", "m", "a", "w1"), (7.0, "taken", "m", "b", "w2"))
     orphan = chaos.Orphan(history.deliveries["m"]["a"], since=2.0, seen_elsewhere=4.5)
 
     assert 2.5 == history.recovery(orphan)
@@ -165,8 +165,8 @@ def test_what_is_handed_to_one_that_is_frozen_is_recovered_then():
         (2.001, 5.0, None),
     ],
 )
-def test_what_is_never_handed_out_again_is_never_recovered_unless_it_was_done(done, thawed, recovery):
-    history = told_by((1.0, "taken", "m", "a", "w1"))
+def test_chaos_recovery_is_infinite_without_redelivery_unless_done(done, thawed, recovery):
+    history = history_of((1.0, "taken", "m", "a", "w1"))
     delivery = history.deliveries["m"]["a"]
     delivery.done = done
 

@@ -60,7 +60,7 @@ async def in_tasks(width, calls):
 
 
 @pytest.mark.slow
-async def test_ten_thousand_cancelled_calls_of_each_kind_neither_mismatch_nor_leak(
+async def test_cancelled_commands_neither_mismatch_replies_nor_leak_connections(
     make_client, multiplex, dice, connections_made
 ):
     clients = [make_client(protocol=protocol, max_connections=10, timeout=None) for protocol in (2, 3)]
@@ -89,23 +89,23 @@ async def test_ten_thousand_cancelled_calls_of_each_kind_neither_mismatch_nor_le
 
     results = await in_tasks(50, calls())
 
-    left = sum(isinstance(result, asyncio.CancelledError) for result in results)
-    assert 2_000 <= left <= 20_000
-    assert [True] * (22_000 - left) == [r for r in results if not isinstance(r, asyncio.CancelledError)]
+    abandoned = sum(isinstance(result, asyncio.CancelledError) for result in results)
+    assert 2_000 <= abandoned <= 20_000
+    assert [True] * (22_000 - abandoned) == [r for r in results if not isinstance(r, asyncio.CancelledError)]
     if multiplex:
         assert 2 == connections_made()
     for client in clients:
         assert await serves_all_at_once(client.connection_pool, shared=int(multiplex))
 
 
-async def test_a_call_that_follows_a_cancelled_one_is_served(make_client):
+async def test_command_after_cancelled_command_is_served(make_client):
     for ticks_before in range(6):
         for ticks_after in range(6):
             client = make_client(timeout=15)
-            left = asyncio.create_task(client.get("key"))
+            abandoned = asyncio.create_task(client.get("key"))
             for _ in range(ticks_before):
                 await asyncio.sleep(0)
-            left.cancel()
+            abandoned.cancel()
             for _ in range(ticks_after):
                 await asyncio.sleep(0)
 
@@ -116,7 +116,7 @@ async def test_a_call_that_follows_a_cancelled_one_is_served(make_client):
 # 2: a stale reply
 
 
-async def test_an_unread_reply_on_idle_connections_is_never_delivered(make_client, until):
+async def test_unread_reply_on_idle_connection_is_never_delivered(make_client, until):
     client = make_client(max_connections=11)
     pool = client.connection_pool
     await client.mset({f"key:{number}": number for number in range(1_000)})
@@ -133,37 +133,37 @@ async def test_an_unread_reply_on_idle_connections_is_never_delivered(make_clien
 
 
 @pytest.mark.parametrize("moment", ["seen", "unseen", "after the calls"])
-async def test_a_reply_that_nobody_is_owed_ends_the_shared_connection(make_pool, server, until, moment):
+async def test_shared_connection_closes_on_unexpected_reply(make_pool, server, until, moment):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     loop = asyncio.get_running_loop()
     await client.mset({f"key:{number}": number for number in range(1_000)})
-    line = client.connection_pool.multiplexer._main.connection
+    shared_connection = client.connection_pool.multiplexer._main.connection
     idle_from = loop.time()
     await until(lambda: loop.time() > idle_from + 0.02)
 
     def leave_a_reply():
-        line._transport.write(b"*2\r\n$4\r\nECHO\r\n$5\r\nstale\r\n")
-        assert select.select([line._transport.get_extra_info("socket")], [], [], 5)[0]
+        shared_connection._transport.write(b"*2\r\n$4\r\nECHO\r\n$5\r\nstale\r\n")
+        assert select.select([shared_connection._transport.get_extra_info("socket")], [], [], 5)[0]
 
     if moment != "after the calls":
         leave_a_reply()
     if moment == "seen":
-        await until(line.closing.done)
+        await until(shared_connection.closing.done)
     calls = [asyncio.ensure_future(client.get(f"key:{number}")) for number in range(1_000)]
     if moment == "after the calls":
         # When the calls are made, but not written.
         loop.call_soon(leave_a_reply)
 
     assert [b"%d" % number for number in range(1_000)] == await asyncio.gather(*calls)
-    assert line.closing.done()
-    assert line is not client.connection_pool.multiplexer._main.connection
+    assert shared_connection.closing.done()
+    assert shared_connection is not client.connection_pool.multiplexer._main.connection
 
 
 # 3: idle connections that the server has closed
 
 
 @pytest.mark.parametrize("sees_it_first", [True, False])
-async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
+async def test_commands_succeed_on_idle_connections_closed_by_server(
     make_client, multiplex, until, inspector, sees_it_first
 ):
     client = make_client(max_connections=11)
@@ -171,8 +171,8 @@ async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
     loop = asyncio.get_running_loop()
 
     def connected():
-        lent = pool._in_use_connections
-        return sum(connection.is_connected for connection in (*pool._available_connections, *lent))
+        acquired = pool._in_use_connections
+        return sum(connection.is_connected for connection in (*pool._available_connections, *acquired))
 
     await client.rpush("list", "element")
     for _ in range(20):
@@ -192,9 +192,7 @@ async def test_calls_on_idle_connections_that_the_server_has_closed_do_not_fail(
     assert b"200" == await client.get("key")
 
 
-async def test_calls_whose_shared_connection_is_closed_before_they_are_written_do_not_fail(
-    make_pool, server, until, inspector
-):
+async def test_commands_succeed_when_shared_connection_closes_before_write(make_pool, server, until, inspector):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     loop = asyncio.get_running_loop()
     for number in range(20):
@@ -211,7 +209,7 @@ async def test_calls_whose_shared_connection_is_closed_before_they_are_written_d
 
 
 @pytest.mark.slow
-async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
+async def test_connection_kills_under_load_neither_duplicate_writes_nor_leak(
     make_client, multiplex, until, dice, inspector, connections_made
 ):
     client = make_client(max_connections=20, retry_backoff=0.001)
@@ -261,7 +259,7 @@ async def test_three_hundred_kills_under_load_duplicate_and_leak_nothing(
 # 13: more callers than connections
 
 
-async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, connections_made, inspector):
+async def test_pool_serves_thousand_callers_in_turn_with_eight_connections(make_client, connections_made, inspector):
     client = make_client(max_connections=8, timeout=60)
     inspector.rpush("list", *range(2_000))
     # Not in seconds, which a busy machine distributes unevenly, but in calls that were served meanwhile.
@@ -287,7 +285,7 @@ async def test_a_thousand_callers_share_eight_connections_in_turn(make_client, c
     assert max(waits) / statistics.median(waits) <= 3
 
 
-async def test_when_all_connections_are_held_calls_fail_in_time(make_client, multiplex):
+async def test_exhausted_pool_fails_dedicated_commands_at_timeout(make_client, multiplex):
     client = make_client(max_connections=8, timeout=0.4)
     pool = client.connection_pool
     # One slot is reserved for the shared connection; other calls cannot use it.

@@ -161,7 +161,7 @@ def error_types(telemetry):
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.status)
-async def test_an_error_reply_has_its_type_and_leaves_the_connection_usable(make_client, telemetry, multiplex, case):
+async def test_error_reply_raises_its_type_and_keeps_connection_usable(make_client, telemetry, multiplex, case):
     with RedisServer(*case.options) as server, redis.Redis.from_url(server.url) as admin:
         client = make_client(server.url, is_recorded=True, socket_timeout=60, retries=2)
         connection = await client.client_id()
@@ -188,7 +188,7 @@ def handshakes(admin):
 
 @pytest.mark.parametrize("protocol", [2, 3])
 @pytest.mark.parametrize(("password", "status"), [("wrong", "WRONGPASS"), (None, "NOAUTH")])
-async def test_a_password_that_is_wrong_or_missing_is_tried_once(make_client, telemetry, password, status, protocol):
+async def test_wrong_or_missing_password_is_tried_once(make_client, telemetry, password, status, protocol):
     with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as admin:
         client = make_client(server.url, is_recorded=True, password=password, protocol=protocol)
         before = handshakes(admin)

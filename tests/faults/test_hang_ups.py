@@ -55,7 +55,7 @@ class Callers:
         await asyncio.gather(*self.tasks)
 
 
-async def test_one_reply_that_is_too_large_fails_its_caller_and_at_most_those_in_flight(strict_client, until):
+async def test_oversized_reply_fails_at_most_commands_in_flight(strict_client, until):
     callers = Callers(strict_client, 100)
     await until(lambda: callers.calls > 1_000)
     failed = []
@@ -72,7 +72,7 @@ async def test_one_reply_that_is_too_large_fails_its_caller_and_at_most_those_in
     assert [] == [count for count in failed if count > 100]
 
 
-async def test_no_read_fails_with_one_whose_reply_is_too_large(strict_client, strict_server):
+async def test_oversized_reply_fails_no_concurrent_read(strict_client, strict_server):
     await strict_client.set("key", "value")
     before = connections_made(strict_server)
     tasks = []
@@ -94,7 +94,7 @@ async def test_no_read_fails_with_one_whose_reply_is_too_large(strict_client, st
     assert connections_made(strict_server) - before <= 15
 
 
-async def test_a_batch_whose_replies_are_too_large_harms_no_read(strict_client):
+async def test_oversized_pipeline_reply_fails_no_concurrent_read(strict_client):
     await strict_client.set("key", "value")
     batch = strict_client.pipeline(transaction=False).get("key").lrange("large", 0, -1)
     calls = [strict_client.get("key"), batch.execute(), strict_client.get("key")]
@@ -105,7 +105,7 @@ async def test_a_batch_whose_replies_are_too_large_harms_no_read(strict_client):
     assert isinstance(large, redis.exceptions.ConnectionError)
 
 
-async def test_a_write_that_was_in_flight_is_not_repeated(strict_client):
+async def test_in_flight_write_is_not_repeated_after_hang_up(strict_client):
     await strict_client.set("number", 0)
     for _ in range(20):
         calls = [strict_client.lrange("large", 0, -1), *(strict_client.incr("number") for _ in range(5))]
@@ -115,7 +115,7 @@ async def test_a_write_that_was_in_flight_is_not_repeated(strict_client):
     assert int(await strict_client.get("number")) <= 100
 
 
-async def test_the_further_connection_takes_no_new_call_and_ends(make_pool, proxy, inspector, until):
+async def test_retry_connection_takes_no_new_command_and_closes(make_pool, proxy, inspector, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, **UNRECORDED, client_name="tested"))
     await client.set("key", "value")
     (shared,) = connections(inspector)
@@ -133,7 +133,7 @@ async def test_the_further_connection_takes_no_new_call_and_ends(make_pool, prox
     assert 1 == len(connections(inspector))
 
 
-async def test_what_was_lost_twice_goes_alone_once(make_pool):
+async def test_command_lost_twice_is_sent_alone_once(make_pool):
     asked = []
 
     def answer(connection, args):
@@ -152,19 +152,19 @@ async def test_what_was_lost_twice_goes_alone_once(make_pool):
     assert len(asked) <= 6
 
 
-async def test_a_call_whose_turn_to_go_alone_does_not_come_is_late(client):
+async def test_isolated_attempt_raises_deadline_exceeded_while_another_runs(client):
     multiplexer = client.connection_pool.multiplexer
     async with multiplexer.isolated(None):
         with pytest.raises(DeadlineExceeded) as late:
             async with multiplexer.isolated(0.01):
                 pass
-    async with multiplexer.isolated(600) as left:
-        assert 0 < left <= 600
+    async with multiplexer.isolated(600) as remaining:
+        assert 0 < remaining <= 600
 
     assert not late.value.written
 
 
-async def test_a_restart_makes_few_connections(make_pool, own_server, until):
+async def test_server_restart_costs_few_connections(make_pool, own_server, until):
     pool = make_pool(own_server.url, **UNRECORDED, max_connections=50)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()

@@ -66,7 +66,7 @@ async def any_client(kind, make_pool, server):
 
 
 @contextmanager
-def writes_held(inspector):
+def writes_paused(inspector):
     """Have the server hold back all writes."""
     inspector.client_pause(600_000, all=False)
     try:
@@ -76,7 +76,7 @@ def writes_held(inspector):
 
 
 @asynccontextmanager
-async def late_when_sent(inspector):
+async def timeout_once_sent(inspector):
     """Return a timeout that expires as soon as the server holds a write back."""
     async with asyncio.timeout(None) as limit:
 
@@ -96,11 +96,11 @@ def lock_of(client, name="job", **arguments):
     return client.lock(name, lock_class=MonitoredLock, **arguments)
 
 
-def deleted(inspector, name="job"):
+def is_deleted(inspector, name="job"):
     return lambda: not inspector.exists(name)
 
 
-def background():
+def background_tasks():
     """Return the tasks that run without a caller."""
     return [
         task
@@ -109,33 +109,33 @@ def background():
     ]
 
 
-async def settled(until):
+async def wait_for_background(until):
     """Wait until no task runs without a caller."""
-    await until(lambda: not background(), 10)
+    await until(lambda: not background_tasks(), 10)
 
 
-async def test_an_acquisition_that_is_late_leaves_at_once_and_leaves_nothing(any_client, inspector, until):
+async def test_timed_out_lock_acquire_returns_immediately_and_is_undone(any_client, inspector, until):
     client = any_client()
     for timeout in (60, None):
         await client.ping()
-        with writes_held(inspector):
+        with writes_paused(inspector):
             with pytest.raises(TimeoutError):
-                async with late_when_sent(inspector), lock_of(client, timeout=timeout):
+                async with timeout_once_sent(inspector), lock_of(client, timeout=timeout):
                     raise AssertionError
             # The command was sent, and the caller has left.
             assert 1 == inspector.info("clients")["blocked_clients"]
-            assert background()
-        await settled(until)
-        assert deleted(inspector)()
+            assert background_tasks()
+        await wait_for_background(until)
+        assert is_deleted(inspector)()
 
 
-async def test_the_connection_of_one_that_was_left_is_kept(any_client, inspector, until):
+async def test_abandoned_lock_acquire_keeps_its_connection(any_client, inspector, until):
     client = any_client()
     before = await client.client_id()
-    with writes_held(inspector), pytest.raises(TimeoutError):
-        async with late_when_sent(inspector):
+    with writes_paused(inspector), pytest.raises(TimeoutError):
+        async with timeout_once_sent(inspector):
             await lock_of(client).acquire()
-    await settled(until)
+    await wait_for_background(until)
 
     assert before == await client.client_id()
 
@@ -145,7 +145,7 @@ async def test_the_connection_of_one_that_was_left_is_kept(any_client, inspector
     [*((kind, "cancel") for kind in KINDS), *product(["multiplexed", "pooled"], ["wait_for", "timeout", "group"])],
     indirect=["kind"],
 )
-async def test_chance_cancellations_leave_nothing(any_client, inspector, until, dice, how):
+async def test_randomly_cancelled_lock_leaves_no_key(any_client, inspector, until, dice, how):
     client = any_client()
 
     async def hold(lock):
@@ -173,12 +173,12 @@ async def test_chance_cancellations_leave_nothing(any_client, inspector, until, 
 
     for batch in range(20):
         await asyncio.gather(*(attempt(10 * batch + number) for number in range(10)))
-    await settled(until)
+    await wait_for_background(until)
 
     assert [] == inspector.keys("job*")
 
 
-async def test_in_every_tick_a_cancellation_leaves_nothing(any_client, inspector, until):
+async def test_lock_acquire_cancelled_at_any_tick_leaves_no_key(any_client, inspector, until):
     client = any_client()
     await client.ping()
     ended = None
@@ -195,15 +195,13 @@ async def test_in_every_tick_a_cancellation_leaves_nothing(any_client, inspector
             ended = ticks
             assert outcome
             inspector.delete("job")
-        await settled(until)
-        assert deleted(inspector)(), ticks
+        await wait_for_background(until)
+        assert is_deleted(inspector)(), ticks
 
     assert ended is None or ended > 0
 
 
-async def test_one_that_is_cancelled_in_the_tick_of_its_success_leaves_nothing(
-    any_client, inspector, until, monkeypatch
-):
+async def test_lock_acquire_cancelled_on_success_leaves_no_key(any_client, inspector, until, monkeypatch):
     set_with, acquiring, answers = MonitoredLock.send_set, [], []
 
     async def set_and_cancel(self, acquisition, token):
@@ -215,26 +213,26 @@ async def test_one_that_is_cancelled_in_the_tick_of_its_success_leaves_nothing(
     monkeypatch.setattr(MonitoredLock, "send_set", set_and_cancel)
     acquiring.append(asyncio.ensure_future(lock_of(any_client()).acquire(token="mine")))
     outcomes = await asyncio.gather(*acquiring, return_exceptions=True)
-    await until(deleted(inspector))
+    await until(is_deleted(inspector))
 
     assert isinstance(outcomes[0], asyncio.CancelledError)
     assert [True] == answers
 
 
-async def test_one_that_polls_leaves_at_once_and_has_nothing_to_undo(any_client, inspector):
+async def test_polling_lock_acquire_has_nothing_to_undo_when_cancelled(any_client, inspector):
     inspector.set("job", "another's")
     client = any_client()
     (acquiring,) = await begun(lock_of(client, sleep=600).acquire())
-    while background():
+    while background_tasks():
         await asyncio.sleep(0.001)
     acquiring.cancel()
     await asyncio.wait([acquiring])
 
     assert b"another's" == inspector.get("job")
-    assert [] == background()
+    assert [] == background_tasks()
 
 
-async def test_one_that_was_not_sent_asks_for_nothing(make_pool, server, inspector, until):
+async def test_unsent_lock_acquire_sends_no_undo_when_timed_out(make_pool, server, inspector, until):
     client = MonitoredRedisConnection(
         connection_pool=make_pool(server.url, **UNRECORDED, multiplex=False, max_connections=1)
     )
@@ -246,43 +244,43 @@ async def test_one_that_was_not_sent_asks_for_nothing(make_pool, server, inspect
             await client.lock("job").acquire()
 
     # Neither the acquisition nor a task that undoes it.
-    assert [] == background()
+    assert [] == background_tasks()
     waiting.cancel()
     await asyncio.wait([waiting])
     assert 0 == inspector.info("commandstats").get("cmdstat_eval", {}).get("calls", 0)
 
 
-async def test_a_callers_own_token_is_released_only_if_this_set_succeeded(any_client, inspector, until):
+async def test_lock_undo_releases_caller_token_only_after_successful_set(any_client, inspector, until):
     client = any_client()
     await client.ping()
     inspector.set("job", "shared")
     for is_held in (True, False):
-        with writes_held(inspector), pytest.raises(TimeoutError):
-            async with late_when_sent(inspector):
+        with writes_paused(inspector), pytest.raises(TimeoutError):
+            async with timeout_once_sent(inspector):
                 await lock_of(client).acquire(token="shared")
-        await settled(until)
+        await wait_for_background(until)
         assert inspector.get("job") == (b"shared" if is_held else None)
         inspector.delete("job")
 
 
 @pytest.mark.parametrize("timeout", [None, 60])
-async def test_a_lost_answer_is_undone_elsewhere(any_client, proxy, inspector, until, timeout):
+async def test_lock_acquire_with_lost_reply_is_undone_on_another_connection(
+    any_client, proxy, inspector, until, timeout
+):
     client = any_client(proxy.url)
     await client.ping()
     # In the middle of the reply to SET, +OK.
     proxy.cut_replies, proxy.cut_after = 1, 2
     outcomes = await asyncio.gather(lock_of(client, timeout=timeout, blocking=False).acquire(), return_exceptions=True)
-    await settled(until)
+    await wait_for_background(until)
 
     # redis-py's client retries, and finds its own key. The next attempt is a new one.
     assert outcomes == [False] or isinstance(outcomes[0], redis.exceptions.ConnectionError)
-    await until(deleted(inspector), 10)
+    await until(is_deleted(inspector), 10)
 
 
 @pytest.mark.parametrize("kind", ["multiplexed"])
-async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
-    any_client, own_server, until, monkeypatch, caplog
-):
+async def test_lock_undo_succeeds_while_event_loop_is_busy(any_client, own_server, until, monkeypatch, caplog):
     monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 2)
     client = any_client(own_server.url)
     await client.ping()
@@ -300,46 +298,46 @@ async def test_what_was_undone_while_the_event_loop_was_busy_is_undone(
     await until(lambda: calls and calls[0].args[0] == "EVAL" and not line_of(client).inflight.unwritten)
     own_server.thaw()
     time.sleep(4)  # noqa: ASYNC251 - that is the point
-    await settled(until)
+    await wait_for_background(until)
 
     assert not await client.exists("job")
     assert [] == caplog.messages
 
 
-async def test_a_lost_answer_to_a_callers_own_token_is_not(any_client, proxy, inspector, until):
+async def test_lock_with_caller_token_is_kept_after_lost_reply(any_client, proxy, inspector, until):
     client = any_client(proxy.url)
     await client.ping()
     proxy.cut_replies, proxy.cut_after = 1, 2
     await asyncio.gather(lock_of(client, blocking=False).acquire(token="mine"), return_exceptions=True)
-    await settled(until)
+    await wait_for_background(until)
 
     assert b"mine" == inspector.get("job")
 
 
-async def test_what_is_late_is_raised_at_once_and_undone(any_client, own_server, until):
+async def test_lock_acquire_raises_timeout_on_frozen_server_and_is_undone(any_client, own_server, until):
     client = any_client(own_server.url, socket_timeout=0.2)
     await client.ping()
     async with frozen(own_server):
         with pytest.raises(redis.exceptions.TimeoutError):
             await lock_of(client).acquire()
     with redis.Redis.from_url(own_server.url) as inspector:
-        await settled(until)
-        assert deleted(inspector)()
+        await wait_for_background(until)
+        assert is_deleted(inspector)()
 
 
-async def test_one_that_is_cancelled_and_then_lost_is_undone_elsewhere(any_client, proxy, inspector, until):
+async def test_cancelled_lock_acquire_is_undone_after_connection_loss(any_client, proxy, inspector, until):
     client = any_client(proxy.url)
     await client.ping()
-    with writes_held(inspector):
+    with writes_paused(inspector):
         (acquiring,) = await begun(lock_of(client).acquire())
         await until(lambda: inspector.info("clients")["blocked_clients"])
         acquiring.cancel()
         await asyncio.wait([acquiring])
         proxy.cut()
         await asyncio.sleep(0)
-    await settled(until)
+    await wait_for_background(until)
 
-    assert deleted(inspector)()
+    assert is_deleted(inspector)()
 
 
 class Prefixing(MonitoredRedisConnection):
@@ -379,46 +377,48 @@ async def client_elsewhere(request, make_pool, proxy):
         await pool.aclose()
 
 
-def everywhere(inspector):
+def databases_with_keys(inspector):
     """Return the databases that have keys."""
     return inspector.info("keyspace")
 
 
 @pytest.mark.parametrize("how", ["multiplexed", "pooled", "plain"])
-async def test_an_acquisition_is_undone_where_it_was_made(client_elsewhere, proxy, inspector, until, how):
+async def test_lock_acquire_is_undone_in_its_database_and_prefix(client_elsewhere, proxy, inspector, until, how):
     client = await client_elsewhere(how)
-    with writes_held(inspector), pytest.raises(TimeoutError):
-        async with late_when_sent(inspector), client.lock("job"):
+    with writes_paused(inspector), pytest.raises(TimeoutError):
+        async with timeout_once_sent(inspector), client.lock("job"):
             pass
-    await settled(until)
-    await until(lambda: not everywhere(inspector), 10)
+    await wait_for_background(until)
+    await until(lambda: not databases_with_keys(inspector), 10)
 
     # In the middle of the reply to SET, +OK.
     proxy.cut_replies, proxy.cut_after = 1, 2
     await asyncio.gather(client.lock("job", blocking=False).acquire(), return_exceptions=True)
-    await settled(until)
-    await until(lambda: not everywhere(inspector), 10)
+    await wait_for_background(until)
+    await until(lambda: not databases_with_keys(inspector), 10)
     await client.aclose()
 
 
 @pytest.mark.parametrize("how", ["multiplexed", "pooled"])
-async def test_a_release_goes_on_where_its_lock_is(client_elsewhere, proxy, inspector, until, caplog, soon, how):
+async def test_lock_release_continues_in_its_database_and_prefix(
+    client_elsewhere, proxy, inspector, until, caplog, soon, how
+):
     client = await client_elsewhere(how)
-    holding = await held_by(client.lock("job"))
-    assert everywhere(inspector)
-    with writes_held(inspector):
+    holding = await hold_in_task(client.lock("job"))
+    assert databases_with_keys(inspector)
+    with writes_paused(inspector):
         holding.cancel()
         await until(lambda: inspector.info("clients")["blocked_clients"])
         proxy.cut()
         await asyncio.wait([holding])
-    await until(lambda: not everywhere(inspector), 10)
-    await settled(until)
+    await until(lambda: not databases_with_keys(inspector), 10)
+    await wait_for_background(until)
     await client.aclose()
 
     assert [] == caplog.messages
 
 
-async def test_what_was_refused_is_not_undone(any_client, inspector, until):
+async def test_rejected_lock_acquire_is_not_undone(any_client, inspector, until):
     client = any_client()
     await client.ping()
     inspector.config_set("min-replicas-to-write", 1)
@@ -428,56 +428,54 @@ async def test_what_was_refused_is_not_undone(any_client, inspector, until):
     finally:
         inspector.config_set("min-replicas-to-write", 0)
 
-    assert [] == background()
+    assert [] == background_tasks()
 
 
-async def test_what_cannot_be_sent_is_not_undone(any_client):
+async def test_lock_acquire_with_invalid_name_is_not_undone(any_client):
     client = any_client()
     with pytest.raises(redis.exceptions.DataError):
         await lock_of(client, name=["a list"]).acquire()
 
-    assert [] == background()
+    assert [] == background_tasks()
 
 
-async def test_a_server_that_stays_away_is_asked_for_five_seconds_at_most(
-    make_client, own_server, until, caplog, monkeypatch
-):
+async def test_lock_undo_gives_up_at_deadline_and_warns(make_client, own_server, until, caplog, monkeypatch):
     monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.2)
     client = make_client(own_server.url, socket_timeout=0.1, retries=0)
     await client.ping()
     async with frozen(own_server):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.lock("job").acquire(token=None)
-        await settled(until)
+        await wait_for_background(until)
 
     (text,) = (record.message for record in caplog.records if record.name == "aioredis_monitored.lock")
     assert text.startswith("lock 'job': an acquisition that was given up may hold it until its timeout: ")
 
 
-async def test_a_pool_that_is_closed_waits_for_what_is_undone(make_pool, server, inspector, multiplex):
+async def test_pool_close_waits_for_lock_undo(make_pool, server, inspector, multiplex):
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    with writes_held(inspector), pytest.raises(TimeoutError):
+    with writes_paused(inspector), pytest.raises(TimeoutError):
         async with pool:
             try:
-                async with late_when_sent(inspector):
+                async with timeout_once_sent(inspector):
                     await client.lock("job").acquire()
             finally:
                 asyncio.get_running_loop().call_later(0.1, inspector.client_unpause)
 
-    assert [] == background()
-    assert deleted(inspector)()
+    assert [] == background_tasks()
+    assert is_deleted(inspector)()
 
 
-async def test_a_pool_that_is_closed_does_not_wait_for_ever(make_pool, own_server, multiplex, caplog):
+async def test_pool_close_ends_lock_undo_on_frozen_server(make_pool, own_server, multiplex, caplog):
     pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=0.2)
     client = MonitoredRedisConnection(connection_pool=pool)
     async with frozen(own_server), asyncio.timeout(15):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.lock("job").acquire()
         await pool.aclose()
-        assert [] == background()
+        assert [] == background_tasks()
 
 
 PROGRAM = """
@@ -504,7 +502,7 @@ print(*(f"job {number}" for number, task in enumerate(keep) if not task.cancelle
 """
 
 
-async def test_an_end_of_the_event_loop_leaves_nothing(server, inspector, multiplex):
+async def test_event_loop_end_leaves_only_acquired_locks(server, inspector, multiplex):
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-X",
@@ -531,7 +529,7 @@ async def echo(client):
         return (await single.echo("own")).decode()
 
 
-async def test_one_whose_own_task_is_cancelled_leaves_nothing(any_client, inspector, until):
+async def test_lock_acquire_with_cancelled_background_task_leaves_no_key(any_client, inspector, until):
     client = any_client()
     await client.ping()
     for ticks in range(10):
@@ -539,13 +537,13 @@ async def test_one_whose_own_task_is_cancelled_leaves_nothing(any_client, inspec
         for _ in range(ticks):
             await asyncio.sleep(0)
         # As a closing event loop, which cancels the caller later.
-        for task in background():
+        for task in background_tasks():
             task.cancel()
         await asyncio.wait([acquiring])
         if not acquiring.cancelled():
             assert inspector.delete("job")
-        await settled(until)
-        assert deleted(inspector)()
+        await wait_for_background(until)
+        assert is_deleted(inspector)()
 
 
 class Cluster:
@@ -560,35 +558,35 @@ class Cluster:
         return getattr(self._client, name)
 
 
-async def test_a_client_without_a_pool_does_as_in_redis_py(client, inspector):
+async def test_lock_works_on_client_without_pool(client, inspector):
     lock = MonitoredLock(Cluster(client), "job")
     async with lock:
         assert await lock.owned()
 
-    assert deleted(inspector)()
+    assert is_deleted(inspector)()
 
 
-async def test_a_handle_that_keeps_to_one_connection_gives_back_none_that_owes_a_reply(client, inspector, until):
+async def test_pinned_client_releases_no_connection_with_pending_lock_reply(client, inspector, until):
     await client.ping()
     single = client.client()
     await single.ping()
-    with writes_held(inspector), pytest.raises(TimeoutError):
-        async with single, late_when_sent(inspector):
+    with writes_paused(inspector), pytest.raises(TimeoutError):
+        async with single, timeout_once_sent(inspector):
             await single.lock("job").acquire()
     # Later users of the connection get their own replies.
     assert ["own"] * 3 == await asyncio.gather(*(echo(client) for _ in range(3)))
-    await settled(until)
+    await wait_for_background(until)
 
-    assert deleted(inspector)()
+    assert is_deleted(inspector)()
 
 
-async def test_undoing_is_no_part_of_the_callers_telemetry(client, inspector, telemetry, until):
+async def test_lock_undo_is_not_recorded(client, inspector, telemetry, until):
     await client.ping()
     with telemetry.block() as block:
-        with writes_held(inspector), pytest.raises(TimeoutError):
-            async with late_when_sent(inspector):
+        with writes_paused(inspector), pytest.raises(TimeoutError):
+            async with timeout_once_sent(inspector):
                 await client.lock("job").acquire()
-        await settled(until)
+        await wait_for_background(until)
     span = block.span("lock.acquire")
 
     assert (span,) == block.spans
@@ -599,7 +597,7 @@ async def test_undoing_is_no_part_of_the_callers_telemetry(client, inspector, te
 # Each task has its own token.
 
 
-async def test_a_task_whose_lease_has_ended_leaves_the_others_lock_alone(any_client, inspector, until):
+async def test_expired_lock_holder_cannot_release_lock_of_another_task(any_client, inspector, until):
     lock = lock_of(any_client(), timeout=60)
     may_release = asyncio.Event()
 
@@ -628,10 +626,10 @@ async def test_a_task_whose_lease_has_ended_leaves_the_others_lock_alone(any_cli
     assert token == lock.local.token == inspector.get("job")
     assert await lock.owned()
     await lock.release()
-    assert deleted(inspector)()
+    assert is_deleted(inspector)()
 
 
-async def test_a_lock_may_be_handed_over(any_client, inspector):
+async def test_lock_acquired_in_subtask_is_usable_by_parent_task(any_client, inspector):
     lock = lock_of(any_client(), timeout=5)
     for _ in range(3):
         # In a separate task, as wait_for runs it on Python 3.11.
@@ -649,7 +647,7 @@ async def test_a_lock_may_be_handed_over(any_client, inspector):
             await lock.release()
 
 
-async def test_another_task_may_do_it_on_behalf(any_client, inspector, until):
+async def test_lock_call_uses_token_of_creating_task(any_client, inspector, until):
     lock = lock_of(any_client(), timeout=60)
     await lock.acquire()
     inspector.delete("job")
@@ -661,7 +659,7 @@ async def test_another_task_may_do_it_on_behalf(any_client, inspector, until):
     assert inspector.exists("job")
 
 
-async def test_the_token_can_be_set(any_client, inspector):
+async def test_lock_token_can_be_assigned(any_client, inspector):
     lock = lock_of(any_client())
     inspector.set("job", "mine")
     lock.local.token = b"mine"
@@ -674,10 +672,10 @@ async def test_the_token_can_be_set(any_client, inspector):
     await lock.release()
     lock.local.token = None
 
-    assert deleted(inspector)()
+    assert is_deleted(inspector)()
 
 
-async def test_all_tasks_share_one_token_if_that_is_wanted(any_client, inspector):
+async def test_lock_token_is_shared_by_tasks_without_thread_local(any_client, inspector):
     lock = lock_of(any_client(), timeout=5, thread_local=False)
     await lock.acquire()
     assert await asyncio.create_task(lock.owned())
@@ -692,7 +690,7 @@ async def test_all_tasks_share_one_token_if_that_is_wanted(any_client, inspector
     assert b"another's" == lock.local.token
 
 
-async def test_without_a_task_it_is_what_was_acquired_last(client):
+async def test_lock_token_outside_tasks_is_last_acquired(client):
     lock = client.lock("job")
     await lock.acquire(token="mine")
     seen = asyncio.get_running_loop().create_future()
@@ -704,7 +702,7 @@ async def test_without_a_task_it_is_what_was_acquired_last(client):
     await lock.release()
 
 
-async def test_a_lock_keeps_no_task_alive(any_client):
+async def test_lock_keeps_no_task_alive(any_client):
     lock = lock_of(any_client())
 
     async def hold():
@@ -720,7 +718,7 @@ async def test_a_lock_keeps_no_task_alive(any_client):
     assert 0 == len(lock.local._of_tasks)
 
 
-async def test_each_tasks_holding_is_measured(client, telemetry, inspector, until):
+async def test_lock_hold_time_is_recorded_per_task(client, telemetry, inspector, until):
     lock = client.lock("job", timeout=60)
     may_release = asyncio.Event()
 
@@ -746,9 +744,7 @@ async def test_each_tasks_holding_is_measured(client, telemetry, inspector, unti
 
 
 @pytest.mark.parametrize("how", ["async with", "finally"])
-async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_go_on(
-    make_client, own_server, until, caplog, monkeypatch, how
-):
+async def test_failed_lock_release_does_not_hide_cancellation(make_client, own_server, until, caplog, monkeypatch, how):
     monkeypatch.setattr("aioredis_monitored.client.lock._UNDO_SECONDS", 0.5)
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     is_held = asyncio.Event()
@@ -772,13 +768,13 @@ async def test_a_release_that_fails_while_it_is_cancelled_lets_the_cancellation_
     with caplog.at_level(logging.WARNING):
         holding.cancel()
         await asyncio.wait([holding])
-        await settled(until)
+        await wait_for_background(until)
 
     assert holding.cancelled()
     assert ["lock 'job': releasing it failed while its task was being cancelled: ConnectionError"] == caplog.messages
 
 
-async def test_a_task_that_handles_the_cancellation_of_another_learns_what_fails(any_client, inspector):
+async def test_lock_release_error_is_raised_despite_cancellation_of_another_task(any_client, inspector):
     client = any_client()
     other = asyncio.ensure_future(asyncio.sleep(60))
     other.cancel()
@@ -793,14 +789,14 @@ async def test_a_task_that_handles_the_cancellation_of_another_learns_what_fails
             await lock_of(client).release()
 
 
-async def test_a_release_that_fails_otherwise_raises(make_client, own_server):
+async def test_failed_lock_release_raises_without_cancellation(make_client, own_server):
     client = make_client(own_server.url, socket_timeout=0.2, retries=0)
     with pytest.raises(redis.exceptions.ConnectionError):
         async with client.lock("job"):
             own_server.kill()
 
 
-async def test_a_release_that_is_cancelled_comes_to_its_end(any_client, inspector, until, caplog):
+async def test_cancelled_lock_release_completes(any_client, inspector, until, caplog):
     client = any_client()
     lock = lock_of(client)
     for number in range(1, 20):
@@ -810,7 +806,7 @@ async def test_a_release_that_is_cancelled_comes_to_its_end(any_client, inspecto
             await asyncio.sleep(0)
         releasing.cancel()
         await asyncio.wait([releasing])
-        assert deleted(inspector)()
+        assert is_deleted(inspector)()
         assert lock.local.token is None
 
     assert [] == caplog.messages
@@ -822,7 +818,7 @@ def soon(monkeypatch):
     monkeypatch.setattr("aioredis_monitored.client.lock.SETTLE_SECONDS", 0.1)
 
 
-async def held_by(lock):
+async def hold_in_task(lock):
     """Return a task that holds the lock until it is cancelled."""
     is_held = asyncio.Event()
 
@@ -844,54 +840,56 @@ async def left(task):
 
 
 @pytest.mark.parametrize("where", ["in the block", "in the release"])
-async def test_a_release_goes_on_behind_its_cancelled_task(any_client, inspector, until, caplog, soon, where):
+async def test_lock_release_continues_in_background_after_task_is_cancelled(
+    any_client, inspector, until, caplog, soon, where
+):
     client = any_client(socket_timeout=600)
     for _ in range(2):
         # The second time, the server knows the script.
         lock = lock_of(client)
-        task = await held_by(lock)
+        task = await hold_in_task(lock)
         if where == "in the release":
             task.cancel()
             await asyncio.wait([task])
             await lock.acquire()
-        with writes_held(inspector):
+        with writes_paused(inspector):
             if where == "in the release":
                 (task,) = await begun(lock.release())
                 await until(lambda: inspector.info("clients")["blocked_clients"])
             await left(task)
             assert inspector.exists("job")
-            assert background()
-        await until(deleted(inspector))
-        await settled(until)
+            assert background_tasks()
+        await until(is_deleted(inspector))
+        await wait_for_background(until)
         assert lock.local.token is None
 
     assert [] == caplog.messages
 
 
-async def test_a_task_leaves_a_frozen_server_a_second_after_its_cancellation(make_client, own_server, until):
+async def test_cancelled_task_leaves_lock_release_in_time_on_frozen_server(make_client, own_server, until):
     client = make_client(own_server.url, socket_timeout=600)
-    task = await held_by(client.lock("job"))
+    task = await hold_in_task(client.lock("job"))
     async with frozen(own_server):
         await left(task)
-        assert background()
+        assert background_tasks()
     with redis.Redis.from_url(own_server.url) as inspector:
-        await until(deleted(inspector))
-    await settled(until)
+        await until(is_deleted(inspector))
+    await wait_for_background(until)
 
 
-async def test_a_release_is_repeated_until_the_server_is_back(any_client, own_server, until, caplog, soon):
+async def test_background_lock_release_is_repeated_until_server_is_back(any_client, own_server, until, caplog, soon):
     client = any_client(own_server.url, socket_timeout=0.2)
-    task = await held_by(lock_of(client))
+    task = await hold_in_task(lock_of(client))
     async with frozen(own_server):
         await left(task)
-    await settled(until)
+    await wait_for_background(until)
     with redis.Redis.from_url(own_server.url) as inspector:
-        assert deleted(inspector)()
+        assert is_deleted(inspector)()
 
     assert [] == caplog.messages
 
 
-async def test_a_release_with_a_callers_own_token_is_not_repeated(any_client, own_server, until, caplog, soon):
+async def test_background_lock_release_with_caller_token_is_not_repeated(any_client, own_server, until, caplog, soon):
     client = any_client(own_server.url, socket_timeout=0.2)
     lock = lock_of(client)
     # So that the server knows the script.
@@ -908,9 +906,9 @@ async def test_a_release_with_a_callers_own_token_is_not_repeated(any_client, ow
     (releasing,) = await begun(release())
     async with frozen(own_server):
         await left(releasing)
-        await settled(until)
+        await wait_for_background(until)
     with redis.Redis.from_url(own_server.url) as inspector:
-        await until(deleted(inspector))
+        await until(is_deleted(inspector))
         # A retry would be an EVAL.
         assert 0 == inspector.info("commandstats").get("cmdstat_eval", {}).get("calls", 0)
 
@@ -918,7 +916,7 @@ async def test_a_release_with_a_callers_own_token_is_not_repeated(any_client, ow
 
 
 @pytest.mark.parametrize("is_plain", [True, False])
-async def test_a_release_outlives_the_handle_that_it_was_called_on(
+async def test_background_lock_release_outlives_pinned_client(
     make_pool, server, inspector, until, caplog, soon, is_plain
 ):
     make = redis.asyncio.ConnectionPool.from_url if is_plain else make_pool
@@ -932,47 +930,47 @@ async def test_a_release_outlives_the_handle_that_it_was_called_on(
 
     holding = asyncio.ensure_future(hold())
     await is_held.wait()
-    with writes_held(inspector):
+    with writes_paused(inspector):
         await left(holding)
         assert inspector.exists("job")
-    await until(deleted(inspector))
-    await settled(until)
+    await until(is_deleted(inspector))
+    await wait_for_background(until)
     await pool.aclose()
 
     assert [] == caplog.messages
 
 
-async def test_a_pool_that_is_closed_waits_for_a_release(make_pool, server, inspector, multiplex, soon):
+async def test_pool_close_waits_for_background_lock_release(make_pool, server, inspector, multiplex, soon):
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=600)
-    task = await held_by(MonitoredRedisConnection(connection_pool=pool).lock("job"))
-    with writes_held(inspector):
+    task = await hold_in_task(MonitoredRedisConnection(connection_pool=pool).lock("job"))
+    with writes_paused(inspector):
         await left(task)
         asyncio.get_running_loop().call_later(0.1, inspector.client_unpause)
         await pool.aclose()
 
-    assert [] == background()
-    assert deleted(inspector)()
+    assert [] == background_tasks()
+    assert is_deleted(inspector)()
 
 
-async def test_a_release_outlives_the_end_of_the_event_loop_by_a_second(
+async def test_background_lock_release_survives_cancellation_by_ending_event_loop(
     any_client, inspector, until, monkeypatch, soon
 ):
-    # The task leaves soon, and the release in the background has more time than any machine needs.
+    # The task leaves soon, and the release in the background_tasks has more time than any machine needs.
     module = "aioredis_monitored.client.lock"
     monkeypatch.setattr(f"{module}.complete_shielded", lambda what, attempt, _: complete_shielded(what, attempt, 60))
     client = any_client()
-    task = await held_by(lock_of(client))
-    with writes_held(inspector):
+    task = await hold_in_task(lock_of(client))
+    with writes_paused(inspector):
         await left(task)
-        (releasing,) = background()
+        (releasing,) = background_tasks()
         # As a closing event loop does.
         releasing.cancel()
         await asyncio.sleep(0)
     await asyncio.wait([releasing])
-    await until(deleted(inspector))
+    await until(is_deleted(inspector))
 
 
-async def test_a_release_during_which_its_task_is_cancelled_once_more_raises_that(make_client, server, inspector, soon):
+async def test_lock_release_raises_on_second_cancellation(make_client, server, inspector, soon):
     gone_on = []
 
     async def hold(lock):
@@ -989,7 +987,7 @@ async def test_a_release_during_which_its_task_is_cancelled_once_more_raises_tha
         task = asyncio.ensure_future(hold(lock))
         while not lock.local.token:
             await asyncio.sleep(0.001)
-        with writes_held(inspector):
+        with writes_paused(inspector):
             for _ in range(count):
                 task.cancel()
                 await begun()
@@ -998,12 +996,12 @@ async def test_a_release_during_which_its_task_is_cancelled_once_more_raises_tha
         assert 1 == len(gone_on)
 
 
-async def test_a_release_that_goes_on_is_seen_as_late_and_is_no_loss(client, telemetry, inspector, until, soon):
-    task = await held_by(client.lock("job"))
-    with writes_held(inspector):
+async def test_background_lock_release_records_timeout_and_no_loss(client, telemetry, inspector, until, soon):
+    task = await hold_in_task(client.lock("job"))
+    with writes_paused(inspector):
         await left(task)
-    await until(deleted(inspector))
-    await settled(until)
+    await until(is_deleted(inspector))
+    await wait_for_background(until)
     span = telemetry.span("lock.release")
 
     assert StatusCode.ERROR is span.status.status_code
@@ -1012,13 +1010,13 @@ async def test_a_release_that_goes_on_is_seen_as_late_and_is_no_loss(client, tel
     assert {"": 1} == telemetry.tally(HOLD)
 
 
-async def test_a_release_whose_answer_is_lost_is_tried_again_and_is_no_loss(make_client, telemetry, proxy, inspector):
+async def test_lock_release_with_lost_reply_is_retried_without_loss(make_client, telemetry, proxy, inspector):
     lock = make_client(proxy.url, is_recorded=True).lock("job")
     for cut_after in (0, 2):
         await lock.acquire()
         proxy.cut_replies, proxy.cut_after = 1, cut_after
         await lock.release()
-        assert deleted(inspector)()
+        assert is_deleted(inspector)()
         with pytest.raises(redis.exceptions.LockError):
             await lock.release()
 
@@ -1026,7 +1024,7 @@ async def test_a_release_whose_answer_is_lost_is_tried_again_and_is_no_loss(make
     assert {"": 2} == telemetry.tally(HOLD)
 
 
-async def test_a_release_that_is_cancelled_is_no_loss(make_client, server, telemetry, proxy, inspector):
+async def test_cancelled_lock_release_counts_no_loss(make_client, server, telemetry, proxy, inspector):
     client = make_client(proxy.url, is_recorded=True)
     lock = client.lock("job")
     await lock.acquire()
@@ -1045,7 +1043,7 @@ async def test_a_release_that_is_cancelled_is_no_loss(make_client, server, telem
     assert {"": 1} == telemetry.tally(HOLD)
 
 
-async def test_releasing_is_one_span(client, telemetry, server):
+async def test_lock_release_records_one_span(client, telemetry, server):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     with telemetry.block() as block:
@@ -1071,7 +1069,7 @@ async def test_releasing_is_one_span(client, telemetry, server):
     assert {"EVALSHA": 1} == block.tally(DURATION, "db.operation.name", "error.type")
 
 
-async def test_releasing_what_was_lost_is_an_error(client, telemetry, inspector):
+async def test_release_of_lost_lock_records_error(client, telemetry, inspector):
     lock = client.lock("lock", timeout=5)
     await lock.acquire()
     inspector.delete("lock")

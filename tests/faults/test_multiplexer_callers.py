@@ -18,32 +18,38 @@ LARGE = b"x" * 200_000
 # Deadlines.
 
 
-async def test_a_late_call_raises_redis_pys_timeout_and_the_others_get_their_replies(make_pool):
+async def test_timed_out_command_raises_redis_py_timeout_and_keeps_connection(make_pool, until):
+    released = {b"in time": asyncio.Event(), b"late": asyncio.Event()}
+
     async def answered(_, args):
-        await asyncio.sleep(float(args[1]))
+        if args[1] in released:
+            await released[args[1]].wait()
         return b"$%d\r\n%s\r\n" % (len(args[1]), args[1])
 
     async with scripted(answered) as port:
-        client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=2)
-        line = await client.echo(0) and line_of(client)
-        in_time, late, *others = await begun(client.echo(1.2), client.echo(1.21), client.echo(0.0))
+        client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=6)
+        connection = await client.echo(0) and line_of(client)
+        started = time.monotonic()
+        in_time, late, behind = await begun(*map(client.echo, ("in time", "late", "behind it")))
+        await until(lambda: time.monotonic() - started > 3)
+        released[b"in time"].set()
         with pytest.raises(redis.TimeoutError, match=rf"^Timeout reading from 127.0.0.1:{port}$"):
             await late
+        released[b"late"].set()
 
-        # Replies arrived, so the connection stays in use, and the late reply is discarded.
-        assert [b"1.2", b"0.01"] == [await in_time, await client.echo(0.01)]
-        assert [redis.TimeoutError] == [type(e) for e in await asyncio.gather(*others, return_exceptions=True)]
-        assert line is line_of(client)
+        # A reply arrived within the deadline of the late one, so the connection stays in use, and the late reply is discarded.
+        assert [b"in time", b"next"] == [await in_time, await client.echo("next")]
+        with pytest.raises(redis.TimeoutError):
+            await behind
+        assert connection is line_of(client)
         await client.connection_pool.aclose()
 
 
-async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_caller_has_left(
-    make_pool, own_server, until
-):
+async def test_stalled_connection_takes_no_commands_and_closes_after_last_caller(make_pool, own_server, until):
     client = client_of(make_pool, own_server.url, socket_timeout=2, retries=0)
     with redis.Redis.from_url(own_server.url) as inspector:
         stuck = await client.client_id()
-        line = line_of(client)
+        connection = line_of(client)
         async with frozen(own_server):
             first = await begun(client.get("key"), client.pipeline().incr("lost").execute())
             started = time.monotonic()
@@ -52,16 +58,16 @@ async def test_a_stuck_connection_takes_no_calls_and_is_closed_when_its_last_cal
             for call in first:
                 with pytest.raises(redis.TimeoutError):
                     await call
-            assert (False, False) == (line.is_open, line.closing.done())
+            assert (False, False) == (connection.is_open, connection.closing.done())
         assert [1] == await asyncio.gather(*last)
 
-        await until(line.closing.done)
+        await until(connection.closing.done)
         assert stuck != await client.client_id()
         assert 2 == len(inspector.client_list())
 
 
 @pytest.mark.parametrize("socket_timeout", [60, None])
-async def test_a_retired_connection_lets_its_callers_have_their_replies(make_pool, own_server, until, socket_timeout):
+async def test_retired_connection_delivers_in_flight_replies(make_pool, own_server, until, socket_timeout):
     client = client_of(make_pool, own_server.url, socket_timeout=socket_timeout)
     before = await client.client_id()
     async with frozen(own_server):
@@ -76,7 +82,7 @@ async def test_a_retired_connection_lets_its_callers_have_their_replies(make_poo
 # Cancellation.
 
 
-async def test_whoever_is_cancelled_leaves_at_once_and_the_connection_stays(make_pool, own_server):
+async def test_cancelled_caller_returns_immediately_and_keeps_connection(make_pool, own_server):
     client = client_of(make_pool, own_server.url)
     identity = await client.client_id()
     async with frozen(own_server):
@@ -97,7 +103,7 @@ async def test_whoever_is_cancelled_leaves_at_once_and_the_connection_stays(make
     assert identity == await client.client_id()
 
 
-async def test_whoever_is_cancelled_while_waiting_is_never_sent(make_pool, own_server, inspector):
+async def test_queued_command_is_never_sent_when_cancelled(make_pool, own_server, inspector):
     client = client_of(make_pool, own_server.url)
     async with frozen(own_server):
         calls = await begun(client.incr("key"), client.pipeline().incr("key").execute(), client.incr("key"))
@@ -116,7 +122,7 @@ class Moment:
 
 
 @pytest.mark.parametrize("moment", ["unconnected", "unwritten", "pending", "late", "just arrived", "lost", "awaited"])
-async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(make_pool, own_server, until, moment):
+async def test_orphan_handler_receives_reply_of_cancelled_caller_once(make_pool, own_server, until, moment):
     client = client_of(make_pool, own_server.url, socket_timeout=2 if moment == "late" else 60)
     orphan = Moment(client)
     if moment != "unconnected":
@@ -153,7 +159,7 @@ async def test_a_reply_whose_caller_has_left_goes_to_its_orphan_handler_once(mak
 
 
 @pytest.mark.parametrize("moment", ["pending", "just arrived"])
-async def test_an_orphan_handler_that_raises_harms_neither_the_caller_nor_others(client, server, moment):
+async def test_raising_orphan_handler_does_not_affect_callers(client, server, moment):
     raised = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: raised.append(context["exception"]))
     await client.ping()
@@ -176,7 +182,7 @@ async def test_an_orphan_handler_that_raises_harms_neither_the_caller_nor_others
     assert [LookupError] == list(map(type, raised))
 
 
-async def test_the_callers_context_is_not_carried_into_the_background(make_pool, own_server, until):
+async def test_background_work_does_not_inherit_context_of_caller(make_pool, own_server, until):
     var, seen = ContextVar("var", default="background"), {}
 
     class Provider(redis.CredentialProvider):
@@ -195,15 +201,15 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
         root.config_set("requirepass", "password")
     options = {"credential_provider": Provider(), "health_check_interval": 30, "socket_timeout": 1.5, "timeout": 0.1}
     client = client_of(make_pool, own_server.url, retries=0, **options)
-    lane = client.connection_pool.multiplexer._main
-    lane._on_timeout = spied("_on_timeout", lane._on_timeout)
+    manager = client.connection_pool.multiplexer._main
+    manager._on_timeout = spied("_on_timeout", manager._on_timeout)
     var.set("request")
     await client.ping()
-    line = line_of(client)
+    connection = line_of(client)
     for name in ("_flush", "_on_health_check", "_on_timeout", "close"):
-        setattr(line, name, spied(name, getattr(line, name)))
-    line.inflight.dispatch = spied("dispatch", line.inflight.dispatch)
-    line._last_active -= 31
+        setattr(connection, name, spied(name, getattr(connection, name)))
+    connection.inflight.dispatch = spied("dispatch", connection.inflight.dispatch)
+    connection._last_active -= 31
     await client.ping()
     async with frozen(own_server):
         (call,) = await begun(call_with_orphan_handler(client, spied("orphan", bool), "ECHO", "x"))
@@ -212,7 +218,7 @@ async def test_the_callers_context_is_not_carried_into_the_background(make_pool,
     async with frozen(own_server):
         calls = await begun(*(client.set("key", VALUE) for _ in range(300)))
         await asyncio.gather(*calls, return_exceptions=True)
-    await until(line.closing.done)
+    await until(connection.closing.done)
 
     names = ["connect", "_flush", "_on_health_check", "_on_timeout", "dispatch", "close", "orphan"]
     assert dict.fromkeys(names, "background") == seen

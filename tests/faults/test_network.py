@@ -19,7 +19,7 @@ def make_client(make_client, proxy):
 # 4: reset while idle
 
 
-async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, proxy, dice, inspector):
+async def test_connection_resets_raise_only_redis_errors(make_client, proxy, dice, inspector):
     client = make_client()
     raised = []
     for number in range(100):
@@ -37,7 +37,7 @@ async def test_a_hundred_resets_raise_nothing_but_redis_errors(make_client, prox
     assert 100 == len({*stored}) + len(raised) == len(stored) + len(raised)
 
 
-async def test_connections_that_were_reset_while_idle_fail_no_call(make_client, proxy, until):
+async def test_commands_succeed_after_reset_of_idle_connection(make_client, proxy, until):
     client = make_client(max_connections=3)
     for number in range(20):
         await client.ping()
@@ -56,7 +56,7 @@ async def raised(reply):
 
 
 @pytest.mark.parametrize("kind", ["command", "pipeline", "pinned", "watching", "subscription", "aside"])
-async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_pool, proxy, until, monkeypatch, kind):
+async def test_reset_before_write_raises_connection_error(make_pool, proxy, until, monkeypatch, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url, multiplex=False))
     # Without a second attempt, so that a failed read is visible.
     monkeypatch.setattr(client.connection_pool.retry_policy, "next_delay", lambda *_, **__: None)
@@ -92,7 +92,7 @@ async def test_a_reset_just_before_a_call_is_written_is_a_connection_error(make_
 
 
 @pytest.mark.slow
-async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_client, proxy, dice, inspector):
+async def test_truncated_reply_is_never_taken_for_complete(make_client, proxy, dice, inspector):
     client = make_client(max_connections=4)
     value = b"v" * 1_000
     reply_size = len(b"$1000\r\n\r\n") + len(value)
@@ -120,7 +120,7 @@ async def test_a_thousand_replies_cut_anywhere_are_never_taken_for_whole(make_cl
 
 
 @pytest.mark.slow
-async def test_a_thousand_writes_whose_replies_are_cut_run_once_each(make_client, proxy, inspector):
+async def test_write_with_cut_reply_runs_once(make_client, proxy, inspector):
     client = make_client(max_connections=4)
     for number in range(1_000):
         await client.ping()
@@ -136,7 +136,7 @@ async def test_a_thousand_writes_whose_replies_are_cut_run_once_each(make_client
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_pipelines_whose_replies_are_cut_run_once_each(make_client, proxy, inspector, transaction):
+async def test_pipeline_with_cut_reply_runs_once(make_client, proxy, inspector, transaction):
     client = make_client(max_connections=4)
     for number in range(100):
         await client.ping()
@@ -147,7 +147,7 @@ async def test_pipelines_whose_replies_are_cut_run_once_each(make_client, proxy,
     assert [b"1"] * 100 == inspector.mget(f"counter:{number}" for number in range(100))
 
 
-async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, inspector):
+async def test_read_with_cut_reply_is_retried(make_client, proxy, inspector):
     client = make_client(max_connections=4)
     inspector.set("key", "value")
     for number in range(200):
@@ -164,7 +164,7 @@ async def test_reads_whose_replies_are_cut_do_not_fail(make_client, proxy, inspe
 
 
 @pytest.mark.slow
-async def test_five_hundred_replies_that_come_byte_by_byte_are_whole(make_client, proxy, inspector):
+async def test_replies_arriving_byte_by_byte_are_complete(make_client, proxy, inspector):
     clients = [
         make_client(protocol=2 + number % 2, max_connections=2, socket_timeout=100, timeout=100) for number in range(50)
     ]
@@ -198,7 +198,7 @@ async def test_five_hundred_replies_that_come_byte_by_byte_are_whole(make_client
 
 
 @pytest.mark.slow
-async def test_calls_on_half_open_connections_fail_in_time_and_later_ones_do_not(make_client, multiplex, proxy):
+async def test_half_open_connections_time_out_and_are_replaced(make_client, multiplex, proxy):
     client = make_client(socket_timeout=2, max_connections=10, timeout=60)
     pool = client.connection_pool
 

@@ -19,7 +19,7 @@ from aioredis_monitored import (
     PoolClosedError,
 )
 
-AGAIN = "make a new handle"
+NEW_HANDLE_HINT = "make a new handle"
 
 
 async def watch(client):
@@ -86,7 +86,7 @@ FIRST = [
 
 
 @pytest.mark.parametrize("call", FIRST)
-async def test_what_is_begun_while_the_server_is_down_succeeds_when_it_is_back(make_client, own_server, call):
+async def test_pinned_operation_started_while_server_is_down_succeeds_after_restart(make_client, own_server, call):
     client = make_client(own_server.url)
     await client.ping()
     own_server.kill()
@@ -115,7 +115,7 @@ def down(proxy):
     return down
 
 
-async def test_a_handle_on_which_nothing_was_altered_gets_another_connection(make_client, proxy, down, until):
+async def test_unaltered_pinned_client_reconnects_after_connection_loss(make_client, proxy, down, until):
     async with make_client(proxy.url).client() as single:
         await single.set("key", 1)
         connection = single.connection
@@ -132,9 +132,7 @@ async def test_a_handle_on_which_nothing_was_altered_gets_another_connection(mak
     "altering",
     [("SELECT", 2), ("CLIENT", "SETNAME", "mine"), ("WATCH", "key"), ("MULTI",), ("UNKNOWN",)],
 )
-async def test_a_handle_that_was_altered_raises_at_every_call_once_its_connection_is_lost(
-    make_client, own_server, altering
-):
+async def test_altered_pinned_client_raises_on_every_call_after_connection_loss(make_client, own_server, altering):
     client = make_client(own_server.url)
     async with client.client() as single:
         with suppress(redis.ResponseError):
@@ -143,7 +141,7 @@ async def test_a_handle_that_was_altered_raises_at_every_call_once_its_connectio
         await asyncio.to_thread(own_server.start)
 
         for call in (single.incr, single.get, single.get, single.incr):
-            with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+            with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
                 await call("key")
 
     # The next handle starts on a new connection.
@@ -151,7 +149,7 @@ async def test_a_handle_that_was_altered_raises_at_every_call_once_its_connectio
         assert 1 == await single.incr("key")
 
 
-async def test_no_call_of_an_altered_handle_reads_another_database(make_client, proxy):
+async def test_altered_pinned_client_never_reads_another_database(make_client, proxy):
     async with make_client(proxy.url).client() as single:
         await single.select(2)
         await single.set("key", "there")
@@ -159,7 +157,7 @@ async def test_no_call_of_an_altered_handle_reads_another_database(make_client, 
         for _ in range(3):
             with pytest.raises(ConnectionError):
                 await single.incr("other")
-        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+        with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
             await single.get("key")
         await single.aclose()
 
@@ -167,28 +165,28 @@ async def test_no_call_of_an_altered_handle_reads_another_database(make_client, 
         assert await single.get("key") is None
 
 
-async def test_redis_py_does_not_connect_an_altered_connection_anew_either(make_client, server):
+async def test_altered_pinned_connection_cannot_be_reconnected_by_redis_py(make_client, server):
     async with make_client(server.url).client() as single:
         await single.select(2)
         await single.connection.disconnect()
-        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+        with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
             # As if it sent new credentials.
             await single.connection.send_command("PING")
-        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+        with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
             await single.get("key")
 
 
-async def test_a_handle_whose_select_was_not_answered_is_lost_too(make_client, proxy):
+async def test_pinned_client_is_lost_when_select_reply_is_lost(make_client, proxy):
     async with make_client(proxy.url).client() as single:
         await single.ping()
         proxy.cut_replies = 1
         with pytest.raises(ConnectionError):
             await single.select(2)
-        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+        with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
             await single.get("key")
 
 
-async def test_an_altered_handle_that_a_cancelled_call_has_left_without_connection_says_so(make_client, server, until):
+async def test_altered_pinned_client_raises_after_cancelled_blocking_command(make_client, server, until):
     async with make_client(server.url).client() as single:
         await single.select(2)
         call = asyncio.ensure_future(single.blpop("nothing", timeout=0))
@@ -197,11 +195,11 @@ async def test_an_altered_handle_that_a_cancelled_call_has_left_without_connecti
         call.cancel()
         await asyncio.wait([call])
 
-        with pytest.raises(PinnedConnectionLostError, match=AGAIN):
+        with pytest.raises(PinnedConnectionLostError, match=NEW_HANDLE_HINT):
             await single.get("key")
 
 
-async def test_writes_are_not_repeated_and_reads_are(make_client, proxy, inspector):
+async def test_pinned_client_retries_reads_but_not_writes(make_client, proxy, inspector):
     async with make_client(proxy.url).client() as single:
         await single.ping()
         proxy.cut_replies = 1
@@ -214,7 +212,7 @@ async def test_writes_are_not_repeated_and_reads_are(make_client, proxy, inspect
 
 
 @pytest.mark.parametrize("args", [("WAIT", 0, 10), ("WAITAOF", 0, 0, 10)])
-async def test_wait_raises_when_the_writes_were_on_another_connection(make_client, server, inspector, args):
+async def test_wait_raises_when_writes_used_another_connection(make_client, server, inspector, args):
     if args[0] == "WAITAOF" and b"waitaof" not in inspector.execute_command("COMMAND LIST"):
         pytest.skip("this server has no WAITAOF")
     async with make_client(server.url).client() as single:
@@ -232,7 +230,7 @@ async def test_wait_raises_when_the_writes_were_on_another_connection(make_clien
         assert await single.execute_command(*args) in (0, [0, 0])
 
 
-async def test_an_idle_end_is_noticed_before_a_write(make_client, server, inspector):
+async def test_pinned_client_detects_closed_connection_before_write(make_client, server, inspector):
     client = make_client(server.url, retries=0)
     async with client.client() as single:
         for number in range(10):
@@ -241,7 +239,7 @@ async def test_an_idle_end_is_noticed_before_a_write(make_client, server, inspec
             assert number + 1 == await single.incr("key")
 
 
-async def test_messages_that_come_unasked_end_no_altered_handle(make_client, server, inspector, until):
+async def test_push_messages_do_not_end_altered_pinned_client(make_client, server, inspector, until):
     async with make_client(server.url).client() as single:
         await single.execute_command("CLIENT", "TRACKING", "ON", "BCAST")
         inspector.set("key", "value")
@@ -251,7 +249,7 @@ async def test_messages_that_come_unasked_end_no_altered_handle(make_client, ser
         assert b"value" == await single.get("key")
 
 
-async def test_concurrent_calls_of_a_handle_share_its_new_connection(make_client, proxy, down, until, inspector):
+async def test_concurrent_pinned_client_calls_share_new_connection(make_client, proxy, down, until, inspector):
     async with make_client(proxy.url).client() as single:
         await single.ping()
         async with down(until) as tried:
@@ -261,7 +259,7 @@ async def test_concurrent_calls_of_a_handle_share_its_new_connection(make_client
         assert list(range(1, 21)) == sorted(await asyncio.gather(*calls))
 
 
-async def test_a_handle_leaves_a_demoted_server(make_client, server, own_server):
+async def test_pinned_client_leaves_demoted_server_unless_altered(make_client, server, own_server):
     with redis.Redis.from_url(own_server.url) as demoted:
         async with make_client(own_server.url, retries=0).client() as single:
             before = await single.client_id()
@@ -281,7 +279,7 @@ async def test_a_handle_leaves_a_demoted_server(make_client, server, own_server)
 
 
 @pytest.mark.parametrize("is_altered", [True, False])
-async def test_a_handle_that_is_to_connect_anew_does_so_if_that_changes_nothing(make_client, server, is_altered):
+async def test_pinned_client_marked_for_reconnect_reconnects_only_if_unaltered(make_client, server, is_altered):
     async with make_client(server.url).client() as single:
         if is_altered:
             await single.select(2)
@@ -293,7 +291,7 @@ async def test_a_handle_that_is_to_connect_anew_does_so_if_that_changes_nothing(
         assert b"value" == await single.get("key")
 
 
-async def test_a_closed_pool_ends_a_handle(make_client, proxy, down, until):
+async def test_pinned_client_raises_after_pool_close(make_client, proxy, down, until):
     client = make_client(proxy.url)
     single = client.client()
     await single.ping()
@@ -308,7 +306,7 @@ async def test_a_closed_pool_ends_a_handle(make_client, proxy, down, until):
     await single.aclose()
 
 
-async def test_a_pool_that_closes_while_a_handle_connects_ends_that(make_client, own_server, until):
+async def test_pinned_client_raises_when_pool_closes_while_connecting(make_client, own_server, until):
     client = make_client(own_server.url)
     single = client.client()
     await single.ping()
@@ -324,7 +322,7 @@ async def test_a_pool_that_closes_while_a_handle_connects_ends_that(make_client,
     await single.aclose()
 
 
-async def test_a_dead_connection_is_given_back(make_client, proxy, server):
+async def test_dead_pinned_connection_is_released_on_close(make_client, proxy, server):
     client = make_client(proxy.url, max_connections=1)
     for alters in (True, False):
         single = client.client()
@@ -337,7 +335,7 @@ async def test_a_dead_connection_is_given_back(make_client, proxy, server):
         assert "0 used" in repr(client.connection_pool)
 
 
-async def test_a_client_that_parses_replies_itself_tries_again_too(make_pool, proxy, down, until):
+async def test_client_overriding_parse_response_retries(make_pool, proxy, down, until):
     class Parsing(MonitoredRedisConnection):
         async def parse_response(self, connection, command_name, **options):
             return await super().parse_response(connection, command_name, **options), "parsed"
@@ -352,7 +350,7 @@ async def test_a_client_that_parses_replies_itself_tries_again_too(make_pool, pr
         await client.wait(0, 10)
 
 
-async def test_a_handle_does_not_outlast_its_deadline(make_client, proxy):
+async def test_pinned_client_stops_retrying_at_deadline(make_client, proxy):
     client = make_client(proxy.url, socket_timeout=0.3)
     proxy._upstream = ("127.0.0.1", 1)
     for call in (watch, first_call, first_call_of_a_lazy_handle):
@@ -361,7 +359,7 @@ async def test_a_handle_does_not_outlast_its_deadline(make_client, proxy):
                 await call(client)
 
 
-async def test_waiting_for_a_message_on_a_lost_handle_ends(make_client, server, inspector):
+async def test_queue_get_raises_on_lost_pinned_client(make_client, server, inspector):
     async with make_client(server.url).client() as single:
         await single.client_setname("consumer")
         inspector.client_kill_filter(_id=await single.client_id())
@@ -371,7 +369,7 @@ async def test_waiting_for_a_message_on_a_lost_handle_ends(make_client, server, 
                 await MessageQueue("mail", single).get(timeout=None)
 
 
-async def test_a_plain_pool_keeps_redis_pys_ways(proxy):
+async def test_pinned_client_of_plain_pool_behaves_as_in_redis_py(proxy):
     async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
         single = MonitoredRedisConnection(connection_pool=pool, single_connection_client=True)
         await single.ping()
@@ -386,7 +384,7 @@ async def test_a_plain_pool_keeps_redis_pys_ways(proxy):
 
 
 @pytest.mark.parametrize("is_refused", [True, False])
-async def test_a_monitor_that_cannot_begin_keeps_no_connection(make_pool, is_refused):
+async def test_monitor_start_failure_leaks_no_connection(make_pool, is_refused):
     asked = []
 
     def answer(_, args):
@@ -405,7 +403,7 @@ async def test_a_monitor_that_cannot_begin_keeps_no_connection(make_pool, is_ref
         await client.connection_pool.aclose()
 
 
-async def test_a_monitor_of_a_plain_pool_is_redis_pys(server):
+async def test_monitor_works_on_plain_pool(server):
     async with redis.asyncio.ConnectionPool.from_url(server.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         assert 1 == await monitor(client)
@@ -414,7 +412,7 @@ async def test_a_monitor_of_a_plain_pool_is_redis_pys(server):
 # Closed by another task
 
 
-CLOSED = "was closed, or reset"
+CLOSED_MESSAGE = "was closed, or reset"
 
 
 @pytest.fixture(params=["multiplexed", "pooled", "plain"])
@@ -440,7 +438,7 @@ def plain_pool(url):
     )
 
 
-def lent(pool):
+def acquired_count(pool):
     return len(pool._in_use_connections)
 
 
@@ -465,12 +463,10 @@ async def acquire(single):
 
 
 @pytest.mark.parametrize("call", [get, add, pop, get_message, acquire])
-async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_stays_lent(
-    any_pool, own_server, until, call
-):
+async def test_pinned_client_call_raises_and_releases_when_closed_concurrently(any_pool, own_server, until, call):
     client = MonitoredRedisConnection(connection_pool=any_pool(own_server.url))
     await client.ping()
-    before = lent(client.connection_pool)
+    before = acquired_count(client.connection_pool)
     single = client.client()
     await single.ping()
     async with frozen(own_server):
@@ -479,22 +475,22 @@ async def test_a_call_on_a_handle_that_is_closed_meanwhile_raises_and_nothing_st
         await single.aclose()
         await asyncio.wait(calls, timeout=15)
         assert [PinnedConnectionLostError] * 2 == [type(each.exception()) for each in calls]
-        assert CLOSED in str(calls[0].exception())
-        assert before == lent(client.connection_pool)
+        assert CLOSED_MESSAGE in str(calls[0].exception())
+        assert before == acquired_count(client.connection_pool)
 
     # A new call starts on a new connection.
     assert await single.get("other") is None
-    assert before + 1 == lent(client.connection_pool)
+    assert before + 1 == acquired_count(client.connection_pool)
     async with single:
         assert await single.get("other") is None
-    assert before == lent(client.connection_pool)
+    assert before == acquired_count(client.connection_pool)
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-async def test_in_every_tick_a_handle_may_be_closed(any_pool, server, is_first):
+async def test_pinned_client_can_be_closed_at_any_tick(any_pool, server, is_first):
     client = MonitoredRedisConnection(connection_pool=any_pool(server.url))
     await client.ping()
-    before = lent(client.connection_pool)
+    before = acquired_count(client.connection_pool)
     # In the first tick, the calls start.
     for ticks in range(1, 60):
         single = client.client()
@@ -507,13 +503,13 @@ async def test_in_every_tick_a_handle_may_be_closed(any_pool, server, is_first):
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         kinds = {type(outcome) for outcome in outcomes}
         assert kinds <= {type(None), bytes, int, PinnedConnectionLostError}, (ticks, outcomes)
-        assert [None, before] == [single.connection, lent(client.connection_pool)], ticks
+        assert [None, before] == [single.connection, acquired_count(client.connection_pool)], ticks
 
 
-async def test_a_call_whose_handle_is_closed_before_it_is_tried_again_raises(make_client, proxy, down, until):
+async def test_pinned_client_call_raises_when_closed_during_backoff(make_client, proxy, down, until):
     client = make_client(proxy.url)
     await client.ping()
-    before = lent(client.connection_pool)
+    before = acquired_count(client.connection_pool)
     for call in (get, add, get_message):
         single = client.client()
         await single.ping()
@@ -521,14 +517,14 @@ async def test_a_call_whose_handle_is_closed_before_it_is_tried_again_raises(mak
             calling = asyncio.ensure_future(call(single))
             await tried()
             await single.aclose()
-            with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+            with pytest.raises(PinnedConnectionLostError, match=CLOSED_MESSAGE):
                 await calling
         await client.ping()
-        assert [None, before] == [single.connection, lent(client.connection_pool)]
+        assert [None, before] == [single.connection, acquired_count(client.connection_pool)]
 
 
 @pytest.mark.parametrize("call", [get, acquire, watch])
-async def test_a_handle_of_a_plain_pool_that_is_closed_before_a_retry_raises(proxy, until, call):
+async def test_pinned_client_of_plain_pool_raises_when_closed_before_retry(proxy, until, call):
     async with plain_pool(proxy.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         single = client.pipeline() if call == watch else client.client()
@@ -539,12 +535,12 @@ async def test_a_handle_of_a_plain_pool_that_is_closed_before_a_retry_raises(pro
         await until(lambda: not proxy.cut_replies)
         # The call pauses, or is about to.
         await single.aclose()
-        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED_MESSAGE):
             await calling
-        assert [None, 0] == [single.connection, lent(pool)]
+        assert [None, 0] == [single.connection, acquired_count(pool)]
 
 
-async def test_closing_a_client_that_keeps_to_no_connection_ends_no_call(proxy, until):
+async def test_client_without_pinned_connection_keeps_calls_running_when_closed(proxy, until):
     async with plain_pool(proxy.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.ping()
@@ -556,7 +552,7 @@ async def test_closing_a_client_that_keeps_to_no_connection_ends_no_call(proxy, 
 
 
 @pytest.mark.parametrize("call", [get, get_message, MonitoredRedisConnection.initialize])
-async def test_a_handle_that_is_closed_while_it_borrows_its_connection_keeps_none(any_pool, server, call):
+async def test_pinned_client_closed_while_acquiring_keeps_no_connection(any_pool, server, call):
     pool = any_pool(server.url, max_connections=1, timeout=600)
     single = MonitoredRedisConnection(connection_pool=pool).client()
     other = await pool.get_connection()
@@ -564,9 +560,9 @@ async def test_a_handle_that_is_closed_while_it_borrows_its_connection_keeps_non
     await single.aclose()
     await pool.release(other)
 
-    with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+    with pytest.raises(PinnedConnectionLostError, match=CLOSED_MESSAGE):
         await calling
-    assert [None, 0] == [single.connection, lent(pool)]
+    assert [None, 0] == [single.connection, acquired_count(pool)]
 
 
 async def watched_get(pipe):
@@ -587,31 +583,31 @@ async def watched_batch(pipe):
 
 
 @pytest.mark.parametrize("call", [watched_get, watched_add, watch_more, watched_batch])
-async def test_a_call_of_a_pipeline_that_is_reset_meanwhile_raises_and_nothing_stays_lent(any_pool, own_server, call):
+async def test_watching_pipeline_call_raises_and_releases_when_reset_concurrently(any_pool, own_server, call):
     pool = any_pool(own_server.url)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    before = lent(pool)
+    before = acquired_count(pool)
     pipe = client.pipeline()
     await pipe.watch("key")
     async with frozen(own_server):
         (calling,) = await begun(call(pipe))
         await pipe.reset()
         await asyncio.wait([calling], timeout=15)
-        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED_MESSAGE):
             await calling
-        assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
+        assert [None, False, before] == [pipe.connection, pipe.watching, acquired_count(pool)]
 
     await pipe.watch("key")
     pipe.multi()
     assert [True] == await pipe.set("key", "value").execute()
-    assert before == lent(pool)
+    assert before == acquired_count(pool)
 
 
-async def test_a_watch_of_a_pipeline_that_is_reset_in_the_pause_raises(make_client, proxy, down, until):
+async def test_watch_raises_when_pipeline_is_reset_during_backoff(make_client, proxy, down, until):
     client = make_client(proxy.url)
     await client.ping()
-    before = lent(client.connection_pool)
+    before = acquired_count(client.connection_pool)
     pipe = client.pipeline()
     await pipe.watch("key")
     await pipe.unwatch()
@@ -619,29 +615,29 @@ async def test_a_watch_of_a_pipeline_that_is_reset_in_the_pause_raises(make_clie
         calling = asyncio.ensure_future(pipe.watch("key"))
         await tried()
         await pipe.reset()
-        with pytest.raises(PinnedConnectionLostError, match=CLOSED):
+        with pytest.raises(PinnedConnectionLostError, match=CLOSED_MESSAGE):
             await calling
     await client.ping()
-    assert [None, False, before] == [pipe.connection, pipe.watching, lent(client.connection_pool)]
+    assert [None, False, before] == [pipe.connection, pipe.watching, acquired_count(client.connection_pool)]
 
 
-async def test_two_first_calls_of_a_pipeline_borrow_one_connection(any_pool, server):
+async def test_concurrent_first_watches_acquire_one_connection(any_pool, server):
     pool = any_pool(server.url, max_connections=3)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    before = lent(pool)
+    before = acquired_count(pool)
     pipe = client.pipeline()
     await asyncio.gather(pipe.watch("first"), pipe.watch("second"), return_exceptions=True)
-    assert before + 1 == lent(pool)
+    assert before + 1 == acquired_count(pool)
     await pipe.reset()
-    assert before == lent(pool)
+    assert before == acquired_count(pool)
 
 
-async def test_a_watch_that_is_answered_and_reset_in_the_same_tick_watches_nothing(any_pool, server):
+async def test_watch_reset_in_tick_of_its_reply_watches_nothing(any_pool, server):
     pool = any_pool(server.url)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
-    before = lent(pool)
+    before = acquired_count(pool)
     pipe = client.pipeline()
     ask = pipe._send_command_parse_response
 
@@ -654,13 +650,13 @@ async def test_a_watch_that_is_answered_and_reset_in_the_same_tick_watches_nothi
     pipe._send_command_parse_response = ask_and_reset
     await pipe.watch("key")
 
-    assert [None, False, before] == [pipe.connection, pipe.watching, lent(pool)]
+    assert [None, False, before] == [pipe.connection, pipe.watching, acquired_count(pool)]
 
 
 # Pipelines that watch.
 
 
-async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make_client, own_server):
+async def test_lost_watch_raises_on_every_call_until_watched_again(make_client, own_server):
     client = make_client(own_server.url)
     async with client.pipeline() as pipe:
         await pipe.watch("key")
@@ -680,7 +676,7 @@ async def test_a_lost_watch_raises_at_every_call_and_nothing_runs_unwatched(make
         assert [True] == await pipe.set("key", "watched").execute()
 
 
-async def test_a_lost_watch_is_noticed_by_a_health_check(make_client, proxy):
+async def test_lost_watch_is_detected_by_health_check(make_client, proxy):
     client = make_client(proxy.url, socket_timeout=0.5, health_check_interval=600)
     async with client.pipeline() as pipe:
         await pipe.watch("key")
@@ -706,7 +702,7 @@ async def test_a_lost_watch_is_noticed_by_a_health_check(make_client, proxy):
     assert [0, 1] == attempts
 
 
-async def test_a_lost_watch_may_be_begun_again_at_once(make_client, server, inspector):
+async def test_lost_watch_can_be_restarted_immediately(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("key")
         identity = await pipe.client_id()
@@ -721,7 +717,7 @@ async def test_a_lost_watch_may_be_begun_again_at_once(make_client, server, insp
             await pipe.set("key", "mine").execute()
 
 
-async def test_a_second_watch_does_not_hide_that_the_first_was_lost(make_client, server, inspector):
+async def test_second_watch_raises_when_first_was_lost(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("first")
         inspector.client_kill_filter(_id=await pipe.client_id())
@@ -729,7 +725,7 @@ async def test_a_second_watch_does_not_hide_that_the_first_was_lost(make_client,
             await pipe.watch("second")
 
 
-async def test_a_transaction_does_not_repeat_a_batch_that_may_have_run(make_client, proxy, inspector):
+async def test_transaction_does_not_repeat_batch_that_may_have_run(make_client, proxy, inspector):
     client = make_client(proxy.url)
 
     async def add(pipe):
@@ -744,7 +740,7 @@ async def test_a_transaction_does_not_repeat_a_batch_that_may_have_run(make_clie
     assert b"1" == inspector.get("key")
 
 
-async def test_a_transaction_does_not_repeat_a_write_before_its_batch_that_may_have_run(make_client, proxy, inspector):
+async def test_transaction_does_not_repeat_immediate_write_that_may_have_run(make_client, proxy, inspector):
     def add(pipe):
         proxy.cut_replies = 1
         return pipe.incr("other")
@@ -755,7 +751,7 @@ async def test_a_transaction_does_not_repeat_a_write_before_its_batch_that_may_h
     assert b"1" == inspector.get("other")
 
 
-async def test_a_batch_of_a_watching_pipeline_that_may_have_run_says_so(make_client, proxy, inspector):
+async def test_watching_pipeline_error_says_batch_may_have_run(make_client, proxy, inspector):
     async with make_client(proxy.url).pipeline() as pipe:
         await pipe.watch("key")
         pipe.multi()
@@ -766,7 +762,7 @@ async def test_a_batch_of_a_watching_pipeline_that_may_have_run_says_so(make_cli
     assert b"1" == inspector.get("key")
 
 
-async def test_a_write_of_a_watching_pipeline_that_may_have_run_says_so_once(make_client, proxy, inspector):
+async def test_watching_pipeline_error_says_once_write_may_have_run(make_client, proxy, inspector):
     async with make_client(proxy.url).pipeline() as pipe:
         await pipe.watch("key")
         proxy.cut_replies = 1
@@ -779,7 +775,7 @@ async def test_a_write_of_a_watching_pipeline_that_may_have_run_says_so_once(mak
     assert b"1" == inspector.get("other")
 
 
-async def test_transactions_go_on_after_a_read_was_lost(make_client, proxy, inspector):
+async def test_transaction_restarts_after_lost_read(make_client, proxy, inspector):
     attempts = []
 
     async def add(pipe):
@@ -796,7 +792,7 @@ async def test_transactions_go_on_after_a_read_was_lost(make_client, proxy, insp
         assert 2 * number == len(attempts)
 
 
-async def test_a_watch_whose_reply_was_lost_is_sent_again(make_client, proxy):
+async def test_watch_is_resent_when_its_reply_is_lost(make_client, proxy):
     client = make_client(proxy.url)
     async with client.pipeline() as pipe:
         await pipe.watch("key")
@@ -807,7 +803,7 @@ async def test_a_watch_whose_reply_was_lost_is_sent_again(make_client, proxy):
         assert [1] == await pipe.incr("key").execute()
 
 
-async def test_what_a_pipeline_has_altered_is_not_lost_in_silence(make_client, server, inspector):
+async def test_altered_pipeline_raises_after_connection_loss(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("key")
         await pipe.execute_command("SELECT", 2)
@@ -828,7 +824,7 @@ async def test_what_a_pipeline_has_altered_is_not_lost_in_silence(make_client, s
     assert inspector.get("key") is None
 
 
-async def test_a_lost_watch_is_noticed_by_the_look_for_scripts(make_client, server, inspector):
+async def test_lost_watch_is_detected_by_script_loading(make_client, server, inspector):
     client = make_client(server.url)
     script = client.register_script("return redis.call('INCR', KEYS[1])")
     async with client.pipeline() as pipe:
@@ -842,7 +838,7 @@ async def test_a_lost_watch_is_noticed_by_the_look_for_scripts(make_client, serv
     assert inspector.get("key") is None
 
 
-async def test_a_pipeline_that_no_longer_watches_gets_another_connection(make_client, server, inspector):
+async def test_unwatched_pipeline_gets_new_connection_after_connection_loss(make_client, server, inspector):
     async with make_client(server.url).pipeline() as pipe:
         await pipe.watch("key")
         identity = await pipe.client_id()
@@ -852,7 +848,7 @@ async def test_a_pipeline_that_no_longer_watches_gets_another_connection(make_cl
         assert [1] == await pipe.incr("key").execute()
 
 
-async def test_leaving_a_pipeline_whose_watch_is_lost_connects_to_nothing(make_client, proxy):
+async def test_pipeline_exit_does_not_reconnect_after_lost_watch(make_client, proxy):
     client = make_client(proxy.url, socket_timeout=600)
     async with client.pipeline() as pipe:
         await pipe.watch("key")
@@ -864,7 +860,7 @@ async def test_leaving_a_pipeline_whose_watch_is_lost_connects_to_nothing(make_c
     assert await client.get("key") is None
 
 
-async def test_a_watch_while_the_server_loads_is_paced(make_pool):
+async def test_transaction_is_retried_while_server_is_loading(make_pool):
     asked = []
 
     def answer(connection, args):
@@ -888,7 +884,7 @@ async def test_a_watch_while_the_server_loads_is_paced(make_pool):
     assert 3 == asked.count(b"WATCH")
 
 
-async def test_an_unwritten_call_of_a_plain_pipeline_is_redis_pys(proxy):
+async def test_watching_pipeline_of_plain_pool_raises_redis_error_when_cut(proxy):
     async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         async with client.pipeline() as pipe:

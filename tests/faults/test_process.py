@@ -27,7 +27,7 @@ def run_until_complete(coroutine):
 
 run = {"asyncio.run": asyncio.run, "run_until_complete": run_until_complete}[sys.argv[3]]
 """
-FORGOTTEN = "ResourceWarning: pool 'mine' was never closed: use 'async with' or aclose()"
+NEVER_CLOSED_WARNING = "ResourceWarning: pool 'mine' was never closed: use 'async with' or aclose()"
 
 
 @pytest.fixture(params=["asyncio.run", "run_until_complete"])
@@ -44,7 +44,7 @@ def outcome(program, url, multiplex, run="asyncio.run", warnings="error"):
     return done.stdout.split(), done.stderr
 
 
-def complaints(errors):
+def warning_and_error_lines(errors):
     """Return the last line of each unhandled error; the other lines are its origin."""
     return [line for line in errors.splitlines() if "Warning: " in line or "Error: " in line or "was destroyed" in line]
 
@@ -52,7 +52,7 @@ def complaints(errors):
 # 16: the end of the event loop
 
 
-def test_a_pool_left_open_gives_one_warning_and_a_second_loop_one_clear_error(server, multiplex, run):
+def test_unclosed_pool_warns_once_and_rejects_second_event_loop(server, multiplex, run):
     program = """
     pool = make()
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -70,10 +70,10 @@ def test_a_pool_left_open_gives_one_warning_and_a_second_loop_one_clear_error(se
     printed, errors = outcome(program, server.url, multiplex, run)
 
     assert ["used", "pool-'mine'-belongs-to-another-event"] == printed
-    assert [FORGOTTEN] == complaints(errors), errors
+    assert [NEVER_CLOSED_WARNING] == warning_and_error_lines(errors), errors
 
 
-def test_a_pool_that_is_closed_serves_one_loop_after_the_other_without_a_word(server, multiplex, run):
+def test_closed_pool_serves_consecutive_event_loops_without_warning(server, multiplex, run):
     program = """
     pool = make()
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -89,7 +89,7 @@ def test_a_pool_that_is_closed_serves_one_loop_after_the_other_without_a_word(se
     assert (["b'used'", "b'used'"], "") == outcome(program, server.url, multiplex, run)
 
 
-def test_a_pool_can_be_closed_and_used_again_when_its_loop_is_gone(server, multiplex, run):
+def test_pool_can_be_reused_after_its_event_loop_ended(server, multiplex, run):
     program = """
     pool = make()
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -109,7 +109,7 @@ def test_a_pool_can_be_closed_and_used_again_when_its_loop_is_gone(server, multi
     assert (["b'used'", "b'used'"], "") == outcome(program, server.url, multiplex, run)
 
 
-def test_a_loop_may_end_while_calls_are_under_way(own_server, multiplex):
+def test_event_loop_can_end_while_commands_are_in_flight(own_server, multiplex):
     own_server.freeze()
     program = """
     async def leave(call):
@@ -129,10 +129,10 @@ def test_a_loop_may_end_while_calls_are_under_way(own_server, multiplex):
     printed, errors = outcome(program, own_server.url, multiplex)
 
     assert ["ended"] == printed, errors
-    assert {FORGOTTEN} >= {*complaints(errors)}, errors
+    assert {NEVER_CLOSED_WARNING} >= {*warning_and_error_lines(errors)}, errors
 
 
-def test_calls_that_timed_out_leave_no_task_behind(multiplex, run):
+def test_timed_out_commands_leave_no_task(multiplex, run):
     program = """
     async def leave(call):
         pool = make()
@@ -152,10 +152,10 @@ def test_calls_that_timed_out_leave_no_task_behind(multiplex, run):
         printed, errors = outcome(program, f"redis://127.0.0.1:{deaf.getsockname()[1]}", multiplex, run)
 
     assert ["left"] * 3 == printed, errors
-    assert {FORGOTTEN} >= {*complaints(errors)}, errors
+    assert {NEVER_CLOSED_WARNING} >= {*warning_and_error_lines(errors)}, errors
 
 
-def test_a_pool_with_replies_under_way_is_forgotten_with_one_warning(server, multiplex, run):
+def test_collected_pool_with_in_flight_replies_warns_once(server, multiplex, run):
     program = """
     async def forget():
         pool = make()
@@ -174,7 +174,7 @@ def test_a_pool_with_replies_under_way_is_forgotten_with_one_warning(server, mul
     printed, errors = outcome(program, server.url, multiplex, run)
 
     assert ["ended"] == printed
-    assert [FORGOTTEN] == complaints(errors), errors
+    assert [NEVER_CLOSED_WARNING] == warning_and_error_lines(errors), errors
 
 
 # 17: fork
@@ -260,7 +260,7 @@ print("parent", all(results))
 
 
 @pytest.mark.parametrize("parent", [WHILE_RUNNING, WHILE_STOPPED], ids=["while_running", "while_stopped"])
-def test_a_forked_child_gets_a_clear_error_and_the_parent_goes_on(server, multiplex, parent):
+def test_forked_child_gets_event_loop_error_and_parent_continues(server, multiplex, parent):
     # The child's copies of the parent's sockets stay unclosed: only the parent may close them.
     printed, errors = outcome(FORKING + parent, server.url, multiplex, warnings="ignore::ResourceWarning")
 

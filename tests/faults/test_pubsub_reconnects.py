@@ -27,7 +27,7 @@ async def next_of(pubsub, *kinds):
     return message
 
 
-async def confirmed(pubsub, count=1):
+async def wait_for_confirmations(pubsub, count=1):
     for _ in range(count):
         await next_of(pubsub, *SUBSCRIBING)
 
@@ -51,23 +51,23 @@ class Proxied:
 
 
 @pytest.fixture
-def way(proxy, until):
+def link(proxy, until):
     return Proxied(proxy, until)
 
 
 @asynccontextmanager
 async def listening(pubsub):
     """Listen in a task; yield the task, and a function that returns the data of the messages so far."""
-    heard = []
+    received = []
 
     async def listen():
         async for message in pubsub.listen():
-            heard.append(message)  # noqa: PERF401 - visible while the loop runs
+            received.append(message)  # noqa: PERF401 - visible while the loop runs
 
     task = asyncio.create_task(listen())
 
     def data():
-        return [message["data"] for message in heard if "message" in message["type"]]
+        return [message["data"] for message in received if "message" in message["type"]]
 
     try:
         yield task, data
@@ -80,7 +80,7 @@ async def listening(pubsub):
 
 
 @pytest.mark.parametrize("method", SUBSCRIBING)
-async def test_what_is_subscribed_while_the_server_is_down_is_when_it_is_back(make_client, own_server, method):
+async def test_subscribe_while_server_is_down_succeeds_after_restart(make_client, own_server, method):
     client = make_client(own_server.url)
     await client.ping()
     own_server.kill()
@@ -90,24 +90,24 @@ async def test_what_is_subscribed_while_the_server_is_down_is_when_it_is_back(ma
             await asyncio.sleep(0)
         await asyncio.to_thread(own_server.start)
         await subscribing
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         publish = client.spublish if method == "ssubscribe" else client.publish
 
         assert 1 == await publish("news", "message")
         assert b"message" == (await next_of(pubsub))["data"]
 
 
-async def test_subscribing_on_a_lost_connection_renews_what_there_was_and_nothing_twice(make_client, way, server):
-    client = make_client(way.proxy.url)
+async def test_subscribe_on_lost_connection_renews_subscriptions_once(make_client, link, server):
+    client = make_client(link.proxy.url)
     async with client.pubsub() as pubsub:
         await pubsub.subscribe("first")
-        await confirmed(pubsub)
-        way.down()
+        await wait_for_confirmations(pubsub)
+        link.down()
         subscribing = asyncio.ensure_future(pubsub.subscribe("second"))
-        await way.refused()
-        way.up()
+        await link.refused()
+        link.up()
         await subscribing
-        await confirmed(pubsub, 2)
+        await wait_for_confirmations(pubsub, 2)
 
         async with MonitoredRedisConnection.from_url(server.url) as other:
             for channel in ("first", "second"):
@@ -116,38 +116,38 @@ async def test_subscribing_on_a_lost_connection_renews_what_there_was_and_nothin
         assert await pubsub.get_message(timeout=0) is None
 
 
-async def test_subscribing_is_tried_no_longer_than_its_deadline(make_client, way):
-    client = make_client(way.proxy.url, socket_timeout=0.3)
-    way.down()
+async def test_subscribe_stops_retrying_at_deadline(make_client, link):
+    client = make_client(link.proxy.url, socket_timeout=0.3)
+    link.down()
     async with client.pubsub() as pubsub:
         for method in SUBSCRIBING:
             async with asyncio.timeout(10):
                 with pytest.raises(ConnectionError):
                     await getattr(pubsub, method)("news")
             assert not pubsub.subscribed
-        way.up()
+        link.up()
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
 
 
-async def test_two_tasks_that_subscribe_at_first_share_a_connection(make_client, server):
+async def test_concurrent_first_subscribes_share_connection(make_client, server):
     client = make_client(server.url)
     async with client.pubsub() as pubsub:
         await asyncio.gather(*(pubsub.subscribe(f"channel {number}") for number in range(10)))
-        await confirmed(pubsub, 10)
+        await wait_for_confirmations(pubsub, 10)
 
         assert 1 == len(client.connection_pool._in_use_connections)
     assert not client.connection_pool._in_use_connections
 
 
-async def test_a_ping_is_sent_on_a_new_connection_too(make_client, way):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_pubsub_ping_reconnects_after_connection_loss(make_client, link):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
-        way.down()
+        await wait_for_confirmations(pubsub)
+        link.down()
         pinging = asyncio.ensure_future(pubsub.ping())
-        await way.refused()
-        way.up()
+        await link.refused()
+        link.up()
         await pinging
         await next_of(pubsub, "pong")
 
@@ -157,12 +157,12 @@ async def test_a_ping_is_sent_on_a_new_connection_too(make_client, way):
 
 @pytest.mark.parametrize("method", SUBSCRIBING)
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_listening_goes_on_when_the_server_is_back(make_pool, own_server, method, protocol):
+async def test_listen_continues_after_server_restart(make_pool, own_server, method, protocol):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, protocol=protocol))
     async with client.pubsub() as pubsub:
         await getattr(pubsub, method)("news", "sports")
-        await confirmed(pubsub, 2)
-        async with listening(pubsub) as (task, heard):
+        await wait_for_confirmations(pubsub, 2)
+        async with listening(pubsub) as (task, received):
             own_server.kill()
             await asyncio.to_thread(own_server.start)
             publish = client.spublish if method == "ssubscribe" else client.publish
@@ -170,15 +170,15 @@ async def test_listening_goes_on_when_the_server_is_back(make_pool, own_server, 
                 for channel in ("news", "sports"):
                     while not await publish(channel, channel):
                         await asyncio.sleep(0.01)
-                while len(heard()) < 2:
+                while len(received()) < 2:
                     await asyncio.sleep(0.01)
 
-            assert [b"news", b"sports"] == heard()
+            assert [b"news", b"sports"] == received()
             assert not task.done()
 
 
-async def test_all_kinds_of_subscriptions_are_renewed_and_reported_once(
-    make_client, way, telemetry, caplog, until, inspector
+async def test_reconnect_renews_all_kinds_of_subscriptions_and_reports_once(
+    make_client, link, telemetry, caplog, until, inspector
 ):
     seen = []
 
@@ -186,22 +186,22 @@ async def test_all_kinds_of_subscriptions_are_renewed_and_reported_once(
         # All subscriptions are renewed at this point.
         seen.append((inspector.pubsub_numsub("a", "b"), inspector.pubsub_numpat(), inspector.pubsub_shardnumsub("s")))
 
-    client = make_client(way.proxy.url, is_recorded=True, name="test")
+    client = make_client(link.proxy.url, is_recorded=True, name="test")
     async with client.pubsub(on_reconnect=reconnected) as pubsub:
         await pubsub.subscribe("a", "b")
         await pubsub.psubscribe("p*")
         await pubsub.ssubscribe("s")
-        await confirmed(pubsub, 4)
+        await wait_for_confirmations(pubsub, 4)
         assert 0 == telemetry.point(RECONNECTS).value
         for number in range(1, 4):
-            async with listening(pubsub) as (_, heard):
-                way.down()
-                await way.refused(2)
+            async with listening(pubsub) as (_, received):
+                link.down()
+                await link.refused(2)
                 assert number - 1 == len(seen)
-                way.up()
+                link.up()
                 await until(lambda: len(seen) == number, 30)  # noqa: B023
                 inspector.publish("p1", "message")
-                await until(heard, 30)
+                await until(received, 30)
 
             assert number == telemetry.point(RECONNECTS).value
             assert {"db.client.connection.pool.name": "test"} == dict(telemetry.point(RECONNECTS).attributes)
@@ -212,7 +212,7 @@ async def test_all_kinds_of_subscriptions_are_renewed_and_reported_once(
 
 
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_what_the_callback_raises_is_raised_to_the_reader(make_client, way, until, is_async):
+async def test_on_reconnect_error_is_raised_to_reader(make_client, link, until, is_async):
     error = ConnectionError("of the application")
 
     def fail():
@@ -221,84 +221,84 @@ async def test_what_the_callback_raises_is_raised_to_the_reader(make_client, way
     async def fail_later():
         fail()
 
-    async with make_client(way.proxy.url).pubsub(on_reconnect=fail_later if is_async else fail) as pubsub:
+    async with make_client(link.proxy.url).pubsub(on_reconnect=fail_later if is_async else fail) as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         async with listening(pubsub) as (task, _):
-            way.proxy.cut()
+            link.proxy.cut()
             await until(task.done, 30)
 
         assert error is task.exception()
         await pubsub.subscribe("sports")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
 
 
-async def test_running_goes_on_too(make_client, way, until, inspector):
-    heard, again = [], []
-    async with make_client(way.proxy.url).pubsub(on_reconnect=lambda: again.append(1)) as pubsub:
-        await pubsub.subscribe(news=lambda message: heard.append(message["data"]))
+async def test_pubsub_run_continues_after_reconnect(make_client, link, until, inspector):
+    received, again = [], []
+    async with make_client(link.proxy.url).pubsub(on_reconnect=lambda: again.append(1)) as pubsub:
+        await pubsub.subscribe(news=lambda message: received.append(message["data"]))
         running = asyncio.create_task(pubsub.run(poll_timeout=0.01))
         await until(lambda: inspector.pubsub_numsub("news") == [(b"news", 1)])
-        way.down()
-        await way.refused(2)
-        way.up()
+        link.down()
+        await link.refused(2)
+        link.up()
         await until(lambda: again, 30)
         inspector.publish("news", "message")
-        await until(lambda: heard == [b"message"], 30)
+        await until(lambda: received == [b"message"], 30)
         running.cancel()
         await asyncio.wait([running])
 
 
-async def test_a_push_handler_does_not_keep_the_report_back(make_client, way, until, inspector):
+async def test_push_handler_does_not_suppress_on_reconnect(make_client, link, until, inspector):
     pushed, again = [], []
 
     async def push(response):
         pushed.append(response[-1])
 
-    client = make_client(way.proxy.url)
+    client = make_client(link.proxy.url)
     async with client.pubsub(push_handler_func=push, on_reconnect=lambda: again.append(1)) as pubsub:
         await pubsub.subscribe("news")
         async with listening(pubsub):
             await until(lambda: pushed)
-            way.proxy.cut()
+            link.proxy.cut()
             await until(lambda: again, 30)
             inspector.publish("news", "message")
             await until(lambda: pushed[-1] == b"message", 30)
 
 
-async def test_a_subscriber_wakes_a_listener_that_pauses(make_client, way, until, monkeypatch, inspector):
+async def test_subscribe_wakes_listener_from_backoff(make_client, link, until, monkeypatch, inspector):
     monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("first")
-        await confirmed(pubsub)
-        async with listening(pubsub) as (_, heard):
-            way.proxy.cut()
+        await wait_for_confirmations(pubsub)
+        async with listening(pubsub) as (_, received):
+            link.proxy.cut()
             await until(lambda: pubsub._retry_at)
             await pubsub.subscribe("second")
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
-            await until(lambda: heard() == [b"first", b"second"], 30)
+            await until(lambda: received() == [b"first", b"second"], 30)
 
 
-async def test_a_listener_keeps_off_the_connection_that_a_subscriber_makes_anew(make_client, server, inspector, until):
+async def test_listener_does_not_interfere_with_reconnect_by_subscribe(make_client, server, inspector, until):
     async with make_client(server.url).pubsub() as pubsub:
         await pubsub.subscribe("first")
-        await confirmed(pubsub)
-        async with listening(pubsub) as (_, heard):
+        await wait_for_confirmations(pubsub)
+        async with listening(pubsub) as (_, received):
             await asyncio.sleep(0)
             inspector.client_kill_filter(_type="pubsub")
             # Before the listener can have noticed the lost connection.
             await pubsub.subscribe("second")
             for channel in ("first", "second"):
                 await until(lambda: inspector.publish(channel, channel))  # noqa: B023
-            await until(lambda: heard() == [b"first", b"second"], 30)
+            await until(lambda: received() == [b"first", b"second"], 30)
         assert 0 == pubsub._failures
 
 
-async def test_what_cannot_be_written_is_sent_on_another_connection(make_client, server, inspector, monkeypatch):
+async def test_subscribe_reconnects_when_write_fails(make_client, server, inspector, monkeypatch):
     async with make_client(server.url).pubsub() as pubsub:
         await pubsub.subscribe("first")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         connection = pubsub.connection
         send_packed_command = connection.send_packed_command
 
@@ -309,16 +309,16 @@ async def test_what_cannot_be_written_is_sent_on_another_connection(make_client,
 
         monkeypatch.setattr(connection, "send_packed_command", fail)
         await pubsub.subscribe("second")
-        await confirmed(pubsub, 2)
+        await wait_for_confirmations(pubsub, 2)
 
         assert connection is pubsub.connection
         assert [(b"first", 1), (b"second", 1)] == inspector.pubsub_numsub("first", "second")
 
 
-async def test_what_redis_py_connects_is_subscribed_too(make_client, server, inspector):
+async def test_reconnect_by_redis_py_renews_subscriptions(make_client, server, inspector):
     async with make_client(server.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         await pubsub.connection.disconnect()
         async with pubsub._lock:
             # As if it sent new credentials.
@@ -328,7 +328,7 @@ async def test_what_redis_py_connects_is_subscribed_too(make_client, server, ins
         assert [(b"news", 1)] == inspector.pubsub_numsub("news")
 
 
-async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, way, until, monkeypatch):
+async def test_reconnect_backoff_grows_across_polls(make_client, link, until, monkeypatch):
     asked = []
 
     def after(failures):
@@ -336,11 +336,11 @@ async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, w
         return 0.05
 
     monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", after)
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
-        way.down()
-        accepted = way.proxy.accepted
+        await wait_for_confirmations(pubsub)
+        link.down()
+        accepted = link.proxy.accepted
         started = time.monotonic()
         while len(asked) < 6:
             assert await pubsub.get_message(timeout=0) is None
@@ -348,9 +348,9 @@ async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, w
         took = time.monotonic() - started
 
         assert [1, 2, 3, 4, 5, 6] == asked[:6]
-        assert way.proxy.accepted - accepted <= took / 0.05 + 1
-        way.up()
-        await confirmed(pubsub)
+        assert link.proxy.accepted - accepted <= took / 0.05 + 1
+        link.up()
+        await wait_for_confirmations(pubsub)
         assert 0 == pubsub._failures
 
 
@@ -358,12 +358,12 @@ async def test_pauses_double_and_do_not_begin_anew_with_each_poll(make_client, w
 
 
 @pytest.mark.parametrize("seconds", [0, 0.001])
-async def test_short_polls_get_through_a_slow_connect(make_client, way, until, inspector, seconds):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_short_polls_complete_slow_reconnect(make_client, link, until, inspector, seconds):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
-        way.proxy.reply_pause = 0.0005
-        way.proxy.cut()
+        await wait_for_confirmations(pubsub)
+        link.proxy.reply_pause = 0.0005
+        link.proxy.cut()
         async with asyncio.timeout(30):
             while (message := await pubsub.get_message(timeout=seconds)) is None or message["type"] != "message":
                 inspector.publish("news", "message")
@@ -372,12 +372,12 @@ async def test_short_polls_get_through_a_slow_connect(make_client, way, until, i
     assert b"message" == message["data"]
 
 
-async def test_a_poll_takes_as_long_as_asked(make_client, way):
-    async with make_client(way.proxy.url, socket_timeout=600, socket_connect_timeout=600).pubsub() as pubsub:
+async def test_get_message_takes_its_timeout_while_reconnecting(make_client, link):
+    async with make_client(link.proxy.url, socket_timeout=600, socket_connect_timeout=600).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
-        way.proxy.silent = True
-        way.proxy.cut()
+        await wait_for_confirmations(pubsub)
+        link.proxy.silent = True
+        link.proxy.cut()
         started = time.monotonic()
         async with asyncio.timeout(60):
             while pubsub._reconnecting is None:
@@ -389,11 +389,11 @@ async def test_a_poll_takes_as_long_as_asked(make_client, way):
                 assert time.monotonic() - started > 0.09 * number
 
 
-async def test_a_call_without_a_timeout_waits_for_the_server(make_client, way, inspector):
-    async with make_client(way.proxy.url).pubsub(ignore_subscribe_messages=True) as pubsub:
+async def test_get_message_without_timeout_waits_for_server(make_client, link, inspector):
+    async with make_client(link.proxy.url).pubsub(ignore_subscribe_messages=True) as pubsub:
         await pubsub.subscribe("news")
         await pubsub.get_message(timeout=5)
-        way.down()
+        link.down()
 
         async def get():
             while (message := await pubsub.get_message(timeout=None)) is None:
@@ -401,8 +401,8 @@ async def test_a_call_without_a_timeout_waits_for_the_server(make_client, way, i
             return message
 
         getting = asyncio.create_task(get())
-        await way.refused(2)
-        way.up()
+        await link.refused(2)
+        link.up()
         async with asyncio.timeout(30):
             while not inspector.publish("news", "message"):
                 await asyncio.sleep(0.01)
@@ -412,11 +412,11 @@ async def test_a_call_without_a_timeout_waits_for_the_server(make_client, way, i
 # The end of a subscription
 
 
-async def test_a_closed_pool_ends_it(make_client, way, until):
-    client = make_client(way.proxy.url)
+async def test_pool_close_ends_subscription(make_client, link, until):
+    client = make_client(link.proxy.url)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")
-    await confirmed(pubsub)
+    await wait_for_confirmations(pubsub)
     async with listening(pubsub) as (task, _):
         await client.connection_pool.aclose()
         await until(task.done, 30)
@@ -428,33 +428,33 @@ async def test_a_closed_pool_ends_it(make_client, way, until):
 
 
 @pytest.mark.parametrize("is_refused", [True, False], ids=["refused", "half-open"])
-async def test_a_pool_that_closes_during_an_outage_ends_it(make_client, way, until, is_refused):
-    client = make_client(way.proxy.url)
+async def test_pool_close_during_outage_ends_subscription(make_client, link, until, is_refused):
+    client = make_client(link.proxy.url)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")
-    await confirmed(pubsub)
+    await wait_for_confirmations(pubsub)
     async with listening(pubsub) as (task, _):
         if is_refused:
-            way.down()
-            await way.refused(1)
+            link.down()
+            await link.refused(1)
         else:
-            way.proxy.silent = True
-            way.proxy.cut()
+            link.proxy.silent = True
+            link.proxy.cut()
             await until(lambda: pubsub.connection.is_connected and pubsub._reconnecting, 30)
         await client.connection_pool.aclose()
         await until(task.done, 30)
     assert isinstance(task.exception(), PoolClosedError)
     await pubsub.aclose()
-    way.up()
+    link.up()
     assert 0 == client.connection_pool.stats().used
 
 
-async def test_what_waiting_does_not_change_is_raised(make_client, until):
+async def test_reconnect_raises_authentication_error_to_reader(make_client, until):
     with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
         client = make_client(server.url, password="first")
         async with client.pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             root.config_set("requirepass", "second")
             root.client_kill_filter(_type="pubsub")
             async with listening(pubsub) as (task, _):
@@ -465,11 +465,11 @@ async def test_what_waiting_does_not_change_is_raised(make_client, until):
                 await pubsub.get_message(timeout=30)
             assert attempts + 1 == root.info("commandstats")["cmdstat_hello"]["failed_calls"]
             root.config_set("requirepass", "first")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
         await client.aclose()
 
 
-async def test_credentials_of_a_provider_are_waited_for(make_client, until):
+async def test_reconnect_waits_for_new_credentials_of_provider(make_client, until):
     class Provider(redis.CredentialProvider):
         password = "first"
 
@@ -480,22 +480,22 @@ async def test_credentials_of_a_provider_are_waited_for(make_client, until):
         provider = Provider()
         async with make_client(server.url, credential_provider=provider).pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
-            async with listening(pubsub) as (task, heard):
+            await wait_for_confirmations(pubsub)
+            async with listening(pubsub) as (task, received):
                 root.config_set("requirepass", "second")
                 root.client_kill_filter(_type="pubsub")
                 await until(lambda: root.info("commandstats")["cmdstat_hello"]["failed_calls"] >= 2, 30)
                 provider.password = "second"
                 await until(lambda: root.publish("news", "message"), 30)
-                await until(heard, 30)
+                await until(received, 30)
                 assert not task.done()
 
 
-async def test_a_short_poll_raises_what_an_attempt_has_met_after_it(make_client, until):
+async def test_short_poll_raises_error_of_background_reconnect(make_client, until):
     with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
         async with make_client(server.url, password="first").pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             root.config_set("requirepass", "second")
             root.client_kill_filter(_type="pubsub")
             async with asyncio.timeout(30):
@@ -504,11 +504,11 @@ async def test_a_short_poll_raises_what_an_attempt_has_met_after_it(make_client,
                         await asyncio.sleep(0)
 
 
-async def test_what_an_attempt_has_met_before_another_succeeded_is_forgotten(make_client, until):
+async def test_reconnect_error_is_discarded_after_later_success(make_client, until):
     with RedisServer("--requirepass", "first") as server, redis.Redis.from_url(server.url, password="first") as root:
         async with make_client(server.url, password="first").pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             root.config_set("requirepass", "second")
             root.client_kill_filter(_type="pubsub")
             async with asyncio.timeout(30):
@@ -518,17 +518,17 @@ async def test_what_an_attempt_has_met_before_another_succeeded_is_forgotten(mak
             await until(pubsub._reconnecting.done)
             root.config_set("requirepass", "first")
             await pubsub.subscribe("sports")
-            await confirmed(pubsub, 2)
+            await wait_for_confirmations(pubsub, 2)
             root.client_kill_filter(_type="pubsub")
-            await confirmed(pubsub, 2)
+            await wait_for_confirmations(pubsub, 2)
 
 
-async def test_a_refused_subscription_is_raised_and_the_others_stay(make_client, own_server):
+async def test_rejected_subscription_raises_and_others_stay(make_client, own_server):
     with redis.Redis.from_url(own_server.url) as root:
         root.acl_setuser("reader", enabled=True, nopass=True, categories=["+@all"], channels=["news"], reset=True)
         async with make_client(own_server.url, username="reader", password="any").pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             await pubsub.subscribe("secrets")
             with pytest.raises(NoPermissionError):
                 await pubsub.get_message(timeout=30)
@@ -536,7 +536,7 @@ async def test_a_refused_subscription_is_raised_and_the_others_stay(make_client,
             assert b"message" == (await next_of(pubsub))["data"]
 
 
-async def test_a_subscription_that_is_refused_for_now_is_sent_again(make_pool):
+async def test_temporarily_rejected_subscription_is_sent_again(make_pool):
     asked = []
 
     def answer(_, args):
@@ -551,7 +551,7 @@ async def test_a_subscription_that_is_refused_for_now_is_sent_again(make_pool):
         pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
         async with MonitoredRedisConnection(connection_pool=pool).pubsub() as pubsub:
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
         await pool.aclose()
 
     assert [[b"news"]] * 3 == asked
@@ -561,20 +561,20 @@ async def test_a_subscription_that_is_refused_for_now_is_sent_again(make_pool):
 
 
 @pytest.mark.parametrize("kind", ["", "p", "s"])
-async def test_what_is_unsubscribed_while_the_connection_is_lost_stays_so(make_client, way, inspector, kind):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_unsubscribe_on_lost_connection_survives_reconnect(make_client, link, inspector, kind):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await getattr(pubsub, f"{kind}subscribe")("kept", "left")
-        await confirmed(pubsub, 2)
-        way.down()
+        await wait_for_confirmations(pubsub, 2)
+        link.down()
         leaving = asyncio.ensure_future(getattr(pubsub, f"{kind}unsubscribe")("left"))
-        await way.refused()
-        way.up()
+        await link.refused()
+        link.up()
         await leaving
         await next_of(pubsub, f"{kind}unsubscribe")
         assert [b"kept"] == [*pubsub.channels, *pubsub.patterns, *pubsub.shard_channels]
 
-        way.proxy.cut()
-        await confirmed(pubsub)
+        link.proxy.cut()
+        await wait_for_confirmations(pubsub)
         assert [b"kept"] == [*pubsub.channels, *pubsub.patterns, *pubsub.shard_channels]
         counts = {
             "": lambda: inspector.pubsub_numsub("kept", "left") == [(b"kept", 1), (b"left", 0)],
@@ -584,26 +584,26 @@ async def test_what_is_unsubscribed_while_the_connection_is_lost_stays_so(make_c
         assert counts[kind]()
 
 
-async def test_listening_ends_if_the_last_confirmation_was_lost(make_client, way, until):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_listen_ends_when_last_unsubscribe_confirmation_is_lost(make_client, link, until):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         async with listening(pubsub) as (task, _):
-            way.proxy.cut_replies = 1
+            link.proxy.cut_replies = 1
             await pubsub.unsubscribe("news")
             await until(task.done, 30)
         assert task.exception() is None
         assert not pubsub.subscribed
 
 
-async def test_what_is_subscribed_again_while_it_is_being_unsubscribed_is_renewed(make_client, way):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_reconnect_renews_channel_subscribed_again_during_unsubscribe(make_client, link):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         await pubsub.unsubscribe("news")
         await pubsub.subscribe("news")
-        way.proxy.cut()
-        await confirmed(pubsub)
+        link.proxy.cut()
+        await wait_for_confirmations(pubsub)
         assert [b"news"] == list(pubsub.channels)
 
 
@@ -611,14 +611,14 @@ async def test_what_is_subscribed_again_while_it_is_being_unsubscribed_is_renewe
 
 
 @pytest.mark.parametrize("is_listening", [True, False])
-async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, until, dice, inspector, is_listening):
-    async with make_client(way.proxy.url).pubsub() as pubsub:
+async def test_cancelled_reconnect_loses_no_subscription(make_client, link, until, dice, inspector, is_listening):
+    async with make_client(link.proxy.url).pubsub() as pubsub:
         await pubsub.subscribe("a", "b")
         await pubsub.psubscribe("p*")
         await pubsub.ssubscribe("s")
-        await confirmed(pubsub, 4)
+        await wait_for_confirmations(pubsub, 4)
         for _ in range(30):
-            way.proxy.cut()
+            link.proxy.cut()
             call = pubsub.get_message(timeout=None) if is_listening else pubsub.subscribe("a")
             calling = asyncio.ensure_future(call)
             for _ in range(dice.randrange(40)):
@@ -641,21 +641,21 @@ async def test_a_cancelled_reconnect_loses_no_subscription(make_client, way, unt
 
 
 @pytest.mark.parametrize("phase", ["pausing", "connecting", "reading"])
-async def test_closing_ends_listening_and_gives_the_connection_back(make_client, way, until, phase, monkeypatch):
+async def test_pubsub_close_ends_listen_and_releases_connection(make_client, link, until, phase, monkeypatch):
     if phase == "pausing":
         monkeypatch.setattr("aioredis_monitored.client.pubsub._reconnect_backoff", lambda _: 600.0)
-    client = make_client(way.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
+    client = make_client(link.proxy.url, max_connections=2, socket_timeout=600, socket_connect_timeout=600)
     pubsub = client.pubsub()
     await pubsub.subscribe("news")
-    await confirmed(pubsub)
+    await wait_for_confirmations(pubsub)
     async with listening(pubsub) as (task, _):
         await asyncio.sleep(0)
         if phase == "pausing":
-            way.down()
+            link.down()
             await until(lambda: pubsub._failures, 30)
         elif phase == "connecting":
-            way.proxy.silent = True
-            way.proxy.cut()
+            link.proxy.silent = True
+            link.proxy.cut()
             await until(lambda: pubsub._reconnecting and pubsub.connection.is_connected, 30)
         async with asyncio.timeout(60):
             await pubsub.aclose()
@@ -663,15 +663,15 @@ async def test_closing_ends_listening_and_gives_the_connection_back(make_client,
         assert task.exception() is None
     assert pubsub.connection is None
     assert not pubsub._reconnecting
-    way.up()
-    way.proxy.silent = False
+    link.up()
+    link.proxy.silent = False
     assert await client.incr("key") == 1
     async with client.client() as single:
         assert await single.incr("key") == 2
 
 
-async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client, way, until):
-    client = make_client(way.proxy.url, socket_timeout=600, socket_connect_timeout=600)
+async def test_pubsub_close_in_cancelled_task_releases_connection(make_client, link, until):
+    client = make_client(link.proxy.url, socket_timeout=600, socket_connect_timeout=600)
 
     async def listen():
         async with client.pubsub() as pubsub:
@@ -682,8 +682,8 @@ async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client
     opened = []
     listener = asyncio.create_task(listen())
     await until(lambda: opened)
-    way.proxy.silent = True
-    way.proxy.cut()
+    link.proxy.silent = True
+    link.proxy.cut()
     await until(lambda: opened[0]._reconnecting and opened[0].connection.is_connected, 30)
     listener.cancel()
     await asyncio.wait([listener])
@@ -693,35 +693,35 @@ async def test_closing_in_a_cancelled_task_gives_the_connection_back(make_client
     assert not client.connection_pool._in_use_connections
 
 
-async def test_a_closed_subscription_can_be_used_again(make_client, server):
+async def test_closed_pubsub_can_subscribe_again(make_client, server):
     async with make_client(server.url).pubsub() as pubsub:
         for _ in range(2):
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             await pubsub.aclose()
             with pytest.raises(RuntimeError, match="did you forget to call subscribe"):
                 await pubsub.get_message()
 
 
-async def test_health_checks_stay_redis_pys(make_client, way, inspector):
-    async with make_client(way.proxy.url, health_check_interval=1).pubsub() as pubsub:
+async def test_pubsub_health_check_works_across_reconnect(make_client, link, inspector):
+    async with make_client(link.proxy.url, health_check_interval=1).pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         pubsub.connection.next_health_check = -1
         assert await pubsub.get_message(timeout=5) is None
-        way.proxy.cut()
+        link.proxy.cut()
         pubsub.connection.next_health_check = -1
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
 
 
-async def test_keyspace_notifications_go_on_too(make_client, way, inspector, until):
+async def test_keyspace_notifications_continue_after_reconnect(make_client, link, inspector, until):
     inspector.config_set("notify-keyspace-events", "KEA")
-    client = make_client(way.proxy.url)
+    client = make_client(link.proxy.url)
     try:
         async with client.keyspace_notifications() as notifications:
             await notifications.subscribe("__keyspace@0__:*")
             await until(lambda: inspector.pubsub_numpat() == 1)
-            way.proxy.cut()
+            link.proxy.cut()
             async with asyncio.timeout(30):
                 inspector.set("key", "value")
                 while (notification := await notifications.get_message(timeout=0.1)) is None:
@@ -731,30 +731,30 @@ async def test_keyspace_notifications_go_on_too(make_client, way, inspector, unt
         inspector.config_set("notify-keyspace-events", "")
 
 
-async def test_subscriptions_on_a_plain_pool_stay_redis_pys_and_report_too(proxy, until):
+async def test_plain_pool_pubsub_raises_and_calls_on_reconnect(proxy, until):
     again = []
     async with redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         async with client.pubsub(on_reconnect=lambda: again.append(1)) as pubsub:
             assert isinstance(pubsub, MonitoredPubSub)
             await pubsub.subscribe("news")
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
             proxy.cut()
             with pytest.raises(ConnectionError):
                 await next_of(pubsub)
-            await confirmed(pubsub)
+            await wait_for_confirmations(pubsub)
 
     assert [1] == again
 
 
-async def test_many_reconnects_leave_nothing_behind(make_client, way, until, inspector):
-    client = make_client(way.proxy.url)
+async def test_repeated_reconnects_leak_no_task(make_client, link, until, inspector):
+    client = make_client(link.proxy.url)
     async with client.pubsub() as pubsub:
         await pubsub.subscribe("news")
-        await confirmed(pubsub)
+        await wait_for_confirmations(pubsub)
         tasks = len(asyncio.all_tasks())
         for _ in range(5):
-            way.proxy.cut()
-            await confirmed(pubsub)
+            link.proxy.cut()
+            await wait_for_confirmations(pubsub)
         await until(lambda: len(asyncio.all_tasks()) <= tasks)
         assert 1 == dict(inspector.pubsub_numsub("news"))[b"news"]

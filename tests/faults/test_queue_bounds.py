@@ -58,7 +58,7 @@ async def queue(request, make_pool, own_server):
 
 
 @asynccontextmanager
-async def in_time(own_server):
+async def within_bound(own_server):
     """Freeze the server while the block runs, and check that it ends in time."""
     async with frozen(own_server):
         started = time.monotonic()
@@ -66,21 +66,21 @@ async def in_time(own_server):
         assert time.monotonic() - started < BOUND
 
 
-async def test_an_acknowledgement_that_gets_no_answer_is_given_up(queue, own_server, operator):
+async def test_ack_gives_up_in_time_on_frozen_server(queue, own_server, operator):
     operator.rpush("mail", 1, 2)
     taking = queue.take_many(2, 0)
     await taking.__aenter__()
-    async with in_time(own_server):
+    async with within_bound(own_server):
         with pytest.raises(redis.exceptions.TimeoutError, match="no reply from the server in time"):
             await taking.__aexit__(None, None, None)
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError])
-async def test_giving_back_that_gets_no_answer_is_given_up(queue, own_server, operator, until, error):
+async def test_nack_gives_up_in_time_on_frozen_server(queue, own_server, operator, until, error):
     operator.rpush("mail", "message")
     taking = queue.take(0)
     await taking.__aenter__()
-    async with in_time(own_server):
+    async with within_bound(own_server):
         await taking.__aexit__(error, error(), None)
 
     # The message is delivered again when its lease ends.
@@ -89,33 +89,33 @@ async def test_giving_back_that_gets_no_answer_is_given_up(queue, own_server, op
 
 
 @pytest.mark.parametrize("error", [None, ValueError()])
-async def test_leaving_that_is_cancelled_takes_a_second(queue, own_server, operator, error):
+async def test_cancelled_take_exit_ends_in_time_on_frozen_server(queue, own_server, operator, error):
     operator.rpush("mail", "message")
     taking = queue.take(0)
     await taking.__aenter__()
-    async with in_time(own_server):
+    async with within_bound(own_server):
         (leaving,) = await begun(taking.__aexit__(error and ValueError, error, None))
         leaving.cancel()
         await asyncio.wait([leaving])
         assert leaving.cancelled()
 
 
-async def test_letting_go_of_a_queue_that_gets_no_answer_is_given_up(queue, own_server, operator):
+async def test_queue_close_gives_up_in_time_on_frozen_server(queue, own_server, operator):
     operator.rpush("mail", *range(4))
     # One of the queue's consumers is free, others hold messages.
     async with queue.take(0):
         pass
     for _ in range(3):
         await queue.take(0).__aenter__()
-    async with in_time(own_server):
+    async with within_bound(own_server):
         await queue.aclose()
-    async with in_time(own_server):
+    async with within_bound(own_server):
         await queue.aclose()
 
 
 @pytest.mark.parametrize("way", ["get", "take"])
 @pytest.mark.parametrize("timeout", [0, None])
-async def test_what_fetches_and_is_cancelled_takes_a_second(queue, own_server, operator, until, way, timeout):
+async def test_cancelled_fetch_ends_in_time_on_frozen_server(queue, own_server, operator, until, way, timeout):
     async def take():
         async with queue.take(timeout):
             pass
@@ -124,7 +124,7 @@ async def test_what_fetches_and_is_cancelled_takes_a_second(queue, own_server, o
     if timeout is None:
         calling = await begun(queue.get() if way == "get" else take())
         await until(lambda: blocked(operator))
-    async with in_time(own_server):
+    async with within_bound(own_server):
         calling = calling or await begun(queue.get(0) if way == "get" else take())
         calling[0].cancel()
         await asyncio.wait(calling)
@@ -132,7 +132,7 @@ async def test_what_fetches_and_is_cancelled_takes_a_second(queue, own_server, o
 
 
 @pytest.mark.parametrize("keeps_one", [False, True])
-async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own_server, operator, until, keeps_one):
+async def test_cancelled_connect_of_plain_pool_ends_in_time(own_server, operator, until, keeps_one):
     # On Python 3.11, redis-py's handshake swallows a cancellation in the tick in which it has written.
     async with redis.asyncio.Redis.from_url(own_server.url, socket_timeout=FOR_EVER) as plain:
         for ticks in range(60):
@@ -142,7 +142,7 @@ async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own
                 await client.ping()
             queue = MessageQueue("mail", client)
             await plain.connection_pool.disconnect()
-            async with in_time(own_server):
+            async with within_bound(own_server):
                 calling = await begun(queue.get(0), *([] if keeps_one else [client.get("key")]))
                 for _ in range(ticks):
                     await asyncio.sleep(0)
@@ -156,7 +156,9 @@ async def test_what_connects_on_a_plain_pool_and_is_cancelled_takes_a_second(own
         assert b"message" == await MessageQueue("mail", plain).get(BOUND)
 
 
-async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own_server, operator, until, caplog):
+async def test_cancelled_get_gives_up_restoring_large_message_on_frozen_server(
+    queue, own_server, operator, until, caplog
+):
     putting_back = queue._pop.restore_commands
 
     def put_back(found):
@@ -178,9 +180,7 @@ async def test_a_large_message_that_cannot_be_put_back_takes_a_second(queue, own
     assert 1 == caplog.messages.count("queue 'mail': a message that a cancelled get() was receiving may be lost")
 
 
-async def test_what_came_as_a_get_was_cancelled_goes_back_although_the_event_loop_is_busy(
-    queue, operator, until, monkeypatch, caplog
-):
+async def test_cancelled_get_restores_message_when_event_loop_is_busy(queue, operator, until, monkeypatch, caplog):
     monkeypatch.setattr(waiting, "SETTLE_SECONDS", 0.3)
     loop = asyncio.get_running_loop()
 
@@ -208,11 +208,11 @@ async def test_what_came_as_a_get_was_cancelled_goes_back_although_the_event_loo
 
 
 @pytest.mark.parametrize("outcome", ["succeeds", "fails", "waits"])
-async def test_consume_drains_in_time(queue, own_server, operator, until, outcome):
-    begun_with, may_end = [], asyncio.Event()
+async def test_consume_drains_in_time_on_frozen_server(queue, own_server, operator, until, outcome):
+    started_messages, may_end = [], asyncio.Event()
 
     async def handle(message):
-        begun_with.append(message)
+        started_messages.append(message)
         await may_end.wait()
         if outcome == "fails":
             raise ValueError
@@ -220,25 +220,25 @@ async def test_consume_drains_in_time(queue, own_server, operator, until, outcom
     if outcome != "waits":
         operator.rpush("mail", *range(3))
     working = asyncio.create_task(queue.consume(handle, concurrency=4))
-    await until(lambda: (outcome == "waits" or len(begun_with) == 3) and blocked(operator))
-    async with in_time(own_server):
+    await until(lambda: (outcome == "waits" or len(started_messages) == 3) and blocked(operator))
+    async with within_bound(own_server):
         working.cancel()
         may_end.set()
         await asyncio.wait([working])
         assert working.cancelled()
 
 
-async def test_a_handler_that_is_cancelled_ends_in_time(queue, own_server, operator, until):
-    begun_with = []
+async def test_consume_cancels_handlers_in_time_on_frozen_server(queue, own_server, operator, until):
+    started_messages = []
 
     async def handle(message):
-        begun_with.append(message)
+        started_messages.append(message)
         await asyncio.Event().wait()
 
     operator.rpush("mail", *range(3))
     working = asyncio.create_task(queue.consume(handle, concurrency=4))
-    await until(lambda: len(begun_with) == 3 and blocked(operator))
-    async with in_time(own_server):
+    await until(lambda: len(started_messages) == 3 and blocked(operator))
+    async with within_bound(own_server):
         for _ in range(2):
             working.cancel()
             await begun()
@@ -246,13 +246,13 @@ async def test_a_handler_that_is_cancelled_ends_in_time(queue, own_server, opera
         assert working.cancelled()
 
 
-async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, operator, until):
+async def test_consume_drains_in_time_while_reading_delivery_counts(make_pool, own_server, operator, until):
     pool = make_pool(own_server.url, socket_timeout=FOR_EVER, **UNRECORDED)
     queue = MessageQueue("mail", pool, lease=1)
     operator.hset("{mail}:n", "other", 1)
     operator.rpush("mail", "message")
     looking = asyncio.Event()
-    past_of = queue._leases.delivery_counts
+    original_delivery_counts = queue._leases.delivery_counts
 
     async def handle(message):
         pytest.fail("nothing is known of it")
@@ -260,7 +260,7 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
     async def look(consumer):
         own_server.freeze()
         looking.set()
-        return await past_of(consumer)
+        return await original_delivery_counts(consumer)
 
     queue._leases.delivery_counts = look
     working = asyncio.create_task(queue.consume(handle, concurrency=1))
@@ -274,9 +274,9 @@ async def test_consume_that_looks_back_drains_in_time(make_pool, own_server, ope
     assert time.monotonic() - started < BOUND
 
 
-async def test_connecting_that_is_cancelled_ends_at_once(make_pool, own_server):
+async def test_cancelled_pool_acquire_ends_in_time_on_frozen_server(make_pool, own_server):
     pool = make_pool(own_server.url, multiplex=False, socket_timeout=FOR_EVER, **UNRECORDED)
-    async with in_time(own_server):
+    async with within_bound(own_server):
         for turns in range(60):
             connecting = asyncio.ensure_future(pool.get_connection())
             for _ in range(turns):
@@ -286,14 +286,14 @@ async def test_connecting_that_is_cancelled_ends_at_once(make_pool, own_server):
             assert connecting.cancelled()
 
 
-async def test_what_was_deleted_is_not_called_another_consumers(queue, operator):
+async def test_lease_lost_error_mentions_deletion_of_messages(queue, operator):
     for delete in (operator.flushall, lambda: operator.delete(*operator.keys("{mail}:p:*"))):
         operator.rpush("mail", "message")
-        with pytest.raises(LeaseLostError) as told:
+        with pytest.raises(LeaseLostError) as raised:
             async with queue.take(0):
                 delete()
         assert (
             "queue 'mail': 1 of 1 messages were no longer held: another consumer got them, as this process had not "
             "renewed its lease in time, or they were deleted (FLUSHALL, eviction)"
-        ) == str(told.value)
+        ) == str(raised.value)
     assert [] == held(operator)

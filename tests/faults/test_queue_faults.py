@@ -30,7 +30,7 @@ def queue(make_pool, server):
     return MessageQueue("mail", make_pool(server.url, **UNRECORDED))
 
 
-async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(make_pool, proxy, inspector, caplog):
+async def test_cancelled_get_warns_when_connection_breaks_while_unblocking(make_pool, proxy, inspector, caplog):
     queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED))
     (waiting,) = await begun(queue.get())
     await until_blocked(inspector)
@@ -43,7 +43,7 @@ async def test_a_connection_that_breaks_while_it_is_unblocked_is_told_at_once(ma
     assert LOST == caplog.messages
 
 
-async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog):
+async def test_cancelled_get_gives_up_unblocking_on_frozen_server(make_pool, own_server, caplog):
     # Without a shared connection, unblocking needs another connection, which cannot be made.
     queue = MessageQueue("mail", make_pool(own_server.url, multiplex=False, socket_timeout=2, **UNRECORDED))
     (waiting,) = await begun(queue.get())
@@ -58,7 +58,7 @@ async def test_what_nobody_can_unblock_is_given_up(make_pool, own_server, caplog
     assert LOST == caplog.messages
 
 
-async def test_a_user_who_may_not_unblock_is_told_of_what_may_be_lost(make_pool, own_server, caplog):
+async def test_cancelled_get_warns_when_user_may_not_unblock(make_pool, own_server, caplog):
     with redis.Redis.from_url(own_server.url) as root:
         root.acl_setuser("limited", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-client|id"])
         queue = MessageQueue("mail", make_pool(own_server.url, username="limited", **UNRECORDED))
@@ -74,7 +74,7 @@ async def test_a_user_who_may_not_unblock_is_told_of_what_may_be_lost(make_pool,
 
 
 @pytest.mark.parametrize("kind", ["shared", "unshared", "plain"])
-async def test_a_message_goes_back_if_its_caller_leaves_while_the_connection_is_given_back(
+async def test_cancelled_get_restores_message_during_connection_release(
     make_pool, server, inspector, monkeypatch, kind
 ):
     pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
@@ -105,7 +105,7 @@ async def test_a_message_goes_back_if_its_caller_leaves_while_the_connection_is_
     assert [b"message"] == inspector.lrange("mail", 0, -1)
 
 
-async def test_a_pool_that_is_closed_while_it_tries_again_says_so(make_pool, own_server):
+async def test_retrying_get_raises_pool_closed_error_when_pool_closes(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
     own_server.kill()
     (trying,) = await begun(queue.get(0))
@@ -115,7 +115,7 @@ async def test_a_pool_that_is_closed_while_it_tries_again_says_so(make_pool, own
         await trying
 
 
-async def test_a_message_that_comes_when_the_pool_is_closed_is_told(make_pool, own_server, caplog):
+async def test_cancelled_get_warns_when_pool_closes_before_reply(make_pool, own_server, caplog):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
     await queue.put(b"message")
     async with frozen(own_server):
@@ -129,7 +129,7 @@ async def test_a_message_that_comes_when_the_pool_is_closed_is_told(make_pool, o
     assert LOST == caplog.messages
 
 
-async def test_what_was_taken_by_nobody_known_goes_back(make_pool, server, inspector):
+async def test_take_restores_message_when_registration_of_consumer_fails(make_pool, server, inspector):
     queue = MessageQueue("mail", make_pool(server.url, multiplex=False, **UNRECORDED))
     inspector.set("{mail}:c", "no set")
     inspector.rpush("mail", "message")
@@ -139,7 +139,7 @@ async def test_what_was_taken_by_nobody_known_goes_back(make_pool, server, inspe
     assert [b"message"] == inspector.lrange("mail", 0, -1)
 
 
-async def test_a_take_is_entered_once_at_a_time(queue):
+async def test_take_rejects_second_entry_while_in_use(queue):
     await queue.put_many([1, 2])
     taking = queue.take()
     async with taking:
@@ -149,7 +149,7 @@ async def test_a_take_is_entered_once_at_a_time(queue):
         assert b"2" == message
 
 
-async def test_what_is_to_come_to_its_end_does():
+async def test_complete_shielded_repeats_cancelled_attempts_until_one_completes():
     attempts = []
 
     async def attempt():
@@ -170,7 +170,7 @@ async def test_what_is_to_come_to_its_end_does():
     assert [True, True, False] == [each.cancelled() for each in attempts]
 
 
-async def test_it_does_not_take_for_ever():
+async def test_run_to_completion_raises_timeout_error_at_deadline():
     started = time.monotonic()
     with pytest.raises(TimeoutError):
         await run_to_completion(asyncio.Event().wait, 0.01)
@@ -178,7 +178,7 @@ async def test_it_does_not_take_for_ever():
     assert time.monotonic() - started < 15
 
 
-async def test_nothing_is_told_where_instrumentation_is_suppressed(pool, telemetry):
+async def test_queue_records_nothing_when_instrumentation_is_suppressed(pool, telemetry):
     queue = MessageQueue("mail", pool)
     token = attach(set_value("suppress_instrumentation", True))
     await queue.put(b"message")
@@ -190,7 +190,7 @@ async def test_nothing_is_told_where_instrumentation_is_suppressed(pool, telemet
     assert {} == telemetry.tally("messaging.client.operation.duration")
 
 
-async def test_broken_telemetry_breaks_no_queue(pool, telemetry):
+async def test_raising_instruments_do_not_affect_queue(pool, telemetry):
     def fail(*_):
         raise LookupError
 
@@ -203,14 +203,14 @@ async def test_broken_telemetry_breaks_no_queue(pool, telemetry):
         assert b"message" == message
 
 
-async def test_an_envelope_of_another_kind_is_opened_all_the_same(pool, telemetry, client):
+async def test_envelope_with_unreadable_send_time_is_unwrapped(pool, telemetry, client):
     await client.rpush("mail", seal(b"message", {"aioredis-monitored-sent-at": "noon"}), seal(b"other", {}))
 
     assert [b"message", b"other"] == await MessageQueue("mail", pool).get_many(2)
     assert {} == telemetry.tally("aioredis_monitored.queue.time")
 
 
-async def test_a_server_that_never_answers_a_waiting_get_is_told(make_pool, own_server):
+async def test_waiting_get_raises_timeout_error_on_frozen_server(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1.5, retries=0, **UNRECORDED))
     await queue.client.ping()
     (waiting,) = await begun(queue.get(1))
@@ -222,7 +222,7 @@ async def test_a_server_that_never_answers_a_waiting_get_is_told(make_pool, own_
 
 
 @pytest.mark.parametrize("is_draining", [False, True])
-async def test_a_message_whose_consumer_died_is_handled_alone(queue, inspector, until, is_draining):
+async def test_message_of_dead_consumer_is_handled_alone(queue, inspector, until, is_draining):
     handling, together, is_over = set(), [], asyncio.Event()
 
     async def handle(message):
@@ -252,7 +252,7 @@ async def test_a_message_whose_consumer_died_is_handled_alone(queue, inspector, 
     assert [] == inspector.keys("{mail}:p:*")
 
 
-async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, own_server, caplog, until):
+async def test_lease_renewal_resumes_after_outage(make_pool, own_server, caplog, until):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
@@ -266,7 +266,7 @@ async def test_leases_are_renewed_again_when_a_server_has_come_back(make_pool, o
     assert "queue 'mail': lease renewal failed, retrying: TimeoutError" == caplog.messages[0]
 
 
-async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wanted(queue, inspector, until):
+async def test_lease_renewer_restarts_after_stop_when_needed(queue, inspector, until):
     impatient = MessageQueue("mail", queue.client, lease=1)
     await impatient.put_many([1, 2])
     async with impatient.take():
@@ -278,14 +278,14 @@ async def test_a_keeper_that_is_stopped_while_it_works_begins_again_if_it_is_wan
             await until(lambda: set(consumers) <= living(inspector))
 
 
-def test_pauses_double_to_the_longest_and_stay_there():
+def test_exponential_backoff_doubles_up_to_maximum():
     seconds_after = exponential_backoff(0.1, 5.0)
 
     assert all(0.05 <= seconds_after(1) <= 0.1 and 0.1 <= seconds_after(2) <= 0.2 for _ in range(100))
     assert all(2.5 <= seconds_after(failures) <= 5.0 for failures in (10, 1_023, 1_024, 10**6))
 
 
-async def test_a_list_that_cannot_come_back_keeps_no_other_from_it(queue, inspector, until, caplog):
+async def test_unrecoverable_list_does_not_block_recovery_of_others(queue, inspector, until, caplog):
     impatient = MessageQueue("mail", queue.client, lease=1)
     die(inspector, *range(20))
     inspector.set("{mail}:p:0", "no list")
@@ -299,7 +299,7 @@ async def test_a_list_that_cannot_come_back_keeps_no_other_from_it(queue, inspec
     assert "queue 'mail': requeueing a dead consumer's messages failed: ResponseError" in caplog.messages
 
 
-async def test_a_block_that_leaves_while_its_queue_is_closed_is_told(queue):
+async def test_take_exit_raises_lease_lost_error_while_queue_closes(queue):
     async def hold():
         async with queue.take():
             await is_closing.wait()
@@ -318,7 +318,7 @@ async def test_a_block_that_leaves_while_its_queue_is_closed_is_told(queue):
     assert b"message" == await queue.get(0)
 
 
-async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(queue, inspector):
+async def test_unlink_deletes_delivery_counts(queue, inspector):
     inspector.hset("{mail}:n", "hash", 1)
     await queue.put(b"message")
     await queue.unlink()
@@ -340,13 +340,13 @@ async def test_a_list_that_is_deleted_takes_the_counts_of_its_messages_along(que
         (PinnedConnectionLostError("lost"), False),
     ],
 )
-def test_what_passes_by_itself_is_waited_for(error, passes):
+def test_is_transient_accepts_only_errors_that_pass_by_themselves(error, passes):
     assert passes == is_transient(error)
 
 
 @pytest.mark.parametrize("refused", ["-@scripting", "-ltrim"])
 @pytest.mark.parametrize("is_waiting", [False, True], ids=["there", "awaited"])
-async def test_what_was_on_its_way_goes_back_in_a_way_that_the_user_may_go(
+async def test_cancelled_get_restores_message_with_limited_permissions(
     make_client, own_server, caplog, refused, is_waiting
 ):
     received, count = [], 20

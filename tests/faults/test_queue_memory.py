@@ -39,18 +39,18 @@ async def queue(request, make_pool, own_server):
 
 
 @contextmanager
-def kept_full(operator):
+def memory_kept_full(operator):
     """Keep the server's memory full, also when acknowledgements have freed some."""
     for number in range(100):
         operator.set(f"filler:{number}", bytes(10_000))
     operator.config_set("maxmemory", 1)
-    refuses(operator)
+    assert_memory_full(operator)
     yield
-    refuses(operator)
+    assert_memory_full(operator)
 
 
-def refuses(operator):
-    """Check that the server refuses writes."""
+def assert_memory_full(operator):
+    """Check that the server assert_memory_full writes."""
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         operator.rpush("refused", "message")
 
@@ -60,12 +60,12 @@ def push(operator, message):
     operator.eval("redis.call('PERSIST', KEYS[1]) redis.call('RPUSH', KEYS[1], ARGV[1])", 1, "mail", message)
 
 
-def rejected(operator):
+def count_rejected_waits(operator):
     """Return how often the server has refused to wait."""
     return operator.info("commandstats").get("cmdstat_blmove", {}).get("rejected_calls", 0)
 
 
-async def swept(inspector, until):
+async def wait_for_sweep(inspector, until):
     """Wait until the messages of dead consumers were checked once, from beginning to end."""
     for _ in range(3):
         inspector.delete("{mail}:sweeper")
@@ -81,14 +81,14 @@ async def consumed(queue, handler, is_over, until):
     assert working.cancelled(), working.exception()
 
 
-async def test_consume_drains_a_server_whose_memory_is_full(queue, operator, until):
+async def test_consume_empties_queue_while_memory_is_full(queue, operator, until):
     operator.rpush("mail", *range(500))
     handled = []
 
     async def handle(message):
         handled.append(message)
 
-    with kept_full(operator):
+    with memory_kept_full(operator):
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             await queue.put(b"refused")
         await consumed(queue, handle, lambda: len(handled) == 500, until)
@@ -97,43 +97,43 @@ async def test_consume_drains_a_server_whose_memory_is_full(queue, operator, unt
     assert [0, []] == [operator.llen("mail"), held(operator)]
 
 
-async def test_what_comes_back_is_taken_while_memory_is_full(queue, operator, until):
-    # The server refuses to wait for a message; Redis does so even for an empty queue.
-    with kept_full(operator):
-        (waiting,) = await begun(_taken(queue, None))
+async def test_waiting_take_receives_message_while_memory_is_full(queue, operator, until):
+    # The server assert_memory_full to wait for a message; Redis does so even for an empty queue.
+    with memory_kept_full(operator):
+        (waiting,) = await begun(_take_one(queue, None))
         for _ in range(3):
-            asked = rejected(operator)
-            await until(lambda asked=asked: rejected(operator) > asked)
+            asked = count_rejected_waits(operator)
+            await until(lambda asked=asked: count_rejected_waits(operator) > asked)
         push(operator, "back")
         assert b"back" == await waiting
 
         with pytest.raises(TimedOutError):
-            await _taken(queue, 1)
+            await _take_one(queue, 1)
 
 
-async def test_waiting_while_memory_is_full_is_no_busy_loop(queue, operator):
+async def test_waiting_take_backs_off_while_memory_is_full(queue, operator):
     queue = MessageQueue("mail", queue.client)
-    with kept_full(operator):
-        before = rejected(operator)
+    with memory_kept_full(operator):
+        before = count_rejected_waits(operator)
         with pytest.raises(TimedOutError):
-            await _taken(queue, 2)
+            await _take_one(queue, 2)
 
         # The pauses start at 10 ms and double.
-        assert 2 <= rejected(operator) - before <= 20
+        assert 2 <= count_rejected_waits(operator) - before <= 20
 
 
-async def test_a_wait_that_memory_runs_out_under_goes_on(queue, operator, until):
-    (waiting,) = await begun(_taken(queue, None))
+async def test_blocked_take_continues_when_memory_becomes_full(queue, operator, until):
+    (waiting,) = await begun(_take_one(queue, None))
     await until(lambda: blocked(operator))
-    with kept_full(operator):
+    with memory_kept_full(operator):
         push(operator, "message")
         assert b"message" == await waiting
         assert [] == held(operator)
 
 
-async def test_what_fails_and_what_is_cancelled_goes_back_while_memory_is_full(queue, operator):
+async def test_failed_and_cancelled_takes_requeue_while_memory_is_full(queue, operator):
     operator.rpush("mail", *range(6))
-    with kept_full(operator):
+    with memory_kept_full(operator):
         for error in (ValueError, asyncio.CancelledError):
             with pytest.raises(error):
                 async with queue.take(0):
@@ -151,7 +151,7 @@ async def test_what_fails_and_what_is_cancelled_goes_back_while_memory_is_full(q
     assert [[b"3", b"4", b"5", b"0"], []] == [operator.lrange("mail", 0, -1), held(operator)]
 
 
-async def test_failing_handlers_give_back_while_memory_is_full_until_their_messages_are_dead(queue, operator, until):
+async def test_failing_messages_become_dead_letters_while_memory_is_full(queue, operator, until):
     operator.rpush("mail", *range(100))
     failed = Counter()
 
@@ -159,7 +159,7 @@ async def test_failing_handlers_give_back_while_memory_is_full_until_their_messa
         failed[message] += 1
         raise ValueError(message)
 
-    with kept_full(operator):
+    with memory_kept_full(operator):
         await consumed(queue, fail, lambda: operator.llen("{mail}:dead") == 100, until)
         assert {str(number).encode(): 2 for number in range(100)} == failed
         assert 100 == len(await queue.dead())
@@ -168,22 +168,22 @@ async def test_failing_handlers_give_back_while_memory_is_full_until_their_messa
 
 
 @pytest.fixture
-def patient(monkeypatch):
+def long_settle_time(monkeypatch):
     """Give messages as much time to be put back as a slow machine needs."""
     for module in (fetched, waiting):
         monkeypatch.setattr(module, "SETTLE_SECONDS", 60)
 
 
 @pytest.mark.parametrize("count", [None, 3])
-@pytest.mark.usefixtures("patient")
-async def test_cancelled_gets_lose_nothing_while_memory_is_full(queue, operator, until, dice, count):
+@pytest.mark.usefixtures("long_settle_time")
+async def test_cancelled_gets_lose_no_message_while_memory_is_full(queue, operator, until, dice, count):
     operator.rpush("mail", *range(250))
     received = []
 
     async def get(timeout):
-        received.extend(await (queue.get_many(count, timeout) if count else _one(queue, timeout)))
+        received.extend(await (queue.get_many(count, timeout) if count else _get_one(queue, timeout)))
 
-    with kept_full(operator):
+    with memory_kept_full(operator):
         for number in range(250):
             getting = asyncio.ensure_future(get(dice.choice([0, None])))
             for _ in range(dice.randrange(8)):
@@ -200,9 +200,9 @@ async def test_cancelled_gets_lose_nothing_while_memory_is_full(queue, operator,
     )
 
 
-@pytest.mark.usefixtures("patient")
-async def test_gets_that_wait_and_are_cancelled_lose_nothing_while_memory_is_full(queue, operator, until):
-    with kept_full(operator):
+@pytest.mark.usefixtures("long_settle_time")
+async def test_cancelled_blocked_gets_lose_no_message_while_memory_is_full(queue, operator, until):
+    with memory_kept_full(operator):
         for _ in range(25):
             (getting,) = await begun(queue.get(None))
             await until(lambda: blocked(operator))
@@ -213,10 +213,10 @@ async def test_gets_that_wait_and_are_cancelled_lose_nothing_while_memory_is_ful
             assert b"message" == operator.lpop("mail")
 
 
-async def test_what_a_dead_consumer_has_held_comes_back_while_memory_is_full(queue, operator, own_server, until):
+async def test_messages_of_dead_consumer_are_recovered_while_memory_is_full(queue, operator, own_server, until):
     operator.rpush("mail", *range(251))
     hold_and_die(own_server, 250)
-    with kept_full(operator):
+    with memory_kept_full(operator):
         # A consumer that holds a message recovers those of dead consumers, and takes no others meanwhile.
         async with queue.take(0):
             await until(lambda: operator.llen("mail") == 250, 30)
@@ -227,9 +227,9 @@ async def test_what_a_dead_consumer_has_held_comes_back_while_memory_is_full(que
     assert [0, []] == [operator.llen("mail"), held(operator)]
 
 
-async def test_leases_are_renewed_while_memory_is_full(queue, operator, until):
+async def test_lease_renewal_works_while_memory_is_full(queue, operator, until):
     operator.rpush("mail", "message")
-    with kept_full(operator):
+    with memory_kept_full(operator):
         async with queue.take(0):
             operator.config_set("maxmemory", 0)
             die(operator, *operator.zrange("{mail}:c", 0, -1))
@@ -238,12 +238,12 @@ async def test_leases_are_renewed_while_memory_is_full(queue, operator, until):
     assert [] == held(operator)
 
 
-async def _taken(queue, timeout):
+async def _take_one(queue, timeout):
     async with queue.take(timeout) as message:
         return message
 
 
-async def _one(queue, timeout):
+async def _get_one(queue, timeout):
     return [await queue.get(timeout)]
 
 
@@ -251,7 +251,7 @@ POLICIES = ["volatile-ttl", "volatile-lru", "volatile-lfu", "volatile-random"]
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-async def test_nothing_of_a_living_holder_can_be_evicted(make_pool, own_server, operator, until, policy):
+async def test_lease_keys_of_live_consumer_are_not_evictable(make_pool, own_server, operator, until, policy):
     # The lease does not end while this process fills the server.
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=60, max_deliveries=10)
     operator.rpush("mail", "failed", "message")
@@ -275,7 +275,7 @@ async def test_nothing_of_a_living_holder_can_be_evicted(make_pool, own_server, 
 
         # Other consumers look for messages of dead ones.
         other = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1)
-        (waiting,) = await begun(_taken(other, None))
+        (waiting,) = await begun(_take_one(other, None))
         looks = operator.info("commandstats").get("cmdstat_zrangebyscore", {}).get("calls", 0)
         await until(lambda: operator.info("commandstats")["cmdstat_zrangebyscore"]["calls"] > looks + 2)
         assert [[b"message"], 1] == [held(operator), len(living(operator) & {consumer})]
@@ -285,13 +285,13 @@ async def test_nothing_of_a_living_holder_can_be_evicted(make_pool, own_server, 
 
 
 @pytest.mark.parametrize("policy", ["noeviction", "volatile-lru", "allkeys-lru", "allkeys-random"])
-async def test_a_server_that_may_evict_messages_is_told_of_once(make_pool, own_server, operator, until, caplog, policy):
+async def test_queue_warns_once_about_evicting_maxmemory_policy(make_pool, own_server, operator, until, caplog, policy):
     operator.config_set("maxmemory-policy", policy)
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1)
     operator.rpush("mail", "message")
     with caplog.at_level(logging.WARNING, "aioredis_monitored.queue"):
         async with queue.take():
-            await swept(operator, until)
+            await wait_for_sweep(operator, until)
 
     expected = (
         f"queue 'mail': the server's maxmemory-policy is {policy}, which deletes messages when memory is short: "
@@ -300,12 +300,12 @@ async def test_a_server_that_may_evict_messages_is_told_of_once(make_pool, own_s
     assert ([expected] if policy.startswith("allkeys") else []) == caplog.messages
 
 
-async def test_a_user_who_may_not_look_at_the_memory_has_leases_all_the_same(make_pool, own_server, operator, until):
+async def test_leases_work_for_user_without_info_permission(make_pool, own_server, operator, until):
     operator.acl_setuser("limited", enabled=True, nopass=True, keys=["*"], commands=["+@all", "-info"])
     queue = MessageQueue("mail", make_pool(own_server.url, username="limited", **UNRECORDED), lease=1)
     operator.rpush("mail", "message")
     async with queue.take():
-        await swept(operator, until)
+        await wait_for_sweep(operator, until)
         die(operator, *operator.zrange("{mail}:c", 0, -1))
         await until(lambda: living(operator))
 
@@ -326,46 +326,46 @@ def counting(make_pool, server, inspector):
     return make
 
 
-async def test_counts_that_others_have_left_are_forgotten_when_there_is_no_message(counting, inspector, until):
+async def test_stale_delivery_counts_are_deleted_when_queue_is_empty(counting, inspector, until):
     queue = await counting()
     await queue.put_many([b"held", b"waiting"])
     async with queue.take(0):
-        await swept(inspector, until)
+        await wait_for_sweep(inspector, until)
         assert 1 == inspector.hlen("{mail}:n")
         assert b"waiting" == await queue.get(0)
-        await swept(inspector, until)
+        await wait_for_sweep(inspector, until)
         # The message is held.
         assert 1 == inspector.hlen("{mail}:n")
-    (waiting,) = await begun(_taken(queue, None))
+    (waiting,) = await begun(_take_one(queue, None))
     await until(lambda: not inspector.exists("{mail}:n"))
     inspector.rpush("mail", "last")
     assert b"last" == await waiting
 
 
-async def test_there_are_never_many_more_counts_than_messages(counting, inspector, until):
+async def test_excess_delivery_counts_are_deleted(counting, inspector, until):
     queue = await counting()
     await queue.put(b"held")
     excess = 10_000 + 2
     async with queue.take(0):
         inspector.hset("{mail}:n", mapping=dict.fromkeys(range(excess - 1), 1))
-        await swept(inspector, until)
+        await wait_for_sweep(inspector, until)
         assert excess == inspector.hlen("{mail}:n")
         inspector.hset("{mail}:n", "one more", 1)
         await until(lambda: not inspector.exists("{mail}:n"))
 
 
-async def test_counts_are_kept_where_one_of_the_lists_is_none(counting, inspector, until):
+async def test_delivery_counts_are_kept_when_processing_list_is_invalid(counting, inspector, until):
     queue = await counting()
     die(inspector, "broken")
     inspector.set("{mail}:p:broken", "no list")
-    (waiting,) = await begun(_taken(queue, None))
-    await swept(inspector, until)
+    (waiting,) = await begun(_take_one(queue, None))
+    await wait_for_sweep(inspector, until)
     assert 1 == inspector.hlen("{mail}:n")
     inspector.rpush("mail", "last")
     assert b"last" == await waiting
 
 
-async def _outlived(queue, inspector, until, has_lapsed):
+async def _recovery_delay_ms(queue, inspector, until, has_lapsed):
     """Return the server's milliseconds from the leases' end to the recovery of a dead consumer's messages."""
 
     def now():
@@ -384,28 +384,28 @@ async def _outlived(queue, inspector, until, has_lapsed):
         return now() - lapsed
 
 
-async def test_after_an_outage_the_others_have_a_lease_to_say_that_they_live(make_pool, own_server, operator, until):
+async def test_recovery_waits_one_lease_after_outage(make_pool, own_server, operator, until):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.1, **UNRECORDED), lease=1)
 
     async def outage():
         async with frozen(own_server):
-            begun_at = asyncio.get_running_loop().time()
-            await until(lambda: asyncio.get_running_loop().time() > begun_at + 1.2)
+            started = asyncio.get_running_loop().time()
+            await until(lambda: asyncio.get_running_loop().time() > started + 1.2)
 
-    assert 900 <= await _outlived(queue, operator, until, outage)
+    assert 900 <= await _recovery_delay_ms(queue, operator, until, outage)
 
 
-async def test_after_a_standstill_the_others_have_a_lease_to_say_that_they_live(make_pool, server, inspector, until):
+async def test_recovery_waits_one_lease_after_event_loop_standstill(make_pool, server, inspector, until):
     queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
 
     async def stand_still():
         time.sleep(1.2)  # noqa: ASYNC251 - this must block the loop
 
-    assert 900 <= await _outlived(queue, inspector, until, stand_still)
+    assert 900 <= await _recovery_delay_ms(queue, inspector, until, stand_still)
 
 
 @pytest.mark.slow
-async def test_an_outage_of_two_leases_delivers_no_living_holders_message_again(make_pool, own_server, operator, until):
+async def test_outage_of_two_leases_redelivers_no_message_of_live_consumer(make_pool, own_server, operator, until):
     queues = [
         MessageQueue("mail", make_pool(own_server.url, socket_timeout=0.1 * n, **UNRECORDED), lease=1)
         for n in range(1, 9)
@@ -421,10 +421,10 @@ async def test_an_outage_of_two_leases_delivers_no_living_holders_message_again(
     holding = [asyncio.create_task(hold(queue)) for queue in queues]
     await until(lambda: len(taken) == 8)
     async with frozen(own_server):
-        begun_at = asyncio.get_running_loop().time()
-        await until(lambda: asyncio.get_running_loop().time() > begun_at + 2)
+        started = asyncio.get_running_loop().time()
+        await until(lambda: asyncio.get_running_loop().time() > started + 2)
     with pytest.raises(TimedOutError):
-        await _taken(MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1), 4)
+        await _take_one(MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1), 4)
     may_end.set()
     await asyncio.gather(*holding)
 

@@ -73,7 +73,7 @@ class Load:
 
 
 @pytest.mark.slow
-async def test_ten_kills_and_restarts_lose_no_acknowledged_write_and_hang_nobody(make_pool, until):
+async def test_server_restarts_lose_no_acknowledged_write_and_hang_no_caller(make_pool, until):
     loop = asyncio.get_running_loop()
 
     async def ordeal(server, *, multiplex):
@@ -111,7 +111,7 @@ async def test_ten_kills_and_restarts_lose_no_acknowledged_write_and_hang_nobody
 
 
 @pytest.mark.slow
-async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool):
+async def test_frozen_server_times_out_commands_and_none_after_thaw(make_pool):
     async def ordeal(server, *, multiplex):
         failed = []
 
@@ -141,7 +141,7 @@ async def test_a_frozen_server_fails_calls_in_time_and_none_afterwards(make_pool
     await in_both_modes(ordeal)
 
 
-async def test_calls_have_their_own_time_also_when_others_began_to_connect(make_client, own_server, until):
+async def test_command_has_its_own_deadline_when_others_started_connecting(make_client, own_server, until):
     client = make_client(own_server.url, socket_timeout=3)
     loop = asyncio.get_running_loop()
     # One attempt each, so that no caller's retry makes up for another's.
@@ -165,7 +165,7 @@ async def test_calls_have_their_own_time_also_when_others_began_to_connect(make_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["WRITE", "ALL"])
-async def test_a_pause_is_waited_out_or_times_out(make_pool, mode):
+async def test_server_pause_is_waited_out_or_times_out(make_pool, mode):
     async def ordeal(server, *, multiplex):
         async def calls(client):
             return await asyncio.gather(
@@ -203,7 +203,7 @@ def admin(own_server):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_too_many_clients_is_what_the_error_says(make_client, own_server, admin, protocol):
+async def test_too_many_clients_error_keeps_message_of_server(make_client, own_server, admin, protocol):
     client = make_client(own_server.url, protocol=protocol, max_connections=20, socket_timeout=60, retries=2)
     admin.config_set("maxclients", 1)
 
@@ -219,7 +219,7 @@ async def test_too_many_clients_is_what_the_error_says(make_client, own_server, 
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_too_many_clients_is_waited_out(make_client, own_server, admin, protocol, until):
+async def test_too_many_clients_error_is_retried_until_limit_is_raised(make_client, own_server, admin, protocol, until):
     client = make_client(own_server.url, protocol=protocol, max_connections=20, socket_timeout=60)
     admin.config_set("maxclients", 1)
     calls = [asyncio.create_task(client.incr("counter")) for _ in range(20)]
@@ -230,7 +230,7 @@ async def test_too_many_clients_is_waited_out(make_client, own_server, admin, pr
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_callers_get_by_with_as_many_connections_as_the_server_allows(make_client, own_server, admin, protocol):
+async def test_pool_works_with_fewer_connections_than_max_connections(make_client, own_server, admin, protocol):
     client = make_client(own_server.url, protocol=protocol, max_connections=20, socket_timeout=60)
     admin.config_set("maxclients", 5)
     admin.rpush("list", *range(20))

@@ -38,7 +38,7 @@ IN_ORDER = soak.Figures(
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_half_a_minute_of_faults_leaves_nothing_wrong_lost_hung_or_behind():
+def test_soak_run_reports_no_failure_under_faults():
     # In this short time memory does not settle, and on a busy machine faults outlast a subscription's timeout.
     words = ["--minutes=0.4", "--pause=1", "--growth=50", "--ended=inf"]
     done = subprocess.run([sys.executable, soak.__file__, *words], capture_output=True, text=True, check=False)  # noqa: S603 - this Python
@@ -47,12 +47,12 @@ def test_half_a_minute_of_faults_leaves_nothing_wrong_lost_hung_or_behind():
     assert done.stdout.startswith("| figure")
 
 
-def test_a_run_in_order_passes():
+def test_soak_check_accepts_correct_figures():
     assert [] == soak.failures(IN_ORDER, 5)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "told"),
+    ("wrong", "expected_failure"),
     [
         *(({name: 1}, f"{name}: 1, more than 0") for name in soak.NOTHING),
         *(({name: 0}, f"{name}: 0, less than 1") for name in ("faults", "calls", "put", "heard")),
@@ -62,18 +62,18 @@ def test_a_run_in_order_passes():
     ],
     ids=str,
 )
-def test_each_figure_can_fail(wrong, told):
-    assert [told] == soak.failures(replace(IN_ORDER, **wrong), 5)
+def test_soak_check_rejects_each_wrong_figure(wrong, expected_failure):
+    assert [expected_failure] == soak.failures(replace(IN_ORDER, **wrong), 5)
 
 
-def test_the_figures_are_a_table_with_a_column_for_each_run():
+def test_soak_table_has_one_column_per_run():
     lines = soak.table({"asyncio": IN_ORDER, "uvloop": replace(IN_ORDER, calls=7)}).splitlines()
 
     assert ["figure", "asyncio", "uvloop"] == lines[0].strip("| ").replace(" ", "").split("|")
     assert "|calls|1,000,000|7|" in [line.replace(" ", "") for line in lines]
 
 
-def test_what_was_acknowledged_and_not_received_is_lost_and_what_came_twice_is_told():
+def test_soak_ledger_counts_lost_and_repeated_messages():
     ledger = soak.Ledger()
     for message in range(4):
         ledger.attempt(message)
@@ -89,7 +89,7 @@ def test_what_was_acknowledged_and_not_received_is_lost_and_what_came_twice_is_t
     assert (1, 1, 3) == (ledger.lost(), ledger.again, ledger.put)
 
 
-def test_memory_grows_from_the_first_minute_on():
+def test_soak_memory_growth_is_measured_after_first_minute():
     def samples(seconds, size_at):
         return [(at, size_at(at)) for at in range(seconds + 1)]
 
@@ -109,7 +109,7 @@ def caller(load, client):
     return soak.Caller(load, client, 1)
 
 
-async def test_every_way_of_calling_is_right_on_a_server_that_is_well(load, caller):
+async def test_soak_caller_reports_nothing_on_healthy_server(load, caller):
     for way in (*caller.ways, *caller.ways):
         await way()
 
@@ -127,7 +127,7 @@ class Crossed(MonitoredRedisConnection):
         return reply
 
 
-async def test_a_reply_that_belongs_to_another_is_wrong(load, pool):
+async def test_soak_caller_detects_reply_of_another_call(load, pool):
     caller = soak.Caller(load, Crossed(connection_pool=pool), 1)
     await caller.echo()
     await caller.set_and_get()
@@ -135,7 +135,7 @@ async def test_a_reply_that_belongs_to_another_is_wrong(load, pool):
     assert ["ECHO", "GET"] == [text.partition(":")[0] for text in load.wrong]
 
 
-async def test_a_write_that_was_lost_or_run_twice_is_wrong(load, caller, inspector, server):
+async def test_soak_caller_detects_lost_or_repeated_write(load, caller, inspector, server):
     for change in (1, -2):
         await caller.increment()
         inspector.incrby("caller:1:incr", change)
@@ -145,14 +145,14 @@ async def test_a_write_that_was_lost_or_run_twice_is_wrong(load, caller, inspect
     assert ["INCR", "INCR", "caller:1:incr"] == [text.partition(": ")[0] for text in load.wrong]
 
 
-async def test_two_holders_of_a_lock_are_wrong(load, caller):
+async def test_soak_caller_detects_two_holders_of_lock(load, caller):
     load.inside["lock:0"] += 1
     await caller.lock()
 
     assert ["holders of a lock: 2 instead of 1"] == load.wrong
 
 
-async def test_what_is_no_error_of_redis_and_what_does_not_end_is_told(load, monkeypatch):
+async def test_soak_load_records_foreign_errors_and_hung_calls(load, monkeypatch):
     async def fail():
         raise OSError
 
@@ -170,17 +170,17 @@ async def _timed_out():
     raise TimedOutError
 
 
-async def test_a_message_that_comes_twice_late_or_to_another_channel_is_wrong(load, client):
+async def test_soak_subscriber_detects_repeated_late_or_misdirected_message(load, client):
     subscriber = soak.Subscriber(load, client, "news")
 
-    def hear(text):
+    def deliver(text):
         subscriber._hear({"data": text.encode()})
 
     # In doubt, the publisher starts a new generation; the doubtful message may arrive later.
     for text in ("news 1 0 1", "news 1 0 2", "news 2 0 1", "news 1 1 3", "news 1 0 3"):
-        hear(text)
+        deliver(text)
     assert [] == load.wrong
     for text in ("news 1 1 3", "news 1 1 2", "olds 1 1 9"):
-        hear(text)
+        deliver(text)
 
     assert 3 == len(load.wrong)

@@ -38,7 +38,7 @@ def strict_server():
 
 
 @BOTH
-async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, strict_server, multiplex):
+async def test_oversized_value_fails_alone_with_reason(make_pool, strict_server, multiplex):
     client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
     await client.ping()
     others, culprits = [], []
@@ -60,7 +60,7 @@ async def test_a_value_that_is_too_long_fails_alone_and_says_why(make_pool, stri
 
 @BOTH
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_a_batch_with_a_value_that_is_too_long_fails_alone(make_pool, strict_server, multiplex, transaction):
+async def test_pipeline_with_oversized_value_fails_alone(make_pool, strict_server, multiplex, transaction):
     client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
     for number in range(10):
         batch = client.pipeline(transaction=transaction).set("a", number).set("long", b"x" * 1_500_000).set("b", 1)
@@ -95,9 +95,7 @@ async def put_bounded(client, value):
     ],
     ids=["eval", "evalsha", "fcall", "script", "put", "pipeline", "transaction"],
 )
-async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
-    make_pool, strict_server, multiplex, call
-):
+async def test_script_with_oversized_value_fails_alone_with_reason(make_pool, strict_server, multiplex, call):
     client = client_of(make_pool, strict_server.url, **UNRECORDED, multiplex=multiplex)
     await client.ping()
     await client.set("runs", 0)
@@ -123,7 +121,7 @@ async def test_a_script_with_a_value_that_is_too_long_fails_alone_and_says_why(
 
 
 @pytest.mark.parametrize("args", [(b"EVAL", b"script", b"0"), (b"FCALL", b"function", b"0")], ids=lambda args: args[0])
-async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args):
+async def test_script_error_about_protocol_is_not_taken_for_rejection(make_pool, args):
     counts = []
 
     def answer(connection, said):
@@ -143,7 +141,7 @@ async def test_what_a_script_says_of_the_protocol_is_no_refusal(make_pool, args)
 
 
 @pytest.mark.slow
-async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server):
+async def test_too_many_arguments_fail_alone_with_reason(make_client, own_server):
     # redis-py takes seconds to pack the arguments.
     client = make_client(own_server.url, socket_timeout=60)
     for number in range(5):
@@ -158,7 +156,7 @@ async def test_too_many_arguments_fail_alone_and_say_why(make_client, own_server
         assert (number + 1, number + 1) == (before, behind)
 
 
-async def test_a_query_that_is_too_large_for_the_server_is_not_repeated_for_long(make_client, own_server):
+async def test_oversized_query_fails_alone_with_few_reconnects(make_client, own_server):
     with redis.Redis.from_url(own_server.url) as admin:
         admin.config_set("client-query-buffer-limit", 1024 * 1024)
     client = make_client(own_server.url)
@@ -173,7 +171,7 @@ async def test_a_query_that_is_too_large_for_the_server_is_not_repeated_for_long
         assert admin.info("stats")["total_connections_received"] < 15
 
 
-async def test_a_client_that_is_evicted_fails_no_read_and_repeats_no_write(make_client, own_server):
+async def test_client_eviction_fails_no_read_and_repeats_no_write(make_client, own_server):
     with redis.Redis.from_url(own_server.url) as admin:
         admin.config_set("maxmemory-clients", "4mb")
         client = make_client(own_server.url)
@@ -194,7 +192,7 @@ async def test_a_client_that_is_evicted_fails_no_read_and_repeats_no_write(make_
         assert admin.info("stats")["evicted_clients"] >= 5
 
 
-async def test_what_a_kill_by_id_hits_is_read_again_and_not_written_again(make_client, own_server, until):
+async def test_killed_connection_retries_reads_but_not_writes(make_client, own_server, until):
     client = make_client(own_server.url)
     await client.set("key", "value")
     with redis.Redis.from_url(own_server.url) as admin:
@@ -210,7 +208,7 @@ async def test_what_a_kill_by_id_hits_is_read_again_and_not_written_again(make_c
             assert admin.get(f"counter:{number}") in {None, b"1"}
 
 
-async def test_idle_connections_that_the_server_ends_are_not_noticed(make_client, own_server, until):
+async def test_idle_timeout_of_server_fails_no_command(make_client, own_server, until):
     client = make_client(own_server.url)
     with redis.Redis.from_url(own_server.url) as admin:
         admin.config_set("timeout", 1)
@@ -230,7 +228,7 @@ def debuggable():
         yield running
 
 
-async def test_an_attribute_is_no_reply(make_client, debuggable):
+async def test_attribute_is_not_taken_for_reply(make_client, debuggable):
     client = make_client(debuggable.url)
     reply = b"Some real reply following the attribute"
     await client.set("key", b"value\r\n|1\r\n")
@@ -242,7 +240,7 @@ async def test_an_attribute_is_no_reply(make_client, debuggable):
     assert b"value\r\n|1\r\n" == await client.get("key")
 
 
-async def test_what_cannot_be_an_attribute_for_certain_ends_the_connection(make_pool):
+async def test_nested_attribute_closes_connection(make_pool):
     def answer(connection, args):
         if connection == 1:
             return b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n$1\r\nx\r\n"
@@ -257,7 +255,7 @@ async def test_what_cannot_be_an_attribute_for_certain_ends_the_connection(make_
         await client.connection_pool.aclose()
 
 
-async def test_a_reply_that_came_unasked_a_moment_after_another_is_nobodys(make_pool, until):
+async def test_unexpected_reply_after_another_is_not_delivered(make_pool, until):
     async def answer_twice(args):
         return b"+mine\r\n+stray\r\n" if args[1] == b"first" else b"+mine\r\n"
 
@@ -279,7 +277,7 @@ async def test_a_reply_that_came_unasked_a_moment_after_another_is_nobodys(make_
     ],
     ids=["value", "array", "attribute", "type"],
 )
-async def test_a_part_of_a_reply_that_came_unasked_is_nobodys_when_the_rest_comes(make_pool, multiplex, part, rest):
+async def test_partial_unexpected_reply_is_not_delivered_when_completed(make_pool, multiplex, part, rest):
     def answer(connection, args):
         if args[1] == b"first":
             return b"+mine\r\n" + part
@@ -325,29 +323,29 @@ def straying():
                 thread.join()
 
 
-async def test_a_stray_reply_that_was_not_read_yet_is_seen_before_the_next_call_is_written(make_pool):
+async def test_unread_stray_reply_is_detected_before_next_write(make_pool):
     with straying() as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
         for _ in range(10):
             assert b"mine" == await client.get("key")
-            line = line_of(client)
+            connection = line_of(client)
             time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
             assert b"mine" == await client.echo("key")
-            assert line_of(client) is not line
+            assert line_of(client) is not connection
         await client.connection_pool.aclose()
 
 
-async def test_what_blocks_does_not_hurry_a_call_past_a_stray_reply(make_pool):
+async def test_blocking_commands_do_not_bypass_stray_reply_check(make_pool):
     with straying() as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
         for _ in range(10):
             await asyncio.gather(*(client.blpop("list") for _ in range(5)))
             assert b"mine" == await client.get("key")
-            line = line_of(client)
+            connection = line_of(client)
             time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
             calls = [client.echo("key"), *(client.brpoplpush("list", "list") for _ in range(5))]
             assert [b"mine"] * 6 == await asyncio.gather(*calls)
-            assert line_of(client) is not line
+            assert line_of(client) is not connection
         await client.connection_pool.aclose()
 
 
@@ -363,14 +361,14 @@ async def leave_block_that_watches(client, pipe):
         pass
 
 
-async def begin_to_monitor(client, pipe):
+async def start_monitor(client, pipe):
     async with client.monitor():
         pass
 
 
 @BOTH
-@pytest.mark.parametrize("call", [leave_watch, leave_block_that_watches, begin_to_monitor])
-async def test_what_redis_py_reads_by_itself_is_no_timeout_either(make_pool, own_server, multiplex, call):
+@pytest.mark.parametrize("call", [leave_watch, leave_block_that_watches, start_monitor])
+async def test_busy_event_loop_times_out_no_read_by_redis_py(make_pool, own_server, multiplex, call):
     pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, retries=0)
     client = MonitoredRedisConnection(connection_pool=pool)
     pipe = client.pipeline()
@@ -385,7 +383,7 @@ async def test_what_redis_py_reads_by_itself_is_no_timeout_either(make_pool, own
     await pipe.reset()
 
 
-async def test_a_watch_that_cannot_be_ended_ends_with_its_connection(make_client, own_server):
+async def test_watch_that_cannot_be_reset_closes_its_connection(make_client, own_server):
     client = make_client(own_server.url, socket_timeout=0.2)
     pipe = client.pipeline()
     await pipe.watch("key")
@@ -399,7 +397,7 @@ async def test_a_watch_that_cannot_be_ended_ends_with_its_connection(make_client
 
 @BOTH
 @pytest.mark.parametrize("size", [2_000, 20_000])
-async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, multiplex, size):
+async def test_reply_received_while_event_loop_is_busy_is_no_timeout(make_pool, own_server, multiplex, size):
     pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
     client = MonitoredRedisConnection(connection_pool=pool)
     count = 500 if multiplex else 100
@@ -416,7 +414,7 @@ async def test_what_was_answered_while_the_event_loop_was_busy_is_no_timeout(mak
 
 
 @pytest.mark.parametrize("arguments", [{}, {"multiplex": False}, {"max_connections": 1}], ids=str)
-async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_timeout(make_pool, own_server, arguments):
+async def test_ping_answered_while_event_loop_is_busy_is_no_timeout(make_pool, own_server, arguments):
     pool = make_pool(own_server.url, **UNRECORDED, socket_timeout=1, **arguments)
     await until_answered(pool.ping)
     for _ in range(3):
@@ -428,7 +426,7 @@ async def test_a_ping_that_was_answered_while_the_event_loop_was_busy_is_no_time
 
 
 @BOTH
-async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_others(make_pool, own_server, multiplex):
+async def test_unanswered_ping_times_out_and_leaves_no_reply_to_others(make_pool, own_server, multiplex):
     pool = make_pool(own_server.url, **UNRECORDED, name="mine", socket_timeout=1, multiplex=multiplex)
     await until_answered(pool.ping)
     async with frozen(own_server), asyncio.timeout(15):
@@ -440,9 +438,7 @@ async def test_a_ping_that_is_not_answered_is_a_timeout_and_leaves_no_reply_to_o
 
 
 @BOTH
-async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_lent(
-    make_pool, server, inspector, until, multiplex
-):
+async def test_connection_freed_while_event_loop_is_busy_is_acquired(make_pool, server, inspector, until, multiplex):
     pool = make_pool(server.url, **UNRECORDED, multiplex=multiplex, max_connections=1 + multiplex, timeout=2)
     client = MonitoredRedisConnection(connection_pool=pool)
     calls = await begun(client.blpop("list"), client.blpop("other", 0.01))
@@ -453,7 +449,7 @@ async def test_a_connection_that_became_free_while_the_event_loop_was_busy_is_le
     assert [(b"list", b"element"), None] == await asyncio.gather(*calls)
 
 
-async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, own_server, monkeypatch):
+async def test_queued_commands_are_sent_after_busy_event_loop(make_pool, own_server, monkeypatch):
     monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=2)
     await client.ping()
@@ -465,9 +461,7 @@ async def test_room_that_came_while_the_event_loop_was_busy_is_given(make_pool, 
     assert list(range(1, 101)) == await asyncio.gather(*calls)
 
 
-async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_is_busy_again(
-    make_pool, own_server, monkeypatch, until
-):
+async def test_queued_command_times_out_while_event_loop_stays_busy(make_pool, own_server, monkeypatch, until):
     monkeypatch.setattr(inflight, "MAX_PENDING", 10)
     client = client_of(make_pool, own_server.url, **UNRECORDED, timeout=0.1, socket_timeout=600)
     await client.ping()
@@ -482,7 +476,7 @@ async def test_a_call_that_was_put_off_waits_no_longer_although_the_event_loop_i
     assert list(range(1, 11)) == await asyncio.gather(*calls[:10])
 
 
-async def test_what_was_answered_before_a_pool_is_closed_by_a_busy_event_loop_is_no_loss(make_pool, own_server):
+async def test_replies_before_pool_close_are_delivered_after_busy_event_loop(make_pool, own_server):
     value = b"x" * 2_000
     client = client_of(make_pool, own_server.url, **UNRECORDED, socket_timeout=2)
     await until_answered(lambda: client.set("key", value))
@@ -496,9 +490,7 @@ async def test_what_was_answered_before_a_pool_is_closed_by_a_busy_event_loop_is
     assert [value] * 1_000 == await asyncio.gather(*calls)
 
 
-async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_event_loop_too(
-    make_pool, server, inspector, until
-):
+async def test_cancelled_get_restores_message_after_busy_event_loop(make_pool, server, inspector, until):
     inspector.set("large", b"x" * 3_000_000)
     client = client_of(make_pool, server.url, **UNRECORDED, socket_timeout=1)
     async with MessageQueue("mail", client.connection_pool) as queue:
@@ -514,7 +506,7 @@ async def test_what_came_for_a_get_that_was_cancelled_is_put_back_by_a_busy_even
 
 
 @BOTH
-async def test_an_event_loop_that_is_busy_again_and_again_makes_no_timeout(make_pool, own_server, multiplex):
+async def test_repeatedly_busy_event_loop_causes_no_timeout(make_pool, own_server, multiplex):
     pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=1, max_connections=100)
     client = MonitoredRedisConnection(connection_pool=pool)
     count = 500 if multiplex else 100
@@ -529,7 +521,7 @@ async def test_an_event_loop_that_is_busy_again_and_again_makes_no_timeout(make_
         assert [] == [result for result in results if result != value]
 
 
-async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, proxy, inspector, multiplex, until):
+async def test_dripping_reply_times_out_despite_progress(make_pool, proxy, inspector, multiplex, until):
     inspector.set("key", b"x" * 100_000)
     pool = make_pool(proxy.url, **UNRECORDED, multiplex=multiplex, socket_timeout=0.5)
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -543,7 +535,7 @@ async def test_a_server_that_drips_gets_one_more_timeout_at_most(make_pool, prox
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_a_batch_has_one_time_for_all_its_replies(make_client, proxy, multiplex, transaction):
+async def test_pipeline_has_one_timeout_for_all_replies(make_client, proxy, multiplex, transaction):
     client = make_client(proxy.url, socket_timeout=1)
     await client.ping()
     batch = client.pipeline(transaction=transaction)
@@ -557,7 +549,7 @@ async def test_a_batch_has_one_time_for_all_its_replies(make_client, proxy, mult
             await batch.execute()
 
 
-async def test_a_batch_may_wait_as_long_as_its_commands_say(make_client, server, inspector, until):
+async def test_pipeline_timeout_is_extended_by_its_blocking_commands(make_client, server, inspector, until):
     client = make_client(server.url, socket_timeout=1)
     batch = client.pipeline(transaction=False).blpop("list", 600).blpop("list", 600).execute()
     waiting = asyncio.ensure_future(batch)
@@ -572,7 +564,7 @@ async def test_a_batch_may_wait_as_long_as_its_commands_say(make_client, server,
 # The order of calls on two connections.
 
 
-async def test_what_was_called_before_a_blocking_command_is_sent_before(make_pool, own_server, until):
+async def test_command_called_before_blocking_command_is_sent_first(make_pool, own_server, until):
     client = client_of(make_pool, own_server.url, **UNRECORDED)
     await client.ping()
     await client.blpop("list", 0.01)

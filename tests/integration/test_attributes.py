@@ -3,7 +3,7 @@
 from aioredis_monitored import MonitoredRedisConnection
 
 
-async def test_a_connection_whose_reply_ends_with_a_line_feed_of_its_own_is_used_again(make_pool, proxy):
+async def test_connection_is_reused_after_a_reply_that_contains_line_feeds(make_pool, proxy):
     pools = [make_pool(proxy.url, multiplex=False, protocol=protocol) for protocol in (2, 3)]
     clients = [MonitoredRedisConnection(connection_pool=pool) for pool in pools]
     for client in clients:

@@ -31,7 +31,7 @@ def run(*arguments, **environment):
     )
 
 
-def test_piped_it_is_plain_text_and_starts_a_server_of_its_own():
+def test_demo_prints_plain_text_and_starts_its_own_server_when_piped():
     result = run("demo")
 
     assert (0, "") == (result.returncode, result.stderr)
@@ -41,14 +41,14 @@ def test_piped_it_is_plain_text_and_starts_a_server_of_its_own():
     assert re.search(r"│ LPUSH\s+│ WRONGTYPE\s+│\s+1 │\s+\d+\.\d\d ms │", result.stdout)
 
 
-def test_without_redis_url_it_starts_one(monkeypatch, capsys):
+def test_demo_starts_a_server_without_redis_url(monkeypatch, capsys):
     monkeypatch.delenv("REDIS_URL", raising=False)
 
     assert 0 == main(["demo"])
     assert "checkout (3 commands)" in capsys.readouterr().out
 
 
-def test_it_uses_the_server_it_is_given_and_leaves_nothing_there(server, monkeypatch, capsys):
+def test_demo_uses_the_server_of_redis_url_and_leaves_no_keys(server, monkeypatch, capsys):
     monkeypatch.setenv("REDIS_URL", f"{server.url}/3")
 
     assert 0 == main(["demo"])
@@ -57,14 +57,14 @@ def test_it_uses_the_server_it_is_given_and_leaves_nothing_there(server, monkeyp
         assert 0 == client.dbsize()
 
 
-def test_it_survives_a_terminal_without_unicode(server):
+def test_demo_works_in_a_terminal_without_unicode(server):
     result = run("demo", REDIS_URL=server.url, PYTHONIOENCODING="ascii")
 
     assert (0, "") == (result.returncode, result.stderr)
     assert "====" in result.stdout
 
 
-def test_a_server_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capsys):
+def test_demo_reports_unreachable_server_in_one_line(monkeypatch, capsys):
     monkeypatch.setenv("REDIS_URL", "redis://:hunter2@127.0.0.1:1")
 
     assert 1 == main(["demo"])
@@ -73,7 +73,7 @@ def test_a_server_that_cannot_be_reached_is_told_in_one_line(monkeypatch, capsys
     assert "hunter2" not in output
 
 
-def test_a_server_that_does_not_start_is_told(monkeypatch, capsys, tmp_path):
+def test_demo_reports_a_server_that_fails_to_start(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("REDIS_URL", raising=False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     for binary in ("/bin/true", "/no/such/server"):
@@ -85,7 +85,7 @@ def test_a_server_that_does_not_start_is_told(monkeypatch, capsys, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, request, number):
+def test_demo_exits_cleanly_on_signal_while_waiting_for_the_server(own_server, tmp_path, request, number):
     """The server is frozen, so that the demo certainly has calls in progress."""
     if signal.getsignal(number) is signal.SIG_IGN:
         # These tests run under nohup, and their child processes would inherit the ignored signal.
@@ -105,7 +105,7 @@ def test_stopped_in_the_middle_it_leaves_nothing(own_server, tmp_path, request, 
     assert [] == list(tmp_path.iterdir())
 
 
-def test_a_signal_cancels_what_runs_and_the_handlers_are_put_back(own_server, monkeypatch):
+def test_demo_restores_signal_handlers_after_a_signal(own_server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", own_server.url)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     own_server.freeze()
@@ -140,7 +140,7 @@ def _connected_to(port, pid):
     return False
 
 
-def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
+def test_demo_exports_spans_and_metrics_to_otlp(server, collector, monkeypatch, capsys):
     monkeypatch.setenv("REDIS_URL", server.url)
 
     assert 0 == main(["demo", "--otlp", f"{collector.url}/"])
@@ -152,7 +152,7 @@ def test_otlp_gets_everything_too(server, collector, monkeypatch, capsys):
     assert 2**32 < min(int.from_bytes(span.trace_id) for span in spans)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
+def test_demo_says_what_to_install_without_the_extra(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "rich.console", None)
     monkeypatch.delitem(sys.modules, "aioredis_monitored.cli.demo", raising=False)
 
@@ -160,7 +160,7 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
     assert 'pip install "aioredis_monitored[demo]"' in capsys.readouterr().err
 
 
-def test_without_a_command_it_shows_how_to_use_it(monkeypatch, capsys):
+def test_cli_prints_usage_without_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aioredis_monitored"])
     with pytest.raises(SystemExit) as exited:
         runpy.run_module("aioredis_monitored", run_name="__main__")

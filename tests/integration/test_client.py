@@ -14,7 +14,7 @@ from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.testing import RedisServer
 
 
-async def test_it_is_a_redis_client_with_a_pool_of_its_own(server):
+async def test_client_is_a_redis_client_with_a_monitored_pool(server):
     async with MonitoredRedisConnection(host=server.host, port=server.port, db=1, decode_responses=True) as client:
         assert isinstance(client, redis.asyncio.Redis)
         assert isinstance(client.connection_pool, MonitoredConnectionPool)
@@ -24,14 +24,14 @@ async def test_it_is_a_redis_client_with_a_pool_of_its_own(server):
         assert "<aioredis_monitored.MonitoredRedisConnection(<MonitoredConnectionPool " in repr(client)
 
 
-async def test_from_url_owns_its_pool(server):
+async def test_from_url_client_closes_its_pool(server):
     async with MonitoredRedisConnection.from_url(server.url, max_connections=2) as client:
         assert await client.ping() is True
 
     assert (2, "[closed]>") == (client.connection_pool.max_connections, repr(client.connection_pool)[-9:])
 
 
-async def test_from_url_leaves_the_pool_open_when_told_to(server):
+async def test_from_url_client_leaves_pool_open_without_auto_close(server):
     async with MonitoredRedisConnection.from_url(server.url, auto_close_connection_pool=False) as client:
         await client.ping()
 
@@ -39,7 +39,7 @@ async def test_from_url_leaves_the_pool_open_when_told_to(server):
     await client.connection_pool.aclose()
 
 
-async def test_from_pool_owns_and_a_pool_given_does_not(server):
+async def test_client_closes_pool_of_from_pool_and_not_of_connection_pool(server):
     pool = MonitoredConnectionPool.from_url(server.url)
     async with MonitoredRedisConnection(connection_pool=pool) as borrower:
         await borrower.ping()
@@ -50,7 +50,7 @@ async def test_from_pool_owns_and_a_pool_given_does_not(server):
     assert "closed" in repr(pool)
 
 
-async def test_unix_socket_path_and_ssl_choose_the_connection_class(server):
+async def test_client_selects_connection_class_by_unix_socket_path_and_ssl(server):
     async with MonitoredRedisConnection(unix_socket_path=server.unix_socket_path) as client:
         assert await client.ping() is True
     encrypted = MonitoredRedisConnection(ssl=True, ssl_check_hostname=False, max_connections=3)
@@ -58,7 +58,7 @@ async def test_unix_socket_path_and_ssl_choose_the_connection_class(server):
     assert redis.asyncio.SSLConnection is encrypted.connection_pool.connection_class
 
 
-def test_arguments_that_nobody_would_heed_are_refused(pool):
+def test_client_raises_on_arguments_without_effect(pool):
     with pytest.raises(TypeError, match="cannot be combined with connection_pool: db, multiplex"):
         MonitoredRedisConnection(connection_pool=pool, db=3, multiplex=False, decode_responses=False, retry=None)
     with pytest.raises(TypeError, match="bogus"):
@@ -66,7 +66,7 @@ def test_arguments_that_nobody_would_heed_are_refused(pool):
 
 
 @pytest.mark.parametrize("pool_class", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
-async def test_a_plain_pool_works(server, pool_class):
+async def test_client_works_on_a_plain_pool(server, pool_class):
     async with pool_class.from_url(server.url) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.set("key", 1)
@@ -77,7 +77,7 @@ async def test_a_plain_pool_works(server, pool_class):
         assert recorder_of(client) is recorder_of(MonitoredRedisConnection(connection_pool=pool))
 
 
-async def test_a_sentinel_made_pool_works(server):
+async def test_client_works_on_a_sentinel_pool(server):
     monitor = ("--sentinel", "monitor", "mymaster", server.host, str(server.port), "1")
     with RedisServer(*monitor) as watcher:
         sentinel = Sentinel([(watcher.host, watcher.port)])
@@ -89,7 +89,7 @@ async def test_a_sentinel_made_pool_works(server):
             await client.aclose()
 
 
-async def test_client_keeps_to_one_connection_and_gives_it_back(client, pool):
+async def test_dedicated_client_keeps_one_connection_and_releases_it(client, pool):
     async with client.client() as single:
         assert isinstance(single, MonitoredRedisConnection)
         first = await single.client_id()
@@ -99,13 +99,13 @@ async def test_client_keeps_to_one_connection_and_gives_it_back(client, pool):
     assert "0 used, 1 idle" in repr(pool)
 
 
-async def test_client_keeps_name_and_parent(pool):
+async def test_dedicated_client_keeps_context_name_and_parent_span(pool):
     single = MonitoredRedisConnection("cache", None, pool).client()
 
     assert ("cache", None) == (single.context_name, single.server_span)
 
 
-async def test_a_client_with_its_own_pool_can_be_entered_again(server):
+async def test_client_with_its_own_pool_can_be_entered_again(server):
     client = MonitoredRedisConnection.from_url(server.url)
     for _ in range(2):
         async with client:
@@ -128,7 +128,7 @@ async def test_a_client_with_its_own_pool_can_be_entered_again(server):
         (("cart", False, "hint"), False, "cart"),
     ],
 )
-async def test_pipeline_takes_both_forms(client, arguments, transaction, name):
+async def test_pipeline_accepts_both_argument_orders(client, arguments, transaction, name):
     pipe = client.pipeline(*arguments)
 
     assert isinstance(pipe, MonitoredRedisPipeline)
@@ -137,17 +137,17 @@ async def test_pipeline_takes_both_forms(client, arguments, transaction, name):
     assert [True, b"1"] == await pipe.set("key", 1).get("key").execute()
 
 
-async def test_pipeline_takes_no_other_name(client):
+async def test_pipeline_raises_on_a_name_that_is_not_text(client):
     with pytest.raises(TypeError, match="a pipeline's name must be text, got bytes"):
         client.pipeline(b"cart")
 
 
-async def test_pipeline_takes_keywords(client):
+async def test_pipeline_accepts_keyword_arguments(client):
     assert client.pipeline(transaction=False).is_transaction is False
     assert client.pipeline(name="cart", shard_hint="hint").shard_hint == "hint"
 
 
-async def test_transaction_repeats_until_nobody_interferes(client):
+async def test_transaction_retries_until_the_watched_key_is_unchanged(client):
     await client.set("stock", 3)
     interferences = iter([True, False])
 
@@ -162,7 +162,7 @@ async def test_transaction_repeats_until_nobody_interferes(client):
     assert b"1" == await client.get("stock")
 
 
-async def test_a_lock_excludes_and_is_released(client):
+async def test_lock_excludes_others_until_released(client):
     async with client.lock("lock", timeout=10) as lock:
         assert isinstance(lock, MonitoredLock)
         assert await client.lock("lock", blocking=False).acquire() is False
@@ -173,7 +173,7 @@ async def test_a_lock_excludes_and_is_released(client):
     assert type(client.lock("lock", lock_class=redis.asyncio.lock.Lock)) is redis.asyncio.lock.Lock
 
 
-async def test_a_lock_does_not_keep_the_first_client_alive(client):
+async def test_lock_does_not_keep_its_client_alive(client):
     client.lock("lock")
 
     assert redis.asyncio.lock.Lock.lua_release is None or (
@@ -182,7 +182,7 @@ async def test_a_lock_does_not_keep_the_first_client_alive(client):
     assert MonitoredLock.lua_extend is redis.asyncio.lock.Lock.lua_extend
 
 
-async def test_pubsub_delivers(client):
+async def test_pubsub_delivers_published_messages(client):
     async with client.pubsub() as pubsub:
         await pubsub.subscribe("news")
         assert "subscribe" == (await pubsub.get_message(timeout=5))["type"]
@@ -192,13 +192,13 @@ async def test_pubsub_delivers(client):
     assert (b"news", b"hello") == (message["channel"], message["data"])
 
 
-async def test_scan_iter_walks_all_keys(client):
+async def test_scan_iter_returns_all_keys(client):
     await client.mset({f"key:{n}": n for n in range(100)})
 
     assert 100 == len({key async for key in client.scan_iter("key:*", count=10)})
 
 
-async def test_scripts_are_loaded_where_they_are_missing(client):
+async def test_script_is_loaded_where_missing(client):
     script = client.register_script("return redis.call('INCRBY', KEYS[1], ARGV[1])")
 
     assert 2 == await script(keys=["counter"], args=[2])
@@ -208,12 +208,12 @@ async def test_scripts_are_loaded_where_they_are_missing(client):
     assert [5] == await pipe.execute()
 
 
-async def test_modules_get_a_client(client):
+async def test_module_commands_use_the_client(client):
     assert client.json().client is client
     assert client.ft("index").client is client
 
 
-async def test_monitor_sees_commands(client):
+async def test_monitor_shows_commands_of_other_connections(client):
     async with client.monitor() as monitor:
         await client.get("watched-key")
         seen = [(await monitor.next_command())["command"]]
@@ -223,14 +223,14 @@ async def test_monitor_sees_commands(client):
     assert "GET watched-key" == seen[-1]
 
 
-async def test_another_handle_shares_the_pool_and_neither_owns_nor_keeps_a_connection(server):
+async def test_client_in_context_shares_the_pool_without_owning_it(server):
     async with MonitoredRedisConnection.from_url(server.url, single_connection_client=True) as owner:
         async with owner.in_context("other", None) as handle:
             assert await handle.client_id() != await owner.client_id()
         assert await owner.ping() is True
 
 
-async def test_a_response_callback_is_the_handles_own(client):
+async def test_response_callback_applies_to_one_client_only(client):
     other = client.in_context("other", None)
     await client.set("key", "value")
     client.set_response_callback("GET", lambda reply, **_: reply.decode())
@@ -239,7 +239,7 @@ async def test_a_response_callback_is_the_handles_own(client):
 
 
 @pytest.mark.slow
-async def test_blocking_commands_outlive_the_socket_timeout(make_pool, server):
+async def test_blocking_commands_outlast_the_socket_timeout(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=5))
     await client.xgroup_create("stream", "group", mkstream=True)
 
@@ -260,7 +260,7 @@ async def test_blocking_commands_outlive_the_socket_timeout(make_pool, server):
     assert not any(replies[3:])
 
 
-async def test_a_pool_without_a_socket_timeout_keeps_none(make_pool, server):
+async def test_blocking_command_keeps_no_socket_timeout_on_a_pool_without_one(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=None))
     await client.rpush("list", "value")
 
@@ -268,7 +268,7 @@ async def test_a_pool_without_a_socket_timeout_keeps_none(make_pool, server):
     assert [None] == [connection.socket_timeout for connection in client.connection_pool._available_connections]
 
 
-async def test_a_pipeline_annotates_errors_as_redis_py_does_but_without_values(client):
+async def test_pipeline_annotates_errors_like_redis_py_without_values(client):
     ours, theirs = redis.exceptions.ResponseError("WRONGTYPE x"), redis.exceptions.ResponseError("WRONGTYPE x")
     client.pipeline().annotate_exception(ours, 1, ("SET", "key", "hunter2"))
     redis.asyncio.client.Pipeline(client.connection_pool, {}, True, None).annotate_exception(
@@ -278,7 +278,7 @@ async def test_a_pipeline_annotates_errors_as_redis_py_does_but_without_values(c
     assert theirs.args == ours.args
 
 
-async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make_pool, until):
+async def test_blocking_command_does_not_extend_the_connect_timeout(own_server, make_pool, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2)).client()
     await until_answered(client.ping)
     await client.connection.disconnect()
@@ -292,7 +292,7 @@ async def test_patience_is_for_the_reply_and_not_for_connecting(own_server, make
     await client.aclose()
 
 
-async def test_a_frozen_server_is_noticed_by_blocking_commands_too(own_server, make_pool):
+async def test_blocking_command_raises_timeout_error_on_a_frozen_server(own_server, make_pool):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.2))
     await until_answered(client.ping)
     own_server.freeze()
@@ -303,7 +303,7 @@ async def test_a_frozen_server_is_noticed_by_blocking_commands_too(own_server, m
     assert await until_answered(client.ping) is True
 
 
-async def test_cancellation_leaves_no_stale_reply_and_no_borrowed_connection(make_pool, server):
+async def test_cancellation_leaves_no_stale_reply_and_no_acquired_connection(make_pool, server):
     pool = make_pool(server.url, max_connections=4)
     client = MonitoredRedisConnection(connection_pool=pool)
 
@@ -325,7 +325,7 @@ async def test_cancellation_leaves_no_stale_reply_and_no_borrowed_connection(mak
     assert len(pool._in_use_connections) <= 1  # the shared connection
 
 
-async def test_nothing_is_retried(client, proxy, make_pool):
+async def test_write_with_a_lost_reply_is_not_retried(client, proxy, make_pool):
     through = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
     await through.ping()
     proxy.cut_replies = 1

@@ -43,7 +43,7 @@ async def grammars(async_inspector):
 REDIS_7_0 = {"WAIT": {"flags": "blocking"}}  # it blocks anyway, as the test of blocking_timeout shows
 
 
-async def test_the_table_is_what_the_server_says(async_inspector):
+async def test_command_table_matches_the_server(async_inspector):
     live = await command_table.read_table(async_inspector)
     if (await async_inspector.info("server")).get("server_name") == "valkey":
         assert command_table.as_text(live) == command_table.TABLE.read_text()
@@ -62,7 +62,7 @@ def keys_of(args):
     return sorted(str(call.arguments[position]) for span in spans for position in span)
 
 
-def keys_that_the_server_sees(inspector, args):
+def server_keys_of(inspector, args):
     try:
         return sorted(inspector.execute_command("COMMAND GETKEYS", *args))
     except ResponseError as error:
@@ -106,11 +106,11 @@ def skip_without(inspector, name):
         "CLIENT ID",
     ],
 )
-def test_keys_are_where_the_server_sees_them(inspector, command):
+def test_key_positions_match_those_of_the_server(inspector, command):
     args = command.split()
     skip_without(inspector, args[0])
 
-    assert keys_of(args) == keys_that_the_server_sees(inspector, args)
+    assert keys_of(args) == server_keys_of(inspector, args)
 
 
 @pytest.mark.parametrize(
@@ -120,14 +120,14 @@ def test_keys_are_where_the_server_sees_them(inspector, command):
         (["MIGRATE", "host", 6379, "", 0, 100, "KEYS", "a", "b"], [""], ["a", "b"]),
     ],
 )
-def test_keys_that_the_table_cannot_tell_are_called_incomplete(inspector, args, known, unknown):
+def test_keys_unknown_to_the_table_are_marked_incomplete_and_hidden(inspector, args, known, unknown):
     assert ROWS[args[0]]["incomplete"]
     assert keys_of(args) == known
-    assert set(unknown) <= set(keys_that_the_server_sees(inspector, args))
+    assert set(unknown) <= set(server_keys_of(inspector, args))
     assert query_text(args).split().count("?") >= len(unknown)
 
 
-def test_everything_that_a_grammar_allows_is_shown_without_its_values(inspector, grammars):
+def test_query_text_hides_values_of_every_command_grammar(inspector, grammars):
     @settings(max_examples=20)
     @given(chance=st.randoms(use_true_random=True))
     def check(chance):
@@ -140,7 +140,7 @@ def test_everything_that_a_grammar_allows_is_shown_without_its_values(inspector,
             assert len(text.split()) >= len(sentence.args)
             if not ROWS[name].get("incomplete"):
                 assert keys_of(sentence.args) == sorted(sentence.keys), text
-                seen = keys_that_the_server_sees(inspector, sentence.args)
+                seen = server_keys_of(inspector, sentence.args)
                 assert seen in (None, sorted(sentence.keys)), text
             if name != "XADD":
                 assert set(sentence.fields) <= set(text.split()), text
@@ -149,7 +149,7 @@ def test_everything_that_a_grammar_allows_is_shown_without_its_values(inspector,
 
 
 WAIT = 0.05
-WAITING = {
+BLOCKING_CALLS = {
     "BLMOVE": "BLMOVE a b LEFT RIGHT 0.05",
     "BLMPOP": "BLMPOP 0.05 1 a LEFT",
     "BLPOP": "BLPOP a b 0.05",
@@ -166,10 +166,10 @@ WAITING = {
 
 
 @pytest.mark.parametrize("name", traits._BLOCKING)
-def test_the_server_holds_a_reply_back_for_as_long_as_the_table_says(inspector, name):
+def test_blocking_commands_block_for_their_blocking_timeout(inspector, name):
     skip_without(inspector, name)
     inspector.xgroup_create("stream", "block", mkstream=True)
-    args = WAITING[name].split()
+    args = BLOCKING_CALLS[name].split()
 
     started = time.perf_counter()
     inspector.execute_command(*args)

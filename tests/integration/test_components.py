@@ -44,7 +44,7 @@ async def pool_of(conn):
     return conn.connection_pool
 
 
-async def test_a_coroutine_function_gets_the_connection_first(components, client):
+async def test_redis_connection_passes_the_connection_as_first_argument(components, client):
     conn = await log("list", "value", repeat=2)
 
     assert isinstance(conn, MonitoredRedisConnection)
@@ -52,7 +52,7 @@ async def test_a_coroutine_function_gets_the_connection_first(components, client
     assert [b"value", b"value"] == await client.lrange("list", 0, -1)
 
 
-async def test_an_async_generator_function(components, client):
+async def test_redis_connection_decorates_async_generator_functions(components, client):
     @redis_connection("logs")
     async def keys(conn, count):
         try:
@@ -83,7 +83,7 @@ async def test_an_async_generator_function(components, client):
     assert (b"1", b"message") == (finished, await client.get("sent"))
 
 
-async def test_an_async_context_manager_function(components):
+async def test_redis_connection_decorates_async_context_manager_functions(components):
     @redis_connection("logs")
     @asynccontextmanager
     async def swallowing(conn, key):
@@ -102,7 +102,7 @@ async def test_an_async_context_manager_function(components):
             raise ValueError("not swallowed")
 
 
-async def test_methods_get_it_after_self(components):
+async def test_redis_connection_passes_the_connection_after_self_in_methods(components):
     class Service:
         @redis_connection("logs")
         async def method(self, conn, key):
@@ -133,7 +133,7 @@ async def test_methods_get_it_after_self(components):
         assert (service, True) == (owner, isinstance(conn, MonitoredRedisConnection))
 
 
-async def test_two_components_in_one_function(components):
+async def test_redis_connection_can_be_applied_twice_for_two_components(components):
     @redis_connection("logs")
     @redis_connection("other")
     async def both(other, logs, key):
@@ -143,12 +143,12 @@ async def test_two_components_in_one_function(components):
 
 
 @pytest.mark.parametrize("function", [lambda conn: conn, int, "text", print])
-def test_a_plain_function_is_refused_when_decorated(function):
+def test_redis_connection_raises_on_plain_functions(function):
     with pytest.raises(TypeError, match="must be a coroutine function"):
         redis_connection("logs")(function)
 
 
-def test_a_function_without_room_for_the_connection_is_refused_when_decorated():
+def test_redis_connection_raises_on_functions_without_a_connection_parameter():
     async def nothing(): ...
 
     async def only_self(self): ...
@@ -160,18 +160,18 @@ def test_a_function_without_room_for_the_connection_is_refused_when_decorated():
             redis_connection("logs")(function)
 
 
-def test_the_signature_leaves_the_connection_out():
+def test_redis_connection_signature_omits_the_connection():
     assert "(key, value='default', *, repeat=1)" == str(inspect.signature(log))
     assert ("log", "Write something.") == (log.__name__, log.__doc__)
     assert inspect.iscoroutinefunction(log)
 
 
-async def test_without_components_it_says_what_to_do():
+async def test_redis_connection_error_says_what_to_do_without_components():
     with pytest.raises(NoComponentsError, match=r"async with Components\(source\).*use\(\)"):
         await log("key")
 
 
-async def test_the_decorator_of_an_instance_needs_no_other(server):
+async def test_components_redis_connection_works_without_use(server):
     components = Components({"redis.logs.url": server.url})
 
     @components.redis_connection("logs")
@@ -182,7 +182,7 @@ async def test_the_decorator_of_an_instance_needs_no_other(server):
     await components.aclose()
 
 
-async def test_the_latest_components_are_in_use(server):
+async def test_redis_connection_uses_the_latest_open_components(server):
     first, second, third = (Components({"redis.logs.url": f"{server.url}/{db}"}) for db in (1, 2, 3))
     async with first:
         second.use()
@@ -194,7 +194,7 @@ async def test_the_latest_components_are_in_use(server):
         assert 1 == (await pool_of()).connection_kwargs["db"]
 
 
-async def test_closed_components_make_no_pools(server, store):
+async def test_closed_components_raise_and_make_no_pools(server, store):
     components = Components(store)
     await store.set("redis", "logs", {"url": server.url})
 
@@ -214,7 +214,7 @@ async def test_closed_components_make_no_pools(server, store):
 
 
 @pytest.mark.slow
-async def test_a_config_server_that_hangs_stops_nobody_who_can_go_on(own_server, make_pool, server):
+async def test_hanging_config_server_does_not_delay_configured_components(own_server, make_pool, server):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=600)))
     await store.set("redis", "logs", {"url": server.url})
 
@@ -232,7 +232,7 @@ async def test_a_config_server_that_hangs_stops_nobody_who_can_go_on(own_server,
         own_server.thaw()
 
 
-async def test_positional_only_and_variable_parameters_take_the_connection(components):
+async def test_redis_connection_fills_positional_only_and_variable_parameters(components):
     @redis_connection("logs")
     async def positional(conn, /, key):
         return await conn.incr(key)
@@ -246,7 +246,7 @@ async def test_positional_only_and_variable_parameters_take_the_connection(compo
     assert ("MonitoredRedisConnection", (1,), {"b": 2}) == await variable(1, b=2)
 
 
-def test_a_plain_function_around_a_generator_is_refused():
+def test_redis_connection_raises_on_plain_functions_that_wrap_coroutines_or_generators():
     @functools.wraps(log)
     def plain(conn):
         return conn
@@ -263,7 +263,7 @@ def test_a_plain_function_around_a_generator_is_refused():
             redis_connection("logs")(function)
 
 
-def test_each_event_loop_has_its_own(server):
+def test_components_are_separate_for_each_event_loop(server):
     async def serve():
         async with Components({"redis.logs.url": server.url}):
             await log("key")
@@ -273,11 +273,11 @@ def test_each_event_loop_has_its_own(server):
             runner.run(serve())
 
 
-async def test_concurrent_first_calls_make_one_pool(components):
+async def test_components_make_one_pool_for_concurrent_first_calls(components):
     assert 1 == len(set(await asyncio.gather(*(pool_of() for _ in range(20)))))
 
 
-async def test_pools_close_with_the_components(server):
+async def test_components_close_their_pools_on_exit(server):
     async with Components({"redis.logs.url": server.url}) as components:
         pool = await pool_of()
         await log("key")
@@ -286,7 +286,7 @@ async def test_pools_close_with_the_components(server):
     assert "closed" in repr(pool)
 
 
-async def test_a_component_that_was_never_configured_is_named(components):
+async def test_unconfigured_component_raises_config_error_with_its_name(components):
     @redis_connection("unheard-of")
     async def call(conn): ...
 
@@ -294,7 +294,7 @@ async def test_a_component_that_was_never_configured_is_named(components):
         await call()
 
 
-async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(store, server, until):
+async def test_changed_configuration_makes_a_new_pool_and_drains_the_old(store, server, until):
     await store.set("redis", "logs", {"url": server.url, "db": 1})
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -320,7 +320,7 @@ async def test_a_changed_configuration_makes_a_new_pool_and_the_old_one_drains(s
         await until(lambda: "closed" in repr(old))
 
 
-async def test_closing_ends_replaced_pools_that_are_still_held(store, server):
+async def test_components_close_replaced_pools_that_are_still_in_use(store, server):
     await store.set("redis", "logs", {"url": server.url, "db": 1})
     entered, leave = asyncio.Event(), asyncio.Event()
 
@@ -344,7 +344,7 @@ async def test_closing_ends_replaced_pools_that_are_still_held(store, server):
     assert {asyncio.current_task()} == asyncio.all_tasks() - (tasks - {asyncio.current_task()})
 
 
-async def test_a_replaced_pool_that_will_not_close_harms_nobody(store, server, caplog, monkeypatch):
+async def test_components_log_when_closing_a_replaced_pool_fails(store, server, caplog, monkeypatch):
     await store.set("redis", "logs", {"url": server.url})
 
     async def refuse():
@@ -359,7 +359,7 @@ async def test_a_replaced_pool_that_will_not_close_harms_nobody(store, server, c
     assert "closing a replaced pool failed: Timed out closing connection" in caplog.text
 
 
-async def test_calls_survive_configurations_that_change_all_the_time(store, server):
+async def test_component_calls_succeed_while_the_configuration_keeps_changing(store, server):
     await store.set("redis", "logs", {"url": server.url, "db": 0})
 
     @redis_connection("logs", wait=0)
@@ -377,7 +377,7 @@ async def test_calls_survive_configurations_that_change_all_the_time(store, serv
     assert {True} == set(answers)
 
 
-async def test_wait_is_how_long_a_look_up_lasts(store, server):
+async def test_wait_bounds_how_long_a_configuration_is_cached(store, server):
     await store.set("redis", "logs", {"url": server.url})
 
     @redis_connection("logs", wait=60)
@@ -391,7 +391,7 @@ async def test_wait_is_how_long_a_look_up_lasts(store, server):
         assert pool is await patient()
 
 
-async def test_trouble_with_the_configuration_keeps_the_last_good_one_and_logs_once(make_pool, server, caplog):
+async def test_broken_configuration_keeps_the_last_good_one_and_logs_once(make_pool, server, caplog):
     with RedisServer() as config_server:
         client = MonitoredRedisConnection(connection_pool=make_pool(config_server.url, retries=0))
         store = ConfigStore(client)
@@ -420,7 +420,7 @@ async def test_trouble_with_the_configuration_keeps_the_last_good_one_and_logs_o
     }
 
 
-async def test_a_dead_config_server_and_no_configuration_ever_is_an_error(own_server, make_pool):
+async def test_dead_config_server_raises_without_an_earlier_configuration(own_server, make_pool):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.5)))
     own_server.kill()
     async with Components(store):
@@ -430,7 +430,7 @@ async def test_a_dead_config_server_and_no_configuration_ever_is_an_error(own_se
             await log("key")
 
 
-async def test_pool_arguments_reach_every_pool(server, telemetry):
+async def test_components_pass_pool_arguments_to_every_pool(server, telemetry):
     async with Components({"redis.logs.url": server.url}, **telemetry.providers):
         await log("key")
 
@@ -460,14 +460,14 @@ async def access_time(conn, context, *, clock, keep=100):
         )
 
 
-async def test_log_recent_keeps_the_newest(components, client):
+async def test_example_log_recent_keeps_the_newest_messages(components, client):
     for number in range(5):
         await log_recent("web", f"message {number}", keep=3)
 
     assert [b"message 4", b"message 3", b"message 2"] == await client.lrange("recent:web", 0, -1)
 
 
-async def test_access_time_keeps_the_slowest_hundred(components, client):
+async def test_example_access_time_keeps_the_slowest_hundred(components, client):
     times = iter(moment for started in range(150) for moment in (started * 1000.0, started * 1000.0 + started))
     for _ in range(150):
         async with access_time("checkout", clock=lambda: next(times)):

@@ -7,7 +7,7 @@ from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored._commands.traits import traits_of
 
 
-async def test_the_documented_defaults_are_the_defaults(server, inspector):
+async def test_config_defaults_are_the_documented_ones(server, inspector):
     async with pool_from_config({"redis.url": server.url, "redis.client_name": "tested"}) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.zadd("scores", {"member": 1.5})
@@ -34,7 +34,7 @@ async def test_the_documented_defaults_are_the_defaults(server, inspector):
 @pytest.mark.parametrize(
     ("protocol", "wire", "scores"), [("2", "2", [(b"member", 1.5)]), ("3", "3", [[b"member", 1.5]])]
 )
-async def test_a_protocol_that_is_given_has_its_own_shapes(server, inspector, protocol, wire, scores):
+async def test_protocol_selects_its_own_reply_shapes(server, inspector, protocol, wire, scores):
     config = {"redis.url": server.url, "redis.client_name": "tested", "redis.protocol": protocol}
     async with pool_from_config(config) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)

@@ -31,7 +31,7 @@ def reads(telemetry):
     return telemetry.tally("db.client.operation.duration", "db.operation.name")["GET"]
 
 
-async def test_it_is_json_at_the_books_key(store, client):
+async def test_config_store_keeps_json_under_config_type_component(store, client):
     await store.set("redis", "logs", {"url": "redis://localhost", "db": 3})
 
     assert b'{"db": 3, "url": "redis://localhost"}' == await client.get("config:redis:logs")
@@ -39,7 +39,7 @@ async def test_it_is_json_at_the_books_key(store, client):
     assert {} == await store.get("redis", "unheard-of")
 
 
-async def test_no_two_components_share_a_key(store):
+async def test_config_store_raises_on_type_with_colon(store):
     await store.set("a", "b:c", {"db": 1})
     with pytest.raises(ValueError, match="the type of a component must not contain ':': 'a:b'"):
         await store.set("a:b", "c", {"db": 2})
@@ -49,7 +49,7 @@ async def test_no_two_components_share_a_key(store):
     assert {"db": 1} == await store.get("a", "b:c")
 
 
-async def test_an_answer_lasts_for_wait_seconds(store, client, clock, telemetry):
+async def test_config_store_caches_an_answer_for_wait_seconds(store, client, clock, telemetry):
     await client.set("config:redis:logs", '{"db": 1}')
     await store.get("redis", "logs")
     await client.set("config:redis:logs", '{"db": 2}')
@@ -62,7 +62,7 @@ async def test_an_answer_lasts_for_wait_seconds(store, client, clock, telemetry)
     assert 3 == reads(telemetry)
 
 
-async def test_what_is_set_here_is_seen_here_at_once(store):
+async def test_config_store_reads_its_own_write_immediately(store):
     await store.set("redis", "logs", {"db": 1})
     await store.get("redis", "logs")
     await store.set("redis", "logs", {"db": 2})
@@ -70,7 +70,7 @@ async def test_what_is_set_here_is_seen_here_at_once(store):
     assert {"db": 2} == await store.get("redis", "logs", wait=60)
 
 
-async def test_the_caller_may_change_what_he_got(store, telemetry):
+async def test_config_store_returns_copies_that_callers_may_change(store, telemetry):
     config = {"db": 1, "nodes": [{"host": "a"}], "limits": {"get": [1, 2]}}
     await store.set("redis", "logs", config)
     got = await store.get("redis", "logs", wait=60)
@@ -82,7 +82,7 @@ async def test_the_caller_may_change_what_he_got(store, telemetry):
     assert 1 == reads(telemetry)
 
 
-async def test_the_answers_that_were_asked_for_last_are_kept(store, telemetry):
+async def test_config_store_caches_the_most_recently_used_answers(store, telemetry):
     async def ask(*numbers):
         for number in numbers:
             await store.get("redis", f"component-{number}", wait=60)
@@ -99,7 +99,7 @@ async def test_the_answers_that_were_asked_for_last_are_kept(store, telemetry):
     assert configstore._MAX_ENTRIES == len(store._entries)
 
 
-async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, make_pool, telemetry):
+async def test_config_store_keeps_pending_reads_beyond_its_cache_size(own_server, make_pool, telemetry):
     pool = make_pool(own_server.url, socket_timeout=600)
     store, names = ConfigStore(MonitoredRedisConnection(connection_pool=pool)), [str(number) for number in range(1000)]
     await store.set("redis", "0", {"db": 1})
@@ -115,13 +115,13 @@ async def test_a_read_that_is_under_way_is_not_forgotten_for_others(own_server, 
     assert configstore._MAX_ENTRIES == len(store._entries)
 
 
-async def test_concurrent_readers_share_one_read(store, telemetry):
+async def test_config_store_shares_one_read_between_concurrent_readers(store, telemetry):
     await asyncio.gather(*(store.get("redis", "logs", wait=0) for _ in range(50)))
 
     assert 1 == reads(telemetry)
 
 
-async def test_a_cancelled_reader_harms_nobody(own_server, make_pool):
+async def test_cancelled_reader_does_not_disturb_other_readers(own_server, make_pool):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     await store.set("redis", "logs", {"db": 1})
     own_server.freeze()
@@ -136,7 +136,7 @@ async def test_a_cancelled_reader_harms_nobody(own_server, make_pool):
     assert [{"db": 1}, {"db": 1}] == results[1:]
 
 
-async def test_patience_is_for_the_read_and_not_for_each_reader(own_server, make_pool):
+async def test_config_store_patience_counts_from_the_start_of_the_read(own_server, make_pool):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     await store.set("redis", "logs", {"db": 1})
     own_server.freeze()
@@ -153,7 +153,7 @@ async def test_patience_is_for_the_read_and_not_for_each_reader(own_server, make
 
 
 @pytest.mark.parametrize("value", ["not json: hunter2", "[1]", "3", '"hunter2"', "[" * 100_000])
-async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, client, value):
+async def test_config_store_raises_without_quoting_when_value_is_no_json_object(store, client, value):
     await client.set("config:redis:logs", value)
 
     with pytest.raises(ValueError, match=r"^config:redis:logs does not hold a JSON object$") as caught:
@@ -161,14 +161,14 @@ async def test_anything_but_an_object_is_an_error_that_does_not_quote_it(store, 
     assert caught.value.__context__ is None
 
 
-async def test_only_objects_can_be_set(store):
+async def test_config_store_set_raises_when_configuration_is_no_json_object(store):
     with pytest.raises(TypeError, match="config must be a mapping, not list"):
         await store.set("redis", "logs", [1])
     with pytest.raises(TypeError):
         await store.set("redis", "logs", {"url": object()})
 
 
-async def test_a_dead_server_is_asked_once_for_each_wait(own_server, make_pool, telemetry, clock):
+async def test_config_store_asks_a_dead_server_once_per_wait(own_server, make_pool, telemetry, clock):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=0.5)))
     own_server.kill()
     for _ in range(5):
@@ -198,7 +198,9 @@ async def test_a_dead_server_is_asked_once_for_each_wait(own_server, make_pool, 
     ],
 )
 @pytest.mark.parametrize("decode_responses", [True, False])
-async def test_maintenance(make_pool, server, value, expected, decode_responses):
+async def test_maintenance_flag_is_true_unless_missing_empty_or_a_word_for_no(
+    make_pool, server, value, expected, decode_responses
+):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, decode_responses=decode_responses))
     if value is not None:
         await client.set("is-under-maintenance", value)
@@ -206,7 +208,7 @@ async def test_maintenance(make_pool, server, value, expected, decode_responses)
     assert await ConfigStore(client).is_under_maintenance() is expected
 
 
-async def test_maintenance_is_cached_for_a_second(store, client, clock):
+async def test_maintenance_flag_is_cached_for_a_second(store, client, clock):
     assert await store.is_under_maintenance() is False
     await client.set("is-under-maintenance", "yes")
     clock.now += 0.9
@@ -216,7 +218,7 @@ async def test_maintenance_is_cached_for_a_second(store, client, clock):
     assert await store.is_under_maintenance() is True
 
 
-async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, make_pool, until):
+async def test_config_store_returns_cached_answer_when_patience_ends(own_server, make_pool, until):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     other = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     await store.set("redis", "logs", {"db": 1})
@@ -234,7 +236,7 @@ async def test_an_older_answer_will_do_when_patience_is_at_an_end(own_server, ma
     await store.get("redis", "logs", wait=0)
 
 
-async def test_an_answer_that_came_while_the_event_loop_was_busy_is_used(own_server, make_pool):
+async def test_config_store_uses_an_answer_received_while_the_event_loop_was_busy(own_server, make_pool):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     config = {"text": "x" * 1_000_000}
     await store.set("redis", "logs", config)
@@ -246,7 +248,7 @@ async def test_an_answer_that_came_while_the_event_loop_was_busy_is_used(own_ser
     assert config == await asking
 
 
-async def test_each_caller_has_an_error_of_his_own(store, client, clock):
+async def test_config_store_raises_a_separate_error_for_each_caller(store, client, clock):
     await client.set("config:redis:logs", "{")
     errors = []
     for _ in range(2):
@@ -262,7 +264,7 @@ async def test_each_caller_has_an_error_of_his_own(store, client, clock):
     assert str(errors[0]) == str(errors[1])
 
 
-async def test_a_read_that_somebody_cancels_is_begun_again(own_server, make_pool, until):
+async def test_config_store_restarts_a_read_that_is_cancelled(own_server, make_pool, until):
     store = ConfigStore(MonitoredRedisConnection(connection_pool=make_pool(own_server.url)))
     await store.set("redis", "logs", {"db": 1})
     own_server.freeze()
@@ -277,7 +279,7 @@ async def test_a_read_that_somebody_cancels_is_begun_again(own_server, make_pool
     assert {"db": 1} == await asking
 
 
-def test_a_store_may_go_on_in_another_loop(server):
+def test_config_store_works_in_the_next_event_loop(server):
     pool = MonitoredConnectionPool.from_url(server.url)
     store = ConfigStore(MonitoredRedisConnection(connection_pool=pool))
 

@@ -56,7 +56,7 @@ async def handler(request):
 
 
 @pytest.mark.parametrize("with_middleware", [True, False])
-def test_starlette_handlers_find_it_and_its_spans_are_the_requests_children(make_factory, telemetry, with_middleware):
+def test_starlette_handler_gets_a_connection_with_spans_under_the_request(make_factory, telemetry, with_middleware):
     factory = make_factory()
     app = Starlette(
         routes=[Route("/", handler)],
@@ -79,7 +79,7 @@ def test_starlette_handlers_find_it_and_its_spans_are_the_requests_children(make
     assert "\n".join([cleandoc(request)] * 2) == telemetry.tree()
 
 
-def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telemetry, server):
+def test_fastapi_serves_handlers_websockets_and_decorated_endpoints(make_factory, telemetry, server):
     factory = make_factory("cache")
     tracer = telemetry.tracer_provider.get_tracer("test")
     app = FastAPI(lifespan=factory.lifespan)
@@ -132,7 +132,7 @@ def test_fastapi_handlers_websockets_and_decorated_endpoints(make_factory, telem
     assert telemetry.span("inside").context.span_id == telemetry.span("SET").parent.span_id
 
 
-async def test_the_middleware_serves_applications_without_state(make_factory):
+async def test_middleware_serves_applications_without_state(make_factory):
     seen = []
 
     async def app(scope, receive, send):
@@ -146,12 +146,12 @@ async def test_the_middleware_serves_applications_without_state(make_factory):
     assert {"type": "lifespan"} == seen[1]
 
 
-def test_a_factory_needs_a_pool():
+def test_context_factory_raises_without_a_pool():
     with pytest.raises(TypeError, match="connection_pool must be a pool, not NoneType"):
         RedisContextFactory(None)
 
 
-async def test_attach_sets_an_attribute(make_factory):
+async def test_attach_sets_an_attribute_on_the_context(make_factory):
     factory, context = make_factory("cache"), SimpleNamespace()
     attached = factory.attach(context)
     factory.attach(context, "other")
@@ -160,7 +160,7 @@ async def test_attach_sets_an_attribute(make_factory):
     assert ("cache", "other") == (context.cache.context_name, context.other.context_name)
 
 
-async def test_the_span_given_is_the_parent(make_factory, telemetry):
+async def test_context_object_parents_its_spans_to_the_given_span(make_factory, telemetry):
     factory = make_factory()
     span = telemetry.tracer_provider.get_tracer("test").start_span("request")
     async with factory.connection_pool:
@@ -171,7 +171,7 @@ async def test_the_span_given_is_the_parent(make_factory, telemetry):
     assert trace.get_current_span() is trace.INVALID_SPAN
 
 
-def test_a_connection_object_costs_a_tenth_of_a_client(make_factory):
+def test_context_object_costs_under_a_tenth_of_a_client(make_factory):
     factory = make_factory()
     pool = factory.connection_pool
 
@@ -191,7 +191,7 @@ def test_a_connection_object_costs_a_tenth_of_a_client(make_factory):
     )
 
 
-async def test_a_plain_pool_works(server):
+async def test_context_factory_accepts_a_plain_pool(server):
     pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
     factory = RedisContextFactory(pool)
     async with factory.lifespan(None) as state:

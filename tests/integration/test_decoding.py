@@ -20,11 +20,11 @@ def text_client(make_client, server, inspector):
     return make_client(server.url, decode_responses=True)
 
 
-FOREIGN = ["plain", "blocking", "hiredis", "python"]
+OTHER_POOLS = ["plain", "blocking", "hiredis", "python"]
 PARSERS = {"hiredis": _AsyncHiredisParser, "python": _AsyncRESP3Parser}
 
 
-@pytest.fixture(params=FOREIGN)
+@pytest.fixture(params=OTHER_POOLS)
 async def foreign_client(request, server, make_pool, inspector):
     """Yield clients on pools whose connections do not know our errors."""
     inspector.set("binary", SECRET)
@@ -63,19 +63,19 @@ reads_undecodable = pytest.mark.parametrize("call", CALLS, ids=range(len(CALLS))
 
 
 @reads_undecodable
-async def test_a_reply_that_cannot_be_decoded_is_an_error_of_both_kinds(text_client, call):
+async def test_undecodable_reply_raises_reply_decoding_error(text_client, call):
     await _check_undecodable(text_client, call)
 
 
 @reads_undecodable
-async def test_it_is_that_on_any_pool(foreign_client, call):
+async def test_undecodable_reply_raises_reply_decoding_error_on_any_pool(foreign_client, call):
     await _check_undecodable(foreign_client, call)
 
 
 async def _check_undecodable(client, call):
     handles = []
     with pytest.raises(ReplyDecodingError) as caught:
-        await call(_Kept(client, handles))
+        await call(_TrackingClient(client, handles))
     for handle in handles:
         await handle.aclose()
 
@@ -89,7 +89,7 @@ async def _check_undecodable(client, call):
     assert "OK" == await client.echo("OK")
 
 
-class _Kept:
+class _TrackingClient:
     """A client whose ``client()`` handles are kept, so that they can be closed."""
 
     def __init__(self, client, handles):
@@ -104,13 +104,13 @@ class _Kept:
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_a_greeting_that_cannot_be_decoded_is_one_too(make_client, server, kept):
+async def test_undecodable_handshake_raises_reply_decoding_error(make_client, server, kept):
     client = make_client(server.url, decode_responses=True, encoding="utf-16")
     with pytest.raises(ReplyDecodingError, match="truncated data"):
         await (client.client() if kept else client).get("key")
 
 
-def test_it_survives_pickling():
+def test_reply_decoding_error_survives_pickling():
     error = ReplyDecodingError("utf-8", SECRET, 7, 8, "invalid start byte")
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
 
@@ -118,18 +118,18 @@ def test_it_survives_pickling():
     assert "'utf-8' codec can't decode byte 0xff in position 7: invalid start byte" == str(copy)
 
 
-async def test_a_message_that_cannot_be_decoded_ends_no_subscription(text_client, inspector, until):
+async def test_undecodable_message_does_not_end_the_subscription(text_client, inspector, until):
     await _check_undecodable_message(text_client, inspector, until)
 
 
 # redis-py's Python parser reads such a message again and again.
-@pytest.mark.parametrize("foreign_client", FOREIGN[:-1], indirect=True)
-async def test_it_ends_none_on_any_pool(foreign_client, inspector, until):
+@pytest.mark.parametrize("foreign_client", OTHER_POOLS[:-1], indirect=True)
+async def test_undecodable_message_does_not_end_the_subscription_on_any_pool(foreign_client, inspector, until):
     await _check_undecodable_message(foreign_client, inspector, until)
 
 
 @pytest.mark.parametrize("kept", [True, False])
-async def test_a_reply_that_a_callback_cannot_decode_is_one_too(text_client, kept):
+async def test_response_callback_decoding_error_becomes_reply_decoding_error(text_client, kept):
     client = text_client.client() if kept else text_client
     client.set_response_callback("ECHO", lambda _: SECRET.decode())
     with pytest.raises(ReplyDecodingError) as caught:

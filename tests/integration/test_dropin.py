@@ -24,7 +24,7 @@ def logged(caplog):
     return lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
 
 
-async def test_what_arq_gives_is_taken(server, logged):
+async def test_client_accepts_the_arguments_of_arq(server, logged):
     # arq 0.28, connections.create_pool with its defaults.
     async with MonitoredRedisConnection(
         host=server.host,
@@ -51,7 +51,7 @@ async def test_what_arq_gives_is_taken(server, logged):
     assert [] == logged()
 
 
-async def test_without_tls_its_arguments_are_ignored_as_in_redis_py(server):
+async def test_tls_arguments_are_ignored_without_tls_as_in_redis_py(server):
     tls = {name: value for name, value in GIVEN.items() if name.startswith("ssl_")}
     async with MonitoredRedisConnection(host=server.host, port=server.port, ssl=False, **tls) as client:
         assert await client.ping() is True
@@ -60,7 +60,7 @@ async def test_without_tls_its_arguments_are_ignored_as_in_redis_py(server):
         assert await client.ping() is True
 
 
-async def test_auto_close_connection_pool_is_redis_pys(server):
+async def test_auto_close_connection_pool_behaves_as_in_redis_py(server):
     kept = MonitoredRedisConnection(host=server.host, port=server.port, auto_close_connection_pool=False)
     async with kept:
         await kept.ping()
@@ -76,7 +76,7 @@ async def test_auto_close_connection_pool_is_redis_pys(server):
 
 
 @pytest.fixture
-async def hanging_up():
+async def closing_port():
     """Yield a port that closes every connection at once, and the number of connections."""
     accepted = []
 
@@ -103,8 +103,8 @@ async def hanging_up():
         ({"retry": Retry(NoBackoff(), 3), "retry_on_timeout": True, "retry_on_error": [redis.ConnectionError]}, 4),
     ],
 )
-async def test_a_retry_policy_gives_its_number(hanging_up, arguments, attempts, multiplex):
-    port, accepted = hanging_up
+async def test_retry_argument_sets_the_number_of_retries(closing_port, arguments, attempts, multiplex):
+    port, accepted = closing_port
     given = {"host": "127.0.0.1", "port": port, "retry_backoff": 0.001, "multiplex": multiplex, "socket_timeout": 60}
     async with MonitoredRedisConnection(**given, **arguments) as client:
         with pytest.raises(redis.ConnectionError):
@@ -114,8 +114,8 @@ async def test_a_retry_policy_gives_its_number(hanging_up, arguments, attempts, 
 
 
 @pytest.mark.parametrize("owner", ["client", "pool"])
-async def test_set_retry_gives_its_number_too(hanging_up, owner, logged):
-    port, accepted = hanging_up
+async def test_set_retry_sets_the_number_of_retries(closing_port, owner, logged):
+    port, accepted = closing_port
     async with MonitoredRedisConnection(host="127.0.0.1", port=port, retry_backoff=0.001, socket_timeout=60) as client:
         subject = client if owner == "client" else client.connection_pool
         subject.set_retry(Retry(NoBackoff(), 2))
@@ -130,7 +130,7 @@ async def test_set_retry_gives_its_number_too(hanging_up, owner, logged):
         assert 0 == connection.retry.get_retries()
 
 
-async def test_a_plain_pool_keeps_redis_pys_own_retries(server):
+async def test_plain_pool_keeps_its_redis_py_retries(server):
     async with ConnectionPool.from_url(server.url) as plain:
         client = MonitoredRedisConnection(connection_pool=plain)
         assert client.get_retry() is None
@@ -139,8 +139,8 @@ async def test_a_plain_pool_keeps_redis_pys_own_retries(server):
         assert policy is client.get_retry()
 
 
-async def test_pauses_are_no_asyncio_sleep_that_an_applications_tests_replace(hanging_up, server, make_pool, until):
-    port, accepted = hanging_up
+async def test_backoff_does_not_use_asyncio_sleep(closing_port, server, make_pool, until):
+    port, accepted = closing_port
     sleep = mock.Mock(side_effect=AssertionError)
     client = MonitoredRedisConnection(host="127.0.0.1", port=port, retry_backoff=0.001, retries=3, socket_timeout=60)
     queue = MessageQueue("orders", make_pool(server.url), max_length=1)
@@ -155,12 +155,12 @@ async def test_pauses_are_no_asyncio_sleep_that_an_applications_tests_replace(ha
     assert (4, 0) == (len(accepted), sleep.call_count)
 
 
-def _made_by_hand(**arguments):
+def _connection_factory(**arguments):
     return Connection(**arguments)
 
 
-async def test_a_factory_makes_the_connections(server):
-    for connection_class in (partial(Connection, host=server.host, port=server.port), _made_by_hand):
+async def test_connection_class_may_be_a_factory_function(server):
+    for connection_class in (partial(Connection, host=server.host, port=server.port), _connection_factory):
         pools = [
             each(connection_class=connection_class, host=server.host, port=server.port)
             for each in (MonitoredConnectionPool, ConnectionPool)
@@ -172,7 +172,7 @@ async def test_a_factory_makes_the_connections(server):
             await pool.aclose()
 
 
-async def test_a_stand_in_for_a_socket_will_do(server, until):
+async def test_connection_works_with_a_stand_in_for_its_socket(server, until):
     """Such as fakeredis's sockets, which have only what redis-py uses."""
 
     class Writer:
@@ -199,7 +199,7 @@ async def test_a_stand_in_for_a_socket_will_do(server, until):
 
 @pytest.mark.parametrize("peer", [(), ("h",), ("h", None), ("h", "7"), b"/s", 5, mock.Mock()])
 @pytest.mark.parametrize("pool_class", [MonitoredConnectionPool, ConnectionPool])
-async def test_what_stands_in_for_a_socket_may_say_anything_of_its_other_end(server, pool_class, peer):
+async def test_connection_accepts_any_peer_name_from_its_socket(server, pool_class, peer):
     class Writer:
         def __init__(self, writer):
             self._writer = writer
@@ -232,9 +232,7 @@ async def test_what_stands_in_for_a_socket_may_say_anything_of_its_other_end(ser
     ],
     ids=range(6),
 )
-async def test_the_server_that_a_connection_alone_knows_is_what_can_be_found_out(
-    server, telemetry, host, port, expected
-):
+async def test_server_attributes_fall_back_to_those_of_the_connection(server, telemetry, host, port, expected):
     class Knowing(Connection):
         async def _connect(self):
             self.host, self.port = server.host, server.port

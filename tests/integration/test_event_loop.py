@@ -5,7 +5,7 @@ import blockbuster
 from aioredis_monitored import Components, MessageQueue, redis_connection
 
 
-async def test_nothing_blocks_the_event_loop(client, server):
+async def test_package_never_blocks_the_event_loop(client, server):
     @redis_connection("logs")
     async def log(conn):
         await conn.incr("logged")

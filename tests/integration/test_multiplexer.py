@@ -59,7 +59,7 @@ class RecordedReader:
         return reply
 
 
-async def record(client):
+async def record_writes(client):
     await client.ping()
     line = line_of(client)
     line._transport = recorded = RecordedTransport(line._transport)
@@ -76,7 +76,7 @@ async def frozen_with(server, *calls):
 # One connection for all calls.
 
 
-async def test_1024_callers_share_one_connection_and_each_gets_its_own_reply(inspector, named_pool):
+async def test_shared_connection_serves_1024_callers_with_their_own_replies(inspector, named_pool):
     clients = [MonitoredRedisConnection(connection_pool=named_pool) for _ in range(4)]
 
     async def call(number):
@@ -90,8 +90,8 @@ async def test_1024_callers_share_one_connection_and_each_gets_its_own_reply(ins
     assert 1 == len(connections(inspector))
 
 
-async def test_what_callers_send_in_one_tick_leaves_in_one_write(client):
-    recorded = await record(client)
+async def test_calls_of_one_tick_are_sent_in_one_write(client):
+    recorded = await record_writes(client)
 
     await asyncio.gather(*(client.get(f"key-{number}") for number in range(100)))
     await asyncio.gather(*(client.pipeline().get("key").execute() for _ in range(100)))
@@ -100,14 +100,14 @@ async def test_what_callers_send_in_one_tick_leaves_in_one_write(client):
 
 
 @pytest.mark.parametrize("options", [{"multiplex": False}, {"max_connections": 1}])
-async def test_sharing_is_off_when_it_is_switched_off(make_pool, server, options):
+async def test_pool_has_no_multiplexer_when_switched_off_or_with_one_connection(make_pool, server, options):
     pool = make_pool(server.url, **options)
 
     assert b"x" == await MonitoredRedisConnection(connection_pool=pool).echo("x")
     assert pool.multiplexer is None
 
 
-async def test_a_plain_redis_py_pool_is_used_as_it_is(inspector, server):
+async def test_plain_redis_py_pool_uses_a_connection_per_concurrent_call(inspector, server):
     async with redis.asyncio.BlockingConnectionPool.from_url(server.url, client_name="tested") as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
 
@@ -116,7 +116,7 @@ async def test_a_plain_redis_py_pool_is_used_as_it_is(inspector, server):
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server, protocol, seed):
+async def test_mixed_concurrent_calls_get_their_own_replies(make_pool, server, protocol, seed):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=protocol))
     await client.set("text", "x")
     rng = random.Random(seed)
@@ -147,13 +147,13 @@ async def test_mixed_calls_of_all_kinds_get_their_own_replies(make_pool, server,
 # Dedicated connections.
 
 
-async def test_wait_is_refused_where_it_would_count_the_writes_of_another_connection(client):
+async def test_wait_raises_on_the_shared_connection(client):
     for call in (client.wait(0, 1), client.waitaof(0, 0, 1), client.execute_command("wait", 0, 1)):
         with pytest.raises(DedicatedConnectionError, match=r"(?i)^wait.* counts the writes of its own connection"):
             await call
 
 
-async def test_wait_tells_the_truth_in_a_pipeline_in_client_and_on_a_single_connection(make_pool, until):
+async def test_wait_counts_own_writes_in_pipelines_and_on_dedicated_connections(make_pool, until):
     arguments = ("--repl-diskless-sync-delay", "0")
     with (
         RedisServer(*arguments) as primary,
@@ -188,7 +188,7 @@ async def test_wait_tells_the_truth_in_a_pipeline_in_client_and_on_a_single_conn
 
 
 @pytest.mark.parametrize("options", [{}, {"protocol": 3}, {"multiplex": False}])
-async def test_commands_that_block_outlast_socket_timeout_and_keep_nobody_waiting(make_pool, server, options):
+async def test_blocking_commands_outlast_socket_timeout_and_delay_no_other_call(make_pool, server, options):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, socket_timeout=1, **options))
     blocked = [
         asyncio.ensure_future(call)
@@ -209,7 +209,7 @@ async def test_commands_that_block_outlast_socket_timeout_and_keep_nobody_waitin
     assert [None, {} if options.get("protocol") == 3 else [], None, [None]] == [await task for task in blocked]
 
 
-async def test_a_blocked_command_gets_what_comes(client, until, inspector):
+async def test_blocking_command_returns_the_element_that_arrives(client, until, inspector):
     popping = asyncio.ensure_future(client.blpop("list", timeout=60))
     reading = asyncio.ensure_future(client.xread({"stream": "$"}, block=60_000))
     await until(lambda: inspector.info("clients")["blocked_clients"] == 2)
@@ -225,8 +225,8 @@ async def test_a_blocked_command_gets_what_comes(client, until, inspector):
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_pipelines_ride_as_one_uninterrupted_run(client, transaction):
-    recorded = await record(client)
+async def test_pipeline_is_sent_uninterrupted_between_other_calls(client, transaction):
+    recorded = await record_writes(client)
     count, length = 50, 4
 
     async def batch(number):
@@ -246,7 +246,7 @@ async def test_pipelines_ride_as_one_uninterrupted_run(client, transaction):
         assert replies[2 * number] == [command[1] for command in commands[first : first + length]]
 
 
-async def test_pipelines_need_no_connection_of_their_own(client, inspector, named_pool):
+async def test_pipelines_use_no_dedicated_connection(client, inspector, named_pool):
     client = MonitoredRedisConnection(connection_pool=named_pool)
 
     await asyncio.gather(*(client.pipeline(number % 2).incr("key").execute() for number in range(200)))
@@ -254,7 +254,7 @@ async def test_pipelines_need_no_connection_of_their_own(client, inspector, name
     assert (1, b"200") == (len(connections(inspector)), inspector.get("key"))
 
 
-async def test_watch_gets_a_connection_of_its_own_and_notices_a_change(inspector, named_pool):
+async def test_watch_uses_a_dedicated_connection_and_detects_changes(inspector, named_pool):
     client = MonitoredRedisConnection(connection_pool=named_pool)
     await client.set("key", 1)
 
@@ -274,9 +274,7 @@ async def test_watch_gets_a_connection_of_its_own_and_notices_a_change(inspector
     assert b"4" == await client.get("key")
 
 
-async def test_a_batch_with_a_command_that_cannot_share_gets_its_own_connection_which_is_closed(
-    inspector, named_pool, until
-):
+async def test_batch_with_unshareable_command_uses_a_dedicated_connection_and_closes_it(inspector, named_pool, until):
     client = MonitoredRedisConnection(connection_pool=named_pool)
     shared = await client.client_id()
 
@@ -291,7 +289,7 @@ async def test_a_batch_with_a_command_that_cannot_share_gets_its_own_connection_
 
 @pytest.mark.parametrize("decode", [False, True])
 @pytest.mark.parametrize("key", [b"text", b"\xff\xfe"])
-async def test_a_push_message_is_nobodys_reply(make_pool, server, inspector, key, decode):
+async def test_push_message_is_not_taken_for_a_reply(make_pool, server, inspector, key, decode):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=3, decode_responses=decode))
     shared = await client.client_id()
     tracking = redis.Connection(host=server.host, port=server.port)
@@ -313,9 +311,9 @@ async def test_a_push_message_is_nobodys_reply(make_pool, server, inspector, key
     assert [2, 1, shared] == after
 
 
-async def test_after_idleness_a_ping_goes_first(make_pool, server):
+async def test_health_check_precedes_the_first_call_after_idleness(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, health_check_interval=30))
-    recorded = await record(client)
+    recorded = await record_writes(client)
     await client.echo("no ping")
     line_of(client)._last_active -= 31
 
@@ -327,7 +325,7 @@ async def test_after_idleness_a_ping_goes_first(make_pool, server):
 
 
 @pytest.mark.parametrize("answer", [b"+WRONG\r\n", b"-ERR no\r\n", b":1\r\n", b"*2\r\n$4\r\npong\r\n$0\r\n\r\n", None])
-async def test_a_bad_answer_to_a_health_check_replaces_the_connection_and_loses_no_call(make_pool, answer):
+async def test_failed_health_check_replaces_the_connection_without_losing_calls(make_pool, answer):
     broken = []
 
     def answered(connection, args):
@@ -347,7 +345,7 @@ async def test_a_bad_answer_to_a_health_check_replaces_the_connection_and_loses_
         await pool.aclose()
 
 
-async def test_new_credentials_go_between_the_calls_of_the_shared_connection(inspector, server, named_pool):
+async def test_new_credentials_are_sent_between_calls_on_the_shared_connection(inspector, server, named_pool):
     inspector.acl_setuser("renewed", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
     client = MonitoredRedisConnection(connection_pool=named_pool)
     shared = await client.client_id()
@@ -363,7 +361,7 @@ async def test_new_credentials_go_between_the_calls_of_the_shared_connection(ins
         inspector.acl_deluser("renewed")
 
 
-async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_pool, until):
+async def test_refused_credentials_replace_the_connection_without_losing_calls(make_pool, until):
     ran, is_retired = [], asyncio.Event()
 
     async def answered(connection, args):
@@ -390,7 +388,7 @@ async def test_refused_credentials_replace_the_connection_and_lose_no_call(make_
         await pool.aclose()
 
 
-async def test_an_error_reply_harms_no_other_call_on_the_connection(inspector, named_pool):
+async def test_error_reply_does_not_disturb_other_calls_on_the_connection(inspector, named_pool):
     client = MonitoredRedisConnection(connection_pool=named_pool)
     await client.set("text", "x")
 
@@ -407,7 +405,7 @@ async def test_an_error_reply_harms_no_other_call_on_the_connection(inspector, n
 
 
 @pytest.mark.parametrize("arguments", [{}, {"max_connections": 3}])
-async def test_what_was_done_to_a_borrowed_connection_is_not_shared(inspector, server, make_pool, arguments):
+async def test_shared_connection_never_reuses_an_altered_connection(inspector, server, make_pool, arguments):
     pool = make_pool(server.url, **arguments)
     client = MonitoredRedisConnection(connection_pool=pool)
     borrowed = [await pool.get_connection() for _ in range(2)]
@@ -421,7 +419,7 @@ async def test_what_was_done_to_a_borrowed_connection_is_not_shared(inspector, s
     assert 2 == inspector.dbsize()
 
 
-async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(make_pool):
+async def test_unsent_credentials_on_a_broken_connection_fail_no_call(make_pool):
     async with scripted(lambda connection, args: b":%d\r\n" % connection) as port:
         pool = make_pool(f"redis://127.0.0.1:{port}", protocol=2)
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -435,7 +433,7 @@ async def test_credentials_that_a_broken_connection_was_not_sent_harm_no_call(ma
         await pool.aclose()
 
 
-async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
+async def test_mutable_value_is_sent_as_called_after_a_lost_connection(server, make_pool):
     pool = make_pool(server.url)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
@@ -450,7 +448,7 @@ async def test_a_value_is_sent_as_it_was_when_it_was_called(server, make_pool):
 
 
 @pytest.mark.parametrize("socket_timeout", [None, 600])
-async def test_a_retired_connection_ends_when_its_last_caller_leaves(server, make_pool, until, socket_timeout):
+async def test_retired_connection_closes_when_its_last_caller_is_cancelled(server, make_pool, until, socket_timeout):
     pool = make_pool(server.url, socket_timeout=socket_timeout)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()

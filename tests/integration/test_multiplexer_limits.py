@@ -37,7 +37,7 @@ LARGE = b"x" * 200_000
 
 
 @pytest.mark.parametrize(("count", "value"), [(300, VALUE), (1500, b"")], ids=["bytes", "calls"])
-async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
+async def test_inflight_calls_are_bounded_and_queued_calls_are_sent_in_order(
     make_pool, own_server, monkeypatch, count, value
 ):
     monkeypatch.setattr(inflight, "MAX_PENDING", 1000)
@@ -56,7 +56,7 @@ async def test_what_is_in_flight_is_bounded_and_what_waits_is_sent_in_order(
     assert (0, 0) == (multiplexer.in_flight(), multiplexer.queued())
 
 
-async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
+async def test_queued_call_raises_pool_exhausted_error_after_timeout(make_pool, own_server):
     client = client_of(make_pool, own_server.url, socket_timeout=600, timeout=0.1)
     await client.ping()
     async with frozen(own_server):
@@ -70,7 +70,7 @@ async def test_waiting_for_room_ends_after_timeout(make_pool, own_server):
     assert [True] * written == await asyncio.gather(*calls[:written])
 
 
-async def test_a_call_larger_than_all_room_goes_alone(client):
+async def test_call_larger_than_all_room_is_sent_alone(client):
     value = b"x" * (inflight.MAX_BYTES + 1)
 
     replies = await asyncio.gather(*(client.echo(value) for _ in range(2)), client.echo(1))
@@ -78,7 +78,7 @@ async def test_a_call_larger_than_all_room_goes_alone(client):
     assert [len(value), len(value), 1] == list(map(len, replies))
 
 
-MEMORY = """
+MEMORY_PROGRAM = """
 import asyncio, gc, os, sys
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 
@@ -107,10 +107,10 @@ asyncio.run(main(sys.argv[1], int(sys.argv[2])))
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux")
-def test_100_000_calls_of_10_kb_to_a_stopped_server_cost_the_bound_beyond_what_they_cost_without_a_value(own_server):
+def test_values_of_100_000_calls_to_a_frozen_server_use_bounded_memory(own_server):
     processes = [
         subprocess.Popen(  # noqa: S603 - this Python
-            [sys.executable, "-c", MEMORY, own_server.url, str(size)],
+            [sys.executable, "-c", MEMORY_PROGRAM, own_server.url, str(size)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -131,7 +131,7 @@ def test_100_000_calls_of_10_kb_to_a_stopped_server_cost_the_bound_beyond_what_t
 # Large values.
 
 
-async def test_a_large_request_takes_the_second_connection_at_once(make_pool, server, inspector):
+async def test_large_request_uses_the_bulk_connection(make_pool, server, inspector):
     client = client_of(make_pool, server.url)
     identity = await client.client_id()
 
@@ -142,7 +142,7 @@ async def test_a_large_request_takes_the_second_connection_at_once(make_pool, se
     assert identity == await client.client_id()
 
 
-async def test_a_large_reply_is_learnt_and_the_next_one_keeps_nobody_waiting(make_pool, server, inspector):
+async def test_large_reply_moves_the_next_call_for_its_key_to_the_bulk_connection(make_pool, server, inspector):
     client = client_of(make_pool, server.url)
     inspector.set("large", LARGE)
     inspector.set("small", VALUE)
@@ -159,9 +159,7 @@ async def test_a_large_reply_is_learnt_and_the_next_one_keeps_nobody_waiting(mak
     assert 2 == len(connections(inspector))
 
 
-async def test_large_values_go_with_the_small_ones_if_the_server_has_no_room_for_a_second_connection(
-    make_pool, own_server
-):
+async def test_large_values_use_the_main_connection_when_the_server_refuses_a_second(make_pool, own_server):
     client = client_of(make_pool, own_server.url)
     with redis.Redis.from_url(own_server.url) as admin:
         await client.ping()
@@ -177,7 +175,7 @@ async def test_large_values_go_with_the_small_ones_if_the_server_has_no_room_for
 
 
 @pytest.mark.parametrize(("most", "expected"), [(2, 1), (3, 2)])
-async def test_the_shared_connections_leave_one_for_what_cannot_share(make_pool, server, inspector, most, expected):
+async def test_shared_connections_leave_a_slot_for_dedicated_ones(make_pool, server, inspector, most, expected):
     client = client_of(make_pool, server.url, max_connections=most)
 
     await asyncio.gather(client.echo(LARGE), client.echo("small"))
@@ -189,7 +187,7 @@ async def test_the_shared_connections_leave_one_for_what_cannot_share(make_pool,
 # Ends.
 
 
-async def test_on_closing_what_is_written_finishes_and_what_waits_is_refused_at_once(make_pool, own_server, until):
+async def test_closing_pool_finishes_written_calls_and_rejects_queued_ones(make_pool, own_server, until):
     client = client_of(make_pool, own_server.url, socket_timeout=600)
     pool = client.connection_pool
     await asyncio.gather(client.ping(), client.echo(LARGE))
@@ -210,7 +208,7 @@ async def test_on_closing_what_is_written_finishes_and_what_waits_is_refused_at_
     assert 1 == len(asyncio.all_tasks())
 
 
-async def test_closing_takes_socket_timeout_at_most(make_pool, own_server):
+async def test_pool_closing_takes_at_most_socket_timeout(make_pool, own_server):
     client = client_of(make_pool, own_server.url, socket_timeout=0.3)
     await asyncio.gather(until_answered(client.ping), until_answered(lambda: client.echo(LARGE)))
     async with frozen(own_server), asyncio.timeout(15):
@@ -222,7 +220,7 @@ async def test_closing_takes_socket_timeout_at_most(make_pool, own_server):
             await call
 
 
-async def test_closing_while_connecting_refuses_what_waits_and_leaves_no_task(make_pool, own_server):
+async def test_pool_closing_while_connecting_rejects_queued_calls_and_leaves_no_task(make_pool, own_server):
     client = client_of(make_pool, own_server.url)
     async with frozen(own_server):
         calls = await begun(client.get("key"), client.echo(LARGE), client.pipeline().get("key").execute())
@@ -233,7 +231,7 @@ async def test_closing_while_connecting_refuses_what_waits_and_leaves_no_task(ma
     assert 1 == len(asyncio.all_tasks())
 
 
-async def test_a_closed_pool_is_opened_again_with_connections_of_its_own(make_pool, server):
+async def test_reopened_pool_uses_a_new_shared_connection(make_pool, server):
     client = client_of(make_pool, server.url)
     identity = await client.client_id()
     await client.connection_pool.aclose()
@@ -258,7 +256,7 @@ def open_sockets():
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux")
 @pytest.mark.parametrize("run", [asyncio.run, run_until_complete])
 @pytest.mark.parametrize("in_flight", [False, True])
-def test_a_forgotten_pool_leaves_one_warning_and_no_task_and_no_socket(server, run, in_flight):
+def test_unclosed_pool_warns_once_and_leaves_no_task_or_socket(server, run, in_flight):
     gc.collect()
     before = open_sockets()
 
@@ -283,7 +281,7 @@ def test_a_forgotten_pool_leaves_one_warning_and_no_task_and_no_socket(server, r
 
 
 @pytest.mark.parametrize("run", [asyncio.run, run_until_complete])
-def test_another_event_loop_is_refused_with_a_clear_error(server, run):
+def test_pool_raises_event_loop_error_in_another_event_loop(server, run):
     pool = MonitoredConnectionPool.from_url(server.url, name="mine")
     client = MonitoredRedisConnection(connection_pool=pool)
 
@@ -298,7 +296,7 @@ def test_another_event_loop_is_refused_with_a_clear_error(server, run):
     run(pool.aclose())
 
 
-async def test_a_connection_that_is_reset_while_many_calls_wait_for_it_is_left_behind(make_pool):
+async def test_connection_reset_while_many_calls_are_written_is_replaced(make_pool):
     connections = []
 
     async def serve(reader, writer):
@@ -355,7 +353,7 @@ class OwnReading(Connection):
     ],
     ids=["encoder", "reading", "parser", "notifications"],
 )
-async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_pool, server, arguments):
+async def test_connection_with_custom_parts_is_not_multiplexed(make_pool, server, arguments):
     pool = make_pool(server.url, **arguments)
     client = MonitoredRedisConnection(connection_pool=pool)
 
@@ -364,7 +362,7 @@ async def test_connections_that_cannot_be_shared_as_they_are_made_are_not(make_p
 
 
 @pytest.mark.parametrize("attribute", ["_writer", "_parser"])
-def test_without_redis_pys_private_attributes_nothing_is_shared(attribute):
+def test_connection_without_redis_py_private_attributes_is_not_multiplexed(attribute):
     connection = with_safe_send(Connection())
     assert supports_multiplexing(connection)
     delattr(connection, attribute)

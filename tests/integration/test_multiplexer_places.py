@@ -21,7 +21,7 @@ def places(pool):
 
 
 @pytest.mark.parametrize(("others", "before"), [(1, 1), (1, 0), (3, 3), (3, 2)])
-async def test_while_a_retired_connection_lives_nothing_is_lent_twice(
+async def test_slots_are_counted_once_while_a_retired_connection_is_still_open(
     make_pool, proxy, inspector, until, others, before
 ):
     client = client_of(make_pool, proxy.url, max_connections=others + 1, socket_timeout=3)
@@ -44,7 +44,7 @@ async def test_while_a_retired_connection_lives_nothing_is_lent_twice(
     await pool.aclose()
 
 
-async def test_whoever_leaves_while_connecting_leaves_the_place_to_the_next(make_pool, server, until):
+async def test_caller_cancelled_while_connecting_passes_its_slot_to_the_next(make_pool, server, until):
     class Slow(CredentialProvider):
         def __init__(self):
             self.asked = asyncio.Event()
@@ -78,7 +78,7 @@ async def test_whoever_leaves_while_connecting_leaves_the_place_to_the_next(make
     assert (1, 0) == places(pool)
 
 
-async def test_a_retired_connection_that_only_owes_itself_a_reply_ends(make_pool, proxy, until):
+async def test_retired_connection_closes_when_only_its_internal_request_is_unanswered(make_pool, proxy, until):
     client = client_of(make_pool, proxy.url, socket_timeout=None, max_connections=2)
     await client.ping()
     line = line_of(client)
@@ -93,7 +93,9 @@ async def test_a_retired_connection_that_only_owes_itself_a_reply_ends(make_pool
     assert (0, 1) == places(client.connection_pool)
 
 
-async def test_those_who_leave_a_retired_connection_together_are_looked_for_once(make_pool, own_server, monkeypatch):
+async def test_retired_connection_checks_once_for_waiters_when_many_callers_are_cancelled(
+    make_pool, own_server, monkeypatch
+):
     client = client_of(make_pool, own_server.url, socket_timeout=None)
     await client.ping()
     line, looks = line_of(client), []
@@ -110,7 +112,7 @@ async def test_those_who_leave_a_retired_connection_together_are_looked_for_once
         assert len(looks) < 5
 
 
-async def test_a_large_call_whose_place_others_took_goes_with_the_small_ones(make_pool, server, inspector):
+async def test_large_call_uses_the_main_connection_when_no_slot_is_free(make_pool, server, inspector):
     client = client_of(make_pool, server.url, max_connections=3, timeout=600)
     await client.ping()
     large, *own = await begun(client.set("large", LARGE), *(client.blpop("list", timeout=0) for _ in range(2)))
@@ -122,9 +124,7 @@ async def test_a_large_call_whose_place_others_took_goes_with_the_small_ones(mak
     assert 2 == len(await asyncio.gather(*own))
 
 
-async def test_credentials_that_come_while_it_is_being_made_are_the_shared_connections_too(
-    make_pool, server, inspector
-):
+async def test_credentials_pushed_while_connecting_reach_the_shared_connection(make_pool, server, inspector):
     class Changing(CredentialProvider):
         async def get_credentials_async(self):
             # Between the request for credentials and its answer.
@@ -142,7 +142,7 @@ async def test_credentials_that_come_while_it_is_being_made_are_the_shared_conne
 
 
 @pytest.mark.parametrize("ticks", range(6))
-async def test_a_handle_gives_its_connection_back_also_when_it_is_cancelled(client, until, ticks):
+async def test_dedicated_client_releases_its_connection_when_cancelled_at_any_tick(client, until, ticks):
     async def use():
         async with client.client() as handle:
             await handle.ping()
@@ -159,7 +159,7 @@ async def test_a_handle_gives_its_connection_back_also_when_it_is_cancelled(clie
     await until(lambda: not client.connection_pool._in_use_connections)
 
 
-async def test_a_call_that_is_about_to_be_written_when_the_pool_closes_is_told(make_pool, server):
+async def test_call_raises_pool_closed_error_when_pool_closes_before_writing(make_pool, server):
     raised = []
     for ticks in range(12):
         pool = make_pool(server.url, multiplex=False)
@@ -176,7 +176,7 @@ async def test_a_call_that_is_about_to_be_written_when_the_pool_closes_is_told(m
 
 
 @asynccontextmanager
-async def retired_while_it_owes(client, proxy, inspector, until):
+async def retired_with_pending_reply(client, proxy, inspector, until):
     """Retire a shared connection that owes a reply: its successor waits for the slot, the other slot is taken."""
     pool = client.connection_pool
     await until_answered(client.ping)
@@ -195,9 +195,9 @@ async def retired_while_it_owes(client, proxy, inspector, until):
     await until(line.closing.done)
 
 
-async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_pool, proxy, inspector, until):
+async def test_reserved_slot_is_kept_again_when_the_successor_is_cancelled(make_pool, proxy, inspector, until):
     client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=1)
-    async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, _, successor):
+    async with retired_with_pending_reply(client, proxy, inspector, until) as (blocked, _, successor):
         successor.cancel()
 
     assert (1, 1) == places(client.connection_pool)
@@ -209,10 +209,10 @@ async def test_the_place_is_kept_again_when_nobody_waits_for_a_successor(make_po
 
 @pytest.mark.parametrize("ticks", range(5))
 @pytest.mark.parametrize("timeout", [None, 1])
-async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, proxy, inspector, until, ticks, timeout):
+async def test_reserved_slot_is_kept_in_any_order_of_cancellation(make_pool, proxy, inspector, until, ticks, timeout):
     client = client_of(make_pool, proxy.url, max_connections=2, socket_timeout=timeout)
     pool = client.connection_pool
-    async with retired_while_it_owes(client, proxy, inspector, until) as (blocked, late, successor):
+    async with retired_with_pending_reply(client, proxy, inspector, until) as (blocked, late, successor):
         own = asyncio.ensure_future(client.blpop("list", timeout=0))
         await until(lambda: len(pool._slots.waiters) == 1)
         late.cancel()
@@ -227,7 +227,7 @@ async def test_the_place_is_kept_whoever_leaves_in_whichever_order(make_pool, pr
     assert [(b"list", b"for one"), (b"list", b"for the other")] == await asyncio.gather(blocked, own)
 
 
-async def test_a_client_that_is_entered_as_another_user_leaves_it_stays_open(server):
+async def test_client_stays_open_when_another_task_enters_as_the_first_leaves(server):
     client = MonitoredRedisConnection.from_url(server.url)
     leaves = asyncio.Event()
 
@@ -244,7 +244,7 @@ async def test_a_client_that_is_entered_as_another_user_leaves_it_stays_open(ser
     assert [None, [True] * 3] == await asyncio.gather(first(), second())
 
 
-async def test_the_place_is_not_that_of_a_connection_which_serves_somebody_else_by_now(make_pool, server, until):
+async def test_reserved_slot_survives_acquiring_the_retired_connection_again(make_pool, server, until):
     client = client_of(make_pool, server.url, max_connections=2, timeout=0.1)
     pool = client.connection_pool
     await client.ping()

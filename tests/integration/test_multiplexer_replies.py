@@ -16,7 +16,7 @@ BINARY = b"\xff\x00\xfe"
 SCRIPT = "return {1, 'two', {3, false, {err='FOUR five'}}, redis.status_reply('six')}"
 
 
-def _kind_of(error):
+def _error_type(error):
     # Our decoding error is a RedisError as well.
     return UnicodeDecodeError if isinstance(error, ReplyDecodingError) else type(error)
 
@@ -183,7 +183,7 @@ async def outcome(awaitable):
     try:
         value = await awaitable
     except Exception as error:  # noqa: BLE001 - the test compares error types
-        return _kind_of(error), str(error)
+        return _error_type(error), str(error)
     return type(value), repr(value)
 
 
@@ -220,7 +220,7 @@ def both(make_pool, server):
     ids=str,
 )
 @pytest.mark.parametrize("way", ["one by one", "all at once", "borrowed"])
-async def test_replies_and_errors_are_those_of_redis_py(both, options, way):
+async def test_replies_and_errors_equal_those_of_redis_py(both, options, way):
     plain, client = both(**options)
     calls = list(commands())
     if way == "borrowed":
@@ -241,7 +241,7 @@ async def test_replies_and_errors_are_those_of_redis_py(both, options, way):
 
 @pytest.mark.parametrize("options", [{"protocol": 2}, {"protocol": 3, "decode_responses": True}], ids=str)
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_pipelines_return_what_redis_pys_do(both, options, transaction):
+async def test_pipeline_replies_equal_those_of_redis_py(both, options, transaction):
     plain, client = both(**options)
     # Without commands that end a whole batch of redis-py's, or that a transaction forbids.
     calls = [
@@ -282,7 +282,7 @@ async def batch(client, transaction, calls):
 
 
 @pytest.mark.parametrize("name", ["GET", "get", "ECHO"])
-async def test_response_callbacks_are_called_as_by_redis_py(both, name):
+async def test_response_callbacks_are_called_as_in_redis_py(both, name):
     async def later(reply, **options):
         await asyncio.sleep(0)
         return reply, options
@@ -302,7 +302,7 @@ async def test_response_callbacks_are_called_as_by_redis_py(both, name):
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_a_callback_that_raises_leaves_no_reply_to_others(make_pool, server, multiplex):
+async def test_response_callback_error_leaves_no_reply_to_other_calls(make_pool, server, multiplex):
     def fail(reply, **options):
         raise LookupError(reply)
 
@@ -323,7 +323,7 @@ async def test_a_callback_that_raises_leaves_no_reply_to_others(make_pool, serve
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_reply_that_cannot_be_decoded_belongs_to_one_caller(make_pool, server, protocol, seed):
+async def test_undecodable_reply_fails_only_its_own_call(make_pool, server, protocol, seed):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=protocol, decode_responses=True))
     rng = random.Random(seed)
     await client.set("binary", BINARY)
@@ -366,7 +366,7 @@ async def test_a_reply_that_cannot_be_decoded_belongs_to_one_caller(make_pool, s
     ],
     ids=["integers", "two dimensions", "every other", "reversed"],
 )
-async def test_a_view_of_any_shape_is_sent_as_its_bytes_or_refused_and_harms_no_other_call(client, view):
+async def test_memoryview_of_any_shape_is_sent_or_raises_without_affecting_other_calls(client, view):
     shared = await client.client_id()
 
     calls = (client.incr("key"), client.set("view", view), client.incr("key"), client.client_id())

@@ -24,7 +24,7 @@ class Token:
         return self.password
 
 
-async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
+async def test_queued_call_sends_arguments_as_called_despite_later_changes(client):
     key, value = bytearray(b"key"), bytearray(b"before")
     pipeline = client.pipeline(transaction=False).set("other", value).get("other")
     calls = [asyncio.ensure_future(call) for call in (client.set(key, value), pipeline.execute())]
@@ -36,7 +36,7 @@ async def test_what_changes_while_a_call_waits_is_sent_as_it_was(client):
     assert b"before" == await client.get("key")
 
 
-async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_server, make_pool):
+async def test_cancelled_calls_do_not_accumulate_behind_a_queued_call(own_server, make_pool):
     # The first call waits for all others.
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=60))
     own_server.freeze()
@@ -55,7 +55,7 @@ async def test_calls_that_were_left_do_not_pile_up_behind_one_that_stays(own_ser
     assert most < 2500
 
 
-async def test_a_key_that_cannot_be_remembered_is_served_all_the_same(client):
+async def test_large_value_under_an_unhashable_key_is_still_served(client):
     await client.set("large", VALUE)
     assert [VALUE] * 3 == [await client.get("large") for _ in range(3)]
 
@@ -64,7 +64,7 @@ async def test_a_key_that_cannot_be_remembered_is_served_all_the_same(client):
     assert [True, VALUE] == await pipeline.execute()
 
 
-async def test_a_call_on_a_shared_connection_that_was_closed_meanwhile_is_told(client, pool):
+async def test_call_on_a_closed_multiplexer_fails_with_pool_closed_error(client, pool):
     await client.ping()
     multiplexer = pool.multiplexer
     await pool.aclose()
@@ -75,7 +75,7 @@ async def test_a_call_on_a_shared_connection_that_was_closed_meanwhile_is_told(c
     assert not lost.written
 
 
-async def test_a_borrowed_connection_whose_new_credentials_are_refused_is_closed(pool):
+async def test_released_connection_is_closed_when_new_credentials_are_refused(pool):
     connection = await pool.get_connection()
     connection.set_re_auth_token(Token("wrong"))
 
@@ -86,7 +86,7 @@ async def test_a_borrowed_connection_whose_new_credentials_are_refused_is_closed
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_closing_the_connections_of_a_pool_in_redis_pys_way_fails_no_call(make_pool, server, multiplex):
+async def test_pool_disconnect_fails_no_call(make_pool, server, multiplex):
     pool = make_pool(server.url, multiplex=multiplex)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.set("key", 0)
@@ -95,7 +95,7 @@ async def test_closing_the_connections_of_a_pool_in_redis_pys_way_fails_no_call(
         assert number == await client.incr("key")
 
 
-async def test_a_connect_that_outlives_its_callers_is_not_used(make_pool, server):
+async def test_connection_attempt_that_outlives_its_callers_is_not_shared(make_pool, server):
     for ticks in range(12):
         pool = make_pool(server.url)
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -110,7 +110,7 @@ async def test_a_connect_that_outlives_its_callers_is_not_used(make_pool, server
         await pool.aclose()
 
 
-async def test_a_large_call_takes_the_connection_that_is_there_if_no_other_can_be_had(make_pool, server, client):
+async def test_large_call_uses_the_main_connection_when_the_bulk_connection_has_no_slot(make_pool, server, client):
     pool = make_pool(server.url, max_connections=4, timeout=0.2)
     other = MonitoredRedisConnection(connection_pool=pool)
     await other.ping()
@@ -122,7 +122,7 @@ async def test_a_large_call_takes_the_connection_that_is_there_if_no_other_can_b
     await asyncio.gather(*blocked)
 
 
-async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
+async def test_pool_entered_while_closing_is_open(make_pool, own_server):
     pool = make_pool(own_server.url, socket_timeout=60)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
@@ -139,7 +139,7 @@ async def test_a_pool_that_opens_while_it_closes_is_open(make_pool, own_server):
     assert await call is None
 
 
-async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(make_pool, own_server):
+async def test_response_callback_timeout_error_is_not_taken_for_the_deadline(make_pool, own_server):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, socket_timeout=60))
 
     async def fail(reply, **options):
@@ -157,7 +157,7 @@ async def test_an_error_of_a_response_callback_is_not_taken_for_the_deadline(mak
     assert b"1" == await client.get("key")
 
 
-async def test_so_many_large_keys_are_remembered_and_no_more(client):
+async def test_multiplexer_remembers_a_bounded_number_of_large_keys(client):
     await client.ping()
     multiplexer = client.connection_pool.multiplexer
     for number in range(2000):

@@ -35,7 +35,7 @@ def _run_until_complete(coroutine):
         loop.close()
 
 
-async def test_an_environment_is_enough_to_serve_a_command(server):
+async def test_pool_from_environment_serves_commands(server):
     environ = {"REDIS_URL": server.url, "REDIS_SOCKET_TIMEOUT": "200 milliseconds", "REDIS_MAX_CONNECTIONS": "3"}
 
     async with pool_from_config(config_from_env(environ)) as pool:
@@ -47,13 +47,13 @@ async def test_an_environment_is_enough_to_serve_a_command(server):
     assert ("redis", 3, 0.2) == (pool.name, pool.max_connections, pool.connection_kwargs["socket_timeout"])
 
 
-def test_a_named_pool_is_called_by_its_prefix(server):
+def test_pool_name_defaults_to_its_config_prefix(server):
     config = {"redis.url": "redis://elsewhere", "redis.cache.url": server.url}
 
     assert "redis.cache" == pool_from_config(config, prefix="redis.cache.").name
 
 
-def test_explicit_arguments_win_over_the_configuration():
+def test_pool_arguments_override_configuration():
     pool = pool_from_config(
         {"redis.url": "redis://localhost", "redis.max_connections": "3", "redis.timeout": "1 second"},
         max_connections=7,
@@ -70,12 +70,12 @@ def test_explicit_arguments_win_over_the_configuration():
     )
 
 
-def test_a_prefix_ends_with_a_dot():
+def test_pool_from_config_raises_on_prefix_without_trailing_dot():
     with pytest.raises(ValueError, match="must end with a dot: 'redis'"):
         pool_from_config({"redis.url": "redis://localhost"}, prefix="redis")
 
 
-def test_all_problems_are_raised_at_once():
+def test_pool_from_config_reports_all_problems_together():
     with pytest.raises(ConfigurationError) as caught:
         pool_from_config({"redis.max_conections": "3", "redis.socket_timeout": "5 parsecs"})
 
@@ -83,17 +83,17 @@ def test_all_problems_are_raised_at_once():
     assert 3 == len(str(caught.value).splitlines())
 
 
-def test_an_unknown_argument_is_noticed_before_the_first_command():
+def test_pool_raises_on_unknown_argument_at_construction():
     with pytest.raises(TypeError, match="max_conections"):
         MonitoredConnectionPool(max_conections=3)
 
 
-def test_zero_connections_are_refused():
+def test_pool_raises_on_zero_max_connections():
     with pytest.raises(ConfigurationError, match="max_connections: must be a whole number, 1 or more"):
         MonitoredConnectionPool(max_connections=0)
 
 
-async def test_entering_does_not_connect_and_leaving_closes_every_connection(server, leaves_nothing):
+async def test_pool_connects_lazily_and_closes_all_connections_on_exit(server, leaves_nothing):
     async with pool_from_config({"redis.url": "redis://127.0.0.1:1"}):
         pass
 
@@ -107,7 +107,7 @@ async def test_entering_does_not_connect_and_leaving_closes_every_connection(ser
     assert repr(pool).endswith("[closed]>")
 
 
-async def test_a_closed_pool_says_so_and_opens_again_when_entered(client, pool):
+async def test_closed_pool_raises_and_reopens_when_entered(client, pool):
     await client.ping()
     await pool.aclose()
     await pool.aclose()
@@ -121,7 +121,7 @@ async def test_a_closed_pool_says_so_and_opens_again_when_entered(client, pool):
         assert await client.ping() is True
 
 
-async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_pool, server, until):
+async def test_pool_waiter_gets_no_connection_released_after_closing(make_pool, server, until):
     pool = make_pool(server.url, max_connections=1)
     borrowed = await pool.get_connection()
     waiting = asyncio.create_task(pool.get_connection())
@@ -133,7 +133,7 @@ async def test_who_waits_for_a_connection_while_the_pool_closes_gets_none(make_p
         await waiting
 
 
-async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server, until):
+async def test_pool_waiters_fail_immediately_when_the_pool_closes(make_pool, server, until):
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
@@ -145,7 +145,7 @@ async def test_who_waits_while_the_pool_closes_is_told_at_once(make_pool, server
     await pool.release(held)
 
 
-async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool, server, until):
+async def test_pool_waiters_fail_although_the_pool_reopens_immediately(make_pool, server, until):
     pool = make_pool(server.url, max_connections=1, timeout=None)
     held = await pool.get_connection()
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
@@ -163,7 +163,7 @@ async def test_who_waits_is_told_even_if_the_pool_opens_again_at_once(make_pool,
         await pool.release(held)
 
 
-async def test_credentials_that_change_reach_idle_connections(make_pool, server):
+async def test_new_credentials_discard_idle_connections(make_pool, server):
     class Token:
         def try_get(self, key):
             return "default"
@@ -182,7 +182,7 @@ async def test_credentials_that_change_reach_idle_connections(make_pool, server)
     assert "0 used, 0 idle" in repr(pool)
 
 
-async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_pool, server):
+async def test_connection_acquired_before_closing_stays_closed(make_pool, server):
     pool = make_pool(server.url, name="left")
     client = MonitoredRedisConnection(connection_pool=pool)
     single, pipe, pubsub = client.client(), client.pipeline(), client.pubsub()
@@ -206,7 +206,7 @@ async def test_a_connection_that_was_out_when_the_pool_closed_stays_closed(make_
         assert "[0 used, 0 idle," in repr(pool)
 
 
-async def test_a_call_that_is_connecting_while_the_pool_closes_is_told(own_server, make_pool, until):
+async def test_acquire_raises_pool_closed_error_when_pool_closes_while_connecting(own_server, make_pool, until):
     pool = make_pool(own_server.url)
     own_server.freeze()
     connecting = asyncio.create_task(pool.get_connection())
@@ -218,7 +218,7 @@ async def test_a_call_that_is_connecting_while_the_pool_closes_is_told(own_serve
         await connecting
 
 
-async def test_closing_goes_on_when_its_caller_is_cancelled(make_pool, server, until):
+async def test_pool_closing_completes_when_its_caller_is_cancelled(make_pool, server, until):
     pool = make_pool(server.url)
     connections = [await pool.get_connection() for _ in range(3)]
     closing = asyncio.create_task(pool.aclose())
@@ -230,7 +230,7 @@ async def test_closing_goes_on_when_its_caller_is_cancelled(make_pool, server, u
     await until(lambda: not any(connection.is_connected for connection in connections))
 
 
-async def test_a_cancelled_waiter_does_not_keep_the_wake_up_to_itself(make_pool, server, until):
+async def test_cancelled_waiter_passes_its_wakeup_to_the_next(make_pool, server, until):
     pool = make_pool(server.url, max_connections=1)
     held = await pool.get_connection()
     first, second = (asyncio.create_task(pool.get_connection()) for _ in range(2))
@@ -255,7 +255,7 @@ async def test_pool_serves_callers_that_wait_when_it_gets_more_connections(make_
     assert (3, 3, 0) == (pool.stats().max_connections, pool.stats().used, pool.stats().pending)
 
 
-async def test_a_half_made_connection_is_not_kept(make_pool, server):
+async def test_pool_discards_a_connection_whose_handshake_fails(make_pool, server):
     # No configuration accepts such a password; a credential provider may return it.
     class Provider(redis.CredentialProvider):
         def get_credentials(self):
@@ -268,7 +268,7 @@ async def test_a_half_made_connection_is_not_kept(make_pool, server):
     assert "0 used, 0 idle" in repr(pool)
 
 
-def test_a_reopened_pool_works_under_contention_in_another_loop(server):
+def test_reopened_pool_works_under_contention_in_the_next_event_loop(server):
     pool = MonitoredConnectionPool.from_url(server.url, max_connections=2)
     client = MonitoredRedisConnection(connection_pool=pool)
 
@@ -280,7 +280,7 @@ def test_a_reopened_pool_works_under_contention_in_another_loop(server):
         assert [True] * 20 == asyncio.run(serve())
 
 
-def test_closing_from_another_loop_while_the_first_may_run_is_refused(server):
+def test_pool_close_raises_in_another_event_loop_while_the_first_is_open(server):
     pool = MonitoredConnectionPool.from_url(server.url, name="mine")
     with asyncio.Runner() as first:
         first.run(pool.ping())
@@ -290,7 +290,7 @@ def test_closing_from_another_loop_while_the_first_may_run_is_refused(server):
         first.run(pool.aclose())
 
 
-def test_calls_that_hold_their_connection_are_told_about_the_loop_too(server):
+def test_calls_with_a_pinned_connection_raise_in_another_event_loop(server):
     pool = MonitoredConnectionPool.from_url(server.url)
     client = MonitoredRedisConnection(connection_pool=pool)
     single, pipe = client.client(), client.pipeline()
@@ -306,7 +306,7 @@ def test_calls_that_hold_their_connection_are_told_about_the_loop_too(server):
         first.run(pool.aclose())
 
 
-def test_a_second_event_loop_gets_one_clear_error(server):
+def test_pool_raises_event_loop_error_in_a_second_event_loop(server):
     pool = MonitoredConnectionPool.from_url(server.url, name="shared")
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(pool.ping())
@@ -318,7 +318,7 @@ def test_a_second_event_loop_gets_one_clear_error(server):
         second.run(pool.aclose())
 
 
-def test_a_pool_can_be_closed_from_another_loop(server):
+def test_pool_can_be_closed_from_another_event_loop_after_the_first_ended(server):
     pool = MonitoredConnectionPool.from_url(server.url)
     asyncio.run(pool.ping())
 
@@ -329,7 +329,7 @@ def test_a_pool_can_be_closed_from_another_loop(server):
 
 @pytest.mark.parametrize("while_running", [True, False])
 @pytest.mark.parametrize("run", [asyncio.run, _run_until_complete])
-def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_running, run):
+def test_unclosed_pool_warns_once_with_its_name(server, while_running, run):
     async def forget():
         pool = MonitoredConnectionPool.from_url(server.url, name="forgotten")
         await pool.ping()
@@ -352,7 +352,7 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(server, while_runni
 
 @LOOPS
 @pytest.mark.parametrize("ticks", range(8))
-def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server, multiplex, new_loop, ticks):
+def test_pool_closing_while_its_event_loop_ends_leaves_nothing_open(server, multiplex, new_loop, ticks):
     async def leave():
         pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED, multiplex=multiplex)
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -376,9 +376,7 @@ def test_an_event_loop_that_ends_while_a_pool_closes_leaves_nothing_open(server,
 
 
 @LOOPS
-def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(
-    server, multiplex, new_loop, caplog
-):
+def test_unclosed_pool_only_warns_when_collected_while_its_event_loop_is_paused(server, multiplex, new_loop, caplog):
     def make_pool():
         return MonitoredConnectionPool.from_url(server.url, name="forgotten", multiplex=multiplex)
 
@@ -388,12 +386,12 @@ def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_t
     assert [] == caplog.messages
 
 
-async def test_a_pool_that_was_never_used_may_be_forgotten():
+async def test_unused_pool_does_not_warn_when_collected():
     MonitoredConnectionPool.from_url("redis://localhost")
     gc.collect()
 
 
-async def test_ping_makes_one_attempt_and_names_pool_and_address():
+async def test_ping_error_names_pool_and_address_without_the_password():
     pool = pool_from_config({"redis.url": f"redis://:{SECRET}@127.0.0.1:1/2"})
 
     with pytest.raises(
@@ -405,7 +403,7 @@ async def test_ping_makes_one_attempt_and_names_pool_and_address():
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_ping_of_an_exhausted_pool_is_answered_if_commands_are(make_pool, server, multiplex):
+async def test_ping_of_an_exhausted_pool_succeeds_only_if_multiplexed(make_pool, server, multiplex):
     pool = make_pool(server.url, name="mine", max_connections=2, timeout=0.05, multiplex=multiplex)
     held = [await pool.get_connection() for _ in range(1 if multiplex else 2)]
     if multiplex:
@@ -417,7 +415,7 @@ async def test_ping_of_an_exhausted_pool_is_answered_if_commands_are(make_pool, 
         await pool.release(connection)
 
 
-async def test_ping_of_a_wrong_password_authenticates_once():
+async def test_ping_authenticates_once_with_a_wrong_password():
     with RedisServer("--requirepass", "right") as server:
         async with MonitoredConnectionPool.from_url(server.url, password=SECRET, name="locked") as pool:
             with pytest.raises(redis.exceptions.AuthenticationError, match=r"^pool 'locked'") as caught:
@@ -429,13 +427,13 @@ async def test_ping_of_a_wrong_password_authenticates_once():
     assert (2, 1) == tuple(statistics["cmdstat_hello"][key] for key in ("calls", "failed_calls"))
 
 
-async def test_ping_of_a_database_that_does_not_exist(server):
+async def test_ping_raises_on_a_missing_database(server):
     async with MonitoredConnectionPool.from_url(f"{server.url}/9999") as pool:
         with pytest.raises(redis.exceptions.ResponseError, match=r"DB index is out of range"):
             await pool.ping()
 
 
-async def test_nobody_gets_a_reply_that_belongs_to_another(make_pool, server, until):
+async def test_pool_discards_a_released_connection_with_an_unread_reply(make_pool, server, until):
     pool = make_pool(server.url)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.set("key", "value")
@@ -447,7 +445,7 @@ async def test_nobody_gets_a_reply_that_belongs_to_another(make_pool, server, un
     assert b"value" == await client.get("key")
 
 
-async def test_unix_sockets_work(server):
+async def test_pool_connects_through_a_unix_socket(server):
     config = {"redis.url": f"unix://{server.unix_socket_path}", "redis.db": "3"}
 
     async with pool_from_config(config) as pool:
@@ -456,7 +454,7 @@ async def test_unix_sockets_work(server):
         assert f"{server.unix_socket_path}/3" in repr(pool)
 
 
-async def test_client_list_shows_who_we_are(make_pool, server):
+async def test_client_list_shows_client_name_and_library(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, client_name="shop"))
     own = next(each for each in await client.client_list() if each["cmd"] == "client|list")
 
@@ -467,7 +465,7 @@ async def test_client_list_shows_who_we_are(make_pool, server):
     }
 
 
-def test_a_pool_forgotten_in_a_stopped_loop_leaves_no_socket(server):
+def test_unclosed_pool_in_a_stopped_event_loop_leaves_no_socket(server):
     loop = asyncio.new_event_loop()
     pool = MonitoredConnectionPool.from_url(server.url, name="stopped")
     loop.run_until_complete(pool.ping())
@@ -481,7 +479,7 @@ def test_a_pool_forgotten_in_a_stopped_loop_leaves_no_socket(server):
     assert ["pool 'stopped' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
 
 
-def test_explicit_arguments_are_checked_like_configuration():
+def test_pool_validates_arguments_like_configuration():
     with pytest.raises(ConfigurationError) as caught:
         MonitoredConnectionPool(timeout="2 parsecs", db="x", socket_timeout="200 milliseconds")
 
@@ -489,7 +487,7 @@ def test_explicit_arguments_are_checked_like_configuration():
     assert 0.2 == MonitoredConnectionPool(socket_timeout="200 milliseconds").connection_kwargs["socket_timeout"]
 
 
-async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool, telemetry):
+async def test_ping_raises_the_same_error_type_as_a_command(own_server, make_pool, telemetry):
     async with MonitoredRedisConnection.from_url(own_server.url) as admin:
         await admin.config_set("lua-time-limit", 1)
         script = asyncio.create_task(admin.eval("while true do end", 0))
@@ -507,7 +505,7 @@ async def test_ping_tells_the_same_error_type_as_a_command(own_server, make_pool
     assert "BUSY" == telemetry.spans[-1].attributes["error.type"]
 
 
-async def test_nothing_is_said_about_the_client_to_a_proxy_that_would_not_hear_it(server, inspector):
+async def test_pool_sends_no_client_info_when_client_info_is_off(server, inspector):
     inspector.config_resetstat()
     async with pool_from_config({"redis.url": server.url, "redis.client_info": "false"}) as pool:
         await pool.ping()

@@ -16,7 +16,7 @@ def queue(pool):
     return MessageQueue("mail", pool)
 
 
-async def test_first_in_first_out(queue):
+async def test_queue_delivers_first_in_first_out(queue):
     await queue.put(b"one")
     await queue.put("two")
     await queue.put(3, timeout=5.0)
@@ -24,13 +24,13 @@ async def test_first_in_first_out(queue):
     assert [b"one", b"two", b"3"] == [await queue.get(), await queue.get(1), await queue.get(0)]
 
 
-async def test_an_empty_message_is_a_message(queue):
+async def test_get_returns_an_empty_message(queue):
     for timeout in (0, 1, None):
         await queue.put(b"")
         assert b"" == await queue.get(timeout)
 
 
-async def test_zero_returns_at_once(queue, telemetry):
+async def test_get_with_timeout_0_returns_immediately(queue, telemetry):
     with pytest.raises(TimedOutError, match="Timed out"):
         await queue.get(0)
     with pytest.raises(TimeoutError):
@@ -39,7 +39,7 @@ async def test_zero_returns_at_once(queue, telemetry):
     assert ["LPOP", "LPOP"] == telemetry.tree().split()
 
 
-async def test_fractions_are_rounded_up_to_whole_seconds(queue, telemetry, monkeypatch):
+async def test_get_rounds_timeout_up_to_whole_seconds(queue, telemetry, monkeypatch):
     waits = []
     monkeypatch.setattr(queue_module.MonitoredRedisConnection, "execute_command", _record(waits))
     for timeout in (0.001, 1, 1.0, 1.001, None):
@@ -57,7 +57,7 @@ def _record(waits):
 
 
 @pytest.mark.slow
-async def test_an_empty_queue_times_out(queue):
+async def test_get_raises_timed_out_error_after_at_least_a_second(queue):
     loop = asyncio.get_running_loop()
     started = loop.time()
     with pytest.raises(TimedOutError):
@@ -67,7 +67,7 @@ async def test_an_empty_queue_times_out(queue):
 
 
 @pytest.mark.slow
-async def test_none_blocks_for_longer_than_redis_py_does(queue, client):
+async def test_get_without_timeout_outlasts_the_socket_timeout(queue, client):
     waiting = asyncio.create_task(queue.get(None))
     loop = asyncio.get_running_loop()
     loop.call_later(7, lambda: asyncio.ensure_future(client.rpush("mail", "late")))
@@ -76,7 +76,7 @@ async def test_none_blocks_for_longer_than_redis_py_does(queue, client):
 
 
 @pytest.mark.parametrize("timeout", [-1, -0.1, math.nan, math.inf, 10**400, 1e300, True, False, "1", []])
-async def test_a_bad_timeout_is_refused_before_anything_is_sent(queue, telemetry, timeout):
+async def test_queue_raises_on_invalid_timeout_before_sending(queue, telemetry, timeout):
     with pytest.raises(ValueError, match="timeout must be None or a number of seconds from 0 to 1000000000"):
         await queue.get(timeout)
     with pytest.raises(ValueError, match="timeout"):
@@ -85,23 +85,23 @@ async def test_a_bad_timeout_is_refused_before_anything_is_sent(queue, telemetry
     assert () == telemetry.spans
 
 
-async def test_a_bad_message_is_refused(queue):
+async def test_put_raises_on_invalid_message(queue):
     with pytest.raises(redis.exceptions.DataError):
         await queue.put({"a": "dict"})
 
 
-def test_a_queue_needs_a_name(pool):
+def test_queue_raises_without_a_name(pool):
     with pytest.raises(ValueError, match="needs a name"):
         MessageQueue("", pool)
 
 
 @pytest.mark.parametrize("client", [None, 5, "redis://localhost"])
-def test_a_queue_needs_a_pool_or_a_client(client):
+def test_queue_raises_without_a_pool_or_client(client):
     with pytest.raises(TypeError, match="client must be a pool or a client, not"):
         MessageQueue("mail", client)
 
 
-async def test_payloads_are_never_decoded(make_pool, server):
+async def test_queue_never_decodes_payloads(make_pool, server):
     queue = MessageQueue("mail", make_pool(server.url, decode_responses=True))
     for message in (b"\xff\xfe", "text"):
         await queue.put(message)
@@ -110,7 +110,7 @@ async def test_payloads_are_never_decoded(make_pool, server):
     assert [b"\xff\xfe", b"\xff\xfe", b"text", b"text"] == [await queue.get(t) for t in (0, 1, None, 0)]
 
 
-async def test_close_and_unlink_delete_the_list_and_the_queue_goes_on(queue, client):
+async def test_close_and_unlink_delete_the_list_and_keep_the_queue_usable(queue, client):
     for delete in (queue.close, queue.unlink):
         await queue.put(b"gone")
         await delete()
@@ -120,7 +120,7 @@ async def test_close_and_unlink_delete_the_list_and_the_queue_goes_on(queue, cli
     assert b"new" == await queue.get()
 
 
-async def test_letting_go_never_deletes(queue, client):
+async def test_aclose_never_deletes_messages(queue, client):
     async with queue as same:
         assert same is queue
         await queue.put(b"kept")
@@ -130,7 +130,7 @@ async def test_letting_go_never_deletes(queue, client):
     assert b"kept" == await queue.get()
 
 
-async def test_it_is_an_endless_iterator(queue, client):
+async def test_queue_iterates_without_end(queue, client):
     await client.rpush("mail", "one", "two")
     received = []
     async for message in queue:
@@ -143,7 +143,7 @@ async def test_it_is_an_endless_iterator(queue, client):
     assert [b"one", b"two", b"three"] == received
 
 
-async def test_a_dead_server_is_not_an_empty_queue(own_server, make_pool):
+async def test_get_raises_connection_error_on_a_dead_server(own_server, make_pool):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2))
     waiting = asyncio.create_task(queue.get())
     await queue.client.ping()
@@ -156,7 +156,7 @@ async def test_a_dead_server_is_not_an_empty_queue(own_server, make_pool):
             await queue.get(timeout)
 
 
-async def test_it_takes_a_pool_a_client_or_a_plain_client(client, server):
+async def test_queue_accepts_a_pool_or_any_client(client, server):
     assert MessageQueue("mail", client).client is client
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         queue = MessageQueue("mail", plain)
@@ -166,7 +166,7 @@ async def test_it_takes_a_pool_a_client_or_a_plain_client(client, server):
         assert b"message" == await queue.get()
 
 
-async def test_its_calls_are_monitored(queue, telemetry):
+async def test_queue_commands_are_recorded_without_payloads(queue, telemetry):
     await queue.put(b"secret-message")
     await queue.get()
 

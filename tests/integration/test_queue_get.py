@@ -14,7 +14,7 @@ from aioredis_monitored._multiplexer.futures import CommandFuture
 
 MESSAGES = 10_000
 CANCELS = 10_000
-OF_EACH = 1_000
+MIN_CANCELS_PER_MOMENT = 1_000
 MOMENTS = ["LPOP pending", "LPOP read", "BLPOP", "settling"]
 
 
@@ -45,7 +45,7 @@ class Storm:
         self.received, self.cancels = Counter(), Counter()
         self.consumers = set()
 
-    async def rage(self, produce, is_over):
+    async def run_until(self, produce, is_over):
         deadline = time.monotonic() + 100
         while not is_over(self) and time.monotonic() < deadline:
             await produce()
@@ -76,7 +76,7 @@ class Storm:
 
 
 @pytest.mark.slow
-async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, dice):
+async def test_get_loses_no_message_under_random_cancellation(queue, client, inspector, dice):
     opened = inspector.info("stats")["total_connections_received"]
     connecting = await begun(*(queue.get() for _ in range(8)))
     await until_blocked(inspector, 8)
@@ -101,33 +101,37 @@ async def test_a_storm_of_cancellations_loses_nothing(queue, client, inspector, 
 
     def has_seen(total, messages, moments):
         def is_over(storm):
-            enough = storm.cancels.total() >= total and all(storm.cancels[moment] >= OF_EACH for moment in moments)
+            enough = storm.cancels.total() >= total and all(
+                storm.cancels[moment] >= MIN_CANCELS_PER_MOMENT for moment in moments
+            )
             return enough and storm.received.total() >= messages
 
         return is_over
 
-    await storm.rage(keep_filled, has_seen(CANCELS // 2, MESSAGES // 2, []))
-    await storm.rage(trickle, has_seen(CANCELS, MESSAGES, []))
+    await storm.run_until(keep_filled, has_seen(CANCELS // 2, MESSAGES // 2, []))
+    await storm.run_until(trickle, has_seen(CANCELS, MESSAGES, []))
     extra = MESSAGES
     while not has_seen(CANCELS, MESSAGES, MOMENTS)(storm):
         # Until each moment has occurred often enough.
         await client.rpush("mail", *range(extra, extra + 500))
         extra += 500
-        await storm.rage(trickle, has_seen(CANCELS, extra, []))
+        await storm.run_until(trickle, has_seen(CANCELS, extra, []))
     left = list(map(int, inspector.lrange("mail", 0, -1)))
     storm.received.update(left)
     opened = inspector.info("stats")["total_connections_received"] - opened
     print(f"{storm.cancels.total()} cancels {dict(storm.cancels)}, {extra} messages, {opened} connections opened")
 
     assert dict.fromkeys(range(extra), 1) == dict(storm.received)
-    assert all(storm.cancels[moment] >= OF_EACH for moment in MOMENTS)
+    assert all(storm.cancels[moment] >= MIN_CANCELS_PER_MOMENT for moment in MOMENTS)
     assert opened <= 40
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
 @pytest.mark.parametrize("is_filled", [True, False])
-async def test_a_storm_loses_nothing_without_a_shared_connection(server, client, dice, inspector, kind, is_filled):
+async def test_get_loses_no_message_under_random_cancellation_without_shared_connection(
+    server, client, dice, inspector, kind, is_filled
+):
     pool = MonitoredConnectionPool.from_url(server.url, multiplex=False, **UNRECORDED)
     if kind == "plain":
         pool = redis.asyncio.BlockingConnectionPool.from_url(server.url)
@@ -142,7 +146,7 @@ async def test_a_storm_loses_nothing_without_a_shared_connection(server, client,
             await client.rpush("mail", *range(produced, more))
             produced = more
 
-    await storm.rage(produce, lambda storm: storm.received.total() >= 300)
+    await storm.run_until(produce, lambda storm: storm.received.total() >= 300)
     await storm.queue.client.aclose()
     await pool.aclose()
     storm.received.update(map(int, inspector.lrange("mail", 0, -1)))
@@ -151,7 +155,7 @@ async def test_a_storm_loses_nothing_without_a_shared_connection(server, client,
     assert storm.cancels.total() > 100
 
 
-async def test_a_connection_is_used_again_after_a_cancellation(queue, inspector):
+async def test_connection_is_reused_after_a_cancelled_get(queue, inspector):
     opened = inspector.info("stats")["total_connections_received"]
     for _ in range(20):
         (waiting,) = await begun(queue.get())
@@ -164,7 +168,7 @@ async def test_a_connection_is_used_again_after_a_cancellation(queue, inspector)
     assert 2 == inspector.info("stats")["total_connections_received"] - opened
 
 
-async def test_messages_that_go_back_keep_their_order(make_pool, own_server):
+async def test_requeued_messages_keep_their_order(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED))
     await queue.put_many([1, 2, 3, 4])
     async with frozen(own_server):
@@ -176,7 +180,7 @@ async def test_messages_that_go_back_keep_their_order(make_pool, own_server):
     assert [b"1", b"2", b"3", b"4"] == await queue.get_many(5)
 
 
-async def test_an_operators_unblock_is_not_the_end(queue, inspector):
+async def test_get_continues_after_client_unblock(queue, inspector):
     (waiting,) = await begun(queue.get(5))
     await until_blocked(inspector)
     (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
@@ -188,7 +192,7 @@ async def test_an_operators_unblock_is_not_the_end(queue, inspector):
     assert b"late" == await waiting
 
 
-async def test_an_operators_error_is_told(queue, inspector):
+async def test_get_raises_on_client_unblock_with_error(queue, inspector):
     (waiting,) = await begun(queue.get(5))
     await until_blocked(inspector)
     (blocked,) = [each for each in inspector.client_list() if each["cmd"] == "blpop"]
@@ -198,7 +202,7 @@ async def test_an_operators_error_is_told(queue, inspector):
         await waiting
 
 
-async def test_consumers_on_a_pool_that_is_used_up_are_cancelled_all_the_same(make_pool, server, inspector):
+async def test_get_can_be_cancelled_when_the_pool_is_exhausted(make_pool, server, inspector):
     for multiplex in (True, False):
         queue = MessageQueue("mail", make_pool(server.url, max_connections=3, multiplex=multiplex, **UNRECORDED))
         count = 2 if multiplex else 3
@@ -213,7 +217,7 @@ async def test_consumers_on_a_pool_that_is_used_up_are_cancelled_all_the_same(ma
 
 
 @pytest.mark.parametrize("timeout", [0, 1, None])
-async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, timeout):
+async def test_get_loses_no_message_when_the_event_loop_ends(server, inspector, timeout):
     # asyncio.run cancels every task, including those that put messages back.
     inspector.rpush("mail", *range(100))
 
@@ -240,7 +244,7 @@ async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, timeout
     assert 100 == len(received) + inspector.llen("mail")
 
 
-async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_server, caplog):
+async def test_cancelled_get_warns_within_a_second_when_its_outcome_is_unknown(make_pool, own_server, caplog):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=600, **UNRECORDED))
     await queue.put(b"message")
     for timeout in (0, None):
@@ -258,7 +262,7 @@ async def test_what_cannot_be_settled_is_told_within_a_second(make_pool, own_ser
     assert b"message" == await queue.get(5)
 
 
-async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_pool, own_server, until, inspector):
+async def test_message_is_requeued_when_its_reply_arrives_after_the_timeout(make_pool, own_server, until, inspector):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=6, retries=0, **UNRECORDED))
     await queue.put(b"message")
     async with frozen(own_server):
@@ -274,7 +278,7 @@ async def test_a_message_that_comes_after_the_reply_is_overdue_goes_back(make_po
     assert b"message" == await queue.get(5)
 
 
-async def test_several_messages_at_once(queue):
+async def test_get_many_returns_up_to_count_messages(queue):
     await queue.put_many(range(5))
 
     assert [b"0", b"1", b"2"] == await queue.get_many(3)
@@ -287,7 +291,7 @@ async def test_several_messages_at_once(queue):
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "1", True, None])
-async def test_a_bad_count_is_refused_before_anything_is_sent(queue, count):
+async def test_get_many_and_take_many_raise_on_invalid_count(queue, count):
     with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):
         await queue.get_many(count)
     with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):

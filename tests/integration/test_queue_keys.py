@@ -26,13 +26,13 @@ plain = st.text(st.sampled_from("ab:{}ü\n"), min_size=1, max_size=6) | st.text(
         (f"{{a}}:p:{CONSUMERS[1]}", "a"),
     ],
 )
-def test_a_key_of_another_queue_is_refused_as_a_name(pool, name, queue):
-    with pytest.raises(ValueError, match="is a key of the queue") as told:
+def test_queue_name_error_names_the_queue_that_owns_the_key(pool, name, queue):
+    with pytest.raises(ValueError, match="is a key of the queue") as caught:
         MessageQueue(name, pool)
-    assert f"{name!r} is a key of the queue {queue!r}: choose another name" == str(told.value)
+    assert f"{name!r} is a key of the queue {queue!r}: choose another name" == str(caught.value)
 
 
-async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool, server, inspector, until):
+async def test_queue_with_hash_tag_shares_no_keys_with_the_one_without(make_pool, server, inspector, until):
     pool = make_pool(server.url, **UNRECORDED)
     plain, tagged = (MessageQueue(name, pool, lease=1, max_deliveries=1) for name in ("a", "{a}"))
     await plain.put_many(["dead", "held"])
@@ -45,7 +45,7 @@ async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool,
         plain._leases._renewer.stop()
         (consumer,) = inspector.zrange("{a}:c", 0, -1)
         inspector.zadd("{a}:c", {consumer: 0})
-        (waiting,) = await begun(_taken(tagged))
+        (waiting,) = await begun(_take_one(tagged))
         for _ in range(2):
             await until(lambda: inspector.exists("{a}::sweeper"))
             inspector.delete("{a}::sweeper")
@@ -55,13 +55,13 @@ async def test_a_queue_with_a_hash_tag_has_nothing_of_the_one_without(make_pool,
     assert b"other" == await waiting
 
 
-async def _taken(queue):
+async def _take_one(queue):
     async with queue.take() as message:
         return message
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_user_with_the_documented_rights_can_do_all(
+async def test_queue_works_for_a_user_with_the_documented_permissions(
     make_pool, server, inspector, until, caplog, multiplex, protocol
 ):
     page = Path(__file__).parents[2] / "docs" / "guides" / "production.md"
@@ -79,7 +79,7 @@ async def test_a_user_with_the_documented_rights_can_do_all(
         handled.append(message)
 
     try:
-        async with MessageQueue("mail", pool, lease=1, max_deliveries=1) as queue:
+        async with MessageQueue("mail", pool, lease=3, max_deliveries=1) as queue:
             (getting,) = await begun(queue.get())
             assert b"second" == await getting
             for call in (queue.get(), queue.take().__aenter__()):

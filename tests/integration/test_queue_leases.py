@@ -20,7 +20,7 @@ from aioredis_monitored import (
 )
 
 # The bound is 1.5 leases of one second; recovery by other means takes half a minute, the default.
-RECOVERED = 15
+RECOVERY_SECONDS = 15
 
 
 @pytest.fixture
@@ -38,18 +38,18 @@ def queue(make_queue):
     return make_queue()
 
 
-async def stood_still(until, seconds):
+async def wait_seconds(until, seconds):
     """Hold a message for a while; the event loop runs."""
     ends = time.monotonic() + seconds
     await until(lambda: time.monotonic() > ends, 10 * seconds)
 
 
-async def _taken(queue, timeout=None):
+async def _take_one(queue, timeout=None):
     async with queue.take(timeout) as message:
         return message
 
 
-async def test_who_waits_is_known_with_the_message_also_after_a_flush(make_client, server, inspector, until):
+async def test_take_registers_its_consumer_with_the_message_after_a_flush(make_client, server, inspector, until):
     # So long that no renewal makes the consumer known.
     queue = MessageQueue("mail", make_client(server.url), lease=600)
     is_seen = asyncio.Event()
@@ -71,12 +71,12 @@ async def test_who_waits_is_known_with_the_message_also_after_a_flush(make_clien
 
 
 @pytest.mark.slow
-async def test_what_takes_four_leases_is_handled_once(make_queue, until):
+async def test_lease_is_renewed_while_a_message_is_processed(make_queue, until):
     queue = make_queue(lease=2)
     await queue.put(b"message")
     async with queue.take():
-        (waiting,) = await begun(_taken(make_queue(lease=2)))
-        await stood_still(until, 8)
+        (waiting,) = await begun(_take_one(make_queue(lease=2)))
+        await wait_seconds(until, 8)
         assert not waiting.done()
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
@@ -85,16 +85,16 @@ async def test_what_takes_four_leases_is_handled_once(make_queue, until):
         await queue.get(0)
 
 
-async def test_what_a_killed_consumer_has_held_is_delivered_within_a_lease_and_a_half(queue, server, inspector):
+async def test_message_of_a_killed_consumer_is_redelivered_after_its_lease(queue, server, inspector):
     inspector.rpush("mail", "message")
     hold_and_die(server, 1)
 
-    async with asyncio.timeout(RECOVERED):
-        assert b"message" == await _taken(queue)
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        assert b"message" == await _take_one(queue)
     assert [] == held(inspector)
 
 
-async def test_a_thousand_messages_of_a_dead_consumer_come_back_in_order(queue, server, inspector, until):
+async def test_messages_of_a_dead_consumer_are_requeued_in_order(queue, server, inspector, until):
     inspector.rpush("mail", *range(1_001))
     hold_and_die(server, 1_000)
     # A consumer that holds a message recovers those of dead consumers, and takes no others meanwhile.
@@ -107,10 +107,10 @@ async def test_a_thousand_messages_of_a_dead_consumer_come_back_in_order(queue, 
 
 
 @pytest.mark.slow
-async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delivered_once_more(queue, server, inspector):
+async def test_take_raises_lease_lost_error_after_its_event_loop_was_blocked(queue, server, inspector):
     async def elsewhere():
         async with MonitoredConnectionPool.from_url(server.url, **UNRECORDED) as pool:
-            return await _taken(MessageQueue("mail", pool, lease=1), 60)
+            return await _take_one(MessageQueue("mail", pool, lease=1), 60)
 
     await queue.put(b"message")
     with ThreadPoolExecutor() as executor:
@@ -124,22 +124,22 @@ async def test_an_event_loop_that_stood_still_is_told_and_its_message_was_delive
     assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
 
-async def test_what_a_lost_reply_has_brought_comes_again_to_the_process_that_asked_for_it(make_queue, proxy, inspector):
+async def test_message_in_a_lost_reply_is_redelivered_to_the_same_consumer(make_queue, proxy, inspector):
     queue = make_queue(url=proxy.url)
     await queue.put(b"message")
     # The server must know the script; otherwise, the lost reply would be NOSCRIPT.
-    await _taken(queue)
+    await _take_one(queue)
     await queue.put(b"message")
     proxy.cut_replies = 1
     with pytest.raises(redis.exceptions.ConnectionError):
-        await _taken(queue, 0)
+        await _take_one(queue, 0)
     assert [b"message"] == held(inspector)
 
-    async with asyncio.timeout(RECOVERED):
-        assert b"message" == await _taken(queue)
+    async with asyncio.timeout(RECOVERY_SECONDS):
+        assert b"message" == await _take_one(queue)
 
 
-async def test_one_message_that_fails_in_every_way_ends_among_the_dead(make_queue, server, inspector):
+async def test_message_is_dead_lettered_after_max_deliveries_of_any_failure(make_queue, server, inspector):
     queue = make_queue(max_deliveries=3)
     await queue.put_many([b"bad", b"good"])
     with pytest.raises(asyncio.CancelledError):
@@ -164,20 +164,20 @@ async def _fail(queue):
             raise ValueError("failed")
 
 
-async def test_an_acknowledgement_clears_the_count(make_queue, inspector):
+async def test_ack_resets_the_delivery_count(make_queue, inspector):
     queue = make_queue(max_deliveries=2)
     for _ in range(3):
         await queue.put(b"frequent")
         await _fail(queue)
-        assert b"frequent" == await _taken(queue, 0)
+        assert b"frequent" == await _take_one(queue, 0)
 
     assert [[], 0] == [await queue.dead(), inspector.exists("{mail}:n")]
 
 
-async def test_a_delivery_that_nobody_has_seen_does_not_count(make_queue, until, inspector):
+async def test_delivery_to_a_cancelled_take_does_not_count(make_queue, until, inspector):
     queue = make_queue(max_deliveries=1)
     for _ in range(5):
-        (waiting,) = await begun(_taken(queue))
+        (waiting,) = await begun(_take_one(queue))
         await until(lambda: blocked(inspector))
         # The reply is on its way, or does not exist yet.
         waiting.cancel()
@@ -188,7 +188,7 @@ async def test_a_delivery_that_nobody_has_seen_does_not_count(make_queue, until,
     assert [] == await queue.dead()
 
 
-async def test_the_dead_are_listed_and_come_back_in_order_as_if_they_were_new(make_queue, make_pool, server):
+async def test_dead_letters_are_listed_and_requeued_in_order(make_queue, make_pool, server):
     queue = make_queue(max_deliveries=1)
     messages = [b"\xff%d" % number for number in range(250)]
     assert [[], 0] == [await queue.dead(), await queue.requeue_dead()]
@@ -206,7 +206,7 @@ async def test_the_dead_are_listed_and_come_back_in_order_as_if_they_were_new(ma
 
 @pytest.mark.slow
 @pytest.mark.parametrize("concurrency", [1, 8])
-async def test_a_message_that_kills_its_consumer_ends_among_the_dead_and_all_others_are_handled(
+async def test_message_that_kills_its_consumers_is_dead_lettered_and_others_are_handled(
     queue, server, inspector, until, concurrency
 ):
     others = [str(number).encode() for number in range(999)]
@@ -224,7 +224,7 @@ async def test_a_message_that_kills_its_consumer_ends_among_the_dead_and_all_oth
 
 
 @pytest.mark.parametrize("name", ["mail", "{mail}", "a{mail}b", "{a}b}", "a{b", "{", "ma il", "ü"])
-async def test_all_keys_of_a_queue_are_in_the_slot_of_its_name(make_queue, inspector, name):
+async def test_queue_keys_share_the_hash_slot_of_its_name(make_queue, inspector, name):
     queue = make_queue(name, max_deliveries=1)
     await queue.put_many([1, 2, 3])
     await _fail(queue)
@@ -236,12 +236,12 @@ async def test_all_keys_of_a_queue_are_in_the_slot_of_its_name(make_queue, inspe
 
 
 @pytest.mark.parametrize("name", ["a}b", "{}x", "}", "{}", "a}", "x{}{y}"])
-def test_a_name_whose_keys_could_not_be_in_one_slot_is_refused(pool, name):
+def test_queue_name_raises_when_its_keys_cannot_share_a_hash_slot(pool, name):
     with pytest.raises(ValueError, match="the braces in a queue's name must be those of a hash tag"):
         MessageQueue(name, pool)
 
 
-async def test_what_is_held_goes_back_when_the_queue_is_let_go_of(queue, inspector):
+async def test_queue_requeues_held_messages_on_aclose(queue, inspector):
     await queue.put_many([1, 2])
     async with queue:
         taking = queue.take()
@@ -251,10 +251,10 @@ async def test_what_is_held_goes_back_when_the_queue_is_let_go_of(queue, inspect
     # Another consumer holds the message, or soon will.
     with pytest.raises(LeaseLostError):
         await taking.__aexit__(None, None, None)
-    assert [b"1", b"2"] == [await _taken(queue, 0), await _taken(queue, 0)]
+    assert [b"1", b"2"] == [await _take_one(queue, 0), await _take_one(queue, 0)]
 
 
-async def test_nothing_goes_on_when_a_queue_was_let_go_of(queue, until):
+async def test_lease_renewal_stops_on_aclose(queue, until):
     keeper = queue._leases._renewer
     await queue.put(b"message")
     for is_keeping in (True, False):
@@ -268,15 +268,15 @@ async def test_nothing_goes_on_when_a_queue_was_let_go_of(queue, until):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("when", ["before", "while it waits"])
-async def test_a_queue_that_was_let_go_of_keeps_what_it_takes_afterwards(make_queue, inspector, until, when):
+async def test_lease_is_renewed_for_messages_taken_after_aclose(make_queue, inspector, until, when):
     queue, other = make_queue(lease=2), make_queue(lease=2)
 
     async def hold():
         async with queue.take():
-            await stood_still(until, 5)
+            await wait_seconds(until, 5)
 
     await queue.put(b"first")
-    await _taken(queue)
+    await _take_one(queue)
     if when == "before":
         await queue.aclose()
     (holding,) = await begun(hold())
@@ -285,7 +285,7 @@ async def test_a_queue_that_was_let_go_of_keeps_what_it_takes_afterwards(make_qu
         await queue.aclose()
     await other.put(b"message")
     await until(lambda: held(inspector))
-    (waiting,) = await begun(_taken(other))
+    (waiting,) = await begun(_take_one(other))
     await holding
     waiting.cancel()
 
@@ -293,9 +293,7 @@ async def test_a_queue_that_was_let_go_of_keeps_what_it_takes_afterwards(make_qu
 
 
 @pytest.mark.slow
-async def test_a_queue_that_outlives_its_event_loop_makes_no_noise_and_keeps_what_it_takes_in_the_next(
-    server, inspector, caplog
-):
+async def test_lease_is_renewed_in_the_next_event_loop_without_log_messages(server, inspector, caplog):
     pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED)
     queue = MessageQueue("mail", pool, lease=2)
     inspector.rpush("mail", 1, 2)
@@ -317,7 +315,7 @@ async def test_a_queue_that_outlives_its_event_loop_makes_no_noise_and_keeps_wha
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["one", "unshared", "plain"])
-async def test_leases_are_kept_also_while_none_of_the_pools_connections_is_free(make_pool, server, inspector, kind):
+async def test_lease_is_renewed_while_all_connections_of_the_pool_are_in_use(make_pool, server, inspector, kind):
     pool = redis.asyncio.BlockingConnectionPool.from_url(server.url, max_connections=1)
     if kind != "plain":
         pool = make_pool(server.url, max_connections=1 if kind == "one" else 2, multiplex=kind == "one", **UNRECORDED)
@@ -327,7 +325,7 @@ async def test_leases_are_kept_also_while_none_of_the_pools_connections_is_free(
     async with queue.take():
         waiting = [asyncio.create_task(MessageQueue("other", queue.client).get()) for _ in range(2)]
         with pytest.raises(TimedOutError):
-            await _taken(elsewhere, 5)
+            await _take_one(elsewhere, 5)
         inspector.rpush("other", 1, 2)
     await asyncio.gather(*waiting)
     await pool.aclose()

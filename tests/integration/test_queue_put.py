@@ -21,7 +21,7 @@ def bounded(make_pool, server):
 
 
 @pytest.mark.parametrize(("most", "sent"), [(None, ["RPUSH"]), (100, ["send"])])
-async def test_many_messages_are_one_command_whatever_their_types(pool, inspector, telemetry, most, sent):
+async def test_put_many_sends_one_command_for_messages_of_any_type(pool, inspector, telemetry, most, sent):
     queue = MessageQueue("mail", pool, max_length=most)
     await queue.put(b"")
     for messages in ([b"\xff", "ü", 3, 0.5, bytearray(b"array"), memoryview(b"view")], (b"tuple",), {"key": 1}):
@@ -35,7 +35,7 @@ async def test_many_messages_are_one_command_whatever_their_types(pool, inspecto
 
 
 @pytest.mark.parametrize("most", [None, 3])
-async def test_no_message_is_nothing_to_do(pool, telemetry, most):
+async def test_put_many_sends_nothing_without_messages(pool, telemetry, most):
     queue = MessageQueue("mail", pool, max_length=most)
     for messages in ([], (), iter(()), {}):
         await queue.put_many(messages, timeout=0)
@@ -46,7 +46,7 @@ async def test_no_message_is_nothing_to_do(pool, telemetry, most):
 @pytest.mark.parametrize(
     "messages", [b"one", "one", bytearray(b"one"), memoryview(b"one"), 1, None], ids=lambda value: type(value).__name__
 )
-async def test_one_message_is_not_several(queue, inspector, messages):
+async def test_put_many_raises_on_a_single_message(queue, inspector, messages):
     with pytest.raises(TypeError):
         await queue.put_many(messages)
 
@@ -54,7 +54,7 @@ async def test_one_message_is_not_several(queue, inspector, messages):
 
 
 @pytest.mark.parametrize("most", [None, 3])
-async def test_a_bad_message_among_good_ones_puts_none(make_pool, server, inspector, most):
+async def test_put_many_puts_nothing_when_one_message_is_invalid(make_pool, server, inspector, most):
     queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), max_length=most)
     for bad in (None, {"a": "dict"}, True, ["a list"]):
         with pytest.raises(redis.exceptions.DataError):
@@ -64,14 +64,14 @@ async def test_a_bad_message_among_good_ones_puts_none(make_pool, server, inspec
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), float("inf"), True, "1"])
-async def test_a_bad_timeout_is_refused_before_anything_is_sent(bounded, inspector, timeout):
+async def test_put_raises_on_invalid_timeout_before_sending(bounded, inspector, timeout):
     with pytest.raises(ValueError, match="timeout must be None or a number of seconds"):
         await bounded.put_many([b"message"], timeout)
 
     assert 0 == inspector.llen("mail")
 
 
-async def test_a_put_that_is_not_answered_is_told_and_not_tried_again(make_pool, proxy, inspector):
+async def test_put_raises_without_retrying_when_its_reply_is_lost(make_pool, proxy, inspector):
     for most in (None, 100):
         queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED), max_length=most)
         await queue.put(b"first")
@@ -83,7 +83,7 @@ async def test_a_put_that_is_not_answered_is_told_and_not_tried_again(make_pool,
         inspector.delete("mail")
 
 
-async def test_a_full_queue_drops_nothing_and_takes_nothing(bounded, inspector):
+async def test_full_queue_raises_timed_out_error_and_stays_unchanged(bounded, inspector):
     await bounded.put_many([1, 2])
     for messages, timeout in (([3, 4], 0), ([3, 4, 5], 0.0), ([3, 4], 0.1)):
         started = time.monotonic()
@@ -98,7 +98,7 @@ async def test_a_full_queue_drops_nothing_and_takes_nothing(bounded, inspector):
     assert [b"1", b"2", b"3"] == inspector.lrange("mail", 0, -1)
 
 
-async def test_more_at_once_than_there_can_be_room_for_are_refused(bounded, inspector):
+async def test_put_many_raises_on_more_messages_than_max_length(bounded, inspector):
     with pytest.raises(ValueError, match="4 messages exceed the queue's max_length of 3"):
         await bounded.put_many(range(4))
     await bounded.put_many(range(3))
@@ -107,7 +107,7 @@ async def test_more_at_once_than_there_can_be_room_for_are_refused(bounded, insp
 
 
 @pytest.mark.parametrize("timeout", [20, None])
-async def test_a_put_waits_until_there_is_room(bounded, inspector, until, timeout):
+async def test_put_waits_until_the_queue_has_room(bounded, inspector, until, timeout):
     await bounded.put_many([1, 2, 3])
     (putting,) = await begun(bounded.put(4, timeout))
     calls = inspector.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -120,7 +120,7 @@ async def test_a_put_waits_until_there_is_room(bounded, inspector, until, timeou
     assert [b"2", b"3", b"4"] == inspector.lrange("mail", 0, -1)
 
 
-async def test_a_put_that_is_cancelled_while_it_waits_puts_nothing(bounded, inspector, until):
+async def test_put_cancelled_while_waiting_puts_nothing(bounded, inspector, until):
     await bounded.put_many([1, 2, 3])
     (putting,) = await begun(bounded.put(4))
     calls = inspector.info("commandstats")["cmdstat_evalsha"]["calls"]
@@ -134,7 +134,7 @@ async def test_a_put_that_is_cancelled_while_it_waits_puts_nothing(bounded, insp
     assert [b"5"] == inspector.lrange("mail", 0, -1)
 
 
-async def test_what_is_given_back_needs_no_room(bounded, inspector):
+async def test_nacked_message_returns_to_a_full_queue(bounded, inspector):
     await bounded.put_many([1, 2, 3])
     with pytest.raises(ValueError, match="failed"):
         async with bounded.take():
@@ -145,7 +145,7 @@ async def test_what_is_given_back_needs_no_room(bounded, inspector):
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_many_putters_and_getters_never_exceed_the_bound(make_pool, server, client, inspector, multiplex):
+async def test_concurrent_put_and_get_never_exceed_max_length(make_pool, server, client, inspector, multiplex):
     queue = MessageQueue("mail", make_pool(server.url, multiplex=multiplex, **UNRECORDED), max_length=5)
     lengths, received = [], []
 

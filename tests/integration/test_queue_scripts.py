@@ -10,12 +10,12 @@ LOADED = {name: script for name, script in vars(scripts).items() if isinstance(s
 FILES = {file.name: file.read_text("utf-8") for file in files("aioredis_monitored.queue").joinpath("lua").iterdir()}
 
 
-def test_each_file_is_a_script():
+def test_every_lua_file_belongs_to_a_script():
     assert sorted(FILES) == sorted(f"{name.lower()}.lua" for name in LOADED)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_says_what_its_script_is_given_and_returns(name):
+def test_lua_file_documents_keys_arguments_and_return_value(name):
     comment, code = FILES[name].split("\n\n", 1)
 
     assert all(line.startswith("--") for line in comment.splitlines())
@@ -25,7 +25,7 @@ def test_a_file_says_what_its_script_is_given_and_returns(name):
 
 
 @pytest.mark.parametrize("script", LOADED.values(), ids=LOADED)
-async def test_comments_are_not_sent(client, script):
+async def test_script_is_sent_without_comments_under_its_own_digest(client, script):
     assert "--" not in script.text
     assert script.text.isascii()
     # The server compiles the script, and knows it by the digest that is sent.

@@ -40,7 +40,7 @@ async def queue_of_any_kind(request, make_pool, server):
         yield queue
 
 
-async def test_a_message_is_held_while_its_block_runs_and_gone_after_it(queue_of_any_kind, inspector):
+async def test_take_holds_a_message_during_its_block_and_deletes_it_afterwards(queue_of_any_kind, inspector):
     queue = queue_of_any_kind
     for timeout in (0, 1, None):
         for message in (b"", b"\xff\xfe", b"text"):
@@ -52,7 +52,7 @@ async def test_a_message_is_held_while_its_block_runs_and_gone_after_it(queue_of
             assert [] == held(inspector)
 
 
-async def test_a_message_that_comes_later_is_taken(queue_of_any_kind, inspector, until):
+async def test_take_returns_a_message_that_arrives_later(queue_of_any_kind, inspector, until):
     async def take():
         async with queue_of_any_kind.take() as message:
             return message, held(inspector)
@@ -65,7 +65,7 @@ async def test_a_message_that_comes_later_is_taken(queue_of_any_kind, inspector,
     assert [] == held(inspector)
 
 
-async def test_what_fails_goes_to_the_tail_and_what_is_cancelled_to_the_head(queue_of_any_kind, inspector):
+async def test_take_requeues_at_tail_on_error_and_at_head_on_cancellation(queue_of_any_kind, inspector):
     ends = [(ValueError, [b"2", b"1"]), (asyncio.CancelledError, [b"1", b"2"]), (GeneratorExit, [b"1", b"2"])]
     for kind, expected in ends:
         inspector.delete("mail")
@@ -78,7 +78,7 @@ async def test_what_fails_goes_to_the_tail_and_what_is_cancelled_to_the_head(que
         assert [] == held(inspector)
 
 
-async def test_several_are_taken_acknowledged_and_given_back_together(queue_of_any_kind, inspector):
+async def test_take_many_acks_and_requeues_its_messages_together(queue_of_any_kind, inspector):
     queue = queue_of_any_kind
     for timeout in (0, 1, None):
         await queue.put_many(range(7))
@@ -95,7 +95,7 @@ async def test_several_are_taken_acknowledged_and_given_back_together(queue_of_a
         assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
 
-async def test_an_empty_queue_is_told(queue_of_any_kind, inspector):
+async def test_take_raises_timed_out_error_on_an_empty_queue(queue_of_any_kind, inspector):
     for timeout in (0, 0.0, 0.2):
         started = time.monotonic()
         with pytest.raises(TimedOutError, match="Timed out waiting for the message queue"):
@@ -105,7 +105,7 @@ async def test_an_empty_queue_is_told(queue_of_any_kind, inspector):
 
 
 @pytest.mark.parametrize("timeout", [-1, float("nan"), True, "1"])
-async def test_a_bad_timeout_is_refused_before_anything_is_sent(queue, timeout):
+async def test_take_raises_on_invalid_timeout_before_sending(queue, timeout):
     with pytest.raises(ValueError, match="timeout must be None or a number of seconds"):
         queue.take(timeout)
     with pytest.raises(ValueError, match="timeout must be None or a number of seconds"):
@@ -120,13 +120,13 @@ async def test_a_bad_timeout_is_refused_before_anything_is_sent(queue, timeout):
     ],
     ids=repr,
 )
-def test_a_bad_argument_is_refused(pool, arguments):
+def test_queue_raises_on_invalid_argument(pool, arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"{name} must be a"):
         MessageQueue("mail", pool, **arguments)
 
 
-async def test_those_who_take_get_and_push_share_a_list(queue, inspector):
+async def test_take_get_and_lpop_share_one_list(queue, inspector):
     inspector.rpush("mail", 1, 2, 3)
     async with queue.take() as one:
         assert b"2" == await queue.get()
@@ -135,7 +135,7 @@ async def test_those_who_take_get_and_push_share_a_list(queue, inspector):
     assert b"1" == one
 
 
-async def test_a_block_in_a_block_holds_another_message(queue, inspector):
+async def test_nested_take_holds_another_message(queue, inspector):
     await queue.put_many([1, 2])
     with pytest.raises(ValueError, match="outer"):
         async with queue.take() as one:
@@ -147,7 +147,7 @@ async def test_a_block_in_a_block_holds_another_message(queue, inspector):
     assert [[b"1"], b"2"] == [inspector.lrange("mail", 0, -1), two]
 
 
-async def test_a_script_that_the_server_has_forgotten_is_told_again(queue, inspector):
+async def test_queue_reloads_its_scripts_after_a_script_flush(queue, inspector):
     for _ in range(2):
         inspector.script_flush()
         await queue.put(b"message")
@@ -156,9 +156,9 @@ async def test_a_script_that_the_server_has_forgotten_is_told_again(queue, inspe
     assert [] == held(inspector)
 
 
-async def test_a_take_that_is_cancelled_while_it_waits_takes_nothing(queue_of_any_kind, inspector, until):
+async def test_take_cancelled_while_waiting_takes_nothing(queue_of_any_kind, inspector, until):
     for _ in range(3):
-        (waiting,) = await begun(_taken(queue_of_any_kind))
+        (waiting,) = await begun(_take_messages(queue_of_any_kind))
         await until(lambda: blocked(inspector))
         waiting.cancel()
         await asyncio.gather(waiting, return_exceptions=True)
@@ -169,11 +169,11 @@ async def test_a_take_that_is_cancelled_while_it_waits_takes_nothing(queue_of_an
 
 
 @pytest.mark.parametrize("timeout", [0, None])
-async def test_a_take_that_is_cancelled_while_its_reply_is_on_the_way_puts_it_back(make_pool, own_server, timeout):
+async def test_take_cancelled_before_its_reply_arrives_requeues_messages(make_pool, own_server, timeout):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=30)
     await queue.put_many([1, 2, 3, 4])
     async with frozen(own_server):
-        (taking,) = await begun(_taken(queue, timeout, 3))
+        (taking,) = await begun(_take_messages(queue, timeout, 3))
         taking.cancel()
     await asyncio.gather(taking, return_exceptions=True)
 
@@ -182,7 +182,7 @@ async def test_a_take_that_is_cancelled_while_its_reply_is_on_the_way_puts_it_ba
 
 
 @pytest.mark.parametrize(("error", "expected"), [(None, [b"2"]), (ValueError(), [b"2", b"1"])])
-async def test_what_ends_a_block_is_finished_also_if_it_is_cancelled(make_pool, own_server, until, error, expected):
+async def test_ack_or_requeue_completes_despite_cancellation(make_pool, own_server, until, error, expected):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=30)
     await queue.put_many([1, 2])
     holds, may_end = asyncio.Event(), asyncio.Event()
@@ -208,12 +208,12 @@ async def test_what_ends_a_block_is_finished_also_if_it_is_cancelled(make_pool, 
     assert expected == await queue.get_many(3, 0)
 
 
-async def _taken(queue, timeout=None, count=1):
+async def _take_messages(queue, timeout=None, count=1):
     async with queue.take_many(count, timeout) as messages:
         return messages
 
 
-async def test_a_storm_of_cancellations_acknowledges_each_message_once(queue_of_any_kind, client, inspector, dice):
+async def test_take_acks_each_message_once_under_random_cancellation(queue_of_any_kind, client, inspector, dice):
     queue, handled, running = queue_of_any_kind, Counter(), set()
     await client.rpush("mail", *range(300))
     deadline = time.monotonic() + 120
@@ -242,7 +242,7 @@ async def test_a_storm_of_cancellations_acknowledges_each_message_once(queue_of_
 
 
 @pytest.mark.parametrize("is_answered", [True, False])
-async def test_an_acknowledgement_that_is_cut_off_is_tried_again(make_pool, proxy, inspector, is_answered):
+async def test_ack_is_retried_when_its_connection_is_lost(make_pool, proxy, inspector, is_answered):
     queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED), lease=30)
     for number in range(5):
         await queue.put(number)
@@ -255,7 +255,7 @@ async def test_an_acknowledgement_that_is_cut_off_is_tried_again(make_pool, prox
     assert [0, []] == [inspector.llen("mail"), held(inspector)]
 
 
-async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_comes_again(make_pool, server, proxy):
+async def test_unanswered_ack_raises_timeout_error_and_redelivers_the_message(make_pool, server, proxy):
     queue = MessageQueue("mail", make_pool(server.url, **UNRECORDED), lease=1)
     cut_off = MessageQueue("mail", make_pool(proxy.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
@@ -268,7 +268,7 @@ async def test_an_acknowledgement_that_is_not_answered_is_told_and_the_message_c
         assert b"message" == again
 
 
-async def test_an_acknowledgement_to_a_dead_server_is_told_in_time(make_pool, own_server):
+async def test_ack_to_a_dead_server_raises_connection_error_in_bounded_time(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     async with asyncio.timeout(20):
@@ -277,7 +277,7 @@ async def test_an_acknowledgement_to_a_dead_server_is_told_in_time(make_pool, ow
                 own_server.kill()
 
 
-async def test_an_error_of_the_block_is_told_although_its_message_cannot_go_back(make_pool, own_server):
+async def test_block_error_is_raised_although_requeueing_fails(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     with pytest.raises(ValueError, match="my own"):
@@ -290,7 +290,7 @@ async def ignore(message):
     pass
 
 
-async def test_a_queue_goes_on_where_selecting_changes_nothing(make_client, server):
+async def test_queue_works_after_select_on_a_pool_client(make_client, server):
     client = make_client(server.url)
     await client.select(1)
     async with MessageQueue("mail", client) as queue:
@@ -300,7 +300,7 @@ async def test_a_queue_goes_on_where_selecting_changes_nothing(make_client, serv
 
 
 @pytest.mark.parametrize("select", [("SELECT", 1), ("select 1",)])
-async def test_a_queue_is_in_no_other_database_than_its_pools(make_client, server, inspector, select):
+async def test_queue_raises_on_a_client_that_selected_another_database(make_client, server, inspector, select):
     async with make_client(server.url).client() as client, MessageQueue("mail", client) as queue:
         await client.select(0)
         inspector.rpush("mail", 1)

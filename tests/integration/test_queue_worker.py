@@ -26,20 +26,20 @@ class Handler:
     """A handler that records its messages, and may have to wait for permission."""
 
     def __init__(self):
-        self.handled, self.begun, self.at_a_time, self.most = [], [], 0, 0
+        self.handled, self.begun, self.running, self.most = [], [], 0, 0
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
 
     async def __call__(self, message):
         self.begun.append(message)
-        self.at_a_time += 1
-        self.most = max(self.most, self.at_a_time)
+        self.running += 1
+        self.most = max(self.most, self.running)
         try:
             await self.may_go_on.wait()
             await asyncio.sleep(0)
             self.handled.append(message)
         finally:
-            self.at_a_time -= 1
+            self.running -= 1
 
 
 @pytest.fixture
@@ -62,20 +62,20 @@ async def consume():
     await asyncio.gather(*workers, return_exceptions=True)
 
 
-async def _ended(worker):
+async def _cancel_and_wait(worker):
     worker.cancel()
     await asyncio.wait([worker])
     assert worker.cancelled()
 
 
 @pytest.mark.parametrize("concurrency", [1, 3, 8])
-async def test_so_many_messages_are_handled_at_a_time_and_each_once(
+async def test_worker_handles_each_message_once_with_given_concurrency(
     queue, consume, handler, inspector, until, concurrency
 ):
     await queue.put_many(range(100))
     worker = consume(queue, handler, concurrency=concurrency)
     await until(lambda: len(handler.handled) == 100)
-    await _ended(worker)
+    await _cancel_and_wait(worker)
 
     assert concurrency == handler.most
     assert {str(number).encode(): 1 for number in range(100)} == Counter(handler.handled)
@@ -83,7 +83,7 @@ async def test_so_many_messages_are_handled_at_a_time_and_each_once(
 
 
 @pytest.mark.parametrize("kind", ["unshared", "plain", "one connection"])
-async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
+async def test_worker_acks_while_waiting_for_messages_on_any_client(
     make_pool, server, consume, handler, inspector, until, kind
 ):
     if kind == "plain":
@@ -100,11 +100,11 @@ async def test_messages_are_acknowledged_while_it_waits_for_more_on_any_client(
                 inspector.rpush("mail", number)
                 await until(lambda number=number: len(handler.handled) > number and not held(inspector))
         finally:
-            await _ended(worker)
+            await _cancel_and_wait(worker)
             await queue.aclose()
 
 
-async def test_one_connection_waits_for_all(make_pool, server, consume, handler, inspector, until):
+async def test_worker_waits_on_one_connection_for_all_handlers(make_pool, server, consume, handler, inspector, until):
     queue = MessageQueue("mail", client_of(make_pool, server.url, **UNRECORDED))
     consume(queue, handler, concurrency=50)
     for number in range(3):
@@ -116,7 +116,7 @@ async def test_one_connection_waits_for_all(make_pool, server, consume, handler,
     await until(lambda: blocked(inspector) == 1)
 
 
-async def test_cancelled_it_takes_no_more_and_ends_when_the_handlers_have(queue, consume, handler, inspector, until):
+async def test_cancelled_worker_takes_no_more_and_ends_after_its_handlers(queue, consume, handler, inspector, until):
     await queue.put_many(range(5))
     handler.may_go_on.clear()
     worker = consume(queue, handler, concurrency=2)
@@ -132,9 +132,7 @@ async def test_cancelled_it_takes_no_more_and_ends_when_the_handlers_have(queue,
     assert [[b"2", b"3", b"4"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
 
 
-async def test_cancelled_twice_it_cancels_the_handlers_whose_messages_go_to_the_head(
-    queue, consume, handler, inspector, until
-):
+async def test_worker_cancelled_twice_cancels_handlers_and_requeues_at_head(queue, consume, handler, inspector, until):
     await queue.put_many(range(5))
     handler.may_go_on.clear()
     worker = consume(queue, handler, concurrency=2)
@@ -150,9 +148,7 @@ async def test_cancelled_twice_it_cancels_the_handlers_whose_messages_go_to_the_
     assert [[b"0", b"1"], [b"2", b"3", b"4"], []] == [sorted(left[:2]), left[2:], held(inspector)]
 
 
-async def test_stopped_it_takes_no_more_and_returns_when_the_handlers_have_ended(
-    queue, consume, handler, inspector, until
-):
+async def test_stopped_worker_takes_no_more_and_returns_after_its_handlers(queue, consume, handler, inspector, until):
     await queue.put_many(range(5))
     handler.may_go_on.clear()
     workers = [consume(queue, handler, concurrency=1) for _ in range(2)]
@@ -169,7 +165,7 @@ async def test_stopped_it_takes_no_more_and_returns_when_the_handlers_have_ended
 
 
 @pytest.mark.parametrize("concurrency", [1, 2, 3])
-async def test_cancelled_after_it_was_stopped_it_cancels_the_handlers(
+async def test_worker_cancelled_after_stop_cancels_handlers_and_requeues(
     queue, consume, handler, inspector, until, concurrency
 ):
     await queue.put_many(range(2))
@@ -178,13 +174,13 @@ async def test_cancelled_after_it_was_stopped_it_cancels_the_handlers(
     await until(lambda: len(handler.begun) == min(concurrency, 2))
     queue.stop()
     await begun()
-    await _ended(worker)
+    await _cancel_and_wait(worker)
 
     assert [] == handler.handled
     assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
 
 
-async def test_stopped_while_there_is_nothing_to_do_or_a_failure_waits_it_returns(queue, consume, inspector, until):
+async def test_stopped_worker_returns_while_idle_or_in_failure_backoff(queue, consume, inspector, until):
     failed = []
 
     async def fail(message):
@@ -202,7 +198,7 @@ async def test_stopped_while_there_is_nothing_to_do_or_a_failure_waits_it_return
     assert [[b"message"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
 
 
-async def test_stopped_before_it_begins_it_returns(queue, handler, inspector):
+async def test_worker_returns_immediately_when_stopped_before_starting(queue, handler, inspector):
     await queue.put(b"message")
     queue.stop()
     await queue.consume(handler)
@@ -214,7 +210,7 @@ async def test_stopped_before_it_begins_it_returns(queue, handler, inspector):
     assert b"message" == await queue.get(0)
 
 
-async def test_it_is_cancelled_if_its_loops_are(queue, consume, handler, inspector, until):
+async def test_worker_is_cancelled_when_its_loops_are_cancelled(queue, consume, handler, inspector, until):
     await queue.put_many(range(2))
     handler.may_go_on.clear()
     worker = consume(queue, handler, concurrency=2)
@@ -228,7 +224,7 @@ async def test_it_is_cancelled_if_its_loops_are(queue, consume, handler, inspect
     assert [[b"0", b"1"], []] == [sorted(inspector.lrange("mail", 0, -1)), held(inspector)]
 
 
-async def test_stopped_after_it_has_ended_it_has_raised(queue, consume, handler, inspector, until):
+async def test_worker_error_survives_a_later_stop(queue, consume, handler, inspector, until):
     worker = consume(queue, handler)
     await until(lambda: blocked(inspector))
     inspector.set("mail", "no list")
@@ -238,9 +234,7 @@ async def test_stopped_after_it_has_ended_it_has_raised(queue, consume, handler,
     assert isinstance(worker.exception(), redis.exceptions.ResponseError)
 
 
-async def test_it_ends_at_once_while_there_is_nothing_to_do_or_a_failure_waits(
-    queue, consume, inspector, until, monkeypatch
-):
+async def test_cancelled_worker_ends_immediately_during_failure_backoff(queue, consume, inspector, until, monkeypatch):
     failed = []
 
     async def fail(message):
@@ -252,13 +246,13 @@ async def test_it_ends_at_once_while_there_is_nothing_to_do_or_a_failure_waits(
     worker = consume(queue, fail, concurrency=1)
     await until(lambda: failed)
     async with asyncio.timeout(15):
-        await _ended(worker)
+        await _cancel_and_wait(worker)
 
     assert [[b"message"], []] == [inspector.lrange("mail", 0, -1), held(inspector)]
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), asyncio.CancelledError()])
-async def test_what_fails_comes_again_and_others_do_not_wait_for_it(queue, consume, inspector, until, caplog, error):
+async def test_failed_message_is_redelivered_without_delaying_others(queue, consume, inspector, until, caplog, error):
     handled = []
 
     async def handler(message):
@@ -269,7 +263,7 @@ async def test_what_fails_comes_again_and_others_do_not_wait_for_it(queue, consu
     await queue.put_many([b"bad", *range(30)])
     worker = consume(queue, handler, concurrency=2)
     await until(lambda: handled.count(b"bad") == 4 and not held(inspector))
-    await _ended(worker)
+    await _cancel_and_wait(worker)
 
     assert {b"bad": 4} | {str(number).encode(): 1 for number in range(30)} == Counter(handled)
     assert handled.index(b"29") < handled.index(b"bad", 1)
@@ -277,7 +271,7 @@ async def test_what_fails_comes_again_and_others_do_not_wait_for_it(queue, consu
 
 
 @pytest.mark.parametrize("concurrency", [1, 8])
-async def test_one_message_that_always_fails_is_no_busy_loop(queue, consume, until, concurrency):
+async def test_failure_backoff_doubles_for_a_message_that_always_fails(queue, consume, until, concurrency):
     failed = []
 
     async def fail(message):
@@ -287,13 +281,13 @@ async def test_one_message_that_always_fails_is_no_busy_loop(queue, consume, unt
     await queue.put(b"bad")
     worker = consume(queue, fail, concurrency=concurrency)
     await until(lambda: len(failed) == 5)
-    await _ended(worker)
+    await _cancel_and_wait(worker)
 
     # A tenth of a second, doubled with each failure, minus a random part of up to half.
     assert [] == [n for n in range(1, 5) if failed[n] - failed[n - 1] < 0.99 * 0.05 * 2 ** (n - 1)]
 
 
-async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_server, consume, handler, until):
+async def test_worker_continues_after_a_server_restart(make_pool, own_server, consume, handler, until):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=2, **UNRECORDED), lease=1)
     consume(queue, handler)
     await queue.put(b"before")
@@ -306,16 +300,16 @@ async def test_a_server_that_is_started_anew_is_found_again(make_pool, own_serve
     await until(lambda: handler.handled[-1] == b"after")
 
 
-async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, consume, handler, inspector, until):
+async def test_worker_reloads_scripts_that_are_flushed_repeatedly(queue, consume, handler, inspector, until):
     stop = threading.Event()
 
-    def forget():
+    def flush_scripts():
         # Also between a script's loading and its execution, as when a server restarts at that moment.
         while not stop.wait(0.001):
             inspector.script_flush()
 
     await queue.put_many(range(100))
-    forgetting = asyncio.get_running_loop().run_in_executor(None, forget)
+    forgetting = asyncio.get_running_loop().run_in_executor(None, flush_scripts)
     try:
         worker = consume(queue, handler)
         await until(lambda: len(set(handler.handled)) == 100 or worker.done())
@@ -325,7 +319,7 @@ async def test_scripts_that_are_forgotten_over_and_over_are_told_again(queue, co
         await forgetting
 
 
-async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool, own_server, consume, handler, until):
+async def test_worker_continues_after_the_server_was_a_replica(make_pool, own_server, consume, handler, until):
     queue = MessageQueue("mail", make_pool(own_server.url, **UNRECORDED), lease=1)
     worker = consume(queue, handler)
     with redis.Redis.from_url(own_server.url) as operator:
@@ -340,7 +334,9 @@ async def test_a_server_that_becomes_a_replica_for_a_while_is_survived(make_pool
 
 
 @pytest.mark.parametrize("fault", ["kill", "cut", "cut replies"])
-async def test_connections_that_break_are_survived(make_pool, proxy, consume, handler, inspector, until, dice, fault):
+async def test_worker_loses_no_message_when_connections_break(
+    make_pool, proxy, consume, handler, inspector, until, dice, fault
+):
     queue = MessageQueue("mail", make_pool(proxy.url, **UNRECORDED), lease=1)
     consume(queue, handler)
     for number in range(100):
@@ -358,7 +354,7 @@ async def test_connections_that_break_are_survived(make_pool, proxy, consume, ha
     await until(lambda: len(set(handler.handled)) == 100 and not held(inspector))
 
 
-async def test_what_waiting_does_not_change_is_raised(queue, consume, handler, inspector, until):
+async def test_worker_raises_on_wrong_type_or_closed_pool(queue, consume, handler, inspector, until):
     async def outcome(worker):
         await asyncio.wait([worker], timeout=60)
         return worker.exception()
@@ -375,7 +371,7 @@ async def test_what_waiting_does_not_change_is_raised(queue, consume, handler, i
         await queue.client.connection_pool.__aenter__()
 
 
-async def test_an_acknowledgement_that_fails_is_logged_and_survived(
+async def test_worker_logs_failed_ack_and_handles_the_message_again(
     make_pool, proxy, consume, inspector, until, caplog
 ):
     handled = []
@@ -397,12 +393,12 @@ async def test_an_acknowledgement_that_fails_is_logged_and_survived(
 @pytest.mark.parametrize(
     "handler", [print, lambda message: None, None, 1, Handler], ids=["print", "lambda", "None", "1", "class"]
 )
-async def test_a_handler_is_a_coroutine_function(queue, handler):
+async def test_worker_raises_when_handler_is_no_coroutine_function(queue, handler):
     with pytest.raises(TypeError, match="handler must be a coroutine function, got"):
         await queue.consume(handler)
 
 
-async def test_whatever_makes_coroutines_of_messages_is_a_handler(queue, consume, handler, until):
+async def test_worker_accepts_any_callable_that_returns_coroutines(queue, consume, handler, until):
     async def with_more(more, message):
         await handler(message)
 
@@ -410,18 +406,18 @@ async def test_whatever_makes_coroutines_of_messages_is_a_handler(queue, consume
         await queue.put(b"message")
         worker = consume(queue, each, concurrency=1)
         await until(lambda: handler.handled == [b"message"])
-        await _ended(worker)
+        await _cancel_and_wait(worker)
         handler.handled.clear()
 
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "1", True, None])
-async def test_a_bad_concurrency_is_refused(queue, handler, concurrency):
+async def test_worker_raises_on_invalid_concurrency(queue, handler, concurrency):
     with pytest.raises(ValueError, match="concurrency must be an integer of at least 1, not"):
         await queue.consume(handler, concurrency=concurrency)
 
 
 @pytest.mark.parametrize("turns", [1, 3, 10, 30])
-async def test_an_end_of_the_event_loop_loses_nothing(server, inspector, turns):
+async def test_worker_loses_no_message_when_the_event_loop_ends(server, inspector, turns):
     inspector.rpush("mail", *range(100))
     handled, pools = [], []
 

@@ -253,7 +253,7 @@ async def test_close_now_closes_the_transport_without_awaiting(connection):
     close_now(connection)
 
 
-async def test_disconnecting_without_waiting_closes_before_the_first_await(connection):
+async def test_disconnect_nowait_closes_the_transport_before_its_first_await(connection):
     transport = transport_of(connection)
     disconnecting = connection.disconnect(nowait=True)
     with suppress(StopIteration):
@@ -262,7 +262,7 @@ async def test_disconnecting_without_waiting_closes_before_the_first_await(conne
     disconnecting.close()
 
 
-async def test_socket_of_asyncio_transport_is_found(connection):
+async def test_asyncio_transport_exposes_its_socket(connection):
     transport = transport_of(connection)
     if type(transport).__module__.startswith("uvloop"):
         pytest.skip("uvloop's transports close their sockets themselves")
@@ -272,7 +272,7 @@ async def test_socket_of_asyncio_transport_is_found(connection):
     assert not connection.is_connected
 
 
-async def test_socket_under_tls_of_asyncio_is_found():
+async def test_asyncio_tls_transport_exposes_its_socket():
     authority = trustme.CA()
     client_context = ssl.create_default_context()
     authority.configure_trust(client_context)
@@ -292,7 +292,7 @@ async def test_socket_under_tls_of_asyncio_is_found():
             await writer.wait_closed()
 
 
-async def test_connecting_the_socket_neither_shakes_hands_nor_calls_back(address):
+async def test_connect_socket_neither_shakes_hands_nor_calls_back(address):
     called = []
     connection = Recorded(redis_connect_func=called.append, **address)
     await overrides.connect_socket(connection)
@@ -302,7 +302,7 @@ async def test_connecting_the_socket_neither_shakes_hands_nor_calls_back(address
     await connection.disconnect()
 
 
-async def test_connecting_calls_the_connect_function_and_then_the_callbacks(address):
+async def test_connect_calls_the_connect_function_and_then_the_callbacks(address):
     called = []
 
     class Listener:
@@ -346,7 +346,7 @@ async def test_health_check_pings_once_its_interval_is_over(connection):
     assert connection.next_health_check > asyncio.get_running_loop().time()
 
 
-async def test_connection_is_marked_for_reconnecting_until_it_is_closed(connection):
+async def test_connection_is_marked_for_reconnecting_until_closed(connection):
     assert not overrides.should_reconnect(connection)
     connection.mark_for_reconnect()
     assert overrides.should_reconnect(connection)
@@ -365,7 +365,7 @@ async def test_new_credentials_are_sent_once_and_can_be_forgotten(connection):
     assert [("AUTH", "default", "secret")] == connection.sent
 
 
-async def test_safe_connection_passes_for_one_with_redispys_own_methods(address):
+async def test_safe_connection_passes_for_one_with_redis_py_own_methods(address):
     connection = with_safe_send(Connection(**address))
     assert isinstance(connection, SafeConnection)
     assert has_standard_io(connection)
@@ -376,7 +376,7 @@ async def test_safe_connection_passes_for_one_with_redispys_own_methods(address)
     await connection.disconnect()
 
 
-async def test_sending_fails_without_a_writer_with_an_attribute_error_of_none(connection):
+async def test_send_without_writer_raises_attribute_error_of_none(connection):
     # Seeing this error's object, the package knows that another task has closed the connection.
     writer, connection._writer = connection._writer, None
     with pytest.raises(AttributeError) as raised:
@@ -385,7 +385,7 @@ async def test_sending_fails_without_a_writer_with_an_attribute_error_of_none(co
     connection._writer = writer
 
 
-async def test_parser_begins_each_connection_with_a_new_hiredis_reader(address):
+async def test_parser_starts_each_connection_with_a_new_hiredis_reader(address):
     connection = Connection(parser_class=AttributeFreeParser, **address)
     await overrides.connect(connection)
     assert parser_of(connection).is_between_replies()
@@ -419,7 +419,7 @@ async def test_pool_keeps_idle_connections_in_a_list_and_acquired_ones_in_a_set(
 
 
 @pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
-async def test_pool_makes_connections_and_connects_them_with_methods_that_can_be_overridden(kind, address):
+async def test_pool_makes_and_connects_connections_with_overridable_methods(kind, address):
     called = []
 
     class Pool(kind):
@@ -448,7 +448,7 @@ async def test_released_connection_sends_new_credentials(plain_pool):
     await plain_pool.release(connection)
 
 
-async def test_pool_hands_new_credentials_to_acquired_connections(plain_pool):
+async def test_pool_passes_new_credentials_to_acquired_connections(plain_pool):
     connection = await overrides.get_connection(plain_pool)
     await plain_pool.re_auth_callback(TOKEN)
     await overrides.re_auth(connection)
@@ -459,7 +459,7 @@ async def test_pool_hands_new_credentials_to_acquired_connections(plain_pool):
 # Clients.
 
 
-async def test_client_with_one_connection_uses_it_under_a_lock_that_others_can_take(plain_pool):
+async def test_single_connection_client_waits_for_its_lock(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
         async with overrides.single_connection_lock(client):
             waiting = asyncio.ensure_future(client.ping())
@@ -468,12 +468,12 @@ async def test_client_with_one_connection_uses_it_under_a_lock_that_others_can_t
         assert await waiting
 
 
-async def test_failed_attempt_disconnects_the_connection(plain_client, connection):
+async def test_close_after_failure_disconnects_the_connection(plain_client, connection):
     await overrides.close_after_failure(plain_client)(connection, redis.exceptions.ConnectionError("lost"))
     assert not connection.is_connected
 
 
-async def test_one_attempt_is_sent_and_parsed_and_not_repeated(plain_client, connection, inspector):
+async def test_send_and_parse_makes_one_attempt_without_retries(plain_client, connection, inspector):
     assert await overrides.send_and_parse(plain_client, connection, "SET", ("SET", "key", "1", "NX"), {}) is True
     await connection.send_command("CLIENT ID")
     inspector.client_kill_filter(_id=await connection.read_response())
@@ -493,7 +493,7 @@ async def test_client_parses_replies_with_callbacks_by_upper_case_name(plain_cli
             callback(reply)
 
 
-async def test_options_keep_replies_undecoded_and_stand_in_for_errors(address, inspector):
+async def test_reply_options_prevent_decoding_and_replace_errors(address, inspector):
     inspector.lpush("list", b"\xff")
     async with Redis(decode_responses=True, **address) as client:
         undecoded = {overrides.NEVER_DECODE: True}
@@ -506,7 +506,7 @@ async def test_client_encodes_values_with_its_encoder(plain_client):
 
 
 @pytest.mark.parametrize("args", [("HIMPORT SET", "key", "set", "value"), ("HIMPORT", "SET", "key", "set", "value")])
-def test_himport_set_is_told_from_other_commands(args):
+def test_himport_set_is_distinguished_from_other_commands(args):
     assert overrides.parse_himport_set(args)
     assert not overrides.parse_himport_set(("SET", *args))
 
@@ -534,7 +534,7 @@ class Witness:
 
 
 @pytest.mark.parametrize("name", ["_execute_transaction", "_execute_pipeline"])
-async def test_batch_uses_nothing_of_a_connection_that_the_adapter_lacks(name, plain_client, connection):
+async def test_batch_uses_only_connection_attributes_of_the_pipeline_adapter(name, plain_client, connection):
     pipeline = plain_client.pipeline().set("key", 1).get("key")
     witness = Witness(connection)
     results = await getattr(pipeline, name)(witness, pipeline.command_stack, True)
@@ -564,7 +564,7 @@ async def test_pipeline_runs_its_batch_with_one_method_and_resets_itself(transac
     assert not plain_pool._in_use_connections
 
 
-async def test_pipeline_keeps_the_connection_on_which_it_watches_until_it_is_reset(plain_client, plain_pool):
+async def test_pipeline_keeps_its_watching_connection_until_reset(plain_client, plain_pool):
     pipeline = plain_client.pipeline()
     await pipeline.watch("key")
     connection = pipeline.connection
@@ -586,7 +586,7 @@ async def test_lost_watch_raises_in_both_failure_handlers(plain_client):
         await pipeline.reset()
 
 
-async def test_pipeline_loads_missing_scripts_at_once(plain_client):
+async def test_pipeline_loads_missing_scripts_before_its_batch(plain_client):
     pipeline = plain_client.pipeline()
     await plain_client.register_script("return 7")(client=pipeline)
     assert [7] == await pipeline.execute()
@@ -624,7 +624,7 @@ async def test_iterator_over_a_hash_without_its_values_yields_fields(plain_clien
 # Subscriptions, MONITOR and locks.
 
 
-async def test_subscriptions_are_made_again_by_the_callback_of_their_connection(plain_pool, inspector, until):
+async def test_connect_callback_resubscribes_after_reconnecting(plain_pool, inspector, until):
     pubsub = PubSub(plain_pool)
     await pubsub.subscribe("channel")
     connection = pubsub.connection
@@ -659,7 +659,7 @@ async def test_failed_read_of_a_subscription_calls_reconnect(plain_pool, inspect
     await pubsub.aclose()
 
 
-async def test_message_is_made_of_the_elements_of_a_reply(plain_pool):
+async def test_pubsub_message_is_built_from_the_elements_of_a_reply(plain_pool):
     pubsub = PubSub(plain_pool)
     fields = {"type": "pmessage", "pattern": b"c*", "channel": b"channel", "data": b"data"}
     assert fields == await pubsub.handle_message([b"pmessage", b"c*", b"channel", b"data"])
@@ -671,7 +671,7 @@ async def test_message_is_made_of_the_elements_of_a_reply(plain_pool):
     await pubsub.aclose()
 
 
-async def test_health_check_of_a_subscription_has_known_answers(plain_pool):
+async def test_pubsub_health_check_reply_is_a_known_one(plain_pool):
     pubsub = PubSub(plain_pool)
     await pubsub.connect()
     connection = pubsub.connection
@@ -681,7 +681,7 @@ async def test_health_check_of_a_subscription_has_known_answers(plain_pool):
     await pubsub.aclose()
 
 
-async def test_monitor_takes_the_connection_that_it_was_given(plain_pool):
+async def test_monitor_uses_the_given_connection(plain_pool):
     monitor = Monitor(plain_pool)
     connection = monitor.connection = await overrides.get_connection(plain_pool)
     async with monitor:
@@ -702,7 +702,7 @@ async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_
     assert await lock.acquire(token="token")
     assert [b"token"] == asked
     assert b"token" == lock.local.token
-    assert not await lock.acquire(blocking_timeout=0.01)
+    assert not await lock.acquire(blocking_timeout=0.5)
     assert len(asked) > 2
     await lock.release()
     assert lock.local.token is None
@@ -711,7 +711,7 @@ async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_
     assert Lock.lua_release is None
 
 
-async def test_script_keeps_its_text_its_hash_and_its_client(plain_client):
+async def test_script_keeps_its_text_hash_and_client(plain_client):
     script = plain_client.register_script("return 7")
     assert ("return 7", plain_client) == (script.script, script.registered_client)
     assert await plain_client.script_load("return 7") == script.sha

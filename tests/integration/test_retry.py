@@ -18,7 +18,7 @@ from support.sharing import line_of
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import RedisServer
 
-BOTH = pytest.mark.parametrize("multiplex", [True, False])
+WITH_AND_WITHOUT_MULTIPLEXING = pytest.mark.parametrize("multiplex", [True, False])
 
 
 @pytest.fixture
@@ -35,11 +35,11 @@ def client_of(make_pool, url, **options):
 
 def answers(*replies):
     """Return a scripted answer, one reply after the other with the last one repeated, and the list of requests."""
-    asked, left = [], iter(replies)
+    asked, remaining = [], iter(replies)
 
     def answered(connection, args):
         asked.append((connection, args[0].decode()))
-        return next(left, replies[-1])
+        return next(remaining, replies[-1])
 
     return answered, asked
 
@@ -47,8 +47,8 @@ def answers(*replies):
 # What callers see.
 
 
-@BOTH
-async def test_a_call_that_begins_while_the_server_is_down_succeeds_when_it_is_back(make_pool, own_server, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_call_started_while_the_server_is_down_succeeds_after_restart(make_pool, own_server, multiplex):
     client = client_of(make_pool, own_server.url, multiplex=multiplex)
     await client.incr("key")
     own_server.kill()
@@ -65,8 +65,8 @@ async def test_a_call_that_begins_while_the_server_is_down_succeeds_when_it_is_b
     assert list(range(1, 23)) == sorted(values)
 
 
-@BOTH
-async def test_writes_whose_reply_is_cut_are_not_repeated_and_reads_are(make_pool, proxy, inspector, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_lost_reply_is_retried_for_reads_and_not_for_writes(make_pool, proxy, inspector, multiplex):
     client = client_of(make_pool, proxy.url, multiplex=multiplex)
     writes = {
         "incr": client.incr,
@@ -89,7 +89,7 @@ async def test_writes_whose_reply_is_cut_are_not_repeated_and_reads_are(make_poo
     assert {"1"} == {inspector.get(f"{name}-{number}") for name in writes for number in range(10)}
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize("command", ["INCR", "GET"])
 @pytest.mark.parametrize(
     "reply",
@@ -102,7 +102,7 @@ async def test_writes_whose_reply_is_cut_are_not_repeated_and_reads_are(make_poo
         b"-ERR max number of clients reached",
     ],
 )
-async def test_an_answer_that_means_not_executed_is_tried_again(make_pool, reply, command, multiplex):
+async def test_reply_that_means_not_executed_is_retried(make_pool, reply, command, multiplex):
     answered, asked = answers(*[reply + b"\r\n"] * 3, b":7\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
@@ -113,9 +113,9 @@ async def test_an_answer_that_means_not_executed_is_tried_again(make_pool, reply
         await client.connection_pool.aclose()
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize("args", [("EVAL", "return 1", 0), ("EVALSHA", "0" * 40, 0), ("FCALL", "f", 0), ("NEW.ONE",)])
-async def test_the_errors_of_code_prove_nothing(make_pool, args, multiplex):
+async def test_error_reply_of_code_is_not_retried(make_pool, args, multiplex):
     answered, asked = answers(b"-READONLY said by a script\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
@@ -127,8 +127,8 @@ async def test_the_errors_of_code_prove_nothing(make_pool, args, multiplex):
         await client.connection_pool.aclose()
 
 
-@BOTH
-async def test_a_batch_is_tried_again_only_if_all_of_it_is_read_only(make_pool, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_batch_is_retried_only_if_all_its_commands_are_reads(make_pool, multiplex):
     answered, asked = answers(*[b"-LOADING not yet\r\n"] * 2, b":7\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
@@ -146,7 +146,7 @@ async def test_a_batch_is_tried_again_only_if_all_of_it_is_read_only(make_pool, 
         await client.connection_pool.aclose()
 
 
-async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, server, own_server, until):
+async def test_writes_to_a_demoted_server_wait_for_its_promotion(make_pool, server, own_server, until):
     with redis.Redis.from_url(own_server.url) as demoted:
         client = client_of(make_pool, own_server.url)
         before = await client.client_id()
@@ -162,9 +162,11 @@ async def test_writes_on_a_demoted_server_wait_for_it_to_be_promoted(make_pool, 
         assert demoted.info("stats")["total_connections_received"] < 30
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_too_many_clients_are_waited_for(make_pool, own_server, until, protocol, multiplex):
+async def test_refused_connection_is_retried_while_the_server_has_too_many_clients(
+    make_pool, own_server, until, protocol, multiplex
+):
     with redis.Redis.from_url(own_server.url) as inspector:
         inspector.config_set("maxclients", inspector.info("clients")["connected_clients"])
         client = client_of(make_pool, own_server.url, protocol=protocol, multiplex=multiplex)
@@ -175,8 +177,8 @@ async def test_too_many_clients_are_waited_for(make_pool, own_server, until, pro
         assert [1, 2, 3, 4, 5] == sorted(await asyncio.gather(*calls))
 
 
-@BOTH
-async def test_a_wrong_password_is_one_attempt(make_pool, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_wrong_password_is_attempted_once(make_pool, multiplex):
     with RedisServer("--requirepass", "right") as server, redis.Redis.from_url(server.url, password="right") as root:
         client = client_of(make_pool, server.url, password="wrong", multiplex=multiplex)
 
@@ -187,8 +189,8 @@ async def test_a_wrong_password_is_one_attempt(make_pool, multiplex):
         assert 2 == root.info("commandstats")["cmdstat_auth"]["failed_calls"]
 
 
-@BOTH
-async def test_retries_0_is_one_attempt(make_pool, proxy, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_retries_0_makes_one_attempt(make_pool, proxy, multiplex):
     client = client_of(make_pool, proxy.url, retries=0, multiplex=multiplex)
     proxy._upstream = ("127.0.0.1", 1)
 
@@ -200,7 +202,7 @@ async def test_retries_0_is_one_attempt(make_pool, proxy, multiplex):
 
 
 @pytest.mark.parametrize(("multiplex", "is_seen"), [(True, False), (True, True), (False, True)])
-async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, server, inspector, multiplex, is_seen):
+async def test_idle_connection_closed_by_the_server_costs_no_attempt(make_pool, server, inspector, multiplex, is_seen):
     client = client_of(make_pool, server.url, retries=0, multiplex=multiplex)
 
     for number in range(10):
@@ -214,7 +216,7 @@ async def test_a_connection_closed_while_idle_is_no_failed_attempt(make_pool, se
         assert number + 1 == await client.incr("key")
 
 
-async def test_without_socket_timeout_retries_bound_the_attempts(make_pool, proxy):
+async def test_retries_bound_attempts_without_socket_timeout(make_pool, proxy):
     client = client_of(make_pool, proxy.url, socket_timeout=None, retries=3, retry_backoff=0.001)
     proxy._upstream = ("127.0.0.1", 1)
 
@@ -224,7 +226,7 @@ async def test_without_socket_timeout_retries_bound_the_attempts(make_pool, prox
     assert 4 == proxy.accepted
 
 
-async def test_each_caller_gets_an_error_of_its_own(make_pool):
+async def test_shared_failure_raises_a_separate_error_for_each_caller(make_pool):
     client = client_of(make_pool, "redis://127.0.0.1:1", retries=0)
 
     raised = await asyncio.gather(*(client.get("key") for _ in range(10)), return_exceptions=True)
@@ -233,7 +235,7 @@ async def test_each_caller_gets_an_error_of_its_own(make_pool):
     assert 1 == len(set(map(str, raised)))
 
 
-async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, server):
+async def test_error_that_cannot_be_copied_reaches_the_caller(make_pool, server):
     class OddError(redis.ConnectionError):
         def __init__(self, first, second):
             super().__init__(f"{first} {second}")
@@ -250,7 +252,7 @@ async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, serv
     assert [OddError, OddError] == list(map(type, raised))
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize(
     "write",
     [
@@ -262,7 +264,7 @@ async def test_an_error_that_cannot_be_copied_reaches_the_caller(make_pool, serv
     ],
     ids=["MULTI", "batch", "errors returned", "script", "command"],
 )
-async def test_a_demoted_server_is_left_also_where_nothing_is_tried_again(
+async def test_connection_to_a_demoted_server_is_replaced_also_without_retries(
     make_pool, server, own_server, write, multiplex
 ):
     with redis.Redis.from_url(own_server.url) as demoted:
@@ -276,8 +278,8 @@ async def test_a_demoted_server_is_left_also_where_nothing_is_tried_again(
         demoted.replicaof("NO", "ONE")
 
 
-@BOTH
-async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_retry_ignores_the_error_its_caller_is_handling(make_pool, multiplex):
     answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
@@ -289,11 +291,11 @@ async def test_what_the_caller_is_handling_decides_nothing(make_pool, multiplex)
     assert 2 == len(asked)
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize(
     ("command", "first"), [("RPUSH", "no reply in 1.5 s"), ("GET", "not yet")], ids=["write", "read"]
 )
-async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_pool, multiplex, command, first):
+async def test_unanswered_write_raises_timeout_error_and_not_its_earlier_refusal(make_pool, multiplex, command, first):
     asked, is_over = [], asyncio.Event()
 
     async def answered(connection, args):
@@ -318,10 +320,8 @@ async def test_a_write_that_may_have_run_is_not_said_to_have_been_refused(make_p
     assert not client.connection_pool.retry_policy.server_unreachable
 
 
-@BOTH
-async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had_no_reply(
-    make_pool, proxy, until, multiplex
-):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_write_unsent_at_the_deadline_raises_connection_error_and_not_timeout(make_pool, proxy, until, multiplex):
     # The longer the pause, the earlier the call's deadline comes before the read's in its second attempt.
     options = {"socket_timeout": 1.5, "socket_connect_timeout": 600, "retry_backoff": 0.5}
     client = client_of(make_pool, proxy.url, multiplex=multiplex, **options)
@@ -338,8 +338,8 @@ async def test_a_write_that_was_not_sent_by_the_deadline_is_not_said_to_have_had
     assert client.connection_pool.retry_policy.server_unreachable
 
 
-@BOTH
-async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_pool, proxy, until, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_unanswered_batch_raises_timeout_error_and_not_its_earlier_failure(make_pool, proxy, until, multiplex):
     asked, is_over = [], asyncio.Event()
 
     async def answered(connection, args):
@@ -361,8 +361,8 @@ async def test_a_batch_that_may_have_run_is_not_said_to_have_been_refused(make_p
     assert not client.connection_pool.retry_policy.server_unreachable
 
 
-@BOTH
-async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, until, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_response_callback_may_run_beyond_the_deadline(make_pool, until, multiplex):
     answered, _ = answers(b"-LOADING not yet\r\n", b":7\r\n")
     started = time.monotonic()
 
@@ -377,9 +377,9 @@ async def test_what_parses_a_reply_may_take_longer_than_the_deadline(make_pool, 
         assert 8 == await client.incr("key")
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.parametrize("error", [TimeoutError("own"), redis.BusyLoadingError("own"), redis.ReadOnlyError("own")])
-async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, server, error, multiplex):
+async def test_response_callback_error_reaches_the_caller_without_retry(make_pool, server, error, multiplex):
     def parse(reply):
         raise error
 
@@ -396,9 +396,9 @@ async def test_an_error_of_what_parses_a_reply_is_the_callers(make_pool, server,
     assert [b"1", [b"b"]] == [await client.get("key"), await client.lrange("list", 0, -1)]
 
 
-@BOTH
+@WITH_AND_WITHOUT_MULTIPLEXING
 @pytest.mark.filterwarnings("ignore:Call to experimental method")
-async def test_the_reply_to_himport_set_is_parsed_once(make_pool, multiplex):
+async def test_himport_set_reply_is_parsed_once(make_pool, multiplex):
     answered, asked = answers(b"+OK\r\n")
     async with scripted(answered) as port:
         client = client_of(make_pool, f"redis://127.0.0.1:{port}", multiplex=multiplex)
@@ -411,7 +411,7 @@ async def test_the_reply_to_himport_set_is_parsed_once(make_pool, multiplex):
         await client.connection_pool.aclose()
 
 
-async def test_a_write_that_waits_for_a_health_check_is_not_written(make_pool, proxy, inspector):
+async def test_write_is_sent_once_when_its_health_check_fails(make_pool, proxy, inspector):
     client = client_of(make_pool, proxy.url, multiplex=False, health_check_interval=1)
     assert 1 == await client.incr("key")
     [connection] = client.connection_pool._available_connections
@@ -424,8 +424,8 @@ async def test_a_write_that_waits_for_a_health_check_is_not_written(make_pool, p
     assert "2" == inspector.get("key")
 
 
-@BOTH
-async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline(make_pool, until, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_retry_starts_no_attempt_after_a_busy_event_loop_passes_the_deadline(make_pool, until, multiplex):
     answered, asked = answers(b"-LOADING not yet\r\n", b":7\r\n")
     async with scripted(answered) as port:
         client = client_of(
@@ -445,8 +445,8 @@ async def test_no_attempt_begins_when_the_event_loop_was_busy_until_the_deadline
     assert not client.connection_pool.retry_policy.server_unreachable
 
 
-@BOTH
-async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_server_is_away(
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_waiting_for_a_slot_until_the_deadline_does_not_mark_server_unreachable(
     make_pool, proxy, inspector, until, monkeypatch, multiplex
 ):
     client = client_of(make_pool, proxy.url, multiplex=multiplex, socket_timeout=2, max_connections=2)
@@ -467,8 +467,8 @@ async def test_who_waits_for_a_turn_until_the_deadline_does_not_tell_that_the_se
     await asyncio.gather(*blocked)
 
 
-@BOTH
-async def test_a_server_that_resets_while_connecting_gives_redis_pys_errors(make_pool, multiplex):
+@WITH_AND_WITHOUT_MULTIPLEXING
+async def test_server_that_resets_while_connecting_raises_redis_py_connection_error(make_pool, multiplex):
     def reset(_, writer):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
@@ -482,7 +482,7 @@ async def test_a_server_that_resets_while_connecting_gives_redis_pys_errors(make
     assert [] == [error for error in raised if not isinstance(error, redis.ConnectionError)]
 
 
-async def test_how_often_is_tried_again_comes_from_the_configuration(proxy):
+async def test_retries_and_backoff_are_read_from_configuration(proxy):
     config = {"redis.url": proxy.url, "redis.retries": "2", "redis.retry_backoff": "1 ms", "redis.multiplex": "false"}
     proxy._upstream = ("127.0.0.1", 1)
     async with pool_from_config(config) as pool:

@@ -25,9 +25,7 @@ def durations(recording):
 
 
 @pytest.mark.parametrize("keeps_one", [False, True], ids=["pool", "single"])
-async def test_a_script_that_has_to_be_loaded_is_one_operation_without_an_error(
-    make_client, server, telemetry, keeps_one
-):
+async def test_script_is_one_operation_without_error_when_loaded_on_demand(make_client, server, telemetry, keeps_one):
     async with make_client(server.url, is_recorded=True) as made, made.client() if keeps_one else made as client:
         script = client.register_script(COUNT)
         assert isinstance(script, MonitoredScript)
@@ -40,7 +38,7 @@ async def test_a_script_that_has_to_be_loaded_is_one_operation_without_an_error(
     assert telemetry.point(DURATION).sum == pytest.approx((span.end_time - span.start_time) / 1e9, rel=0.01)
 
 
-async def test_a_plain_pool_is_told_the_script_too(server):
+async def test_script_is_loaded_on_a_plain_pool(server):
     async with (
         redis.asyncio.ConnectionPool.from_url(server.url) as pool,
         MonitoredRedisConnection(connection_pool=pool) as client,
@@ -48,7 +46,7 @@ async def test_a_plain_pool_is_told_the_script_too(server):
         assert 2 == await client.register_script(COUNT)(keys=["counter"], args=[2])
 
 
-async def test_its_sha_is_the_procedure_and_its_keys_are_shown(client, telemetry, server):
+async def test_script_span_has_sha_as_procedure_and_shows_keys(client, telemetry, server):
     script = client.register_script(COUNT)
     await script(keys=["counter"], args=[2])
     attributes = telemetry.span("EVALSHA").attributes
@@ -58,7 +56,7 @@ async def test_its_sha_is_the_procedure_and_its_keys_are_shown(client, telemetry
     assert (server.host, server.port) == (attributes["network.peer.address"], attributes["network.peer.port"])
 
 
-async def test_a_server_that_forgets_the_script_is_told_again(client, telemetry, inspector):
+async def test_script_is_loaded_again_after_a_script_flush(client, telemetry, inspector):
     script = client.register_script(COUNT)
     for expected in (1, 2, 3):
         assert expected == await script(keys=["counter"], args=[1])
@@ -68,21 +66,21 @@ async def test_a_server_that_forgets_the_script_is_told_again(client, telemetry,
     assert {"EVALSHA": 3} == durations(telemetry)
 
 
-async def test_callers_that_meet_a_forgetful_server_together_all_succeed(client, telemetry):
+async def test_script_succeeds_for_concurrent_callers_when_missing(client, telemetry):
     script = client.register_script(COUNT)
 
     assert list(range(1, 11)) == sorted(await asyncio.gather(*(script(keys=["counter"], args=[1]) for _ in range(10))))
     assert {"EVALSHA": 10} == durations(telemetry)
 
 
-async def test_evalsha_by_hand_fails_where_the_script_is_missing(client, telemetry):
+async def test_evalsha_raises_no_script_error_where_the_script_is_missing(client, telemetry):
     with pytest.raises(redis.exceptions.NoScriptError):
         await client.evalsha("0" * 40, 0)
 
     assert {"EVALSHA NOSCRIPT": 1} == durations(telemetry)
 
 
-async def test_what_the_script_raises_is_an_error(client, telemetry):
+async def test_script_error_is_recorded_as_error(client, telemetry):
     script = client.register_script("return redis.error_reply('MINE is wrong')")
     for _ in range(2):
         with pytest.raises(redis.exceptions.ResponseError, match="MINE"):
@@ -92,7 +90,7 @@ async def test_what_the_script_raises_is_an_error(client, telemetry):
     assert {"EVALSHA MINE": 2} == durations(telemetry)
 
 
-async def test_a_script_that_cannot_be_loaded_is_one_error(client, telemetry):
+async def test_script_that_cannot_be_loaded_is_recorded_as_one_error(client, telemetry):
     with pytest.raises(redis.exceptions.ResponseError, match="compiling") as caught:
         await client.register_script("this is no Lua")()
 
@@ -102,7 +100,7 @@ async def test_a_script_that_cannot_be_loaded_is_one_error(client, telemetry):
 
 
 @pytest.mark.parametrize("transaction", [True, False])
-async def test_a_batch_with_scripts_is_one_operation(client, telemetry, transaction):
+async def test_batch_with_scripts_is_one_operation(client, telemetry, transaction):
     script = client.register_script(COUNT)
     async with client.pipeline("counting", transaction=transaction) as pipe:
         await script(keys=["counter"], args=[1], client=pipe)
@@ -113,13 +111,13 @@ async def test_a_batch_with_scripts_is_one_operation(client, telemetry, transact
     assert {"": 1} == telemetry.tally(DURATION)
 
 
-async def test_a_pipeline_registers_scripts_of_its_own(client):
+async def test_pipeline_registers_its_own_scripts(client):
     async with client.pipeline() as pipe:
         await pipe.register_script(COUNT)(keys=["counter"], args=[4])
         assert [4] == await pipe.execute()
 
 
-async def test_a_script_runs_on_a_client_of_redis_py(client, server, telemetry):
+async def test_script_runs_on_a_redis_py_client_unrecorded(client, server, telemetry):
     script = client.register_script(COUNT)
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         assert 2 == await script(keys=["counter"], args=[2], client=plain)
@@ -127,7 +125,7 @@ async def test_a_script_runs_on_a_client_of_redis_py(client, server, telemetry):
     assert () == telemetry.spans
 
 
-async def test_a_script_knows_where_it_is_run(client, make_pool, server, telemetry):
+async def test_script_records_in_the_context_of_the_given_client(client, make_pool, server, telemetry):
     tracer = telemetry.tracer_provider.get_tracer("test")
     script = client.register_script(COUNT)
     span = tracer.start_span("request")
@@ -141,7 +139,7 @@ async def test_a_script_knows_where_it_is_run(client, make_pool, server, telemet
     )
 
 
-async def test_the_servers_sha_counts(client, make_pool, server):
+async def test_script_uses_the_sha_reported_by_the_server(client, make_pool, server):
     script = client.register_script("return 'é'")
     before = script.sha
     latin = MonitoredRedisConnection(connection_pool=make_pool(server.url, encoding="latin-1"))
@@ -151,7 +149,7 @@ async def test_the_servers_sha_counts(client, make_pool, server):
     assert [True] == await client.script_exists(script.sha)
 
 
-async def test_its_keys_are_counted_once(make_pool, server, telemetry):
+async def test_script_counts_its_hot_keys_once(make_pool, server, telemetry):
     pool = make_pool(server.url, telemetry=TelemetryOptions(hot_keys=1))
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.register_script(COUNT)(keys=["scripted"], args=[1])
@@ -162,7 +160,7 @@ async def test_its_keys_are_counted_once(make_pool, server, telemetry):
     assert scripted.rate == pytest.approx(counter.rate, rel=0.1)
 
 
-async def test_a_subclass_that_replaces_execute_command_sees_all(pool):
+async def test_script_calls_an_overridden_execute_command_for_each_command(pool):
     seen = []
 
     class Prefixing(MonitoredRedisConnection):
@@ -179,14 +177,14 @@ async def test_a_subclass_that_replaces_execute_command_sees_all(pool):
     assert ["EVALSHA", "SCRIPT LOAD", "EVALSHA", "EVALSHA"] == seen
 
 
-async def test_scripts_run_while_nobody_listens(make_pool, server, telemetry):
+async def test_script_runs_without_recorded_telemetry(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
 
     assert 2 == await client.register_script(COUNT)(keys=["counter"], args=[2])
     assert {} == durations(telemetry)
 
 
-async def test_who_has_replaced_redis_pys_method_notices_one_call(make_pool, server, telemetry, monkeypatch):
+async def test_script_calls_a_replaced_redis_py_execute_command_once(make_pool, server, telemetry, monkeypatch):
     seen = []
     own = redis.asyncio.Redis.execute_command
 
@@ -203,7 +201,7 @@ async def test_who_has_replaced_redis_pys_method_notices_one_call(make_pool, ser
     assert {"EVALSHA": 1} == durations(telemetry)
 
 
-async def test_a_script_that_is_cancelled_while_it_is_loaded_has_lasted_until_then(make_pool, telemetry, until):
+async def test_script_cancelled_while_loading_records_its_full_duration(make_pool, telemetry, until):
     loading, is_over = [], asyncio.Event()
 
     async def never():
@@ -228,7 +226,7 @@ async def test_a_script_that_is_cancelled_while_it_is_loaded_has_lasted_until_th
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_a_batch_whose_script_cannot_be_loaded_tells_who_has_refused_it(make_pool, server, telemetry, multiplex):
+async def test_batch_with_an_unloadable_script_records_error_type_and_peer(make_pool, server, telemetry, multiplex):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
     pipe = client.pipeline("wrong")
     await client.register_script("this is no Lua")(client=pipe)

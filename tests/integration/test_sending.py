@@ -85,14 +85,14 @@ OPERATIONS = {
 
 
 # On a plain pool, these are redis-py's.
-ON_OURS = {"subscribe": _subscribe, "monitor": _monitor}
+OPERATIONS_ON_OWN_POOLS = {"subscribe": _subscribe, "monitor": _monitor}
 
 
-@pytest.mark.parametrize("name", [*OPERATIONS, *ON_OURS])
-async def test_no_cancellation_is_swallowed(client, name):
-    if name in ON_OURS and not isinstance(client.connection_pool, MonitoredConnectionPool):
+@pytest.mark.parametrize("name", [*OPERATIONS, *OPERATIONS_ON_OWN_POOLS])
+async def test_cancellation_is_never_swallowed_at_any_tick(client, name):
+    if name in OPERATIONS_ON_OWN_POOLS and not isinstance(client.connection_pool, MonitoredConnectionPool):
         pytest.skip("redis-py's own")
-    operation = {**OPERATIONS, **ON_OURS}[name]
+    operation = {**OPERATIONS, **OPERATIONS_ON_OWN_POOLS}[name]
     for ticks in TICKS:
         calling = asyncio.ensure_future(operation(client))
         for _ in range(ticks):
@@ -105,7 +105,7 @@ async def test_no_cancellation_is_swallowed(client, name):
             calling.exception()
 
 
-async def test_readiness_is_asked_for_in_vain_when_cancelled(make_pool, server, multiplex):
+async def test_ping_propagates_cancellation_at_any_tick(make_pool, server, multiplex):
     pool = make_pool(server.url, multiplex=multiplex, socket_timeout=600, **UNRECORDED)
     for ticks in TICKS:
         pinging = asyncio.ensure_future(pool.ping())
@@ -117,7 +117,7 @@ async def test_readiness_is_asked_for_in_vain_when_cancelled(make_pool, server, 
 
 
 @asynccontextmanager
-async def resetting(port):
+async def resetting_proxy(port):
     """Yield a relay to a server, and a function that resets its connections, as a firewall does."""
     writers = []
 
@@ -150,7 +150,7 @@ async def resetting(port):
 
 
 @pytest.mark.parametrize("pooled", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
-async def test_consumers_on_a_plain_pool_outlive_reset_connections(server, inspector, until, pooled):
+async def test_consumer_on_a_plain_pool_survives_reset_connections(server, inspector, until, pooled):
     handled, goes_on = [], asyncio.Event()
 
     async def handle(message):
@@ -158,9 +158,9 @@ async def test_consumers_on_a_plain_pool_outlive_reset_connections(server, inspe
         if message == b"first":
             await goes_on.wait()
 
-    async with resetting(inspector.connection_pool.connection_kwargs["port"]) as (port, reset):
+    async with resetting_proxy(inspector.connection_pool.connection_kwargs["port"]) as (port, reset):
         pool = pooled(host="127.0.0.1", port=port)
-        queue = MessageQueue("mail", pool, lease=1)
+        queue = MessageQueue("mail", pool, lease=5)
         working = asyncio.create_task(queue.consume(handle, concurrency=2))
         inspector.rpush("mail", "first")
         await until(lambda: handled and blocked(inspector))
@@ -174,7 +174,7 @@ async def test_consumers_on_a_plain_pool_outlive_reset_connections(server, inspe
         await pool.aclose()
 
 
-async def test_only_what_sends_in_redis_pys_way_is_mended():
+async def test_with_safe_send_replaces_only_redis_py_own_send_method():
     class OwnWay(redis.asyncio.Connection):
         async def send_packed_command(self, command, check_health=True):
             await super().send_packed_command(command, check_health)
@@ -192,7 +192,7 @@ async def test_only_what_sends_in_redis_pys_way_is_mended():
     assert kind is type(with_safe_send(connection))
 
 
-async def test_a_write_that_takes_too_long_is_a_timeout(server, monkeypatch):
+async def test_slow_write_raises_timeout_error(server, monkeypatch):
     arguments = redis.connection.parse_url(server.url)
     connection = with_safe_send(redis.asyncio.Connection(**arguments, socket_timeout=600))
     await connection.connect()

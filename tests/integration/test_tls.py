@@ -22,7 +22,7 @@ HOST = "127.0.0.1"
 CONNECT_TIMEOUT = 0.5
 # Longer than an error that must not be retried may take.
 LONG_TIMEOUT = 60.0
-IN_TIME = 15.0
+MAX_FAILURE_SECONDS = 15.0
 DEADLINE = 30.0
 VERIFY_FAILED = "CERTIFICATE_VERIFY_FAILED"
 
@@ -92,14 +92,14 @@ async def assert_fails(url, reason="", **keys):
             (pool.ping, f"pool 'redis' ({url.partition('://')[2]}/0): "),
         ):
             with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)) as caught:
-                async with asyncio.timeout(IN_TIME):
+                async with asyncio.timeout(MAX_FAILURE_SECONDS):
                     await attempt()
             assert str(caught.value).startswith(start)
             assert reason in str(caught.value)
 
 
 @asynccontextmanager
-async def outspoken_server(context):
+async def alerting_server(context):
     """Yield a server that reports handshake failures as real servers do; asyncio's only closes the connection."""
 
     async def shake_hands(reader, writer):
@@ -120,15 +120,15 @@ async def outspoken_server(context):
 # --- Who the server is ---
 
 
-async def test_a_server_of_the_given_authority_is_trusted(tls_proxy, pem):
+async def test_tls_connects_to_a_server_of_the_configured_authority(tls_proxy, pem):
     await assert_works(tls_proxy.url, ssl_ca_certs=pem.authority)
 
 
-async def test_the_options_may_stand_in_the_url(tls_proxy, pem):
+async def test_tls_connects_with_options_in_the_url(tls_proxy, pem):
     await assert_works(f"{tls_proxy.url}?ssl_ca_certs={pem.authority}&ssl_min_version=1.3")
 
 
-async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_proxy, pem):
+async def test_tls_fails_on_a_server_of_an_unknown_authority(tls_proxy, pem):
     await assert_fails(tls_proxy.url, VERIFY_FAILED)
     await assert_fails(tls_proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.other_authority)
     # Then the name is not checked, but the authority still is.
@@ -136,7 +136,7 @@ async def test_a_server_of_an_unknown_authority_is_not_trusted(tls_proxy, pem):
 
 
 @pytest.mark.parametrize("in_url", [True, False])
-async def test_a_server_may_be_left_without_a_proof(server, identity, caplog, in_url):
+async def test_tls_skips_verification_only_with_ssl_cert_reqs_none(server, identity, caplog, in_url):
     async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
         if in_url:
             await assert_works(f"{proxy.url}?ssl_cert_reqs=none")
@@ -148,7 +148,7 @@ async def test_a_server_may_be_left_without_a_proof(server, identity, caplog, in
     assert ["aioredis_monitored.pool"] == [record.name for record in caplog.records]
 
 
-async def test_the_certificate_must_be_for_the_name_unless_told_otherwise(server, identity, pem):
+async def test_tls_checks_the_hostname_unless_ssl_check_hostname_is_off(server, identity, pem):
     async with FaultProxy(server.host, server.port, tls=identity("redis.example")) as proxy:
         await assert_fails(proxy.url, VERIFY_FAILED, ssl_ca_certs=pem.authority)
         await assert_fails(proxy.url, "not valid for '127.0.0.1'", ssl_ca_certs=pem.authority)
@@ -158,7 +158,7 @@ async def test_the_certificate_must_be_for_the_name_unless_told_otherwise(server
 # --- Who the client is ---
 
 
-async def test_a_client_shows_its_certificate(server, identity, pem):
+async def test_tls_client_presents_its_certificate(server, identity, pem):
     async with FaultProxy(server.host, server.port, tls=identity(ask_client=True)) as proxy:
         await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_certfile=pem.certificate, ssl_keyfile=pem.key)
         await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_certfile=pem.both)
@@ -171,14 +171,14 @@ async def test_a_client_shows_its_certificate(server, identity, pem):
         (ssl.TLSVersion.TLSv1_3, "ALERT_CERTIFICATE_REQUIRED"),
     ],
 )
-async def test_a_client_without_a_certificate_is_told_so(identity, pem, version, alert):
+async def test_tls_error_shows_the_alert_when_a_client_certificate_is_required(identity, pem, version, alert):
     context = identity(ask_client=True)
     context.maximum_version = version
-    async with outspoken_server(context) as url:
+    async with alerting_server(context) as url:
         await assert_fails(url, alert, ssl_ca_certs=pem.authority)
 
 
-async def test_a_client_without_a_certificate_is_not_let_in(server, identity, pem):
+async def test_tls_client_without_certificate_is_rejected(server, identity, pem):
     async with FaultProxy(server.host, server.port, tls=identity(ask_client=True)) as proxy:
         await assert_fails(proxy.url, ssl_ca_certs=pem.authority)
 
@@ -186,20 +186,20 @@ async def test_a_client_without_a_certificate_is_not_let_in(server, identity, pe
 # --- Which TLS ---
 
 
-async def test_the_oldest_tls_to_accept_can_be_set(server, identity, pem):
+async def test_tls_minimum_version_is_configurable(server, identity, pem):
     context = identity()
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     async with FaultProxy(server.host, server.port, tls=context) as proxy:
         await assert_works(proxy.url, ssl_ca_certs=pem.authority, ssl_min_version="1.2")
-    async with outspoken_server(context) as url:
+    async with alerting_server(context) as url:
         await assert_fails(url, "ALERT_PROTOCOL_VERSION", ssl_ca_certs=pem.authority, ssl_min_version="1.3")
 
 
-async def test_tls_to_a_plain_port_fails_in_time(server, pem):
+async def test_tls_to_a_plain_port_fails_in_bounded_time(server, pem):
     await assert_fails(f"rediss://{server.host}:{server.port}", ssl_ca_certs=pem.authority)
 
 
-async def test_no_tls_to_a_tls_port_fails_in_time(tls_proxy):
+async def test_plain_connection_to_a_tls_port_fails_in_bounded_time(tls_proxy):
     await assert_fails(f"redis://{tls_proxy.host}:{tls_proxy.port}")
 
 
@@ -229,7 +229,7 @@ def tls_url(server, identity):
 
 @pytest.mark.parametrize("while_running", [True, False])
 @pytest.mark.parametrize("borrowed", [True, False])
-def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while_running, borrowed):
+def test_unclosed_tls_pool_warns_once_with_its_name(tls_url, pem, while_running, borrowed):
     async def forget():
         pool = configured(tls_url, ssl_ca_certs=pem.authority)
         await pool.ping()
@@ -249,7 +249,7 @@ def test_forgetting_to_close_gives_one_warning_with_the_name(tls_url, pem, while
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
 
 
-def test_a_pool_that_is_forgotten_while_its_event_loop_pauses_is_no_trouble_to_that(tls_url, pem, caplog):
+def test_unclosed_tls_pool_only_warns_when_collected_while_its_event_loop_is_paused(tls_url, pem, caplog):
     warned = warnings_of_forgetting(lambda: configured(tls_url, ssl_ca_certs=pem.authority), asyncio.new_event_loop)
 
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == warned
@@ -263,7 +263,7 @@ async def strict_tls_proxy(identity):
             yield proxy
 
 
-async def test_what_stands_behind_a_value_that_is_too_long_is_not_written_twice(strict_tls_proxy, pem):
+async def test_calls_behind_an_oversized_value_are_not_written_twice(strict_tls_proxy, pem):
     async with configured(strict_tls_proxy.url, ssl_ca_certs=pem.authority) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.ping()

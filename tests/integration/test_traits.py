@@ -83,7 +83,7 @@ EVIDENCE = {
     "UNWATCH": Evidence("UNWATCH", b"PONG", "WATCH k", then="other SET k v | MULTI | PING | EXEC"),
     "WATCH": Evidence("WATCH k", None, then="other SET k v | MULTI | PING | EXEC"),
 }
-HARMLESS = {
+RETRY_SAFE_ARGUMENTS = {
     "CLIENT LIST": ["ID", "1"],
     "COMMAND DOCS": ["GET"],
     "COMMAND INFO": ["GET"],
@@ -174,12 +174,12 @@ def is_unknown_here(name, reply):
     return name in EVIDENCE and isinstance(reply, redis.ResponseError) and any(word in str(reply) for word in words)
 
 
-def test_there_is_evidence_for_every_altering_command():
+def test_evidence_covers_every_altering_command():
     assert EVIDENCE.keys() == traits._ALTERS_CONNECTION
 
 
 @pytest.mark.parametrize("name", EVIDENCE)
-def test_it_alters_its_connection(name, at, raw):
+def test_altering_command_alters_its_connection(name, at, raw):
     evidence = EVIDENCE[name]
     connection, inspector = raw(server := at(name)), redis.Redis.from_url(server.url, decode_responses=True)
     inspector.acl_setuser("other", enabled=True, passwords=["+secret"], commands=["+@all"], keys=["*"])
@@ -210,7 +210,7 @@ def test_it_alters_its_connection(name, at, raw):
 
 @pytest.mark.parametrize("multiplex", [True, False])
 @pytest.mark.parametrize("name", sorted(EVIDENCE.keys() - {"SHUTDOWN"}))
-async def test_after_it_others_get_an_unaltered_connection(make_pool, at, until, name, multiplex):
+async def test_altering_command_leaves_an_unaltered_connection_to_other_calls(make_pool, at, until, name, multiplex):
     args, server = EVIDENCE[name].args, at(name)
     pool = make_pool(server.url, protocol=2, socket_timeout=0.4, client_name="tested", multiplex=multiplex)
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -234,7 +234,7 @@ async def test_after_it_others_get_an_unaltered_connection(make_pool, at, until,
         assert unaltered["name"] == "tested"
 
 
-async def test_a_server_that_is_shut_down_is_gone_and_not_asked_twice(make_pool, own_server):
+async def test_shutdown_returns_and_later_calls_raise_connection_error(make_pool, own_server):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, retries=0))
 
     await client.shutdown(nosave=True)
@@ -244,11 +244,11 @@ async def test_a_server_that_is_shut_down_is_gone_and_not_asked_twice(make_pool,
 
 
 @pytest.mark.parametrize("name", sorted(traits._RETRY_SAFE))
-def test_run_twice_it_leaves_no_trace(scratch, raw, name):
+def test_retry_safe_command_leaves_no_trace_when_repeated(scratch, raw, name):
     connection, inspector = raw(scratch), redis.Redis.from_url(scratch.url, decode_responses=True)
     with contextlib.closing(inspector):
         inspector.set("key", "value")
-        args = (*name.split(), *HARMLESS.get(name, []))
+        args = (*name.split(), *RETRY_SAFE_ARGUMENTS.get(name, []))
         identity = ask(connection, "CLIENT", "ID")
         first = ask(connection, *args)
         before = state(inspector, identity), ask(connection, "DEBUG", "DIGEST"), inspector.dbsize()
@@ -261,7 +261,7 @@ def test_run_twice_it_leaves_no_trace(scratch, raw, name):
 
 
 @pytest.mark.parametrize("name", sorted(traits._RUNS_CODE))
-def test_it_runs_code_whose_error_may_come_after_a_write(raw, interpreter, name):
+def test_code_that_returns_an_error_may_have_written_unless_read_only(raw, interpreter, name):
     connection = raw(interpreter)
     write = "redis.call('INCR', 'written')"
     code = f"{'local x =' if name.endswith('_RO') else write} 1; return {{err='MINE'}}".replace(") 1;", ");")
@@ -277,7 +277,7 @@ def test_it_runs_code_whose_error_may_come_after_a_write(raw, interpreter, name)
     assert (b"0" if name.endswith("_RO") else b"1") == ask(connection, "GET", "written")
 
 
-async def test_what_ends_a_pause_or_a_script_overtakes_what_waits_for_it(make_pool, interpreter):
+async def test_out_of_band_command_overtakes_the_calls_that_wait_for_it(make_pool, interpreter):
     client = MonitoredRedisConnection(connection_pool=make_pool(interpreter.url))
     await client.config_set("lua-time-limit", 1)
     library = "#!lua name=l\nredis.register_function('f', function() while true do end end)"
@@ -303,7 +303,7 @@ async def test_what_ends_a_pause_or_a_script_overtakes_what_waits_for_it(make_po
 
 
 @pytest.mark.parametrize("word", ["BLOCK", "bLock", b"block", memoryview(b"BLOCK"), "BLOCK\0", "BLOCK\0" + "x" * 99])
-async def test_whatever_the_server_takes_for_block_keeps_nobody_waiting(client, word):
+async def test_block_option_in_any_accepted_spelling_delays_no_other_call(client, word):
     waiting = asyncio.ensure_future(client.execute_command("XREAD", word, "200", "STREAMS", "s", "$"))
 
     pinged = [await client.ping() for _ in range(5)]

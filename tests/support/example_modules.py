@@ -26,17 +26,22 @@ def write_modules(directory):
     """Write a module for each document with Python examples; an example may use names of earlier ones."""
     for path in DOCUMENTS:
         if examples := blocks(path, "python"):
+            first = next((number for number, text in enumerate(examples) if _awaits(text)), len(examples))
+            module = "\n".join(examples[:first])
+            if examples[first:]:
+                body = textwrap.indent("\n".join(examples[first:]), "    ")
+                module = f"{module}\nasync def examples() -> None:\n{body}"
             name = re.sub(r"\W", "_", name_of(path.with_suffix("")))
-            (directory / f"{name}.py").write_text(_module("\n".join(examples)), "utf-8")
+            (directory / f"{name}.py").write_text(module, "utf-8")
 
 
-def _module(source):
+def _awaits(text):
+    """Whether it awaits outside of functions."""
     try:
-        compile(source, "examples", "exec")
+        compile(text, "example", "exec")
     except SyntaxError:
-        # The examples await outside of functions.
-        return f"async def examples() -> None:\n{textwrap.indent(source, '    ')}"
-    return source
+        return True
+    return False
 
 
 if __name__ == "__main__":

@@ -221,12 +221,12 @@ def emitted(server):
 OWN = set(texts(semconv_ext).values())
 
 
-def test_the_schema_is_the_one_of_the_package(emitted):
+def test_schema_url_equals_newest_of_semconv_package(emitted):
     assert list(Schemas)[-1].value == semconv.SCHEMA_URL
     assert {semconv.SCHEMA_URL} == {span.instrumentation_scope.schema_url for span in emitted.spans}
 
 
-def test_every_attribute_is_in_the_conventions_or_our_own(emitted):
+def test_attributes_are_in_semconv_or_own_namespace(emitted):
     conventional = {name for *_, name in model_of("attributes")}
 
     assert set() == emitted.attributes.keys() - conventional - OWN
@@ -235,7 +235,7 @@ def test_every_attribute_is_in_the_conventions_or_our_own(emitted):
     assert {"db.query.text"} == conventional & {"db.query.text", "db.statement", "db.system"}
 
 
-def test_every_value_of_a_list_is_in_the_list(emitted):
+def test_enum_attribute_values_are_members_of_semconv_enum(emitted):
     lists = defaultdict(set)
     for module, constant, name in model_of("attributes"):
         lists[name] |= values_of(module, constant)
@@ -245,7 +245,7 @@ def test_every_value_of_a_list_is_in_the_list(emitted):
     assert {} == {name: values - lists[name] for name, values in listed.items() if not values <= lists[name]}
 
 
-def test_every_attribute_has_the_type_of_the_registry(emitted):
+def test_attribute_types_match_semconv_registry(emitted):
     types = {name: {type(value) for value in values} for name, values in emitted.attributes.items()}
 
     assert {} == {
@@ -254,7 +254,7 @@ def test_every_attribute_has_the_type_of_the_registry(emitted):
     assert {} == {name: found for name, found in types.items() if len(found) > 1}
 
 
-def test_every_metric_is_in_the_conventions_as_it_is_or_our_own(emitted):
+def test_metrics_match_semconv_definition_or_are_own(emitted):
     conventional = metrics_of_the_model(emitted.metrics)
 
     assert emitted.metrics.keys() - OWN == conventional.keys()
@@ -263,11 +263,11 @@ def test_every_metric_is_in_the_conventions_as_it_is_or_our_own(emitted):
     }
 
 
-def test_every_metric_of_our_own_has_a_unit_and_a_description(emitted):
+def test_own_metrics_have_unit_and_description(emitted):
     assert set() == {name for name, metric in emitted.metrics.items() if not (metric.unit and metric.description)}
 
 
-def test_every_instrument_of_the_table_is_an_attribute_of_its_kind():
+def test_instrument_table_matches_attributes_of_instruments():
     classes = {COUNTER: Counter, HISTOGRAM: Histogram}
 
     assert get_type_hints(Instruments) == {row.attribute: classes[row.kind] for row in INSTRUMENTS}
@@ -276,7 +276,7 @@ def test_every_instrument_of_the_table_is_an_attribute_of_its_kind():
     }
 
 
-def test_every_point_has_the_attributes_that_the_conventions_require(emitted):
+def test_points_carry_attributes_that_semconv_requires(emitted):
     lacking = [
         (name, attribute)
         for name, metric in emitted.metrics.items()
@@ -292,14 +292,14 @@ def test_every_point_has_the_attributes_that_the_conventions_require(emitted):
     }
 
 
-def test_every_event_is_a_log_event_of_our_own(emitted):
+def test_events_are_log_events_listed_in_own_namespace(emitted):
     assert {semconv_ext.REQUEST_REPEATED} <= emitted.events
     assert set() == emitted.events - OWN
     # Span events are deprecated.
     assert set() == emitted.span_events
 
 
-def test_every_name_that_we_have_from_the_conventions_is_theirs():
+def test_semconv_constants_exist_in_semconv_package():
     known = {name for *_, name in model_of("metrics")} | {schema.value for schema in Schemas}
     for module, constant, name in model_of("attributes"):
         known |= {name} | values_of(module, constant)
@@ -308,13 +308,13 @@ def test_every_name_that_we_have_from_the_conventions_is_theirs():
 
 
 @pytest.mark.parametrize("module", [semconv, semconv_ext], ids=["of the conventions", "our own"])
-def test_no_name_is_there_without_being_emitted(emitted, module):
+def test_semconv_constants_are_all_emitted(emitted, module):
     unseen = {name for name, value in texts(module).items() if value not in emitted.texts}
 
     assert {name for name in UNREACHED if name in texts(module)} == unseen
 
 
-def test_every_name_of_our_own_has_a_reason():
+def test_own_semconv_constants_have_a_reason_comment():
     groups = [
         group for group in getsource(semconv_ext).split("\n\n") if re.search(r"^[A-Z]\w*: Final", group, re.MULTILINE)
     ]

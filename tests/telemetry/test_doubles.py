@@ -62,11 +62,11 @@ def report(server):
     return run
 
 
-def of_clients(seen, what):
+def by_client(seen, what):
     return {kind: {name: clients[name][what] for name in OUR_CLIENTS} for kind, clients in seen.items()}
 
 
-def of_redis_py(seen, what):
+def redis_py_by_client(seen, what):
     return {kind: dict.fromkeys(OUR_CLIENTS, clients["redis-py"][what]) for kind, clients in seen.items()}
 
 
@@ -76,28 +76,28 @@ def counts(spans):
 
 @pytest.mark.parametrize(("order", "metrics"), [("before", "measured"), ("after", "unmeasured")])
 @pytest.mark.parametrize("tool", ["contrib", "ddtrace", "sentry"])
-def test_without_our_tracer_a_tool_records_each_call_as_it_does_with_redis_py(report, tool, order, metrics):
+def test_instrumentor_records_calls_as_for_redis_py_without_own_tracer(report, tool, order, metrics):
     found = report(tool, "off", order, metrics)
     seen, spans = found["seen"], SENTRYS_SPANS if tool == "sentry" else SPANS
 
-    assert of_redis_py(seen, "theirs") == of_clients(seen, "theirs")
-    assert {kind: {count} for kind, count in spans.items()} == counts(of_clients(seen, "theirs"))
-    assert {kind: {0} for kind in SPANS} == counts(of_clients(seen, "ours"))
-    assert of_redis_py(seen, "result") == of_clients(seen, "result")
+    assert redis_py_by_client(seen, "theirs") == by_client(seen, "theirs")
+    assert {kind: {count} for kind, count in spans.items()} == counts(by_client(seen, "theirs"))
+    assert {kind: {0} for kind in SPANS} == counts(by_client(seen, "ours"))
+    assert redis_py_by_client(seen, "result") == by_client(seen, "result")
     assert 1 == found["connections"]
     assert {kind: seen[kind]["redis-py"]["result"] for kind in SPANS} == found["unpatched"]["results"]
     assert [] == found["unpatched"]["theirs"]
 
 
 @pytest.mark.parametrize("tool", ["contrib", "ddtrace", "sentry"])
-def test_with_our_tracer_each_call_is_ours_alone(report, tool):
+def test_own_tracer_records_every_call_once_beside_instrumentor(report, tool):
     found = report(tool, "on", "after", "measured")
     seen = found["seen"]
 
     assert 1 == len(seen["command"]["redis-py"]["theirs"])
-    assert {kind: {0} for kind in SPANS} == counts(of_clients(seen, "theirs"))
-    assert {kind: {count} for kind, count in SPANS.items()} == counts(of_clients(seen, "ours"))
-    assert of_redis_py(seen, "result") == of_clients(seen, "result")
+    assert {kind: {0} for kind in SPANS} == counts(by_client(seen, "theirs"))
+    assert {kind: {count} for kind, count in SPANS.items()} == counts(by_client(seen, "ours"))
+    assert redis_py_by_client(seen, "result") == by_client(seen, "result")
     assert 1 == found["connections"]
 
 
@@ -111,7 +111,7 @@ def test_with_our_tracer_each_call_is_ours_alone(report, tool):
         ("sentry", "off", "before"),
     ],
 )
-def test_with_redis_pys_own_metrics_each_call_is_one_point_and_that_is_said_once(report, tool, tracer, order):
+def test_native_metrics_add_no_second_point_and_warn_once(report, tool, tracer, order):
     found = report(tool, tracer, order, "measured")
     ours = len(OUR_CLIENTS) * sum(SPANS.values()) + COMMANDS_BEFORE
 
@@ -149,7 +149,7 @@ def outcomes(seen):
     return [(*args, outcome) for _, args, _, outcome in seen]
 
 
-async def test_whoever_replaces_a_method_sees_what_looks_like_the_client(server, replaced):
+async def test_patched_method_receives_client_as_self(server, replaced):
     async with MonitoredRedisConnection.from_url(server.url) as client:
         handle = client.in_context("orders", None)
         await handle.set("key", "value")
@@ -160,14 +160,14 @@ async def test_whoever_replaces_a_method_sees_what_looks_like_the_client(server,
         assert ("orders", client.connection_pool) == (seen.context_name, seen.connection_pool)
 
 
-async def test_options_reach_whoever_replaces_a_method(server, replaced):
+async def test_patched_method_receives_command_options(server, replaced):
     async with MonitoredRedisConnection.from_url(server.url) as client:
         await client.execute_command("GET", "key", NEVER_DECODE=True)
 
     assert [{"NEVER_DECODE": True}] == [options for _, _, options, _ in replaced]
 
 
-async def test_a_call_that_is_tried_again_is_one_call_to_them(proxy, replaced):
+async def test_patched_method_sees_retried_command_once(proxy, replaced):
     async with MonitoredRedisConnection.from_url(proxy.url) as client:
         await client.ping()
         proxy.cut_replies = 1
@@ -176,7 +176,7 @@ async def test_a_call_that_is_tried_again_is_one_call_to_them(proxy, replaced):
     assert [("PING", True), ("GET", "key", None)] == outcomes(replaced)
 
 
-async def test_what_a_call_raises_reaches_them_and_the_caller(server, replaced, inspector, until):
+async def test_command_error_reaches_patched_method_and_caller(server, replaced, inspector, until):
     async with MonitoredRedisConnection.from_url(server.url) as client:
         await client.set("key", "value")
         with pytest.raises(ResponseError, match="WRONGTYPE"):
@@ -190,7 +190,7 @@ async def test_what_a_call_raises_reaches_them_and_the_caller(server, replaced, 
     assert [True, ResponseError, asyncio.CancelledError] == [outcome for *_, outcome in replaced]
 
 
-async def test_pipelines_are_seen_as_redis_pys_are(server, replaced):
+async def test_patched_method_sees_pipelines_as_from_redis_py(server, replaced):
     async with MonitoredRedisConnection.from_url(server.url) as client:
         assert [] == await client.pipeline().execute()
         script = client.register_script("return 1")
@@ -204,7 +204,7 @@ async def test_pipelines_are_seen_as_redis_pys_are(server, replaced):
     assert [(True, []), ("WATCH", "key", True), (True, [1])] == outcomes(replaced)
 
 
-async def test_a_pipeline_with_nothing_in_it_is_a_point_all_the_same(server, replaced, telemetry):
+async def test_empty_pipeline_records_point_beside_patched_method(server, replaced, telemetry):
     async with MonitoredRedisConnection.from_url(server.url, meter_provider=telemetry.meter_provider) as client:
         for transaction in (True, False):
             assert [] == await client.pipeline(transaction=transaction).execute()
@@ -215,14 +215,14 @@ async def test_a_pipeline_with_nothing_in_it_is_a_point_all_the_same(server, rep
     assert {"MULTI": 1, "PIPELINE": 1} == telemetry.tally("db.client.operation.duration", "db.operation.name")
 
 
-async def test_where_our_tracer_records_nobody_sees_a_call(client, replaced, telemetry):
+async def test_patched_method_sees_no_call_while_own_tracer_records(client, replaced, telemetry):
     await client.set("key", "value")
     await client.pipeline().get("key").execute()
 
     assert [[], 2] == [replaced, len(telemetry.spans)]
 
 
-async def test_redis_pys_recorder_is_silent_where_a_tool_sees_the_call(server, replaced, monkeypatch, telemetry):
+async def test_native_metrics_are_suppressed_for_calls_of_patched_method(server, replaced, monkeypatch, telemetry):
     config = OTelConfig(metric_groups=[MetricGroup.COMMAND])
     collector = RedisMetricsCollector(telemetry.meter_provider.get_meter("redis-py"), config)
     monkeypatch.setattr(redis.asyncio.observability.recorder, "_async_metrics_collector", collector)
@@ -244,9 +244,7 @@ async def test_redis_pys_recorder_is_silent_where_a_tool_sees_the_call(server, r
 
 
 @pytest.mark.parametrize("publish", ["publish", "spublish"])
-async def test_redis_pys_metrics_count_what_is_published_with_its_context_as_any_other(
-    server, monkeypatch, telemetry, publish
-):
+async def test_native_metrics_count_publish_with_propagation_as_any_publish(server, monkeypatch, telemetry, publish):
     config = OTelConfig(metric_groups=[MetricGroup.PUBSUB])
     collector = RedisMetricsCollector(telemetry.meter_provider.get_meter("redis-py"), config)
     monkeypatch.setattr(redis.observability.recorder, "_metrics_collector", collector)
@@ -262,7 +260,7 @@ async def test_redis_pys_metrics_count_what_is_published_with_its_context_as_any
     assert (3, publish == "spublish") == (point.value, bool(point.attributes.get("redis.client.pubsub.sharded")))
 
 
-async def test_a_connection_of_ones_own_is_made_anew_after_the_call_when_redis_py_wants_it(server):
+async def test_pinned_connection_reconnects_after_call_when_marked_by_redis_py(server):
     async with MonitoredRedisConnection.from_url(server.url) as client, client.client() as single:
         first = await single.client_id()
         single.connection.mark_for_reconnect()
@@ -272,7 +270,7 @@ async def test_a_connection_of_ones_own_is_made_anew_after_the_call_when_redis_p
     assert [True, False] == [first == last, last == new]
 
 
-async def test_a_plain_pool_keeps_its_retries(proxy):
+async def test_plain_pool_keeps_its_retry_policy(proxy):
     retry = Retry(NoBackoff(), 1)
     async with redis.asyncio.ConnectionPool.from_url(proxy.url, retry=retry) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -291,14 +289,14 @@ async def test_a_plain_pool_keeps_its_retries(proxy):
     assert [2, [4]] == numbers
 
 
-def test_redis_pys_methods_are_told_from_those_that_replace_them(replaced):
+def test_patch_point_distinguishes_original_from_patched_method(replaced):
     methods = {foreign.EXECUTE_COMMAND.original, foreign.EXECUTE.original, foreign.EXECUTE_IMMEDIATELY.original}
 
     assert {"execute_command", "execute", "immediate_execute_command"} == {method.__name__ for method in methods}
     assert foreign._original(redis.asyncio.Redis.execute_command) is None
 
 
-async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, replaced, monkeypatch):
+async def test_noop_provider_leaves_calls_to_patched_method(server, replaced, monkeypatch):
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
     async with MonitoredRedisConnection.from_url(server.url) as client:
         # As the SDK does with OTEL_SDK_DISABLED.
@@ -312,7 +310,7 @@ async def test_a_provider_that_records_nothing_leaves_calls_to_others(server, re
     ("groups", "expected"),
     [([MetricGroup.COMMAND, MetricGroup.CSC], 1), ([MetricGroup.CONNECTION_BASIC], 0), (None, 0)],
 )
-def test_only_redis_pys_command_metrics_are_spoken_of(monkeypatch, caplog, groups, expected):
+def test_native_metrics_warning_covers_command_metrics_only(monkeypatch, caplog, groups, expected):
     monkeypatch.setattr(native, "_warned", [])
     if groups is not None:
         get_observability_instance().init(OTelConfig(metric_groups=groups))

@@ -23,7 +23,7 @@ def template(key):
     return f"{key.partition(':')[0]}:{{id}}"
 
 
-async def test_keys_may_be_hidden(make, telemetry):
+async def test_query_text_hides_keys_with_show_keys_off(make, telemetry):
     client = make(show_keys=False)
     await client.hset("user:1", "name", "value")
     await client.pipeline().get("user:17").mget("a", "b").execute()
@@ -31,7 +31,7 @@ async def test_keys_may_be_hidden(make, telemetry):
     assert ["HSET ? ? ?", "GET ?; MGET ? ?"] == [span.attributes["db.query.text"] for span in telemetry.spans]
 
 
-async def test_templates_take_the_place_of_keys(make, telemetry):
+async def test_key_template_replaces_key_in_spans_and_points(make, telemetry):
     client = make(key_template=template)
     await client.set("user:17", "value")
     await client.set(b"user:18", "value")
@@ -53,14 +53,14 @@ async def test_templates_take_the_place_of_keys(make, telemetry):
     )
 
 
-async def test_a_template_of_a_hidden_key_is_an_attribute_all_the_same(make, telemetry):
+async def test_key_template_is_attribute_of_hidden_key(make, telemetry):
     await make(key_template=template, show_keys=False).get("user:17")
 
     attributes = telemetry.span("GET").attributes
     assert ("GET ?", "user:{id}") == (attributes["db.query.text"], attributes[TEMPLATE])
 
 
-async def test_a_template_function_that_fails_hides_the_key_and_nothing_else(make, telemetry, monkeypatch, caplog):
+async def test_raising_key_template_hides_only_the_key(make, telemetry, monkeypatch, caplog):
     monkeypatch.setattr(trouble, "_logged", set())
 
     def broken(key):
@@ -77,13 +77,13 @@ async def test_a_template_function_that_fails_hides_the_key_and_nothing_else(mak
 
 
 @pytest.mark.parametrize("answer", [None, 17, b"user"])
-async def test_a_template_that_is_no_text_hides_the_key(make, telemetry, answer):
+async def test_non_text_key_template_hides_key(make, telemetry, answer):
     await make(key_template=lambda _: answer).get("user:17")
 
     assert "GET ?" == telemetry.span("GET").attributes["db.query.text"]
 
 
-async def test_more_templates_than_an_application_can_have_are_one(make, telemetry):
+async def test_key_templates_beyond_cardinality_limit_become_other(make, telemetry):
     client = make(key_template=lambda key: key)
     for number in range(1_100):
         await client.get(f"key:{number}")
@@ -93,7 +93,7 @@ async def test_more_templates_than_an_application_can_have_are_one(make, telemet
     assert 1_001 == len([name for name in tally if name.startswith("GET ")])
 
 
-async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry):
+async def test_command_spec_cache_is_bounded(make, telemetry):
     recorder = recorder_of(make(key_template=lambda key: key))
     for number in range(900):
         for command in ("GET", "TTL", "TYPE"):
@@ -110,7 +110,7 @@ async def test_more_descriptions_than_are_worth_it_are_not_kept(make, telemetry)
 # Hot keys.
 
 
-async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):
+async def test_hot_keys_rank_reads_and_writes_separately(make, telemetry):
     client = make(hot_keys=1.0)
     for _ in range(10):
         await client.get("hot")
@@ -128,7 +128,7 @@ async def test_hot_keys_are_counted_reads_and_writes_apart(make, telemetry):
     )
 
 
-async def test_what_runs_at_once_because_of_a_watch_is_counted_too(make):
+async def test_hot_keys_include_commands_of_watching_pipeline(make):
     client = make(hot_keys=1.0)
     async with client.pipeline() as pipe:
         await pipe.watch("watched")
@@ -140,7 +140,7 @@ async def test_what_runs_at_once_because_of_a_watch_is_counted_too(make):
     assert {("read", "read"), ("written", "write")} <= {(hot.key, hot.access) for hot in top}
 
 
-async def test_hot_keys_may_be_templates(make):
+async def test_hot_keys_aggregate_by_key_template(make):
     client = make(hot_keys=1.0, key_template=template)
     for number in range(5):
         await client.get(f"user:{number}")
@@ -149,7 +149,7 @@ async def test_hot_keys_may_be_templates(make):
     assert ("user:{id}", "read") == (hot.key, hot.access)
 
 
-async def test_nothing_is_counted_unless_asked_for(make, telemetry):
+async def test_hot_keys_count_nothing_by_default(make, telemetry):
     client = make()
     await client.get("key")
 
@@ -157,7 +157,7 @@ async def test_nothing_is_counted_unless_asked_for(make, telemetry):
     assert [] == telemetry.points(HOT)
 
 
-async def test_counting_writes_nothing_to_the_server(make, inspector):
+async def test_hot_keys_send_no_extra_commands(make, inspector):
     client = make(hot_keys=1.0)
     await client.get("key")
     before = inspector.info("commandstats")

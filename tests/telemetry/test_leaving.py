@@ -57,7 +57,7 @@ async def handling(request, client, published):
         yield {"process": process, "take": take, "take_many": take_many}[request.param]
 
 
-async def test_another_task_closes_a_generator_and_keeps_its_own_span(handling, telemetry):
+async def test_closing_task_keeps_its_span_when_generator_is_foreign(handling, telemetry):
     generator, tracer = handling(), telemetry.tracer_provider.get_tracer("test")
     with tracer.start_as_current_span("entering"):
         entered = await anext(generator)
@@ -73,7 +73,7 @@ async def test_another_task_closes_a_generator_and_keeps_its_own_span(handling, 
     assert entered in {span.context.span_id for span in telemetry.spans}
 
 
-async def test_a_task_that_has_inherited_the_block_goes_on_with_what_was_before(handling, telemetry):
+async def test_closing_task_restores_previous_span_after_inherited_context(handling, telemetry):
     generator, tracer = handling(), telemetry.tracer_provider.get_tracer("test")
     with tracer.start_as_current_span("before") as before:
         entered = await anext(generator)
@@ -89,7 +89,7 @@ async def test_a_task_that_has_inherited_the_block_goes_on_with_what_was_before(
     assert 0 == _current()
 
 
-async def test_the_same_task_goes_on_with_what_was_before(handling, telemetry):
+async def test_closing_task_restores_previous_span_after_own_generator(handling, telemetry):
     generator, tracer = handling(), telemetry.tracer_provider.get_tracer("test")
     with tracer.start_as_current_span("before") as before:
         assert _current() != await anext(generator)
@@ -98,7 +98,7 @@ async def test_the_same_task_goes_on_with_what_was_before(handling, telemetry):
         assert before.get_span_context().span_id == _current()
 
 
-async def test_a_generator_that_is_forgotten_is_left_by_the_event_loop(handling, telemetry, until):
+async def test_event_loop_closes_collected_generator_and_ends_its_span(handling, telemetry, until):
     async def enter():
         return await anext(handling())
 
@@ -109,7 +109,7 @@ async def test_a_generator_that_is_forgotten_is_left_by_the_event_loop(handling,
     assert 0 == _current()
 
 
-async def test_an_injected_generator_can_be_closed_by_another_task(server, telemetry, inspector):
+async def test_injected_generator_closes_in_another_task(server, telemetry, inspector):
     async with Components({"redis.logs.url": server.url}, **telemetry.providers) as components:
 
         @components.redis_connection("logs")
@@ -127,7 +127,7 @@ async def test_an_injected_generator_can_be_closed_by_another_task(server, telem
 
 
 @pytest.mark.parametrize("block", [suppressed, lambda: nested_in(None)], ids=["silence", "folded"])
-def test_a_coroutine_that_is_thrown_away_in_a_block_is_left_in_silence(block):
+def test_discarded_coroutine_leaves_context_block_without_warning(block):
     async def stuck():
         with block():
             await asyncio.get_running_loop().create_future()
@@ -141,7 +141,7 @@ def test_a_coroutine_that_is_thrown_away_in_a_block_is_left_in_silence(block):
     asyncio.run(start()).close()
 
 
-async def test_what_is_attached_inside_stays():
+async def test_attached_context_detach_keeps_inner_context():
     outer = AttachedContext(trace.set_span_in_context(trace.NonRecordingSpan(trace.SpanContext(1, 1, False))))
 
     async def leave():

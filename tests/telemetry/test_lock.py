@@ -43,12 +43,12 @@ def refusing_writes(inspector):
 
 
 @pytest.fixture
-def held(inspector):
+def lock_held_elsewhere(inspector):
     """Have another client hold the lock until it is deleted."""
     inspector.set("lock", "another client")
 
 
-async def test_acquiring_a_lock_is_one_client_span(client, telemetry, server):
+async def test_lock_acquire_records_one_client_span(client, telemetry, server):
     await client.ping()
     await client.lock("lock", timeout=5).acquire()
     _, span = telemetry.spans
@@ -72,7 +72,7 @@ async def test_acquiring_a_lock_is_one_client_span(client, telemetry, server):
 
 
 @pytest.mark.parametrize("timeout", [None, 0, 5, 0.5])
-async def test_the_query_text_is_that_of_the_set(client, telemetry, timeout):
+async def test_lock_acquire_span_has_query_text_of_its_set(client, telemetry, timeout):
     lock = client.lock("lock", timeout=timeout)
     await lock.acquire()
     await lock.do_acquire(b"token")
@@ -81,7 +81,9 @@ async def test_the_query_text_is_that_of_the_set(client, telemetry, timeout):
     assert one.attributes["db.query.text"] == whole.attributes["db.query.text"]
 
 
-async def test_a_lock_contended_for_a_second_is_one_span_of_a_second(client, telemetry, held, inspector, until):
+async def test_contended_lock_records_one_span_covering_the_wait(
+    client, telemetry, lock_held_elsewhere, inspector, until
+):
     await client.ping()
     with telemetry.block() as block:
         asked = time.perf_counter()
@@ -106,7 +108,7 @@ async def test_a_lock_contended_for_a_second_is_one_span_of_a_second(client, tel
     assert {"test": 1} == block.tally(CONTENDED, "db.client.connection.pool.name")
 
 
-async def test_a_lock_that_is_free_is_not_contended(client, telemetry):
+async def test_free_lock_counts_no_contention(client, telemetry):
     async with client.lock("lock"):
         pass
 
@@ -117,7 +119,7 @@ async def test_a_lock_that_is_free_is_not_contended(client, telemetry):
 
 
 @pytest.mark.parametrize("how", [{"blocking": False}, {"blocking_timeout": 0.05, "sleep": 0.01}])
-async def test_not_getting_a_lock_is_no_error(client, telemetry, held, how):
+async def test_unacquired_lock_records_no_error(client, telemetry, lock_held_elsewhere, how):
     with pytest.raises(redis.exceptions.LockError, match="Unable to acquire"):
         async with client.lock("lock", **how):
             pass
@@ -132,7 +134,7 @@ async def test_not_getting_a_lock_is_no_error(client, telemetry, held, how):
     assert {} == telemetry.tally(HOLD)
 
 
-async def test_the_error_of_a_poll_is_the_outcome(client, telemetry, inspector):
+async def test_lock_acquire_span_has_error_of_failed_poll(client, telemetry, inspector):
     with refusing_writes(inspector), pytest.raises(redis.exceptions.ResponseError, match="NOREPLICAS"):
         await client.lock("lock").acquire()
     span = telemetry.span("lock.acquire")
@@ -144,7 +146,7 @@ async def test_the_error_of_a_poll_is_the_outcome(client, telemetry, inspector):
     assert {"": 0} == telemetry.tally(CONTENDED)
 
 
-async def test_a_cancelled_acquisition_is_told_apart(client, telemetry, held, until):
+async def test_cancelled_lock_acquire_records_cancelled_error_type(client, telemetry, lock_held_elsewhere, until):
     acquiring = asyncio.ensure_future(client.lock("lock", sleep=10).acquire())
     await until(lambda: telemetry.tally(CONTENDED) == {"": 1})
     acquiring.cancel()
@@ -158,13 +160,13 @@ async def test_a_cancelled_acquisition_is_told_apart(client, telemetry, held, un
     assert {"": 1} == telemetry.tally(WAIT)
 
 
-@pytest.mark.parametrize("find_out", LOSSES.values(), ids=LOSSES)
-async def test_a_lock_is_lost_once(client, telemetry, inspector, find_out):
+@pytest.mark.parametrize("detect_loss", LOSSES.values(), ids=LOSSES)
+async def test_lost_lock_is_counted_once(client, telemetry, inspector, detect_loss):
     lock = client.lock("lock", timeout=10)
     for _ in range(2):
         await lock.acquire()
         inspector.delete("lock")
-        for ask in (find_out, find_out, LOSSES["release"]):
+        for ask in (detect_loss, detect_loss, LOSSES["release"]):
             with pytest.raises(redis.exceptions.LockError):
                 await ask(lock)
 
@@ -172,7 +174,7 @@ async def test_a_lock_is_lost_once(client, telemetry, inspector, find_out):
     assert {"": 2} == telemetry.tally(HOLD)
 
 
-async def test_a_lock_that_expires_unnoticed_is_lost_when_it_is_acquired_again(client, inspector, telemetry):
+async def test_expired_lock_counts_as_lost_when_reacquired_by_its_holder(client, inspector, telemetry):
     lock = client.lock("lock", timeout=5)
     for _ in range(2):
         assert await lock.acquire()
@@ -184,7 +186,7 @@ async def test_a_lock_that_expires_unnoticed_is_lost_when_it_is_acquired_again(c
     assert {"": 3} == telemetry.tally(HOLD)
 
 
-async def test_the_time_of_holding_ends_with_the_release(client, telemetry, until):
+async def test_lock_hold_time_ends_with_release(client, telemetry, until):
     asked = time.perf_counter()
     async with client.lock("lock") as lock:
         had = time.perf_counter()
@@ -202,7 +204,7 @@ async def test_the_time_of_holding_ends_with_the_release(client, telemetry, unti
     assert {"": 0} == telemetry.tally(LOST)
 
 
-async def test_a_release_that_fails_ends_no_time_of_holding(client, inspector, telemetry):
+async def test_failed_lock_release_records_no_hold_time(client, inspector, telemetry):
     lock = client.lock("lock")
     await lock.acquire()
     with refusing_writes(inspector), pytest.raises(redis.exceptions.ResponseError, match="NOREPLICAS"):
@@ -214,7 +216,7 @@ async def test_a_release_that_fails_ends_no_time_of_holding(client, inspector, t
     assert {"": 0} == telemetry.tally(LOST)
 
 
-async def test_extending_is_a_span_of_its_own(client, telemetry):
+async def test_lock_extend_and_reacquire_record_own_spans(client, telemetry):
     async with client.lock("lock", timeout=10) as lock:
         await lock.extend(10)
         await lock.reacquire()
@@ -224,7 +226,9 @@ async def test_extending_is_a_span_of_its_own(client, telemetry):
     assert {"SET": 1, "EVALSHA": 3} == telemetry.tally(DURATION, "db.operation.name", "error.type")
 
 
-async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry, held, inspector, until):
+async def test_request_stats_are_separate_for_context_clients_of_one_pool(
+    client, telemetry, lock_held_elsewhere, inspector, until
+):
     tracer = telemetry.tracer_provider.get_tracer("test")
     with telemetry.block() as block:
         spans = [tracer.start_span(name) for name in ("first", "second")]
@@ -250,14 +254,14 @@ async def test_two_handles_of_one_pool_tell_their_own_requests(client, telemetry
           lock.acquire aioredis_monitored.lock.acquired=True
     """
     assert cleandoc(expected) == block.tree(calls, ACQUIRED)
-    told = [block.span(name).attributes["aioredis_monitored.request.duration"] for name in ("first", "second")]
-    assert sum(told) == pytest.approx(sum(point.sum for point in block.points(DURATION)), abs=1e-6)
+    durations = [block.span(name).attributes["aioredis_monitored.request.duration"] for name in ("first", "second")]
+    assert sum(durations) == pytest.approx(sum(point.sum for point in block.points(DURATION)), abs=1e-6)
     assert not block.span("first").events
     assert {"": 1} == block.tally(CONTENDED)
     assert {"": 2} == block.tally(WAIT)
 
 
-async def test_tasks_that_share_a_lock_count_their_own_polls(client, telemetry):
+async def test_lock_polls_are_counted_per_task(client, telemetry):
     lock = client.lock("lock", timeout=0.1, sleep=0.01)
     await asyncio.gather(lock.acquire(), lock.acquire())
     first, second = (span.attributes[POLLS] for span in telemetry.spans)
@@ -268,7 +272,7 @@ async def test_tasks_that_share_a_lock_count_their_own_polls(client, telemetry):
 
 
 @pytest.mark.parametrize("thread_local", [True, False])
-async def test_another_thread_has_the_lock_only_if_it_may(client, telemetry, thread_local):
+async def test_lock_token_is_shared_with_threads_only_without_thread_local(client, telemetry, thread_local):
     lock = client.lock("lock", thread_local=thread_local)
     await lock.acquire(token="mine")
 
@@ -288,7 +292,7 @@ async def test_another_thread_has_the_lock_only_if_it_may(client, telemetry, thr
         ({"key_template": lambda _: "lock:{id}"}, "SET lock:{id} ? NX", "lock:{id}"),
     ],
 )
-async def test_keys_are_shown_as_users_have_chosen(make_pool, server, telemetry, options, text, template):
+async def test_lock_span_applies_key_options(make_pool, server, telemetry, options, text, template):
     pool = make_pool(server.url, telemetry=TelemetryOptions(**options))
     await MonitoredRedisConnection(connection_pool=pool).lock("lock:7").acquire()
     attributes = telemetry.span("lock.acquire").attributes
@@ -299,7 +303,7 @@ async def test_keys_are_shown_as_users_have_chosen(make_pool, server, telemetry,
     )
 
 
-async def test_noise_is_left_out_as_users_have_chosen(make_pool, server, telemetry, held, inspector, until):
+async def test_lock_span_is_filtered_by_slow_only(make_pool, server, telemetry, lock_held_elsewhere, inspector, until):
     # Long enough for a stalling machine to acquire a free lock.
     pool = make_pool(server.url, telemetry=TelemetryOptions(slow_only=2))
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -315,7 +319,7 @@ async def test_noise_is_left_out_as_users_have_chosen(make_pool, server, telemet
     assert {"": 2} == telemetry.tally(WAIT)
 
 
-async def test_locks_work_while_nobody_listens(make_pool, server, telemetry):
+async def test_lock_works_while_telemetry_is_disabled(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     async with client.lock("lock") as lock:
         assert await client.lock("lock", blocking=False).acquire() is False
@@ -325,7 +329,7 @@ async def test_locks_work_while_nobody_listens(make_pool, server, telemetry):
     assert () == telemetry.spans
 
 
-async def test_a_client_of_redis_py_can_use_the_lock(server, inspector):
+async def test_lock_works_on_redis_py_client(server, inspector):
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         async with plain.lock("lock", timeout=10, lock_class=MonitoredLock) as lock:
             assert await lock.extend(5) is True
@@ -336,7 +340,7 @@ async def test_a_client_of_redis_py_can_use_the_lock(server, inspector):
 
 
 @pytest.mark.parametrize("pool_class", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])
-async def test_locks_work_on_plain_recorders_and_single_connections(server, pool_class, client, telemetry):
+async def test_lock_works_on_plain_pool_and_pinned_client(server, pool_class, client, telemetry):
     async with pool_class.from_url(server.url) as pool, MonitoredRedisConnection(connection_pool=pool).lock("plain"):
         pass
     async with client.client() as single, single.lock("single"):
@@ -345,7 +349,7 @@ async def test_locks_work_on_plain_recorders_and_single_connections(server, pool
     assert {"test": 1} == telemetry.tally(HOLD, "db.client.connection.pool.name")
 
 
-async def test_what_a_lock_was_waited_for_between_the_polls_is_not_on_the_wire(make_pool, own_server, telemetry, until):
+async def test_lock_pauses_between_polls_are_not_wire_time(make_pool, own_server, telemetry, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     with redis.Redis.from_url(own_server.url) as holder:
         holder.set("lock", "another client")

@@ -31,22 +31,20 @@ def used_and_idle(telemetry, name="test"):
     return counts[f"{name} used"], counts[f"{name} idle"]
 
 
-async def test_every_pool_has_gauges_of_its_own(make_pool, server, telemetry):
+async def test_pool_gauges_are_separate_per_pool(make_pool, server, telemetry):
     first, second = make_pool(server.url, name="first", max_connections=3), make_pool(server.url, name="second")
     await first.release(await first.get_connection())
-    borrowed = await second.get_connection()
+    acquired = await second.get_connection()
 
     assert {"first used": 0, "first idle": 1, "second used": 1, "second idle": 0} == telemetry.tally(COUNT, POOL, STATE)
     for limit, of_first, of_second in (("max", 3, 50), ("idle.max", 3, 50), ("idle.min", 0, 0)):
         gauges = telemetry.tally(f"db.client.connection.{limit}", POOL)
         assert {"first": of_first, "second": of_second} == gauges
 
-    await second.release(borrowed)
+    await second.release(acquired)
 
 
-async def test_the_shared_connection_is_one_used_connection_with_all_its_calls_in_flight(
-    make_pool, own_server, telemetry, until
-):
+async def test_shared_connection_counts_as_one_used_with_commands_in_flight(make_pool, own_server, telemetry, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test"))
     await client.ping()
     async with frozen(own_server):
@@ -60,7 +58,7 @@ async def test_the_shared_connection_is_one_used_connection_with_all_its_calls_i
     assert {"test": 0} == telemetry.tally(IN_FLIGHT, POOL)
 
 
-async def test_callers_that_wait_are_pending(make_pool, server, telemetry, until):
+async def test_pool_waiters_count_as_pending_requests(make_pool, server, telemetry, until):
     pool = make_pool(server.url, name="test", max_connections=2, multiplex=False)
     held = [await pool.get_connection() for _ in range(2)]
     waiting = [asyncio.create_task(pool.get_connection()) for _ in range(3)]
@@ -76,7 +74,7 @@ async def test_callers_that_wait_are_pending(make_pool, server, telemetry, until
     assert (0, 2) == used_and_idle(telemetry)
 
 
-async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, own_server, telemetry, until):
+async def test_commands_queued_for_shared_connection_count_as_pending(make_pool, own_server, telemetry, until):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test"))
     async with frozen(own_server):
         calls = [asyncio.ensure_future(client.get("key")) for _ in range(10)]
@@ -92,7 +90,7 @@ async def test_calls_that_wait_for_the_shared_connection_are_pending(make_pool, 
 
 @pytest.mark.parametrize("multiplex", [True, False])
 @pytest.mark.slow  # and the same on every Python, server and event loop
-async def test_gauges_are_exact_after_failures_and_cancellations(
+async def test_pool_gauges_are_exact_after_errors_and_cancellations(
     make_pool, server, telemetry, inspector, dice, until, multiplex
 ):
     client = client_of(make_pool, server.url, name="test", multiplex=multiplex, max_connections=8, timeout=60)
@@ -126,23 +124,23 @@ async def test_gauges_are_exact_after_failures_and_cancellations(
     assert {"test": 0} == telemetry.tally(PENDING, POOL) == telemetry.tally(IN_FLIGHT, POOL)
 
 
-async def test_a_connection_that_the_server_has_closed_is_not_idle(make_pool, server, telemetry, inspector, until):
+async def test_connection_closed_by_server_is_not_counted_idle(make_pool, server, telemetry, inspector, until):
     pool = make_pool(server.url, name="test", multiplex=False, client_name="tested")
     for connection in [await pool.get_connection() for _ in range(3)]:
         await pool.release(connection)
     assert (0, 3) == used_and_idle(telemetry)
 
     ids = sorted(connections(inspector))
-    for left, killed in ((2, ids[:1]), (0, ids[1:])):
+    for remaining, killed in ((2, ids[:1]), (0, ids[1:])):
         for number in killed:
             inspector.client_kill_filter(_id=number)
-        await until(lambda left=left: used_and_idle(telemetry) == (0, left))
+        await until(lambda remaining=remaining: used_and_idle(telemetry) == (0, remaining))
 
     assert await MonitoredRedisConnection(connection_pool=pool).ping()
     assert (0, 1) == used_and_idle(telemetry)
 
 
-async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool, server, telemetry):
+async def test_pool_names_are_unique_and_reusable_after_close(make_pool, server, telemetry):
     first, second, third = (make_pool(server.url, name="cache") for _ in range(3))
     assert {"cache", "cache-2", "cache-3"} == telemetry.tally("db.client.connection.max", POOL).keys()
     assert ["cache"] * 3 == [first.name, second.name, third.name]
@@ -154,7 +152,7 @@ async def test_names_are_unique_and_free_again_when_their_pool_closes(make_pool,
         assert {"cache", "cache-2", "cache-3", "cache-4"} == telemetry.tally("db.client.connection.max", POOL).keys()
 
 
-async def test_a_pool_that_is_opened_while_it_closes_is_in_the_gauges(make_pool, server, telemetry):
+async def test_pool_reopened_while_closing_stays_in_gauges(make_pool, server, telemetry):
     pool = make_pool(server.url, name="test")
     await pool.ping()
     (closing,) = await begun(pool.aclose())
@@ -165,7 +163,7 @@ async def test_a_pool_that_is_opened_while_it_closes_is_in_the_gauges(make_pool,
         assert {"test": 50} == telemetry.tally("db.client.connection.max", POOL)
 
 
-def test_a_pool_that_is_forgotten_is_in_no_gauge_and_leaves_its_name(server, telemetry):
+def test_collected_pool_leaves_gauges_and_frees_its_name(server, telemetry):
     MonitoredConnectionPool.from_url(server.url, name="forgotten", **telemetry.providers)
     gc.collect()
 
@@ -173,7 +171,7 @@ def test_a_pool_that_is_forgotten_is_in_no_gauge_and_leaves_its_name(server, tel
     assert "forgotten" == MonitoredConnectionPool.from_url(server.url, name="forgotten").stats().name
 
 
-async def test_a_borrowed_connection_is_a_point_of_creation_wait_and_use(make_pool, server, telemetry):
+async def test_acquired_connection_records_create_wait_and_use_time(make_pool, server, telemetry):
     pool = make_pool(server.url, name="test", multiplex=False)
     client = MonitoredRedisConnection(connection_pool=pool)
     for _ in range(3):
@@ -183,7 +181,7 @@ async def test_a_borrowed_connection_is_a_point_of_creation_wait_and_use(make_po
     assert (0.0001, 10.0) == (telemetry.point(USE).explicit_bounds[0], telemetry.point(USE).explicit_bounds[-1])
 
 
-async def test_a_call_on_the_shared_connection_is_one_point_and_no_more(make_pool, server, telemetry):
+async def test_shared_connection_command_records_only_operation_duration(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     await client.ping()
     with telemetry.block() as block:
@@ -194,16 +192,16 @@ async def test_a_call_on_the_shared_connection_is_one_point_and_no_more(make_poo
     assert {} == {name: count for name in (CREATE, WAIT, USE) for count in block.tally(name).values() if count}
 
 
-async def test_how_long_a_connection_was_used(make_pool, server, telemetry, until):
+async def test_use_time_spans_acquire_to_release(make_pool, server, telemetry, until):
     pool = make_pool(server.url, name="test", multiplex=False)
-    borrowed, since = await pool.get_connection(), time.perf_counter()
+    acquired, since = await pool.get_connection(), time.perf_counter()
     await until(lambda: time.perf_counter() > since + 0.05)
-    await pool.release(borrowed)
+    await pool.release(acquired)
 
     assert telemetry.point(USE).sum >= 0.05
 
 
-async def test_a_wait_in_vain_is_a_timeout_and_they_count_from_nothing(make_pool, server, telemetry):
+async def test_pool_timeouts_start_at_zero_and_count_exhaustion(make_pool, server, telemetry):
     pool = make_pool(server.url, name="test", max_connections=1, timeout=0.01)
     assert {"test": 0} == telemetry.tally(TIMEOUTS, POOL)
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -217,7 +215,7 @@ async def test_a_wait_in_vain_is_a_timeout_and_they_count_from_nothing(make_pool
     assert issubclass(PoolExhaustedError, redis.exceptions.MaxConnectionsError)
 
 
-async def test_a_wait_in_vain_for_room_on_the_shared_connection_is_a_timeout(make_pool, own_server, telemetry):
+async def test_pool_timeouts_count_full_shared_connection(make_pool, own_server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, name="test", timeout=0.05))
     await client.ping()
     async with frozen(own_server):
@@ -230,13 +228,13 @@ async def test_a_wait_in_vain_for_room_on_the_shared_connection_is_a_timeout(mak
     assert telemetry.tally(TIMEOUTS, POOL)["test"] >= 10
 
 
-def of_the_sdk(caplog):
+def sdk_log_messages(caplog):
     """Return the SDK's log messages: it logs a gauge's exception, and exports the other gauges."""
     return [record.getMessage() for record in caplog.records if record.name.startswith("opentelemetry")]
 
 
 @pytest.fixture
-def restless():
+def frequent_thread_switches():
     """Have threads switch as often as possible, so that state is read while it changes."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
@@ -245,7 +243,9 @@ def restless():
 
 
 @pytest.mark.slow
-async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, server, telemetry, restless, dice, caplog):
+async def test_gauges_are_readable_from_another_thread_under_load(
+    make_pool, server, telemetry, frequent_thread_switches, dice, caplog
+):
     pool = make_pool(server.url, name="test", max_connections=30, telemetry=TelemetryOptions(hot_keys=1.0))
     client = MonitoredRedisConnection(connection_pool=pool)
     is_over, reads, most = threading.Event(), [], dict.fromkeys(("used", "idle", PENDING, IN_FLIGHT, HOT), 0)
@@ -286,11 +286,11 @@ async def test_gauges_may_be_read_from_another_thread_at_any_time(make_pool, ser
         is_over.set()
         exporter.join()
 
-    assert [] == of_the_sdk(caplog)
+    assert [] == sdk_log_messages(caplog)
     assert most["used"] <= 30 >= most["idle"]
 
 
-def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch, caplog):
+def test_gauges_are_readable_while_pool_is_constructed(server, telemetry, monkeypatch, caplog):
     watch = Instruments.add_pool
 
     def watch_and_read(instruments, pool):
@@ -301,17 +301,17 @@ def test_gauges_may_be_read_while_a_pool_is_made(server, telemetry, monkeypatch,
     monkeypatch.setattr(Instruments, "add_pool", watch_and_read)
     MonitoredConnectionPool.from_url(server.url, name="made", **telemetry.providers)
 
-    assert [] == of_the_sdk(caplog)
+    assert [] == sdk_log_messages(caplog)
 
 
-def test_pools_of_one_provider_share_its_instruments_whichever_is_made_first(server, telemetry):
+def test_instruments_are_shared_by_pools_of_one_meter_provider(server, telemetry):
     names = [MonitoredConnectionPool.from_url(server.url, **telemetry.providers) for _ in range(3)]
 
     assert 1 == len({id(pool.telemetry.instruments) for pool in names})
     assert 3 == len(telemetry.tally("db.client.connection.max", POOL))
 
 
-def test_a_provider_that_is_gone_takes_its_instruments_along(server):
+def test_instruments_are_collected_with_their_meter_provider(server):
     from weakref import ref
 
     provider = MeterProvider()
@@ -340,7 +340,7 @@ def test_a_provider_that_is_gone_takes_its_instruments_along(server):
     ],
     ids=["command", "callback", "transaction", "pipeline", "error", "ping"],
 )
-async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, telemetry, inspector, call):
+async def test_event_loop_lag_is_recorded_apart_from_operation_duration(make_pool, server, telemetry, inspector, call):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     inspector.set("key", "value")
     await client.ping()
@@ -365,7 +365,7 @@ async def test_a_busy_event_loop_shows_beside_the_duration(make_pool, server, te
     )
 
 
-async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
+async def test_event_loop_lag_is_measured_once_per_batch(make_pool, server, telemetry, monkeypatch):
     monkeypatch.setattr(lag, "_REPORT_INTERVAL_SECONDS", 0.0)
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     for _ in range(20):
@@ -376,7 +376,7 @@ async def test_the_lag_is_measured_once_per_batch(make_pool, server, telemetry, 
     assert 20 <= telemetry.point(LAG).count <= 20 * 10
 
 
-async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server, telemetry):
+async def test_event_loop_lag_reports_are_limited_per_second(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="test"))
     await client.ping()
     started = time.perf_counter()
@@ -388,10 +388,10 @@ async def test_the_lag_is_measured_at_most_ten_times_a_second(make_pool, server,
     assert 2 <= telemetry.point(LAG).count <= 2 + seconds * 10
 
 
-async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypatch):
-    now, told = [100.0], []
+async def test_event_loop_lag_reports_maximum_since_previous_report(monkeypatch):
+    now, reported = [100.0], []
     monkeypatch.setattr(lag, "perf_counter", lambda: now[0])
-    measured = lag.LoopLagMonitor(lambda seconds: told.append(seconds) is None)
+    measured = lag.LoopLagMonitor(lambda seconds: reported.append(seconds) is None)
     for lagged, after in ((0.01, 0.0), (0.05, 0.0), (0.02, 0.2), (0.03, 0.2), (0.04, 0.2)):
         measured.start(now[0])
         now[0] += lagged
@@ -399,4 +399,4 @@ async def test_the_lag_that_is_told_is_the_longest_since_the_one_before(monkeypa
         now[0] += after
 
     # Nothing is reported in the tenth of a second after the first lag; the fourth is the first after that.
-    assert [0.01, 0.05, 0.04] == pytest.approx(told)
+    assert [0.01, 0.05, 0.04] == pytest.approx(reported)

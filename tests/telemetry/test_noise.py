@@ -30,7 +30,7 @@ def points(telemetry):
     return telemetry.tally(DURATION, "db.operation.name")
 
 
-async def test_a_call_may_need_a_parent_to_get_a_span(make, telemetry):
+async def test_require_parent_drops_spans_without_parent(make, telemetry):
     client = make(require_parent=True)
     await client.get("orphan")
     await client.pipeline("orphans").get("a").get("b").execute()
@@ -57,7 +57,7 @@ async def test_a_call_may_need_a_parent_to_get_a_span(make, telemetry):
         ({"include_commands": {"GET", "SET"}, "exclude_commands": {"SET"}}, ["GET", "MULTI"]),
     ],
 )
-async def test_commands_may_be_included_and_excluded(make, telemetry, options, operations):
+async def test_command_filters_select_spans_and_keep_points(make, telemetry, options, operations):
     client = make(**options)
     await client.get("key")
     await client.execute_command("set", "key", "value")
@@ -69,7 +69,7 @@ async def test_commands_may_be_included_and_excluded(make, telemetry, options, o
     assert 5 == sum(points(telemetry).values())
 
 
-async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_server, telemetry, until):
+async def test_slow_only_keeps_slow_and_failed_spans(make_pool, own_server, telemetry, until):
     # Long enough for a quick call on a stalling machine.
     options = TelemetryOptions(slow_only="2 s")
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, telemetry=options))
@@ -90,7 +90,7 @@ async def test_spans_may_be_for_the_slow_and_the_failed_only(make_pool, own_serv
 @pytest.mark.parametrize(
     "key", ["suppress_instrumentation", context._SUPPRESS_INSTRUMENTATION_KEY], ids=["by name", "by key"]
 )
-async def test_instrumentation_may_be_suppressed(client, telemetry, key):
+async def test_suppressed_instrumentation_records_nothing(client, telemetry, key):
     token = context.attach(context.set_value(key, True))
     await client.get("key")
     await client.pipeline().get("key").execute()
@@ -102,7 +102,7 @@ async def test_instrumentation_may_be_suppressed(client, telemetry, key):
 
 
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_what_consumers_do_while_there_is_nothing_to_consume_is_no_span(make_pool, server, telemetry, protocol):
+async def test_empty_consumer_poll_records_point_without_span(make_pool, server, telemetry, protocol):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, protocol=protocol))
     await client.xgroup_create("stream", "group", mkstream=True)
     with telemetry.block() as block:
@@ -122,7 +122,7 @@ async def test_what_consumers_do_while_there_is_nothing_to_consume_is_no_span(ma
     assert 10 == sum(block.tally(DURATION).values())
 
 
-async def test_what_is_consumed_is_a_span_and_so_is_a_failure(client, telemetry):
+async def test_consumer_command_records_span_of_message_or_error(client, telemetry):
     await client.rpush("list", "", "value")
     with telemetry.block() as block:
         assert b"" == await client.blmove("list", "other", 1)
@@ -135,7 +135,7 @@ async def test_what_is_consumed_is_a_span_and_so_is_a_failure(client, telemetry)
 
 @pytest.mark.slow
 @pytest.mark.timeout(660)
-def test_a_minute_of_idle_consuming_makes_no_span():
+def test_idle_consumers_record_no_span_for_a_minute():
     command = [sys.executable, idle.__file__, "60"]
     found = json.loads(subprocess.run(command, stdout=subprocess.PIPE, timeout=600, check=True).stdout)  # noqa: S603 - this Python
 
@@ -168,14 +168,14 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "name"), BAD)
-def test_what_cannot_be_an_option_is_refused_at_once(options, name):
+def test_telemetry_options_reject_invalid_value(options, name):
     with pytest.raises(ConfigurationError, match=f"^{name}: ") as refused:
         TelemetryOptions(**options)
 
     assert 1 == len(refused.value.problems)
 
 
-def test_all_that_cannot_be_options_is_told_at_once():
+def test_telemetry_options_report_all_problems_together():
     with pytest.raises(ConfigurationError) as refused:
         TelemetryOptions(slow_only=-1, hot_keys=2, show_keys=1)
 

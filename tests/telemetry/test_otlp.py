@@ -84,7 +84,7 @@ def amounts(metric):
     return {tuple(plain(point.attributes).values()): point.as_int for point in metric.sum.data_points}
 
 
-async def test_a_span_arrives_with_all_that_it_was_given(client, exported, server):
+async def test_exported_span_has_all_attributes_and_parent(client, exported, server):
     await client.ping()
     with exported.capture.tracer_provider.get_tracer("test").start_as_current_span("request"):
         await client.set("key", "value")
@@ -110,7 +110,7 @@ async def test_a_span_arrives_with_all_that_it_was_given(client, exported, serve
     assert ([], []) == (list(span.events), list(span.links))
 
 
-async def test_a_failure_arrives_as_a_type_and_without_a_message(client, exported, server):
+async def test_exported_error_has_type_without_message(client, exported, server):
     await client.set("key", "value")
     with pytest.raises(ResponseError):
         await client.lpush("key", "value")
@@ -122,7 +122,7 @@ async def test_a_failure_arrives_as_a_type_and_without_a_message(client, exporte
     assert [] == list(span.events)
 
 
-async def test_a_batch_arrives_under_its_name(client, exported):
+async def test_exported_pipeline_span_has_its_name_and_batch_size(client, exported):
     await client.pipeline("count-visit").incr("visits").expire("visits", 3600).execute()
     span = exported.span("count-visit").what
 
@@ -131,7 +131,7 @@ async def test_a_batch_arrives_under_its_name(client, exported):
     assert "INCRBY visits ?; EXPIRE visits ?" == attributes["db.query.text"]
 
 
-async def test_what_a_request_repeats_arrives_as_an_attribute_and_as_an_event(server, exported, collector):
+async def test_exported_repeated_command_is_span_attribute_and_log_event(server, exported, collector):
     logs = LoggerProvider(shutdown_on_exit=False)
     logs.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter(f"{collector.url}/v1/logs")))
     providers, options = exported.capture.providers, TelemetryOptions(repeated_calls=1)
@@ -162,7 +162,7 @@ async def test_what_a_request_repeats_arrives_as_an_attribute_and_as_an_event(se
     assert ("aioredis_monitored", semconv.SCHEMA_URL) == (received.scope.name, received.schema_url)
 
 
-async def test_the_duration_arrives_as_a_histogram_in_seconds(client, exported, server):
+async def test_exported_duration_is_histogram_in_seconds(client, exported, server):
     for _ in range(5):
         await client.get("key")
     received = exported.metric(DURATION)
@@ -184,7 +184,7 @@ async def test_the_duration_arrives_as_a_histogram_in_seconds(client, exported, 
     assert semconv.SCHEMA_URL == received.schema_url
 
 
-async def test_a_point_leads_to_a_span(client, exported, server):
+async def test_exported_exemplar_links_point_to_span(client, exported, server):
     await client.get("key")
     span = exported.span(f"GET {server.host}:{server.port}").what
     (point,) = exported.metric(DURATION).what.histogram.data_points
@@ -196,7 +196,7 @@ async def test_a_point_leads_to_a_span(client, exported, server):
 
 
 @pytest.mark.parametrize("sampler", [ALWAYS_OFF])
-async def test_a_point_leads_to_no_span_that_is_not_there(client, exported):
+async def test_exported_point_has_no_exemplar_when_sampling_is_off(client, exported):
     await client.get("key")
     (point,) = exported.metric(DURATION).what.histogram.data_points
 
@@ -213,7 +213,7 @@ class OnlyRequests(Sampler):
 
 
 @pytest.mark.parametrize("sampler", [OnlyRequests()])
-async def test_a_point_whose_span_is_dropped_leads_to_the_request(client, exported):
+async def test_exported_exemplar_links_to_request_when_span_is_dropped(client, exported):
     with exported.capture.tracer_provider.get_tracer("test").start_as_current_span("request"):
         await client.get("key")
     (request,) = exported.spans()
@@ -224,7 +224,7 @@ async def test_a_point_whose_span_is_dropped_leads_to_the_request(client, export
     ]
 
 
-async def test_what_a_pool_has_arrives_as_sums_that_go_up_and_down(server, exported, until):
+async def test_exported_pool_gauges_are_non_monotonic_sums(server, exported, until):
     def gauges():
         return {name: exported.metric(f"db.client.connection.{name}").what for name in GAUGES}
 
@@ -252,7 +252,7 @@ async def test_what_a_pool_has_arrives_as_sums_that_go_up_and_down(server, expor
     }
 
 
-async def test_waits_in_vain_arrive_as_a_count_that_only_grows(server, exported):
+async def test_exported_pool_timeouts_are_monotonic_sum(server, exported):
     async with MonitoredConnectionPool.from_url(
         server.url, name="test", max_connections=1, timeout=0.01, **exported.capture.providers
     ) as pool:

@@ -36,7 +36,7 @@ def program(name):
     return found
 
 
-def what_remains(look):
+def wait_until_empty(look):
     """Poll until nothing is amiss or the deadline has passed; return what is still amiss."""
     deadline = time.monotonic() + DEADLINE
     while (amiss := look()) and time.monotonic() < deadline:
@@ -69,10 +69,10 @@ def prometheus(tmp_path_factory):
         with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as server:  # noqa: S603 - Debian's
             try:
                 listening = re.compile(r'"Listening on".* address=(\S+)')
-                assert not what_remains(lambda: not listening.search(log.read_text())), log.read_text()
+                assert not wait_until_empty(lambda: not listening.search(log.read_text())), log.read_text()
                 (address,) = listening.findall(log.read_text())
                 with httpx2.Client(base_url=f"http://{address}/api/v1/") as api:
-                    assert not what_remains(lambda: not api.get(f"http://{address}/-/ready").is_success)
+                    assert not wait_until_empty(lambda: not api.get(f"http://{address}/-/ready").is_success)
                     yield api
             finally:
                 server.terminate()
@@ -88,7 +88,7 @@ def values(api, query):
 
 
 def without_numbers(api, queries):
-    return what_remains(lambda: {name: query for name, query in queries.items() if not values(api, query)})
+    return wait_until_empty(lambda: {name: query for name, query in queries.items() if not values(api, query)})
 
 
 def substituted(text):
@@ -101,7 +101,7 @@ def rules(api):
     return [rule for group in api.get("rules").json()["data"]["groups"] for rule in group["rules"]]
 
 
-def test_every_query_of_the_dashboard_finds_numbers(prometheus):
+def test_dashboard_queries_return_numbers(prometheus):
     queries = {
         f"{panel['title']} {target['refId']}": substituted(target["expr"])
         for panel in PANELS
@@ -112,7 +112,7 @@ def test_every_query_of_the_dashboard_finds_numbers(prometheus):
     assert {} == without_numbers(prometheus, queries)
 
 
-def test_every_variable_of_the_dashboard_has_values(prometheus):
+def test_dashboard_variables_have_values(prometheus):
     queries = {variable["name"]: variable["query"] for variable in DASHBOARD["templating"]["list"]}
 
     def missing(name, expected):
@@ -121,11 +121,11 @@ def test_every_variable_of_the_dashboard_has_values(prometheus):
         return expected - set(answer.json()["data"])
 
     assert ["datasource", "job", "pool"] == list(queries)
-    assert set() == what_remains(lambda: missing("job", {"shop"}) | missing("pool", {"redis", "small"}))
+    assert set() == wait_until_empty(lambda: missing("job", {"shop"}) | missing("pool", {"redis", "small"}))
 
 
-def test_all_that_the_alerts_compare_are_numbers(prometheus):
-    assert not what_remains(lambda: [] == rules(prometheus))
+def test_alert_operands_return_numbers(prometheus):
+    assert not wait_until_empty(lambda: [] == rules(prometheus))
     # This Prometheus has no data from ten minutes ago.
     queries = {
         f"{rule['name']}: {part}": part.replace(" offset 10m", "")
@@ -138,19 +138,19 @@ def test_all_that_the_alerts_compare_are_numbers(prometheus):
     assert {} == without_numbers(prometheus, queries)
 
 
-def test_no_alert_fails_and_each_tells_who_is_in_trouble(prometheus):
+def test_alerts_are_healthy_and_summary_names_pool_and_server(prometheus):
     def unhealthy():
         return {rule["name"]: rule["health"] for rule in rules(prometheus) if rule["health"] != "ok"}
 
-    def silent():
+    def alert_is_missing():
         summaries = {alert["annotations"]["summary"] for alert in prometheus.get("alerts").json()["data"]["alerts"]}
         return not any(re.fullmatch(r"Callers of pool small of 127.0.0.1:\d+ give up .*", text) for text in summaries)
 
-    assert not what_remains(silent)
-    assert {} == what_remains(unhealthy)
+    assert not wait_until_empty(alert_is_missing)
+    assert {} == wait_until_empty(unhealthy)
 
 
-def test_a_cancelled_call_is_recorded_and_is_no_error(prometheus):
+def test_cancelled_command_is_exported_but_not_in_errors_panel(prometheus):
     cancelled = 'db_client_operation_duration_seconds_count{error_type="asyncio.exceptions.CancelledError"}'
     assert {} == without_numbers(prometheus, {"cancelled": cancelled})
     (errors,) = (panel["targets"][0]["expr"] for panel in PANELS if panel["title"] == "Errors")
@@ -158,11 +158,11 @@ def test_a_cancelled_call_is_recorded_and_is_no_error(prometheus):
     def types():
         return {series["metric"]["error_type"] for series in series_of(prometheus, substituted(errors))}
 
-    assert not what_remains(lambda: {"WRONGTYPE", "aioredis_monitored.PoolExhaustedError"} - types())
+    assert not wait_until_empty(lambda: {"WRONGTYPE", "aioredis_monitored.PoolExhaustedError"} - types())
     assert "asyncio.exceptions.CancelledError" not in types()
 
 
-def test_a_consumer_that_waits_is_called_by_what_blocks(prometheus):
+def test_waiting_consumer_exports_blocking_command_name(prometheus):
     """Latency excludes blocking commands, as another test shows."""
     waited = 'db_client_operation_duration_seconds_count{db_operation_name="%s"}'
 
@@ -173,13 +173,13 @@ def promtool(*arguments):
     return subprocess.run([program("promtool"), *arguments], capture_output=True, text=True, check=False)  # noqa: S603 - Debian's
 
 
-def test_the_alerts_are_what_prometheus_wants():
+def test_alert_rules_pass_promtool_check():
     result = promtool("check", "rules", str(DASHBOARDS / "alerts.yml"))
 
     assert 0 == result.returncode, result.stdout + result.stderr
 
 
-def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
+def test_alert_rules_pass_promtool_unit_tests(tmp_path):
     """The files are side by side in one directory, as the package may be installed elsewhere."""
     for path in (DASHBOARDS / "alerts.yml", SUPPORT / "alerts_test.yml"):
         shutil.copy(path, tmp_path)
@@ -190,7 +190,7 @@ def test_each_alert_fires_when_it_should_and_only_then(tmp_path):
     assert set(re.findall(r"alert: (\w+)", ALERTS)) == set(re.findall(r"alertname=\"(\w+)\"", cases))
 
 
-def test_latency_leaves_out_all_that_blocks_and_nothing_else():
+def test_latency_queries_exclude_exactly_blocking_commands():
     patterns = re.findall(r'db_operation_name!~\\?"([^"\\]+)\\?"', ALERTS + json.dumps(DASHBOARD))
     names = {*traits.TABLE, *traits._BLOCKING}
 
@@ -201,7 +201,7 @@ def test_latency_leaves_out_all_that_blocks_and_nothing_else():
         assert all(re.fullmatch(pattern, text) for name in left_out for text in (name.lower(), f"PIPELINE {name}"))
 
 
-def test_every_panel_has_a_unit_and_says_in_one_sentence_what_it_means():
+def test_dashboard_panels_have_unit_and_one_sentence_description():
     units = {panel["fieldConfig"]["defaults"]["unit"] for panel in PANELS}
 
     assert {"s", "reqps", "cps", "percentunit", "short"} == units

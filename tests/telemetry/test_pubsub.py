@@ -29,7 +29,7 @@ SUBSCRIPTIONS = {
 }
 
 
-def of_kind(telemetry, kind):
+def spans_of_kind(telemetry, kind):
     return [span for span in telemetry.spans if span.kind is kind]
 
 
@@ -107,7 +107,7 @@ PUBLISHING = {
 
 
 @pytest.mark.parametrize("publish", PUBLISHING.values(), ids=PUBLISHING)
-async def test_publishing_is_a_producers_span_and_a_point_as_of_any_call(client, telemetry, server, publish):
+async def test_publish_records_producer_span_and_duration_point(client, telemetry, server, publish):
     await publish(client)
     (span,) = telemetry.spans
     (point,) = telemetry.points(CALLS)
@@ -130,7 +130,7 @@ async def test_publishing_is_a_producers_span_and_a_point_as_of_any_call(client,
     } == dict(point.attributes)
 
 
-async def test_each_span_tells_its_own_channel(client, telemetry):
+async def test_publish_span_names_its_own_channel(client, telemetry):
     for channel in ("a", "b", "c"):
         await client.publish(channel, "message")
     await client.get("key")
@@ -146,7 +146,7 @@ def template(key):
 
 
 @pytest.mark.parametrize("propagate", [True, False])
-async def test_the_key_template_takes_the_place_of_the_channel(make_recorded, telemetry, server, propagate):
+async def test_key_template_replaces_channel_name(make_recorded, telemetry, server, propagate):
     client = make_recorded(key_template=template)
     await client.publish("user:17", "message", propagate=propagate)
     await client.publish("unknown", "message", propagate=propagate)
@@ -163,7 +163,7 @@ async def test_the_key_template_takes_the_place_of_the_channel(make_recorded, te
 
 
 @pytest.mark.parametrize("options", [{}, {"key_template": template}])
-async def test_channels_are_hidden_with_the_keys(make_recorded, telemetry, server, subscribe, options):
+async def test_channel_is_hidden_with_show_keys_off(make_recorded, telemetry, server, subscribe, options):
     client = make_recorded(show_keys=False, **options)
     pubsub = await subscribe(client, "news:17")
     await client.publish("news:17", "message", propagate=True)
@@ -188,21 +188,21 @@ async def test_channels_are_hidden_with_the_keys(make_recorded, telemetry, serve
         (memoryview(b"view"), "view"),
     ],
 )
-async def test_a_channel_is_shown_short_and_printable(client, telemetry, channel, shown):
+async def test_channel_name_is_shortened_and_made_printable(client, telemetry, channel, shown):
     await client.publish(channel, "message")
     (span,) = telemetry.spans
 
     assert (f"publish {shown}", shown) == (span.name, span.attributes["messaging.destination.name"])
 
 
-async def test_a_channel_without_a_name_is_one(client, telemetry, server):
+async def test_empty_channel_name_is_recorded_as_destination(client, telemetry, server):
     await client.publish("", "message")
     (span,) = telemetry.spans
 
     assert (f"publish {server.host}:{server.port}", "") == (span.name, span.attributes["messaging.destination.name"])
 
 
-async def test_publishing_wrongly_is_a_failed_call(client, telemetry):
+async def test_publish_with_missing_arguments_records_error(client, telemetry):
     for args in (("PUBLISH",), ("PUBLISH", "news")):
         with pytest.raises(redis.exceptions.ResponseError):
             await client.execute_command(*args)
@@ -211,7 +211,7 @@ async def test_publishing_wrongly_is_a_failed_call(client, telemetry):
     assert [SpanKind.CLIENT, SpanKind.PRODUCER] == [span.kind for span in telemetry.spans]
 
 
-async def test_in_a_batch_it_is_a_command_as_any(client, telemetry):
+async def test_publish_in_pipeline_is_recorded_as_ordinary_command(client, telemetry):
     await client.pipeline().publish("news", 1).spublish("news", 2).execute()
     await client.pipeline("notify").publish("news", 1).execute()
     batch, single = telemetry.spans
@@ -220,7 +220,7 @@ async def test_in_a_batch_it_is_a_command_as_any(client, telemetry):
     assert ("notify", SpanKind.PRODUCER) == (single.name, single.kind)
 
 
-async def test_a_batch_has_no_context_for_each_of_its_messages(client):
+async def test_pipeline_publish_rejects_propagation(client):
     pipe = client.pipeline()
     with pytest.raises(TypeError, match="publish with propagate=True on the client"):
         pipe.publish("news", "message", propagate=True)
@@ -232,7 +232,7 @@ async def test_a_batch_has_no_context_for_each_of_its_messages(client):
 
 
 @pytest.mark.parametrize("message", [b"bytes \xff", "text ä", 17, 1.5, bytearray(b"array"), memoryview(b"view"), ""])
-async def test_a_message_takes_its_trace_along_if_asked(client, telemetry, plain, message):
+async def test_publish_adds_envelope_with_trace_when_propagating(client, telemetry, plain, message):
     assert 1 == await client.publish("news", message)
     bare = (await next_of(plain))["data"]
     assert 1 == await client.publish("news", message, propagate=True)
@@ -244,7 +244,7 @@ async def test_a_message_takes_its_trace_along_if_asked(client, telemetry, plain
     assert {"traceparent": f"00-{sent.trace_id:032x}-{sent.span_id:016x}-{sent.trace_flags:02x}"} == carrier
 
 
-async def test_it_does_so_on_every_kind_of_connection(make_client, server, telemetry, plain):
+async def test_publish_propagates_trace_on_every_kind_of_connection(make_client, server, telemetry, plain):
     async with redis.asyncio.ConnectionPool.from_url(server.url) as plain_pool:
         own_provider = make_client(server.url, is_recorded=True)
         for client in (own_provider, own_provider.client(), MonitoredRedisConnection(connection_pool=plain_pool)):
@@ -257,7 +257,7 @@ async def test_it_does_so_on_every_kind_of_connection(make_client, server, telem
     assert [SpanKind.PRODUCER] * 3 == [span.kind for span in telemetry.spans]
 
 
-async def test_the_span_begins_with_the_parent_that_the_handle_has(client, telemetry, plain):
+async def test_publish_span_has_parent_of_context_client(client, telemetry, plain):
     tracer = telemetry.tracer_provider.get_tracer("test")
     parent = tracer.start_span("request")
     with tracer.start_as_current_span("elsewhere"):
@@ -268,14 +268,14 @@ async def test_the_span_begins_with_the_parent_that_the_handle_has(client, telem
     assert f"{published.context.span_id:016x}" in (await next_of(plain))["data"].decode()
 
 
-async def test_where_nobody_traces_it_goes_bare(make_pool, server, plain):
+async def test_publish_sends_bare_message_without_tracer(make_pool, server, plain):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     assert 1 == await client.publish("news", "message", propagate=True)
 
     assert b"message" == (await next_of(plain))["data"]
 
 
-async def test_where_nobody_records_the_context_that_is_there_goes_along(make_pool, server, telemetry, plain):
+async def test_publish_propagates_current_context_while_telemetry_is_disabled(make_pool, server, telemetry, plain):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     with telemetry.tracer_provider.get_tracer("test").start_as_current_span("job") as job:
         await client.publish("news", "message", propagate=True)
@@ -284,7 +284,7 @@ async def test_where_nobody_records_the_context_that_is_there_goes_along(make_po
 
 
 @pytest.mark.parametrize("options", [{"exclude_commands": {"publish"}}, {"require_parent": True}])
-async def test_a_publication_without_a_span_takes_the_current_one_along(make_recorded, telemetry, plain, options):
+async def test_publish_without_own_span_propagates_current_span(make_recorded, telemetry, plain, options):
     client = make_recorded(**options)
     await client.publish("news", "message", propagate=True)
     tracer = telemetry.tracer_provider.get_tracer("test")
@@ -296,7 +296,7 @@ async def test_a_publication_without_a_span_takes_the_current_one_along(make_rec
     assert ["job"] == [span.name for span in telemetry.spans]
 
 
-async def test_a_subclass_that_replaces_execute_command_sees_what_is_sent_along(pool, telemetry, plain):
+async def test_overridden_execute_command_receives_publish_envelope(pool, telemetry, plain):
     seen = []
 
     class Seeing(MonitoredRedisConnection):
@@ -312,7 +312,7 @@ async def test_a_subclass_that_replaces_execute_command_sees_what_is_sent_along(
     assert (b"message", f"{parent.get_span_context().span_id:016x}") == (payload, carrier["traceparent"].split("-")[2])
 
 
-async def test_text_goes_in_the_clients_encoding(make_recorded, subscribe):
+async def test_publish_encodes_text_with_client_encoding_when_propagating(make_recorded, subscribe):
     client = make_recorded(encoding="utf-16")
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message", propagate=True)
@@ -320,7 +320,7 @@ async def test_text_goes_in_the_clients_encoding(make_recorded, subscribe):
     assert "message" == (await next_of(pubsub))["data"].decode("utf-16")
 
 
-async def test_what_redis_py_refuses_fails_as_ever(client, telemetry):
+async def test_publish_of_unsupported_type_raises_data_error(client, telemetry):
     for propagates in (False, True):
         with pytest.raises(redis.exceptions.DataError):
             await client.publish("news", object(), propagate=propagates)
@@ -356,14 +356,14 @@ def use_propagator():
     propagate.set_global_textmap(before)
 
 
-async def test_the_applications_propagators_decide(client, plain, use_propagator):
+async def test_publish_carrier_comes_from_global_propagator(client, plain, use_propagator):
     use_propagator(inject=lambda carrier: carrier.update(mine="yes", number=1))
     await client.publish("news", "message", propagate=True)
 
     assert (b"message", {"mine": "yes", "number": "1"}) == unseal((await next_of(plain))["data"])
 
 
-async def test_a_broken_propagator_harms_nobody(client, telemetry, subscribe, use_propagator):
+async def test_raising_propagator_does_not_affect_messages(client, telemetry, subscribe, use_propagator):
     pubsub = await subscribe(client, "news")
     await client.publish("news", "linked", propagate=True)
     use_propagator(inject=fail, extract=fail)
@@ -375,7 +375,7 @@ async def test_a_broken_propagator_harms_nobody(client, telemetry, subscribe, us
 
     assert [b"linked", b"bare"] == [message["data"] for message in messages]
     assert dict is type(messages[1])
-    assert [(), ()] == [span.links for span in of_kind(telemetry, SpanKind.CONSUMER)]
+    assert [(), ()] == [span.links for span in spans_of_kind(telemetry, SpanKind.CONSUMER)]
     assert 2 == sum(point.count for point in telemetry.points(PROCESSED))
 
 
@@ -385,7 +385,7 @@ async def test_a_broken_propagator_harms_nobody(client, telemetry, subscribe, us
 @pytest.mark.parametrize("kind", SUBSCRIPTIONS)
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("protocol", [2, 3])
-async def test_a_message_is_delivered_as_by_redis_py(
+async def test_pubsub_message_equals_that_of_redis_py(
     make_recorded, server, telemetry, subscribe, kind, decode_responses, protocol
 ):
     method, subscription, publish = SUBSCRIPTIONS[kind]
@@ -411,7 +411,7 @@ async def test_a_message_is_delivered_as_by_redis_py(
     assert "process news" == processed.name
 
 
-async def test_a_message_keeps_its_context_when_it_is_copied_or_pickled(client, subscribe):
+async def test_traced_message_keeps_carrier_when_copied_or_pickled(client, subscribe):
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message", propagate=True)
     message = await next_of(pubsub)
@@ -420,7 +420,7 @@ async def test_a_message_keeps_its_context_when_it_is_copied_or_pickled(client, 
         assert (message, message.carrier) == (twin, twin.carrier)
 
 
-async def test_it_takes_what_redis_pys_takes(client):
+async def test_pubsub_accepts_arguments_of_redis_py(client):
     async with client.pubsub(ignore_subscribe_messages=True, shard_hint="hint") as pubsub:
         await pubsub.subscribe("news")
 
@@ -430,7 +430,7 @@ async def test_it_takes_what_redis_pys_takes(client):
         assert "pong" == (await next_of(pubsub))["type"]
 
 
-async def test_listening_delivers_too(client, subscribe):
+async def test_pubsub_listen_yields_unwrapped_message(client, subscribe):
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message", propagate=True)
 
@@ -440,7 +440,7 @@ async def test_listening_delivers_too(client, subscribe):
 # Processing.
 
 
-async def test_processing_is_a_consumers_span_linked_to_the_publication(client, telemetry, server, subscribe):
+async def test_process_records_consumer_span_linked_to_publish(client, telemetry, server, subscribe):
     tracer = telemetry.tracer_provider.get_tracer("test")
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message", propagate=True)
@@ -466,7 +466,7 @@ async def test_processing_is_a_consumers_span_linked_to_the_publication(client, 
     assert processed.start_time <= called.start_time < called.end_time <= processed.end_time
 
 
-async def test_processing_is_a_point_without_the_channel(client, telemetry, server, subscribe):
+async def test_process_duration_point_omits_channel(client, telemetry, server, subscribe):
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message")
     with pubsub.process(await next_of(pubsub)):
@@ -485,7 +485,7 @@ async def test_processing_is_a_point_without_the_channel(client, telemetry, serv
     assert [telemetry.spans[-1].context.span_id] == [exemplar.span_id for exemplar in point.exemplars]
 
 
-async def test_a_message_without_an_envelope_is_processed_without_a_link(client, telemetry, subscribe):
+async def test_process_span_has_no_link_without_envelope(client, telemetry, subscribe):
     pubsub = await subscribe(client, "news")
     await client.publish("news", "message")
     tracer = telemetry.tracer_provider.get_tracer("test")
@@ -495,7 +495,7 @@ async def test_a_message_without_an_envelope_is_processed_without_a_link(client,
     assert () == telemetry.spans[-2].links
 
 
-async def test_a_carrier_without_a_trace_is_no_link(client, telemetry, subscribe, use_propagator):
+async def test_process_span_has_no_link_when_carrier_has_no_trace(client, telemetry, subscribe, use_propagator):
     pubsub = await subscribe(client, "news")
     use_propagator(inject=lambda carrier: carrier.update(user="alice"))
     await client.publish("news", "message", propagate=True)
@@ -507,7 +507,7 @@ async def test_a_carrier_without_a_trace_is_no_link(client, telemetry, subscribe
     assert () == telemetry.spans[-2].links
 
 
-async def test_points_of_processing_are_counted_by_template(make_recorded, telemetry, subscribe):
+async def test_process_duration_point_has_channel_template(make_recorded, telemetry, subscribe):
     client = make_recorded(key_template=template)
     pubsub = await subscribe(client, "user:17")
     await client.publish("user:17", "message", propagate=True)
@@ -520,7 +520,7 @@ async def test_points_of_processing_are_counted_by_template(make_recorded, telem
     assert "17" not in str(messaging(telemetry.spans[-1]))
 
 
-async def test_points_have_no_more_templates_than_can_be_counted(make_recorded, telemetry):
+async def test_process_duration_templates_are_capped(make_recorded, telemetry):
     client = make_recorded(key_template=lambda key: key)
     pubsub = client.pubsub()
     for number in range(1_010):
@@ -544,7 +544,7 @@ async def test_points_have_no_more_templates_than_can_be_counted(make_recorded, 
         (redis.exceptions.WatchError(SECRET), None, StatusCode.UNSET),
     ],
 )
-async def test_a_failure_is_told_as_of_any_call_and_not_its_text(client, telemetry, error, error_type, status):
+async def test_process_span_records_error_type_without_message(client, telemetry, error, error_type, status):
     with pytest.raises(type(error)) as raised, client.pubsub().process({"channel": "news"}):
         raise error
     (span,) = telemetry.spans
@@ -559,7 +559,7 @@ async def test_a_failure_is_told_as_of_any_call_and_not_its_text(client, telemet
 @pytest.mark.parametrize("kind", SUBSCRIPTIONS)
 @pytest.mark.parametrize("decode_responses", [True, False])
 @pytest.mark.parametrize("is_async", [True, False])
-async def test_handlers_run_under_such_a_span_by_themselves(
+async def test_pubsub_handler_runs_in_process_span(
     make_recorded, telemetry, subscribe, kind, decode_responses, is_async
 ):
     method, subscription, publish = SUBSCRIPTIONS[kind]
@@ -583,7 +583,7 @@ async def test_handlers_run_under_such_a_span_by_themselves(
     assert [ids(published.context)] == linked(processed)
 
 
-async def test_a_handlers_failure_is_recorded_and_raised(client, telemetry, subscribe):
+async def test_pubsub_handler_error_is_recorded_and_raised(client, telemetry, subscribe):
     error = LookupError(SECRET)
 
     async def handle(_):
@@ -598,19 +598,19 @@ async def test_a_handlers_failure_is_recorded_and_raised(client, telemetry, subs
     assert "LookupError" == telemetry.spans[-1].attributes["error.type"]
 
 
-async def test_running_calls_handlers_until_it_is_cancelled(client, telemetry, subscribe, until):
+async def test_pubsub_run_calls_handlers_until_cancelled(client, telemetry, subscribe, until):
     seen = []
     pubsub = await subscribe(client, news=seen.append)
     running = asyncio.create_task(pubsub.run(poll_timeout=0.01))
     await client.publish("news", "message", propagate=True)
-    await until(lambda: of_kind(telemetry, SpanKind.CONSUMER))
+    await until(lambda: spans_of_kind(telemetry, SpanKind.CONSUMER))
     running.cancel()
     await asyncio.wait([running])
 
     assert [b"message"] == [message["data"] for message in seen]
 
 
-async def test_what_a_task_handles_after_the_request_that_created_it_is_no_part_of_that(client, telemetry, subscribe):
+async def test_process_span_ignores_ended_parent_of_long_lived_task(client, telemetry, subscribe):
     tracer = telemetry.tracer_provider.get_tracer("test")
     pubsub = await subscribe(client, "news")
     ended = asyncio.Event()
@@ -633,7 +633,7 @@ async def test_what_a_task_handles_after_the_request_that_created_it_is_no_part_
     assert request.get_span_context().trace_id != late.context.trace_id
 
 
-async def test_processing_has_the_parent_that_the_handle_has(client, telemetry):
+async def test_process_span_has_parent_of_context_client(client, telemetry):
     tracer = telemetry.tracer_provider.get_tracer("test")
     parent = tracer.start_span("request")
     pubsub = client.in_context("redis", parent).pubsub()
@@ -643,7 +643,7 @@ async def test_processing_has_the_parent_that_the_handle_has(client, telemetry):
     assert parent.get_span_context() == telemetry.spans[0].parent
 
 
-async def test_what_is_chosen_about_calls_is_not_about_processing(make_recorded, telemetry):
+async def test_process_span_ignores_command_filters(make_recorded, telemetry):
     client = make_recorded(require_parent=True, exclude_commands={"PUBLISH"}, include_commands={"GET"}, slow_only=60)
     with client.pubsub().process({"channel": "news"}):
         pass
@@ -651,7 +651,7 @@ async def test_what_is_chosen_about_calls_is_not_about_processing(make_recorded,
     assert ["process news"] == [span.name for span in telemetry.spans]
 
 
-async def test_where_instrumentations_are_to_be_silent_nothing_is_recorded(client, telemetry):
+async def test_process_records_nothing_when_instrumentation_is_suppressed(client, telemetry):
     token = context.attach(context.set_value("suppress_instrumentation", value=True))
     with client.pubsub().process({"channel": "news"}):
         pass
@@ -660,14 +660,14 @@ async def test_where_instrumentations_are_to_be_silent_nothing_is_recorded(clien
     assert ((), []) == (telemetry.spans, telemetry.points(PROCESSED))
 
 
-async def test_where_nobody_listens_nothing_is_built(make_pool, server, monkeypatch):
+async def test_process_builds_no_spec_while_telemetry_is_disabled(make_pool, server, monkeypatch):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **UNRECORDED))
     monkeypatch.delattr(type(recorder_of(client)), "process_spec")
     with client.pubsub().process({"channel": "news"}):
         assert trace.INVALID_SPAN is trace.get_current_span()
 
 
-async def test_points_alone_need_no_span(make_pool, server, telemetry):
+async def test_process_duration_is_recorded_without_tracer(make_pool, server, telemetry):
     tracer_provider = UNRECORDED["tracer_provider"]
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, tracer_provider=tracer_provider))
     with pytest.raises(LookupError), client.pubsub().process({"channel": "news"}):
@@ -677,7 +677,7 @@ async def test_points_alone_need_no_span(make_pool, server, telemetry):
     assert "LookupError" == point.attributes["error.type"]
 
 
-async def test_spans_alone_need_no_point(make_pool, server, telemetry):
+async def test_process_span_is_recorded_without_meter(make_pool, server, telemetry):
     meter_provider = UNRECORDED["meter_provider"]
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, meter_provider=meter_provider))
     with client.pubsub().process({"channel": "news"}):
@@ -687,7 +687,7 @@ async def test_spans_alone_need_no_point(make_pool, server, telemetry):
 
 
 @pytest.mark.parametrize("when", ["on_start", "on_end"])
-async def test_broken_telemetry_harms_no_handler(make_pool, server, telemetry, when):
+async def test_process_block_is_unaffected_by_raising_telemetry(make_pool, server, telemetry, when):
     def fail(*_, **__):
         raise asyncio.CancelledError(SECRET)
 
@@ -704,7 +704,7 @@ async def test_broken_telemetry_harms_no_handler(make_pool, server, telemetry, w
     assert (["processed"], before) == (done, context.get_current())
 
 
-def test_names_are_those_of_the_conventions():
+def test_messaging_constants_match_semconv_package():
     from opentelemetry.semconv._incubating.attributes import messaging_attributes
     from opentelemetry.semconv._incubating.metrics import messaging_metrics
 

@@ -31,7 +31,7 @@ def propagating(pool):
     return MessageQueue("mail", pool, lease=1, propagate=True)
 
 
-async def test_an_acknowledgement_takes_six_hops_to_the_executor(queue, pool, monkeypatch):
+async def test_ack_reaches_executor_in_at_most_six_calls(queue, pool, monkeypatch):
     send, hops = pool.multiplexer.send, []
 
     def record_frames(*args):
@@ -54,7 +54,7 @@ async def test_an_acknowledgement_takes_six_hops_to_the_executor(queue, pool, mo
     assert len(hops) <= 6
 
 
-async def test_a_message_is_sent_received_processed_and_settled(queue, telemetry, client):
+async def test_queue_message_records_send_receive_process_and_ack_spans(queue, telemetry, client):
     await queue.put(b"message")
     async with queue.take():
         await client.get("key")
@@ -67,16 +67,16 @@ async def test_a_message_is_sent_received_processed_and_settled(queue, telemetry
         ("ack mail", "ack", "settle"),
     ):
         (span,) = [span for span in telemetry.spans if span.name.startswith(name)]
-        told = {key: value for key, value in span.attributes.items() if key.startswith("messaging.")}
+        messaging_attributes = {key: value for key, value in span.attributes.items() if key.startswith("messaging.")}
         assert {
             "messaging.system": "redis",
             OPERATION: operation,
             "messaging.operation.type": kind,
             QUEUE: "mail",
-        } == told
+        } == messaging_attributes
 
 
-async def test_what_failed_is_given_back_and_told(queue, telemetry):
+async def test_failed_take_records_process_error_and_nack_span(queue, telemetry):
     await queue.put_many([b"1", b"2"])
     with pytest.raises(LookupError):
         async with queue.take_many(5):
@@ -90,7 +90,7 @@ async def test_what_failed_is_given_back_and_told(queue, telemetry):
     ] == telemetry.tree(COUNT, ERROR).splitlines()
 
 
-async def test_the_context_of_the_sending_is_a_link_of_the_receiving_and_the_processing(propagating, telemetry):
+async def test_receive_and_process_spans_link_to_send_span(propagating, telemetry):
     for _ in range(2):
         await propagating.put(b"message")
     assert b"message" == await propagating.get()
@@ -106,7 +106,7 @@ async def test_the_context_of_the_sending_is_a_link_of_the_receiving_and_the_pro
     ]
 
 
-async def test_several_messages_are_several_links(propagating, telemetry):
+async def test_process_span_has_one_link_per_message(propagating, telemetry):
     await propagating.put(b"1")
     await propagating.put_many([b"2", b"3"])
     async with propagating.take_many(5) as messages:
@@ -117,7 +117,7 @@ async def test_several_messages_are_several_links(propagating, telemetry):
     assert [first, second, second] == links
 
 
-async def test_envelopes_are_for_whoever_reads_with_a_queue(propagating, queue, client):
+async def test_queue_get_unwraps_envelopes_and_passes_plain_messages(propagating, queue, client):
     await propagating.put("text")
     await client.rpush("mail", b"plain", b"\x01aioredis_monitored/1 is how this begins")
     raw = await client.lindex("mail", 0)
@@ -127,7 +127,7 @@ async def test_envelopes_are_for_whoever_reads_with_a_queue(propagating, queue, 
     assert [b"text", b"plain", b"\x01aioredis_monitored/1 is how this begins"] == await queue.get_many(5)
 
 
-async def test_what_goes_back_or_dies_keeps_its_envelope(propagating, pool, client):
+async def test_dead_and_requeued_message_keeps_its_envelope(propagating, pool, client):
     queue = MessageQueue("mail", pool, max_deliveries=1)
     await propagating.put(b"message")
     raw = await client.lindex("mail", 0)
@@ -140,7 +140,7 @@ async def test_what_goes_back_or_dies_keeps_its_envelope(propagating, pool, clie
     assert raw == await client.lindex("mail", 0)
 
 
-async def test_messages_are_sealed_without_an_sdk(server, client):
+async def test_propagating_queue_works_on_redis_py_client(server, client):
     async with redis.asyncio.Redis.from_url(server.url) as plain:
         queue = MessageQueue("mail", plain, propagate=True)
         await queue.put(b"message")
@@ -148,7 +148,7 @@ async def test_messages_are_sealed_without_an_sdk(server, client):
         assert b"message" == await queue.get()
 
 
-async def test_a_subclass_that_replaces_execute_command_is_refused(pool):
+async def test_queue_rejects_client_that_overrides_execute_command(pool):
     class Prefixing(MonitoredRedisConnection):
         async def execute_command(self, name, key, *args, **options):
             return await super().execute_command(name, f"app:{key}", *args, **options)
@@ -157,7 +157,7 @@ async def test_a_subclass_that_replaces_execute_command_is_refused(pool):
         MessageQueue("mail", Prefixing(connection_pool=pool))
 
 
-async def test_the_four_metrics_of_messaging(queue, telemetry):
+async def test_messaging_metrics_count_send_receive_process_and_settle(queue, telemetry):
     await queue.put(b"1")
     await queue.put_many([b"2", b"3"])
     await queue.get()
@@ -180,7 +180,7 @@ async def test_the_four_metrics_of_messaging(queue, telemetry):
     } == counts
 
 
-async def test_an_attempt_to_send_counts_also_if_it_fails(queue, telemetry, client):
+async def test_sent_messages_counts_failed_put_with_error_type(queue, telemetry, client):
     await client.set("mail", "no list")
     with pytest.raises(redis.exceptions.ResponseError):
         await queue.put(b"message")
@@ -188,7 +188,7 @@ async def test_an_attempt_to_send_counts_also_if_it_fails(queue, telemetry, clie
     assert {"send mail WRONGTYPE": 1} == telemetry.tally(SENT, OPERATION, QUEUE, ERROR)
 
 
-async def test_a_put_that_waits_for_room_is_one_span_and_no_call_to_redis(pool, telemetry, until):
+async def test_bounded_put_records_one_span_while_queue_is_full(pool, telemetry, until):
     queue = MessageQueue("mail", pool, max_length=1)
     await queue.put(b"1")
     (waiting,) = await begun(queue.put(b"2"))
@@ -200,7 +200,7 @@ async def test_a_put_that_waits_for_room_is_one_span_and_no_call_to_redis(pool, 
     assert {"BLPOP", "EVALSHA"} == telemetry.tally("db.client.operation.duration", "db.operation.name").keys()
 
 
-async def test_a_script_that_is_not_there_yet_is_no_error(queue, telemetry, client):
+async def test_queue_script_loading_records_no_error(queue, telemetry, client):
     await queue.put(b"message")
     async with queue.take():
         pass
@@ -208,7 +208,7 @@ async def test_a_script_that_is_not_there_yet_is_no_error(queue, telemetry, clie
     assert {} == {name: count for name, count in telemetry.tally(DURATION, ERROR).items() if name}
 
 
-async def test_gauges_tell_how_many_there_are(queue, telemetry, until, client):
+async def test_queue_gauges_report_depth_in_flight_and_dead(queue, telemetry, until, client):
     await queue.put_many([b"1", b"2", b"3"])
     assert {"test mail": 3} == telemetry.tally(DEPTH, "db.client.connection.pool.name", QUEUE)
     async with queue.take_many(2):
@@ -220,7 +220,7 @@ async def test_gauges_tell_how_many_there_are(queue, telemetry, until, client):
     assert {"mail": 0} == telemetry.tally(IN_FLIGHT, QUEUE)
 
 
-async def test_gauges_of_a_queue_that_is_forgotten(queue, pool, telemetry):
+async def test_in_flight_gauge_is_zero_after_queue_is_collected(queue, pool, telemetry):
     other = MessageQueue("other", pool)
     await other.put(b"message")
     async with other.take():
@@ -231,25 +231,25 @@ async def test_gauges_of_a_queue_that_is_forgotten(queue, pool, telemetry):
     assert {"other": 0} == {key: count for key, count in telemetry.tally(IN_FLIGHT, QUEUE).items() if key == "other"}
 
 
-async def test_what_was_recovered_and_what_was_lost_is_counted(queue, telemetry, client, until):
+async def test_queue_counters_count_recovered_and_lost_leases(queue, telemetry, client, until):
     assert {"mail": 0} == telemetry.tally(RECOVERED, QUEUE) == telemetry.tally(LEASE_LOST, QUEUE)
     await queue.put(b"message")
     # A dead consumer's messages.
     await client.zadd("{mail}:c", {"dead": 0})
     await client.rpush("{mail}:p:dead", b"left", b"left")
 
-    async def lose():
+    async def lose_lease():
         async with queue.take():
             (taken,) = set(await client.keys("{mail}:p:*")) - {b"{mail}:p:dead"}
             await client.delete(taken)
             await until(lambda: telemetry.tally(RECOVERED, QUEUE) == {"mail": 2})
 
     with pytest.raises(LeaseLostError, match="queue 'mail': 1 of 1 messages were no longer held"):
-        await lose()
+        await lose_lease()
     assert {"mail": 1} == telemetry.tally(LEASE_LOST, QUEUE)
 
 
-async def test_how_long_a_message_was_in_the_queue(propagating, queue, telemetry):
+async def test_queue_time_is_recorded_for_messages_with_envelope(propagating, queue, telemetry):
     await propagating.put(b"message")
     await queue.put(b"without an envelope")
     await queue.get_many(2)
@@ -260,14 +260,14 @@ async def test_how_long_a_message_was_in_the_queue(propagating, queue, telemetry
 
 
 @pytest.mark.parametrize(
-    ("options", "name", "told"),
+    ("options", "name", "messaging_attributes"),
     [
         ({"show_keys": False}, "receive", {}),
         ({"key_template": lambda _: "{queue}"}, "receive {queue}", {"messaging.destination.template": "{queue}"}),
         ({"span_name": lambda attributes: attributes[OPERATION]}, "receive", {QUEUE: "mail"}),
     ],
 )
-async def test_options_hold_for_queues(make_pool, server, telemetry, options, name, told):
+async def test_queue_spans_apply_telemetry_options(make_pool, server, telemetry, options, name, messaging_attributes):
     pool = make_pool(server.url, telemetry=TelemetryOptions(**options))
     queue = MessageQueue("mail", pool)
     await queue.put(b"message")
@@ -277,11 +277,11 @@ async def test_options_hold_for_queues(make_pool, server, telemetry, options, na
     (received,) = [span for span in telemetry.spans if span.attributes.get(OPERATION) == "receive"]
     destination = {key: value for key, value in received.attributes.items() if ".destination." in key}
     assert received.name in {name, f"{name} {server.host}:{server.port}"}
-    assert told == destination
+    assert messaging_attributes == destination
     assert ("mail" in str(dict(received.attributes))) == (name != "receive {queue}" and options != {"show_keys": False})
 
 
-async def test_a_worker_s_spans_are_traces_of_their_own(queue, telemetry, until):
+async def test_worker_spans_have_no_parent(queue, telemetry, until):
     async def handle(message):
         handled.append(message)
 

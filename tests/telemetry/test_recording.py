@@ -28,7 +28,7 @@ OUTCOMES = (DURATION, "db.operation.name", "error.type")
 
 
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"decode_responses": True, "encoding": "latin-1"}])
-async def test_all_calls_of_a_batch_are_recorded_before_the_first_caller_goes_on(make_pool, server, telemetry, options):
+async def test_replies_read_together_are_recorded_before_first_caller_resumes(make_pool, server, telemetry, options):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
     await client.set("key", "value")
     seen = []
@@ -52,7 +52,7 @@ async def test_all_calls_of_a_batch_are_recorded_before_the_first_caller_goes_on
 
 
 @pytest.mark.parametrize("options", [{}, {"decode_responses": True}])
-async def test_every_call_is_recorded_once(make_pool, server, telemetry, options):
+async def test_command_is_recorded_once_for_each_kind_of_reply(make_pool, server, telemetry, options):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
     await client.hset("hash", "field", "value")
     await client.set("string", "naïve")
@@ -82,7 +82,7 @@ async def test_every_call_is_recorded_once(make_pool, server, telemetry, options
         ({"decode_responses": True, "encoding": "ascii"}, b"\xff"),
     ],
 )
-async def test_a_reply_that_does_not_decode_is_a_failure(make_pool, server, telemetry, options, value):
+async def test_undecodable_reply_records_decoding_error(make_pool, server, telemetry, options, value):
     writer = MonitoredRedisConnection(connection_pool=make_pool(server.url))
     await writer.set("key", value)
     reader = MonitoredRedisConnection(connection_pool=make_pool(server.url, **options))
@@ -92,7 +92,7 @@ async def test_a_reply_that_does_not_decode_is_a_failure(make_pool, server, tele
     assert {"SET": 1, "GET aioredis_monitored.ReplyDecodingError": 1} == telemetry.tally(*OUTCOMES)
 
 
-async def test_a_callback_that_raises_is_a_failure(client, telemetry):
+async def test_raising_response_callback_records_its_error_type(client, telemetry):
     def callback(reply, **_):
         raise LookupError
 
@@ -103,7 +103,7 @@ async def test_a_callback_that_raises_is_a_failure(client, telemetry):
     assert {"GET LookupError": 1} == telemetry.tally(*OUTCOMES)
 
 
-async def test_processors_see_the_callers_context(client, telemetry):
+async def test_span_processor_sees_context_of_caller(client, telemetry):
     request = ContextVar("request", default="none")
     seen = []
 
@@ -139,7 +139,7 @@ async def test_processors_see_the_callers_context(client, telemetry):
     assert cleandoc(expected) == telemetry.tree()
 
 
-async def test_a_span_begins_when_the_call_did(telemetry, proxy, make_pool):
+async def test_span_starts_when_command_is_called(telemetry, proxy, make_pool):
     slow = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
     await slow.get("key")
     proxy.reply_pause = 0.2
@@ -151,14 +151,14 @@ async def test_a_span_begins_when_the_call_did(telemetry, proxy, make_pool):
     assert 0.2 <= block.point(DURATION).sum < 5
 
 
-async def test_an_option_that_the_reply_cannot_be_parsed_with_is_a_failure(client, telemetry):
+async def test_unexpected_command_option_records_type_error(client, telemetry):
     with pytest.raises(TypeError):
         await client.execute_command("EXPIRE", "key", 1, unexpected=True)
 
     assert {"EXPIRE TypeError": 1} == telemetry.tally(*OUTCOMES)
 
 
-async def test_a_caller_who_is_cancelled_when_the_reply_is_there_was_answered(client, telemetry):
+async def test_command_cancelled_after_its_reply_is_recorded_without_error(client, telemetry):
     await client.ping()
     call = asyncio.ensure_future(client.get("key"))
     await asyncio.sleep(0)
@@ -201,13 +201,13 @@ asyncio.run(main())
         "await MonitoredRedisConnection(connection_pool=pool).pipeline().watch('key')",
     ],
 )
-def test_every_kind_of_call_is_recorded_by_an_sdk_that_came_after_the_pool(server, call):
+def test_pool_records_with_sdk_that_is_set_after_its_creation(server, call):
     command = [sys.executable, "-c", PROVIDERS_LATER.format(call=call), server.url]
 
     assert "1 1 2 explicit" == subprocess.check_output(command, text=True, timeout=60).strip()  # noqa: S603 - this Python
 
 
-async def test_what_it_takes_to_record_others_is_not_in_a_calls_duration(client, telemetry):
+async def test_span_duration_excludes_recording_of_other_commands(client, telemetry):
     recorded = []
 
     class Slow(SpanProcessor):
@@ -241,7 +241,7 @@ class Strange:
 
 
 @pytest.mark.parametrize("equal", [None, True, False])
-async def test_a_callback_is_compared_with_nothing(client, telemetry, equal):
+async def test_response_callback_is_never_compared(client, telemetry, equal):
     client.set_response_callback("GET", Strange(equal))
     with pytest.raises(LookupError):
         await client.get("key")
@@ -249,7 +249,7 @@ async def test_a_callback_is_compared_with_nothing(client, telemetry, equal):
     assert {"GET LookupError": 1} == telemetry.tally(*OUTCOMES)
 
 
-async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_next(server):
+async def test_sampler_changes_to_attributes_do_not_reach_next_span(server):
     names, seen = iter(["alice"]), []
 
     class Writing(Sampler):
@@ -271,7 +271,7 @@ async def test_what_a_sampler_writes_into_one_calls_attributes_is_not_in_the_nex
 
 
 @pytest.mark.parametrize("error", [LookupError, asyncio.CancelledError, GeneratorExit])
-async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, monkeypatch, error):
+async def test_raising_log_filter_does_not_affect_commands(client, telemetry, monkeypatch, error):
     class Broken(SpanProcessor):
         def on_end(self, span):
             raise RuntimeError
@@ -287,19 +287,19 @@ async def test_a_logging_filter_that_raises_harms_no_call(client, telemetry, mon
     assert [[1, 2], identity] == [replies, await client.client_id()]
 
 
-def test_whether_anybody_listens_is_noticed_when_it_changes(monkeypatch, telemetry):
+def test_recorder_follows_change_of_global_providers(monkeypatch, telemetry):
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", None)
-    heard = PoolRecorder(Server({}, None))
-    assert [False, False, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
+    recorder = PoolRecorder(Server({}, None))
+    assert [False, False, False] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", telemetry.tracer_provider)
-    assert [True, True, False] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
+    assert [True, True, False] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
-    monkeypatch.setattr(heard.instruments.operation_duration, "_real_instrument", object())
-    assert [True, True, True] == [heard.is_enabled(), heard.tracing_enabled, heard.metrics_enabled]
+    monkeypatch.setattr(recorder.instruments.operation_duration, "_real_instrument", object())
+    assert [True, True, True] == [recorder.is_enabled(), recorder.tracing_enabled, recorder.metrics_enabled]
 
 
-async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):
+async def test_is_decodable_accepts_only_certain_replies(make_pool, server):
     pool = make_pool(server.url, decode_responses=True)
 
     assert [True, True, True, False, False] == [
@@ -307,5 +307,5 @@ async def test_what_surely_decodes_is_told_without_doing_it(make_pool, server):
     ]
 
 
-async def test_an_idle_connection_without_a_writer_is_not_readable():
+async def test_is_readable_is_false_for_unconnected_connection():
     assert not is_readable(Connection())

@@ -32,7 +32,7 @@ def tracer(telemetry):
     return telemetry.tracer_provider.get_tracer("test")
 
 
-async def test_the_span_that_the_factory_was_given_tells_of_its_calls(pool, telemetry, tracer):
+async def test_request_span_has_count_and_duration_of_its_commands(pool, telemetry, tracer):
     factory = RedisContextFactory(pool)
     with tracer.start_as_current_span("first") as first, tracer.start_as_current_span("second") as second:
         one, other = factory.make_object_for_context("a", first), factory.make_object_for_context("b", second)
@@ -51,7 +51,7 @@ async def test_the_span_that_the_factory_was_given_tells_of_its_calls(pool, tele
     )
 
 
-async def test_a_span_that_has_ended_is_left_alone(pool, telemetry, tracer, caplog):
+async def test_request_stats_ignore_commands_after_span_has_ended(pool, telemetry, tracer, caplog):
     span = tracer.start_span("request")
     client = RedisContextFactory(pool).make_object_for_context("redis", span)
     await client.get("key")
@@ -63,14 +63,14 @@ async def test_a_span_that_has_ended_is_left_alone(pool, telemetry, tracer, capl
     assert "" == caplog.text
 
 
-async def test_a_request_without_calls_is_as_it_was(pool, telemetry, tracer):
+async def test_request_span_has_no_attributes_without_commands(pool, telemetry, tracer):
     with tracer.start_as_current_span("request") as span:
         RedisContextFactory(pool).make_object_for_context("redis", span)
 
     assert {} == dict(telemetry.span("request").attributes)
 
 
-async def test_calls_that_are_not_to_be_recorded_are_not_counted(pool, telemetry, tracer):
+async def test_request_stats_ignore_suppressed_commands(pool, telemetry, tracer):
     with tracer.start_as_current_span("some") as some, tracer.start_as_current_span("none") as none:
         factory = RedisContextFactory(pool)
         first, second = (factory.make_object_for_context("redis", span) for span in (some, none))
@@ -109,7 +109,7 @@ async def call_repeatedly(client):
         await client.exists(f"key:{number}")
 
 
-async def test_commands_called_more_often_than_the_limit_are_an_attribute(make_pool, server, telemetry, tracer):
+async def test_repeated_commands_are_attribute_of_request_span(make_pool, server, telemetry, tracer):
     pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=5))
     with tracer.start_as_current_span("request") as span:
         await call_repeatedly(RedisContextFactory(pool).make_object_for_context("redis", span))
@@ -119,7 +119,7 @@ async def test_commands_called_more_often_than_the_limit_are_an_attribute(make_p
     assert [] == list(request.events)
 
 
-async def test_repeated_commands_are_log_events_of_the_request(make_pool, server, telemetry, tracer, logs):
+async def test_repeated_commands_emit_log_events_in_request_span(make_pool, server, telemetry, tracer, logs):
     pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=5), **logs.provider)
     with tracer.start_as_current_span("request") as span:
         client = RedisContextFactory(pool).make_object_for_context("redis", span)
@@ -138,7 +138,7 @@ async def test_repeated_commands_are_log_events_of_the_request(make_pool, server
     assert all(span.start_time <= record.timestamp <= span.end_time for record in records)
 
 
-async def test_a_logger_that_raises_harms_neither_the_call_nor_the_span(make_pool, server, telemetry, tracer):
+async def test_raising_logger_does_not_affect_commands_and_request_span(make_pool, server, telemetry, tracer):
     class Broken(NoOpLoggerProvider):
         def get_logger(self, *_, **__):
             return SimpleNamespace(emit=self.emit)
@@ -159,9 +159,7 @@ async def test_a_logger_that_raises_harms_neither_the_call_nor_the_span(make_poo
     assert (("GET",), 3) == (attributes[REPEATED], attributes[CALLS])
 
 
-async def test_no_log_event_goes_to_a_provider_that_the_pool_was_not_given(
-    make_pool, server, tracer, logs, monkeypatch
-):
+async def test_repeated_commands_emit_no_log_event_to_global_provider(make_pool, server, tracer, logs, monkeypatch):
     monkeypatch.setattr("opentelemetry._logs._internal._LOGGER_PROVIDER", logs.provider["logger_provider"])
     pool = make_pool(server.url, telemetry=TelemetryOptions(repeated_calls=1))
     with tracer.start_as_current_span("request") as span:
@@ -173,7 +171,7 @@ async def test_no_log_event_goes_to_a_provider_that_the_pool_was_not_given(
     assert () == logs.events()
 
 
-def test_the_middleware_tells_the_span_that_it_has_seen(server, telemetry, tracer):
+def test_middleware_reports_request_stats_on_outer_span(server, telemetry, tracer):
     pool = MonitoredConnectionPool.from_url(server.url, **telemetry.providers)
     factory = RedisContextFactory(pool)
     seen = []
@@ -211,7 +209,7 @@ def test_the_middleware_tells_the_span_that_it_has_seen(server, telemetry, trace
     assert [{REPEATED: ("GET",)}] == seen
 
 
-def test_without_a_span_the_middleware_tells_nobody(server, telemetry):
+def test_middleware_works_without_current_span(server, telemetry):
     factory = RedisContextFactory(MonitoredConnectionPool.from_url(server.url, **telemetry.providers))
 
     async def handler(request):
@@ -229,7 +227,7 @@ def test_without_a_span_the_middleware_tells_nobody(server, telemetry):
     assert "GET" == telemetry.tree()
 
 
-async def test_a_span_that_raises_harms_no_call(pool):
+async def test_raising_request_span_does_not_affect_commands(pool):
     class Broken(trace.NonRecordingSpan):
         def is_recording(self):
             return True
@@ -246,7 +244,7 @@ async def test_a_span_that_raises_harms_no_call(pool):
     assert [None] * 30 == [await client.get("key") for _ in range(30)]
 
 
-async def test_a_span_that_cannot_tell_whether_it_records_harms_no_request(pool):
+async def test_request_span_with_raising_is_recording_does_not_affect_commands(pool):
     class Broken(trace.NonRecordingSpan):
         def is_recording(self):
             raise RuntimeError

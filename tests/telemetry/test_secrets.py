@@ -41,7 +41,7 @@ VALUES = (
 SECRETS = frozenset({WORD, str(NUMBER)})
 KEY, TEMPLATE = "cust0mer:", "t3mplate"  # neither is part of another word
 
-LEFT_OUT = {
+EXCLUDED = {
     "CLIENT KILL": "ends the connections of the other calls",
     "CLIENT PAUSE": "the other calls would wait",
     "CLIENT REPLY": "is not answered, and neither is what follows",
@@ -107,7 +107,7 @@ class Fuzz:
 
     def __init__(self, client, grammars):
         self._client = client
-        self.grammars = {name: grammar for name, grammar in grammars.items() if name not in LEFT_OUT}
+        self.grammars = {name: grammar for name, grammar in grammars.items() if name not in EXCLUDED}
         self.calls = 0
 
     async def throw(self, chance):
@@ -171,7 +171,7 @@ def _spelled(args, chance):
     ],
     ids=["keys are shown", "keys are hidden", "keys have a template"],
 )
-async def test_no_command_shows_a_secret(make_pool, signals, options, keys):
+async def test_commands_reveal_no_secret_in_any_signal(make_pool, signals, options, keys):
     telemetry = signals.telemetry
     secrets = SECRETS if keys is KEY else SECRETS | {KEY}
     options = TelemetryOptions(repeated_calls=1, **options)
@@ -208,25 +208,25 @@ async def test_no_command_shows_a_secret(make_pool, signals, options, keys):
     assert bool(options.hot_keys) == bool(hottest)
 
 
-async def test_no_message_and_no_lock_shows_a_secret(make_pool, server, signals):
+async def test_messages_and_lock_tokens_are_in_no_signal(make_pool, server, signals):
     pool = make_pool(server.url, **signals.telemetry.providers)
     client = MonitoredRedisConnection(connection_pool=pool)
     async with MessageQueue("orders", pool) as queue, client.pubsub() as subscription:
         await subscription.subscribe("news")
         assert "subscribe" == (await subscription.get_message(timeout=5))["type"]
         await client.publish("news", WORD)
-        heard = await subscription.get_message(timeout=5)
+        published = await subscription.get_message(timeout=5)
         await queue.put(WORD.encode())
-        taken = await queue.get(timeout=5)
+        received = await queue.get(timeout=5)
     async with client.lock("lock", timeout=5) as lock:
         token = lock.local.token.decode()
 
-    assert [WORD.encode()] * 2 == [heard["data"], taken]
+    assert [WORD.encode()] * 2 == [published["data"], received]
     assert set() == signals.showing({WORD, token}, repr(queue), repr(subscription), repr(lock))
     assert len(signals.telemetry.spans) > 4
 
 
-async def test_no_password_shows_in_any_signal(make_pool, signals):
+async def test_password_is_in_no_signal(make_pool, signals):
     def pool_of(url, **arguments):
         return make_pool(url, **arguments, **signals.telemetry.providers)
 
@@ -259,7 +259,7 @@ async def test_no_password_shows_in_any_signal(make_pool, signals):
     assert 10 == len(signals.telemetry.spans)
 
 
-async def test_no_password_of_a_file_or_a_provider_shows(make_pool, signals, tmp_path, until):
+async def test_password_of_file_or_provider_is_in_no_signal(make_pool, signals, tmp_path, until):
     class Provider(redis.CredentialProvider):
         async def get_credentials_async(self):
             return ("default", f"{WORD}x")

@@ -26,7 +26,7 @@ DURATION = "db.client.operation.duration"
 SECRET = "s3cr3t-" * 4
 
 
-async def test_a_command_is_a_client_span(client, telemetry, server):
+async def test_command_span_has_client_kind_and_semconv_attributes(client, telemetry, server):
     await client.ping()
     await client.set("key", SECRET)
     span = telemetry.span("SET")
@@ -47,7 +47,7 @@ async def test_a_command_is_a_client_span(client, telemetry, server):
     } == dict(span.attributes)
 
 
-async def test_a_command_is_a_point_of_the_duration(client, telemetry, server):
+async def test_command_records_duration_point_with_semconv_attributes(client, telemetry, server):
     await client.get("key")
     point = telemetry.point(DURATION)
 
@@ -62,14 +62,14 @@ async def test_a_command_is_a_point_of_the_duration(client, telemetry, server):
     } == dict(point.attributes)
 
 
-async def test_scope_names_the_package_its_version_and_the_schema(client, telemetry):
+async def test_instrumentation_scope_has_package_version_and_schema(client, telemetry):
     await client.get("key")
 
     scope = telemetry.span("GET").instrumentation_scope
     assert ("aioredis_monitored", __version__, semconv.SCHEMA_URL) == (scope.name, scope.version, scope.schema_url)
 
 
-def test_the_server_is_named_as_the_conventions_have_it():
+def test_server_attributes_follow_semconv_for_each_kind_of_url():
     def attributes(url, **arguments):
         pool = MonitoredConnectionPool.from_url(url, **arguments)
         return pool.telemetry.server.attributes, pool.telemetry.server.target
@@ -83,13 +83,13 @@ def test_the_server_is_named_as_the_conventions_have_it():
     assert ("/run/redis.sock", "unix") == (unix["server.address"], unix["network.transport"])
 
 
-async def test_a_unix_socket_gives_the_bare_name(make_pool, server, telemetry):
+async def test_command_span_name_has_no_target_on_unix_socket(make_pool, server, telemetry):
     await MonitoredRedisConnection(connection_pool=make_pool(f"unix://{server.unix_socket_path}")).get("key")
 
     assert "GET" == telemetry.span("GET").name
 
 
-def test_a_connection_class_of_ones_own_has_no_address():
+def test_custom_connection_class_has_no_server_address():
     class Elsewhere(redis.asyncio.connection.AbstractConnection):
         _connect = _host_error = repr_pieces = lambda self: None
 
@@ -99,7 +99,7 @@ def test_a_connection_class_of_ones_own_has_no_address():
     assert "Elsewhere/0" == pool.name
 
 
-async def test_a_procedure_is_the_target(client, telemetry):
+async def test_script_and_function_spans_name_stored_procedure(client, telemetry):
     script = client.register_script("return KEYS[1]")
     await script(keys=["key"])
     await client.function_load("#!lua name=lib\nredis.register_function('mine', function(keys) return keys[1] end)")
@@ -113,7 +113,7 @@ async def test_a_procedure_is_the_target(client, telemetry):
     assert cleandoc(expected) == telemetry.tree("db.stored_procedure.name")
 
 
-async def test_the_name_is_as_the_application_gave_it(client, telemetry, server):
+async def test_operation_name_keeps_spelling_of_caller(client, telemetry, server):
     await client.execute_command("get", "key")
     await client.execute_command("CONFIG", "GET", "maxmemory")
     await client.config_get("maxmemory")
@@ -140,7 +140,9 @@ BATCHES = [
 
 @pytest.mark.parametrize(("transaction", "commands", "operation_name", "size", "text"), BATCHES)
 @pytest.mark.parametrize("name", [None, "cart"])
-async def test_the_batch_rules(client, telemetry, server, name, transaction, commands, operation_name, size, text):
+async def test_pipeline_span_follows_semconv_batch_rules(
+    client, telemetry, server, name, transaction, commands, operation_name, size, text
+):
     pipe = client.pipeline(name, transaction)
     for command in commands:
         pipe.execute_command(*command)
@@ -157,7 +159,7 @@ async def test_the_batch_rules(client, telemetry, server, name, transaction, com
     assert "db.operation.batch.size" not in point.attributes
 
 
-async def test_a_long_batch_is_cut_before_it_is_written(client, telemetry):
+async def test_pipeline_query_text_is_truncated_for_long_batch(client, telemetry):
     pipe = client.pipeline(transaction=False)
     for number in range(5000):
         pipe.get(f"key:{number}" * 10)
@@ -168,7 +170,7 @@ async def test_a_long_batch_is_cut_before_it_is_written(client, telemetry):
     assert len(text) < 6000
 
 
-async def test_a_batch_of_many_short_commands_shows_a_hundred(client, telemetry):
+async def test_pipeline_query_text_shows_at_most_hundred_commands(client, telemetry):
     pipe = client.pipeline(transaction=False)
     for number in range(150):
         pipe.get(f"k{number}")
@@ -178,7 +180,7 @@ async def test_a_batch_of_many_short_commands_shows_a_hundred(client, telemetry)
     assert expected == telemetry.span("PIPELINE GET").attributes["db.query.text"]
 
 
-async def test_a_transaction_shows_what_runs_while_watching(client, telemetry):
+async def test_transaction_records_commands_sent_while_watching(client, telemetry):
     async def body(pipe):
         await pipe.get("stock")
         pipe.multi()
@@ -189,7 +191,7 @@ async def test_a_transaction_shows_what_runs_while_watching(client, telemetry):
     assert ["WATCH", "GET", "MULTI"] == telemetry.tree().split()
 
 
-async def test_a_watch_error_is_no_failure(client, telemetry):
+async def test_watch_error_records_no_error_type(client, telemetry):
     async with client.pipeline("guarded") as pipe:
         await pipe.watch("key")
         await client.set("key", "changed")
@@ -201,7 +203,7 @@ async def test_a_watch_error_is_no_failure(client, telemetry):
     assert ["WATCH", "SET", "guarded"] == telemetry.tree("error.type").splitlines()
 
 
-async def test_the_prefix_of_an_error_is_its_type(client, telemetry):
+async def test_error_type_is_prefix_of_error_reply(client, telemetry):
     await client.set("string", "value")
     with telemetry.block() as block:
         with pytest.raises(redis.exceptions.ResponseError):
@@ -220,7 +222,7 @@ async def test_the_prefix_of_an_error_is_its_type(client, telemetry):
     assert {(None, ())} == {(span.status.description, span.events) for span in block.spans}
 
 
-async def test_a_script_cannot_make_any_number_of_types_of_error(client, telemetry):
+async def test_error_types_of_scripts_are_capped(client, telemetry):
     for number in range(300):
         with pytest.raises(redis.exceptions.ResponseError):
             await client.eval("return redis.error_reply(ARGV[1])", 0, f"MADE{number} up")
@@ -231,7 +233,7 @@ async def test_a_script_cannot_make_any_number_of_types_of_error(client, telemet
     assert types == {span.attributes["db.response.status_code"] for span in telemetry.spans}
 
 
-async def test_commands_that_nobody_knows_cannot_make_any_number_of_names(client, telemetry):
+async def test_operation_names_of_unknown_commands_are_capped(client, telemetry):
     for number in range(300):
         with pytest.raises(redis.exceptions.ResponseError):
             await client.execute_command(f"MADE{number}")
@@ -247,7 +249,7 @@ async def test_commands_that_nobody_knows_cannot_make_any_number_of_names(client
 
 @pytest.mark.parametrize("transaction", [True, False])
 @pytest.mark.parametrize("raise_on_error", [True, False])
-async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, transaction, raise_on_error):
+async def test_pipeline_span_has_error_type_of_failed_command(client, telemetry, transaction, raise_on_error):
     await client.set("string", "value")
     pipe = client.pipeline("failing", transaction).get("string").lpush("string", SECRET).get("string")
     if raise_on_error:
@@ -263,7 +265,7 @@ async def test_a_failing_command_in_a_pipeline_fails_it(client, telemetry, trans
     assert "WRONGTYPE" == telemetry.point(DURATION, {"db.query.summary": "failing"}).attributes["error.type"]
 
 
-async def test_a_batch_tells_how_many_of_its_commands_have_failed(client, telemetry):
+async def test_pipeline_span_counts_failed_commands(client, telemetry):
     await client.set("string", "value")
     pipe = client.pipeline("failing").lpush("string", "x").get("string").sadd("string", "x")
     await pipe.execute(raise_on_error=False)
@@ -271,7 +273,7 @@ async def test_a_batch_tells_how_many_of_its_commands_have_failed(client, teleme
     assert 2 == telemetry.span("failing").attributes["aioredis_monitored.batch.failed"]
 
 
-async def test_a_transaction_that_the_server_refuses_has_the_first_errors_type(client, telemetry):
+async def test_rejected_transaction_has_error_type_of_first_error(client, telemetry):
     pipe = client.pipeline("refused").set("a", 1).execute_command("NOSUCHCOMMAND", SECRET)
     with pytest.raises(redis.exceptions.ResponseError, match="unknown command"):
         await pipe.execute()
@@ -279,7 +281,7 @@ async def test_a_transaction_that_the_server_refuses_has_the_first_errors_type(c
     assert "refused status=ERROR error.type=ERR" == telemetry.tree("error.type")
 
 
-async def test_the_given_span_is_the_parent_and_otherwise_the_current_one(pool, telemetry):
+async def test_command_span_parent_is_given_span_or_current_span(pool, telemetry):
     tracer = telemetry.tracer_provider.get_tracer("test")
     given = tracer.start_span("given")
     with tracer.start_as_current_span("current"):
@@ -298,7 +300,7 @@ async def test_the_given_span_is_the_parent_and_otherwise_the_current_one(pool, 
     assert cleandoc(expected) == telemetry.tree("db.query.text")
 
 
-async def test_a_sampler_sees_every_attribute_also_those_of_the_outcome(server):
+async def test_sampler_receives_all_attributes_including_outcome(server):
     seen = []
 
     class Curious(Sampler):
@@ -416,7 +418,7 @@ async def outcomes(client):
 
 
 @pytest.mark.parametrize("processor", [Broken, BrokenAtTheEnd, Cancelling])
-async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry, processor, caplog, monkeypatch):
+async def test_raising_telemetry_does_not_change_results_and_errors(server, telemetry, processor, caplog, monkeypatch):
     monkeypatch.setattr(trouble, "_logged", set())
     telemetry.tracer_provider.add_span_processor(processor())
     async with redis.asyncio.Redis.from_url(server.url) as plain:
@@ -438,7 +440,7 @@ async def test_broken_telemetry_changes_nothing_for_the_caller(server, telemetry
 
 @pytest.mark.parametrize("how", ["current", "given"])
 @pytest.mark.parametrize("error", [RuntimeError, asyncio.CancelledError])
-async def test_a_parent_that_raises_harms_no_call_of_others(make_pool, own_server, telemetry, until, how, error):
+async def test_raising_parent_span_does_not_affect_other_commands(make_pool, own_server, telemetry, until, how, error):
     asked = []
 
     class Broken(trace.NonRecordingSpan):
@@ -483,7 +485,7 @@ class Interrupted(SpanProcessor):
 
 
 @pytest.mark.parametrize("command", ["GET key", "HGETALL key", "NOSUCH"])
-def test_ctrl_c_in_a_processor_is_no_broken_telemetry(server, telemetry, command):
+def test_keyboard_interrupt_in_span_processor_propagates(server, telemetry, command):
     telemetry.tracer_provider.add_span_processor(Interrupted())
 
     async def main():
@@ -494,7 +496,7 @@ def test_ctrl_c_in_a_processor_is_no_broken_telemetry(server, telemetry, command
         asyncio.run(main())
 
 
-async def test_what_an_exporter_logs_does_not_quote_the_calls_error(client, telemetry, caplog):
+async def test_exporter_failure_log_does_not_quote_command_error(client, telemetry, caplog):
     class Exporter(SpanExporter):
         def export(self, spans):
             raise RuntimeError("the collector is down")
@@ -509,7 +511,7 @@ async def test_what_an_exporter_logs_does_not_quote_the_calls_error(client, tele
     assert SECRET not in caplog.text
 
 
-async def test_errors_of_an_applications_own_making_come_through(client, telemetry):
+async def test_custom_error_without_init_reaches_caller_and_span(client, telemetry):
     class Careless(redis.exceptions.ResponseError):
         def __init__(self):
             pass
@@ -548,7 +550,7 @@ class Unencodable(redis.exceptions.ResponseError):
 
 @pytest.mark.parametrize("cls", [Raising, Listed, Numbered, Unencodable])
 @pytest.mark.parametrize("call", ["command", "pipeline"])
-async def test_what_an_applications_error_has_for_a_status_code_need_not_be_one(client, telemetry, cls, call):
+async def test_custom_error_with_invalid_status_code_reaches_caller(client, telemetry, cls, call):
     error = cls("mine")
 
     def callback(reply, **_):
@@ -568,7 +570,7 @@ def strings_of(name, attributes):
     return [name, *(text for item in attributes.items() for text in item if isinstance(text, str))]
 
 
-async def test_text_that_cannot_be_encoded_does_not_keep_anything_from_being_exported(make_pool, server, telemetry):
+async def test_unencodable_text_is_escaped_in_spans_and_points(make_pool, server, telemetry):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, name="po\ud800ol"))
     await client.pipeline("na\ud800me").get("a").get("b").execute()
     await client.pipeline("o\udfffne").get("a").execute()
@@ -585,7 +587,7 @@ async def test_text_that_cannot_be_encoded_does_not_keep_anything_from_being_exp
     assert "po\ud800ol" == client.connection_pool.name
 
 
-async def test_a_connection_that_breaks_while_watching_is_a_failure(server, make_pool, telemetry):
+async def test_connection_error_while_watching_records_error_type(server, make_pool, telemetry):
     async with FaultProxy(server.host, server.port) as proxy:
         pool = make_pool(proxy.url)
         async with MonitoredRedisConnection(connection_pool=pool).pipeline("broken") as pipe:
@@ -604,7 +606,7 @@ async def test_a_connection_that_breaks_while_watching_is_a_failure(server, make
     ] == telemetry.tree("error.type").splitlines()
 
 
-async def test_what_the_caller_is_handling_is_not_the_calls_failure(client, telemetry):
+async def test_error_type_ignores_exception_that_caller_is_handling(client, telemetry):
     async with client.pipeline("guarded") as pipe:
         await pipe.watch("key")
         await client.set("key", "changed")
@@ -620,7 +622,7 @@ async def test_what_the_caller_is_handling_is_not_the_calls_failure(client, tele
     assert ["WATCH", "SET", "guarded"] == telemetry.tree("error.type").splitlines()
 
 
-async def test_the_context_of_an_exception_is_what_redis_py_made_it(server):
+async def test_exception_context_chain_equals_that_of_redis_py(server):
     def chain(error):
         while error is not None:
             yield type(error)
@@ -649,7 +651,7 @@ async def test_the_context_of_an_exception_is_what_redis_py_made_it(server):
     assert redis.exceptions.ConnectionError in expected
 
 
-async def test_a_batch_that_loads_its_scripts_is_one_span(client, telemetry):
+async def test_pipeline_loading_its_scripts_records_one_span(client, telemetry):
     script = client.register_script("return KEYS[1]")
     pipe = client.pipeline("scripted")
     await script(keys=["a"], client=pipe)
@@ -659,7 +661,7 @@ async def test_a_batch_that_loads_its_scripts_is_one_span(client, telemetry):
     assert "scripted" == telemetry.tree()
 
 
-async def test_the_exception_is_the_very_object(make_pool, server):
+async def test_response_error_is_raised_as_same_object(make_pool, server):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=False))
     await client.set("string", "value")
     raised = []
@@ -678,7 +680,7 @@ async def test_the_exception_is_the_very_object(make_pool, server):
     assert raised == [caught.value]
 
 
-async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, telemetry):
+async def test_mixed_outcomes_record_one_point_and_span_each(make_pool, server, telemetry):
     async with FaultProxy(server.host, server.port) as proxy:
         client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
         for number in range(90):
@@ -711,12 +713,12 @@ async def test_a_hundred_mixed_calls_give_a_hundred_points(make_pool, server, te
     } == Counter(telemetry.tree("error.type").splitlines())
 
 
-async def test_a_cancelled_call_is_no_error(client, telemetry):
+async def test_cancelled_command_span_has_error_type_without_error_status(client, telemetry):
     assert (await cancelled_while_blocked(client)).cancelled()
     assert "BLPOP error.type=asyncio.exceptions.CancelledError" == telemetry.tree("error.type")
 
 
-async def test_spans_may_have_other_names(make_pool, server, telemetry):
+async def test_span_name_option_renames_spans(make_pool, server, telemetry):
     options = TelemetryOptions(span_name=lambda attributes: f"redis {attributes['db.operation.name'].lower()}")
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=options))
     await client.get("key")
@@ -727,7 +729,7 @@ async def test_spans_may_have_other_names(make_pool, server, telemetry):
 
 
 @pytest.mark.parametrize("answer", [None, "", b"GET", LookupError()])
-async def test_a_name_that_cannot_be_is_the_conventions(make_pool, server, telemetry, answer):
+async def test_invalid_span_name_falls_back_to_semconv_name(make_pool, server, telemetry, answer):
     def span_name(_):
         if isinstance(answer, Exception):
             raise answer
@@ -740,7 +742,7 @@ async def test_a_name_that_cannot_be_is_the_conventions(make_pool, server, telem
     assert [f"GET {server.host}:{server.port}"] == [span.name for span in telemetry.spans]
 
 
-async def test_what_a_name_is_made_of_is_not_what_is_recorded(make_pool, server, telemetry):
+async def test_span_name_option_cannot_change_recorded_attributes(make_pool, server, telemetry):
     options = TelemetryOptions(span_name=lambda attributes: str(attributes.clear()))
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, telemetry=options))
     await client.get("key")
@@ -749,7 +751,7 @@ async def test_what_a_name_is_made_of_is_not_what_is_recorded(make_pool, server,
 
 
 @pytest.mark.parametrize("call", ["command", "pipeline"])
-async def test_a_retry_that_succeeds_is_one_point_and_no_error(make_pool, proxy, telemetry, call):
+async def test_successful_retry_records_one_point_without_error(make_pool, proxy, telemetry, call):
     client = MonitoredRedisConnection(connection_pool=make_pool(proxy.url))
     await client.ping()
     proxy.cut_after, proxy.cut_replies = 0, 1
@@ -767,7 +769,7 @@ def broken(*_):
 
 @pytest.mark.parametrize("hooks", [{}, {"key_template": broken, "span_name": broken}], ids=["no hooks", "broken hooks"])
 @pytest.mark.parametrize("is_on", [True, False], ids=["on", "off"])
-async def test_results_and_errors_are_the_very_same_objects(make_pool, server, telemetry, is_on, hooks):
+async def test_results_and_errors_are_passed_through_unchanged(make_pool, server, telemetry, is_on, hooks):
     providers = telemetry.providers if is_on else UNRECORDED
     client = MonitoredRedisConnection(
         connection_pool=make_pool(server.url, telemetry=TelemetryOptions(**hooks), **providers)

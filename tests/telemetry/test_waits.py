@@ -30,7 +30,7 @@ def seconds(span):
 
 
 @pytest.fixture
-def a_while(until):
+def hold(until):
     """Return a coroutine function that keeps callers waiting, and returns for how many seconds at least."""
 
     async def wait():
@@ -43,27 +43,27 @@ def a_while(until):
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_most_calls_have_nothing_to_tell(make_pool, server, telemetry, multiplex):
+async def test_quick_command_span_has_no_time_attributes(make_pool, server, telemetry, multiplex):
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex))
     await client.ping()
     await client.set("list", "")
     for _ in range(200):
         await client.get("key")
 
-    told = [times(span) for span in telemetry.spans[1:]]
+    recorded_times = [times(span) for span in telemetry.spans[1:]]
     # On a busy machine, acquiring may take longer than the rest.
-    assert told.count([None] * 3) >= 100
+    assert recorded_times.count([None] * 3) >= 100
 
 
 @pytest.mark.parametrize("kind", ["shared", "borrowed", "kept"])
-async def test_the_first_call_connects(make_pool, own_server, telemetry, a_while, kind):
+async def test_first_command_span_has_connect_duration(make_pool, own_server, telemetry, hold, kind):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, multiplex=kind == "shared"))
     # Entering the client's context would connect it.
     calling = client.client() if kind == "kept" else client
     began = perf_counter()
     async with frozen(own_server):
         (call,) = await begun(calling.get("key"))
-        kept = await a_while()
+        kept = await hold()
     await call
     rest = perf_counter() - began - kept
     await calling.aclose()
@@ -77,14 +77,14 @@ async def test_the_first_call_connects(make_pool, own_server, telemetry, a_while
 
 
 @pytest.mark.parametrize("call", ["command", "pipeline"])
-async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, server, telemetry, until, a_while, call):
+async def test_command_span_has_wait_duration_when_pool_is_exhausted(make_pool, server, telemetry, until, hold, call):
     pool = make_pool(server.url, max_connections=1)
     client = MonitoredRedisConnection(connection_pool=pool)
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(client.get("key") if call == "command" else client.pipeline().get("key").execute())
     await until(lambda: pool.stats().pending == 1)
-    kept = await a_while()
+    kept = await hold()
     await pool.release(held)
     await waiting
     rest = perf_counter() - began - kept
@@ -96,9 +96,7 @@ async def test_a_call_that_waits_for_a_connection_tells_how_long(make_pool, serv
 
 
 @pytest.mark.parametrize("call", ["command", "pipeline", "pipeline with a script"])
-async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
-    make_pool, own_server, telemetry, a_while, call
-):
+async def test_command_span_has_connect_duration_of_shared_connection(make_pool, own_server, telemetry, hold, call):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     pipe = client.pipeline("named").get("key")
     if call == "pipeline with a script":
@@ -107,7 +105,7 @@ async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
     began = perf_counter()
     async with frozen(own_server):
         (task,) = await begun(client.get("key") if call == "command" else pipe.execute())
-        kept = await a_while()
+        kept = await hold()
     await task
 
     (span,) = telemetry.spans
@@ -119,13 +117,13 @@ async def test_a_call_that_waits_for_the_shared_connection_tells_how_long(
     assert own_server.port == span.attributes["network.peer.port"]
 
 
-async def test_a_long_wait_is_told_even_if_the_rest_was_longer(make_pool, server, telemetry, inspector, until, a_while):
+async def test_wait_duration_is_recorded_when_wire_time_is_longer(make_pool, server, telemetry, inspector, until, hold):
     pool = make_pool(server.url, max_connections=1)
     held = await pool.get_connection()
     began = perf_counter()
     waiting = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).blpop("list"))
     await until(lambda: pool.stats().pending == 1)
-    kept = await a_while()
+    kept = await hold()
     await pool.release(held)
     await until(lambda: inspector.info("clients")["blocked_clients"])
     since = perf_counter()
@@ -139,7 +137,7 @@ async def test_a_long_wait_is_told_even_if_the_rest_was_longer(make_pool, server
     assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
-async def test_exhaustion_is_all_waiting(make_pool, server, telemetry):
+async def test_pool_exhausted_error_counts_all_time_as_wait(make_pool, server, telemetry):
     pool = make_pool(server.url, max_connections=1, timeout=0.05)
     held = await pool.get_connection()
     with pytest.raises(PoolExhaustedError):
@@ -153,7 +151,7 @@ async def test_exhaustion_is_all_waiting(make_pool, server, telemetry):
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_a_server_that_cannot_be_reached_is_all_connecting(make_pool, own_server, telemetry, multiplex):
+async def test_unreachable_server_span_has_connect_but_no_wire_duration(make_pool, own_server, telemetry, multiplex):
     # A server that refuses would take less than uvloop's clock can measure.
     pool = make_pool(own_server.url, multiplex=multiplex, retries=0, socket_timeout=0.1)
     async with frozen(own_server):
@@ -168,7 +166,7 @@ async def test_a_server_that_cannot_be_reached_is_all_connecting(make_pool, own_
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_pauses_between_attempts_are_waiting(make_pool, proxy, server, telemetry, until, multiplex):
+async def test_backoff_between_attempts_counts_as_wait(make_pool, proxy, server, telemetry, until, multiplex):
     pool = make_pool(proxy.url, multiplex=multiplex, retry_backoff=0.1)
     proxy._upstream, upstream = ("127.0.0.1", 1), proxy._upstream
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
@@ -182,15 +180,15 @@ async def test_pauses_between_attempts_are_waiting(make_pool, proxy, server, tel
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wait(
-    make_pool, proxy, telemetry, monkeypatch, until, a_while, multiplex
+async def test_command_cancelled_during_backoff_has_wait_duration(
+    make_pool, proxy, telemetry, monkeypatch, until, hold, multiplex
 ):
     pool, paused = make_pool(proxy.url, multiplex=multiplex), []
     proxy._upstream = ("127.0.0.1", 1)
     monkeypatch.setattr(pool.retry_policy, "next_delay", lambda *_, **__: paused.append(perf_counter()) or 60.0)
     call = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).get("key"))
     await until(lambda: paused)
-    kept = await a_while()
+    kept = await hold()
     call.cancel()
     await asyncio.wait([call])
 
@@ -203,7 +201,7 @@ async def test_a_call_that_is_cancelled_in_a_pause_between_attempts_tells_its_wa
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
+async def test_network_peer_is_address_of_socket(make_pool, server, telemetry, multiplex):
     # The host's name is not its address.
     client = MonitoredRedisConnection(
         connection_pool=make_pool(f"redis://localhost:{server.port}", multiplex=multiplex)
@@ -223,7 +221,7 @@ async def test_the_peer_is_the_sockets(make_pool, server, telemetry, multiplex):
     assert ["GET", "MULTI", "SET", "LPUSH", "PING"] == [span.name.split()[0] for span in telemetry.spans]
 
 
-async def test_a_unix_socket_is_a_peer_without_a_port(make_pool, server, telemetry):
+async def test_network_peer_has_no_port_on_unix_socket(make_pool, server, telemetry):
     await MonitoredRedisConnection(connection_pool=make_pool(f"unix://{server.unix_socket_path}")).get("key")
 
     attributes = telemetry.span("GET").attributes
@@ -232,7 +230,7 @@ async def test_a_unix_socket_is_a_peer_without_a_port(make_pool, server, telemet
 
 
 @pytest.mark.parametrize("multiplex", [True, False])
-async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_server, telemetry, multiplex):
+async def test_timed_out_command_span_has_network_peer(make_pool, own_server, telemetry, multiplex):
     # Long enough for connecting.
     pool = make_pool(own_server.url, multiplex=multiplex, socket_timeout=0.7, retries=0)
     client = MonitoredRedisConnection(connection_pool=pool)
@@ -246,7 +244,7 @@ async def test_a_call_without_a_reply_tells_whom_it_has_asked(make_pool, own_ser
     assert own_server.port == span.attributes["network.peer.port"]
 
 
-async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, telemetry):
+async def test_sentinel_pool_spans_have_address_of_master(server, telemetry):
     monitor = ("--sentinel", "monitor", "mymaster", server.host, str(server.port), "1")
     with RedisServer(*monitor) as watcher:
         sentinel = Sentinel([(watcher.host, watcher.port)])
@@ -272,12 +270,12 @@ async def test_a_sentinel_made_pool_tells_the_server_that_it_has_found(server, t
     assert {server.port} == {span.attributes["network.peer.port"] for span in telemetry.spans}
 
 
-async def test_calls_on_one_connection_wait_for_each_other(client, telemetry, inspector, a_while):
+async def test_pinned_client_commands_count_queueing_as_wait(client, telemetry, inspector, hold):
     async with client.client() as single:
         await single.ping()
         began = perf_counter()
         calls = await begun(single.blpop("list"), single.get("key"), single.llen("list"))
-        kept = await a_while()
+        kept = await hold()
         calls[2].cancel()
         inspector.rpush("list", "value")
         await asyncio.wait(calls)
@@ -291,13 +289,11 @@ async def test_calls_on_one_connection_wait_for_each_other(client, telemetry, in
     assert [0, None] == [connect, wire]
 
 
-async def test_what_runs_while_watching_tells_its_peer_and_the_first_of_it_its_wait(
-    make_pool, own_server, telemetry, a_while
-):
+async def test_watching_pipeline_spans_have_peer_and_first_has_connect_duration(make_pool, own_server, telemetry, hold):
     async with MonitoredRedisConnection(connection_pool=make_pool(own_server.url)).pipeline() as pipe:
         async with frozen(own_server):
             (watching,) = await begun(pipe.watch("key"))
-            kept = await a_while()
+            kept = await hold()
         await watching
         await pipe.get("key")
         pipe.multi()
@@ -327,9 +323,7 @@ async def waits_for_room(make_pool, own_server, until, then, *calls):
 
 
 @pytest.mark.parametrize("size", [1, MAX_BYTES], ids=["both are put back", "the second waits on"])
-async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wait_once(
-    make_pool, own_server, telemetry, until, size
-):
+async def test_requeued_commands_count_wait_once_after_connection_loss(make_pool, own_server, telemetry, until, size):
     waiting = await waits_for_room(
         make_pool,
         own_server,
@@ -347,8 +341,8 @@ async def test_calls_whose_connection_ends_before_they_are_written_tell_their_wa
         assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
-async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it_tried(
-    make_pool, own_server, telemetry, a_while
+async def test_large_command_has_connect_duration_when_bulk_connection_is_refused(
+    make_pool, own_server, telemetry, hold
 ):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url))
     await client.ping()
@@ -357,7 +351,7 @@ async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it
     began = perf_counter()
     async with frozen(own_server):
         (call,) = await begun(client.set("large", bytes(LARGE_BYTES + 1)))
-        kept = await a_while()
+        kept = await hold()
     assert await call
     rest = perf_counter() - began - kept
 
@@ -368,14 +362,12 @@ async def test_a_large_call_that_gets_no_connection_of_its_own_tells_how_long_it
     assert seconds(span) == pytest.approx(wait + connect + wire, abs=1e-6)
 
 
-async def test_a_call_that_is_cancelled_while_it_waits_tells_how_long_it_has(
-    make_pool, own_server, telemetry, until, a_while
-):
+async def test_command_cancelled_while_waiting_has_partial_durations(make_pool, own_server, telemetry, until, hold):
     client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, max_connections=2))
     began = perf_counter()
     async with frozen(own_server):
         (connecting,) = await begun(client.get("key"))
-        kept = await a_while()
+        kept = await hold()
         connecting.cancel()
         await asyncio.wait([connecting])
     rest = perf_counter() - began - kept

@@ -72,7 +72,7 @@ VALUES = st.recursive(
 )
 
 
-def fed(chunks):
+def parse_chunks(chunks):
     """Return what is read of a stream that arrives in these chunks."""
     attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
     replies = []
@@ -85,21 +85,21 @@ def fed(chunks):
 
 @settings(max_examples=300)
 @given(st.lists(VALUES, max_size=5), st.lists(st.integers(1, 7), min_size=1))
-def test_attributes_are_taken_out_of_any_stream_however_it_is_cut(values, sizes):
+def test_attribute_filter_removes_attributes_at_any_chunk_boundary(values, sizes):
     stream, chunks = b"".join(map(encoded, values)), []
     while stream:
         size = sizes[len(chunks) % len(sizes)]
         chunks.append(stream[:size])
         stream = stream[size:]
 
-    replies, attributes = fed(chunks)
+    replies, attributes = parse_chunks(chunks)
 
     assert [without_attributes(value) for value in values] == replies
     assert not attributes.has_data()
     assert attributes.is_between_replies()
 
 
-class Counting(hiredis.Reader):
+class CountingReader(hiredis.Reader):
     """A reader that counts its chunks."""
 
     pieces = 0
@@ -110,9 +110,9 @@ class Counting(hiredis.Reader):
 
 
 @pytest.mark.parametrize("line", [b"\r\n| a | b |", b"\r\n|", b"\n|", b"\n|1|\r"])
-def test_text_full_of_bars_is_read_in_one_piece(line):
+def test_attribute_filter_feeds_text_full_of_bars_in_one_piece(line):
     value = line * 5_000
-    reader = Counting(notEnoughData=NO_REPLY)
+    reader = CountingReader(notEnoughData=NO_REPLY)
     attributes = AttributeFilter(reader, NO_REPLY)
 
     attributes.feed(encoded(value))
@@ -122,32 +122,32 @@ def test_text_full_of_bars_is_read_in_one_piece(line):
 
 
 @pytest.mark.parametrize("length", [b"x", b"", b"01"])
-def test_what_looks_like_an_attribute_and_is_none_is_refused(length):
+def test_attribute_filter_raises_on_malformed_attribute_length(length):
     with pytest.raises((hiredis.ProtocolError, ValueError)):
-        fed([b"|" + length + b"\r\n$1\r\na\r\n:1\r\n"])
+        parse_chunks([b"|" + length + b"\r\n$1\r\na\r\n:1\r\n"])
 
 
-def test_two_attributes_may_follow_each_other():
+def test_attribute_filter_accepts_consecutive_attributes():
     attribute = b"|1\r\n$3\r\nttl\r\n:3600\r\n"
 
-    replies, _ = fed([attribute + attribute + b"$1\r\nx\r\n" + attribute + b":1\r\n"])
+    replies, _ = parse_chunks([attribute + attribute + b"$1\r\nx\r\n" + attribute + b":1\r\n"])
 
     assert [b"x", 1] == replies
 
 
-def test_an_attribute_in_an_attribute_is_refused():
+def test_attribute_filter_raises_on_nested_attribute():
     with pytest.raises(ValueError, match="in an attribute"):
-        fed([b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n"])
+        parse_chunks([b"|1\r\n$1\r\na\r\n|1\r\n$1\r\na\r\n:1\r\n:2\r\n"])
 
 
-def test_an_attribute_without_an_end_is_refused():
+def test_attribute_filter_raises_on_attribute_over_64_kib():
     with pytest.raises(ValueError, match="more than 65536 bytes"):
-        fed([b"|1\r\n$3\r\nttl\r\n$99999\r\n", *[b"x" * 1000] * 99])
+        parse_chunks([b"|1\r\n$3\r\nttl\r\n$99999\r\n", *[b"x" * 1000] * 99])
 
 
 @pytest.mark.parametrize("rest", [b"", b":1\r\n", b"|1\r\n"])
 @pytest.mark.parametrize("chunks", [[b"$1\r\nx\r", b"\n"], [b"$4\r\na\r\n|\r\n"]], ids=["line feed", "bar"])
-def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_asked_for(chunks, rest):
+def test_has_data_is_true_only_if_bytes_follow_the_reply(chunks, rest):
     attributes = AttributeFilter(hiredis.Reader(notEnoughData=NO_REPLY), NO_REPLY)
     replies = []
     for chunk in [*chunks[:-1], chunks[-1] + rest]:
@@ -160,11 +160,11 @@ def test_there_is_data_behind_a_reply_only_if_there_is_whether_or_not_it_is_aske
 
 
 @given(VALUES, st.data())
-def test_of_a_reply_that_has_begun_the_reader_knows_wherever_it_is_cut(value, data):
+def test_partial_reply_is_not_between_replies_at_any_cut(value, data):
     stream = encoded(value)
     cut = data.draw(st.integers(1, len(stream) - 1))
 
-    replies, attributes = fed([stream[:cut]])
+    replies, attributes = parse_chunks([stream[:cut]])
 
     assert [] == replies
     assert not attributes.is_between_replies()

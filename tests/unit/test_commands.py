@@ -19,7 +19,7 @@ ROWS = json.loads(command_table.TABLE.read_text())
 SECRET = "hunter2"
 
 
-def test_what_a_server_calls_blocking_has_a_wait():
+def test_blocking_timeouts_cover_exactly_the_commands_flagged_blocking():
     assert {name for name, row in ROWS.items() if "blocking" in row.get("flags", "")} == traits._BLOCKING.keys()
 
 
@@ -75,7 +75,7 @@ def test_what_a_server_calls_blocking_has_a_wait():
         ((), "?"),
     ],
 )
-def test_query_text(args, text):
+def test_query_text_shows_keys_and_hides_values(args, text):
     assert query_text(args) == text
 
 
@@ -95,7 +95,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("args", LONG.values(), ids=LONG)
-def test_a_long_command_is_cut_before_it_is_built(args):
+def test_long_query_text_is_truncated_before_being_built(args):
     tracemalloc.start()
     text = query_text(args)
     _, peak = tracemalloc.get_traced_memory()
@@ -127,7 +127,7 @@ def test_a_long_command_is_cut_before_it_is_built(args):
         ((), "?"),
     ],
 )
-def test_operation_name(args, name):
+def test_operation_name_is_command_and_subcommand(args, name):
     assert operation_name(args) == name
 
 
@@ -144,7 +144,7 @@ def test_operation_name(args, name):
         (("GET", "k"), None),
     ],
 )
-def test_stored_procedure(args, procedure):
+def test_stored_procedure_is_digest_or_function_name(args, procedure):
     assert stored_procedure(args) == procedure
 
 
@@ -172,7 +172,7 @@ def test_stored_procedure(args, procedure):
         ((), None),
     ],
 )
-def test_server_wait(args, seconds):
+def test_blocking_timeout_is_the_seconds_a_command_blocks(args, seconds):
     assert blocking_timeout(args) == seconds
 
 
@@ -217,7 +217,7 @@ ANYTHING = st.one_of(
 
 
 @given(args=st.lists(ANYTHING, max_size=12).map(tuple), limit=st.integers(1, 64))
-def test_whatever_the_arguments_are_nothing_raises(args, limit):
+def test_command_helpers_never_raise_on_any_arguments(args, limit):
     text = query_text(args, limit=limit)
 
     assert len(text) <= limit

@@ -30,7 +30,7 @@ BAD_HOST = "the host must be a name, an IPv4 address or an IPv6 address in brack
 BAD_PORT = "the port must be a number from 1 to 65535"
 BAD_PATH = f"nothing but the number of a database may follow the host: {EXPECTED}"
 BAD_SOCKET = "a Unix socket needs an absolute path after three slashes, as in unix:///run/redis.sock"
-SPILLED = "in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded"
+BAD_DELIMITER = "in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded"
 TIMESPAN = "must be a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
 SWITCH = "must be true or false"
 BAD_FILE = "must be the path of an existing file"
@@ -42,7 +42,7 @@ NO_URL = f"no value specified under the prefix 'redis.' (in the environment: RED
 SECRET = "S3CRET"
 
 
-def shortly(value):
+def short_repr(value):
     return repr(value)[:60]
 
 
@@ -90,7 +90,7 @@ def problems(url="redis://h", /, **keys):
         ("redis://u:p@q@h", RedisConfig(host="h", username="u", password="p@q")),
     ],
 )
-def test_a_url_says_where_to_connect(url, config):
+def test_url_sets_host_port_db_and_credentials(url, config):
     assert config == read(url)
 
 
@@ -133,10 +133,10 @@ def test_a_url_says_where_to_connect(url, config):
         ("redis://h/1/", BAD_PATH),
         ("redis://h/٣", BAD_PATH),
         (f"redis://h/{'9' * 5000}", "db must be a whole number, 0 or more"),
-        ("redis://h#x", SPILLED),
-        ("redis://:p#q@h", SPILLED),
-        ("redis://:p/q@h", SPILLED),
-        ("redis://:p?db=q@h", SPILLED),
+        ("redis://h#x", BAD_DELIMITER),
+        ("redis://:p#q@h", BAD_DELIMITER),
+        ("redis://:p/q@h", BAD_DELIMITER),
+        ("redis://:p?db=q@h", BAD_DELIMITER),
         ("redis://a b", "spaces and unprintable characters must be percent-encoded"),
         ("redis://a\nb", "spaces and unprintable characters must be percent-encoded"),
         ("redis://:%ff@h", "what is percent-encoded must be UTF-8"),
@@ -149,11 +149,11 @@ def test_a_url_says_where_to_connect(url, config):
         ("redis://h?db=1&&protocol=2", "options must be written name=value and joined by '&'"),
     ],
 )
-def test_a_url_that_cannot_be_meant_is_refused(url, reason):
+def test_url_raises_config_error_when_invalid(url, reason):
     assert f"redis.url: {reason}" == problems(url)
 
 
-def test_a_url_that_is_not_there_is_missed():
+def test_url_raises_config_error_when_missing():
     with pytest.raises(ConfigurationError) as caught:
         RedisConfig.from_mapping({}, "redis.")
 
@@ -174,21 +174,21 @@ def test_a_url_that_is_not_there_is_missed():
         ("", "under the prefix ''"),
     ],
 )
-def test_a_missing_url_is_named_as_it_would_be_found(prefix, message):
+def test_missing_url_error_names_key_and_environment_variable(prefix, message):
     with pytest.raises(ConfigurationError) as caught:
         RedisConfig.from_mapping({}, prefix)
 
     assert f"{prefix}url: no value specified {message}" == str(caught.value)
 
 
-def test_a_url_under_another_prefix_of_variables_is_missed_with_a_word_on_that():
+def test_missing_url_error_mentions_the_prefix_of_config_from_env():
     with pytest.raises(ConfigurationError) as caught:
         RedisConfig.from_mapping(config_from_env({"REDIS_URL": "redis://h"}, "APP_"), "redis.")
 
     assert str(caught.value).endswith("(in the environment: REDIS_URL, " + IN_FRONT + ")")
 
 
-def test_a_missing_url_is_told_from_those_of_other_pools():
+def test_missing_url_error_lists_urls_of_other_pools():
     with pytest.raises(ConfigurationError) as caught:
         RedisConfig.from_mapping(config_from_env({"REDIS_TLS_URL": f"rediss://:{SECRET}@h"}), "redis.")
     assert f"redis.url: {NO_URL}; of other pools there are: redis.tls.url" == str(caught.value)
@@ -234,7 +234,7 @@ def test_a_missing_url_is_told_from_those_of_other_pools():
         ("protocol", 3, 3),
     ],
 )
-def test_text_and_typed_values_are_taken(key, value, expected):
+def test_config_converts_text_and_accepts_typed_values(key, value, expected):
     assert expected == getattr(read(**{key: value}), key)
     assert type(expected) is type(getattr(read(**{key: value}), key))
 
@@ -266,14 +266,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "reason"), [(key, value, reason) for key, reason, values in WRONG for value in values], ids=shortly
+    ("key", "value", "reason"),
+    [(key, value, reason) for key, reason, values in WRONG for value in values],
+    ids=short_repr,
 )
-def test_values_that_cannot_be_meant_are_refused(key, value, reason):
+def test_config_value_raises_config_error_when_invalid(key, value, reason):
     assert f"redis.{key}: {reason}" == problems("rediss://h", **{key: value})
 
 
 @pytest.mark.parametrize("value", ["", "  ", None])
-def test_a_blank_value_counts_as_not_given(value):
+def test_blank_config_value_counts_as_missing(value):
     keys = {each.name: value for each in fields(RedisConfig) if each.name not in ("host", "port", "path", "tls")}
 
     assert RedisConfig(host="h") == read(**keys)
@@ -295,24 +297,24 @@ def test_a_blank_value_counts_as_not_given(value):
     ],
 )
 @pytest.mark.parametrize("value", ["", 1, SECRET])
-def test_an_unknown_key_is_refused_with_the_key_it_resembles(key, reason, value):
+def test_unknown_config_key_raises_with_suggestion(key, reason, value):
     assert f"redis.{key}: {reason}" == problems(**{key: value})
 
 
-def test_other_pools_and_other_keys_are_none_of_our_business():
+def test_config_ignores_other_pools_and_unrelated_keys():
     others = {"redis.cache.url": "nonsense", "redis.cache.bogus": 1, "redisx": 1, "debug": True, 5: 1, None: 1}
 
     assert RedisConfig(host="h") == RedisConfig.from_mapping(others | {"redis.url": "redis://h"}, "redis.")
 
 
-def test_the_prefix_may_name_a_pool_or_be_empty():
+def test_config_prefix_may_name_a_pool_or_be_empty():
     config = {"redis.url": "redis://a", "redis.cache.url": "redis://b", "url": "redis://c"}
 
     assert RedisConfig(host="b") == RedisConfig.from_mapping(config, "redis.cache.")
     assert RedisConfig(host="c") == RedisConfig.from_mapping(config, "")
 
 
-def test_all_problems_are_told_at_once():
+def test_config_error_lists_all_problems_together():
     assert (
         problems("redis://h:0/x?bogus=1&protocol=4", max_conections=1, timeout="x", ssl_check_hostname=True)
         == f"""\
@@ -329,7 +331,7 @@ redis.ssl_check_hostname: needs rediss://"""
 # --- Options in the URL ---
 
 
-def test_the_query_of_a_url_takes_the_same_options():
+def test_url_query_accepts_the_same_options_as_keys():
     expected = RedisConfig(host="h", db=1, timeout=0.2, client_name="a/b", password="p q", socket_keepalive=False)
 
     assert expected == read("redis://h?db=1&timeout=200+ms&client_name=a/b&password=p%20q&socket_keepalive=no")
@@ -352,23 +354,23 @@ def test_the_query_of_a_url_takes_the_same_options():
         ("ssl_min_version=1.3", "ssl_min_version needs rediss://"),
     ],
 )
-def test_options_in_a_url_are_checked_like_keys(query, reason):
+def test_url_query_options_raise_config_error_when_invalid(query, reason):
     assert f"redis.url: {reason}" == problems(f"redis://h?{query}")
 
 
 @pytest.mark.parametrize("url", ["redis://h/1?db=1", "redis://u@h?username=u", "redis://:p@h?password=p"])
-def test_an_option_has_one_place_in_a_url(url):
+def test_url_option_raises_config_error_when_given_twice(url):
     assert "is given twice" in problems(url)
 
 
-def test_a_url_and_a_key_may_agree():
+def test_url_and_key_may_agree():
     url = "redis://u:p@h/1?timeout=200ms&decode_responses=on"
     expected = RedisConfig(host="h", username="u", password="p", db=1, timeout=0.2, decode_responses=True)
 
     assert expected == read(url, username="u", password="p", db=1, timeout="0.2", decode_responses=True)
 
 
-def test_a_url_and_a_key_must_not_differ():
+def test_url_and_key_raise_config_error_when_different():
     reason = "differs from the one in redis.url"
 
     assert (
@@ -418,7 +420,7 @@ def password_file(tmp_path):
     return path
 
 
-def test_a_configuration_holds_the_path_of_the_password_and_not_the_password(password_file):
+def test_config_keeps_path_of_password_file_and_not_the_password(password_file):
     config = read("redis://u@h", password_file=password_file)
 
     assert RedisConfig(host="h", username="u", password_file=str(password_file)) == config
@@ -426,7 +428,7 @@ def test_a_configuration_holds_the_path_of_the_password_and_not_the_password(pas
 
 
 @pytest.mark.parametrize("copy", [copy.copy, copy.deepcopy])
-def test_a_copy_of_a_path_is_plain_text_without_the_password(password_file, pem, copy):
+def test_copied_password_path_is_plain_text_without_the_password(password_file, pem, copy):
     config = read("rediss://h", password_file=password_file, ssl_ca_certs=pem.authority)
 
     for path in (config.password_file, config.ssl_ca_certs):
@@ -451,7 +453,7 @@ def count_reads(monkeypatch):
     return read_files
 
 
-def test_each_file_is_read_once_for_a_pool(password_file, pem, monkeypatch):
+def test_pool_configuration_reads_each_file_once(password_file, pem, monkeypatch):
     paths = {"ssl_ca_certs": pem.authority, "password_file": str(password_file)}
     read_files = count_reads(monkeypatch)
 
@@ -463,7 +465,7 @@ def test_each_file_is_read_once_for_a_pool(password_file, pem, monkeypatch):
     assert sorted(paths.values()) == sorted(read_files)
 
 
-def test_a_path_is_checked_for_what_it_is_used_as(pem, password_file):
+def test_checked_path_is_checked_again_for_another_use(pem, password_file):
     config = read("rediss://h", ssl_certfile=pem.both, password_file=password_file, ssl_ca_certs=pem.authority)
 
     with pytest.raises(ConfigurationError, match=BAD_AUTHORITIES):
@@ -478,13 +480,13 @@ def test_a_path_is_checked_for_what_it_is_used_as(pem, password_file):
     [b"", b"\n", b"\r\n", b"\xff", b"\xef\xbb\xbfp", b"\xef\xbb\xbf", b"p\0", b"p\0q\n", "p".encode("utf-16")],
     ids=repr,
 )
-def test_a_password_file_without_a_password_is_refused(password_file, content):
+def test_password_file_raises_config_error_without_usable_password(password_file, content):
     password_file.write_bytes(content)
 
     assert f"redis.password_file: {BAD_PASSWORD_FILE}" == problems(password_file=password_file)
 
 
-def test_there_is_one_source_of_the_password(password_file):
+def test_password_and_password_file_raise_config_error_together(password_file):
     both = "redis.password_file: cannot be given together with the password in redis"
     assert f"{both}.password" == problems(password="p", password_file=password_file)
     # Not even if both are equal: the next password will be only in the file.
@@ -493,7 +495,7 @@ def test_there_is_one_source_of_the_password(password_file):
 
 
 @pytest.mark.parametrize("other", [{"password": "p"}, {"credential_provider": object()}], ids=["password", "provider"])
-def test_there_is_one_source_of_the_password_among_arguments(password_file, other):
+def test_password_file_argument_raises_beside_another_credential_argument(password_file, other):
     with pytest.raises(ConfigurationError) as caught:
         validate_arguments({"password_file": password_file} | other)
 
@@ -502,15 +504,15 @@ def test_there_is_one_source_of_the_password_among_arguments(password_file, othe
 
 @pytest.mark.parametrize("given", [{"password": "p"}, {"password_file": "/p"}, {"credential_provider": object()}])
 @pytest.mark.parametrize("configured", [{"username": "u", "password": "q"}, {"username": "u", "password_file": "/q"}])
-def test_an_argument_that_gives_the_password_replaces_the_configured_one(configured, given):
+def test_credential_argument_replaces_the_configured_password(configured, given):
     username = {} if "credential_provider" in given else {"username": "u"}
 
     assert {"host": "h"} | username | given == override({"host": "h"} | configured, given)
     assert configured | {"credential_provider": None} == override(configured, {"credential_provider": None})
 
 
-@pytest.mark.parametrize("value", ["TLSv1.2", "tlsv1.2", "1.2", 1.2, ssl.TLSVersion.TLSv1_2], ids=shortly)
-def test_tls_is_configured_by_keys(pem, value):
+@pytest.mark.parametrize("value", ["TLSv1.2", "tlsv1.2", "1.2", 1.2, ssl.TLSVersion.TLSv1_2], ids=short_repr)
+def test_tls_keys_set_certificates_verification_and_version(pem, value):
     config = read(
         "rediss://h",
         ssl_ca_certs=pem.authority,
@@ -535,13 +537,13 @@ def test_tls_is_configured_by_keys(pem, value):
 
 
 @pytest.mark.parametrize("value", ["none", " None", "CERT_NONE", ssl.CERT_NONE], ids=repr)
-def test_a_server_may_be_left_without_a_proof(value):
+def test_ssl_cert_reqs_accepts_none_and_optional(value):
     assert ssl.CERT_NONE is read("rediss://h", ssl_cert_reqs=value, ssl_check_hostname=False).ssl_cert_reqs
     assert ssl.CERT_NONE is read("rediss://h?ssl_cert_reqs=none").ssl_cert_reqs
     assert ssl.CERT_OPTIONAL is read("rediss://h?ssl_cert_reqs=optional").ssl_cert_reqs
 
 
-def test_without_a_certificate_no_name_can_be_checked():
+def test_ssl_check_hostname_raises_config_error_without_certificate_check():
     reason = "needs a certificate, which ssl_cert_reqs=none does not ask for"
     keys = {"ssl_cert_reqs": "none", "ssl_check_hostname": True}
 
@@ -551,7 +553,7 @@ def test_without_a_certificate_no_name_can_be_checked():
     )
 
 
-def test_a_certificate_and_its_key_may_share_a_file(pem):
+def test_certificate_and_key_may_share_a_file(pem):
     expected = RedisConfig(host="h", tls=True, ssl_certfile=pem.both)
     assert expected == read("rediss://h", ssl_certfile=pem.both)
 
@@ -569,12 +571,12 @@ def test_a_certificate_and_its_key_may_share_a_file(pem):
         ("key", "key"),
     ],
 )
-def test_a_certificate_needs_its_key(pem, certificate, key):
+def test_certificate_raises_config_error_without_its_key(pem, certificate, key):
     paths = {"ssl_certfile": vars(pem)[certificate], "ssl_keyfile": vars(pem).get(key)}
     assert f"redis.ssl_certfile: {BAD_PAIR}" == problems("rediss://h", **paths)
 
 
-def test_nobody_is_asked_for_a_passphrase(pem):
+def test_encrypted_key_raises_config_error_without_passphrase_prompt(pem):
     keys = {"url": "rediss://h", "ssl_certfile": pem.certificate, "ssl_keyfile": pem.encrypted_key}
     code = f"from aioredis_monitored import RedisConfig; RedisConfig.from_mapping({keys}, '')"
 
@@ -589,29 +591,29 @@ def test_nobody_is_asked_for_a_passphrase(pem):
     assert "pass phrase" not in child.stderr
 
 
-def test_garbage_is_not_taken_for_an_authority(pem):
+def test_ssl_ca_certs_raises_config_error_on_a_file_without_certificates(pem):
     assert f"redis.ssl_ca_certs: {BAD_AUTHORITIES}" == problems("rediss://h", ssl_ca_certs=pem.garbage)
     assert f"redis.ssl_ca_certs: {BAD_AUTHORITIES}" == problems("rediss://h", ssl_ca_certs=pem.key)
 
 
-def test_a_key_needs_its_certificate(pem):
+def test_key_raises_config_error_without_certificate(pem):
     reason = "needs ssl_certfile"
     assert f"redis.ssl_keyfile: {reason}" == problems("rediss://h", ssl_keyfile=pem.key)
 
 
-def test_a_key_that_is_not_there_is_told_once(pem):
+def test_missing_key_file_is_reported_once(pem):
     paths = {"ssl_certfile": pem.certificate, "ssl_keyfile": "/no"}
     assert f"redis.ssl_keyfile: {BAD_FILE}" == problems("rediss://h", **paths)
 
 
 @pytest.mark.parametrize("url", ["redis://h", "valkey://h", "unix:///run/redis.sock"])
-def test_tls_keys_need_a_tls_scheme(url, pem):
+def test_tls_keys_raise_config_error_without_tls_scheme(url, pem):
     reason = "needs rediss://"
     assert f"redis.ssl_ca_certs: {reason}" == problems(url, ssl_ca_certs=pem.authority)
     assert f"redis.ssl_certfile: {reason}" == problems(url, ssl_certfile=pem.both)
 
 
-def test_beside_another_scheme_a_bad_file_is_told_as_well(pem):
+def test_bad_tls_file_is_reported_together_with_wrong_scheme(pem):
     # After a correction of the URL, the file would be the next error.
     authority, certificate, scheme = "redis.ssl_ca_certs", "redis.ssl_certfile", "needs rediss://"
     for path in ("/no", pem.garbage):
@@ -619,12 +621,12 @@ def test_beside_another_scheme_a_bad_file_is_told_as_well(pem):
     assert f"{certificate}: {scheme}\n{certificate}: {BAD_PAIR}" == problems(ssl_certfile=pem.garbage)
 
 
-def test_without_a_scheme_nothing_is_said_about_tls():
+def test_tls_keys_are_not_reported_beside_unknown_scheme():
     assert f"redis.url: unknown scheme 'http': {EXPECTED}" == problems("http://h", ssl_check_hostname=True)
 
 
 @pytest.mark.parametrize("value", [True, "off"])
-def test_keepalive_is_for_tcp(value):
+def test_socket_keepalive_raises_config_error_for_unix_sockets(value):
     reason = "does not apply to a Unix socket"
     assert f"redis.socket_keepalive: {reason}" == problems("unix:///x", socket_keepalive=value)
     assert f"redis.url: socket_keepalive {reason}" == problems(f"unix:///x?socket_keepalive={value}")
@@ -633,7 +635,7 @@ def test_keepalive_is_for_tcp(value):
 # --- Results ---
 
 
-def test_the_pool_is_told_only_what_was_given():
+def test_pool_arguments_omit_options_that_are_not_configured():
     assert read("redis://h").pool_arguments() == {
         "connection_class": Connection,
         "host": "h",
@@ -658,7 +660,7 @@ def test_the_pool_is_told_only_what_was_given():
     ("url", "connection_class"),
     [("redis://h", Connection), ("rediss://h", SSLConnection), ("unix:///x", UnixDomainSocketConnection)],
 )
-def test_redis_py_takes_every_argument(url, connection_class, pem):
+def test_pool_arguments_are_accepted_by_redis_py_connections(url, connection_class, pem):
     keys = dict.fromkeys(("socket_timeout", "socket_connect_timeout", "health_check_interval"), "1s")
     keys |= {"client_name": "n", "username": "u", "password": "p", "protocol": 2, "decode_responses": True}
     if connection_class is not UnixDomainSocketConnection:
@@ -672,7 +674,7 @@ def test_redis_py_takes_every_argument(url, connection_class, pem):
     assert connection_class is type(pool.make_connection())
 
 
-def test_equal_configurations_are_equal_and_hashable():
+def test_equal_configurations_compare_and_hash_equal():
     assert {read("redis://:p@h:6379/0")} == {read("valkey://h", password="p"), read("redis://h?password=p")}
 
 
@@ -705,7 +707,7 @@ schemes = st.sampled_from(["redis", "rediss", "unix", "valkey", "http", "redis+s
 @example(scheme="redis", username="", before="", after="", rest="h")
 @example(scheme="redis", username="", before="1?client_name=", after="", rest="h")
 @example(scheme="unix", username="", before="", after="", rest="/run/redis.sock")
-def test_a_password_in_a_url_never_shows(scheme, username, before, after, rest):
+def test_password_in_url_never_appears_in_repr_or_error(scheme, username, before, after, rest):
     try:
         shown = repr(read(f"{scheme}://{username}:{before}{SECRET}{after}@{rest}"))
     except ConfigurationError as error:
@@ -715,7 +717,7 @@ def test_a_password_in_a_url_never_shows(scheme, username, before, after, rest):
 
 
 @given(url=anything | st.lists(anything).map("".join) | st.text().map("redis://{}".format))
-def test_any_text_is_a_url_or_a_configuration_error(url):
+def test_url_of_any_text_is_parsed_or_raises_config_error(url):
     try:
         config = read(url)
     except ConfigurationError:
@@ -724,7 +726,7 @@ def test_any_text_is_a_url_or_a_configuration_error(url):
 
 
 @pytest.mark.parametrize("key", [each.name for each in fields(RedisConfig)] + ["url", "bogus"])
-def test_no_message_repeats_a_value(key):
+def test_config_error_never_contains_values(key):
     keys = {"redis.url": "http://h", "redis.timeout": "x"} | {f"redis.{key}": f"redis://:{SECRET}@[h]"}
 
     with pytest.raises(ConfigurationError) as caught:
@@ -748,7 +750,7 @@ SURROGATE = f"{SECRET}\udcff"  # os.environ makes this of a password in Latin-1
         (lambda: validate_arguments({"password": SURROGATE}), "password: must be text"),
     ],
 )
-def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
+def test_unencodable_password_raises_config_error_without_the_password(make, problem):
     with pytest.raises(ConfigurationError) as caught:
         make()
 
@@ -760,19 +762,19 @@ def test_a_password_that_cannot_be_sent_is_refused_and_not_shown(make, problem):
 # --- Keyword arguments ---
 
 
-def test_arguments_are_read_as_the_configuration_is():
+def test_validate_arguments_converts_values_like_configuration():
     read_as = validate_arguments({"socket_timeout": "200 ms", "timeout": timedelta(seconds=1), "max_connections": "5"})
 
     assert {"socket_timeout": 0.2, "timeout": 1.0, "max_connections": 5} == read_as
 
 
 @pytest.mark.parametrize("arguments", [{"timeout": None, "password": None}, {"host": 5, "bogus": SECRET}, {}])
-def test_none_and_what_configuration_does_not_know_pass(arguments):
+def test_validate_arguments_keeps_none_and_unknown_arguments(arguments):
     assert arguments == validate_arguments(arguments)
     assert arguments is not validate_arguments(arguments)
 
 
-def test_all_arguments_that_cannot_be_used_are_told_at_once():
+def test_validate_arguments_reports_all_problems_together():
     with pytest.raises(ConfigurationError) as caught:
         validate_arguments({"timeout": SECRET, "host": 5, "db": -1, "ssl_ca_certs": f"/no/{SECRET}", "protocol": 3})
 
@@ -782,7 +784,7 @@ def test_all_arguments_that_cannot_be_used_are_told_at_once():
     assert SECRET not in f"{caught.value} {caught.value!r}"
 
 
-def test_the_defaults_of_the_table_are_those_of_the_pool():
+def test_option_table_defaults_equal_those_of_the_pool():
     pool = MonitoredConnectionPool(connection_class=SSLConnection)
     connection, retry = pool._template, pool.get_retry()
     actual = {name: getattr(connection, name) for name in OPTIONS if hasattr(connection, name)}
@@ -798,7 +800,7 @@ def test_the_defaults_of_the_table_are_those_of_the_pool():
     assert {name: expected[name] for name in actual} == actual
 
 
-def test_every_field_is_documented():
+def test_redis_config_documents_every_field():
     documented = inspect.getdoc(RedisConfig).partition("Attributes:\n")[2].splitlines()
 
     assert [field.name for field in fields(RedisConfig)] == [line.strip().partition(":")[0] for line in documented]
@@ -820,13 +822,13 @@ def test_every_field_is_documented():
         ("REDIS_URL_URL", "redis.url.url"),
     ],
 )
-def test_a_variable_becomes_the_key_that_its_name_spells(variable, key, caplog):
+def test_config_from_env_maps_variable_to_key(variable, key, caplog):
     assert {key: "v"} == config_from_env({variable: "v"})
     assert {key: "v"} == config_from_env({f"SHOP_{variable}": "v", variable: "other"}, prefix="SHOP_")
     assert not caplog.messages
 
 
-def test_every_key_has_a_variable():
+def test_config_from_env_covers_every_key():
     keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url"}
 
     assert {f"redis.{key}": "v" for key in keys} == config_from_env({f"REDIS_{key.upper()}": "v" for key in keys})
@@ -835,7 +837,7 @@ def test_every_key_has_a_variable():
     )
 
 
-def test_the_environment_is_a_complete_configuration(monkeypatch):
+def test_config_from_env_makes_a_complete_configuration(monkeypatch):
     monkeypatch.setitem(os.environ, "SHOP_REDIS_URL", "redis://h")
     monkeypatch.setitem(os.environ, "SHOP_REDIS_TIMEOUT", "")
 
@@ -850,7 +852,7 @@ KUBERNETES = [
 
 @pytest.mark.parametrize("service", ["REDIS", "REDIS_CACHE", "REDIS_MASTER", "REDIS_URL", "REDIS_HOST", "redis"])
 @pytest.mark.parametrize("prefix", ["", "SHOP_"])
-def test_what_kubernetes_sets_is_left_alone(service, prefix, caplog):
+def test_config_from_env_ignores_kubernetes_variables(service, prefix, caplog):
     environ = {f"{prefix}{service}_{name}": "tcp://10.0.0.11:6379" for name in KUBERNETES}
 
     assert not config_from_env(environ, prefix)
@@ -866,7 +868,7 @@ def test_what_kubernetes_sets_is_left_alone(service, prefix, caplog):
         *("REDIS_SSL_SESSIONS", "REDIS_CACHE_SSL", "REDIS_SSLED"),
     ],
 )
-def test_other_variables_are_left_alone(variable, caplog):
+def test_config_from_env_ignores_unrelated_variables(variable, caplog):
     assert not config_from_env({variable: "v"})
     assert not caplog.messages
 
@@ -905,7 +907,7 @@ NEAR_MISSES = [
     ("Redis_Host", "REDIS_URL"),
     ("redis_soket_timeout", "REDIS_SOCKET_TIMEOUT"),
 ]
-TAKEN_NEAR_MISSES = [
+ACCEPTED_NEAR_MISSES = [
     ("REDIS_SOKET_TIMEOUT", "REDIS_SOCKET_TIMEOUT"),
     ("REDIS_CACHE_SOKET_TIMEOUT", "REDIS_CACHE_SOCKET_TIMEOUT"),
     ("REDIS_CONNECT_TIMEOUT", "REDIS_SOCKET_CONNECT_TIMEOUT"),
@@ -913,9 +915,9 @@ TAKEN_NEAR_MISSES = [
 ]
 
 
-@pytest.mark.parametrize(("variable", "meant"), NEAR_MISSES + TAKEN_NEAR_MISSES)
+@pytest.mark.parametrize(("variable", "meant"), NEAR_MISSES + ACCEPTED_NEAR_MISSES)
 @pytest.mark.parametrize("prefix", ["", "SHOP_", "shop_"])
-def test_a_near_miss_is_logged_once_without_its_value(variable, meant, prefix, caplog):
+def test_misspelled_variable_is_logged_once_without_its_value(variable, meant, prefix, caplog):
     config_from_env({f"{prefix}{variable}": SECRET}, prefix)
 
     message = f"Environment variable '{prefix}{variable}': did you mean {prefix}{meant}?"
@@ -924,7 +926,7 @@ def test_a_near_miss_is_logged_once_without_its_value(variable, meant, prefix, c
 
 
 @pytest.mark.parametrize("variable", [variable for variable, _ in NEAR_MISSES])
-def test_a_near_miss_is_not_taken(variable):
+def test_misspelled_variable_is_not_used(variable):
     assert not config_from_env({variable: "v"})
 
 
@@ -941,7 +943,7 @@ RETRIES = "{}RETRIES is how often a command that did not run is tried again"
     ],
 )
 @pytest.mark.parametrize("prefix", ["", "SHOP_"])
-def test_what_we_do_in_another_way_is_logged_with_it(variable, hint, prefix, caplog):
+def test_variable_without_effect_is_logged_with_its_replacement(variable, hint, prefix, caplog):
     environ = {f"{prefix}{variable}": SECRET, f"{prefix}REDIS_URL": "redis://h"}
 
     config = config_from_env(environ, prefix)
@@ -952,7 +954,7 @@ def test_what_we_do_in_another_way_is_logged_with_it(variable, hint, prefix, cap
     assert RedisConfig(host="h") == RedisConfig.from_mapping(config, "redis.")
 
 
-def test_what_we_do_in_another_way_is_logged_for_every_pool(caplog):
+def test_variable_without_effect_is_logged_for_every_pool(caplog):
     environ = {
         "REDIS_CACHE_URL": "redis://h",
         "REDIS_CACHE_USE_SSL": "1",
@@ -969,24 +971,24 @@ def test_what_we_do_in_another_way_is_logged_for_every_pool(caplog):
     ]
 
 
-def test_the_case_of_the_prefix_is_part_of_the_name(caplog):
+def test_environment_prefix_is_case_sensitive(caplog):
     assert {"redis.url": "v"} == config_from_env({"Shop_REDIS_URL": "v"}, "Shop_")
     assert not config_from_env({"SHOP_REDIS_URL": "v"}, "Shop_")
     assert ["Environment variable 'SHOP_REDIS_URL': did you mean Shop_REDIS_URL?"] == caplog.messages
 
 
-def test_what_is_there_under_its_right_name_is_not_missed(caplog):
+def test_misspelled_variable_is_not_logged_beside_the_right_one(caplog):
     assert {"redis.url": "v"} == config_from_env({"REDIS_URL": "v", "REDIS_HOST": "h", "redis_url": "v"})
     assert not caplog.messages
 
 
-def test_a_name_that_cannot_be_printed_is_logged_all_the_same(caplog):
+def test_unprintable_variable_name_is_logged_escaped(caplog):
     config_from_env({"REDIS_PASSWORD\udcff": SECRET})
 
     assert [r"Environment variable 'REDIS_PASSWORD\udcff': did you mean REDIS_PASSWORD?"] == caplog.messages
 
 
-def test_a_pool_that_has_a_url_is_not_taken_for_a_misspelling(caplog):
+def test_pool_with_a_url_is_not_reported_as_misspelling(caplog):
     environ = {"REDIS_SOCKETS_TIMEOUT": "5", "REDIS_SOCKETS_URL": "redis://h"}
 
     expected = {"redis.sockets.timeout": "5", "redis.sockets.url": "redis://h"}
@@ -994,7 +996,7 @@ def test_a_pool_that_has_a_url_is_not_taken_for_a_misspelling(caplog):
     assert not caplog.messages
 
 
-def test_what_is_not_given_is_as_redis_py_has_it():
+def test_config_without_options_keeps_redis_py_defaults():
     pool = pool_from_config({"redis.url": "rediss://localhost"})
     connection = pool._template
 

@@ -16,7 +16,7 @@ async def run_until(deadlines, deadline, attempt):
         return await attempt
 
 
-async def test_what_is_in_time_returns_or_raises_what_it_does():
+async def test_deadline_timer_returns_result_or_error_before_the_deadline():
     deadlines, soon = DeadlineTimer(), asyncio.get_running_loop().time() + 60
 
     async def fail():
@@ -28,7 +28,7 @@ async def test_what_is_in_time_returns_or_raises_what_it_does():
     assert 0 == asyncio.current_task().cancelling()
 
 
-async def test_what_is_late_is_cancelled_in_whichever_order_it_began():
+async def test_deadline_timer_cancels_late_calls_in_any_order_of_start():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
     ended = []
 
@@ -44,7 +44,7 @@ async def test_what_is_late_is_cancelled_in_whichever_order_it_began():
     assert ended[-1] == 4
 
 
-async def test_a_cancellation_of_anothers_is_one():
+async def test_deadline_timer_propagates_cancellation_by_the_caller():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
     (task,) = await begun(run_until(deadlines, loop.time() + 60, asyncio.Event().wait()))
     task.cancel()
@@ -64,7 +64,7 @@ async def test_a_cancellation_of_anothers_is_one():
     assert task.cancelled()
 
 
-async def test_what_ends_well_although_it_was_late_returns_and_leaves_no_cancellation_behind():
+async def test_deadline_timer_returns_result_of_call_that_survives_the_deadline():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
 
     async def stubborn():
@@ -76,7 +76,7 @@ async def test_what_ends_well_although_it_was_late_returns_and_leaves_no_cancell
     assert 0 == asyncio.current_task().cancelling()
 
 
-async def test_what_came_while_the_event_loop_was_busy_is_in_time():
+async def test_deadline_timer_accepts_data_received_while_the_event_loop_was_busy():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
     near, far = socket.socketpair()
     with far:
@@ -92,7 +92,7 @@ async def test_what_came_while_the_event_loop_was_busy_is_in_time():
             sending.result()
 
 
-async def test_what_was_put_off_is_late_although_the_event_loop_is_busy_again():
+async def test_postponed_deadline_still_expires_while_the_event_loop_is_busy():
     deadlines, loop = DeadlineTimer(), asyncio.get_running_loop()
     tasks = await begun(*(run_until(deadlines, loop.time() + 0.1, asyncio.Event().wait()) for _ in range(2)))
     async with asyncio.timeout(15):
@@ -103,7 +103,7 @@ async def test_what_was_put_off_is_late_although_the_event_loop_is_busy_again():
     assert [TimeoutError] * 2 == [type(task.exception()) for task in tasks]
 
 
-def test_they_are_kept_in_the_next_event_loop_too():
+def test_deadline_timer_works_in_the_next_event_loop():
     deadlines = DeadlineTimer()
 
     async def late(seconds):

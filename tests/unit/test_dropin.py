@@ -41,7 +41,7 @@ def logged(caplog):
 # --- Constructors ---
 
 
-def test_every_argument_of_redis_py_is_taken(logged):
+def test_client_accepts_all_redis_py_arguments_together(logged):
     given = defaults_of(Redis.__init__)
     client = MonitoredRedisConnection(**given)
     pool = client.connection_pool
@@ -58,7 +58,7 @@ def test_every_argument_of_redis_py_is_taken(logged):
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", sorted(signature(Redis.__init__).parameters.keys() - {"self", "connection_pool"}))
-def test_each_argument_of_redis_py_means_the_same(name):
+def test_client_gives_each_redis_py_argument_the_same_meaning(name):
     argument = {"maint_notifications_config": GIVEN["maint_notifications_config"], name: GIVEN[name]}
     ours, theirs = MonitoredRedisConnection(**argument), Redis(**argument)
 
@@ -78,13 +78,13 @@ def test_each_argument_of_redis_py_means_the_same(name):
 
 @pytest.mark.parametrize("empty", ["", b""], ids=["text", "bytes"])
 @pytest.mark.parametrize("name", ["client_name", "username", "password"])
-def test_an_empty_name_or_password_is_none_as_in_redis_py(name, empty):
+def test_empty_name_or_password_is_none_as_in_redis_py(name, empty):
     connection = MonitoredRedisConnection(**{name: empty}).connection_pool.make_connection()
 
     assert getattr(connection, name) is None
 
 
-def test_bytes_are_text_as_in_redis_py():
+def test_username_and_password_accept_bytes_as_in_redis_py():
     client = MonitoredRedisConnection(username=b"user", password=b"secret")
     connection = client.connection_pool.make_connection()
 
@@ -95,7 +95,7 @@ def test_bytes_are_text_as_in_redis_py():
 
 
 @pytest.mark.parametrize("pool_class", [ConnectionPool, BlockingConnectionPool])
-def test_every_argument_of_redis_pys_pools_is_taken(pool_class, logged):
+def test_pool_accepts_all_arguments_of_redis_py_pools(pool_class, logged):
     pool = MonitoredConnectionPool(**defaults_of(pool_class.__init__))
 
     assert (50, Connection, []) == (pool.max_connections, pool.connection_class, logged())
@@ -103,7 +103,7 @@ def test_every_argument_of_redis_pys_pools_is_taken(pool_class, logged):
 
 
 @pytest.mark.parametrize("connection_class", [Connection, SSLConnection, redis.asyncio.UnixDomainSocketConnection])
-def test_every_argument_of_redis_pys_connections_is_taken(connection_class):
+def test_pool_accepts_all_arguments_of_redis_py_connections(connection_class):
     given = {}
     for each in connection_class.__mro__[:-1]:
         if "__init__" in vars(each) and each.__module__ == Connection.__module__ and "Maint" not in each.__name__:
@@ -114,7 +114,7 @@ def test_every_argument_of_redis_pys_connections_is_taken(connection_class):
     assert isinstance(pool.make_connection(), connection_class)
 
 
-def test_the_positions_are_those_of_redis_pys_blocking_pool():
+def test_pool_takes_positional_arguments_like_redis_py_blocking_pool():
     given = (3, 1.5, SSLConnection, asyncio.LifoQueue)
     ours, theirs = MonitoredConnectionPool(*given), BlockingConnectionPool(*given)
 
@@ -125,7 +125,7 @@ def test_the_positions_are_those_of_redis_pys_blocking_pool():
     assert [3, 1.5, SSLConnection] == [theirs.max_connections, theirs.timeout, theirs.connection_class]
 
 
-def test_with_tls_they_are_passed_on():
+def test_tls_arguments_reach_the_connection():
     tls = {"ssl_check_hostname": False, "ssl_cert_reqs": "none", "ssl_ciphers": "ALL"}
     for client in (
         MonitoredRedisConnection(ssl=True, **tls),
@@ -136,7 +136,7 @@ def test_with_tls_they_are_passed_on():
         assert (ssl.CERT_NONE, "ALL") == (context.cert_reqs, context.ciphers)
 
 
-def test_any_number_of_retries_is_bounded_by_time_alone():
+def test_retries_without_limit_are_bounded_by_the_deadline():
     pool = MonitoredConnectionPool(retry=Retry(NoBackoff(), -1))
     pause = partial(
         pool.retry_policy.next_delay, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6
@@ -146,7 +146,7 @@ def test_any_number_of_retries_is_bounded_by_time_alone():
 
 
 @pytest.mark.parametrize("retry", [5, True, "policy", Retry])
-def test_what_is_no_retry_policy_is_refused(retry):
+def test_retry_argument_raises_when_not_a_redis_py_retry(retry):
     with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, not "):
         MonitoredConnectionPool(retry=retry)
     with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, not "):
@@ -168,7 +168,7 @@ def test_what_is_no_retry_policy_is_refused(retry):
     ],
 )
 @pytest.mark.parametrize("make", [MonitoredConnectionPool, MonitoredRedisConnection, "from_url", "?", "configured"])
-def test_one_line_says_what_is_ignored_of_a_retry_policy(make, arguments, ignored, logged):
+def test_ignored_parts_of_a_retry_policy_are_logged_in_one_line(make, arguments, ignored, logged):
     if make == "from_url":
         MonitoredRedisConnection.from_url("redis://localhost", **arguments)
     elif make == "configured":
@@ -199,14 +199,14 @@ def test_one_line_says_what_is_ignored_of_a_retry_policy(make, arguments, ignore
         (("redis", "span"), "server_span must be a Span, got str;"),
     ],
 )
-def test_a_name_or_a_span_that_is_none_is_refused(args, reason):
+def test_client_raises_on_context_name_or_span_of_wrong_type(args, reason):
     with pytest.raises(TypeError) as caught:
         MonitoredRedisConnection(*args)
 
     assert reason in str(caught.value)
 
 
-def test_a_name_needs_a_pool_or_a_server():
+def test_context_name_raises_without_pool_or_server():
     for arguments in ({"port": 6390}, {"host": None}, {"unix_socket_path": None, "port": 6390}):
         with pytest.raises(TypeError, match="neither a pool nor a server"):
             MonitoredRedisConnection(context_name="cache", **arguments)
@@ -220,7 +220,7 @@ def test_a_name_needs_a_pool_or_a_server():
         assert ("cache", span) == (client.context_name, client.server_span)
 
 
-def test_no_arguments_mean_this_machine():
+def test_client_without_arguments_uses_localhost_6379():
     client = MonitoredRedisConnection()
 
     assert ("redis", None, "localhost:6379") == (
@@ -230,14 +230,14 @@ def test_no_arguments_mean_this_machine():
     )
 
 
-def test_a_port_alone_is_this_machines():
+def test_client_with_only_a_port_uses_localhost():
     assert "localhost:6390" == recorder_of(MonitoredRedisConnection(port=6390)).server.target
 
 
 # --- Pools of any class ---
 
 
-class Evil:
+class RaisingPool:
     @property
     def connection_kwargs(self):
         raise RuntimeError("no")
@@ -268,16 +268,23 @@ def server_attributes(connection_class=Connection, **arguments):
         (partial(server_attributes, mock.Mock(), host=mock.Mock(spec=[])), None),
     ],
 )
-def test_the_server_of_any_pool_is_what_can_be_found_out(pool, expected):
+def test_server_attributes_are_read_from_any_pool(pool, expected):
     assert expected is None or expected == pool()
 
 
 @pytest.mark.parametrize(
     "pool",
-    [mock.Mock(), mock.MagicMock(spec=ConnectionPool), mock.NonCallableMock(), SimpleNamespace(), Evil(), object()],
+    [
+        mock.Mock(),
+        mock.MagicMock(spec=ConnectionPool),
+        mock.NonCallableMock(),
+        SimpleNamespace(),
+        RaisingPool(),
+        object(),
+    ],
     ids=lambda pool: type(pool).__name__,
 )
-def test_a_pool_that_tells_nothing_is_no_error(pool):
+def test_server_attributes_are_defaults_for_pools_without_details(pool):
     assert ({"db.system.name": "redis", "db.namespace": "0"}, None) == server_of(pool)
 
 
@@ -295,7 +302,7 @@ def test_a_pool_that_tells_nothing_is_no_error(pool):
 )
 # redis-py calls an AsyncMock's encoder.
 @pytest.mark.filterwarnings("ignore:coroutine 'AsyncMockMixin:RuntimeWarning")
-def test_a_client_can_be_made_on_a_mock(pool):
+def test_client_accepts_a_mock_as_pool(pool):
     client = MonitoredRedisConnection(connection_pool=pool)
 
     assert client.connection_pool is pool
@@ -345,13 +352,13 @@ URLS = [
     "unix:///run/my%20redis.sock?db=3",
     "unix://u:p@/run/redis.sock",
 ]
-UNLIKE = {"max_connections", "retry", "retry_on_timeout", "retry_on_error", "driver_info", "redis_connect_func"}
-UNLIKE |= {"maint_notifications_config", "himport_registry", "parser_class"}
+INCOMPARABLE = {"max_connections", "retry", "retry_on_timeout", "retry_on_error", "driver_info", "redis_connect_func"}
+INCOMPARABLE |= {"maint_notifications_config", "himport_registry", "parser_class"}
 
 
-def meant(pool):
+def pool_settings(pool):
     """Return a pool's class and arguments, as comparable values."""
-    arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in UNLIKE}
+    arguments = {name: value for name, value in pool.connection_kwargs.items() if name not in INCOMPARABLE}
     return pool.connection_class, arguments
 
 
@@ -359,7 +366,7 @@ def compare(url, **kwargs):
     # redis-py keeps data for these notifications among the arguments.
     kwargs["maint_notifications_config"] = MaintNotificationsConfig(enabled=False)
     ours, theirs = MonitoredConnectionPool.from_url(url, **kwargs), ConnectionPool.from_url(url, **kwargs)
-    (our_class, mine), (their_class, others) = meant(ours), meant(theirs)
+    (our_class, mine), (their_class, others) = pool_settings(ours), pool_settings(theirs)
     for each in ("timeout", "lib_name", "lib_version"):
         others.pop(each, None)
     if others.get("ssl_cert_reqs") == "none":
@@ -370,7 +377,7 @@ def compare(url, **kwargs):
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_a_url_means_what_it_does_to_redis_py(url):
+def test_url_has_the_same_meaning_as_in_redis_py(url):
     compare(url)
     ours, theirs = MonitoredRedisConnection.from_url(url), Redis.from_url(url)
 
@@ -381,11 +388,11 @@ KEYWORDS = {"db": 7, "password": "q", "port": 8, "socket_timeout": 9.0, "encodin
 
 
 @pytest.mark.parametrize("url", [url for url in URLS if not url.startswith("unix")])
-def test_a_url_wins_over_keywords_as_in_redis_py(url):
+def test_url_overrides_keywords_as_in_redis_py(url):
     compare(url, **KEYWORDS, host="k")
 
 
-def test_a_database_in_a_url_wins_over_a_keyword():
+def test_database_in_url_overrides_keyword():
     pool = MonitoredConnectionPool.from_url("redis://h/2", db=0, host="other", connection_class=SSLConnection)
 
     assert (2, "h", SSLConnection) == (
@@ -422,7 +429,7 @@ QUERY = st.fixed_dictionaries(
     st.sampled_from(["", "/", "/0", "/12", "/3/"]),
     QUERY,
 )
-def test_any_valid_url_means_what_it_does_to_redis_py(scheme, username, password, host, port, path, query):
+def test_generated_url_has_the_same_meaning_as_in_redis_py(scheme, username, password, host, port, path, query):
     from urllib.parse import quote, urlencode
 
     userinfo = "" if username is None and password is None else f"{quote(username or '', '')}"
@@ -432,7 +439,7 @@ def test_any_valid_url_means_what_it_does_to_redis_py(scheme, username, password
     compare(url + (f"?{urlencode(query)}" if query else ""))
 
 
-def test_valkey_and_our_own_options_work_beside_redis_pys():
+def test_url_accepts_valkey_schemes_and_own_options_beside_those_of_redis_py():
     pool = MonitoredConnectionPool.from_url("valkeys://h/3?multiplex=no&retries=2&timeout=200+ms&socket_timeout=1+min")
 
     assert (SSLConnection, 2, 0.2, 60.0) == (
@@ -445,7 +452,7 @@ def test_valkey_and_our_own_options_work_beside_redis_pys():
     assert "h" == MonitoredConnectionPool.from_url("valkey://h").connection_kwargs["host"]
 
 
-def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
+def test_decode_responses_false_in_url_is_false():
     assert MonitoredConnectionPool.from_url("redis://h?decode_responses=False").decodes_replies is False
     assert MonitoredConnectionPool.from_url("redis://h?decode_responses=True").decodes_replies is True
 
@@ -499,7 +506,7 @@ def test_a_word_for_no_is_no_although_redis_py_takes_any_text_for_yes():
         ("redis://h?max_connections=0", "max_connections: must be a whole number, 1 or more"),
     ],
 )
-def test_a_url_by_which_redis_py_guesses_is_refused(url, reason):
+def test_url_that_redis_py_guesses_at_raises_config_error(url, reason):
     for make in (url_arguments, MonitoredConnectionPool.from_url, MonitoredRedisConnection.from_url):
         if make is url_arguments and not reason.startswith("url"):
             continue
@@ -509,14 +516,14 @@ def test_a_url_by_which_redis_py_guesses_is_refused(url, reason):
         assert isinstance(caught.value, ValueError)
 
 
-def test_each_reason_is_given_once():
+def test_url_option_given_twice_is_reported_once():
     with pytest.raises(ConfigurationError) as caught:
         url_arguments("redis://u:p@h?password=p&password=q")
 
     assert (("url", "password is given twice"),) == caught.value.problems
 
 
-def test_no_part_of_a_url_that_is_refused_is_repeated():
+def test_url_error_never_contains_parts_of_the_url():
     with pytest.raises(ConfigurationError) as caught:
         MonitoredConnectionPool.from_url("redis://h/S3CRET?S3CRET=S3CRET&socket_read_size=S3CRET")
 
@@ -525,6 +532,6 @@ def test_no_part_of_a_url_that_is_refused_is_repeated():
 
 
 @pytest.mark.parametrize("url", ["redis://", "redis:///2", "redis://:6380", "redis://h:", "redis://h/1?db=2"])
-def test_configuration_stays_strict(url):
+def test_pool_from_config_raises_on_urls_that_only_from_url_accepts(url):
     with pytest.raises(ConfigurationError, match=r"redis.url: "):
         pool_from_config({"redis.url": url})

@@ -13,43 +13,43 @@ START = seal(b"", {}).partition(b"{}")[0]
 
 
 @given(st.binary(), CARRIERS)
-def test_what_was_put_in_comes_out(payload, carrier):
+def test_envelope_round_trips_payload_and_carrier(payload, carrier):
     assert (payload, carrier) == unseal(seal(payload, carrier))
 
 
 @given(st.text(), CARRIERS, st.sampled_from(["utf-8", "latin-1", "ascii"]), st.sampled_from(["ignore", "replace"]))
-def test_it_comes_out_as_text_after_decoding(payload, carrier, encoding, errors):
+def test_envelope_round_trips_after_decoding_to_text(payload, carrier, encoding, errors):
     sent = payload.encode(encoding, errors)
 
     assert (sent.decode(encoding), carrier) == unseal(seal(sent, carrier).decode(encoding))
 
 
 @given(st.binary())
-def test_bytes_without_an_envelope_survive(data):
+def test_unseal_returns_bytes_without_envelope_unchanged(data):
     assert (data, None) == unseal(data)
 
 
 @given(st.text())
-def test_text_without_an_envelope_survives(data):
+def test_unseal_returns_text_without_envelope_unchanged(data):
     assert (data, None) == unseal(data)
 
 
 @given(st.binary())
-def test_bytes_that_begin_like_an_envelope_never_raise(data):
+def test_unseal_never_raises_on_bytes_that_start_like_an_envelope(data):
     payload, carrier = unseal(START + data)
 
     assert (START + data, None) == (payload, carrier) or data.endswith(payload)
 
 
 @given(st.binary(), CARRIERS, CARRIERS)
-def test_only_the_outermost_is_taken_off(payload, inner, outer):
+def test_unseal_removes_only_the_outermost_envelope(payload, inner, outer):
     sealed = seal(payload, inner)
 
     assert (sealed, outer) == unseal(seal(sealed, outer))
 
 
 @given(st.binary(), st.dictionaries(st.text(), st.text(), min_size=1), st.data())
-def test_a_header_that_was_cut_is_a_payload(payload, carrier, data):
+def test_unseal_returns_truncated_header_as_payload(payload, carrier, data):
     sealed = seal(b"", carrier)
     cut = sealed[: data.draw(st.integers(0, len(sealed) - 1))]
 
@@ -64,7 +64,7 @@ JSON = st.recursive(
 
 
 @given(JSON)
-def test_json_that_is_no_carrier_is_a_payload(value):
+def test_unseal_returns_json_that_is_no_carrier_as_payload(value):
     looks_like_it = START + json.dumps(value).encode() + b"\x02payload"
     is_carrier = isinstance(value, dict) and all(isinstance(each, str) for each in value.values())
 
@@ -89,7 +89,7 @@ def test_json_that_is_no_carrier_is_a_payload(value):
         "{}".encode("utf-8-sig"),
     ],
 )
-def test_what_merely_looks_like_one_is_a_payload(header):
+def test_unseal_returns_malformed_envelope_as_payload(header):
     data = START + header + b"\x02payload"
 
     assert (data, None) == unseal(data)
@@ -99,17 +99,17 @@ def test_what_merely_looks_like_one_is_a_payload(header):
 @pytest.mark.parametrize(
     "payload", [bytearray(b"payload"), memoryview(b"payload"), memoryview(b"-p-a-y-l-o-a-d")[1::2]]
 )
-def test_whatever_holds_bytes_is_a_payload(payload):
+def test_seal_accepts_any_bytes_like_payload(payload):
     assert (b"payload", {"a": "b"}) == unseal(seal(payload, {"a": "b"}))
 
 
 @pytest.mark.parametrize("carrier", [{"a": 1}, {1: "a"}, {"a": None}])
-def test_a_carrier_holds_nothing_but_text(carrier):
+def test_seal_raises_on_carrier_that_is_not_text_to_text(carrier):
     with pytest.raises(TypeError, match="text to text"):
         seal(b"", carrier)
 
 
-def test_a_trace_context_makes_a_small_header():
+def test_envelope_header_of_a_trace_context_is_under_100_bytes():
     carrier = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
     assert 100 > len(seal(b"", carrier))

@@ -11,7 +11,7 @@ from aioredis_monitored._telemetry import hotkeys
 from aioredis_monitored._telemetry.hotkeys import HotKeys, SpaceSaving
 
 
-def test_a_share_of_the_calls_finds_the_same(monkeypatch):
+def test_hot_keys_finds_the_hottest_keys_in_a_sample(monkeypatch):
     chance = random.Random(17)
     monkeypatch.setattr(hotkeys.random, "random", chance.random)
     monkeypatch.setattr(hotkeys, "monotonic", lambda: 1000.0)
@@ -30,7 +30,7 @@ def test_a_share_of_the_calls_finds_the_same(monkeypatch):
     assert top[0].rate - top[0].error <= calls * 1.2
 
 
-def test_what_was_hot_an_hour_ago_is_not_hot(monkeypatch):
+def test_hot_keys_forgets_old_keys(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(hotkeys, "monotonic", lambda: now[0])
     keys = HotKeys(1.0, None)
@@ -48,7 +48,7 @@ def test_what_was_hot_an_hour_ago_is_not_hot(monkeypatch):
     assert ["new", "old"] == [hot.key for hot in keys.top(2)]
 
 
-def test_a_steady_rate_is_told_from_the_beginning(monkeypatch):
+def test_hot_keys_reports_a_steady_rate_from_the_start(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr(hotkeys, "monotonic", lambda: now[0])
     keys = HotKeys(1.0, None)
@@ -62,14 +62,14 @@ def test_a_steady_rate_is_told_from_the_beginning(monkeypatch):
     assert [100] * 3 == [pytest.approx(rate, rel=0.05) for rate in rates]
 
 
-def test_a_key_that_cannot_be_sent_is_escaped():
+def test_hot_keys_escapes_unencodable_keys():
     keys = HotKeys(1.0, None)
     keys.count(("GET", "user:\ud800"))
 
     assert [r"user:\ud800"] == [hot.key for hot in keys.top(1)]
 
 
-def test_a_long_key_is_cut(monkeypatch):
+def test_hot_keys_truncates_long_keys(monkeypatch):
     keys = HotKeys(1.0, None)
     keys.count(("GET", "x" * 10_000))
 
@@ -77,7 +77,7 @@ def test_a_long_key_is_cut(monkeypatch):
 
 
 @given(items=st.lists(st.sampled_from("abcdefghijklmnop"), max_size=300), most=st.integers(2, 8))
-def test_space_saving_keeps_its_promises(items, most):
+def test_space_saving_bounds_size_and_error(items, most):
     found = SpaceSaving(most)
     for item in items:
         found.add(item, 1.0)
@@ -92,16 +92,16 @@ def test_space_saving_keeps_its_promises(items, most):
             assert item in {kept for kept, _, _ in top}
 
 
-def test_a_gauge_tells_of_no_more_keys_than_can_be_counted(monkeypatch):
+def test_hot_key_gauge_bounds_the_number_of_keys(monkeypatch):
     monkeypatch.setattr(hotkeys, "_MAX_REPORTED_KEYS", 100)
     keys = HotKeys(1.0, None)
-    told = set()
+    reported = set()
     for number in range(120):
         for _ in range(number + 1):
             keys.count(("GET", f"key:{number}"))
-        told.update(key for key, _ in keys.rates(1))
+        reported.update(key for key, _ in keys.rates(1))
 
-    assert 101 == len(told)
-    assert "_OTHER" in told
+    assert 101 == len(reported)
+    assert "_OTHER" in reported
     assert {("_OTHER", "read")} == keys.rates(3).keys()
     assert sum(hot.rate for hot in keys.top(3)) == pytest.approx(sum(keys.rates(3).values()), rel=0.01)

@@ -38,7 +38,7 @@ def reply_of(loop, size=1, orphan=None):
     return reply
 
 
-def run_of(loop, length, size=1):
+def batch_of(loop, length, size=1):
     run = BatchFuture(loop=loop)
     run.commands, run.replies, run.size, run.observer = [("ECHO", "x")] * length, [], size, None
     run.is_queued, run.queued_at, run.on_cancel = False, 0.0, None
@@ -69,57 +69,57 @@ class Expected:
         return self.written_at + TIMEOUT
 
 
-class AnyOrder(RuleBasedStateMachine):
+class InFlightMachine(RuleBasedStateMachine):
     """Calls arrive, are written, answered, late, cancelled and lost in any order; a list has the expected outcomes."""
 
     def __init__(self):
         super().__init__()
         self.loop = asyncio.new_event_loop()
         self.inflight = InFlight(TIMEOUT)
-        self.owed, self.everyone = [], []
+        self.expected_calls, self.all_expected = [], []
         self.now = 0.0
         self.replied = -1.0
 
     def teardown(self):
         spin(self.loop)
-        for expected in self.everyone:
+        for expected in self.all_expected:
             assert expected.handed == expected.orphaned
         self.loop.close()
 
     def written(self):
-        return [expected for expected in self.owed if expected.written_at is not None]
+        return [expected for expected in self.expected_calls if expected.written_at is not None]
 
     def queue(self, call, length=1, orphaned=None, *, first=False):
         expected = Expected(call, length, [] if orphaned is None else orphaned)
-        self.everyone.append(expected)
-        self.owed.insert(0 if first else len(self.owed), expected)
+        self.all_expected.append(expected)
+        self.expected_calls.insert(0 if first else len(self.expected_calls), expected)
         return expected
 
     @rule(size=st.integers(0, 2 * inflight.MAX_BYTES), has_orphan=st.booleans())
-    def a_command_comes(self, size, has_orphan):
+    def add_command(self, size, has_orphan):
         handed = []
         call = reply_of(self.loop, size, handed.append if has_orphan else None)
         expected = self.queue(call, orphaned=handed)
-        assert self.inflight.add(call) == (sum(each.call.size for each in self.owed) < inflight.MAX_BYTES)
+        assert self.inflight.add(call) == (sum(each.call.size for each in self.expected_calls) < inflight.MAX_BYTES)
         assert expected.call is self.inflight.pending[-1]
 
     @rule(length=st.integers(1, 4), size=st.integers(0, 100))
-    def a_run_comes(self, length, size):
-        call = run_of(self.loop, length, size)
+    def add_batch(self, length, size):
+        call = batch_of(self.loop, length, size)
         self.queue(call, length)
         self.inflight.add(call)
 
     @precondition(lambda self: not self.written())
     @rule()
-    def a_health_check_overtakes(self):
+    def prepend_health_check(self):
         call = reply_of(self.loop, 0)
         self.queue(call, first=True)
         self.inflight.prepend(call)
 
-    @precondition(lambda self: len(self.written()) < len(self.owed))
+    @precondition(lambda self: len(self.written()) < len(self.expected_calls))
     @rule(data=st.data())
-    def some_are_written(self, data):
-        unwritten = self.owed[len(self.written()) :]
+    def write_some(self, data):
+        unwritten = self.expected_calls[len(self.written()) :]
         count = data.draw(st.integers(1, len(unwritten)))
         for expected in unwritten[:count]:
             expected.written_at = self.now
@@ -127,24 +127,24 @@ class AnyOrder(RuleBasedStateMachine):
 
     # In eighths of a second, which floats represent exactly.
     @rule(eighths=st.integers(1, 20))
-    def time_passes(self, eighths):
+    def advance_clock(self, eighths):
         self.now += eighths / 8
 
-    @precondition(lambda self: self.owed)
+    @precondition(lambda self: self.expected_calls)
     @rule(data=st.data())
-    def a_caller_leaves(self, data):
-        expected = data.draw(st.sampled_from(self.owed))
+    def cancel_caller(self, data):
+        expected = data.draw(st.sampled_from(self.expected_calls))
         if expected.call.cancel():
             expected.outcome = ["left"]
 
     @precondition(lambda self: self.written())
     @rule(data=st.data())
-    def replies_come(self, data):
+    def receive_replies(self, data):
         missing = sum(expected.length - len(expected.replies) for expected in self.written())
         replies = data.draw(st.lists(st.one_of(REPLIES, st.just(PUSH)), max_size=missing))
         completed = 0
         for reply in (reply for reply in replies if reply is not PUSH):
-            head = self.owed[0]
+            head = self.expected_calls[0]
             head.replies.append(reply)
             self.replied = self.now
             if len(head.replies) < head.length:
@@ -153,14 +153,14 @@ class AnyOrder(RuleBasedStateMachine):
                 head.outcome = [head.replies if isinstance(head.call, BatchFuture) else reply]
             elif head.call.on_orphan:
                 head.handed.append(reply)
-            del self.owed[0]
+            del self.expected_calls[0]
             completed += 1
 
         assert completed == self.inflight.dispatch(parser(*replies), self.now)
         spin(self.loop)
 
     @rule()
-    def late_ones_are_given_up(self):
+    def expire_overdue(self):
         late = [each for each in self.written() if each.outcome is None and each.due() <= self.now]
         assert [each.call for each in late] == list(self.inflight.overdue(self.now))
         for expected in late:
@@ -168,7 +168,7 @@ class AnyOrder(RuleBasedStateMachine):
             expected.call.set_result("late")
 
     @rule()
-    def the_connection_ends(self):
+    def close_connection(self):
         written = [each.call for each in self.written()]
         waiting = [call for call in written if not call.done()]
         errors = []
@@ -179,43 +179,43 @@ class AnyOrder(RuleBasedStateMachine):
 
         unwritten = self.inflight.fail_written(error)
 
-        assert [each.call for each in self.owed[len(written) :]] == unwritten
+        assert [each.call for each in self.expected_calls[len(written) :]] == unwritten
         assert [(True, error) for error in errors] == [(c.result().written, c.result().error) for c in waiting]
         assert len(waiting) == len(set(map(id, errors)))
-        for expected in self.owed[: len(written)]:
+        for expected in self.expected_calls[: len(written)]:
             expected.outcome = expected.outcome or [expected.call.result()]
-        self.owed = []
+        self.expected_calls = []
 
     @invariant()
-    def what_is_counted_is_what_is_owed(self):
+    def counters_match_pending_calls(self):
         state = self.inflight
-        assert [each.call for each in self.owed] == list(state.pending)
-        assert len(self.owed) - len(self.written()) == state.unwritten
-        assert sum(each.call.size for each in self.owed) == state.size
-        assert sum(each.call.size for each in self.owed[len(self.written()) :]) == state.unwritten_size
+        assert [each.call for each in self.expected_calls] == list(state.pending)
+        assert len(self.expected_calls) - len(self.written()) == state.unwritten
+        assert sum(each.call.size for each in self.expected_calls) == state.size
+        assert sum(each.call.size for each in self.expected_calls[len(self.written()) :]) == state.unwritten_size
         assert (state.size >= inflight.MAX_BYTES) == state.is_full()
 
     @invariant()
-    def everyone_has_what_they_should(self):
-        for expected in self.everyone:
+    def outcomes_match_expected_ones(self):
+        for expected in self.all_expected:
             if expected.outcome == ["left"]:
                 assert expected.call.cancelled()
             elif expected.outcome is not None:
                 assert expected.outcome[0] is expected.call.result() or expected.outcome[0] == expected.call.result()
 
     @invariant()
-    def it_is_stuck_if_it_owes_replies_and_none_came_for_the_timeout(self):
+    def stalls_after_timeout_without_reply(self):
         written = self.written()
         stuck = bool(written) and self.now - max(self.replied, written[0].written_at) >= TIMEOUT
         assert stuck == self.inflight.is_stalled(self.now)
         assert (written[0].written_at if written else math.inf) == self.inflight.oldest_written_at()
-        awaited = any(not each.call.done() for each in self.owed)
-        assert (awaited or (not stuck and any(each.call.on_orphan for each in self.owed))) == self.inflight.has_waiters(
-            self.now
-        )
+        awaited = any(not each.call.done() for each in self.expected_calls)
+        assert (
+            awaited or (not stuck and any(each.call.on_orphan for each in self.expected_calls))
+        ) == self.inflight.has_waiters(self.now)
 
     @invariant()
-    def nobody_is_looked_after_too_late_or_in_vain(self):
+    def next_timeout_is_neither_late_nor_early(self):
         check = self.inflight.next_timeout(self.now)
         if not self.written():
             assert check is None
@@ -225,11 +225,11 @@ class AnyOrder(RuleBasedStateMachine):
         assert check <= min(ends, default=check)
 
 
-AnyOrder.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
-test_replies_go_to_whom_they_belong_whatever_happens = AnyOrder.TestCase
+InFlightMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40)
+test_inflight_matches_its_model_in_any_order_of_events = InFlightMachine.TestCase
 
 
-def test_a_reply_that_nobody_is_owed_is_an_error(loop):
+def test_inflight_raises_on_unexpected_reply(loop):
     owes = InFlight(TIMEOUT)
     with pytest.raises(LookupError, match="belongs to no call"):
         owes.dispatch(parser(b"x"), 0.0)
@@ -245,7 +245,7 @@ def test_a_reply_that_nobody_is_owed_is_an_error(loop):
 
 
 @pytest.mark.parametrize("is_written", [True, False])
-def test_a_lost_call_is_told_whether_it_was_written(loop, is_written):
+def test_inflight_failure_reports_whether_the_call_was_written(loop, is_written):
     owes, call, left = InFlight(TIMEOUT), reply_of(loop), reply_of(loop)
     owes.add(left)
     owes.add(call)
@@ -260,7 +260,7 @@ def test_a_lost_call_is_told_whether_it_was_written(loop, is_written):
     assert (0, 0, 0) == (owes.size, owes.unwritten, len(owes.pending))
 
 
-def test_without_a_timeout_nothing_is_late(loop):
+def test_inflight_has_no_overdue_calls_without_timeout(loop):
     owes, call = InFlight(None), reply_of(loop)
     owes.add(call)
     owes.write(1, 0.0)
@@ -273,8 +273,8 @@ def test_without_a_timeout_nothing_is_late(loop):
     )
 
 
-def test_the_replies_to_a_run_have_one_time_for_all(loop):
-    owes, run = InFlight(TIMEOUT), run_of(loop, 3)
+def test_batch_has_one_timeout_for_all_its_replies(loop):
+    owes, run = InFlight(TIMEOUT), batch_of(loop, 3)
     owes.add(run)
     owes.write(1, 0.0)
     for number in range(2):
@@ -286,9 +286,9 @@ def test_the_replies_to_a_run_have_one_time_for_all(loop):
 REFUSAL = ResponseError("Protocol error: invalid bulk length")
 
 
-def test_what_stands_behind_a_refusal_and_the_end_did_not_run(loop):
+def test_inflight_calls_behind_protocol_error_and_close_count_as_not_executed(loop):
     owes, calls = InFlight(TIMEOUT), [reply_of(loop) for _ in range(3)]
-    batch = run_of(loop, 2)
+    batch = batch_of(loop, 2)
     for call in (*calls, batch):
         owes.add(call)
     owes.write(4, 0.0)
@@ -300,8 +300,8 @@ def test_what_stands_behind_a_refusal_and_the_end_did_not_run(loop):
     assert [False, False] == [call.result().written for call in (calls[2], batch)]
 
 
-def test_a_batch_that_holds_what_was_refused_gets_the_servers_error(loop):
-    owes, batch, behind = InFlight(TIMEOUT), run_of(loop, 3), reply_of(loop)
+def test_batch_with_protocol_error_fails_with_the_servers_error(loop):
+    owes, batch, behind = InFlight(TIMEOUT), batch_of(loop, 3), reply_of(loop)
     owes.add(batch)
     owes.add(behind)
     owes.write(2, 0.0)
@@ -315,10 +315,10 @@ def test_a_batch_that_holds_what_was_refused_gets_the_servers_error(loop):
 
 @pytest.mark.parametrize("text", ["invalid bulk length", "invalid multibulk length"])
 @pytest.mark.parametrize("is_batch", [False, True])
-def test_a_script_whose_arguments_are_too_long_is_refused_as_any_command(loop, is_batch, text):
+def test_script_with_oversized_argument_fails_like_any_command(loop, is_batch, text):
     owes, call, behind = InFlight(TIMEOUT), reply_of(loop), reply_of(loop)
     if is_batch:
-        call = run_of(loop, 2)
+        call = batch_of(loop, 2)
         call.commands = [("FCALL", "f", 0, "x"), ("ECHO", "x")]
     else:
         call.args = ("EVALSHA", "sha", 0, "x")
@@ -334,13 +334,13 @@ def test_a_script_whose_arguments_are_too_long_is_refused_as_any_command(loop, i
 
 
 @pytest.mark.parametrize("case", ["a reply came behind it", "a script said it", "a batch's script said it"])
-def test_a_refusal_that_may_be_none_says_nothing(loop, case):
+def test_inflight_calls_behind_ambiguous_protocol_error_count_as_written(loop, case):
     owes, call, behind = InFlight(TIMEOUT), reply_of(loop), [reply_of(loop), reply_of(loop)]
     replies = [ResponseError("Protocol error: invalid bulk length, says the script")]
     if case == "a script said it":
         call.args = ("EVAL", "return redis.error_reply('ERR Protocol error')", 0)
     elif case == "a batch's script said it":
-        call = run_of(loop, 2)
+        call = batch_of(loop, 2)
         call.commands = [("FCALL", "f", 0), ("ECHO", "x")]
     else:
         replies = [REFUSAL, b"x"]
@@ -354,7 +354,7 @@ def test_a_refusal_that_may_be_none_says_nothing(loop, case):
     assert behind[1].result().written
 
 
-def test_room_is_bounded_in_bytes_and_in_calls(loop):
+def test_inflight_room_is_bounded_in_bytes_and_calls(loop):
     owes = InFlight(TIMEOUT)
     assert owes.add(reply_of(loop, inflight.MAX_BYTES - 1))
     assert not owes.add(reply_of(loop, 1))

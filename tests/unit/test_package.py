@@ -15,7 +15,7 @@ from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
 
-def test_importing_it_loads_nothing_optional():
+def test_package_import_loads_no_optional_dependency():
     def loaded_by(*packages):
         command = [sys.executable, "-c", f"import sys, {', '.join(packages)}; print(*sys.modules)"]
         return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())  # noqa: S603
@@ -26,13 +26,13 @@ def test_importing_it_loads_nothing_optional():
     assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]
 
 
-def test_the_public_names_are_sorted_and_there():
+def test_public_names_are_sorted_and_importable():
     assert sorted(aioredis_monitored.__all__) == aioredis_monitored.__all__
     for name in aioredis_monitored.__all__:
         assert getattr(aioredis_monitored, name)
 
 
-def test_errors_have_their_public_name_and_survive_pickling():
+def test_config_error_keeps_its_public_name_and_problems_when_pickled():
     problems = (("redis.url", "no value specified"), ("redis.db", "must be a whole number"))
     error = pickle.loads(pickle.dumps(ConfigurationError(*problems)))  # noqa: S301 - our own
 
@@ -48,7 +48,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ERRORS if kind is not ReplyDecodingError])
-def test_the_repr_of_an_error_shows_its_text(kind):
+def test_error_repr_shows_its_text_also_after_pickling(kind):
     error = kind(("redis.url", "gone")) if kind is ConfigurationError else kind("redis.url: gone")
     copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
 
@@ -56,12 +56,12 @@ def test_the_repr_of_an_error_shows_its_text(kind):
     assert ("redis.url: gone", error.args) == (str(error), copied.args)
 
 
-def test_the_repr_of_a_lost_attempt_shows_the_text_of_its_error():
+def test_attempt_failed_repr_shows_text_of_its_error():
     error = redis.exceptions.ConnectionError("gone")
 
     assert "AttemptFailed(ConnectionError: gone, written=True)" == repr(AttemptFailed(error, written=True))
     assert "DeadlineExceeded(TimeoutError: no reply in time, written=False)" == repr(DeadlineExceeded(written=False))
 
 
-def test_every_room_says_its_reason_in_its_first_line():
+def test_every_module_starts_with_a_docstring():
     assert [] == [p.name for p in PACKAGE.rglob("*.py") if not p.read_text("utf-8").startswith('"""')]

@@ -24,6 +24,6 @@ def test_stub_has_every_command_but_those_that_the_pipeline_defines():
     assert {"publish"} == {name for name in names - {"execute_command"} if name in vars(MonitoredRedisPipeline)}
 
 
-def test_commands_of_a_pipeline_are_redispys_own_methods():
+def test_pipeline_commands_are_redispy_methods_at_run_time():
     assert (MonitoredRedisPipeline.get, MonitoredRedisPipeline.incr) == (Pipeline.get, Pipeline.incr)
     assert Pipeline in MonitoredRedisPipeline.__bases__

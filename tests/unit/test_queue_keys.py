@@ -31,14 +31,14 @@ def keys_of(name):
 
 
 @given(names, names)
-def test_no_two_queues_have_a_key_in_common(one, other):
+def test_queue_keys_of_two_queues_never_overlap(one, other):
     keys, others = keys_of(one), keys_of(other)
     if one != other and keys is not None and others is not None:
         assert set() == keys & others
 
 
 @given(names)
-def test_no_queue_is_a_key_of_another(name):
+def test_queue_name_raises_when_equal_to_a_key_of_another_queue(name):
     keys = keys_of(name)
     for key in (keys or {name}) - {name}:
         with pytest.raises(ValueError, match="is a key of the queue"):
@@ -46,7 +46,7 @@ def test_no_queue_is_a_key_of_another(name):
 
 
 @given(names)
-def test_all_keys_are_different_and_in_the_slot_of_the_list(name):
+def test_queue_keys_are_distinct_and_in_one_hash_slot(name):
     keys = keys_of(name)
     if keys is not None:
         assert 5 + len(CONSUMERS) == len(keys)
@@ -59,5 +59,5 @@ def test_all_keys_are_different_and_in_the_slot_of_the_list(name):
     "name",
     ["a", "{a}", "a:dead", "a::dead", "{a}:dead:c", "{a}:", "{a}::", "{a}:p", "{a}:p:1", "{a}:dead ", "{a}b:dead", "c"],
 )
-def test_names_that_merely_look_like_keys_are_names(name):
+def test_queue_name_that_only_resembles_a_key_is_accepted(name):
     assert name == QueueKeys(name).queue

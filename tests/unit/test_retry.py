@@ -19,7 +19,7 @@ def caused_by(cause, error):
     return error
 
 
-def answer(kind, code="CODE"):
+def server_error(kind, code="CODE"):
     return kind("said by the server", status_code=code)
 
 
@@ -28,20 +28,20 @@ MAX_CLIENTS = errors.ConnectionError("max number of clients reached", status_cod
 RULES = [
     (errors.ConnectionError("lost"), ALL, [READ, READS]),
     (errors.TimeoutError("late"), ALL, [READ, READS]),
-    (answer(errors.BusyLoadingError), ALL, [READ, WRITE, READS]),
-    (answer(errors.ReadOnlyError), ALL, [READ, WRITE, READS]),
-    (answer(errors.MasterDownError), ALL, [READ, WRITE, READS]),
-    (answer(errors.ClusterDownError), ALL, [READ, WRITE, READS]),
-    (answer(errors.TryAgainError), ALL, [READ, WRITE, READS]),
+    (server_error(errors.BusyLoadingError), ALL, [READ, WRITE, READS]),
+    (server_error(errors.ReadOnlyError), ALL, [READ, WRITE, READS]),
+    (server_error(errors.MasterDownError), ALL, [READ, WRITE, READS]),
+    (server_error(errors.ClusterDownError), ALL, [READ, WRITE, READS]),
+    (server_error(errors.TryAgainError), ALL, [READ, WRITE, READS]),
     (MAX_CLIENTS, ALL, [READ, WRITE, READS]),
-    (answer(errors.AuthenticationError), [], []),
-    (answer(errors.AuthenticationWrongNumberOfArgsError), [], []),
-    (answer(errors.AuthorizationError), [], []),
-    (answer(errors.NoPermissionError), [], []),
-    (answer(errors.ResponseError), [], []),
-    (answer(errors.OutOfMemoryError), [], []),
-    (answer(errors.NoScriptError), [], []),
-    (answer(errors.ConnectionError), [], []),
+    (server_error(errors.AuthenticationError), [], []),
+    (server_error(errors.AuthenticationWrongNumberOfArgsError), [], []),
+    (server_error(errors.AuthorizationError), [], []),
+    (server_error(errors.NoPermissionError), [], []),
+    (server_error(errors.ResponseError), [], []),
+    (server_error(errors.OutOfMemoryError), [], []),
+    (server_error(errors.NoScriptError), [], []),
+    (server_error(errors.ConnectionError), [], []),
     (errors.DataError("no"), [], []),
     (errors.WatchError("no"), [], []),
     (errors.InvalidResponse("no"), [], []),
@@ -62,7 +62,7 @@ RULES = [
 @pytest.mark.parametrize(
     ("error", "unwritten", "written"), RULES, ids=[f"{n}-{type(rule[0]).__name__}" for n, rule in enumerate(RULES)]
 )
-def test_what_may_be_tried_again(error, unwritten, written):
+def test_retry_policy_permits_retries_by_error_traits_and_written(error, unwritten, written):
     def may(traits, *, was_written):
         policy = RetryPolicy(20, 0.02, 5.0)
         return policy.next_delay(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
@@ -71,31 +71,31 @@ def test_what_may_be_tried_again(error, unwritten, written):
     assert [traits in written for traits in ALL] == [may(traits, was_written=True) for traits in ALL]
 
 
-def failed(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
+def delay_after_failure(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
     error = error or errors.ConnectionError("lost")
     return policy.next_delay(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
 
 
-def test_pauses_double_up_to_half_a_second_and_half_of_each_is_random():
+def test_backoff_doubles_up_to_half_a_second_with_half_of_each_delay_random():
     policy = RetryPolicy(20, 0.02, None)
 
-    pauses = [[failed(policy, failures=failures) for _ in range(200)] for failures in range(1, 11)]
+    delays = [[delay_after_failure(policy, failures=failures) for _ in range(200)] for failures in range(1, 11)]
 
-    for most, some in zip([0.02, 0.04, 0.08, 0.16, 0.32, *[0.5] * 5], pauses, strict=True):
+    for most, some in zip([0.02, 0.04, 0.08, 0.16, 0.32, *[0.5] * 5], delays, strict=True):
         assert most / 2 <= min(some) < max(some) <= most
 
 
-def test_no_attempt_begins_after_the_deadline():
-    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=0.97) is not None
-    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=0.99) is None
-    assert failed(RetryPolicy(20, 0.02, 1.0), elapsed=1.5) is None
+def test_retry_policy_starts_no_attempt_after_the_deadline():
+    assert delay_after_failure(RetryPolicy(20, 0.02, 1.0), elapsed=0.97) is not None
+    assert delay_after_failure(RetryPolicy(20, 0.02, 1.0), elapsed=0.99) is None
+    assert delay_after_failure(RetryPolicy(20, 0.02, 1.0), elapsed=1.5) is None
 
 
-def test_retries_bound_the_attempts_with_and_without_a_deadline():
+def test_retries_bound_attempts_with_and_without_a_deadline():
     for deadline in (None, 5.0):
-        assert failed(RetryPolicy(3, 0.02, deadline), failures=3) is not None
-        assert failed(RetryPolicy(3, 0.02, deadline), failures=4) is None
-        assert failed(RetryPolicy(0, 0.02, deadline)) is None
+        assert delay_after_failure(RetryPolicy(3, 0.02, deadline), failures=3) is not None
+        assert delay_after_failure(RetryPolicy(3, 0.02, deadline), failures=4) is None
+        assert delay_after_failure(RetryPolicy(0, 0.02, deadline)) is None
 
 
 @pytest.mark.parametrize(
@@ -103,27 +103,27 @@ def test_retries_bound_the_attempts_with_and_without_a_deadline():
     [
         (errors.ConnectionError("refused"), False, True),
         (errors.TimeoutError("connecting"), False, True),
-        (answer(errors.BusyLoadingError), True, True),
+        (server_error(errors.BusyLoadingError), True, True),
         (errors.TimeoutError("late"), True, False),
         (errors.ConnectionError("cut"), True, False),
     ],
 )
-def test_an_outage_starts_when_a_whole_deadline_was_in_vain(error, written, starts):
+def test_server_is_unreachable_after_a_deadline_of_attempts_that_did_not_execute(error, written, starts):
     policy = RetryPolicy(20, 0.02, 1.0)
-    assert failed(policy, error, written=written, traits=READ, elapsed=0.5) is not None
+    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=0.5) is not None
     # One attempt after a long wait for a slot.
-    assert failed(policy, error, written=written, traits=READ, elapsed=1.0) is None
+    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=1.0) is None
     assert not policy.server_unreachable
 
-    assert failed(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
+    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
 
     assert starts == policy.server_unreachable
-    assert starts == (failed(policy, error, written=written, traits=READ) is None)
+    assert starts == (delay_after_failure(policy, error, written=written, traits=READ) is None)
 
 
-def test_what_is_never_tried_again_says_nothing_about_an_outage():
+def test_error_that_is_never_retried_does_not_mark_server_unreachable():
     policy = RetryPolicy(20, 0.02, 1.0)
 
-    assert failed(policy, answer(errors.AuthenticationError), elapsed=2.0) is None
+    assert delay_after_failure(policy, server_error(errors.AuthenticationError), elapsed=2.0) is None
 
     assert not policy.server_unreachable

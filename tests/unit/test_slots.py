@@ -231,7 +231,7 @@ AnyOrder.TestCase.settings = settings(max_examples=200, stateful_step_count=50)
 test_slots_are_assigned_fairly_in_any_order_of_events = AnyOrder.TestCase
 
 
-def test_reset_leaves_callers_of_a_closed_event_loop_alone():
+def test_reset_ignores_waiters_of_a_closed_event_loop():
     loop = asyncio.new_event_loop()
     slots = Slots(1, object)
     slots.acquire()

@@ -37,26 +37,26 @@ from aioredis_monitored.timespan import parse_timespan
     ],
     ids=repr,
 )
-def test_a_timespan_becomes_seconds(value, seconds):
+def test_timespan_is_converted_to_seconds(value, seconds):
     assert seconds == parse_timespan(value)
 
 
 @pytest.mark.parametrize(
     "value", ["", " ", "abc", "s", "5 5", "5 s s", "5.", "1e3", "1_000", "٣s", "5٣", "inf", "nan", "0x5"]
 )
-def test_other_text_is_refused_with_an_example(value):
+def test_timespan_raises_with_an_example_on_other_text(value):
     with pytest.raises(ValueError, match=r"^not a timespan such as '200 milliseconds': "):
         parse_timespan(value)
 
 
 @pytest.mark.parametrize("value", [True, False, None, b"5", [5]])
-def test_other_types_are_refused(value):
+def test_timespan_raises_on_other_types(value):
     with pytest.raises(ValueError, match=r"^not a timespan such as '200 milliseconds': "):
         parse_timespan(value)
 
 
 @pytest.mark.parametrize("unit", ["parsecs", "months", "µs", "secs"])
-def test_an_unknown_unit_is_refused_with_the_known_ones(unit):
+def test_timespan_raises_with_known_units_on_unknown_unit(unit):
     with pytest.raises(ValueError, match="unit") as caught:
         parse_timespan(f"5 {unit}")
 
@@ -64,13 +64,13 @@ def test_an_unknown_unit_is_refused_with_the_known_ones(unit):
 
 
 @pytest.mark.parametrize("value", [-1, -0.1, "-5", "-1 ms", timedelta(seconds=-1), float("-inf")])
-def test_negative_timespans_are_refused(value):
+def test_timespan_raises_when_negative(value):
     with pytest.raises(ValueError, match=r"^must not be negative$"):
         parse_timespan(value)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("nan"), 10**400, "9" * 400, f"{'9' * 305} days"])
-def test_timespans_that_are_not_finite_are_refused(value):
+def test_timespan_raises_when_not_finite(value):
     with pytest.raises(ValueError, match=r"^must be finite$"):
         parse_timespan(value)
 
@@ -79,25 +79,25 @@ def test_timespans_that_are_not_finite_are_refused(value):
     ("unit", "per_second"), [("us", 1_000_000), ("microseconds", 1_000_000), ("ms", 1_000), ("Milliseconds", 1_000)]
 )
 @given(count=st.integers(min_value=0, max_value=2**53))
-def test_whole_parts_of_a_second_are_exact(unit, per_second, count):
+def test_timespan_in_milliseconds_or_microseconds_is_exact(unit, per_second, count):
     assert count / per_second == parse_timespan(f"{count} {unit}")
 
 
 @pytest.mark.parametrize("unit", ["", "s", " seconds"])
 @given(seconds=st.floats(min_value=1e-4, max_value=1e15))
-def test_seconds_survive_the_way_through_text(unit, seconds):
+def test_timespan_in_seconds_round_trips_through_text(unit, seconds):
     assert seconds == parse_timespan(f"{seconds:.30f}{unit}")
 
 
 @given(days=st.integers(0, 999_999_999), seconds=st.integers(0, 86_399))
-def test_timedeltas_and_text_agree(days, seconds):
+def test_timespan_of_timedelta_equals_that_of_text(days, seconds):
     assert timedelta(days=days, seconds=seconds).total_seconds() == parse_timespan(f"{days}d") + parse_timespan(
         f"{seconds}s"
     )
 
 
 @given(value=st.text() | st.floats() | st.integers() | st.none() | st.binary())
-def test_whatever_is_not_a_timespan_raises_value_error(value):
+def test_timespan_raises_only_value_error_on_any_input(value):
     try:
         seconds = parse_timespan(value)
     except ValueError:

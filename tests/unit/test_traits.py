@@ -20,7 +20,7 @@ OVERLAYS = [
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_what_is_kept_by_hand_names_commands_that_there_are(overlay):
+def test_trait_overlay_names_only_commands_of_the_table(overlay):
     assert set() == set(getattr(traits, overlay)) - TABLE.keys()
 
 
@@ -56,7 +56,7 @@ def written(draw, words):
 @given(name=st.sampled_from(NAMES).flatmap(lambda name: written(name.split())), arguments=st.lists(ODD, max_size=4))
 @example(name=["CLIENT" + " " * 70_000 + "REPLY OFF"], arguments=[])
 @example(name=[" " * 70_000 + "SELECT 1"], arguments=[])
-def test_no_argument_list_makes_a_command_share_that_must_not(name, arguments):
+def test_unshareable_command_stays_unshareable_with_any_arguments(name, arguments):
     assert not traits_of([*name, *arguments]).shareable
     assert not traits_of_batch([["GET", "key"], [*name, *arguments]]).shareable
 
@@ -69,12 +69,12 @@ def test_no_argument_list_makes_a_command_share_that_must_not(name, arguments):
     ),
     arguments=st.lists(ODD, max_size=3),
 )
-def test_no_argument_list_hides_block(name, front, block, arguments):
+def test_block_option_makes_xread_unshareable_in_any_spelling(name, front, block, arguments):
     assert not traits_of([*name, *front, *block, *arguments]).shareable
 
 
 @given(st.lists(st.one_of(ODD, st.sampled_from(sorted(TABLE))), max_size=5))
-def test_whatever_is_asked_about_it_never_raises(args):
+def test_traits_never_raise_on_any_arguments(args):
     assert traits.Traits is type(traits_of(args))
     assert traits.Traits is type(traits_of_batch([args, args]))
     traits.blocking_timeout(args)
@@ -85,15 +85,15 @@ def test_whatever_is_asked_about_it_never_raises(args):
     "args",
     [(), ("CLIENT FOO",), ("CLIENT", "FOO"), (b"client", b"foo", 1), ("CONFIG", object()), ("NEW",), (None,), (1,)],
 )
-def test_what_is_unknown_gets_the_careful_answer_to_every_question(args):
+def test_unknown_command_gets_the_most_conservative_traits(args):
     assert (False, True, False, True) == traits_of(args)
 
 
 @pytest.mark.parametrize("args", [("JSON.GET", "key"), (b"json.get", "key"), ("FT.SEARCH idx", "*")])
-def test_a_modules_command_does_not_alter_its_connection(args):
+def test_module_command_does_not_alter_its_connection(args):
     assert (False, False, False, True) == traits_of(args)
 
 
 @pytest.mark.parametrize("args", [("GET", "k"), ("get k",), (b"GET", "k"), ("XRANGE", "s", "-", "+"), ("INFO",)])
-def test_ordinary_commands_share_and_what_reads_may_be_repeated(args):
+def test_read_only_commands_are_shareable_and_retry_safe(args):
     assert (True, False, True, False) == traits_of(args)
