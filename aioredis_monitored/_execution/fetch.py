@@ -150,7 +150,7 @@ async def _poll_shared(
 ) -> Any:
     multiplexer = pool.multiplexer
     if multiplexer is None:
-        raise AttemptFailed(pool.closed_error(), written=False)
+        raise AttemptFailed(pool.closed_error(), may_have_run=False)
     started = monotonic()
     restore = _Restore(fetch, partial(side_channel_of, pool))
     future = multiplexer.send(args, restore, observer)
@@ -163,7 +163,7 @@ async def _poll_shared(
         raise
     if isinstance(reply, Exception):
         leave_refusing_server(pool, reply, since=started)
-        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
+        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
     pool.retry_policy.server_unreachable = False
     return fetch.parse_poll(reply)
 

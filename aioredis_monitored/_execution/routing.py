@@ -440,7 +440,7 @@ def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: di
     if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
         return options[EMPTY_RESPONSE]
     leave_refusing_server(pool, error, since=since)
-    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, written=True)
+    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=True)
 
 
 async def _do_nothing(_: object) -> None:

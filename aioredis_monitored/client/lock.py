@@ -368,14 +368,14 @@ class _Acquisition:
     ) -> Any:
         multiplexer = pool.multiplexer
         if multiplexer is None:
-            raise AttemptFailed(pool.closed_error(), written=False)
+            raise AttemptFailed(pool.closed_error(), may_have_run=False)
         started = monotonic()
         self._future = multiplexer.send(command, None, operation)
         reply = await self._future.wait_for(seconds)
         self._future = None
         if isinstance(reply, Exception):
-            failed = reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
-            self._outcome_unknown |= failed.written and not is_error_reply(failed.error)
+            failed = reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
+            self._outcome_unknown |= failed.may_have_run and not is_error_reply(failed.error)
             leave_refusing_server(pool, reply, since=started)
             raise failed
         pool.retry_policy.server_unreachable = False
