@@ -22,11 +22,16 @@ from redis.asyncio.lock import Lock
 from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
-from aioredis_monitored._cancellation import cleaning_up, complete_shielded, is_being_cancelled, wait_shielded
+from aioredis_monitored._cancellation import (
+    SETTLE_SECONDS,
+    cleaning_up,
+    complete_shielded,
+    is_being_cancelled,
+    wait_shielded,
+)
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
-from aioredis_monitored._execution.fetch import SETTLE_SECONDS
 from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_on
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
 from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure

@@ -12,9 +12,9 @@ from typing import Any, Final, Generic, TypeVar, cast
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._cancellation import cleaning_up, complete_cancelled, shielded
+from aioredis_monitored._cancellation import SETTLE_SECONDS, cleaning_up, complete_cancelled, shielded
 from aioredis_monitored._execution.attempts import retry_until_answered
-from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS, SETTLE_SECONDS
+from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS
 from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._telemetry.messaging import MessagingOperation, ProcessSpan
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
