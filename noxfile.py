@@ -64,7 +64,8 @@ def tests(session: nox.Session) -> None:
 def slow(session: nox.Session) -> None:
     """Run the slow tests: cancellation and kill storms, soak, chaos, long waits, Prometheus, benchmarks."""
     install(session, ["-e", ".[demo]"], "tests")
-    run_pytest(session, *IN_PARALLEL, "-m", "slow", *session.posargs)
+    # Six of them at a time may each take minutes, where two cores have more to do.
+    run_pytest(session, *IN_PARALLEL, "-m", "slow", "--timeout", "600", *session.posargs)
 
 
 @nox.session
