@@ -12,6 +12,9 @@ from aioredis_monitored._timeouts import lag_tolerant_timeout
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored")
 
+# How long a caller that leaves waits until what it has begun is undone or settled: a fetch, a lock, an acknowledgement.
+SETTLE_SECONDS: Final = 1.0
+
 T = TypeVar("T")
 
 

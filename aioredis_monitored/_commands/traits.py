@@ -24,7 +24,8 @@ class Traits(NamedTuple):
     """What decides whether a command may share a connection, and whether it may be retried.
 
     Attributes:
-        shareable: Whether it may be sent on a connection that others use at the same time.
+        shareable: Whether it may be sent on a connection that others use at the same time: it is in the table, does not
+            block, does not alter its connection, and need not overtake other commands.
         alters_connection: Whether it may leave its connection altered, and unusable for other callers.
         retry_safe: Whether running it twice does no more than running it once.
         runs_code: Whether it runs a script or a function, which may fail after some of its effects.

@@ -67,12 +67,12 @@ async def dedicated_attempt(
         # The caller begins anew.
         raise
     except RedisError as error:
-        raise AttemptFailed(error, written=is_acquired) from error
+        raise AttemptFailed(error, may_have_run=is_acquired) from error
     except TimeoutError:
         if not limit.expired():
             # Raised by a response callback of a pipeline.
             raise
-        raise DeadlineExceeded(written=is_acquired) from None
+        raise DeadlineExceeded(may_have_run=is_acquired) from None
     pool.retry_policy.server_unreachable = False
 
 
@@ -208,10 +208,10 @@ async def retry_failed(
     try:
         return await _repeat(call.attempt_again, failure, call.next_delay, call.pause)
     except DeadlineExceeded as late:
-        if late.written and not traits.retry_safe:
+        if late.may_have_run and not traits.retry_safe:
             # The error of the attempt before would deny what this one may have done.
             raise RedisTimeoutError(f"no reply in {call.bound} s") from call.failure.error
-        if not (late.written or pool.is_connected()):
+        if not (late.may_have_run or pool.is_connected()):
             pool.retry_policy.server_unreachable = True
     except AttemptFailed:
         pass
@@ -251,11 +251,11 @@ class _RetriedCall(Generic[T]):
         if isinstance(failure, DeadlineExceeded) or not isinstance(failure, AttemptFailed):
             return None
         if not self._was_too_late:
-            self._losses += failure.written and is_connection_loss(failure.error)
+            self._losses += failure.may_have_run and is_connection_loss(failure.error)
         self.failure = failure
         return self._policy.next_delay(
             failure.error,
-            written=failure.written,
+            may_have_run=failure.may_have_run,
             traits=self._traits,
             failures=failures - self._was_too_late,
             losses=self._losses,

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from math import isinf
 from time import perf_counter
 from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
@@ -60,7 +61,7 @@ class DedicatedCall(NamedTuple):
         traits: Those of the commands; redis-py's retry policy, on a plain pool, does not ask for them.
         on_failure: What redis-py does after a failed attempt, on a plain pool alone.
         wait: Seconds for which the server may hold all replies back, in addition to ``socket_timeout``; ``None`` if the
-            attempt bounds them itself. Default 0. redis-py's own bounds hold on a plain pool.
+            attempt bounds them itself. Default 0. On a plain pool, the bound is one of each reply.
     """
 
     commands: Collection[Sequence[Any]]
@@ -275,7 +276,8 @@ class PlainConnections:
             async def attempt_once() -> T:
                 if pin is not None:
                     pin.check_open(closings)
-                return await attempt(connection)
+                async with _extended_timeout(connection, call.wait or 0):
+                    return await attempt(connection)
 
             return await connection.retry.call_with_retry(
                 attempt_once, partial(call.on_failure, connection), is_retryable=lambda _: is_open()
@@ -292,6 +294,26 @@ class PlainConnections:
 
     def keep(self, task: "asyncio.Task[Any]") -> None:
         _keep_in(_background, task)
+
+
+@asynccontextmanager
+async def _extended_timeout(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
+    """Extend a connection's ``socket_timeout`` in the block by what its commands may block.
+
+    redis-py reads with a timeout of five seconds whatever the command: every BLPOP that waits longer would fail. A
+    ``MonitoredConnectionPool`` limits all replies of an attempt together (see ``reply_timeout``).
+    """
+    socket_timeout = connection.socket_timeout
+    if not wait or socket_timeout is None:
+        yield
+        return
+    # Connecting, if it comes to that, gets no more time.
+    await connect(connection)
+    connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
+    try:
+        yield
+    finally:
+        connection.socket_timeout = socket_timeout
 
 
 def _keep_in(tasks: "set[asyncio.Task[Any]]", task: "asyncio.Task[Any]") -> None:

@@ -20,7 +20,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._cancellation import run_to_completion, shielded, wait_shielded
+from aioredis_monitored._cancellation import SETTLE_SECONDS, run_to_completion, shielded, wait_shielded
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -37,8 +37,6 @@ FETCH: Final = "FETCH"
 # The longest that the server is asked to block at a time. Each time, the connection goes back to the pool, where others
 # may need it to acknowledge messages, and a server that is gone is noticed.
 MAX_WAIT_SECONDS: Final = 15.0
-# How long a caller that leaves waits until what was on its way is restored.
-SETTLE_SECONDS: Final = 1.0
 # Before the first attempt to unblock a connection; doubled each time, as UNBLOCK can overtake the blocking command.
 _UNBLOCK_DELAY_SECONDS: Final = 0.005
 # By how much the server's clock and ours may differ about the end of a wait.
@@ -150,7 +148,7 @@ async def _poll_shared(
 ) -> Any:
     multiplexer = pool.multiplexer
     if multiplexer is None:
-        raise AttemptFailed(pool.closed_error(), written=False)
+        raise AttemptFailed(pool.closed_error(), may_have_run=False)
     started = monotonic()
     restore = _Restore(fetch, partial(side_channel_of, pool))
     future = multiplexer.send(args, restore, observer)
@@ -163,7 +161,7 @@ async def _poll_shared(
         raise
     if isinstance(reply, Exception):
         leave_refusing_server(pool, reply, since=started)
-        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
+        raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
     pool.retry_policy.server_unreachable = False
     return fetch.parse_poll(reply)
 
@@ -320,7 +318,8 @@ class _BlockingFetch:
         except asyncio.CancelledError:
             self._begin_to_settle()
             with suppress(TimeoutError):
-                # Settling ends before that; otherwise the connection is closed.
+                # A backstop: settling ends within SETTLE_SECONDS, or twice that if the event loop is busy. Where it does
+                # not, the connection is closed.
                 await run_to_completion(partial(self._settle, parse), 3 * SETTLE_SECONDS)
             raise
         except TimeoutError:

@@ -1,15 +1,18 @@
 """Which connection a command is sent on, and how its reply gets to the caller.
 
+There are three kinds of connections (see the glossary): shared by all callers; dedicated, to one call at a time; and
+pinned, which is dedicated to one client or pipeline for as long as that lives.
+
 ``CommandExecutor.execute`` is the path of every ordinary command: it writes to the shared connection if the command's
-traits allow that, else to a dedicated one. A client or pipeline that keeps to one connection, or is on a plain pool of
-redis-py, goes through ``execute_dedicated``.
+traits allow that, else it acquires a dedicated one. ``MonitoredPipeline._attempt_batch`` decides the same for a batch.
+A client or pipeline that has pinned a connection, or is on a plain pool of redis-py, goes through
+``execute_dedicated``. Which of the shared connections it is, the main one or that for bulk, ``Multiplexer.send``
+decides.
 """
 
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from functools import partial
 from inspect import isawaitable
-from math import isinf
 from time import monotonic
 from typing import Any, Self, TypeVar
 
@@ -36,7 +39,6 @@ from aioredis_monitored._redispy.overrides import (
     NEVER_DECODE,
     bool_ok,
     close_after_failure,
-    connect,
     parse_himport_set,
     parse_set_result,
     send_and_parse,
@@ -181,7 +183,7 @@ class CommandExecutor:
             future = multiplexer.send(args, None, observer, losses)
             reply = await (future if seconds is None else future.wait_for(seconds))
             if isinstance(reply, Exception):
-                return _result_of_error(pool, reply, options, started)
+                return _raise_or_empty(pool, reply, options, started)
             pool.retry_policy.server_unreachable = False
             if decodes:
                 reply = pool.decode_reply(reply)
@@ -407,11 +409,9 @@ async def send_on(
         args: The command.
         options: Those of redis-py's ``parse_response``.
     """
-    if traits_of(args).shareable:
-        return await send_and_parse(caller, connection, command_name, args, options)
-    note_alterations(caller.connection_pool, pin, connection, [args])
-    async with extended_timeout(connection, [args]):
-        return await send_and_parse(caller, connection, command_name, args, options)
+    if not traits_of(args).shareable:
+        note_alterations(caller.connection_pool, pin, connection, [args])
+    return await send_and_parse(caller, connection, command_name, args, options)
 
 
 def note_alterations(
@@ -427,40 +427,20 @@ def note_alterations(
         pin.note_alterations(pool, connection, commands)
 
 
-@asynccontextmanager
-async def extended_timeout(connection: AbstractConnection, commands: Collection[Sequence[Any]]) -> AsyncIterator[None]:
-    """Extend a connection's ``socket_timeout`` in the block by what its commands may block.
-
-    redis-py reads with a timeout of five seconds whatever the command: every BLPOP that waits longer would fail.
-    """
-    wait = sum(blocking_timeout(args) or 0 for args in commands)
-    socket_timeout = connection.socket_timeout
-    if not wait or socket_timeout is None:
-        yield
-        return
-    # Connecting, if it comes to that, gets no more time.
-    await connect(connection)
-    connection.socket_timeout = None if isinf(wait) else socket_timeout + wait
-    try:
-        yield
-    finally:
-        connection.socket_timeout = socket_timeout
-
-
 def _apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
 
 
-def _result_of_error(pool: MonitoredConnectionPool, error: Exception, options: dict[str, Any], since: float) -> Any:
-    """Return what a call returns for an error of the shared connection.
+def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: dict[str, Any], since: float) -> Any:
+    """Raise an error of the shared connection; return the empty response if the call has one for the server's errors.
 
     Raises:
-        AttemptFailed: The call raises it.
+        AttemptFailed: The error, in all other cases.
     """
     if EMPTY_RESPONSE in options and isinstance(error, ResponseError):
         return options[EMPTY_RESPONSE]
     leave_refusing_server(pool, error, since=since)
-    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, written=True)
+    raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=True)
 
 
 async def _do_nothing(_: object) -> None:

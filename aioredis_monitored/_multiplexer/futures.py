@@ -12,26 +12,26 @@ from aioredis_monitored._timeouts import lag_tolerant_timeout
 
 
 class AttemptFailed(Exception):  # noqa: N818 - wraps the error
-    """An attempt failed with ``error``; ``written`` is whether the server may have received the call.
+    """An attempt failed with ``error``; ``may_have_run`` is whether the server may have received the call.
 
     It replaces a reply that will not come. Only the code that decides about the next attempt raises it.
     """
 
-    def __init__(self, error: Exception, *, written: bool) -> None:
-        super().__init__(error, written)
+    def __init__(self, error: Exception, *, may_have_run: bool) -> None:
+        super().__init__(error, may_have_run)
         self.error = error
-        self.written = written
+        self.may_have_run = may_have_run
 
     def __repr__(self) -> str:
         # The repr of redis-py's errors lacks their text.
-        return f"{type(self).__name__}({type(self.error).__name__}: {self.error}, written={self.written})"
+        return f"{type(self).__name__}({type(self.error).__name__}: {self.error}, may_have_run={self.may_have_run})"
 
 
 class DeadlineExceeded(AttemptFailed):
     """The deadline over all attempts ended this one."""
 
-    def __init__(self, *, written: bool) -> None:
-        super().__init__(RedisTimeoutError("no reply in time"), written=written)
+    def __init__(self, *, may_have_run: bool) -> None:
+        super().__init__(RedisTimeoutError("no reply in time"), may_have_run=may_have_run)
 
 
 class ReplyObserver(Protocol):
@@ -101,7 +101,7 @@ class _ReplyFuture(asyncio.Future[Any]):
                 self.deliver_orphan(self.result())
             raise
         except TimeoutError:
-            return DeadlineExceeded(written=not self.is_queued) if self.cancelled() else self.result()
+            return DeadlineExceeded(may_have_run=not self.is_queued) if self.cancelled() else self.result()
 
     def deliver_orphan(self, reply: Any) -> None:
         """Give a reply that the caller no longer awaits to ``on_orphan``, in the next tick."""

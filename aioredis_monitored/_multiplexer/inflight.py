@@ -92,7 +92,7 @@ class InFlight:
         """
         calls = self.pending
         owed = len(calls) - self.unwritten
-        completed = 0
+        count = 0
         call = last = None
         while True:
             reply = parse()
@@ -104,7 +104,7 @@ class InFlight:
             if kind is list and reply and isinstance(reply[0], RedisConnectionError):
                 # As redis-py's parser does.
                 reply = reply[0]
-            if completed == owed:
+            if count == owed:
                 raise LookupError("a reply that belongs to no call")
             last = reply
             call = calls[0]
@@ -119,13 +119,13 @@ class InFlight:
                 call.deliver_orphan(reply)
             calls.popleft()
             self.size -= call.size
-            completed += 1
+            count += 1
         if call is not None:
             self.last_reply_at = now
             self.protocol_error = last if last.__class__ is ResponseError and _ends_connection(call, last) else None
-            if completed:
-                self._complete(completed)
-        return completed
+            if count:
+                self._complete(count)
+        return count
 
     def _complete(self, count: int) -> None:
         writes = self._writes
@@ -175,7 +175,7 @@ class InFlight:
 
     def fail(self, call: CallFuture, error: Exception, *, may_have_run: bool = True) -> None:
         """Fail a written call."""
-        failure = AttemptFailed(error, written=may_have_run)
+        failure = AttemptFailed(error, may_have_run=may_have_run)
         call.set_result(failure)
         if call.observer is not None:
             self.completed.append((call.observer, failure))

@@ -39,7 +39,7 @@ class ConnectionSource(Protocol):
     def check_open(self) -> None:
         """Raise if the pool cannot be used in the running event loop."""
 
-    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
+    async def acquire_for_sharing(self, *, reserved: bool) -> AbstractConnection:
         """Acquire a connection on which nothing was sent; ``reserved`` takes the slot that the pool keeps for it."""
 
     def has_free_connection(self) -> bool:
@@ -112,7 +112,7 @@ class ConnectionManager:
     def enqueue(self, call: CallFuture) -> None:
         """Send a call after all queued ones, as soon as the connection has room."""
         if self._closed is not None:
-            call.set_result(AttemptFailed(self._closed, written=False))
+            call.set_result(AttemptFailed(self._closed, may_have_run=False))
             return
         if len(self.queued) >= self._purge_at:
             # Cancelled calls behind one that stays would fill the memory.
@@ -170,7 +170,7 @@ class ConnectionManager:
         try:
             packed = self._pack(call)
         except Exception as error:  # noqa: BLE001 - an argument has changed meanwhile; the calls behind must go on
-            call.set_result(AttemptFailed(error, written=False))
+            call.set_result(AttemptFailed(error, may_have_run=False))
         else:
             connection.send(call, packed)
 
@@ -196,7 +196,7 @@ class ConnectionManager:
         # Not the event loop's clock, which counts milliseconds on uvloop.
         began = self._connecting_since = perf_counter()
         try:
-            connection = await source.acquire_fresh(reserved=self._is_reserved)
+            connection = await source.acquire_for_sharing(reserved=self._is_reserved)
             self._connected_at = perf_counter()
             self.connection = MultiplexedConnection(connection, self)
             self._connections.add(self.connection)
@@ -316,7 +316,7 @@ class ConnectionManager:
         call = self.queued.popleft()
         if not call.done():
             self._report_wait(call, perf_counter())
-            call.set_result(AttemptFailed(error, written=False))
+            call.set_result(AttemptFailed(error, may_have_run=False))
 
     # All connections: the present one, and retired ones that are still owed replies.
 

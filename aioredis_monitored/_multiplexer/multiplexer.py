@@ -174,7 +174,7 @@ class Multiplexer:
             async with asyncio.timeout(seconds):
                 await self._isolation.acquire()
         except TimeoutError:
-            raise DeadlineExceeded(written=False) from None
+            raise DeadlineExceeded(may_have_run=False) from None
         try:
             yield None if seconds is None else seconds - (monotonic() - began)
         finally:

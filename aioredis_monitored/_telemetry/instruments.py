@@ -15,7 +15,8 @@ from aioredis_monitored._version import __version__
 SCOPE: Final = "aioredis_monitored"
 
 # The conventions advise 1 ms as the lowest bound, which is slower than most Redis calls: two finer ones precede it.
-# For the times of a pool they advise none, and the SDK's default bounds are meant for milliseconds.
+# For the times of a pool they advise none, and the SDK's default bounds are meant for milliseconds. The alert rules
+# compare with 0.1, which must stay a bound.
 DURATION_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 # As the conventions advise; processing a message takes longer than a call.
 PROCESS_BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)

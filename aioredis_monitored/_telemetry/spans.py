@@ -213,7 +213,7 @@ class SpanNamer:
         """Whether options exclude calls by more than the names of their commands."""
         return self._options.require_parent or self._options.slow_only is not None
 
-    def span_name(self, attributes: Mapping[str, Any], name: str) -> str:
+    def name_for(self, attributes: Mapping[str, Any], name: str) -> str:
         """Return the name of a span, chosen by the application or else by the conventions.
 
         Args:
@@ -285,7 +285,7 @@ class SpanNamer:
             return spec
         name, attributes = self._messaging(semconv_ext.OPERATION_PUBLISH, semconv.OPERATION_TYPE_SEND, channel)
         attributes = spec.span_attributes | attributes
-        name = self.span_name(attributes, summary or name)
+        name = self.name_for(attributes, summary or name)
         return replace(spec, span_name=name, span_attributes=attributes, kind=SpanKind.PRODUCER)
 
     def messaging(self, args: Sequence[Any], messaging: MessagingSpec) -> CallSpec:
@@ -301,7 +301,7 @@ class SpanNamer:
         attributes = spec.span_attributes | attributes
         is_sent = messaging.operation_type == semconv.OPERATION_TYPE_SEND
         kind = SpanKind.PRODUCER if is_sent else SpanKind.CLIENT
-        name = self.span_name(attributes, name)
+        name = self.name_for(attributes, name)
         return replace(spec, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
 
     def message_attributes(self, messaging: MessagingSpec) -> dict[str, Any]:
@@ -320,7 +320,7 @@ class SpanNamer:
         server = self._address()
         few = (*_LOW_CARDINALITY, semconv.MESSAGING_DESTINATION_NAME) if of_queue else _LOW_CARDINALITY
         point_attributes = {key: attributes[key] for key in few if key in attributes}
-        name = self.span_name(server | attributes, name)
+        name = self.name_for(server | attributes, name)
         return CallSpec(name, server | attributes, server | point_attributes, kind=SpanKind.CONSUMER)
 
     def _address(self) -> dict[str, Any]:
@@ -401,9 +401,10 @@ class SpanNamer:
         point_attributes = {**self.server.attributes, **named}
         point_attributes.pop(semconv.NETWORK_TRANSPORT, None)
         name = summary or (f"{operation} {target}" if target else operation)
-        chosen = self.span_name(span_attributes, name)
-        is_bare = chosen == name and summary is None and target is None
-        return CallSpec(chosen, span_attributes, point_attributes, self.query_text, lacks_target=is_bare)
+        chosen = self.name_for(span_attributes, name)
+        # The application has seen no server either: a name of its own stays as it is.
+        lacks_target = target is None and summary is None and chosen == name
+        return CallSpec(chosen, span_attributes, point_attributes, self.query_text, lacks_target=lacks_target)
 
 
 def _is_listed(name: str, names: Collection[str]) -> bool:

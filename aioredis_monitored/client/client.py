@@ -380,7 +380,7 @@ class MonitoredRedisConnection(TypedRedis):
         """
 
         async def run(pipe: Any) -> Any:
-            pipe.is_repeated = True
+            pipe.repeats_on_watch_error = True
             result = func(pipe)
             return await result if isawaitable(result) else result
 

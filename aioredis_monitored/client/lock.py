@@ -22,11 +22,16 @@ from redis.asyncio.lock import Lock
 from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
 
-from aioredis_monitored._cancellation import cleaning_up, complete_shielded, is_being_cancelled, wait_shielded
+from aioredis_monitored._cancellation import (
+    SETTLE_SECONDS,
+    cleaning_up,
+    complete_shielded,
+    is_being_cancelled,
+    wait_shielded,
+)
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
-from aioredis_monitored._execution.fetch import SETTLE_SECONDS
 from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_on
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
 from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure
@@ -368,14 +373,14 @@ class _Acquisition:
     ) -> Any:
         multiplexer = pool.multiplexer
         if multiplexer is None:
-            raise AttemptFailed(pool.closed_error(), written=False)
+            raise AttemptFailed(pool.closed_error(), may_have_run=False)
         started = monotonic()
         self._future = multiplexer.send(command, None, operation)
         reply = await self._future.wait_for(seconds)
         self._future = None
         if isinstance(reply, Exception):
-            failed = reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, written=True)
-            self._outcome_unknown |= failed.written and not is_error_reply(failed.error)
+            failed = reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
+            self._outcome_unknown |= failed.may_have_run and not is_error_reply(failed.error)
             leave_refusing_server(pool, reply, since=started)
             raise failed
         pool.retry_policy.server_unreachable = False

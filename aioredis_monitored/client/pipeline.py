@@ -27,7 +27,7 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
-from aioredis_monitored._execution.routing import CommandExecutor, extended_timeout, send_on
+from aioredis_monitored._execution.routing import CommandExecutor, send_on
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
@@ -61,8 +61,8 @@ class MonitoredRedisPipeline(PipelineCommands):
         executor: The client's.
 
     Attributes:
-        is_repeated: Whether the caller repeats whatever raises ``WatchError``: what may have run then raises its own
-            error. Default ``False``.
+        repeats_on_watch_error: Whether the caller is ``transaction()``, which begins anew after a ``WatchError``: a call
+            that may have run raises the connection's error instead, as it must not be repeated. Default ``False``.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class MonitoredRedisPipeline(PipelineCommands):
     ) -> None:
         super().__init__(connection_pool, response_callbacks, transaction, shard_hint)
         self.name = name
-        self.is_repeated = False
+        self.repeats_on_watch_error = False
         self._executor = executor
         self._pin = _WatchedConnection()
         self._operation: Operation | None = None
@@ -160,7 +160,7 @@ class MonitoredRedisPipeline(PipelineCommands):
                 traits_of_batch(()),
                 lambda connection: execute(connection, stack, raise_on_error),
                 self._operation,
-                0,
+                self._blocking_timeout(stack),
             )
             return replies
         finally:
@@ -199,7 +199,7 @@ class MonitoredRedisPipeline(PipelineCommands):
             results = await self._execute_batch(adapter, stack, raise_on_error)
         except RedisError as error:
             leave_refusing_server(pool, error, since=started)
-            raise AttemptFailed(error, written=True) from error
+            raise AttemptFailed(error, may_have_run=True) from error
         leave_refusing_server(pool, results, since=started)
         pool.retry_policy.server_unreachable = False
         return results
@@ -220,25 +220,11 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _execute_batch(self, connection: Any, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         execute = self._execute_transaction if self._is_transaction else self._execute_pipeline
-        return await execute(connection, stack, raise_on_error)
-
-    async def _execute_transaction(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
         if isinstance(connection, PipelineAdapter):
-            return await super()._execute_transaction(connection, commands, raise_on_error)
-        # Nothing blocks in a transaction.
-        self._pin.note_alterations(self.connection_pool, connection, [args for args, _ in commands])
+            return await execute(connection, stack, raise_on_error)
+        self._pin.note_alterations(self.connection_pool, connection, [args for args, _ in stack])
         async with self._disconnected_on_error(connection):
-            replies: list[Any] = await super()._execute_transaction(connection, commands, raise_on_error)
-            return replies
-
-    async def _execute_pipeline(self, connection: Any, commands: CommandStackT, raise_on_error: bool) -> list[Any]:
-        if isinstance(connection, PipelineAdapter):
-            return await super()._execute_pipeline(connection, commands, raise_on_error)
-        batch = [args for args, _ in commands]
-        self._pin.note_alterations(self.connection_pool, connection, batch)
-        async with extended_timeout(connection, batch), self._disconnected_on_error(connection):
-            replies: list[Any] = await super()._execute_pipeline(connection, commands, raise_on_error)
-            return replies
+            return await execute(connection, stack, raise_on_error)
 
     @asynccontextmanager
     async def _disconnected_on_error(self, connection: Any) -> AsyncIterator[None]:
@@ -379,11 +365,11 @@ class _WatchedConnection(PinnedConnection):
                 is_sent = True
                 yield connection
         except (RedisConnectionError, RedisTimeoutError) as error:
-            is_disconnected = kept is not None and kept is pipe.connection and not kept.is_connected
-            if not (pipe.watching and is_disconnected) or is_error_reply(error):
+            is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
+            if not is_watch_lost or is_error_reply(error):
                 raise
             may_have_run = is_sent and not traits_of_batch(commands).retry_safe
-            if may_have_run and pipe.is_repeated:
+            if may_have_run and pipe.repeats_on_watch_error:
                 raise
             raise _watch_lost(may_have_run=may_have_run) from error
 

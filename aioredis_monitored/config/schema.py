@@ -26,7 +26,8 @@ class Option(NamedTuple):
     """An option of a pool.
 
     Attributes:
-        name: The name of the key, of the field of ``RedisConfig``, and of the keyword argument of the pool.
+        name: The name of the key, of the field of ``RedisConfig``, and of the keyword argument of the pool, which turns
+            what redis-py knows by another name into that.
         convert: The reader; it gets no blank text.
         accepts: What the option accepts, after "must be".
         default: The default value, as text; ``None`` if there is none.
@@ -59,6 +60,7 @@ _POSITIVE_TIMESPAN: Final = f"{_TIMESPAN} and more than 0"
 _FILE: Final = "the path of an existing file"
 _positive_timespan = readers.positive(parse_timespan)
 
+# In the order of the fields of RedisConfig.
 _ROWS: Final = (
     Option("username", readers.text, _TEXT, None, "The user to authenticate as."),
     Option("password", readers.text, _TEXT, None, "The password of the user; never part of the repr."),
@@ -341,7 +343,7 @@ def _may_be_text(annotation: object) -> bool:
     return str in (annotation, *get_args(annotation))
 
 
-# What has a reader or a parser of redis-py, whatever its type.
+# The arguments that may be text because a reader, ours or redis-py's, converts them.
 _PARSED: Final = {*_IN_URL, *URL_QUERY_ARGUMENT_PARSERS}
 _CLASSES: Final = {"rediss": SSLConnection, "unix": UnixDomainSocketConnection}
 _POOL_OPTIONS: Final = frozenset(_IN_URL) - _text_arguments(SSLConnection)

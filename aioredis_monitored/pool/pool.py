@@ -440,7 +440,7 @@ class MonitoredConnectionPool(TypedPool):
         self._metrics.start_use(connection, asked, now)
         return connection
 
-    async def acquire_fresh(self, *, reserved: bool) -> AbstractConnection:
+    async def acquire_for_sharing(self, *, reserved: bool) -> AbstractConnection:
         """Acquire a connection that is connected anew: its last caller may have altered it unseen.
 
         Args:

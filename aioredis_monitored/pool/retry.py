@@ -30,7 +30,8 @@ _MAX_CLIENTS: Final = "max number of clients reached"
 # The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
 # is short of replicas or of disk space.
 _TRANSIENT_PREFIXES: Final = ("UNBLOCKED ", "BUSY ", "NOREPLICAS ", "MISCONF ")
-# A call is written once on the shared connection, once with others that have lost that connection, and once alone.
+# A call is written once on the shared connection, once with others that have lost that connection, and once alone (see
+# ``ISOLATE_AFTER`` of the multiplexer).
 _MAX_LOSSES: Final = 2
 # More doublings change no delay; from 1,024 on, redis-py computes a power of two that no float holds.
 _MAX_DOUBLINGS: Final = 64
@@ -77,25 +78,25 @@ class RetryPolicy:
         self._backoff = exponential_backoff(backoff, MAX_DELAY_SECONDS)
 
     def next_delay(
-        self, error: Exception, *, written: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
+        self, error: Exception, *, may_have_run: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
     ) -> float | None:
         """Return the seconds to wait before the next attempt; ``None`` if the error is to be raised.
 
         Args:
             error: The error of the last attempt.
-            written: Whether any part of the call was passed to the transport.
+            may_have_run: Whether the server may have received the call.
             traits: The traits of the command.
             failures: The number of failed attempts, at least 1.
             elapsed: Seconds since the call's beginning.
             losses: The number of connections that were lost after the call was written to them, at most 3; default 0.
                 A command that the server answers by hanging up must not be repeated until the deadline.
         """
-        if losses > _MAX_LOSSES or not _is_retryable(error, written=written, traits=traits):
+        if losses > _MAX_LOSSES or not _is_retryable(error, may_have_run=may_have_run, traits=traits):
             return None
         delay = self._backoff(failures)
         is_late = self.deadline is not None and elapsed + delay >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
-        if is_over and failures > 1 and (not written or is_error_reply(error)):
+        if is_over and failures > 1 and (not may_have_run or is_error_reply(error)):
             # One slow reply, or one attempt after a long wait for a connection, would say nothing about the next call.
             self.server_unreachable = True
         if self.server_unreachable or failures > self._retries or is_late:
@@ -114,14 +115,14 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, transient) or str(error).startswith(_TRANSIENT_PREFIXES)
 
 
-def _is_retryable(error: Exception, *, written: bool, traits: Traits) -> bool:
+def _is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # A script may have written before it got the error.
-        return not (written and traits.runs_code)
+        return not (may_have_run and traits.runs_code)
     is_broken = isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) and not is_error_reply(error)
-    return is_broken and (not written or traits.retry_safe)
+    return is_broken and (not may_have_run or traits.retry_safe)
 
 
 def is_connection_loss(error: Exception) -> bool:

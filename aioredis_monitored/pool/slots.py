@@ -24,8 +24,8 @@ class Slots(Generic[C]):
     Attributes:
         max_connections: The number of slots (see ``resize``).
         idle: The connections that no caller has; the last one is acquired next.
-        acquired: The connections that callers have, the shared one included.
-        connecting: Those of ``acquired`` that are being connected.
+        acquired: The connections that callers have, the shared ones included.
+        connecting: Those of ``acquired`` that are being connected, the shared ones included.
         waiters: The callers that wait for a slot, the oldest first.
         reserved_waiters: The callers that wait with ``reserved``, the oldest first.
     """

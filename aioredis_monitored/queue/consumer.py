@@ -111,18 +111,20 @@ class Consumer:
             (self.id, self._config.milliseconds, count),
         )
 
-    def nack_arguments(self, side: str, *, is_delivery: bool, force: bool) -> tuple[tuple[str, ...], tuple[Any, ...]]:
+    def nack_arguments(
+        self, side: str, *, is_delivery: bool, recovers: bool
+    ) -> tuple[tuple[str, ...], tuple[Any, ...]]:
         """Return keys and arguments of the script that requeues what it holds.
 
         Args:
             side: The end of the queue, ``HEAD`` or ``TAIL``.
             is_delivery: Whether it counts as a delivery.
-            force: Whether it is done although the consumer's lease may not have expired.
+            recovers: Whether the consumer is dead: nothing is done unless its lease has expired.
         """
         keys = self._keys
         return (
             (keys.queue, keys.consumers, self.processing, keys.deliveries, keys.dead),
-            (self.id, side, int(is_delivery), self._config.max_deliveries or 0, int(force)),
+            (self.id, side, int(is_delivery), self._config.max_deliveries or 0, int(recovers)),
         )
 
     def delivery_keys(self) -> tuple[str, str]:

@@ -12,9 +12,9 @@ from typing import Any, Final, Generic, TypeVar, cast
 from redis.exceptions import NoScriptError, RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._cancellation import cleaning_up, complete_cancelled, shielded
+from aioredis_monitored._cancellation import SETTLE_SECONDS, cleaning_up, complete_cancelled, shielded
 from aioredis_monitored._execution.attempts import retry_until_answered
-from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS, SETTLE_SECONDS
+from aioredis_monitored._execution.fetch import MAX_WAIT_SECONDS
 from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._telemetry.messaging import MessagingOperation, ProcessSpan
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
@@ -240,7 +240,7 @@ class LeaseManager:
             return
         # From now on it holds nothing: an ack meanwhile raises LeaseLostError.
         self._active.discard(consumer)
-        call = _ScriptCall(NACK, *consumer.nack_arguments(side, is_delivery=is_delivery, force=True), _has_more)
+        call = _ScriptCall(NACK, *consumer.nack_arguments(side, is_delivery=is_delivery, recovers=False), _has_more)
         try:
             await self._settle(self._telemetry.nack, consumer, call)
         except RedisError as error:
@@ -263,7 +263,7 @@ class LeaseManager:
                 self._telemetry.on_recovered(back + dead)
             return _has_more(reply, outcome_unknown)
 
-        arguments = consumer.nack_arguments(HEAD, is_delivery=True, force=False)
+        arguments = consumer.nack_arguments(HEAD, is_delivery=True, recovers=True)
         await self._run(_ScriptCall(NACK, *arguments, on_reply), None)
 
     # Every coroutine between TakeContext and the client costs each acknowledgement time: there are ack, _run_settling
@@ -416,7 +416,7 @@ class LeaseFetch:
 
     def restore_commands(self, _found: Any, /) -> Sequence[tuple[Any, ...]]:
         """See ``Fetch``; no caller has seen the messages, so this counts as no delivery."""
-        return (NACK.eval(*self._consumer.nack_arguments(HEAD, is_delivery=False, force=True)),)
+        return (NACK.eval(*self._consumer.nack_arguments(HEAD, is_delivery=False, recovers=False)),)
 
     def on_unsettled(self) -> None:
         """See ``Fetch``; nothing to do, as the messages are redelivered when the lease expires."""

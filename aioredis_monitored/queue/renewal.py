@@ -1,4 +1,4 @@
-"""Renews the leases of this process's consumers, and requeues what dead consumers held."""
+"""Renews the leases of this process's consumers, requeues what dead consumers held, and observes the server for that."""
 
 import asyncio
 import logging
@@ -26,13 +26,17 @@ from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
-# Between two renewals, as a share of a lease: after two failed ones, a third comes before it expires.
+# A dead consumer's messages are requeued within 1.5 leases, as the documents promise: its lease ends at most one lease
+# after its last renewal, the sweep before it bars others for 0.8 × 1/4 of a lease, and the next one comes 1/4 later.
+
+# Between two renewals, as a share of a lease; it bounds the time of each step of a renewal, too.
 _RENEWAL_SHARE: Final = 1 / 4
-# Of that, while a fault lasts.
+# Between two attempts while a fault lasts, as a share of that.
 _RETRY_SHARE: Final = 1 / 4
 # As a share of a lease: if the last renewal is older, any consumer's may be, and its lease may have expired.
 _MAX_RENEWAL_GAP_SHARE: Final = 1 / 2
-# Between two sweeps of all processes, as a share of the interval: a process alone sweeps in each interval.
+# How long a sweep bars others, as a share of the time between two renewals. It is less than one: a process that is
+# alone is never barred by its own sweep.
 _SWEEP_SHARE: Final = 0.8
 _MAX_ID_LENGTH: Final = 64
 # How many more delivery counts than messages are kept.
@@ -134,7 +138,7 @@ class LeaseRenewer:
                 async with asyncio.timeout(interval):
                     await self._renew(client)
                 async with asyncio.timeout(interval):
-                    await self._update_stats(client)
+                    await self._observe_server(client)
                     if asyncio.get_running_loop().time() >= self._sweeps_from:
                         await self._recover_expired(client)
 
@@ -147,7 +151,7 @@ class LeaseRenewer:
             self._sweeps_from = now + self._config.lease
         self._renewed_at = now
 
-    async def _update_stats(self, client: Redis) -> None:
+    async def _observe_server(self, client: Redis) -> None:
         # A user without the right to one of these commands has leases nevertheless.
         for key, name in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):

@@ -37,7 +37,7 @@ async def test_timed_out_command_raises_redis_py_timeout_and_keeps_connection(ma
             await late
         released[b"late"].set()
 
-        # A reply arrived within the deadline of the late one, so the connection stays in use, and the late reply is discarded.
+        # A reply arrived within the late call's deadline: the connection stays in use, and the late reply is discarded.
         assert [b"in time", b"next"] == [await in_time, await client.echo("next")]
         with pytest.raises(redis.TimeoutError):
             await behind

@@ -50,7 +50,7 @@ def memory_kept_full(operator):
 
 
 def assert_memory_full(operator):
-    """Check that the server assert_memory_full writes."""
+    """Check that the server refuses writes for want of memory."""
     with pytest.raises(redis.exceptions.OutOfMemoryError):
         operator.rpush("refused", "message")
 
@@ -98,7 +98,7 @@ async def test_consume_empties_queue_while_memory_is_full(queue, operator, until
 
 
 async def test_waiting_take_receives_message_while_memory_is_full(queue, operator, until):
-    # The server assert_memory_full to wait for a message; Redis does so even for an empty queue.
+    # The server refuses to wait for a message; Redis does so even for an empty queue.
     with memory_kept_full(operator):
         (waiting,) = await begun(_take_one(queue, None))
         for _ in range(3):

@@ -137,7 +137,7 @@ async def test_script_error_about_protocol_is_not_taken_for_rejection(make_pool,
         await pool.aclose()
 
     # The call may have run, and is not sent again.
-    assert ("Protocol error: says the script", True, [1]) == (str(said), lost.written, counts)
+    assert ("Protocol error: says the script", True, [1]) == (str(said), lost.may_have_run, counts)
 
 
 @pytest.mark.slow

@@ -162,7 +162,7 @@ def test_redis_connection_raises_on_functions_without_a_connection_parameter():
 
 def test_redis_connection_signature_omits_the_connection():
     assert "(key, value='default', *, repeat=1)" == str(inspect.signature(log))
-    assert ("log", "Write something.") == (log.__name__, log.__doc__)
+    assert ("log", "Write a log line.") == (log.__name__, log.__doc__)
     assert inspect.iscoroutinefunction(log)
 
 

@@ -17,7 +17,7 @@ async def test_config_defaults_are_the_documented_ones(server, inspector):
         assert (50, 20, True) == (pool.max_connections, pool.timeout, pool.multiplexer is not None)
         first, last, none = (
             pool.retry_policy.next_delay(
-                redis.ConnectionError(), written=False, traits=traits_of(["GET"]), failures=n, elapsed=0
+                redis.ConnectionError(), may_have_run=False, traits=traits_of(["GET"]), failures=n, elapsed=0
             )
             for n in (1, 20, 21)
         )

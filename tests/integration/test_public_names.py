@@ -25,7 +25,7 @@ OF_THE_POOL = {
     *("acquire", "reconnect", "is_acquired", "was_reconnected", "discard_on_release", "will_discard", "is_connected"),
     *("check_open", "bind_event_loop", "closed_error", "background_tasks"),
     *("decodes_replies", "decode_reply", "is_decodable", "write_pending", "retire_connections"),
-    *("acquire_fresh", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
+    *("acquire_for_sharing", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
 }
 
 

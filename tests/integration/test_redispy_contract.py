@@ -16,6 +16,7 @@ import hiredis
 import pytest
 import redis.exceptions
 import trustme
+from redis.event import EventDispatcher
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
@@ -511,9 +512,15 @@ def test_himport_set_is_distinguished_from_other_commands(args):
     assert not overrides.parse_himport_set(("SET", *args))
 
 
+def test_client_keeps_its_event_dispatcher():
+    dispatcher = EventDispatcher()
+    assert Redis(event_dispatcher=dispatcher)._event_dispatcher is dispatcher
+
+
 async def test_client_with_one_connection_counts_its_users_and_releases_it(plain_pool):
     async with Redis(connection_pool=plain_pool, single_connection_client=True) as client:
         assert client._usage_counter == 1
+        assert not client._single_conn_lock.locked()
         assert client.connection in plain_pool._in_use_connections
     assert client.connection is None
     assert not plain_pool._in_use_connections

@@ -611,7 +611,9 @@ def parsed(words):
     parser.add_argument("--consumers", type=int, default=6, help="processes")
     parser.add_argument("--takes", type=int, default=2, help="concurrent takes in each process")
     parser.add_argument("--handling", type=float, default=0.05, help="mean seconds for a message")
-    parser.add_argument("--way", choices=("take", "get"), default="take", help="get must show lost messages")
+    parser.add_argument(
+        "--way", choices=("take", "get"), default="take", help="with get, the figures must show lost messages"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     asked = parser.parse_args(words)
     if asked.messages <= len(kill_markers(asked)) + len(freeze_markers(asked)):

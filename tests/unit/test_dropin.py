@@ -139,7 +139,7 @@ def test_tls_arguments_reach_the_connection():
 def test_retries_without_limit_are_bounded_by_the_deadline():
     pool = MonitoredConnectionPool(retry=Retry(NoBackoff(), -1))
     pause = partial(
-        pool.retry_policy.next_delay, redis.ConnectionError("lost"), written=False, traits=None, failures=10**6
+        pool.retry_policy.next_delay, redis.ConnectionError("lost"), may_have_run=False, traits=None, failures=10**6
     )
 
     assert (-1, True, None) == (pool.get_retry().get_retries(), pause(elapsed=0) > 0, pause(elapsed=5))

@@ -180,7 +180,7 @@ class InFlightMachine(RuleBasedStateMachine):
         unwritten = self.inflight.fail_written(error)
 
         assert [each.call for each in self.expected_calls[len(written) :]] == unwritten
-        assert [(True, error) for error in errors] == [(c.result().written, c.result().error) for c in waiting]
+        assert [(True, error) for error in errors] == [(c.result().may_have_run, c.result().error) for c in waiting]
         assert len(waiting) == len(set(map(id, errors)))
         for expected in self.expected_calls[: len(written)]:
             expected.outcome = expected.outcome or [expected.call.result()]
@@ -256,7 +256,7 @@ def test_inflight_failure_reports_whether_the_call_was_written(loop, is_written)
     unwritten = owes.fail_written(lambda: ConnectionError("gone"))
 
     assert ([] if is_written else [left, call]) == unwritten
-    assert is_written == (call.done() and isinstance(call.result(), AttemptFailed) and call.result().written)
+    assert is_written == (call.done() and isinstance(call.result(), AttemptFailed) and call.result().may_have_run)
     assert (0, 0, 0) == (owes.size, owes.unwritten, len(owes.pending))
 
 
@@ -297,7 +297,7 @@ def test_inflight_calls_behind_protocol_error_and_close_count_as_not_executed(lo
     owes.fail_written(lambda: ConnectionError("gone"))
 
     assert (b"x", REFUSAL) == (calls[0].result(), calls[1].result())
-    assert [False, False] == [call.result().written for call in (calls[2], batch)]
+    assert [False, False] == [call.result().may_have_run for call in (calls[2], batch)]
 
 
 def test_batch_with_protocol_error_fails_with_the_servers_error(loop):
@@ -309,8 +309,8 @@ def test_batch_with_protocol_error_fails_with_the_servers_error(loop):
     owes.dispatch(parser(b"x", REFUSAL), 0.5)
     owes.fail_written(lambda: ConnectionError("gone"))
 
-    assert (True, REFUSAL) == (batch.result().written, batch.result().error)
-    assert not behind.result().written
+    assert (True, REFUSAL) == (batch.result().may_have_run, batch.result().error)
+    assert not behind.result().may_have_run
 
 
 @pytest.mark.parametrize("text", ["invalid bulk length", "invalid multibulk length"])
@@ -329,7 +329,7 @@ def test_script_with_oversized_argument_fails_like_any_command(loop, is_batch, t
     owes.dispatch(parser(ResponseError(f"Protocol error: {text}")), 0.5)
     owes.fail_written(lambda: ConnectionError("gone"))
 
-    assert not behind.result().written
+    assert not behind.result().may_have_run
     assert text in str(call.result().error if is_batch else call.result())
 
 
@@ -351,7 +351,7 @@ def test_inflight_calls_behind_ambiguous_protocol_error_count_as_written(loop, c
     owes.dispatch(parser(*replies), 0.5)
     owes.fail_written(lambda: ConnectionError("gone"))
 
-    assert behind[1].result().written
+    assert behind[1].result().may_have_run
 
 
 def test_inflight_room_is_bounded_in_bytes_and_calls(loop):

@@ -59,8 +59,10 @@ def test_error_repr_shows_its_text_also_after_pickling(kind):
 def test_attempt_failed_repr_shows_text_of_its_error():
     error = redis.exceptions.ConnectionError("gone")
 
-    assert "AttemptFailed(ConnectionError: gone, written=True)" == repr(AttemptFailed(error, written=True))
-    assert "DeadlineExceeded(TimeoutError: no reply in time, written=False)" == repr(DeadlineExceeded(written=False))
+    assert "AttemptFailed(ConnectionError: gone, may_have_run=True)" == repr(AttemptFailed(error, may_have_run=True))
+    assert "DeadlineExceeded(TimeoutError: no reply in time, may_have_run=False)" == repr(
+        DeadlineExceeded(may_have_run=False)
+    )
 
 
 def test_every_module_starts_with_a_docstring():

@@ -24,7 +24,7 @@ def server_error(kind, code="CODE"):
 
 
 MAX_CLIENTS = errors.ConnectionError("max number of clients reached", status_code="ERR")
-# error, and the traits with which it is retried if the command was (not written, written).
+# error, and the traits with which it is retried if the command was (certainly not run, maybe run).
 RULES = [
     (errors.ConnectionError("lost"), ALL, [READ, READS]),
     (errors.TimeoutError("late"), ALL, [READ, READS]),
@@ -60,20 +60,22 @@ RULES = [
 
 
 @pytest.mark.parametrize(
-    ("error", "unwritten", "written"), RULES, ids=[f"{n}-{type(rule[0]).__name__}" for n, rule in enumerate(RULES)]
+    ("error", "if_not_run", "if_maybe_run"),
+    RULES,
+    ids=[f"{n}-{type(rule[0]).__name__}" for n, rule in enumerate(RULES)],
 )
-def test_retry_policy_permits_retries_by_error_traits_and_written(error, unwritten, written):
-    def may(traits, *, was_written):
+def test_retry_policy_permits_retries_by_error_traits_and_whether_it_may_have_run(error, if_not_run, if_maybe_run):
+    def may(traits, *, may_have_run):
         policy = RetryPolicy(20, 0.02, 5.0)
-        return policy.next_delay(error, written=was_written, traits=traits, failures=1, elapsed=0) is not None
+        return policy.next_delay(error, may_have_run=may_have_run, traits=traits, failures=1, elapsed=0) is not None
 
-    assert [traits in unwritten for traits in ALL] == [may(traits, was_written=False) for traits in ALL]
-    assert [traits in written for traits in ALL] == [may(traits, was_written=True) for traits in ALL]
+    assert [traits in if_not_run for traits in ALL] == [may(traits, may_have_run=False) for traits in ALL]
+    assert [traits in if_maybe_run for traits in ALL] == [may(traits, may_have_run=True) for traits in ALL]
 
 
-def delay_after_failure(policy, error=None, *, written=False, traits=WRITE, failures=1, elapsed=0.0):
+def delay_after_failure(policy, error=None, *, may_have_run=False, traits=WRITE, failures=1, elapsed=0.0):
     error = error or errors.ConnectionError("lost")
-    return policy.next_delay(error, written=written, traits=traits, failures=failures, elapsed=elapsed)
+    return policy.next_delay(error, may_have_run=may_have_run, traits=traits, failures=failures, elapsed=elapsed)
 
 
 def test_backoff_doubles_up_to_half_a_second_with_half_of_each_delay_random():
@@ -99,7 +101,7 @@ def test_retries_bound_attempts_with_and_without_a_deadline():
 
 
 @pytest.mark.parametrize(
-    ("error", "written", "starts"),
+    ("error", "may_have_run", "starts"),
     [
         (errors.ConnectionError("refused"), False, True),
         (errors.TimeoutError("connecting"), False, True),
@@ -108,17 +110,17 @@ def test_retries_bound_attempts_with_and_without_a_deadline():
         (errors.ConnectionError("cut"), True, False),
     ],
 )
-def test_server_is_unreachable_after_a_deadline_of_attempts_that_did_not_execute(error, written, starts):
+def test_server_is_unreachable_after_a_deadline_of_attempts_that_did_not_execute(error, may_have_run, starts):
     policy = RetryPolicy(20, 0.02, 1.0)
-    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=0.5) is not None
+    assert delay_after_failure(policy, error, may_have_run=may_have_run, traits=READ, elapsed=0.5) is not None
     # One attempt after a long wait for a slot.
-    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=1.0) is None
+    assert delay_after_failure(policy, error, may_have_run=may_have_run, traits=READ, elapsed=1.0) is None
     assert not policy.server_unreachable
 
-    assert delay_after_failure(policy, error, written=written, traits=READ, elapsed=1.0, failures=2) is None
+    assert delay_after_failure(policy, error, may_have_run=may_have_run, traits=READ, elapsed=1.0, failures=2) is None
 
     assert starts == policy.server_unreachable
-    assert starts == (delay_after_failure(policy, error, written=written, traits=READ) is None)
+    assert starts == (delay_after_failure(policy, error, may_have_run=may_have_run, traits=READ) is None)
 
 
 def test_error_that_is_never_retried_does_not_mark_server_unreachable():
