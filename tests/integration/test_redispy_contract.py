@@ -16,7 +16,6 @@ import hiredis
 import pytest
 import redis.exceptions
 import trustme
-from redis.event import EventDispatcher
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
@@ -27,6 +26,7 @@ from redis.asyncio.retry import Retry
 from redis.auth.token import SimpleToken
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
+from redis.event import EventDispatcher
 
 from aioredis_monitored._multiplexer import PipelineAdapter
 from aioredis_monitored._redispy import overrides
