@@ -318,8 +318,8 @@ class _BlockingFetch:
         except asyncio.CancelledError:
             self._begin_to_settle()
             with suppress(TimeoutError):
-                # A backstop: settling ends within SETTLE_SECONDS, or twice that if the event loop is busy. Where it does
-                # not, the connection is closed.
+                # A backstop, where the connection is closed: settling ends within SETTLE_SECONDS, or twice that if the
+                # event loop is busy.
                 await run_to_completion(partial(self._settle, parse), 3 * SETTLE_SECONDS)
             raise
         except TimeoutError:

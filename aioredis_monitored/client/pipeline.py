@@ -61,8 +61,8 @@ class MonitoredRedisPipeline(PipelineCommands):
         executor: The client's.
 
     Attributes:
-        repeats_on_watch_error: Whether the caller is ``transaction()``, which begins anew after a ``WatchError``: a call
-            that may have run raises the connection's error instead, as it must not be repeated. Default ``False``.
+        repeats_on_watch_error: Whether the caller is ``transaction()``, which begins anew after a ``WatchError``: a
+            call that may have run raises the connection's error instead, as it must not be repeated. Default ``False``.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Renews the leases of this process's consumers, requeues what dead consumers held, and observes the server for that."""
+"""Renews the leases of this process's consumers, and looks after the queue: dead consumers, its depth, eviction."""
 
 import asyncio
 import logging
@@ -27,7 +27,7 @@ from aioredis_monitored.queue.scripts import FORGET, SWEEP
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
 
 # A dead consumer's messages are requeued within 1.5 leases, as the documents promise: its lease ends at most one lease
-# after its last renewal, the sweep before it bars others for 0.8 × 1/4 of a lease, and the next one comes 1/4 later.
+# after its last renewal, the sweep before it bars others for a fifth of a lease, and the next comes a quarter later.
 
 # Between two renewals, as a share of a lease; it bounds the time of each step of a renewal, too.
 _RENEWAL_SHARE: Final = 1 / 4

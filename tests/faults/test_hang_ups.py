@@ -26,7 +26,9 @@ def strict_server():
 
 @pytest.fixture
 def strict_client(make_pool, strict_server):
-    pool = make_pool(strict_server.url, **UNRECORDED, client_name="tested", max_connections=10)
+    # What goes alone, one after the other, takes long on a loaded machine.
+    options = {"client_name": "tested", "max_connections": 10, "socket_timeout": 60}
+    pool = make_pool(strict_server.url, **UNRECORDED, **options)
     return MonitoredRedisConnection(connection_pool=pool)
 
 

@@ -264,12 +264,12 @@ async def test_cancelled_get_warns_within_a_second_when_its_outcome_is_unknown(m
 
 
 async def test_message_is_requeued_when_its_reply_arrives_after_the_timeout(make_pool, own_server, until, inspector):
-    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=6, retries=0, **UNRECORDED))
+    queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=8, retries=0, **UNRECORDED))
     await queue.put(b"message")
     async with frozen(own_server):
         calls = await begun(queue.get(0))
         started = time.monotonic()
-        await until(lambda: time.monotonic() - started > 3)
+        await until(lambda: time.monotonic() - started > 6)
         # The connection stays busy, and is therefore not closed when the call is given up.
         calls += await begun(queue.client.ping())
         with pytest.raises(redis.exceptions.TimeoutError):

@@ -716,12 +716,11 @@ NOTHING = (
 )
 
 
-def failures(figures, growth_allowed, ended_allowed=0.0):
+def failures(figures, growth_allowed):
     """Return the figures that fail, each with its bound."""
     found = asdict(figures)
     # A cut reply loses at most one message, whose get fails.
     most = {**dict.fromkeys(NOTHING, 0), "lost_by_get": figures.failed_gets, "memory_growth": growth_allowed}
-    most["ended_subscriptions"] = ended_allowed
     least = dict.fromkeys(("faults", "calls", "put", "heard"), 1)
     return [
         *(f"{name}: {found[name]}, more than {value:g}" for name, value in most.items() if not found[name] <= value),
@@ -787,7 +786,6 @@ def parsed(words):
     parser.add_argument("--tasks", type=int, default=200, help="in each run; default 200")
     parser.add_argument("--pause", type=float, default=4.0, help="seconds between two faults, on average; default 4")
     parser.add_argument("--growth", type=float, default=5.0, help="percent of memory after the first minute; default 5")
-    parser.add_argument("--ended", type=float, default=0.0, help="subscriptions that end; default 0")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     return parser.parse_args(words)
 
@@ -816,9 +814,7 @@ def main():
     print(f"seed {asked.seed}", file=sys.stderr)
     runs = asyncio.run(soak(asked))
     print(table(runs))
-    failed = [
-        f"{name}: {text}" for name, figures in runs.items() for text in failures(figures, asked.growth, asked.ended)
-    ]
+    failed = [f"{name}: {text}" for name, figures in runs.items() for text in failures(figures, asked.growth)]
     print(*failed, sep="\n", end="\n" if failed else "")
     sys.exit(1 if failed else 0)
 
