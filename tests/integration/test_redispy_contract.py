@@ -697,7 +697,9 @@ async def test_monitor_uses_the_given_connection(plain_pool):
     assert not plain_pool._in_use_connections
 
 
-async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_client):
+async def test_lock_acquires_with_one_method_and_keeps_its_token_in_local(plain_client, monkeypatch):
+    # An earlier test may have used a lock of redis-py.
+    monkeypatch.setattr(Lock, "lua_release", None)
     asked = []
 
     class RecordedLock(Lock):
