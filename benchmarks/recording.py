@@ -52,7 +52,7 @@ class Client(MonitoredRedisConnection):
 
     def __init__(self, pool: MonitoredConnectionPool) -> None:
         super().__init__(connection_pool=pool)
-        self._executor.__class__ = Responder
+        self._command_executor.__class__ = Responder
 
 
 class BareClient(Client):
@@ -64,7 +64,7 @@ class BareClient(Client):
         """Record a call whose attributes are known beforehand, and execute the command."""
         if self.record is not None:
             self.record()
-        return await self._executor.execute(self, self.connection_pool, args, options, None)
+        return await self._command_executor.execute(self, self.connection_pool, args, options, None)
 
 
 def sdk_calls(recorder: Recorder) -> Callable[[], None]:

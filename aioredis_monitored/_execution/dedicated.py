@@ -276,7 +276,7 @@ class PlainConnections:
             async def attempt_once() -> T:
                 if pin is not None:
                     pin.check_open(closings)
-                async with _extended_timeout(connection, call.wait or 0):
+                async with extended_timeout(connection, call.wait or 0):
                     return await attempt(connection)
 
             return await connection.retry.call_with_retry(
@@ -297,7 +297,7 @@ class PlainConnections:
 
 
 @asynccontextmanager
-async def _extended_timeout(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
+async def extended_timeout(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
     """Extend a connection's ``socket_timeout`` in the block by what its commands may block.
 
     redis-py reads with a timeout of five seconds whatever the command: every BLPOP that waits longer would fail. A

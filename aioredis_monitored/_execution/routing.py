@@ -68,15 +68,16 @@ class CommandExecutor:
     alive.
 
     Args:
-        pool: The client's pool, of any kind.
+        connection_pool: The client's pool, of any kind.
         recorder: Where calls are recorded.
         server_span: The parent of their spans; ``None`` means the span that is current when a command is called.
         is_pinned: Whether the client keeps to one connection.
         shares: Whether the client's own commands may go on the shared connection.
-        overrides_execute: Whether the client's class has an ``execute_command`` of its own, which then sees every
-            command, as in redis-py.
+        execute_command: The ``execute_command`` that goes through this object. A client whose class has another one
+            sees every command there, as in redis-py.
 
     Attributes:
+        connection_pool: The client's pool, of any kind.
         dedicated: The pool's dedicated connections.
         pin: The connection that the client keeps to; ``None`` if it keeps to none.
         pool: The pool, if it is a ``MonitoredConnectionPool``.
@@ -85,8 +86,10 @@ class CommandExecutor:
     """
 
     __slots__ = (
+        "_execute_command",
+        "_shares",
+        "connection_pool",
         "dedicated",
-        "overrides_execute",
         "pin",
         "pool",
         "recorder",
@@ -97,26 +100,45 @@ class CommandExecutor:
 
     def __init__(
         self,
-        pool: ConnectionPool,
+        connection_pool: ConnectionPool,
         recorder: PoolRecorder,
         server_span: Span | None,
         *,
         is_pinned: bool,
         shares: bool,
-        overrides_execute: bool,
+        execute_command: Callable[..., object],
     ) -> None:
+        self.connection_pool = connection_pool
         self.recorder = recorder
         self.server_span = server_span
         self.request: RequestStats | None = None
-        self.overrides_execute = overrides_execute
-        self.dedicated = dedicated_connections_of(pool)
+        self.dedicated = dedicated_connections_of(connection_pool)
         self.pin = PinnedConnection() if is_pinned else None
-        self.pool = pool if isinstance(pool, MonitoredConnectionPool) else None
+        self.pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
         self.shared_pool = self.pool if shares and not is_pinned else None
+        self._shares = shares
+        self._execute_command = execute_command
+
+    def overrides_execute(self, caller: Redis) -> bool:
+        """Whether the client's class has an ``execute_command`` of its own, also one that it got later."""
+        return type(caller).execute_command is not self._execute_command
+
+    def on_pool(self, connection_pool: ConnectionPool, recorder: PoolRecorder) -> Self:
+        """Return the same for the client on another pool, of which it has no connection yet."""
+        executor = type(self)(
+            connection_pool,
+            recorder,
+            self.server_span,
+            is_pinned=self.pin is not None,
+            shares=self._shares,
+            execute_command=self._execute_command,
+        )
+        executor.request = self.request
+        return executor
 
     def in_context(self, server_span: Span | None, request: RequestStats | None) -> Self:
         """Return the same for another client on the pool, whose calls have that parent and are part of that request."""
-        executor = self._copied()
+        executor = self.copied()
         executor.server_span = server_span
         executor.request = request
         executor.pin = None if self.pin is None else PinnedConnection()
@@ -124,11 +146,12 @@ class CommandExecutor:
 
     def unpinned(self) -> Self:
         """Return the same without a pinned connection, for what goes on when that may be lost or closed."""
-        executor = self._copied()
+        executor = self.copied()
         executor.pin = None
         return executor
 
-    def _copied(self) -> Self:
+    def copied(self) -> Self:
+        """Return a copy, whose ``server_span`` may change by itself."""
         # copy.copy takes ten times as long, and a web application does this for each request.
         executor = object.__new__(type(self))
         for name in self.__slots__:
@@ -216,7 +239,7 @@ class CommandExecutor:
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
                 # Under a name without a callback: a callback's error is neither the server's nor the connection's.
-                reply = await send_on(caller, None, connection, "", args, decoding)
+                reply = await send_and_parse(caller, connection, "", args, decoding)
             except ResponseError:
                 if EMPTY_RESPONSE in options:
                     return options[EMPTY_RESPONSE]
@@ -242,7 +265,7 @@ class CommandExecutor:
             caller,
             self.pin,
             call,
-            lambda connection: send_on(caller, self.pin, connection, args[0], args, options),
+            lambda connection: send_and_parse(caller, connection, args[0], args, options),
             observer,
         )
 
@@ -374,7 +397,7 @@ class CommandExecutor:
 
 def executor_of(client: object) -> CommandExecutor | None:
     """Return the executor of a client of this package; ``None`` of any other, and of a pipeline."""
-    executor = None if isinstance(client, Pipeline) else getattr(client, "_executor", None)
+    executor = None if isinstance(client, Pipeline) else getattr(client, "_command_executor", None)
     # A mock has every attribute.
     return executor if isinstance(executor, CommandExecutor) else None
 
@@ -386,32 +409,9 @@ def require_executor(client: object) -> CommandExecutor:
         TypeError: It is another client.
     """
     if (executor := executor_of(client)) is None:
-        message = f"the client must be a MonitoredRedisConnection, got {type(client).__name__}"
+        message = f"the client must be a MonitoredRedisConnection, not {type(client).__name__}"
         raise TypeError(message)
     return executor
-
-
-async def send_on(
-    caller: Redis,
-    pin: PinnedConnection | None,
-    connection: AbstractConnection,
-    command_name: str | bytes,
-    args: tuple[Any, ...],
-    options: dict[str, Any],
-) -> Any:
-    """Send one command on a dedicated connection and return its parsed reply, as redis-py does.
-
-    Args:
-        caller: The client or pipeline, which parses the reply.
-        pin: The connection that it keeps to, if the command is sent there.
-        connection: The connection.
-        command_name: The name under which the response callback is found.
-        args: The command.
-        options: Those of redis-py's ``parse_response``.
-    """
-    if not traits_of(args).shareable:
-        note_alterations(caller.connection_pool, pin, connection, [args])
-    return await send_and_parse(caller, connection, command_name, args, options)
 
 
 def note_alterations(

@@ -164,6 +164,10 @@ if TYPE_CHECKING:
     class TypedRedis(Redis):
         """redis-py's client, whose iterators do not say what they yield."""
 
+        async def _send_command_parse_response(
+            self, conn: Any, command_name: str | bytes, *args: Any, **options: Any
+        ) -> Any: ...
+
         def scan_iter(  # type: ignore[override]  # redis-py's own bases disagree
             self, match: PatternT | None = None, count: int | None = None, _type: str | None = None, **kwargs: Any
         ) -> AsyncGenerator[bytes | str]: ...
@@ -221,6 +225,10 @@ if TYPE_CHECKING:
         async def _execute_transaction(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
 
         async def _execute_pipeline(self, connection: Any, commands: Any, raise_on_error: bool) -> list[Any]: ...
+
+        async def _send_command_parse_response(
+            self, conn: Any, command_name: str | bytes, *args: Any, **options: Any
+        ) -> Any: ...
 
         async def _disconnect_raise_on_watching(self, connection: Any, *failure: Any) -> None: ...
 

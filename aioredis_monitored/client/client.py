@@ -5,7 +5,7 @@ import copy
 from collections.abc import Awaitable, Callable, Mapping
 from inspect import isawaitable, signature
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, overload
+from typing import Any, Final, Literal, Self, TypeVar, overload
 from weakref import WeakKeyDictionary
 
 from opentelemetry.trace import Span
@@ -18,9 +18,10 @@ from redis.event import EventDispatcher
 from redis.typing import ChannelT, EncodableT, KeyT, ScriptTextT
 
 from aioredis_monitored._cancellation import cleaning_up
-from aioredis_monitored._commands.traits import blocking_timeout
+from aioredis_monitored._commands.traits import blocking_timeout, traits_of
+from aioredis_monitored._execution.dedicated import extended_timeout
 from aioredis_monitored._execution.fetch import FETCH
-from aioredis_monitored._execution.routing import CommandExecutor, require_executor
+from aioredis_monitored._execution.routing import CommandExecutor, note_alterations, require_executor
 from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.operation import observe_call, start_operation
@@ -89,6 +90,16 @@ class MonitoredRedisConnection(TypedRedis):
                 )
                 raise TypeError(message)
             connection_pool = _make_pool(**connection_arguments)
+        # First: redis-py's constructor sets connection_pool.
+        self._command_executor = CommandExecutor(
+            connection_pool,
+            _recorder_of(connection_pool),
+            server_span,
+            is_pinned=single_connection_client,
+            # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
+            shares=type(self).parse_response is _PARSE_RESPONSE,
+            execute_command=_EXECUTE_COMMAND,
+        )
         super().__init__(
             connection_pool=connection_pool,
             single_connection_client=single_connection_client,
@@ -97,16 +108,6 @@ class MonitoredRedisConnection(TypedRedis):
         )
         self.auto_close_connection_pool = owns_pool
         self.context_name = "redis" if context_name is None else context_name
-        kind = type(self)
-        self._executor = CommandExecutor(
-            self.connection_pool,
-            _recorder_of(self.connection_pool),
-            server_span,
-            is_pinned=single_connection_client,
-            # A subclass that parses replies itself gets them on a connection, as redis-py hands them over.
-            shares=kind.parse_response is MonitoredRedisConnection.parse_response,
-            overrides_execute=kind.execute_command is not MonitoredRedisConnection.execute_command,
-        )
 
     @classmethod
     def from_url(
@@ -137,11 +138,29 @@ class MonitoredRedisConnection(TypedRedis):
     @property
     def server_span(self) -> Span | None:
         """The parent of this client's spans; ``None`` means the span that is current when a command is called."""
-        return self._executor.server_span
+        return self._command_executor.server_span
 
     @server_span.setter
     def server_span(self, span: Span | None) -> None:
-        self._executor.server_span = span
+        self._command_executor.server_span = span
+
+    @property
+    def connection_pool(self) -> ConnectionPool:
+        """The pool; another one may be assigned while no call is in flight."""
+        return self._command_executor.connection_pool
+
+    @connection_pool.setter
+    def connection_pool(self, pool: ConnectionPool) -> None:
+        if pool is not self._command_executor.connection_pool:
+            self._command_executor = self._command_executor.on_pool(pool, _recorder_of(pool))
+
+    def __copy__(self) -> Self:
+        executor = self._command_executor
+        client = self.__class__.__new__(self.__class__)
+        client.__dict__.update(
+            self.__dict__, _command_executor=executor.in_context(executor.server_span, executor.request)
+        )
+        return client
 
     # Commands.
 
@@ -151,7 +170,7 @@ class MonitoredRedisConnection(TypedRedis):
         Raises:
             DedicatedConnectionError: The command is about its own connection, and this client keeps to none.
         """
-        executor = self._executor
+        executor = self._command_executor
         if options and FETCH in options:
             return await executor.fetch(self, options.pop(FETCH), args, blocking_timeout(args) or 0)
         pool, recorder = executor.shared_pool, executor.recorder
@@ -175,6 +194,18 @@ class MonitoredRedisConnection(TypedRedis):
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
 
+    async def _send_command_parse_response(
+        self, conn: Any, command_name: str | bytes, *args: Any, **options: Any
+    ) -> Any:
+        if traits_of(args).shareable:
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
+        executor = self._command_executor
+        note_alterations(executor.connection_pool, executor.pin, conn, [args])
+        # The pool's own attempts have extended it already: for a subclass that calls redis-py's execute_command.
+        wait = 0 if executor.pool is None else blocking_timeout(args) or 0
+        async with extended_timeout(conn, wait):
+            return await super()._send_command_parse_response(conn, command_name, *args, **options)
+
     def set_response_callback(self, command: str, callback: ResponseCallbackT) -> None:
         """Set how replies to ``command`` are parsed, for this client alone: others share the callbacks it had."""
         self.response_callbacks = copy.copy(self.response_callbacks)
@@ -197,7 +228,7 @@ class MonitoredRedisConnection(TypedRedis):
             connection=None,
             auto_close_connection_pool=False,
             _usage_counter=0,
-            _executor=self._executor.in_context(server_span, request),
+            _command_executor=self._command_executor.in_context(server_span, request),
         )
         return client
 
@@ -209,7 +240,7 @@ class MonitoredRedisConnection(TypedRedis):
         ``PinnedConnectionLostError``, and so does WAIT on another connection than the first. A call that is in flight
         while another task closes the client raises it, too.
         """
-        executor = self._executor
+        executor = self._command_executor
         client = self.__class__(
             self.context_name, executor.server_span, self.connection_pool, single_connection_client=True
         )
@@ -221,7 +252,7 @@ class MonitoredRedisConnection(TypedRedis):
     async def initialize(self) -> Self:
         """Acquire the connection of a client that keeps to one, as redis-py does."""
         if self.single_connection_client and self.connection is None:
-            await self._executor.connect(self)
+            await self._command_executor.connect(self)
         return await super().initialize()
 
     async def __aenter__(self) -> Self:
@@ -254,7 +285,7 @@ class MonitoredRedisConnection(TypedRedis):
         Args:
             close_connection_pool: Whether to close the pool; default: if the client has made it.
         """
-        pin = self._executor.pin
+        pin = self._command_executor.pin
         with cleaning_up(f"client {self.context_name!r}: closing it"):
             if pin is not None:
                 pin.closings += 1
@@ -267,16 +298,16 @@ class MonitoredRedisConnection(TypedRedis):
 
     def get_retry(self) -> Retry | None:
         """Return the retry policy of the pool, in redis-py's terms."""
-        pool = self._executor.pool
+        pool = self._command_executor.pool
         return super().get_retry() if pool is None else pool.get_retry()
 
     def set_retry(self, retry: Retry) -> None:
         """Set the retry policy of the pool; a ``MonitoredConnectionPool`` takes its number of retries alone."""
-        if self._executor.pool is None:
+        if self._command_executor.pool is None:
             super().set_retry(retry)
         else:
             # redis-py would set it on connections, which would repeat what may have run.
-            self._executor.pool.set_retry(retry)
+            self._command_executor.pool.set_retry(retry)
 
     # What the client makes.
 
@@ -318,7 +349,7 @@ class MonitoredRedisConnection(TypedRedis):
             bool(transaction),
             shard_hint,
             name=name or None,
-            executor=self._executor,
+            executor=self._command_executor,
         )
 
     @overload
@@ -427,8 +458,8 @@ class MonitoredRedisConnection(TypedRedis):
         """
         return MonitoredPubSub(
             self.connection_pool,
-            recorder=self._executor.recorder,
-            server_span=self._executor.server_span,
+            recorder=self._command_executor.recorder,
+            server_span=self._command_executor.server_span,
             event_dispatcher=self._event_dispatcher,
             **arguments,
         )
@@ -458,6 +489,11 @@ class MonitoredRedisConnection(TypedRedis):
             return publish_in_envelope(self, "SPUBLISH", shard_channel, message, {})
         publishing: Awaitable[int] = super().spublish(shard_channel, message)
         return publishing
+
+
+# Ours, whatever is put in their place later.
+_EXECUTE_COMMAND: Final = MonitoredRedisConnection.execute_command
+_PARSE_RESPONSE: Final = MonitoredRedisConnection.parse_response
 
 
 def _check_types(context_name: object, server_span: object) -> None:

@@ -17,7 +17,6 @@ from uuid import uuid4
 from weakref import WeakKeyDictionary
 
 from redis.asyncio import ConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.lock import Lock
 from redis.exceptions import DataError, LockError, LockNotOwnedError, RedisError
 from redis.typing import Number
@@ -32,9 +31,9 @@ from aioredis_monitored._cancellation import (
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
-from aioredis_monitored._execution.routing import CommandExecutor, executor_of, send_on
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
-from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure
+from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure, send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
@@ -160,7 +159,7 @@ class MonitoredLock(TypedLock):
         """Send the SET of an acquisition, which tracks whether it may have run."""
         client: Any = self.redis
         executor = executor_of(client)
-        if executor is None or executor.overrides_execute:
+        if executor is None or executor.overrides_execute(client):
             return await acquisition.track(super().do_acquire(token))
         command = self._set_command(token)
         send = partial(acquisition.send, executor, client, command)
@@ -359,7 +358,7 @@ class _Acquisition:
             client,
             executor.pin,
             call,
-            lambda connection: self.track(self._send_on(executor, client, connection, command)),
+            lambda connection: self.track(send_and_parse(client, connection, command[0], command, {})),
             operation,
         )
 
@@ -385,11 +384,6 @@ class _Acquisition:
             raise failed
         pool.retry_policy.server_unreachable = False
         return reply
-
-    async def _send_on(
-        self, executor: CommandExecutor, client: Redis, connection: AbstractConnection, command: tuple[Any, ...]
-    ) -> Any:
-        return await send_on(client, executor.pin, connection, command[0], command, {})
 
     async def track(self, sending: Awaitable[T]) -> T:
         """Await the answer to a SET that is sent now on a connection that no other call uses."""
@@ -526,7 +520,7 @@ async def _release_on_side_channel(lock: MonitoredLock, connections: DedicatedCo
     executor = executor_of(client)
     databases = () if executor is None or executor.pin is None else executor.pin.databases
     command = ("EVAL", _UNDO, 1, lock.name, token, *databases)
-    if executor is not None and executor.overrides_execute:
+    if executor is not None and executor.overrides_execute(client):
         # The key may have another name there.
         await _without_pin(client, executor).execute_command(*command)
         return

@@ -27,8 +27,9 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
-from aioredis_monitored._execution.routing import CommandExecutor, send_on
+from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
+from aioredis_monitored._redispy.overrides import send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
@@ -78,7 +79,8 @@ class MonitoredRedisPipeline(PipelineCommands):
         super().__init__(connection_pool, response_callbacks, transaction, shard_hint)
         self.name = name
         self.repeats_on_watch_error = False
-        self._executor = executor
+        # A copy: the parent of its spans is that which the client has now.
+        self._executor = executor.copied()
         self._pin = _WatchedConnection()
         self._operation: Operation | None = None
         self._is_executing = False
@@ -89,6 +91,10 @@ class MonitoredRedisPipeline(PipelineCommands):
     def server_span(self) -> Span | None:
         """The parent of its spans; ``None`` means the span that is current when it executes."""
         return self._executor.server_span
+
+    @server_span.setter
+    def server_span(self, span: Span | None) -> None:
+        self._executor.server_span = span
 
     # The batch.
 
@@ -236,6 +242,13 @@ class MonitoredRedisPipeline(PipelineCommands):
                 await connection.disconnect(nowait=True)
             raise
 
+    async def _send_command_parse_response(
+        self, conn: Any, command_name: str | bytes, *args: Any, **options: Any
+    ) -> Any:
+        if not traits_of(args).shareable:
+            self._pin.note_alterations(self.connection_pool, conn, [args])
+        return await super()._send_command_parse_response(conn, command_name, *args, **options)
+
     async def parse_response(self, connection: Any, command_name: str | bytes, **options: Any) -> Any:
         """Read one reply of the batch, as redis-py does.
 
@@ -300,7 +313,7 @@ class MonitoredRedisPipeline(PipelineCommands):
         return await self._run_dedicated(
             [args],
             traits_of(args),
-            lambda connection: send_on(self, self._pin, connection, args[0], args, options),
+            lambda connection: send_and_parse(self, connection, args[0], args, options),
             observer,
             blocking_timeout(args) or 0,
             self._disconnect_reset_raise_on_watching,

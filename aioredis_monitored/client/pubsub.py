@@ -394,7 +394,7 @@ async def publish_in_envelope(
     record_pubsub_message(
         PubSubDirection.PUBLISH, argument_text(channel, MAX_NAME_LENGTH), sharded=command == "SPUBLISH" or None
     )
-    if executor.overrides_execute:
+    if executor.overrides_execute(client):
         span = executor.server_span
         context = None if span is None else trace.set_span_in_context(span)
         wrapped = _wrap(client, message, context)

@@ -33,7 +33,7 @@ class MonitoredScript(AsyncScript):
         """
         client = self.registered_client if client is None else client
         executor = executor_of(client)
-        if executor is None or executor.overrides_execute or not executor.recorder.is_enabled():
+        if executor is None or executor.overrides_execute(client) or not executor.recorder.is_enabled():
             return await super().__call__(keys, args, client)
         keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))

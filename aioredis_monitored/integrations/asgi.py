@@ -76,7 +76,7 @@ class RedisContextFactory:
         return connection
 
     @asynccontextmanager
-    async def lifespan(self, _app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
+    async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
         """Serve as the ``lifespan`` of a Starlette or FastAPI application.
 
         It sets ``request.state.redis``, under the factory's name, and closes the pool with the application.
@@ -84,6 +84,7 @@ class RedisContextFactory:
         Args:
             app: The application.
         """
+        del app  # frameworks pass it
         async with self.connection_pool:
             yield {self.name: self.make_object_for_context(self.name, None)}
 

@@ -320,7 +320,7 @@ class MessageQueue:
 
 def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
     if isinstance(client, MonitoredRedisConnection):
-        if require_executor(client).overrides_execute:
+        if require_executor(client).overrides_execute(client):
             message = f"{type(client).__name__} overrides execute_command, which a queue bypasses: pass its pool"
             raise TypeError(message)
         return client

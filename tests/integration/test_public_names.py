@@ -11,7 +11,7 @@ def added_names(ours, theirs):
 
 async def test_client_adds_only_public_names_and_its_executor(server):
     async with MonitoredRedisConnection.from_url(server.url) as client, redis.asyncio.Redis() as plain:
-        assert {"context_name", "in_context", "server_span", "_executor"} == added_names(client, plain)
+        assert {"context_name", "in_context", "server_span", "_command_executor"} == added_names(client, plain)
 
 
 async def test_pinned_client_has_the_same_names_as_its_client(client):

@@ -122,12 +122,12 @@ def set_lag_report_interval(monkeypatch, seconds):
 
 def recorder_of(client):
     """Return the recorder of a client's calls."""
-    return client._executor.recorder
+    return client._command_executor.recorder
 
 
 def record_with(client, recorder):
     """Replace the recorder of a client's calls."""
-    client._executor.recorder = recorder
+    client._command_executor.recorder = recorder
 
 
 def record_plain_pool(pool, recorder):
