@@ -1,5 +1,6 @@
 """The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing."""
 
+from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._version import __version__
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
@@ -43,6 +44,7 @@ __all__ = [
     "PinnedConnectionLostError",
     "PoolClosedError",
     "PoolExhaustedError",
+    "PoolStats",
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",

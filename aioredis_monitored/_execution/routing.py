@@ -121,7 +121,8 @@ class CommandExecutor:
 
     def overrides_execute(self, caller: Redis) -> bool:
         """Whether the client's class has an ``execute_command`` of its own, also one that it got later."""
-        return type(caller).execute_command is not self._execute_command
+        # What stands in for a client may have none on its class.
+        return getattr(type(caller), "execute_command", None) is not self._execute_command
 
     def on_pool(self, connection_pool: ConnectionPool, recorder: PoolRecorder) -> Self:
         """Return the same for the client on another pool, of which it has no connection yet."""
@@ -409,7 +410,7 @@ def require_executor(client: object) -> CommandExecutor:
         TypeError: It is another client.
     """
     if (executor := executor_of(client)) is None:
-        message = f"the client must be a MonitoredRedisConnection, not {type(client).__name__}"
+        message = f"the client must be a MonitoredRedisConnection, got {type(client).__name__}"
         raise TypeError(message)
     return executor
 

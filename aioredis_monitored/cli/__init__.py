@@ -1,4 +1,4 @@
-"""The command line: ``python -m aioredis_monitored demo``."""
+"""The command line: python -m aioredis_monitored, or aioredis-monitored."""
 
 import argparse
 import os
@@ -10,7 +10,7 @@ _NEEDS_EXTRA = 'the demo needs an extra: pip install "aioredis_monitored[demo]"'
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m aioredis_monitored", description=__doc__)
+    parser = argparse.ArgumentParser(prog="aioredis-monitored", description="Redis client with OpenTelemetry.")
     demo = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
         "demo",
         help="run a small web shop and show its Redis telemetry",

@@ -33,7 +33,7 @@ Where to go next
   In your service:   async with pool_from_config(config_from_env()) as pool: ...
   Your own server:   REDIS_URL=redis://localhost:6379 python -m aioredis_monitored demo
   Your collector:    python -m aioredis_monitored demo --otlp http://localhost:4318
-  Everything else:   the README"""
+  Everything else:   https://aioredis-monitored.readthedocs.io"""
 
 
 def run(environ: Mapping[str, str], otlp: str | None) -> int:

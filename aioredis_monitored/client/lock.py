@@ -532,7 +532,7 @@ async def _release_on_side_channel(lock: MonitoredLock, connections: DedicatedCo
 
 def _without_pin(client: Any, executor: CommandExecutor) -> Any:
     unpinned = copy(client)
-    vars(unpinned).update(connection=None, single_connection_client=False, _executor=executor.unpinned())
+    vars(unpinned).update(connection=None, single_connection_client=False, _command_executor=executor.unpinned())
     return unpinned
 
 

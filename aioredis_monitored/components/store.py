@@ -53,7 +53,7 @@ class ConfigStore:
             ValueError: ``type_`` contains ``:``.
         """
         if not isinstance(config, Mapping):
-            message = f"config must be a mapping, not {type(config).__name__}"
+            message = f"config must be a mapping, got {type(config).__name__}"
             raise TypeError(message)
         key = _key(type_, component)
         await self._client.set(key, json.dumps(dict(config), sort_keys=True))

@@ -120,7 +120,13 @@ _ROWS: Final = (
         None,
         "The name of the connections in ``CLIENT LIST``.",
     ),
-    Option("protocol", readers.protocol, "2 or 3", "3", "The version of RESP."),
+    Option(
+        "protocol",
+        readers.protocol,
+        "2 or 3",
+        None,
+        "The version of RESP. Without it, connections speak RESP3, and replies have the types of RESP2.",
+    ),
     Option("decode_responses", readers.boolean, _BOOLEAN, "false", "Whether replies are text instead of bytes."),
     Option(
         "ssl_ca_certs",

@@ -70,7 +70,7 @@ def _names(value: Any) -> frozenset[str]:
 
 def _switch(value: Any) -> bool:
     if not isinstance(value, bool):
-        raise TypeError(f"must be true or false, not {value!r}")
+        raise TypeError(f"must be true or false, got {value!r}")
     return value
 
 
@@ -82,13 +82,13 @@ def _function(value: Any) -> Any:
 
 def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"must be a number of calls, at least 1, not {value!r}")
+        raise ValueError(f"must be a number of calls, at least 1, got {value!r}")
     return value
 
 
 def _share(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or _MIN_SHARE <= value <= 1):
-        raise ValueError(f"must be a share of the calls, 0 or from {_MIN_SHARE:f} to 1, not {value!r}")
+        raise ValueError(f"must be a share of the calls, 0 or from {_MIN_SHARE:f} to 1, got {value!r}")
     return float(value)
 
 

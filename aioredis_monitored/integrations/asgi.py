@@ -31,7 +31,7 @@ class RedisContextFactory:
 
     def __init__(self, connection_pool: ConnectionPool, name: str = "redis") -> None:
         if not isinstance(connection_pool, ConnectionPool):
-            message = f"connection_pool must be a pool, not {type(connection_pool).__name__}"
+            message = f"connection_pool must be a pool, got {type(connection_pool).__name__}"
             raise TypeError(message)
         self.connection_pool = connection_pool
         self.name = name

@@ -724,7 +724,7 @@ def _retries_of(retry: object) -> int:
     if retry is None:
         return 0
     if not isinstance(retry, AbstractRetry):
-        message = f"retry must be a redis.asyncio.retry.Retry, not {type(retry).__name__}"
+        message = f"retry must be a redis.asyncio.retry.Retry, got {type(retry).__name__}"
         raise TypeError(message)
     return retry.get_retries()
 

@@ -85,10 +85,10 @@ class MessageQueue:
         if not name:
             raise ValueError("a queue needs a name")
         if not isinstance(name, str):
-            message = f"name must be text, not {type(name).__name__}"
+            message = f"name must be text, got {type(name).__name__}"
             raise TypeError(message)
         if not _is_number(lease) or not _MIN_LEASE_SECONDS <= lease <= _MAX_SECONDS:
-            message = f"lease must be a number of seconds from {_MIN_LEASE_SECONDS} to {_MAX_SECONDS}, not {lease!r}"
+            message = f"lease must be a number of seconds from {_MIN_LEASE_SECONDS} to {_MAX_SECONDS}, got {lease!r}"
             raise ValueError(message)
         self.name = name
         self.client = _client_of(client)
@@ -326,7 +326,7 @@ def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
         return client
     pool = client.connection_pool if isinstance(client, Redis) else client
     if not isinstance(pool, ConnectionPool):
-        message = f"client must be a pool or a client, not {type(client).__name__}"
+        message = f"client must be a pool or a client, got {type(client).__name__}"
         raise TypeError(message)
     return MonitoredRedisConnection(connection_pool=pool)
 
@@ -337,7 +337,7 @@ def _is_number(value: object) -> bool:
 
 def _count(name: str, value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        message = f"{name} must be an integer of at least 1, not {value!r}"
+        message = f"{name} must be an integer of at least 1, got {value!r}"
         raise ValueError(message)
     return value
 
@@ -347,7 +347,7 @@ def _whole_seconds(timeout: Any) -> int | None:
     if timeout is None:
         return None
     if not _is_number(timeout) or not 0 <= timeout <= _MAX_SECONDS:
-        message = f"timeout must be None or a number of seconds from 0 to {_MAX_SECONDS}, not {timeout!r}"
+        message = f"timeout must be None or a number of seconds from 0 to {_MAX_SECONDS}, got {timeout!r}"
         raise ValueError(message)
     return math.ceil(float(timeout))
 

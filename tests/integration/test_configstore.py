@@ -162,7 +162,7 @@ async def test_config_store_raises_without_quoting_when_value_is_no_json_object(
 
 
 async def test_config_store_set_raises_when_configuration_is_no_json_object(store):
-    with pytest.raises(TypeError, match="config must be a mapping, not list"):
+    with pytest.raises(TypeError, match="config must be a mapping, got list"):
         await store.set("redis", "logs", [1])
     with pytest.raises(TypeError):
         await store.set("redis", "logs", {"url": object()})

@@ -147,7 +147,7 @@ async def test_middleware_serves_applications_without_state(make_factory):
 
 
 def test_context_factory_raises_without_a_pool():
-    with pytest.raises(TypeError, match="connection_pool must be a pool, not NoneType"):
+    with pytest.raises(TypeError, match="connection_pool must be a pool, got NoneType"):
         RedisContextFactory(None)
 
 

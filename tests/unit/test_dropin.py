@@ -147,9 +147,9 @@ def test_retries_without_limit_are_bounded_by_the_deadline():
 
 @pytest.mark.parametrize("retry", [5, True, "policy", Retry])
 def test_retry_argument_raises_when_not_a_redis_py_retry(retry):
-    with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, not "):
+    with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, got "):
         MonitoredConnectionPool(retry=retry)
-    with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, not "):
+    with pytest.raises(TypeError, match=r"retry must be a redis.asyncio.retry.Retry, got "):
         MonitoredConnectionPool().set_retry(retry)
 
 
