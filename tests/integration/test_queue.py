@@ -96,7 +96,7 @@ def test_queue_raises_without_a_name(pool):
 
 @pytest.mark.parametrize("client", [None, 5, "redis://localhost"])
 def test_queue_raises_without_a_pool_or_client(client):
-    with pytest.raises(TypeError, match="client must be a pool or a client, not"):
+    with pytest.raises(TypeError, match="client must be a pool or a client, got"):
         MessageQueue("mail", client)
 
 

@@ -293,7 +293,7 @@ async def test_get_many_returns_up_to_count_messages(queue):
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "1", True, None])
 async def test_get_many_and_take_many_raise_on_invalid_count(queue, count):
-    with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, got"):
         await queue.get_many(count)
-    with pytest.raises(ValueError, match="count must be an integer of at least 1, not"):
+    with pytest.raises(ValueError, match="count must be an integer of at least 1, got"):
         queue.take_many(count)

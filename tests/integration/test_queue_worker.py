@@ -412,7 +412,7 @@ async def test_worker_accepts_any_callable_that_returns_coroutines(queue, consum
 
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "1", True, None])
 async def test_worker_raises_on_invalid_concurrency(queue, handler, concurrency):
-    with pytest.raises(ValueError, match="concurrency must be an integer of at least 1, not"):
+    with pytest.raises(ValueError, match="concurrency must be an integer of at least 1, got"):
         await queue.consume(handler, concurrency=concurrency)
 
 
