@@ -254,7 +254,7 @@ class PlainConnections:
                 try:
                     yield connection
                 finally:
-                    if pin.is_shared and should_reconnect(connection):
+                    if pin.takes_turns and should_reconnect(connection):
                         await connection.disconnect()
                         await connect(connection)
 

@@ -37,13 +37,13 @@ class PinnedConnection:
         closings: How often the caller was closed or reset. A call that began earlier must not acquire a connection
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
-        is_shared: Whether several tasks may use the caller, which then take turns, and need not know about each other:
+        takes_turns: Whether several tasks may use the caller, one after the other, and need not know about each other:
             a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
     __slots__ = ("_busy", "closings", "databases")
 
-    is_shared = True
+    takes_turns = True
 
     def __init__(self) -> None:
         self.closings = 0
@@ -62,7 +62,7 @@ class PinnedConnection:
 
     def exclusive(self, caller: Redis, observer: Observer | None) -> AbstractAsyncContextManager[None]:
         """Wait until no other call of the caller uses the connection."""
-        return _locked(caller, observer) if self.is_shared else nullcontext()
+        return _locked(caller, observer) if self.takes_turns else nullcontext()
 
     async def acquire(self, caller: Redis, acquire: Acquire, observer: Observer | None, closings: int) -> Connection:
         """Return the connection; the caller's first call acquires it.

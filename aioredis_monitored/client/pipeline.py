@@ -359,7 +359,7 @@ class _WatchedConnection(PinnedConnection):
 
     __slots__ = ()
 
-    is_shared = False
+    takes_turns = False
 
     @asynccontextmanager
     async def attempt(
