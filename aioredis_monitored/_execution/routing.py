@@ -10,7 +10,8 @@ A client or pipeline that has pinned a connection, or is on a plain pool of redi
 decides.
 """
 
-from collections.abc import Callable, Collection, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from copy import copy
 from functools import partial
 from inspect import isawaitable
 from time import monotonic
@@ -19,7 +20,6 @@ from typing import Any, Self, TypeVar
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
-from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
@@ -32,7 +32,7 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.dedicated import DedicatedCall, dedicated_connections_of
 from aioredis_monitored._execution.fetch import Fetch, fetch_shared
-from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
+from aioredis_monitored._execution.pinned import PinnedConnection
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed
 from aioredis_monitored._redispy.overrides import (
     EMPTY_RESPONSE,
@@ -415,17 +415,13 @@ def require_executor(client: object) -> CommandExecutor:
     return executor
 
 
-def note_alterations(
-    pool: ConnectionPool,
-    pin: PinnedConnection | None,
-    connection: AbstractConnection,
-    commands: Collection[Sequence[Any]],
-) -> None:
-    """Record what commands that are sent now do to a dedicated connection."""
-    if pin is None:
-        discard_if_altered(pool, connection, commands)
-    else:
-        pin.note_alterations(pool, connection, commands)
+def unpinned_copy(client: Redis) -> Redis:
+    """Return a copy of a client of this package that keeps to no connection, for what goes on when that is lost."""
+    unpinned = copy(client)
+    vars(unpinned).update(
+        connection=None, single_connection_client=False, _command_executor=require_executor(client).unpinned()
+    )
+    return unpinned
 
 
 def _apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:

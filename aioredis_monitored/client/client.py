@@ -21,7 +21,8 @@ from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.dedicated import extended_timeout
 from aioredis_monitored._execution.fetch import FETCH
-from aioredis_monitored._execution.routing import CommandExecutor, note_alterations, require_executor
+from aioredis_monitored._execution.pinned import discard_if_altered
+from aioredis_monitored._execution.routing import CommandExecutor, require_executor
 from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.operation import observe_call, start_operation
@@ -200,7 +201,10 @@ class MonitoredRedisConnection(TypedRedis):
         if traits_of(args).shareable:
             return await super()._send_command_parse_response(conn, command_name, *args, **options)
         executor = self._command_executor
-        note_alterations(executor.connection_pool, executor.pin, conn, [args])
+        if executor.pin is None:
+            discard_if_altered(executor.connection_pool, conn, [args])
+        else:
+            executor.pin.note_alterations(executor.connection_pool, conn, [args])
         # The pool's own attempts have extended it already: for a subclass that calls redis-py's execute_command.
         wait = 0 if executor.pool is None else blocking_timeout(args) or 0
         async with extended_timeout(conn, wait):

@@ -9,7 +9,6 @@ import logging
 import threading
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from copy import copy
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any, Final, Literal, TypeVar, cast
@@ -31,9 +30,9 @@ from aioredis_monitored._cancellation import (
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
-from aioredis_monitored._execution.routing import CommandExecutor, executor_of
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of, unpinned_copy
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
-from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure, send_and_parse
+from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure, execute_command, send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
@@ -109,7 +108,7 @@ class MonitoredLock(TypedLock):
         Args:
             blocking: Whether to wait for it; default: as the lock was made.
             blocking_timeout: How long to wait, in seconds; default: as the lock was made.
-            token: The value that tells the holder; default: a random one. If a SET with a token of yours gets no
+            token: The value that identifies the holder; default: a random one. If a SET with a token of yours gets no
                 answer, it is not undone, as another holder may have the same token.
 
         Returns:
@@ -522,18 +521,12 @@ async def _release_on_side_channel(lock: MonitoredLock, connections: DedicatedCo
     command = ("EVAL", _UNDO, 1, lock.name, token, *databases)
     if executor is not None and executor.overrides_execute(client):
         # The key may have another name there.
-        await _without_pin(client, executor).execute_command(*command)
+        await execute_command(unpinned_copy(client), *command)
         return
     # After what was sent earlier, if that was sent on the shared connection, and it is still there.
     reply = await connections.side_channel()(*command)
     if isinstance(reply, Exception):
         raise reply.error if isinstance(reply, AttemptFailed) else reply
-
-
-def _without_pin(client: Any, executor: CommandExecutor) -> Any:
-    unpinned = copy(client)
-    vars(unpinned).update(connection=None, single_connection_client=False, _command_executor=executor.unpinned())
-    return unpinned
 
 
 class _Hold:

@@ -8,7 +8,7 @@ from redis.commands.core import AsyncScript
 from redis.exceptions import NoScriptError
 from redis.typing import EncodableT, KeyT
 
-from aioredis_monitored._execution.routing import CommandExecutor, executor_of, require_executor
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
 
 
@@ -38,18 +38,6 @@ class MonitoredScript(AsyncScript):
         keys = keys or ()
         command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
         return await executor.execute_recorded(client, command, {}, partial(self._run, executor, client, command))
-
-    async def run_part(self, observer: Observer | None, keys: Sequence[KeyT], *args: EncodableT) -> Any:
-        """Run the script on its client as part of an operation, without a record of its own.
-
-        Args:
-            observer: Is given the connection and the reply.
-            keys: The keys that it touches.
-            args: Its other arguments.
-        """
-        client = self.registered_client
-        command = ("EVALSHA", self.sha, len(keys), *keys, *args)
-        return await self._run(require_executor(client), client, command, observer)
 
     async def _run(
         self, executor: CommandExecutor, client: Any, command: tuple[Any, ...], observer: Observer | None
