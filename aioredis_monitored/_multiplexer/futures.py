@@ -146,4 +146,21 @@ class BatchFuture(_ReplyFuture):
         return True
 
 
+class AskingFuture(BatchFuture):
+    """The reply to a command that is sent together with ASKING, whose own reply is dropped."""
+
+    def deliver(self, reply: Any, completed: list[tuple[ReplyObserver, Any]]) -> bool:
+        """Take the next reply and return whether it is that of the command."""
+        self.replies.append(None)
+        if len(self.replies) < len(self.commands):
+            return False
+        if self.done():
+            self.deliver_orphan(reply)
+        else:
+            self.set_result(reply)
+            if self.observer is not None:
+                completed.append((self.observer, reply))
+        return True
+
+
 CallFuture: TypeAlias = CommandFuture | BatchFuture

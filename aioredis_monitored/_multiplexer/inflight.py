@@ -108,7 +108,7 @@ class InFlight:
                 raise LookupError("a reply that belongs to no call")
             last = reply
             call = calls[0]
-            if call.__class__ is BatchFuture:
+            if call.__class__ is not CommandFuture and isinstance(call, BatchFuture):
                 if not call.deliver(reply, self.completed):
                     continue
             elif not call.done():
@@ -159,6 +159,10 @@ class InFlight:
         if self.timeout is None or not self._writes:
             return False
         return max(self.last_reply_at, self._writes[0][0]) <= now - self.timeout
+
+    def silent_since(self) -> float:
+        """Since when replies are owed and none has arrived; ``inf`` if none is owed."""
+        return max(self.last_reply_at, self._writes[0][0]) if self._writes else inf
 
     def next_timeout(self, now: float) -> float | None:
         """When to look for overdue calls next; ``None`` if no call is written."""

@@ -325,6 +325,16 @@ class ConnectionManager:
         for connection in list(self._connections):
             connection.re_authenticate(token)
 
+    def silent_since(self) -> float:
+        """Since when a connection owes replies and has sent none, by the performance counter; ``inf`` if none does."""
+        return min((connection.inflight.silent_since() for connection in self._connections), default=inf)
+
+    def close_silent(self, since: float, error: Callable[[], Exception]) -> None:
+        """Close the connections that have sent nothing of what they owe since then."""
+        for connection in list(self._connections):
+            if connection.inflight.silent_since() <= since:
+                connection.close(error)
+
     def in_flight(self) -> int:
         """How many calls are owed a reply."""
         return sum(len(connection.inflight.pending) for connection in list(self._connections))

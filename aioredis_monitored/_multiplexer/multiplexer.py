@@ -3,8 +3,8 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from time import monotonic
-from typing import Any, Final
+from time import monotonic, perf_counter
+from typing import Any, Final, TypeVar
 from weakref import ref
 
 import hiredis
@@ -14,6 +14,7 @@ from redis.auth.token import TokenInterface
 from aioredis_monitored._commands.table import TABLE
 from aioredis_monitored._multiplexer.connection import LARGE_BYTES
 from aioredis_monitored._multiplexer.futures import (
+    AskingFuture,
     BatchFuture,
     CallFuture,
     CommandFuture,
@@ -22,6 +23,8 @@ from aioredis_monitored._multiplexer.futures import (
 )
 from aioredis_monitored._multiplexer.manager import ConnectionManager, ConnectionSource
 from aioredis_monitored._redispy.connections import has_standard_io
+
+_Batch = TypeVar("_Batch", bound=BatchFuture)
 
 # How many connections may break with a call in flight before it is isolated.
 ISOLATE_AFTER: Final = 2
@@ -119,14 +122,19 @@ class Multiplexer:
         return reply
 
     def send_batch(
-        self, commands: Sequence[tuple[Any, ...]], observer: ReplyObserver | None = None, losses: int | None = None
-    ) -> BatchFuture:
+        self,
+        commands: Sequence[tuple[Any, ...]],
+        observer: ReplyObserver | None = None,
+        losses: int | None = None,
+        kind: type[_Batch] = BatchFuture,  # type: ignore[assignment]  # the default of a type variable
+    ) -> _Batch:
         """Send several commands in one piece.
 
         Args:
             commands: The commands.
             observer: As for ``send``.
             losses: As for ``send``.
+            kind: The class of the future; default ``BatchFuture``.
 
         Returns:
             A future of the list of replies, which are as those of ``send``, or of ``AttemptFailed``.
@@ -139,7 +147,7 @@ class Multiplexer:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind_event_loop(loop)
-        batch = BatchFuture(loop=loop)
+        batch = kind(loop=loop)
         batch.commands, batch.replies, batch.observer = commands, [], observer
         batch.is_queued, batch.queued_at, batch.on_cancel = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
@@ -154,6 +162,21 @@ class Multiplexer:
                 batch.packed = packed
             manager.enqueue(batch)
         return batch
+
+    def send_asking(
+        self,
+        args: tuple[Any, ...],
+        on_orphan: Callable[[Any], object] | None = None,
+        observer: ReplyObserver | None = None,
+        losses: int | None = None,
+    ) -> AskingFuture:
+        """Send one command to a node that takes over the slot of its keys, as ``send`` does.
+
+        ASKING and the command are in one piece, as it holds for the next command on its connection.
+        """
+        reply = self.send_batch([("ASKING",), args], observer, losses, AskingFuture)
+        reply.on_orphan = on_orphan
+        return reply
 
     @asynccontextmanager
     async def isolated(self, seconds: float | None) -> AsyncIterator[float | None]:
@@ -246,6 +269,15 @@ class Multiplexer:
             if manager.connection is not None and manager.connection.connected_at < older_than:
                 self._retired_at = now
                 manager.connection.retire()
+
+    def silent_seconds(self) -> float:
+        """For how long replies are owed, and none has arrived on one of the connections; 0 if none is owed."""
+        return max(0.0, perf_counter() - min(manager.silent_since() for manager in self._managers))
+
+    def close_silent(self, seconds: float, error: Callable[[], Exception]) -> None:
+        """Close the connections on which replies are owed, and none has arrived for so long."""
+        for manager in self._managers:
+            manager.close_silent(perf_counter() - seconds, error)
 
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls."""

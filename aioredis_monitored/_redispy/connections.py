@@ -64,9 +64,15 @@ class SafeConnection(AbstractConnection):
             raise
 
 
-def make_safe_connection(pool: ConnectionPool) -> AbstractConnection:
-    """Make a connection as redis-py's own pool does, without what its subclasses add, and ``with_safe_send``."""
-    connection: AbstractConnection = with_safe_send(ConnectionPool.make_connection(pool))
+def make_safe_connection(pool: ConnectionPool, **others: Any) -> AbstractConnection:
+    """Make a connection as redis-py's own pool does, without what its subclasses add, and ``with_safe_send``.
+
+    Args:
+        pool: The pool.
+        others: Replace arguments of the pool's connections, and ``connection_class`` their class.
+    """
+    arguments = {"connection_class": pool.connection_class, **pool.connection_kwargs, **others}
+    connection: AbstractConnection = with_safe_send(arguments.pop("connection_class")(**arguments))
     return connection
 
 

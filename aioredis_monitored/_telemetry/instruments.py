@@ -196,6 +196,20 @@ INSTRUMENTS: Final = (
         "{reconnect}",
         "The number of times that subscriptions were renewed after their connection was lost.",
     ),
+    Instrument(
+        "cluster_redirects",
+        semconv_ext.CLUSTER_REDIRECTS,
+        COUNTER,
+        "{redirect}",
+        "The number of attempts that a node of a cluster has redirected to another one.",
+    ),
+    Instrument(
+        "cluster_refreshes",
+        semconv_ext.CLUSTER_REFRESHES,
+        COUNTER,
+        "{refresh}",
+        "The number of times that a cluster was asked which node serves which slots.",
+    ),
 )
 
 
@@ -212,6 +226,9 @@ class MeasuredPool(Protocol):
 
     def hot_key_rates(self, count: int) -> dict[tuple[str, str], float]:
         """Return the rates of the most called keys, by key and access; empty if keys are not counted."""
+
+    def node_count(self) -> int | None:
+        """Return the number of nodes of the cluster that the pool is for; ``None`` for a pool with connections."""
 
 
 class MeasuredQueue(Protocol):
@@ -254,12 +271,21 @@ def _per_queue(measure: Callable[[MeasuredQueue], int | None]) -> Callable[[Meas
     return lambda pool: ((value, queue.attributes) for queue in pool.queues() if (value := measure(queue)) is not None)
 
 
-def _used_and_idle(pool: MeasuredPool) -> Values:
-    stats = pool.stats()
+def _per_pool(measure: Callable[[PoolStats], Values]) -> Callable[[MeasuredPool], Values]:
+    # A cluster's connections are those of its nodes' pools.
+    return lambda pool: measure(pool.stats()) if pool.node_count() is None else ()
+
+
+def _used_and_idle(stats: PoolStats) -> Values:
     return (
         (stats.used, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_USED}),
         (stats.idle, {semconv.DB_CLIENT_CONNECTION_STATE: semconv.STATE_IDLE}),
     )
+
+
+def _nodes(pool: MeasuredPool) -> Values:
+    count = pool.node_count()
+    return () if count is None else ((count, {}),)
 
 
 def _hot_keys(pool: MeasuredPool) -> Values:
@@ -273,14 +299,14 @@ GAUGES: Final = (
         UP_DOWN_COUNTER,
         "{connection}",
         "The number of connections that are currently in state described by the `state` attribute.",
-        _used_and_idle,
+        _per_pool(_used_and_idle),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_MAX,
         UP_DOWN_COUNTER,
         "{connection}",
         "The maximum number of open connections allowed.",
-        lambda pool: ((pool.stats().max_connections, {}),),
+        _per_pool(lambda stats: ((stats.max_connections, {}),)),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_IDLE_MAX,
@@ -288,7 +314,7 @@ GAUGES: Final = (
         "{connection}",
         "The maximum number of idle open connections allowed.",
         # A pool closes no connection for being idle.
-        lambda pool: ((pool.stats().max_connections, {}),),
+        _per_pool(lambda stats: ((stats.max_connections, {}),)),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_IDLE_MIN,
@@ -296,21 +322,29 @@ GAUGES: Final = (
         "{connection}",
         "The minimum number of idle open connections allowed.",
         # A pool connects no connection before it is needed.
-        lambda _: ((0, {}),),
+        _per_pool(lambda _: ((0, {}),)),
     ),
     Gauge(
         semconv.DB_CLIENT_CONNECTION_PENDING_REQUESTS,
         UP_DOWN_COUNTER,
         "{request}",
         "The number of current pending requests for an open connection.",
-        lambda pool: ((pool.stats().pending, {}),),
+        _per_pool(lambda stats: ((stats.pending, {}),)),
     ),
     Gauge(
         semconv_ext.CONNECTION_IN_FLIGHT,
         UP_DOWN_COUNTER,
         "{operation}",
         "The number of operations on the shared connection that are owed a reply.",
-        lambda pool: ((pool.stats().in_flight, {}),),
+        _per_pool(lambda stats: ((stats.in_flight, {}),)),
+    ),
+    # Every process sees the same nodes.
+    Gauge(
+        semconv_ext.CLUSTER_NODES,
+        GAUGE,
+        "{node}",
+        "The number of nodes of a cluster that are known.",
+        _nodes,
     ),
     Gauge(
         semconv_ext.QUEUE_IN_FLIGHT,
@@ -374,6 +408,8 @@ class Instruments:
     lock_contended: Counter
     lock_lost: Counter
     pubsub_reconnects: Counter
+    cluster_redirects: Counter
+    cluster_refreshes: Counter
 
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = ref(provider)

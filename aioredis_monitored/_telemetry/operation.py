@@ -22,7 +22,7 @@ from aioredis_monitored._telemetry.coexistence import PatchPoint, call_patched
 from aioredis_monitored._telemetry.context import PARENT_OPERATION, is_suppressed
 from aioredis_monitored._telemetry.guard import guarded, log_error
 from aioredis_monitored._telemetry.recorder import PoolRecorder
-from aioredis_monitored._telemetry.spans import CallSpec, Failure, port_of
+from aioredis_monitored._telemetry.spans import CallSpec, Failure, Server, port_of, server_at
 from aioredis_monitored._telemetry.stats import RequestStats
 
 T = TypeVar("T")
@@ -67,6 +67,9 @@ class Operation:
     _waited = _connecting = _in_parts = 0.0
     # When the reply was read, unless the call continued after it.
     _replied_at: float | None = None
+    # The spec without a server, once it has got one; and how often the call was redirected to another one.
+    _anywhere: CallSpec | None = None
+    _redirects = 0
 
     def __init__(
         self,
@@ -161,7 +164,18 @@ class Operation:
         if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
-                self.spec = self.spec.served_by(host, port_of(getattr(connection, "port", None)))
+                self.spec = self.spec.served_by(server_at(host, port_of(getattr(connection, "port", None))))
+
+    def set_server(self, server: Server) -> None:
+        """Set the server of the next attempt, in place of that of the one before."""
+        if self._anywhere is None:
+            self._anywhere = self.spec
+        self.spec = self._anywhere.served_by(server)
+
+    def add_redirect(self) -> None:
+        """Count an attempt that was redirected to another server."""
+        self._redirects += 1
+        self._replied_at = None
 
     def on_reply(self, reply: object, now: float, peer: Peer | None) -> None:
         """Record the call before its caller resumes if it certainly succeeds; the caller raises errors.
@@ -238,6 +252,8 @@ class Operation:
                             attributes[semconv.NETWORK_PEER_PORT] = port
                     if self._waited or self._connecting:
                         self._add_wait_attributes(elapsed, attributes)
+                    if self._redirects:
+                        attributes[semconv_ext.REDIRECTS] = self._redirects
                     if span is None:
                         span = recorder.tracer.start_span(
                             spec.span_name, here, spec.kind, attributes, self._links, self._started_ns
@@ -322,6 +338,14 @@ class NestedCall:
     def set_connection(self, connection: AbstractConnection) -> None:
         """Set the connection of the operation."""
         self._parent.set_connection(connection)
+
+    def set_server(self, server: Server) -> None:
+        """Set the server of the operation."""
+        self._parent.set_server(server)
+
+    def add_redirect(self) -> None:
+        """Count a redirect of the operation."""
+        self._parent.add_redirect()
 
     def on_reply(self, _reply: object, _now: float, peer: Peer | None) -> None:
         """Set the server of the operation."""

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
@@ -102,6 +102,11 @@ def port_of(given: Any) -> int:
         return _DEFAULT_PORT
 
 
+def server_at(host: str, port: int) -> Server:
+    """Return the server at an address that a call has found out."""
+    return Server(*_address_of(host, port))
+
+
 def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
     address: dict[str, Any] = {semconv.SERVER_ADDRESS: host}
     if port != _DEFAULT_PORT:
@@ -124,6 +129,7 @@ class CallSpec:
         is_point: Whether the call is a point of ``db.client.operation.duration``.
         polls_for_data: Whether consumers call it over and over while there is nothing to consume.
         lacks_target: Whether the name of the span is to end with the server once it is known.
+        served: The same specs with the servers that calls had, by target.
     """
 
     span_name: str
@@ -136,6 +142,7 @@ class CallSpec:
     is_point: bool = True
     polls_for_data: bool = False
     lacks_target: bool = False
+    served: dict[str | None, Self] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def with_template(self, template: str) -> Self:
         """Return the spec with the template of its keys."""
@@ -144,15 +151,18 @@ class CallSpec:
             self, span_attributes=self.span_attributes | added, point_attributes=self.point_attributes | added
         )
 
-    def served_by(self, host: str, port: int) -> Self:
-        """Return the spec with its server, which was unknown before the call connected (Sentinel)."""
-        address, target = _address_of(host, port)
-        return replace(
-            self,
-            span_name=f"{self.span_name} {target}" if self.lacks_target else self.span_name,
-            span_attributes=self.span_attributes | address,
-            point_attributes=self.point_attributes | address,
-        )
+    def served_by(self, server: Server) -> Self:
+        """Return the spec with its server, which was unknown before the call was routed (Cluster), or connected."""
+        served = self.served.get(server.target)
+        if served is None:
+            address = {key: server.attributes[key] for key in _ADDRESS if key in server.attributes}
+            served = self.served[server.target] = replace(
+                self,
+                span_name=f"{self.span_name} {server.target}" if self.lacks_target else self.span_name,
+                span_attributes=self.span_attributes | address,
+                point_attributes=self.point_attributes | address,
+            )
+        return served
 
     def address(self) -> dict[str, Any]:
         """Return the attributes of the server; empty if it is unknown."""

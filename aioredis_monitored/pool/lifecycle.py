@@ -70,6 +70,10 @@ class Lifecycle:
         """Return what a call raises that the pool's closing has ended or refused."""
         return PoolClosedError(f"pool {self._name!r} {'is' if self.is_closed else 'was'} closed")
 
+    def is_loop_closed(self) -> bool:
+        """Whether the event loop that the pool belongs to is closed."""
+        return self._loop is not None and self._loop.is_closed()
+
     async def open(self) -> None:
         """Accept calls again; a close that is under way ends first."""
         if self._closing is not None:
@@ -93,7 +97,7 @@ class Lifecycle:
         Raises:
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
-        if self._loop is not None and self._loop.is_closed():
+        if self.is_loop_closed():
             self._leak_guard.abort()
             reset()
             self._closing = None

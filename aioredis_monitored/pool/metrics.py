@@ -79,6 +79,10 @@ class PoolMetrics:
         """Return the queues on the pool."""
         return list(self._recorder.queues.values())
 
+    def node_count(self) -> int | None:
+        """Return ``None``: the pool has connections of its own, and no nodes."""
+        return None
+
     def hot_key_rates(self, count: int) -> dict[tuple[str, str], float]:
         """Return the rates of the most called keys, by key and access; empty if keys are not counted."""
         return self._recorder.hot_keys.rates(count)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -30,6 +30,7 @@ from redis.utils import SENTINEL
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
 from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable, with_safe_send
+from aioredis_monitored._redispy.located import abort_transport
 from aioredis_monitored._redispy.overrides import (
     TypedPool,
     announce_release,
@@ -59,6 +60,7 @@ from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retr
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
+from aioredis_monitored.pool.route import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -174,7 +176,7 @@ class MonitoredConnectionPool(TypedPool):
         self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
         self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
-        server = server_of(self)
+        server = self._describe_server()
         self.telemetry = PoolRecorder(
             server,
             telemetry,
@@ -182,9 +184,9 @@ class MonitoredConnectionPool(TypedPool):
             meter_provider=meter_provider,
             logger_provider=logger_provider,
         )
-        self._address = _address_of(server, connection_class)
+        self._address = self._address_of(server)
         self.name = name or self._address
-        self._metrics = PoolMetrics(self.name, self.telemetry, self._slots)
+        self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self.name, self._slots)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
@@ -212,6 +214,21 @@ class MonitoredConnectionPool(TypedPool):
             ConfigurationError: The URL cannot be used.
         """
         return cls(**{**kwargs, **url_arguments(url)})
+
+    def _describe_server(self) -> Server:
+        return server_of(self)
+
+    def _address_of(self, server: Server) -> str:
+        kind = self.connection_class
+        host = (
+            server.target
+            or server.attributes.get(semconv.SERVER_ADDRESS)
+            or getattr(kind, "__name__", type(kind).__name__)
+        )
+        return f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
+
+    def _make_metrics(self) -> PoolMetrics:
+        return PoolMetrics(self.name, self.telemetry, self._slots)
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -619,7 +636,54 @@ class MonitoredConnectionPool(TypedPool):
         for connection in list(self._slots.idle):
             await connection.disconnect(nowait=True)
 
+    # Where calls go: a cluster's pool decides it for each attempt, this one for all calls at once.
+
+    def route(
+        self,
+        commands: Collection[Sequence[Any]],  # noqa: ARG002 - a cluster's pool asks for both
+        observer: RouteObserver | None,  # noqa: ARG002
+        pinned: AbstractConnection | None = None,  # noqa: ARG002
+    ) -> Route:
+        """Return where the attempts of a call go.
+
+        Args:
+            commands: What the call sends.
+            observer: Is given the server of each attempt, if that is not always the same.
+            pinned: The connection that the caller keeps to, if it has one already.
+        """
+        return self
+
+    async def target(self) -> "MonitoredConnectionPool":
+        """Return the pool of the server that the next attempt of a call goes to: this one."""
+        return self
+
+    def follow(self, failure: AttemptFailed) -> bool:  # noqa: ARG002 - a cluster's route asks for it
+        """Return whether a failed attempt is a redirect to another server: never."""
+        return False
+
     # The shared connection
+
+    def silent_seconds(self) -> float:
+        """For how long the server owes replies on the shared connection and has sent none; 0 if it owes none."""
+        return 0.0 if self.multiplexer is None else self.multiplexer.silent_seconds()
+
+    def close_silent(self, seconds: float) -> None:
+        """Close the shared connections on which a server that was replaced owes replies, and has sent none for so long.
+
+        Dedicated connections are closed as well, if there is such a shared one.
+        """
+        if self.multiplexer is not None and self.multiplexer.silent_seconds() >= seconds:
+            self.multiplexer.close_silent(
+                seconds, lambda: exceptions.ConnectionError("the server was replaced, and owes a reply")
+            )
+            for connection in list(self._slots.acquired):
+                if connection.is_connected:
+                    abort_transport(connection)
+
+    @property
+    def is_sharing(self) -> bool:
+        """Whether ordinary commands share a connection; false while the pool closes."""
+        return self.multiplexer is not None
 
     def decode_reply(self, reply: Any) -> Any:
         """Return a reply of the shared connection as callers of this pool get it: text or bytes."""
@@ -709,15 +773,6 @@ def _completed(arguments: dict[str, Any], *, client_info: bool) -> dict[str, Any
 def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
     # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
     return cast("MonitoredConnectionPool", pool()).make_connection()
-
-
-def _address_of(server: Server, connection_class: Callable[..., AbstractConnection]) -> str:
-    host = (
-        server.target
-        or server.attributes.get(semconv.SERVER_ADDRESS)
-        or getattr(connection_class, "__name__", type(connection_class).__name__)
-    )
-    return f"{host}/{server.attributes[semconv.DB_NAMESPACE]}"
 
 
 def _retries_of(retry: object) -> int:

@@ -1,0 +1,284 @@
+"""The pool of a cluster, which routes each call to the pool of a node."""
+
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, Final, NoReturn, Self
+
+from redis.asyncio import SSLConnection
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ClusterDownError
+
+from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
+from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.located import NamedSSLConnection
+from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.spans import Server
+from aioredis_monitored._telemetry.stats import PoolStats
+from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
+from aioredis_monitored._topology.slot_map import Address
+from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.schema import validate_arguments
+from aioredis_monitored.pool.metrics import PoolMetrics
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.route import RouteObserver
+from aioredis_monitored.pool.topology import ClusterTopology
+
+_DEFAULT_REFRESH_SECONDS: Final = 60.0
+
+
+class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
+    """The pool of a Redis Cluster: a ``MonitoredConnectionPool`` for each node, and the map of the slots.
+
+    Every client on it routes: a ``MonitoredRedisConnection``, a ``MessageQueue`` or whatever takes a pool. Nothing
+    connects before the first command. The nodes are looked up in the background: at first use, when a node redirects,
+    cannot be reached, or is silent, and every ``topology_refresh`` seconds.
+
+    Args:
+        nodes: Host and port of some nodes, of which one must answer; a name stands for all of its addresses. While no
+            node that is known answers, these are resolved anew and asked.
+        topology_refresh: Seconds between two regular looks at the nodes, 0 for none; default 60.
+        address_map: Where nodes are connected to, in place of the addresses that they announce; default ``None``, for
+            where they say.
+        arguments: Those of ``MonitoredConnectionPool`` but ``host`` and ``port``, for each node: ``max_connections``
+            counts per node. The name of a node's pool is that of this pool, ``@``, host and port.
+
+    Raises:
+        ConfigurationError: A value cannot be used; the error names every such value at once.
+        TypeError: An argument is unknown.
+    """
+
+    def __init__(
+        self,
+        nodes: Sequence[Address],
+        *,
+        topology_refresh: float = _DEFAULT_REFRESH_SECONDS,
+        address_map: AddressMap | None = None,
+        **arguments: Any,
+    ) -> None:
+        if misplaced := {"host", "port", "path"} & arguments.keys():
+            message = f"a cluster's pool takes nodes, not {', '.join(sorted(misplaced))}"
+            raise TypeError(message)
+        own = validate_arguments({"topology_refresh": topology_refresh, "address_map": address_map})
+        self._start_nodes = [(host, int(port)) for host, port in nodes]
+        if not self._start_nodes:
+            message = "nodes must name at least one node"
+            raise ValueError(message)
+        resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
+        self._topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
+        self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
+        super().__init__(**arguments)
+        for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
+            self.telemetry.record(count.add, 0)
+
+    # What a pool of one server does once, and this one does for each node.
+
+    def _describe_server(self) -> Server:
+        attributes = super()._describe_server().attributes
+        unknown = (semconv.SERVER_ADDRESS, semconv.SERVER_PORT)
+        return Server({key: value for key, value in attributes.items() if key not in unknown}, None)
+
+    def _address_of(self, server: Server) -> str:
+        host, port = self._start_nodes[0]
+        return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
+
+    def _make_metrics(self) -> PoolMetrics:
+        return _ClusterMetrics(self.name, self.telemetry, self._slots, topology=self._topology)
+
+    def _make_multiplexer(self) -> Multiplexer | None:
+        return None
+
+    @property
+    def is_sharing(self) -> bool:
+        """Whether ordinary commands share the connection of a node."""
+        return self._multiplex
+
+    def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
+        """Make the pool of a node; see ``NodeFactory``."""
+        host, port = address
+        return MonitoredConnectionPool(
+            host=host,
+            port=port,
+            name=f"{self.name}@{host}:{port}",
+            **self._node_arguments | self._tls_arguments(name),
+        )
+
+    def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
+        """Make a connection to a node that belongs to no pool; see ``NodeFactory``."""
+        host, port = address
+        return make_safe_connection(self, host=host, port=port, **self._tls_arguments(name))
+
+    def _tls_arguments(self, name: str | None) -> dict[str, Any]:
+        if name is None or self.connection_class is not SSLConnection:
+            return {}
+        return {"connection_class": NamedSSLConnection, "server_name": name}
+
+    def on_looked(self) -> None:
+        """Count a look at the nodes."""
+        self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
+
+    def _on_redirect(self, kind: str) -> None:
+        self.telemetry.record(
+            self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind}
+        )
+
+    def stats(self) -> PoolStats:
+        """Return the sums of all nodes; may be called in any thread."""
+        nodes = [node.stats() for node in self._topology.all_nodes()]
+        sums = {field: sum(getattr(each, field) for each in nodes) for field in PoolStats._fields if field != "name"}
+        return PoolStats(name=self._metrics.name, **sums)
+
+    # Routing.
+
+    def of(self, args: Sequence[Any]) -> MonitoredConnectionPool:
+        """Return the pool of the node that a command goes to now.
+
+        Raises:
+            AttemptFailed: No node serves the slot of its keys, or no node is known.
+            ClusterRoutingError: It does not go to one node.
+        """
+        return self._choose([args], None)
+
+    def _choose(
+        self, commands: Collection[Sequence[Any]], pinned: AbstractConnection | None
+    ) -> MonitoredConnectionPool:
+        """Return the node of a call, in which commands without keys go to that of the pinned connection."""
+        if len(commands) == 1:
+            (args,) = commands
+            placement = placement_of(args)
+            if pinned is None and placement.kind not in {Kind.SLOT, Kind.ANY}:
+                raise routing_error(args, placement)
+            slot = placement.slot
+        else:
+            slot = batch_slot(commands)
+        if slot is not None:
+            return self._topology.slots[slot] or self._uncovered(slot)
+        owner = None if pinned is None else self._owner_of(pinned)
+        return owner or self._topology.any_primary()
+
+    def _uncovered(self, slot: int) -> NoReturn:
+        self._topology.want_look()
+        raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
+
+    def route(
+        self,
+        commands: Collection[Sequence[Any]],
+        observer: RouteObserver | None,
+        pinned: AbstractConnection | None = None,
+    ) -> ClusterRoute:
+        """Return the route of a call, whose node is decided anew for each attempt; see ``MonitoredConnectionPool``."""
+        return self.route_by(lambda: self._choose(commands, pinned), observer)
+
+    def route_by(
+        self,
+        choose: Callable[[], MonitoredConnectionPool],
+        observer: RouteObserver | None,
+        node: MonitoredConnectionPool | None = None,
+    ) -> ClusterRoute:
+        """Return the route of a call whose node ``choose`` returns; ``node`` is that of the attempt already made."""
+        self.check_open()
+        return ClusterRoute(
+            self._topology,
+            choose,
+            observer,
+            policy=self.retry_policy,
+            is_open=lambda: not self._lifecycle.is_closed,
+            on_redirect=self._on_redirect,
+            node=node,
+        )
+
+    async def ping(self) -> None:
+        """Return if a node answers ``PING``: the readiness check, in one attempt.
+
+        Raises:
+            redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool.
+        """
+        self.check_open()
+        await self._topology.known()
+        await self._topology.any_primary().ping()
+
+    # Connections, which belong to the nodes' pools.
+
+    async def acquire(self, on_waited: Callable[[float, float], object] | None = None) -> AbstractConnection:
+        """Acquire a connection to any primary, as ``get_connection`` does.
+
+        Args:
+            on_waited: Called with total and connecting seconds, also on failure.
+        """
+        self.check_open()
+        await self._topology.known()
+        return await self._topology.any_primary().acquire(on_waited)
+
+    def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
+        return next((node for node in self._topology.all_nodes() if node.is_acquired(connection)), None)
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """Give an acquired connection back; one of a node whose pool is closed is disconnected."""
+        owner = self._owner_of(connection)
+        await (super().release(connection) if owner is None else owner.release(connection))
+
+    async def reconnect(self, connection: AbstractConnection) -> None:
+        """Connect an acquired connection anew, to the same node; it stays acquired, also if that fails.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        owner = self._owner_of(connection)
+        await (super().reconnect(connection) if owner is None else owner.reconnect(connection))
+
+    def is_acquired(self, connection: AbstractConnection) -> bool:
+        """Whether a connection is acquired from the pool of a node, which was not closed since."""
+        return self._owner_of(connection) is not None
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection on which a node has answered."""
+        return any(node.is_connected() for node in self._topology.all_nodes())
+
+    def discard_on_release(self, connection: AbstractConnection) -> None:
+        """Mark an acquired connection as altered: it is closed when it is released."""
+        if (owner := self._owner_of(connection)) is not None:
+            owner.discard_on_release(connection)
+
+    def will_discard(self, connection: AbstractConnection) -> bool:
+        """Whether an acquired connection is altered."""
+        owner = self._owner_of(connection)
+        return owner is not None and owner.will_discard(connection)
+
+    def was_reconnected(self, connection: AbstractConnection) -> bool:
+        """Whether an acquired connection was connected anew since it was acquired."""
+        owner = self._owner_of(connection)
+        return owner is not None and owner.was_reconnected(connection)
+
+    # Opening and closing.
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        self._topology.open()
+        return self
+
+    async def aclose(self) -> None:
+        """Close every connection to every node; calls that follow raise ``PoolClosedError``.
+
+        Raises:
+            EventLoopError: The pool belongs to another event loop, which is not closed yet.
+        """
+        if self._lifecycle.is_loop_closed():
+            await self._topology.aclose()
+        await super().aclose()
+
+    async def _disconnect(self) -> None:
+        try:
+            await self._topology.aclose()
+        finally:
+            await super()._disconnect()
+
+
+class _ClusterMetrics(PoolMetrics):
+    """What gauges read of a cluster's pool: its nodes, whose pools have the connections, and its queues."""
+
+    def __init__(self, *arguments: Any, topology: ClusterTopology) -> None:
+        super().__init__(*arguments)
+        self._topology = topology
+
+    def node_count(self) -> int | None:
+        """Return the number of nodes that are known."""
+        return len(self._topology.all_nodes())

@@ -1,0 +1,393 @@
+"""The nodes of a cluster: a pool for each, which of them serves a slot, and the looks that keep this up to date."""
+
+import asyncio
+import logging
+import random
+import socket
+from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextvars import Context
+from ipaddress import ip_address
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import ref
+
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from aioredis_monitored._multiplexer import AttemptFailed
+from aioredis_monitored._redispy.overrides import connect
+from aioredis_monitored._topology.slot_map import SLOTS, Address, SlotMap, host_of
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+
+# Between the beginnings of two looks, up to half as much again: clients that lose the same node must not look at once.
+_MIN_INTERVAL_SECONDS: Final = 0.5
+# How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
+_LOOK_SECONDS: Final = 1.0
+_HEDGE_SECONDS: Final = 0.25
+# A node that owes replies for so long makes us look; how often that is checked.
+_SILENT_SECONDS: Final = 0.75
+_CHECK_SECONDS: Final = _SILENT_SECONDS / 3
+# For how long a node that did not answer is asked after all others.
+_SUSPECTED_SECONDS: Final = 3.0
+# For how long a node stays known that another one has redirected to, and that has no slots yet.
+_REDIRECTED_SECONDS: Final = 30.0
+
+
+class NodeFactory(Protocol):
+    """Makes what connects to a node: the pool of the cluster."""
+
+    def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
+        """Make the pool of a node, whose certificate is for ``name`` if that is given."""
+
+    def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
+        """Make a connection to a node that belongs to no pool."""
+
+    def on_looked(self) -> None:
+        """React to a look that begins."""
+
+
+class _Candidate(NamedTuple):
+    """A node that may be asked for the slot map.
+
+    Attributes:
+        address: Where it is.
+        name: The name that its certificate is for; ``None`` for its host.
+    """
+
+    address: Address
+    name: str | None
+
+
+class ClusterTopology:
+    """The nodes of one cluster, as the last look and the redirects since have shown them.
+
+    Looking is done in the background, one look at a time: at first use, when a node redirects, cannot be reached, or is
+    silent, and regularly. The nodes that are known are asked; when none of them answers, the start nodes, whose names
+    are resolved anew.
+
+    Args:
+        start_nodes: The nodes that are asked first.
+        factory: Makes pools and connections; it is referenced weakly.
+        resolve: Maps an address that a node says to the one that is connected to.
+        refresh: Seconds between two regular looks; 0 for none.
+
+    Attributes:
+        slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
+        primaries: The pools of the primaries, in the order in which they have become that.
+        nodes: The pools of all nodes that are known.
+        is_known: Whether a look has succeeded.
+    """
+
+    def __init__(
+        self,
+        start_nodes: Sequence[Address],
+        factory: NodeFactory,
+        resolve: Callable[[str, int], Address],
+        refresh: float,
+    ) -> None:
+        self._start_nodes = start_nodes
+        self._factory = ref(factory)
+        self._resolve = resolve
+        self._refresh = refresh
+        self._reset()
+
+    def _reset(self) -> None:
+        self.slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
+        self.primaries: list[MonitoredConnectionPool] = []
+        self.nodes: dict[Address, MonitoredConnectionPool] = {}
+        self.is_known = False
+        self._addresses: dict[MonitoredConnectionPool, Address] = {}
+        self._map = SlotMap(())
+        self._looking: asyncio.Task[None] | None = None
+        self._looked_at = -_MIN_INTERVAL_SECONDS
+        self._suspected: dict[Address, float] = {}
+        self._redirected: dict[Address, float] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_closed = False
+
+    # Nodes.
+
+    def address_of(self, node: MonitoredConnectionPool) -> Address:
+        """Return the address of a node, also of one that was removed."""
+        return self._addresses[node]
+
+    def node_at(self, address: Address) -> MonitoredConnectionPool:
+        """Return the pool of the node at an address, which may not be known yet."""
+        node = self.nodes.get(address)
+        if node is None:
+            factory = self._factory()
+            if factory is None:
+                raise RedisConnectionError("the pool of the cluster is gone")
+            node = self.nodes[address] = factory.make_node(address, self._map.names.get(address))
+            self._addresses[node] = address
+        return node
+
+    def all_nodes(self) -> list[MonitoredConnectionPool]:
+        """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
+        return list(self._addresses)
+
+    def any_primary(self) -> MonitoredConnectionPool:
+        """Return the pool of a random primary, one that answers if there is one.
+
+        Raises:
+            AttemptFailed: No primary is known.
+        """
+        since = monotonic() - _SUSPECTED_SECONDS
+        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], 0.0) < since]
+        if not self.primaries:
+            self.want_look()
+            raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
+        return random.choice(living or self.primaries)  # noqa: S311 - calls are spread
+
+    def replicas_of(self, primary: MonitoredConnectionPool) -> list[MonitoredConnectionPool]:
+        """Return the replicas of a primary."""
+        return [self.node_at(each) for each in self._map.replicas.get(self._addresses[primary], ())]
+
+    # Redirects.
+
+    def on_moved(self, error: MovedError, asked: MonitoredConnectionPool) -> None:
+        """Take over the slot's new node; look at the others, unless the map says so already."""
+        node = self._redirected_node(error, asked)
+        if self.slots[error.slot_id] is not node:
+            self.slots[error.slot_id] = node
+            self.want_look()
+
+    def on_ask(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
+        """Return the node that a slot moves to."""
+        return self._redirected_node(error, asked)
+
+    def _redirected_node(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
+        address = self._resolve(host_of(error.host, self._addresses[asked][0]), error.port)
+        self._redirected[address] = monotonic()
+        return self.node_at(address)
+
+    # Looking.
+
+    async def known(self) -> None:
+        """Return when the nodes are known.
+
+        Raises:
+            redis.exceptions.ConnectionError: No node answers.
+        """
+        if not self.is_known:
+            await asyncio.shield(self._look())
+
+    def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
+        """Look in the background, if that is not done already.
+
+        Args:
+            suspected: A node that did not answer; default ``None``.
+        """
+        if suspected is not None and suspected in self._addresses:
+            self._suspected[self._addresses[suspected]] = monotonic()
+        if not self._is_closed:
+            self._look()
+
+    def _look(self) -> "asyncio.Task[None]":
+        if self._looking is None:
+            # In an empty context: no call has asked for it alone.
+            self._looking = asyncio.get_running_loop().create_task(self._look_once(), context=Context())
+            self._looking.add_done_callback(self._on_look_done, context=Context())
+        return self._looking
+
+    def _on_look_done(self, looking: "asyncio.Task[None]") -> None:
+        if looking is self._looking:
+            self._looking = None
+        if not looking.cancelled() and (error := looking.exception()) is not None:
+            _LOGGER.warning("cluster of %s: %s", _listed(self._start_nodes), error)
+        if self._timer is None and not self._is_closed:
+            self._arm_timer()
+
+    async def _look_once(self) -> None:
+        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + random.random() / 2) - monotonic()  # noqa: S311 - jitter
+        if wait > 0:
+            await asyncio.sleep(wait)
+        self._looked_at = monotonic()
+        if (factory := self._factory()) is not None:
+            factory.on_looked()
+        candidates = [_Candidate(address, self._map.names.get(address)) for address in self._in_order(self.nodes)]
+        found = await self._ask(candidates) if candidates else None
+        if found is None:
+            found = await self._ask(await self._start_candidates())
+        if found is None:
+            raise RedisConnectionError(
+                f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
+                f"others"
+            )
+        self._take(found)
+
+    def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
+        """Return the addresses in random order, those of suspected nodes last."""
+        since = monotonic() - _SUSPECTED_SECONDS
+        return sorted(addresses, key=lambda each: (self._suspected.get(each, 0.0) > since, random.random()))  # noqa: S311
+
+    async def _start_candidates(self) -> list[_Candidate]:
+        """Return all addresses of the start nodes' names."""
+        loop = asyncio.get_running_loop()
+        candidates: dict[_Candidate, None] = {}
+        for host, port in self._start_nodes:
+            try:
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                _LOGGER.warning("cluster: the start node %s cannot be resolved: %s", host, error)
+                continue
+            name = None if _is_ip_address(host) else host
+            for *_, where in found:
+                candidates[_Candidate((str(where[0]), port), name)] = None
+        return sorted(candidates, key=lambda _: random.random())  # noqa: S311 - all clients must not ask the same node
+
+    async def _ask(self, candidates: Sequence[_Candidate]) -> SlotMap | None:
+        """Return the slot map of the first node that answers; ``None`` if none does.
+
+        A further node is asked when one has not answered for a while: a frozen one takes connections.
+        """
+        waiting, asking = list(candidates), set[asyncio.Task[SlotMap | None]]()
+        try:
+            while waiting or asking:
+                if waiting:
+                    asking.add(asyncio.ensure_future(self._ask_one(waiting.pop(0))))
+                done, asking = await asyncio.wait(
+                    asking, timeout=_HEDGE_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                for each in done:
+                    if (found := each.result()) is not None:
+                        return found
+            return None
+        finally:
+            for each in asking:
+                each.cancel()
+
+    async def _ask_one(self, candidate: _Candidate) -> SlotMap | None:
+        factory = self._factory()
+        if factory is None:
+            return None
+        address, name = candidate
+        connection = factory.make_connection_to(address, name)
+        try:
+            async with asyncio.timeout(_LOOK_SECONDS):
+                await connect(connection)
+                await connection.send_command("CLUSTER SLOTS")
+                found = SlotMap.parse(await connection.read_response(), address[0], self._resolve)
+        except (RedisError, OSError, ValueError) as error:
+            _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
+            self._suspected[address] = monotonic()
+            return None
+        finally:
+            await connection.disconnect(nowait=True)
+        self._suspected.pop(address, None)
+        if name is not None:
+            # The certificates of nodes that do not say what they are called are for the name that was connected to.
+            unnamed = {each: name for each in found.nodes if each[0] == address[0]}
+            found.names = {**unnamed, **found.names}
+        return found
+
+    def _take(self, found: SlotMap) -> None:
+        """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
+        before = self.primaries
+        self._map, self.is_known = found, True
+        pools = {address: self.node_at(address) for address in found.nodes}
+        slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
+        for each in found.ranges:
+            slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
+        self.slots = slots
+        primaries = [pools[address] for address in found.primaries]
+        self.primaries = [each for each in before if each in primaries] + [each for each in primaries if each not in before]
+        self._leave_silent()
+        since = monotonic() - _REDIRECTED_SECONDS
+        for address in self.nodes.keys() - pools.keys():
+            if self._redirected.get(address, 0.0) < since:
+                self._remove(address)
+
+    def _remove(self, address: Address) -> None:
+        node = self.nodes.pop(address)
+        self._redirected.pop(address, None)
+        self._suspected.pop(address, None)
+        closing = asyncio.get_running_loop().create_task(node.aclose(), context=Context())
+        self._closing.add(closing)
+
+        def on_closed(task: "asyncio.Task[None]") -> None:
+            self._closing.discard(task)
+            self._addresses.pop(node, None)
+            if not task.cancelled():
+                task.exception()
+
+        closing.add_done_callback(on_closed, context=Context())
+
+    # Silent nodes.
+
+    def _arm_timer(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(_CHECK_SECONDS, _check_regularly, ref(self), context=Context())
+
+    def check(self) -> None:
+        """Look if a primary is silent, or the last look is long ago; end what demoted nodes owe and do not answer."""
+        self._timer = None
+        if self._is_closed:
+            return
+        for node in self.primaries:
+            if node.silent_seconds() > _SILENT_SECONDS:
+                self.want_look(node)
+        if self._refresh and monotonic() - self._looked_at > self._refresh:
+            self.want_look()
+        self._leave_silent()
+        self._arm_timer()
+
+    def _leave_silent(self) -> None:
+        """Close the connections to nodes that are no primaries, owe replies, and are silent.
+
+        A node that was demoted while it can be reached answers what it owes, with redirects.
+        """
+        for node in self.nodes.values():
+            if node not in self.primaries and node.silent_seconds() > _SILENT_SECONDS / 2:
+                node.close_silent(_SILENT_SECONDS / 2)
+
+    # Closing.
+
+    async def aclose(self) -> None:
+        """Close the pools of all nodes, and forget them.
+
+        Raises:
+            redis.exceptions.RedisError: One of them cannot be closed.
+        """
+        nodes = self.stop()
+        closing: list[Coroutine[Any, Any, None]] = [node.aclose() for node in nodes]
+        outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        if errors := [each for each in outcomes if each is not None]:
+            raise errors[0]
+
+    def stop(self) -> list[MonitoredConnectionPool]:
+        """Stop looking, forget all nodes, and return their pools, which are still to be closed."""
+        nodes = list(self._addresses)
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None and not self._looking.get_loop().is_closed():
+            self._looking.cancel()
+        self._reset()
+        self._is_closed = True
+        return nodes
+
+    def open(self) -> None:
+        """Look again, at next use."""
+        self._is_closed = False
+
+
+def _check_regularly(topology: "ref[ClusterTopology]") -> None:
+    # A weak reference: the event loop must not keep a forgotten pool alive.
+    if (living := topology()) is not None:
+        living.check()
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _listed(addresses: Sequence[Address]) -> str:
+    return ", ".join(f"{host}:{port}" for host, port in addresses)
