@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
 from time import monotonic
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError, WatchError
@@ -20,15 +20,19 @@ from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored.errors import DedicatedConnectionError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_connection_loss, is_transient
+from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
+
+# How many redirects of one call are followed without a delay.
+_IMMEDIATE_REDIRECTS: Final = 4
 
 # One attempt of a call. Its arguments are the seconds that it may take (``None`` for no bound but each reply's), and
 # the number of connections that the call was written to and that were lost. It raises ``AttemptFailed``, or
 # ``DeadlineExceeded`` when the seconds are over.
 Attempt = Callable[[float | None, int], Awaitable[T]]
-# Gives each attempt a connection that no other call uses, and takes it back.
-AcquireConnection = Callable[[], AbstractAsyncContextManager[AbstractConnection]]
+# Gives each attempt a connection of the pool that it goes to, which no other call uses, and takes it back.
+AcquireConnection = Callable[[MonitoredConnectionPool], AbstractAsyncContextManager[AbstractConnection]]
 
 
 # One attempt on a dedicated connection.
@@ -168,19 +172,19 @@ def reject_write_counting(args: Sequence[Any]) -> None:
 
 
 async def retry(
-    pool: MonitoredConnectionPool, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None
+    route: Route, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None
 ) -> T:
-    """Make a call, in as many attempts as the pool's policy allows; the arguments are those of ``retry_failed``."""
+    """Make a call, in as many attempts as the route's policy allows; the arguments are those of ``retry_failed``."""
     started = monotonic()
     try:
         return await attempt(None, 0)
     except AttemptFailed as failed:
         failure = failed
-    return await retry_failed(pool, traits, attempt, failure, started, wait, observer)
+    return await retry_failed(route, traits, attempt, failure, started, wait, observer)
 
 
 async def retry_failed(
-    pool: MonitoredConnectionPool,
+    route: Route,
     traits: Traits,
     attempt: Attempt[T],
     failure: AttemptFailed,
@@ -188,10 +192,10 @@ async def retry_failed(
     wait: float,
     observer: Observer | None,
 ) -> T:
-    """Retry a call whose first attempt has failed, for as long as the pool's policy allows.
+    """Retry a call whose first attempt has failed, for as long as the policy allows.
 
     Args:
-        pool: The pool whose policy decides.
+        route: Where the attempts go: a pool, or what a cluster's pool returns for the call. Its policy decides.
         traits: Those of the command, or of a whole pipeline.
         attempt: Makes a further attempt.
         failure: The first attempt's failure.
@@ -204,15 +208,15 @@ async def retry_failed(
             last one short. If that one was written and running it twice could do harm, it is a ``TimeoutError``: it
             may have run.
     """
-    call = _RetriedCall(pool, traits, attempt, started, wait, observer)
+    call = _RetriedCall(route, traits, attempt, started, wait, observer)
     try:
         return await _repeat(call.attempt_again, failure, call.next_delay, call.pause)
     except DeadlineExceeded as late:
         if late.may_have_run and not traits.retry_safe:
             # The error of the attempt before would deny what this one may have done.
             raise RedisTimeoutError(f"no reply in {call.bound} s") from call.failure.error
-        if not (late.may_have_run or pool.is_connected()):
-            pool.retry_policy.server_unreachable = True
+        if not (late.may_have_run or route.is_connected()):
+            route.retry_policy.server_unreachable = True
     except AttemptFailed:
         pass
     raise call.failure.error
@@ -230,21 +234,22 @@ class _RetriedCall(Generic[T]):
 
     def __init__(
         self,
-        pool: MonitoredConnectionPool,
+        route: Route,
         traits: Traits,
         attempt: Attempt[T],
         started: float,
         wait: float,
         observer: Observer | None,
     ) -> None:
-        self._policy = pool.retry_policy
+        self._route = route
         self._traits = traits
         self._attempt = attempt
         self._started = started
         self._observer = observer
         self._losses = 0
-        self._was_too_late = False
-        deadline = self._policy.deadline
+        self._redirects = 0
+        self._was_redirected = self._was_too_late = False
+        deadline = route.retry_policy.deadline
         self.bound = None if deadline is None or isinf(wait) else deadline + wait
 
     def next_delay(self, failure: Exception, failures: int) -> float | None:
@@ -253,16 +258,25 @@ class _RetriedCall(Generic[T]):
         if not self._was_too_late:
             self._losses += failure.may_have_run and is_connection_loss(failure.error)
         self.failure = failure
-        return self._policy.next_delay(
+        elapsed = monotonic() - self._started
+        self._was_redirected = self._route.follow(failure) and (self.bound is None or elapsed < self.bound)
+        if self._was_redirected:
+            self._redirects += 1
+            # Two nodes may redirect to each other until both know which of them is the primary.
+            again = self._redirects - _IMMEDIATE_REDIRECTS
+            return 0.0 if again <= 0 else self._route.retry_policy.backoff(again)
+        return self._route.retry_policy.next_delay(
             failure.error,
             may_have_run=failure.may_have_run,
             traits=self._traits,
-            failures=failures - self._was_too_late,
+            failures=failures - self._redirects - self._was_too_late,
             losses=self._losses,
-            elapsed=monotonic() - self._started,
+            elapsed=elapsed,
         )
 
     async def pause(self, seconds: float) -> None:
+        if not seconds:
+            return
         started = monotonic()
         try:
             await sleep(seconds)
@@ -272,7 +286,8 @@ class _RetriedCall(Generic[T]):
 
     async def attempt_again(self) -> T:
         elapsed = monotonic() - self._started
-        if self._policy.deadline is not None and elapsed >= self._policy.deadline:
+        deadline = self._route.retry_policy.deadline
+        if not self._was_redirected and deadline is not None and elapsed >= deadline:
             # The event loop was busy, and no attempt begins; the policy learns that all attempts failed.
             self._was_too_late = True
             raise self.failure

@@ -141,11 +141,11 @@ class MonitoredConnections:
 
     @asynccontextmanager
     async def _any_connection(
-        self, commands: Collection[Sequence[Any]], observer: Observer | None
+        self, commands: Collection[Sequence[Any]], observer: Observer | None, pool: MonitoredConnectionPool
     ) -> AsyncIterator[AbstractConnection]:
         for args in commands:
             reject_write_counting(args)
-        async with dedicated_connection(self.pool, observer) as connection:
+        async with dedicated_connection(pool, observer) as connection:
             yield connection
 
     @asynccontextmanager
@@ -156,11 +156,12 @@ class MonitoredConnections:
         commands: Collection[Sequence[Any]],
         observer: Observer | None,
         closings: int,
+        pool: MonitoredConnectionPool,
     ) -> AsyncIterator[AbstractConnection]:
-        self.pool.bind_event_loop()
+        pool.bind_event_loop()
         async with (
             pin.exclusive(caller, observer),
-            pin.attempt(caller, self.pool, commands, observer, closings) as connection,
+            pin.attempt(caller, pool, commands, observer, closings) as connection,
         ):
             yield connection
 
@@ -173,20 +174,26 @@ class MonitoredConnections:
         observer: Observer | None,
     ) -> T:
         acquire = self.for_attempts(caller, pin, call.commands, observer)
+        route = self.pool.route(call.commands, observer, None if pin is None else caller.connection)
 
         async def attempt_once(seconds: float | None, _losses: int) -> T:
-            async with dedicated_attempt(self.pool, seconds, acquire(), call.wait) as connection:
+            pool = await route.target()
+            async with dedicated_attempt(pool, seconds, acquire(pool), call.wait) as connection:
                 return await attempt(connection)
 
-        return await retry(self.pool, call.traits, attempt_once, call.wait or 0, observer)
+        return await retry(route, call.traits, attempt_once, call.wait or 0, observer)
 
     async def fetch(
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
     ) -> Any:
         acquire = self.for_attempts(caller, pin, (), observer)
-        return await fetch_in_turns(
-            lambda wait: fetch_blocking(self.pool, fetch, wait, observer, acquire), fetch, seconds
-        )
+        pinned = None if pin is None else caller.connection
+
+        async def fetch_once(wait: float) -> Any:
+            route = self.pool.route([fetch.poll_command()], observer, pinned)
+            return await fetch_blocking(self.pool, route, fetch, wait, observer, acquire)
+
+        return await fetch_in_turns(fetch_once, fetch, seconds)
 
     def side_channel(self) -> SideChannel:
         return side_channel_of(self.pool)
@@ -287,7 +294,8 @@ class PlainConnections:
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
     ) -> Any:
         connection = partial(self._connection, caller, pin, observer, 0 if pin is None else pin.closings)
-        return await fetch_in_turns(lambda wait: fetch_on(connection(), self.side_channel, fetch, wait), fetch, seconds)
+        channel = self.side_channel
+        return await fetch_in_turns(lambda wait: fetch_on(connection(), channel, channel, fetch, wait), fetch, seconds)
 
     def side_channel(self) -> SideChannel:
         return spare_channel_of(self.pool)

@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import AskError, OutOfMemoryError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._cancellation import SETTLE_SECONDS, run_to_completion, shielded, wait_shielded
@@ -29,8 +29,10 @@ from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.pool.route import Route
 
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
@@ -93,7 +95,24 @@ def side_channel_of(pool: MonitoredConnectionPool) -> SideChannel:
     pool.check_open()
     if (multiplexer := pool.multiplexer) is not None:
         return lambda *args: multiplexer.send(args)
+    if isinstance(pool, MonitoredClusterPool):
+        return lambda *args: asyncio.ensure_future(_send_routed(pool, args))
     return spare_channel_of(pool)
+
+
+async def _send_routed(pool: MonitoredClusterPool, args: tuple[Any, ...]) -> Any:
+    route = pool.route([args], None)
+
+    async def attempt(_seconds: float | None, _losses: int) -> Any:
+        reply = await side_channel_of(await route.target())(*args)
+        if isinstance(reply, Exception):
+            raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
+        return reply
+
+    try:
+        return await retry(route, traits_of(args), attempt, 0, None)
+    except RedisError as error:
+        return error
 
 
 def spare_channel_of(pool: ConnectionPool) -> SideChannel:
@@ -135,22 +154,25 @@ async def fetch_shared(pool: MonitoredConnectionPool, fetch: Fetch, observer: Ob
         redis.exceptions.RedisError: As for any call.
     """
     args = fetch.poll_command()
-    return await retry(pool, traits_of(args), partial(_poll_shared, pool, fetch, args, observer), 0, observer)
+    route = pool.route([args], observer)
+    return await retry(route, traits_of(args), partial(_poll_shared, pool, route, fetch, args, observer), 0, observer)
 
 
 async def _poll_shared(
-    pool: MonitoredConnectionPool,
+    whole: MonitoredConnectionPool,
+    route: Route,
     fetch: Fetch,
     args: tuple[Any, ...],
     observer: Observer | None,
     seconds: float | None,
     _losses: int,
 ) -> Any:
+    pool = await route.target()
     multiplexer = pool.multiplexer
     if multiplexer is None:
         raise AttemptFailed(pool.closed_error(), may_have_run=False)
     started = monotonic()
-    restore = _Restore(fetch, partial(side_channel_of, pool))
+    restore = _Restore(fetch, partial(side_channel_of, whole))
     future = multiplexer.send(args, restore, observer)
     try:
         reply = await future.wait_for(seconds)
@@ -186,12 +208,18 @@ async def fetch_in_turns(fetch_once: Callable[[float], Awaitable[Any]], fetch: F
 
 
 async def fetch_blocking(
-    pool: MonitoredConnectionPool, fetch: Fetch, wait: float, observer: Observer | None, acquire: AcquireConnection
+    pool: MonitoredConnectionPool,
+    route: Route,
+    fetch: Fetch,
+    wait: float,
+    observer: Observer | None,
+    acquire: AcquireConnection,
 ) -> Any:
-    """Fetch what arrives within ``wait`` seconds, in as many attempts as the pool's policy allows.
+    """Fetch what arrives within ``wait`` seconds, in as many attempts as the policy allows.
 
     Args:
-        pool: The pool of the connections.
+        pool: The pool, which restores what is fetched in vain.
+        route: Where the attempts go.
         fetch: What to fetch.
         wait: How many seconds; 0 polls once.
         observer: Is given the delays between attempts.
@@ -204,26 +232,37 @@ async def fetch_blocking(
         redis.exceptions.RedisError: As for any call that blocks.
     """
 
-    async def attempt(seconds: float | None, _losses: int) -> Any:
-        acquired = dedicated_attempt(pool, seconds, acquire())
-        return await fetch_on(acquired, partial(side_channel_of, pool), fetch, wait)
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + wait
 
-    return await retry(pool, traits_of_batch(fetch.blocking_commands(fetch.max_wait)), attempt, wait, observer)
+    async def attempt(seconds: float | None, _losses: int) -> Any:
+        server = await route.target()
+        acquired = dedicated_attempt(server, seconds, acquire(server))
+        left = max(0.0, deadline - loop.time())
+        channels = partial(side_channel_of, server), partial(side_channel_of, pool)
+        return await fetch_on(acquired, *channels, fetch, left, is_asking=server.is_asking)
+
+    return await retry(route, traits_of_batch(fetch.blocking_commands(fetch.max_wait)), attempt, wait, observer)
 
 
 async def fetch_on(
     acquired: AbstractAsyncContextManager[AbstractConnection],
-    open_side_channel: Callable[[], SideChannel],
+    open_unblocking: Callable[[], SideChannel],
+    open_restoring: Callable[[], SideChannel],
     fetch: Fetch,
     wait: float,
+    *,
+    is_asking: bool = False,
 ) -> Any:
     """Fetch what arrives within ``wait`` seconds on one connection.
 
     Args:
         acquired: Gives the connection.
-        open_side_channel: Opens what unblocks the connection, and restores what it brings in vain.
+        open_unblocking: Opens the side channel that unblocks the connection, to the same server.
+        open_restoring: Opens the one that restores what it brings in vain.
         fetch: What to fetch.
         wait: How many seconds; 0 polls once.
+        is_asking: Whether each command must follow ASKING; default ``False``.
 
     Returns:
         ``None`` if nothing arrives.
@@ -235,11 +274,12 @@ async def fetch_on(
     try:
         async with acquired as connection:
             await connect(connection)
-            found = await _BlockingFetch(connection, fetch, open_side_channel()).fetch(wait)
+            blocking = _BlockingFetch(connection, fetch, open_unblocking(), open_restoring, is_asking=is_asking)
+            found = await blocking.fetch(wait)
     except BaseException:
         if found is not None:
             # The task may be cancelled while the connection is given back.
-            restore = _Restore(fetch, open_side_channel)
+            restore = _Restore(fetch, open_restoring)
             restore.start(found)
             await restore.wait_settled()
         raise
@@ -252,13 +292,25 @@ class _BlockingFetch:
     Args:
         connection: A connected one.
         fetch: What to fetch.
-        side_channel: Sends a command while this connection blocks.
+        side_channel: Sends a command to the same server while this connection blocks.
+        open_restoring: Opens the side channel that restores what this connection cannot restore itself.
+        is_asking: Whether each command must follow ASKING.
     """
 
-    def __init__(self, connection: AbstractConnection, fetch: Fetch, side_channel: SideChannel) -> None:
+    def __init__(
+        self,
+        connection: AbstractConnection,
+        fetch: Fetch,
+        side_channel: SideChannel,
+        open_restoring: Callable[[], SideChannel],
+        *,
+        is_asking: bool,
+    ) -> None:
         self._connection = connection
         self._fetch = fetch
         self._side_channel = side_channel
+        self._open_restoring = open_restoring
+        self._is_asking = is_asking
         self._reply_timeout = connection.socket_timeout
         self._owed = 0
         self._replies: list[Any] = []
@@ -309,6 +361,8 @@ class _BlockingFetch:
     async def _ask(
         self, commands: Sequence[tuple[Any, ...]], wait: float, parse: Callable[[Sequence[Any]], Any]
     ) -> Any:
+        if self._is_asking:
+            commands, parse = [each for args in commands for each in (("ASKING",), args)], _past_asking(parse)
         limit = None if self._reply_timeout is None else wait + self._reply_timeout
         try:
             async with lag_tolerant_timeout(limit):
@@ -400,7 +454,12 @@ class _BlockingFetch:
                     break
             if self._owed or not isinstance(self._replies[0], Exception):
                 break
-        if self._owed or isinstance(self._replies[0], Exception):
+        if not self._owed and isinstance(self._replies[0], AskError):
+            # Another server has the place by now.
+            restore = _Restore(self._fetch, self._open_restoring)
+            restore.start(found)
+            await restore.wait_settled()
+        elif self._owed or isinstance(self._replies[0], Exception):
             self._fetch.on_unsettled()
 
     async def _read_for(self, seconds: float) -> bool:
@@ -423,6 +482,10 @@ class _BlockingFetch:
 def _parse_poll(fetch: Fetch, replies: Sequence[Any]) -> Any:
     (reply,) = replies
     return None if reply is None else fetch.parse_poll(reply)
+
+
+def _past_asking(parse: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
+    return lambda replies: parse(replies[1::2])
 
 
 def _without_errors(replies: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from aioredis_monitored._multiplexer.futures import AttemptFailed, ReplyObserver
+from aioredis_monitored._multiplexer.futures import AttemptFailed, BatchFuture, ReplyObserver
 from aioredis_monitored._multiplexer.multiplexer import Multiplexer
 
 
@@ -46,7 +46,7 @@ class PipelineAdapter:
         Raises:
             AttemptFailed: The replies will not come.
         """
-        batch = self._multiplexer.send_batch(commands, self._observer, self._losses)
+        batch: BatchFuture = self._multiplexer.send_batch(commands, self._observer, self._losses)
         replies = await (batch if self._seconds is None else batch.wait_for(self._seconds))
         if isinstance(replies, AttemptFailed):
             raise replies

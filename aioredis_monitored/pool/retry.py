@@ -69,13 +69,14 @@ class RetryPolicy:
     Attributes:
         server_unreachable: Whether calls have failed for a whole deadline, and none has succeeded since.
         deadline: Seconds from a call's beginning within which an attempt may start; ``None`` for no bound.
+        backoff: Returns the seconds to wait after a number of failures.
     """
 
     def __init__(self, retries: int, backoff: float, deadline: float | None) -> None:
         self.server_unreachable = False
         self.deadline = deadline
         self._retries = retries
-        self._backoff = exponential_backoff(backoff, MAX_DELAY_SECONDS)
+        self.backoff = exponential_backoff(backoff, MAX_DELAY_SECONDS)
 
     def next_delay(
         self, error: Exception, *, may_have_run: bool, traits: Traits, failures: int, elapsed: float, losses: int = 0
@@ -93,7 +94,7 @@ class RetryPolicy:
         """
         if losses > _MAX_LOSSES or not _is_retryable(error, may_have_run=may_have_run, traits=traits):
             return None
-        delay = self._backoff(failures)
+        delay = self.backoff(failures)
         is_late = self.deadline is not None and elapsed + delay >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
         if is_over and failures > 1 and (not may_have_run or is_error_reply(error)):
