@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
 from time import monotonic
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, ReadOnlyError, RedisError, ResponseError, WatchError
@@ -23,9 +23,6 @@ from aioredis_monitored.pool.retry import is_connection_loss, is_transient
 from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
-
-# How many redirects of one call are followed without a delay.
-_IMMEDIATE_REDIRECTS: Final = 4
 
 # One attempt of a call. Its arguments are the seconds that it may take (``None`` for no bound but each reply's), and
 # the number of connections that the call was written to and that were lost. It raises ``AttemptFailed``, or
@@ -171,9 +168,7 @@ def reject_write_counting(args: Sequence[Any]) -> None:
 # The loop over attempts.
 
 
-async def retry(
-    route: Route, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None
-) -> T:
+async def retry(route: Route, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None) -> T:
     """Make a call, in as many attempts as the route's policy allows; the arguments are those of ``retry_failed``."""
     started = monotonic()
     try:
@@ -259,12 +254,11 @@ class _RetriedCall(Generic[T]):
             self._losses += failure.may_have_run and is_connection_loss(failure.error)
         self.failure = failure
         elapsed = monotonic() - self._started
-        self._was_redirected = self._route.follow(failure) and (self.bound is None or elapsed < self.bound)
+        delay = self._route.follow(failure)
+        self._was_redirected = delay is not None and (self.bound is None or elapsed + delay < self.bound)
         if self._was_redirected:
             self._redirects += 1
-            # Two nodes may redirect to each other until both know which of them is the primary.
-            again = self._redirects - _IMMEDIATE_REDIRECTS
-            return 0.0 if again <= 0 else self._route.retry_policy.backoff(again)
+            return delay
         return self._route.retry_policy.next_delay(
             failure.error,
             may_have_run=failure.may_have_run,

@@ -38,7 +38,9 @@ from aioredis_monitored._execution.pinned import PinnedConnection
 from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.overrides import connect, get_connection, should_reconnect
 from aioredis_monitored._telemetry.operation import Observer
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
 
@@ -159,11 +161,22 @@ class MonitoredConnections:
         pool: MonitoredConnectionPool,
     ) -> AsyncIterator[AbstractConnection]:
         pool.bind_event_loop()
-        async with (
-            pin.exclusive(caller, observer),
-            pin.attempt(caller, pool, commands, observer, closings) as connection,
-        ):
-            yield connection
+        async with pin.exclusive(caller, observer):
+            if isinstance(self.pool, MonitoredClusterPool):
+                await pin.enter_node(caller, self.pool, pool, commands)
+            async with pin.attempt(caller, pool, commands, observer, closings) as connection:
+                yield connection
+
+    def _route(
+        self,
+        caller: Redis,
+        pin: PinnedConnection | None,
+        commands: Collection[Sequence[Any]],
+        observer: Observer | None,
+    ) -> Route:
+        if pin is None:
+            return self.pool.route(commands, observer)
+        return self.pool.route(commands, observer, is_pinned=True, pinned=caller.connection)
 
     async def run(
         self,
@@ -174,7 +187,7 @@ class MonitoredConnections:
         observer: Observer | None,
     ) -> T:
         acquire = self.for_attempts(caller, pin, call.commands, observer)
-        route = self.pool.route(call.commands, observer, None if pin is None else caller.connection)
+        route = self._route(caller, pin, call.commands, observer)
 
         async def attempt_once(seconds: float | None, _losses: int) -> T:
             pool = await route.target()
@@ -187,10 +200,9 @@ class MonitoredConnections:
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
     ) -> Any:
         acquire = self.for_attempts(caller, pin, (), observer)
-        pinned = None if pin is None else caller.connection
 
         async def fetch_once(wait: float) -> Any:
-            route = self.pool.route([fetch.poll_command()], observer, pinned)
+            route = self._route(caller, pin, [fetch.poll_command()], observer)
             return await fetch_blocking(self.pool, route, fetch, wait, observer, acquire)
 
         return await fetch_in_turns(fetch_once, fetch, seconds)

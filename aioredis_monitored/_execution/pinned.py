@@ -20,7 +20,8 @@ from aioredis_monitored._commands.traits import counts_connection_writes, traits
 from aioredis_monitored._execution.attempts import acquire_from, connection_in_use, is_lost
 from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
 from aioredis_monitored._telemetry.operation import Observer
-from aioredis_monitored.errors import PinnedConnectionLostError
+from aioredis_monitored.errors import DedicatedConnectionError, PinnedConnectionLostError
+from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import PINNED_CONNECTION_LOST, MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
 
@@ -37,17 +38,21 @@ class PinnedConnection:
         closings: How often the caller was closed or reset. A call that began earlier must not acquire a connection
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
+        slots: In a cluster, those of the keys that were used on the connection.
+        has_moved: Whether the connection is to another node of a cluster than the caller's first one.
         takes_turns: Whether several tasks may use the caller, one after the other, and need not know about each other:
             a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
-    __slots__ = ("_busy", "closings", "databases")
+    __slots__ = ("_busy", "closings", "databases", "has_moved", "slots")
 
     takes_turns = True
 
     def __init__(self) -> None:
         self.closings = 0
         self.databases: frozenset[str] = frozenset()
+        self.slots: set[int] = set()
+        self.has_moved = False
         # The connection, while a call is in flight on it.
         self._busy: AbstractConnection | None = None
 
@@ -109,7 +114,7 @@ class PinnedConnection:
         async with self.in_flight(caller, connection, closings):
             if is_kept:
                 await self.restore(caller, pool, observer)
-            if pool.was_reconnected(connection):
+            if self.has_moved or pool.was_reconnected(connection):
                 _check_counts_nothing(commands)
             leaves = False
             try:
@@ -123,6 +128,40 @@ class PinnedConnection:
                 leaves |= should_reconnect(connection)
                 if leaves and not pool.will_discard(connection):
                     await connection.disconnect(nowait=True)
+
+    async def enter_node(
+        self,
+        caller: Redis,
+        cluster: MonitoredClusterPool,
+        node: MonitoredConnectionPool,
+        commands: Collection[Sequence[Any]],
+    ) -> None:
+        """Give up a connection to another node of the cluster, if a slot has moved and nothing on it is lost by that.
+
+        Args:
+            caller: The client or pipeline.
+            cluster: Its pool.
+            node: The pool of the node that serves the keys of the call.
+            commands: What the call sends.
+
+        Raises:
+            DedicatedConnectionError: The keys are at another node than those of earlier calls.
+            PinnedConnectionLostError: The slot has moved, and earlier calls have changed the connection.
+        """
+        slot, connection = slot_of(commands, is_pinned=True), caller.connection
+        if connection is not None and cluster.is_acquired(connection) and not node.is_acquired(connection):
+            if slot not in self.slots and self.slots:
+                raise DedicatedConnectionError(
+                    f"this handle keeps to a connection to {cluster.owner_name(connection)}, and the keys are at "
+                    f"{node.name}: make a handle (client()) for each node, or use the client itself"
+                )
+            if cluster.will_discard(connection):
+                raise PinnedConnectionLostError(f"the slot has moved to another node: {PINNED_CONNECTION_LOST}")
+            caller.connection = None
+            await cluster.release(connection)
+            self.has_moved = True
+        if slot is not None:
+            self.slots.add(slot)
 
     @asynccontextmanager
     async def in_flight(self, caller: Redis, connection: AbstractConnection, closings: int) -> AsyncIterator[None]:

@@ -83,11 +83,11 @@ class CommandExecutor:
         pool: The pool, if it is a ``MonitoredConnectionPool``.
         request: What counts the calls of the request that they are part of; default ``None``.
         shared_pool: The pool, if the client's own commands may go on its shared connection.
+        shares: Whether they may, as far as the client is concerned.
     """
 
     __slots__ = (
         "_execute_command",
-        "_shares",
         "connection_pool",
         "dedicated",
         "pin",
@@ -96,6 +96,7 @@ class CommandExecutor:
         "request",
         "server_span",
         "shared_pool",
+        "shares",
     )
 
     def __init__(
@@ -116,26 +117,13 @@ class CommandExecutor:
         self.pin = PinnedConnection() if is_pinned else None
         self.pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
         self.shared_pool = self.pool if shares and not is_pinned else None
-        self._shares = shares
+        self.shares = shares
         self._execute_command = execute_command
 
     def overrides_execute(self, caller: Redis) -> bool:
         """Whether the client's class has an ``execute_command`` of its own, also one that it got later."""
         # What stands in for a client may have none on its class.
         return getattr(type(caller), "execute_command", None) is not self._execute_command
-
-    def on_pool(self, connection_pool: ConnectionPool, recorder: PoolRecorder) -> Self:
-        """Return the same for the client on another pool, of which it has no connection yet."""
-        executor = type(self)(
-            connection_pool,
-            recorder,
-            self.server_span,
-            is_pinned=self.pin is not None,
-            shares=self._shares,
-            execute_command=self._execute_command,
-        )
-        executor.request = self.request
-        return executor
 
     def in_context(self, server_span: Span | None, request: RequestStats | None) -> Self:
         """Return the same for another client on the pool, whose calls have that parent and are part of that request."""
@@ -155,7 +143,7 @@ class CommandExecutor:
         """Return a copy, whose ``server_span`` may change by itself."""
         # copy.copy takes ten times as long, and a web application does this for each request.
         executor = object.__new__(type(self))
-        for name in self.__slots__:
+        for name in CommandExecutor.__slots__:
             setattr(executor, name, getattr(self, name))
         return executor
 
@@ -213,7 +201,7 @@ class CommandExecutor:
                 reply = pool.decode_reply(reply)
             if callback is None:
                 return reply
-            parsed = _apply_callback(callback, reply, options)
+            parsed = apply_callback(callback, reply, options)
             return await parsed if isawaitable(parsed) else parsed
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
@@ -250,7 +238,7 @@ class CommandExecutor:
         # redis-py sends several commands for HIMPORT SET, and has parsed its reply.
         if callback is None or parse_himport_set(args):
             return reply
-        parsed = _apply_callback(callback, reply, options)
+        parsed = apply_callback(callback, reply, options)
         return await parsed if isawaitable(parsed) else parsed
 
     async def execute_dedicated(
@@ -384,7 +372,7 @@ class CommandExecutor:
 
     async def _fetch(self, caller: Redis, fetch: Fetch, seconds: float, operation: Operation | None) -> Any:
         pool = self.shared_pool
-        if pool is not None and pool.multiplexer is not None:
+        if pool is not None and pool.is_sharing:
             found = await fetch_shared(pool, fetch, operation)
             if found is not None:
                 return found
@@ -424,7 +412,8 @@ def unpinned_copy(client: Redis) -> Redis:
     return unpinned
 
 
-def _apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
+def apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
+    """Return a reply as a response callback of redis-py parses it, or an awaitable of that."""
     return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
 
 

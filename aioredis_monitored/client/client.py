@@ -19,10 +19,11 @@ from redis.typing import ChannelT, EncodableT, KeyT, ScriptTextT
 
 from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
+from aioredis_monitored._execution.cluster import executor_for
 from aioredis_monitored._execution.dedicated import extended_timeout
 from aioredis_monitored._execution.fetch import FETCH
 from aioredis_monitored._execution.pinned import discard_if_altered
-from aioredis_monitored._execution.routing import CommandExecutor, require_executor
+from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
 from aioredis_monitored._telemetry.operation import observe_call, start_operation
@@ -92,7 +93,7 @@ class MonitoredRedisConnection(TypedRedis):
                 raise TypeError(message)
             connection_pool = _make_pool(**connection_arguments)
         # First: redis-py's constructor sets connection_pool.
-        self._command_executor = CommandExecutor(
+        self._command_executor = executor_for(
             connection_pool,
             _recorder_of(connection_pool),
             server_span,
@@ -152,8 +153,17 @@ class MonitoredRedisConnection(TypedRedis):
 
     @connection_pool.setter
     def connection_pool(self, pool: ConnectionPool) -> None:
-        if pool is not self._command_executor.connection_pool:
-            self._command_executor = self._command_executor.on_pool(pool, _recorder_of(pool))
+        before = self._command_executor
+        if pool is not before.connection_pool:
+            self._command_executor = executor_for(
+                pool,
+                _recorder_of(pool),
+                before.server_span,
+                is_pinned=before.pin is not None,
+                shares=before.shares,
+                execute_command=_EXECUTE_COMMAND,
+            )
+            self._command_executor.request = before.request
 
     def __copy__(self) -> Self:
         executor = self._command_executor

@@ -39,8 +39,8 @@ from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
+from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
 
@@ -349,9 +349,10 @@ class _Acquisition:
     ) -> Any:
         """Return the reply to the SET, after as many attempts as the pool's policy allows."""
         pool = executor.shared_pool
-        if pool is not None and pool.multiplexer is not None:
-            attempt = partial(self._attempt_shared, pool, command, operation)
-            return await retry(pool, traits_of(command), attempt, 0, operation)
+        if pool is not None and pool.is_sharing:
+            route = pool.route([command], operation)
+            attempt = partial(self._attempt_shared, route, command, operation)
+            return await retry(route, traits_of(command), attempt, 0, operation)
         call = DedicatedCall([command], traits_of(command), close_after_failure(client))
         return await executor.dedicated.run(
             client,
@@ -363,12 +364,13 @@ class _Acquisition:
 
     async def _attempt_shared(
         self,
-        pool: MonitoredConnectionPool,
+        route: Route,
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,
         _losses: int,
     ) -> Any:
+        pool = await route.target()
         multiplexer = pool.multiplexer
         if multiplexer is None:
             raise AttemptFailed(pool.closed_error(), may_have_run=False)

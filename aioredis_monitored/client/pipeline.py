@@ -11,7 +11,7 @@ from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError, WatchError
+from redis.exceptions import AskError, RedisError, ResponseError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
 
@@ -28,16 +28,25 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, PipelineAdapter, is_protocol_error
+from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._multiplexer import (
+    ISOLATE_AFTER,
+    AttemptFailed,
+    PipelineAdapter,
+    ReplyReader,
+    is_protocol_error,
+)
 from aioredis_monitored._redispy.overrides import send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
-from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.errors import CrossSlotError, decoding_error
+from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.route import Route
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -145,8 +154,11 @@ class MonitoredRedisPipeline(PipelineCommands):
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
-            attempt = partial(self._attempt_batch, pool, traits, stack, raise_on_error)
-            return await retry(pool, traits, attempt, wait, self._operation)
+            if isinstance(pool, MonitoredClusterPool) and not self._is_transaction:
+                return await self._scatter(pool, stack, raise_on_error)
+            route = pool.route(commands, self._operation)
+            attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
+            return await retry(route, traits, attempt, wait, self._operation)
         finally:
             await self.reset()
 
@@ -184,9 +196,24 @@ class MonitoredRedisPipeline(PipelineCommands):
         call = DedicatedCall(commands, traits, on_failure or self._disconnect_raise_on_watching, wait)
         return await self._executor.dedicated.run(self, self._pin, call, attempt, observer)
 
+    async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
+        """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
+        replies = ReplyReader(
+            await Scatter(pool, [tuple(args) for args, _ in stack], self._operation).run(), pool.decode_reply
+        )
+        results: list[Any] = []
+        for args, options in stack:
+            try:
+                results.append(await self.parse_response(replies, args[0], **options))
+            except RedisError as error:
+                results.append(error)
+        if raise_on_error:
+            self.raise_first_error(stack, results)
+        return results
+
     async def _attempt_batch(
         self,
-        pool: MonitoredConnectionPool,
+        route: Route,
         traits: Traits,
         stack: CommandStackT,
         raise_on_error: bool,
@@ -194,6 +221,7 @@ class MonitoredRedisPipeline(PipelineCommands):
         losses: int,
     ) -> list[Any]:
         """Make one attempt on any connection."""
+        pool = await route.target()
         multiplexer, started = pool.multiplexer, monotonic()
         if multiplexer is None or not traits.shareable:
             return await self._attempt_dedicated(pool, stack, raise_on_error, seconds)
@@ -201,7 +229,9 @@ class MonitoredRedisPipeline(PipelineCommands):
             async with multiplexer.isolated(seconds) as left:
                 return await self._attempt_dedicated(pool, stack, raise_on_error, left)
         try:
-            adapter = PipelineAdapter(multiplexer, pool.decode_reply, seconds, self._operation, losses)
+            adapter = PipelineAdapter(
+                multiplexer, pool.decode_reply, seconds, self._operation, losses, is_asking=pool.is_asking
+            )
             results = await self._execute_batch(adapter, stack, raise_on_error)
         except RedisError as error:
             leave_refusing_server(pool, error, since=started)
@@ -310,6 +340,7 @@ class MonitoredRedisPipeline(PipelineCommands):
             if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
                 # The watch was lost, and a call has raised that.
                 self.watching = False
+                self._pin.slots.clear()
         return await self._run_dedicated(
             [args],
             traits_of(args),
@@ -326,6 +357,7 @@ class MonitoredRedisPipeline(PipelineCommands):
         would hold the task up.
         """
         self._pin.closings += 1
+        self._pin.slots.clear()
         await self._pin.abort_busy(self)
         if self.connection is None:
             await super().reset()
@@ -377,6 +409,11 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
+        except AskError as error:
+            if not pipe.watching or pipe.connection is None:
+                raise
+            await pipe.connection.disconnect(nowait=True)
+            raise WatchError("the slot of the watched keys moves to another node: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
             if not is_watch_lost or is_error_reply(error):
@@ -385,6 +422,24 @@ class _WatchedConnection(PinnedConnection):
             if may_have_run and pipe.repeats_on_watch_error:
                 raise
             raise _watch_lost(may_have_run=may_have_run) from error
+
+    async def enter_node(
+        self,
+        caller: Redis,
+        cluster: MonitoredClusterPool,
+        node: MonitoredConnectionPool,
+        commands: Collection[Sequence[Any]],
+    ) -> None:
+        pipe, slot = cast("MonitoredRedisPipeline", caller), slot_of(commands, is_pinned=True)
+        if self.slots and slot is not None and slot not in self.slots:
+            raise CrossSlotError(
+                "a pipeline that watches keys can use keys of their slot alone: give the keys a common hash tag, as in "
+                "{user:1}:name and {user:1}:mail"
+            )
+        if pipe.watching and pipe.connection is not None and not node.is_acquired(pipe.connection):
+            await pipe.connection.disconnect(nowait=True)
+            raise WatchError("the slot of the watched keys has moved to another node: begin again with watch()")
+        await super().enter_node(caller, cluster, node, commands)
 
     @asynccontextmanager
     async def in_flight(self, caller: Redis, connection: AbstractConnection, closings: int) -> AsyncIterator[None]:

@@ -1,7 +1,8 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Final, NoReturn, Self
+from functools import partial
+from typing import Any, Final, Self
 
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
@@ -64,7 +65,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             message = "nodes must name at least one node"
             raise ValueError(message)
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
-        self._topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
+        self.cluster_topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
         for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
@@ -82,7 +83,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
 
     def _make_metrics(self) -> PoolMetrics:
-        return _ClusterMetrics(self.name, self.telemetry, self._slots, topology=self._topology)
+        return _ClusterMetrics(self.name, self.telemetry, self._slots, topology=self.cluster_topology)
 
     def _make_multiplexer(self) -> Multiplexer | None:
         return None
@@ -116,14 +117,13 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Count a look at the nodes."""
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
 
-    def _on_redirect(self, kind: str) -> None:
-        self.telemetry.record(
-            self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind}
-        )
+    def on_redirect(self, kind: str) -> None:
+        """Count a redirect: ``moved`` or ``ask``."""
+        self.telemetry.record(self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     def stats(self) -> PoolStats:
         """Return the sums of all nodes; may be called in any thread."""
-        nodes = [node.stats() for node in self._topology.all_nodes()]
+        nodes = [node.stats() for node in self.cluster_topology.all_nodes()]
         sums = {field: sum(getattr(each, field) for each in nodes) for field in PoolStats._fields if field != "name"}
         return PoolStats(name=self._metrics.name, **sums)
 
@@ -136,37 +136,59 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             AttemptFailed: No node serves the slot of its keys, or no node is known.
             ClusterRoutingError: It does not go to one node.
         """
-        return self._choose([args], None)
+        return self._choose([args])
 
     def _choose(
-        self, commands: Collection[Sequence[Any]], pinned: AbstractConnection | None
+        self,
+        commands: Collection[Sequence[Any]],
+        *,
+        is_pinned: bool = False,
+        pinned: AbstractConnection | None = None,
     ) -> MonitoredConnectionPool:
         """Return the node of a call, in which commands without keys go to that of the pinned connection."""
-        if len(commands) == 1:
-            (args,) = commands
-            placement = placement_of(args)
-            if pinned is None and placement.kind not in {Kind.SLOT, Kind.ANY}:
-                raise routing_error(args, placement)
-            slot = placement.slot
-        else:
-            slot = batch_slot(commands)
+        slot = slot_of(commands, is_pinned=is_pinned)
         if slot is not None:
-            return self._topology.slots[slot] or self._uncovered(slot)
+            return self.node_of_slot(slot)
         owner = None if pinned is None else self._owner_of(pinned)
-        return owner or self._topology.any_primary()
+        return owner or self.cluster_topology.any_primary()
 
-    def _uncovered(self, slot: int) -> NoReturn:
-        self._topology.want_look()
-        raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
+    def node_of_slot(self, slot: int) -> MonitoredConnectionPool:
+        """Return the pool of the node that serves a slot now.
+
+        Raises:
+            AttemptFailed: None does.
+        """
+        node = self.cluster_topology.slots[slot]
+        if node is None:
+            self.cluster_topology.want_look()
+            raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
+        return node
+
+    def node_number(self, connection: AbstractConnection | None) -> int | None:
+        """Return the number of the node that an acquired connection belongs to; see ``node_numbered``."""
+        owner = None if connection is None else self._owner_of(connection)
+        return None if owner is None else self.cluster_topology.number_of(owner)
+
+    def node_numbered(self, number: int) -> MonitoredConnectionPool | None:
+        """Return the pool of the node with a number, which no other node gets; ``None`` if it was removed."""
+        return self.cluster_topology.node_numbered(number)
+
+    def owner_name(self, connection: AbstractConnection) -> str:
+        """Return the name of the node that an acquired connection belongs to, for errors."""
+        owner = self._owner_of(connection)
+        return "a node that was removed" if owner is None else owner.name
 
     def route(
         self,
         commands: Collection[Sequence[Any]],
         observer: RouteObserver | None,
+        *,
+        is_pinned: bool = False,
         pinned: AbstractConnection | None = None,
     ) -> ClusterRoute:
         """Return the route of a call, whose node is decided anew for each attempt; see ``MonitoredConnectionPool``."""
-        return self.route_by(lambda: self._choose(commands, pinned), observer)
+        choose = partial(self._choose, commands, is_pinned=is_pinned, pinned=pinned)
+        return ClusterRoute(self, choose, observer, follows_ask=not is_pinned)
 
     def route_by(
         self,
@@ -175,16 +197,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         node: MonitoredConnectionPool | None = None,
     ) -> ClusterRoute:
         """Return the route of a call whose node ``choose`` returns; ``node`` is that of the attempt already made."""
-        self.check_open()
-        return ClusterRoute(
-            self._topology,
-            choose,
-            observer,
-            policy=self.retry_policy,
-            is_open=lambda: not self._lifecycle.is_closed,
-            on_redirect=self._on_redirect,
-            node=node,
-        )
+        return ClusterRoute(self, choose, observer, node=node)
 
     async def ping(self) -> None:
         """Return if a node answers ``PING``: the readiness check, in one attempt.
@@ -193,8 +206,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool.
         """
         self.check_open()
-        await self._topology.known()
-        await self._topology.any_primary().ping()
+        await self.cluster_topology.known()
+        await self.cluster_topology.any_primary().ping()
 
     # Connections, which belong to the nodes' pools.
 
@@ -205,11 +218,11 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             on_waited: Called with total and connecting seconds, also on failure.
         """
         self.check_open()
-        await self._topology.known()
-        return await self._topology.any_primary().acquire(on_waited)
+        await self.cluster_topology.known()
+        return await self.cluster_topology.any_primary().acquire(on_waited)
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
-        return next((node for node in self._topology.all_nodes() if node.is_acquired(connection)), None)
+        return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one of a node whose pool is closed is disconnected."""
@@ -231,7 +244,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def is_connected(self) -> bool:
         """Whether there is a connection on which a node has answered."""
-        return any(node.is_connected() for node in self._topology.all_nodes())
+        return any(node.is_connected() for node in self.cluster_topology.all_nodes())
 
     def discard_on_release(self, connection: AbstractConnection) -> None:
         """Mark an acquired connection as altered: it is closed when it is released."""
@@ -252,7 +265,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     async def __aenter__(self) -> Self:
         await super().__aenter__()
-        self._topology.open()
+        self.cluster_topology.open()
         return self
 
     async def aclose(self) -> None:
@@ -262,14 +275,35 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
         if self._lifecycle.is_loop_closed():
-            await self._topology.aclose()
+            await self.cluster_topology.aclose()
         await super().aclose()
 
     async def _disconnect(self) -> None:
         try:
-            await self._topology.aclose()
+            await self.cluster_topology.aclose()
         finally:
             await super()._disconnect()
+
+
+def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> int | None:
+    """Return the slot that a call goes to; ``None`` if it has no keys.
+
+    Args:
+        commands: What it sends.
+        is_pinned: Whether its caller keeps to one connection, which names the node of commands that must name one.
+
+    Raises:
+        ClusterRoutingError: It does not go to one node.
+    """
+    if len(commands) != 1:
+        return batch_slot(commands)
+    (args,) = commands
+    placement = placement_of(args)
+    if placement.kind is Kind.SLOT or placement.kind is Kind.ANY:
+        return placement.slot
+    if placement.kind in {Kind.SPLIT, Kind.CROSS_SLOT} or not is_pinned:
+        raise routing_error(args, placement)
+    return None
 
 
 class _ClusterMetrics(PoolMetrics):

@@ -681,6 +681,8 @@ class MonitoredConnectionPool(TypedPool):
         self,
         commands: Collection[Sequence[Any]],  # noqa: ARG002 - a cluster's pool asks for both
         observer: RouteObserver | None,  # noqa: ARG002
+        *,
+        is_pinned: bool = False,  # noqa: ARG002
         pinned: AbstractConnection | None = None,  # noqa: ARG002
     ) -> Route:
         """Return where the attempts of a call go.
@@ -688,7 +690,8 @@ class MonitoredConnectionPool(TypedPool):
         Args:
             commands: What the call sends.
             observer: Is given the server of each attempt, if that is not always the same.
-            pinned: The connection that the caller keeps to, if it has one already.
+            is_pinned: Whether the caller keeps to one connection; default ``False``.
+            pinned: That connection, if the caller has it already; default ``None``.
         """
         return self
 
@@ -696,9 +699,9 @@ class MonitoredConnectionPool(TypedPool):
         """Return the pool of the server that the next attempt of a call goes to: this one."""
         return self
 
-    def follow(self, failure: AttemptFailed) -> bool:  # noqa: ARG002 - a cluster's route asks for it
-        """Return whether a failed attempt is a redirect to another server: never."""
-        return False
+    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - a cluster's route asks for it
+        """Return ``None``: no failed attempt is a redirect to another server that is followed."""
+        return None
 
     # The shared connection
 

@@ -1,7 +1,7 @@
 """Where MOVED and ASK are followed: the route of one call in a cluster, which is decided anew for each attempt."""
 
 from collections.abc import Callable
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, ClusterDownError, MasterDownError, MovedError, ReadOnlyError
@@ -17,48 +17,110 @@ from aioredis_monitored.pool.topology import ClusterTopology
 
 # As in valkey-glide and coredis: a slot moves once, and its new node may hand it on.
 _MAX_REDIRECTS: Final = 16
+# How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know which
+# of them is the primary.
+_IMMEDIATE_REDIRECTS: Final = 4
 # After these, another node may serve the slot.
 _STALE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, MasterDownError, ReadOnlyError)
+
+
+class Redirects:
+    """Follows the redirects of one call, as far as they go.
+
+    Args:
+        cluster: The pool of the cluster.
+        observer: Is told of each; ``None`` for none.
+    """
+
+    def __init__(self, cluster: "Cluster", observer: RouteObserver | None) -> None:
+        self._cluster = cluster
+        self._observer = observer
+        self._count = 0
+
+    def take(self, error: Exception, node: MonitoredConnectionPool) -> MonitoredConnectionPool | None:
+        """Take over what a redirect says; return the node that takes over the slot of the call, if it is an ASK."""
+        topology = self._cluster.cluster_topology
+        if isinstance(error, MovedError):  # a subclass of AskError
+            topology.on_moved(error, node)
+            self._cluster.on_redirect("moved")
+            return None
+        importing = None
+        if isinstance(error, AskError):
+            importing = topology.on_ask(error, node)
+            self._cluster.on_redirect("ask")
+        return importing
+
+    def delay(self) -> float | None:
+        """Count one, and return the seconds to wait before the next attempt; ``None`` if there were too many."""
+        if self._observer is not None:
+            self._observer.add_redirect()
+        self._count += 1
+        if self._count > _MAX_REDIRECTS:
+            return None
+        again = self._count - _IMMEDIATE_REDIRECTS
+        return 0.0 if again <= 0 else self._cluster.retry_policy.backoff(again)
+
+
+class Cluster(Protocol):
+    """What a route needs of a cluster's pool."""
+
+    retry_policy: RetryPolicy
+    cluster_topology: ClusterTopology
+
+    def check_open(self) -> None:
+        """Raise if the pool cannot be used."""
+
+    def on_redirect(self, kind: str) -> None:
+        """Count a redirect."""
+
+
+def is_redirect(cluster: Cluster, error: Exception) -> bool:
+    """Whether a call that has failed with this error did not run, and another node is to be asked."""
+    if isinstance(error, PoolClosedError):
+        # A node was removed, unless the whole pool was closed.
+        return not cluster.cluster_topology.is_closed
+    return isinstance(error, AskError)
+
+
+def note_failure(cluster: Cluster, error: Exception, node: MonitoredConnectionPool | None) -> None:
+    """Look at the nodes again if an error says that another one may serve the slot."""
+    if isinstance(error, _STALE) and not isinstance(error, PoolClosedError):
+        cluster.cluster_topology.want_look(None if isinstance(error, ClusterDownError) else node)
 
 
 class ClusterRoute:
     """Where the attempts of one call in a cluster go; see ``Route``.
 
     Args:
-        topology: The nodes.
+        cluster: The pool of the cluster.
         choose: Returns the node for the next attempt; raises ``AttemptFailed`` if there is none now.
         observer: Is given the node of each attempt; ``None`` for none.
-        policy: The policy as long as no node was asked.
-        is_open: Whether the cluster's pool is open.
-        on_redirect: Called with the kind of each redirect.
         node: The node of the attempt that was made already; default ``None``.
+        follows_ask: Whether an ASK may be followed; default ``True``. A call that keeps to its connection waits
+            instead, until the slot has moved.
     """
 
     def __init__(
         self,
-        topology: ClusterTopology,
+        cluster: Cluster,
         choose: Callable[[], MonitoredConnectionPool],
         observer: RouteObserver | None,
         *,
-        policy: RetryPolicy,
-        is_open: Callable[[], bool],
-        on_redirect: Callable[[str], object],
         node: MonitoredConnectionPool | None = None,
+        follows_ask: bool = True,
     ) -> None:
-        self._topology = topology
+        self._cluster = cluster
         self._choose = choose
         self._observer = observer
-        self._policy = policy
-        self._is_open = is_open
-        self._on_redirect = on_redirect
         self._node = node
+        self._follows_ask = follows_ask
         self._importing: MonitoredConnectionPool | None = None
-        self._redirects = 0
+        self._redirects = Redirects(cluster, observer)
 
     @property
     def retry_policy(self) -> RetryPolicy:
         """That of the node that was asked last."""
-        return self._policy if self._node is None else self._node.retry_policy
+        return (self._node or self._cluster).retry_policy
 
     def is_connected(self) -> bool:
         """Whether there is a connection to that node on which it has answered."""
@@ -70,33 +132,28 @@ class ClusterRoute:
         Raises:
             AttemptFailed: No node answers, or none serves the slot.
         """
-        await self._topology.known()
+        self._cluster.check_open()
+        await self._cluster.cluster_topology.known()
         importing, self._importing = self._importing, None
         self._node = node = importing or self._choose()
+        self._cluster.retry_policy.server_unreachable = False
         if self._observer is not None:
             self._observer.set_server(node.telemetry.server)
         return node if importing is None else cast("MonitoredConnectionPool", AskingPool(node))
 
-    def follow(self, failure: AttemptFailed) -> bool:
-        """Take over what a failure says about the nodes; return whether another node is to be asked at once."""
+    def follow(self, failure: AttemptFailed) -> float | None:
+        """Take over what a failure says about the nodes; see ``Route``."""
         error, node = failure.error, self._node
-        if node is None:
-            return False
-        if isinstance(error, AskError):
-            # MovedError is a subclass.
-            if isinstance(error, MovedError):
-                self._topology.on_moved(error, node)
-            else:
-                self._importing = self._topology.on_ask(error, node)
-            self._on_redirect("moved" if isinstance(error, MovedError) else "ask")
-        elif not (isinstance(error, PoolClosedError) and self._is_open()):
-            if isinstance(error, _STALE):
-                self._topology.want_look(None if isinstance(error, ClusterDownError) else node)
-            return False
-        if self._observer is not None:
-            self._observer.add_redirect()
-        self._redirects += 1
-        return self._redirects <= _MAX_REDIRECTS
+        if node is None or not is_redirect(self._cluster, error):
+            note_failure(self._cluster, error, node)
+            return None
+        importing = self._redirects.take(error, node)
+        if self._follows_ask:
+            self._importing = importing
+        delay = self._redirects.delay()
+        if importing is not None and not self._follows_ask and delay is not None:
+            delay = max(delay, self._cluster.retry_policy.backoff(1))
+        return delay
 
 
 class AskingPool:
@@ -131,7 +188,6 @@ class AskingPool:
 class _AskingMultiplexer:
     def __init__(self, multiplexer: Multiplexer) -> None:
         self._multiplexer = multiplexer
-        self.isolated = multiplexer.isolated
 
     def send(
         self,
@@ -141,3 +197,6 @@ class _AskingMultiplexer:
         losses: int | None = None,
     ) -> Any:
         return self._multiplexer.send_asking(args, on_orphan, observer, losses)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._multiplexer, name)

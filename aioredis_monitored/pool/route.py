@@ -41,5 +41,9 @@ class Route(Protocol):
             PoolClosedError, EventLoopError: The pool cannot be used.
         """
 
-    def follow(self, failure: AttemptFailed) -> bool:
-        """Take the failure of an attempt, and return whether the next one may be made at once: a server redirects."""
+    def follow(self, failure: AttemptFailed) -> float | None:
+        """Take the failure of an attempt; return the seconds to wait before the next one if a server redirects the call.
+
+        Returns:
+            ``None`` if the failure is no redirect that may be followed: the policy decides.
+        """

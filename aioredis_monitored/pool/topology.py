@@ -6,6 +6,7 @@ import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
+from operator import itemgetter
 from ipaddress import ip_address
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
@@ -79,6 +80,7 @@ class ClusterTopology:
         primaries: The pools of the primaries, in the order in which they have become that.
         nodes: The pools of all nodes that are known.
         is_known: Whether a look has succeeded.
+        is_closed: Whether the cluster's pool is closed.
     """
 
     def __init__(
@@ -100,6 +102,10 @@ class ClusterTopology:
         self.nodes: dict[Address, MonitoredConnectionPool] = {}
         self.is_known = False
         self._addresses: dict[MonitoredConnectionPool, Address] = {}
+        # Numbers that are never given twice: to each node, and to each primary when it becomes that.
+        self._numbers: dict[MonitoredConnectionPool, int] = {}
+        self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
+        self._last_number = 0
         self._map = SlotMap(())
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
@@ -107,7 +113,7 @@ class ClusterTopology:
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
-        self._is_closed = False
+        self.is_closed = False
 
     # Nodes.
 
@@ -124,11 +130,33 @@ class ClusterTopology:
                 raise RedisConnectionError("the pool of the cluster is gone")
             node = self.nodes[address] = factory.make_node(address, self._map.names.get(address))
             self._addresses[node] = address
+            self._numbers[node] = self._next_number()
         return node
+
+    def _next_number(self) -> int:
+        self._last_number += 1
+        return self._last_number
+
+    def number_of(self, node: MonitoredConnectionPool) -> int | None:
+        """Return the number of a node; ``None`` of one that was removed."""
+        return self._numbers.get(node)
+
+    def node_numbered(self, number: int) -> MonitoredConnectionPool | None:
+        """Return the node with a number, if it was not removed."""
+        return next((node for node, each in self._numbers.items() if each == number), None)
+
+    def primary_from(self, number: int) -> tuple[int, MonitoredConnectionPool] | None:
+        """Return the primary with the lowest number from this one on, and its number; ``None`` if there is none."""
+        following = ((each, node) for node, each in self._primary_numbers.items() if each >= number)
+        return min(following, key=itemgetter(0), default=None)
 
     def all_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
         return list(self._addresses)
+
+    def known_nodes(self) -> list[MonitoredConnectionPool]:
+        """Return the pools of the nodes that the last look has found, the primaries first."""
+        return [self.node_at(each) for each in self._map.nodes]
 
     def any_primary(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
@@ -171,10 +199,13 @@ class ClusterTopology:
         """Return when the nodes are known.
 
         Raises:
-            redis.exceptions.ConnectionError: No node answers.
+            AttemptFailed: No node answers.
         """
         if not self.is_known:
-            await asyncio.shield(self._look())
+            try:
+                await asyncio.shield(self._look())
+            except RedisError as error:
+                raise AttemptFailed(error, may_have_run=False) from error
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -184,7 +215,7 @@ class ClusterTopology:
         """
         if suspected is not None and suspected in self._addresses:
             self._suspected[self._addresses[suspected]] = monotonic()
-        if not self._is_closed:
+        if not self.is_closed:
             self._look()
 
     def _look(self) -> "asyncio.Task[None]":
@@ -199,7 +230,7 @@ class ClusterTopology:
             self._looking = None
         if not looking.cancelled() and (error := looking.exception()) is not None:
             _LOGGER.warning("cluster of %s: %s", _listed(self._start_nodes), error)
-        if self._timer is None and not self._is_closed:
+        if self._timer is None and not self.is_closed:
             self._arm_timer()
 
     async def _look_once(self) -> None:
@@ -295,7 +326,11 @@ class ClusterTopology:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
         self.slots = slots
         primaries = [pools[address] for address in found.primaries]
-        self.primaries = [each for each in before if each in primaries] + [each for each in primaries if each not in before]
+        self.primaries = [each for each in before if each in primaries] + [
+            each for each in primaries if each not in before
+        ]
+        numbers = self._primary_numbers
+        self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primaries}
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
         for address in self.nodes.keys() - pools.keys():
@@ -312,6 +347,7 @@ class ClusterTopology:
         def on_closed(task: "asyncio.Task[None]") -> None:
             self._closing.discard(task)
             self._addresses.pop(node, None)
+            self._numbers.pop(node, None)
             if not task.cancelled():
                 task.exception()
 
@@ -326,7 +362,7 @@ class ClusterTopology:
     def check(self) -> None:
         """Look if a primary is silent, or the last look is long ago; end what demoted nodes owe and do not answer."""
         self._timer = None
-        if self._is_closed:
+        if self.is_closed:
             return
         for node in self.primaries:
             if node.silent_seconds() > _SILENT_SECONDS:
@@ -367,12 +403,12 @@ class ClusterTopology:
         if self._looking is not None and not self._looking.get_loop().is_closed():
             self._looking.cancel()
         self._reset()
-        self._is_closed = True
+        self.is_closed = True
         return nodes
 
     def open(self) -> None:
         """Look again, at next use."""
-        self._is_closed = False
+        self.is_closed = False
 
 
 def _check_regularly(topology: "ref[ClusterTopology]") -> None:

@@ -20,6 +20,7 @@ from aioredis_monitored._telemetry.context import suppressed
 from aioredis_monitored._telemetry.stats import QueueStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
 from aioredis_monitored.queue.scripts import FORGET, SWEEP
@@ -203,7 +204,7 @@ async def _available_client(client: MonitoredRedisConnection) -> AsyncIterator[R
     pool = client.connection_pool
     if isinstance(pool, MonitoredConnectionPool):
         pool.check_open()
-        if pool.multiplexer is not None:
+        if pool.is_sharing or isinstance(pool, MonitoredClusterPool):
             yield client
             return
     own = _SafePool(pool.connection_class, **pool.connection_kwargs)

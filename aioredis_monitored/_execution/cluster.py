@@ -1,0 +1,240 @@
+"""Commands in a cluster: which node each goes to, and what several nodes reply to one command."""
+
+from collections.abc import Sequence
+from functools import partial
+from inspect import isawaitable
+from time import monotonic
+from typing import Any, Final, cast
+
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
+from aioredis_monitored._commands.traits import blocking_timeout, traits_of
+from aioredis_monitored._execution.attempts import retry, retry_failed
+from aioredis_monitored._execution.routing import CommandExecutor, apply_callback
+from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._multiplexer import AttemptFailed
+from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
+from aioredis_monitored._telemetry.operation import Observer
+from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored._topology.placement import FIRST_KEY, Kind, placement_of, routing_error
+from aioredis_monitored.errors import PoolClosedError, decoding_error
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.redirects import ClusterRoute
+
+# The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
+_CURSOR_NODE_BITS: Final = 16
+# The bits of a client's id that are the server's; those above them name the node. A server counts from 1 on.
+_CLIENT_ID_BITS: Final = 48
+_ONE_NODE: Final = frozenset({Kind.SLOT, Kind.ANY})
+_SEVERAL_NODES: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES})
+
+
+def executor_for(connection_pool: ConnectionPool, *arguments: Any, **options: Any) -> CommandExecutor:
+    """Make the executor for a client on a pool of any kind; the arguments are those of ``CommandExecutor``."""
+    kind = ClusterExecutor if isinstance(connection_pool, MonitoredClusterPool) else CommandExecutor
+    return kind(connection_pool, *arguments, **options)
+
+
+class ClusterExecutor(CommandExecutor):
+    """Executes the commands of one client on a ``MonitoredClusterPool``; see ``CommandExecutor``."""
+
+    __slots__ = ()
+
+    async def execute(
+        self,
+        caller: Redis,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None = None,
+        seconds: float | None = None,
+        losses: int | None = None,
+    ) -> Any:
+        """Execute one command at the node of its keys, or at those that it is for; see ``CommandExecutor``."""
+        cluster = cast("MonitoredClusterPool", pool)
+        started = monotonic()
+        name = args[0]
+        node = None
+        if type(name) is str and name in FIRST_KEY and len(args) > 1:
+            node = cluster.cluster_topology.slots[key_slot(args[1])]
+        if node is None:
+            return await self._execute_placed(caller, cluster, args, options, observer)
+        if observer is not None:
+            observer.set_server(node.telemetry.server)
+        try:
+            return await CommandExecutor.execute(self, caller, node, args, options, observer, seconds, losses or 0)
+        except AttemptFailed as failed:
+            failure = failed
+        except PoolClosedError as error:
+            failure = AttemptFailed(error, may_have_run=False)
+        route = ClusterRoute(cluster, partial(cluster.of, args), observer, node=node)
+        attempt = partial(self._attempt, caller, route, args, options, observer)
+        return await retry_failed(
+            route, traits_of(args), attempt, failure, started, blocking_timeout(args) or 0, observer
+        )
+
+    async def _attempt(
+        self,
+        caller: Redis,
+        route: ClusterRoute,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+        seconds: float | None,
+        losses: int,
+    ) -> Any:
+        node = await route.target()
+        try:
+            return await CommandExecutor.execute(self, caller, node, args, options, observer, seconds, losses)
+        except PoolClosedError as error:
+            raise AttemptFailed(error, may_have_run=False) from error
+
+    async def _execute_placed(
+        self,
+        caller: Redis,
+        cluster: MonitoredClusterPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+    ) -> Any:
+        placement = placement_of(args)
+        if placement.kind in _ONE_NODE:
+            route = cluster.route([args], observer)
+            attempt = partial(self._attempt, caller, route, args, options, observer)
+            return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
+        if placement.kind is Kind.CURSOR:
+            reply = await _scan(cluster, args, observer)
+        elif placement.kind in _SEVERAL_NODES:
+            (reply,) = await Scatter(cluster, [args], observer).run()
+        elif (found := _client_of(cluster, args)) is not None:
+            node, at_node = found
+            (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
+        else:
+            raise routing_error(args, placement)
+        return await _parse(caller, cluster, args, options, reply)
+
+    async def connect(self, caller: Redis) -> None:
+        """Do nothing: the first key names the node that the client keeps to."""
+
+    async def execute_at(
+        self,
+        caller: Redis,
+        nodes: Sequence[MonitoredConnectionPool],
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+    ) -> list[Any]:
+        """Execute a command at each of the nodes, and return its parsed replies.
+
+        Args:
+            caller: The client.
+            nodes: The nodes.
+            args: The command.
+            options: Those of redis-py's ``execute_command``.
+            observer: Is given the node, if there is only one.
+
+        Raises:
+            redis.exceptions.RedisError: That of the first node that has failed.
+        """
+        cluster = cast("MonitoredClusterPool", self.pool)
+        replies = [(await Scatter(cluster, [args], observer, [node]).run())[0] for node in nodes]
+        return [await _parse(caller, cluster, args, options, reply) for reply in replies]
+
+    async def execute_dedicated(
+        self, caller: Redis, args: tuple[Any, ...], options: dict[str, Any], observer: Observer | None
+    ) -> Any:
+        """Execute one command on the pinned connection, or else on any dedicated one; see ``CommandExecutor``.
+
+        Of CLIENT ID, the reply names the node as well, as ids repeat across nodes.
+        """
+        cluster = cast("MonitoredClusterPool", self.pool)
+        if self.pin is not None and (found := _client_of(cluster, args)) is not None:
+            node, at_node = found
+            (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
+            return await _parse(caller, cluster, args, options, reply)
+        reply = await super().execute_dedicated(caller, args, options, observer)
+        if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
+            number = cluster.node_number(caller.connection)
+            return reply if number is None else number << _CLIENT_ID_BITS | reply
+        return reply
+
+
+async def _parse(
+    caller: Redis, cluster: MonitoredClusterPool, args: tuple[Any, ...], options: dict[str, Any], reply: Any
+) -> Any:
+    """Return what several nodes have replied as redis-py's callbacks parse it, or raise the error."""
+    if isinstance(reply, Exception):
+        if EMPTY_RESPONSE in options and isinstance(reply, ResponseError):
+            return options[EMPTY_RESPONSE]
+        raise reply
+    try:
+        if NEVER_DECODE not in options:
+            reply = cluster.decode_reply(reply)
+        callbacks: Any = caller.response_callbacks
+        callback = dict.get(callbacks, args[0].upper())
+        if callback is None:
+            return reply
+        parsed = apply_callback(callback, reply, options)
+        return await parsed if isawaitable(parsed) else parsed
+    except UnicodeDecodeError as error:
+        raise decoding_error(error) from None
+
+
+async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: Observer | None) -> Any:
+    """Scan one primary after the other; the cursor's lowest bits name the one that comes next.
+
+    A node that becomes a primary while a scan goes on is scanned at its end: its keys may have been at one that was not
+    scanned to the end.
+    """
+    topology = cluster.cluster_topology
+    await topology.known()
+    _, given, *rest = args
+    text = argument_text(given, MAX_WORD_LENGTH)
+    if not (text.isascii() and text.isdigit()):
+        # The server says what is wrong with it.
+        (reply,) = await Scatter(cluster, [args], observer, [topology.any_primary()]).run()
+        return reply
+    cursor, number = divmod(int(text), 1 << _CURSOR_NODE_BITS)
+    while (found := topology.primary_from(number)) is not None:
+        at, node = found
+        at_node = ("SCAN", cursor if at == number else 0, *rest)
+        (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
+        if isinstance(reply, RedisConnectionError | RedisTimeoutError) and topology.primary_from(at) != found:
+            # It was replaced meanwhile.
+            number, cursor = at, 0
+            continue
+        if isinstance(reply, Exception):
+            return reply
+        cursor, keys = int(reply[0]), reply[1]
+        if not cursor:
+            following = topology.primary_from(at + 1)
+            at = 0 if following is None else following[0]
+        return [cursor << _CURSOR_NODE_BITS | at, keys]
+    return [0, []]
+
+
+def _client_of(
+    cluster: MonitoredClusterPool, args: Sequence[Any]
+) -> tuple[MonitoredConnectionPool, tuple[Any, ...]] | None:
+    """Return the node of the client that CLIENT UNBLOCK or CLIENT KILL ID names, and the command with the node's id.
+
+    ``None`` of any other command, and of an id that no ``client_id()`` of this pool has returned.
+    """
+    call = parse_command(args)
+    arguments = list(call.arguments)
+    position = {"CLIENT UNBLOCK": 0, "CLIENT KILL": 1}.get(call.name.upper())
+    if position is None or len(arguments) <= position:
+        return None
+    if position and argument_text(arguments[0], MAX_WORD_LENGTH).upper() != "ID":
+        return None
+    text = argument_text(arguments[position], MAX_WORD_LENGTH)
+    if not (text.isascii() and text.isdigit()):
+        return None
+    number, arguments[position] = divmod(int(text), 1 << _CLIENT_ID_BITS)
+    node = cluster.node_numbered(number)
+    return None if node is None else (node, (call.name, *arguments))
