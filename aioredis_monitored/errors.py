@@ -3,8 +3,14 @@
 import sys
 from typing import Any
 
+from redis.exceptions import (
+    ClusterCrossSlotError,
+    CrossSlotTransactionError,
+    MaxConnectionsError,
+    RedisClusterException,
+    RedisError,
+)
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import MaxConnectionsError, RedisError
 
 
 class MonitoredRedisError(Exception):
@@ -83,6 +89,18 @@ class ReplyDecodingError(MonitoredRedisError, RedisError, UnicodeDecodeError):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
+
+
+class ClusterRoutingError(MonitoredRedisError, RedisError, RedisClusterException):
+    """A cluster has no node that could run the command alone, or the caller must name the node; nothing was sent."""
+
+    __module__ = "aioredis_monitored"
+
+
+class CrossSlotError(ClusterRoutingError, ClusterCrossSlotError, CrossSlotTransactionError):
+    """The keys of a command or of a transaction are in several slots of a cluster; nothing was sent."""
+
+    __module__ = "aioredis_monitored"
 
 
 class EventLoopError(MonitoredRedisError, RuntimeError):

@@ -1,0 +1,36 @@
+"""The hash slot of a key (https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/)."""
+
+from binascii import crc_hqx
+
+SLOTS = 16384
+
+_OPEN, _CLOSE = b"{", b"}"
+
+
+def key_slot(key: object) -> int:
+    """Return the slot of a key, between 0 and 16383: the CRC16 of its hash tag, or of the whole key if it has none.
+
+    The hash tag is what stands between the first ``{`` and the first ``}`` after it, unless that is empty.
+
+    The key is encoded as redis-py does, except that text is always UTF-8: a client with another ``encoding`` sends keys
+    that are not ASCII to the wrong node first, and the server's MOVED leads to the right one. What redis-py refuses to
+    send, such as ``None``, has slot 0, so that the caller gets redis-py's error.
+    """
+    try:
+        data = key.encode() if type(key) is str else key if type(key) is bytes else _encoded(key)
+    except ValueError:
+        return 0
+    start = data.find(_OPEN)
+    if start >= 0:
+        end = data.find(_CLOSE, start + 1)
+        if end > start + 1:
+            data = data[start + 1 : end]
+    return crc_hqx(data, 0) & 0x3FFF
+
+
+def _encoded(key: object) -> bytes:
+    if isinstance(key, str):
+        return key.encode()
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        return bytes(key)
+    return repr(key).encode() if isinstance(key, (int, float)) else b""
