@@ -11,7 +11,9 @@ from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.config.schema import RedisConfig
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import (
+    ClusterRoutingError,
     ConfigurationError,
+    CrossSlotError,
     DedicatedConnectionError,
     EventLoopError,
     LeaseLostError,
@@ -28,9 +30,11 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_conf
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
+    "ClusterRoutingError",
     "Components",
     "ConfigStore",
     "ConfigurationError",
+    "CrossSlotError",
     "DedicatedConnectionError",
     "EventLoopError",
     "LeaseLostError",

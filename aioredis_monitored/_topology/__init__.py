@@ -1,1 +1,1 @@
-"""What is known about several servers that belong together, without I/O: slots and commands of a cluster, Sentinels."""
+"""Which node of a cluster a call goes to."""

@@ -4,8 +4,6 @@ from binascii import crc_hqx
 
 SLOTS = 16384
 
-_OPEN, _CLOSE = b"{", b"}"
-
 
 def key_slot(key: object) -> int:
     """Return the slot of a key, between 0 and 16383: the CRC16 of its hash tag, or of the whole key if it has none.
@@ -20,11 +18,11 @@ def key_slot(key: object) -> int:
         data = key.encode() if type(key) is str else key if type(key) is bytes else _encoded(key)
     except ValueError:
         return 0
-    start = data.find(_OPEN)
-    if start >= 0:
-        end = data.find(_CLOSE, start + 1)
-        if end > start + 1:
-            data = data[start + 1 : end]
+    if b"{" in data:
+        start = data.index(b"{") + 1
+        end = data.find(b"}", start)
+        if end > start:
+            data = data[start:end]
     return crc_hqx(data, 0) & 0x3FFF
 
 

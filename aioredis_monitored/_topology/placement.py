@@ -10,7 +10,7 @@ keys, any node will do; the same first argument always leads to the same node.
 
 from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from functools import reduce
+from functools import cache, reduce
 from itertools import chain
 from operator import add, itemgetter
 from typing import Any, NamedTuple
@@ -335,6 +335,20 @@ REPLICA_READS = frozenset(
 )
 
 
+# Where keys stand among the arguments, of commands all of whose arguments are keys, apart from the first or last ones.
+_KEY_SLICES = {
+    name: slice(info.keys[0].start + 1, info.keys[0].last + 1 or None)
+    for name, info in TABLE.items()
+    if info.keys in {(KeySpec(start=0, last=-1),), (KeySpec(start=0, last=-2),)} and " " not in name
+}
+# Where the number of keys stands, of commands with one list of keys that their number precedes.
+_KEY_COUNTS = {
+    name: info.keys[0].start + 1
+    for name, info in TABLE.items()
+    if info.keys in {(KeySpec(start=0, counted=True),), (KeySpec(start=1, counted=True),)} and " " not in name
+}
+
+
 def placement_of(args: Sequence[Any]) -> Placement:
     """Return where a command goes; arguments that no server accepts go to any node, whose error says why.
 
@@ -344,9 +358,19 @@ def placement_of(args: Sequence[Any]) -> Placement:
         args: The arguments of ``execute_command``.
     """
     name = args[0] if args else None
-    if type(name) is str and name in FIRST_KEY and len(args) > 1:
-        return Placement(Kind.SLOT, key_slot(args[1]))
-    call = parse_command(args)
+    if type(name) is str:
+        if name in FIRST_KEY and len(args) > 1:
+            return _at_slot(key_slot(args[1]))
+        if (keys := _KEY_SLICES.get(name)) is not None:
+            return _at_slot_of(name, args[keys])
+        if (at := _KEY_COUNTS.get(name)) is not None and len(args) > at:
+            count = args[at]
+            if type(count) is int and 0 <= count < len(args) - at:
+                return _at_slot_of(name, args[at + 1 : at + 1 + count])
+    return _placement_of_parsed(parse_command(args))
+
+
+def _placement_of_parsed(call: ParsedCommand) -> Placement:
     name = call.name.upper()
     if (by_arguments := _BY_ARGUMENTS.get(name)) is not None:
         return by_arguments(call)
@@ -440,15 +464,18 @@ def may_read_from_replica(args: Sequence[Any]) -> bool:
     return (type(name) is str and name in REPLICA_READS) or operation_name(args).upper() in REPLICA_READS
 
 
-def _at_slot_of(name: str, keys: Sequence[object]) -> Placement:
-    if not keys:
-        return _any("has no keys")
-    slot = key_slot(keys[0])
-    for key in keys:
-        if key_slot(key) != slot:
-            advice = CROSS_SLOT_ADVICE.get(name, _HASH_TAG_ADVICE)
-            return SPLIT.get(name) or Placement(Kind.CROSS_SLOT, reason=advice)
+@cache
+def _at_slot(slot: int) -> Placement:
     return Placement(Kind.SLOT, slot)
+
+
+def _at_slot_of(name: str, keys: Sequence[object]) -> Placement:
+    slots = [key_slot(key) for key in keys]
+    if not slots:
+        return _any("has no keys")
+    if slots.count(slots[0]) == len(slots):
+        return _at_slot(slots[0])
+    return SPLIT.get(name) or Placement(Kind.CROSS_SLOT, reason=CROSS_SLOT_ADVICE.get(name, _HASH_TAG_ADVICE))
 
 
 def _guess(arguments: Sequence[object]) -> Placement:
@@ -457,13 +484,16 @@ def _guess(arguments: Sequence[object]) -> Placement:
     return Placement(Kind.SLOT, key_slot(arguments[0]), reason="is unknown", is_guess=True)
 
 
-def _key_positions(name: str, call: ParsedCommand) -> list[int]:
+def _key_positions(name: str, call: ParsedCommand) -> Sequence[int]:
     if (find := _KEY_FINDERS.get(name)) is not None:
         return find(call.arguments)
+    specs = call.info.keys
     try:
-        return [position for spec in call.info.keys for position in spec.positions(call.arguments, call.total)]
+        if len(specs) == 1:
+            return specs[0].positions(call.arguments, call.total)
+        return [position for spec in specs for position in spec.positions(call.arguments, call.total)]
     except (IndexError, ValueError):
-        return []
+        return ()
 
 
 def _words(arguments: Sequence[object]) -> list[str]:
@@ -501,7 +531,7 @@ _KEY_FINDERS: dict[str, Callable[[Sequence[object]], list[int]]] = {
 def _by_slot_number(call: ParsedCommand) -> Placement:
     number = argument_text(call.arguments[0], MAX_WORD_LENGTH) if call.arguments else ""
     if number.isascii() and number.isdigit() and int(number) < SLOTS:
-        return Placement(Kind.SLOT, int(number))
+        return _at_slot(int(number))
     return _any("has no slot")
 
 

@@ -19,6 +19,7 @@ from aioredis_monitored import MonitoredRedisError
 # The private modules that the tables read.
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
+from aioredis_monitored._topology.placement import REVIEWED, SPLIT, Combination, Kind
 from aioredis_monitored.config.schema import OPTIONS
 
 DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
@@ -160,6 +161,24 @@ class PanelTable(_Table):
                 yield panel["title"], panel["description"]
 
 
+class PlacementTable(_Table):
+    """A table of the commands that a cluster's client places by name; the argument is the name of a ``Kind``."""
+
+    required_arguments = 1
+    header = ("commands", "replies", "because")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """Yield a row for all commands that have the same combination and the same reason."""
+        alike: dict[tuple[Combination | None, str], list[str]] = {}
+        for name, placement in {**REVIEWED, **SPLIT}.items():
+            if placement.kind is Kind[self.arguments[0]]:
+                alike.setdefault((placement.combination, placement.reason), []).append(f"`{name}`")
+        if not alike:
+            raise ValueError(f"no command is placed at {self.arguments[0]}")
+        for (combination, reason), names in alike.items():
+            yield ", ".join(names), combination.value if combination else "", reason
+
+
 class ErrorReference(SphinxDirective):
     """The API reference of each error."""
 
@@ -209,6 +228,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("attribute-table", AttributeTable)
     app.add_directive("error-table", ErrorTable)
     app.add_directive("panel-table", PanelTable)
+    app.add_directive("placement-table", PlacementTable)
     app.add_directive("error-reference", ErrorReference)
     app.connect("env-updated", lambda app, env: check_runbooks(app, env) or [])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
