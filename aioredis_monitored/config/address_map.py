@@ -37,7 +37,7 @@ class AddressMap:
 
         Raises:
             TypeError: The value is no text, and no mapping of text.
-            ValueError: It has no entries, two for one address, or one of another form. The message does not repeat it.
+            ValueError: It has no entries, two for one address, or one of another form.
         """
         if isinstance(value, cls):
             return value
