@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Self
 
-SLOTS: Final = 16_384
+from aioredis_monitored.config.addresses import Address
+
 # What a server says in place of a host that it does not know, or is told not to tell.
 _UNKNOWN_HOSTS: Final = ("", "?")
 # An entry is the first slot, the last slot, the primary, and its replicas.
 _FIRST_NODE: Final = 2
 _METADATA: Final = 3
-
-# Where a node is: host and port, as they are connected to.
-Address = tuple[str, int]
 
 
 class SlotRange(NamedTuple):

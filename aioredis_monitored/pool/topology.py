@@ -18,7 +18,9 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.overrides import connect
-from aioredis_monitored._topology.slot_map import SLOTS, Address, SlotMap, host_of
+from aioredis_monitored._topology.hash_slots import SLOTS
+from aioredis_monitored._topology.slot_map import SlotMap, host_of
+from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
