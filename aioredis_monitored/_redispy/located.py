@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
-from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.sockets import transport_of
 

@@ -15,8 +15,8 @@ from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
-from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool

@@ -8,7 +8,7 @@ from redis.exceptions import AskError, ClusterDownError, MasterDownError, MovedE
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture, Multiplexer, ReplyObserver
+from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, ReplyObserver
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import RetryPolicy

@@ -6,8 +6,8 @@ import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
-from operator import itemgetter
 from ipaddress import ip_address
+from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
