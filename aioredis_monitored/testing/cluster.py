@@ -1,5 +1,6 @@
 """A temporary Redis Cluster for tests."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import pairwise
@@ -15,8 +16,9 @@ from aioredis_monitored.testing.server import RedisServer, TlsFiles, free_ports
 _SLOTS = 16384
 _OPERATION_SECONDS = 30.0
 _MIGRATE_MILLISECONDS = 5000
-# A server gives a failover up after 5 s, for instance if it was refused a vote because another has just been held.
+# Redis gives a failover up after 5 s.
 _FAILOVER_SECONDS = 6.0
+_VOTE_MARGIN_SECONDS = 0.1
 
 
 class ClusterNode(RedisServer):
@@ -108,6 +110,7 @@ class ClusterServers(ServerGroup):
         self._password = password
         self._tls = tls
         self._made = 0
+        self._failed_over_at: dict[ClusterNode, float] = {}
         self.nodes: list[ClusterNode] = []
 
     @property
@@ -255,22 +258,34 @@ class ClusterServers(ServerGroup):
     def failover(self, replica: ClusterNode) -> None:
         """Make a replica the primary by CLUSTER FAILOVER, and return when it is.
 
+        Nodes refuse a second vote about the same primary and replica within twice ``node_timeout``, which would stop
+        writes for seconds; ``failover`` waits for the end of that time first.
+
         Raises:
-            redis.exceptions.ResponseError: The node is no replica, or its primary does not run.
-            TimeoutError: The replica did not become the primary within 30 s.
+            ValueError: The node is no replica.
+            TimeoutError: The replica did not become the primary within 30 s, for instance because its primary does not
+                run.
         """
-        asked_at = float("-inf")
+        primary_id = _own_state(replica).primary_id
+        if primary_id == "-":
+            message = f"node to promote must be a replica, got {replica}, a primary"
+            raise ValueError(message)
+        primary = next(node for node in self.nodes if node.id == primary_id)
+        last = max(self._failed_over_at.get(node, -math.inf) for node in (primary, replica))
+        time.sleep(max(0.0, last + 2 * self._node_timeout + _VOTE_MARGIN_SECONDS - time.monotonic()))
+        asked_at = -math.inf
 
         def problem() -> str | None:
             nonlocal asked_at
             if "master" in _own_state(replica).flags:
                 return None
             if time.monotonic() - asked_at > _FAILOVER_SECONDS:
-                asked_at = time.monotonic()
                 replica.call("CLUSTER", "FAILOVER")
+                asked_at = time.monotonic()
             return f"{replica} is still a replica"
 
         wait_while(problem, _OPERATION_SECONDS)
+        self._failed_over_at[primary] = self._failed_over_at[replica] = time.monotonic()
 
     @property
     def _servers(self) -> Sequence[RedisServer]:
@@ -285,6 +300,7 @@ class ClusterServers(ServerGroup):
     def _clear(self) -> None:
         self.nodes = []
         self._made = 0
+        self._failed_over_at.clear()
 
     def _make_nodes(self, ports: list[tuple[int, int]], *, primaries: int) -> list[ClusterNode]:
         """Make nodes that know each other from the start; without primaries each is alone, and has no slots."""
