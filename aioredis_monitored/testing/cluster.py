@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -197,15 +198,20 @@ class ClusterServers(ServerGroup):
         return len(keys)
 
     def end_migration(self, slot: int, target: ClusterNode) -> None:
-        """Give a migrating slot, of which all keys were moved, to its target; all primaries are told."""
+        """Give a migrating slot, of which all keys were moved, to its target.
+
+        Raises:
+            ValueError: Its owner still has keys of the slot.
+        """
+        if keys := self.owner(slot).call("CLUSTER", "COUNTKEYSINSLOT", slot):
+            message = f"slot {slot} must have no keys at its owner, got {keys}: migrate_keys() moves them"
+            raise ValueError(message)
         others = [node for node in self.primaries() if node is not target]
-        for node in [target, *others]:
-            try:
+        target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        for node in others:
+            # It may have heard of it from the target; without its last slot it is no primary then, and refuses.
+            with suppress(ResponseError):
                 node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-            except ResponseError:
-                # A primary that loses its last slot becomes a replica, perhaps before it is told here.
-                if node in self.primaries():
-                    raise
 
     def migrate(self, slot: int, target: ClusterNode, *, batch: int = 10, pause: float = 0.0) -> None:
         """Move a slot and its keys to another primary while it is in use.
@@ -249,7 +255,7 @@ class ClusterServers(ServerGroup):
             fields = source.call("CLUSTER", "GETSLOTMIGRATIONS")[0]
             job = dict(zip(fields[::2], fields[1::2], strict=True))
             if job["state"] in {"failed", "cancelled"}:
-                message = f"the migration has {job['state']}: {job['message']}"
+                message = f"the migration was given up, {job['state']}: {job['message']}"
                 raise RuntimeError(message)
             return None if job["state"] == "success" else f"the migration's state is {job['state']}"
 

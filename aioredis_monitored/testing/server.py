@@ -25,7 +25,7 @@ _REPLY_SECONDS = 10.0
 # Bytes that are no text survive as parts of a reply that become parts of a command.
 _ENCODING_ERRORS = "surrogateescape"
 # Below the ports that kernels give to outgoing connections: such a connection could take the port of a killed server.
-_PORTS = range(10_000, 32_768)
+PORTS = range(10_000, 32_768)
 _MAX_DIRECTORY_LENGTH = 80  # the path of a Unix socket has 104 bytes at most
 
 
@@ -308,7 +308,7 @@ def free_ports(number: int) -> list[int]:
     with ExitStack() as probes:
         while len(ports) < number:
             # Independent of the seed of ``random``, which tests may set alike in several processes.
-            port = secrets.choice(_PORTS)
+            port = secrets.choice(PORTS)
             probe = probes.enter_context(socket.socket())
             try:
                 probe.bind(("127.0.0.1", port))

@@ -11,6 +11,8 @@ import redis.asyncio
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture, server
@@ -76,7 +78,8 @@ def test_server_call_returns_text_and_raises_error_replies(own_server):
 def test_server_with_password_is_called_with_it():
     with RedisServer(password="secret") as running:
         assert "PONG" == running.call("PING")
-        with redis.Redis.from_url(running.url) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
+        stranger = redis.Redis.from_url(running.url, retry=Retry(NoBackoff(), 0))
+        with stranger, pytest.raises(redis.exceptions.AuthenticationError):
             stranger.ping()
 
 
@@ -87,6 +90,13 @@ def test_server_knows_whether_it_runs_and_is_frozen(own_server):
         states.append((own_server.is_running, own_server.is_frozen))
 
     assert [(True, True), (True, False), (True, True), (False, False), (True, False)] == states
+
+
+def test_free_ports_are_different_and_not_in_use(own_server, monkeypatch):
+    others = server.free_ports(2)
+    monkeypatch.setattr(server, "PORTS", [own_server.port, *others])
+
+    assert set(others) == set(server.free_ports(2))
 
 
 def test_server_error_shows_output_when_startup_fails():

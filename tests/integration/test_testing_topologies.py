@@ -1,12 +1,15 @@
 """The testing package's clusters and Sentinel set-ups: real servers that find each other, and change on request."""
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import redis
 import trustme
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from aioredis_monitored.testing import ClusterServers, RedisServer, SentinelServers, TlsFiles
 
@@ -39,10 +42,10 @@ def tls(tmp_path_factory):
     issued.private_key_pem.write_to_path(files.key)
     authority.cert_pem.write_to_path(files.authority)
     try:
-        RedisServer(tls=files).start()
+        with RedisServer(tls=files):
+            return files
     except RuntimeError:
         pytest.skip("the server has no TLS")
-    return files
 
 
 def moves_atomically(cluster):
@@ -64,6 +67,16 @@ def stored(node):
 
 def client_of(node, **arguments):
     return redis.RedisCluster(host=node.host, port=node.port, **arguments)
+
+
+def stranger_to(server):
+    """Return a client without a password and without TLS, which does not retry."""
+    return redis.Redis(host=server.host, port=server.port, retry=Retry(NoBackoff(), 0))
+
+
+def assert_wants_password(server):
+    with stranger_to(server) as client, pytest.raises(redis.exceptions.AuthenticationError):
+        client.ping()
 
 
 def poll(condition, seconds=30):
@@ -127,6 +140,8 @@ def test_migrating_slot_is_asked_for_at_its_target(own_cluster):
 
     moved, kept = stored(target), stored(source)
     assert (5, 20) == (len(moved), len(kept))
+    with pytest.raises(ValueError, match=f"slot {SLOT} must have no keys at its owner, got 20: migrate_keys"):
+        own_cluster.end_migration(SLOT, target)
     with pytest.raises(redis.exceptions.AskError, match=f"{SLOT} 127.0.0.1:{target.port}"):
         source.call("GET", moved.pop())
     assert source.call("GET", kept.pop()) == "value"
@@ -192,6 +207,21 @@ def test_slots_move_atomically_where_the_server_can(own_cluster):
     own_cluster.wait_ok()
     own_cluster.migrate_atomically([SLOT], source)
     assert set(KEYS) == stored(source)
+
+
+def test_atomic_migration_raises_when_it_is_cancelled(own_cluster):
+    if not moves_atomically(own_cluster):
+        pytest.skip("Valkey has had CLUSTER MIGRATESLOTS since 9.0")
+    source = own_cluster.owner(SLOT)
+    target = other_primary(own_cluster, source)
+    target.freeze()
+    with ThreadPoolExecutor() as threads:
+        migration = threads.submit(own_cluster.migrate_atomically, [SLOT], target)
+        poll(lambda: source.call("CLUSTER", "GETSLOTMIGRATIONS"))
+        source.call("CLUSTER", "CANCELSLOTMIGRATIONS")
+
+        with pytest.raises(RuntimeError, match="the migration was given up, cancelled"):
+            migration.result(60)
 
 
 def test_atomic_migration_error_says_which_server_can(cluster):
@@ -269,8 +299,7 @@ def test_cluster_with_password_replicates_and_migrates():
     with ClusterServers(password="secret") as servers:
         source = servers.owner(SLOT)
         target = other_primary(servers, source)
-        with redis.Redis(port=source.port) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
-            stranger.ping()
+        assert_wants_password(source)
         fill(servers)
         servers.migrate(SLOT, target)
 
@@ -288,7 +317,7 @@ def test_cluster_with_tls_replicates_and_migrates(tls):
         assert servers.url.startswith(f"rediss+cluster://127.0.0.1:{servers.nodes[0].port},")
         with client_of(target, ssl=True, ssl_ca_certs=tls.authority) as client:
             assert client.get(KEYS[0]) == b"value"
-        with redis.Redis(port=target.port) as plain, pytest.raises(redis.exceptions.ConnectionError):
+        with stranger_to(target) as plain, pytest.raises(redis.exceptions.ConnectionError):
             plain.ping()
 
 
@@ -347,15 +376,16 @@ def test_servers_under_sentinel_with_passwords_and_another_name():
     with SentinelServers(replicas=1, **arguments) as servers:
         assert servers.url.endswith("/orders")
         for server in (servers.primary(), servers.sentinels[0]):
-            with redis.Redis(port=server.port) as stranger, pytest.raises(redis.exceptions.AuthenticationError):
-                stranger.ping()
+            assert_wants_password(server)
         assert servers.failover() is servers.data[1]
 
 
 def test_servers_under_sentinel_with_tls_agree(tls):
     with SentinelServers(replicas=1, tls=tls) as servers:
         assert servers.url.startswith("rediss+sentinel://")
-        with redis.Redis(port=servers.sentinels[0].port, ssl=True, ssl_ca_certs=tls.authority) as client:
+        with redis.Redis(
+            host="127.0.0.1", port=servers.sentinels[0].port, ssl=True, ssl_ca_certs=tls.authority
+        ) as client:
             assert client.ping()
         assert servers.failover() is servers.data[1]
 
