@@ -52,12 +52,14 @@ class _Command:
         choose: Returns the node that it goes to now.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_pending", "reply")
+    __slots__ = ("args", "choose", "importing", "is_pending", "node", "reply")
 
     def __init__(self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool]) -> None:
         self.args = args
         self.choose = choose
         self.importing: MonitoredConnectionPool | None = None
+        # That it was sent to last.
+        self.node: MonitoredConnectionPool | None = None
         self.is_pending = True
         self.reply: Any = None
 
@@ -116,7 +118,6 @@ class Scatter:
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
         self._is_redirected = False
-        self._last: MonitoredConnectionPool | None = None
 
     async def run(self, seconds: float | None = None) -> list[Any]:
         """Send the commands, and return their replies, as hiredis has parsed them; errors are values.
@@ -134,7 +135,15 @@ class Scatter:
                     each.settle(error)
             if not self._expanded:
                 raise
+        finally:
+            self._report_server()
         return [each.reply() for each in self._expanded]
+
+    def _report_server(self) -> None:
+        """Report the server that was asked last; none if commands went to several."""
+        nodes = {each.node for each in self._commands if each.node is not None}
+        if self._observer is not None and nodes:
+            self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
     async def _prepare(self) -> None:
         """Find out what is sent where; a command that goes to no node fails alone."""
@@ -202,11 +211,12 @@ class Scatter:
         for each in self._commands:
             if each.is_pending:
                 try:
-                    groups.setdefault(each.importing or each.choose(), []).append(each)
+                    each.node = each.importing or each.choose()
+                    groups.setdefault(each.node, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
         observer = self._observer
-        if observer is not None and len(groups) == 1 and failure is None:
+        if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
         elif len(groups) > 1:
             observer = None

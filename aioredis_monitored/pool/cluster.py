@@ -20,7 +20,7 @@ from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute
 from aioredis_monitored.pool.route import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
@@ -68,8 +68,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self.cluster_topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
-        for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
-            self.telemetry.record(count.add, 0)
+        instruments = self.telemetry.instruments
+        self.telemetry.start_counter(instruments.cluster_refreshes)
+        for kind in REDIRECTS:
+            self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     # What a pool of one server does once, and this one does for each node.
 
@@ -118,7 +120,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
 
     def on_redirect(self, kind: str) -> None:
-        """Count a redirect: ``moved`` or ``ask``."""
+        """Count a redirect, one of ``REDIRECTS``."""
         self.telemetry.record(self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     def stats(self) -> PoolStats:
