@@ -27,7 +27,7 @@ from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.config.telemetry import TelemetryOptions
-from aioredis_monitored.errors import cause_of
+from aioredis_monitored.errors import MonitoredRedisError, cause_of
 
 _DEFAULT_PORT = 6379
 # Of commands of modules, and of mistyped ones.
@@ -169,6 +169,7 @@ class CallSpec:
                 span_attributes=_without_address(self.span_attributes) | address,
                 point_attributes=_without_address(self.point_attributes) | address,
             )
+            object.__setattr__(served, "served", self.served)
         return served
 
     def as_part(self, part: Self) -> Self:
@@ -492,6 +493,9 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _status_code(error: BaseException) -> str | None:
+    if isinstance(error, MonitoredRedisError):
+        # No server has sent it: its first word is no prefix.
+        return None
     # An application's error class may not call its base's constructor, or have an attribute of this name.
     code = getattr(error, "status_code", None) if isinstance(error, exceptions.RedisError) else None
     if code is None and isinstance(error, exceptions.ResponseError) and error.args:
