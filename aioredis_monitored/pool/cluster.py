@@ -70,6 +70,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         super().__init__(**arguments)
         instruments = self.telemetry.instruments
         self.telemetry.start_counter(instruments.cluster_refreshes)
+        self.telemetry.start_counter(instruments.failovers)
         for kind in REDIRECTS:
             self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
 
@@ -118,6 +119,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def on_looked(self) -> None:
         """Count a look at the nodes."""
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
+
+    def on_failovers(self, count: int) -> None:
+        """Count primaries whose place replicas have taken."""
+        self.telemetry.record(self.telemetry.instruments.failovers.add, count)
 
     def on_redirect(self, kind: str) -> None:
         """Count a redirect, one of ``REDIRECTS``."""

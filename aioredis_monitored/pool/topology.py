@@ -51,6 +51,9 @@ class NodeFactory(Protocol):
     def on_looked(self) -> None:
         """React to a look that begins."""
 
+    def on_failovers(self, count: int) -> None:
+        """React to primaries whose place replicas have taken since the look before."""
+
 
 class _Candidate(NamedTuple):
     """A node that may be asked for the slot map.
@@ -321,6 +324,8 @@ class ClusterTopology:
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
         before = self.primaries
+        if (factory := self._factory()) is not None:
+            factory.on_failovers(self._map.failovers_until(found))
         self._map, self.is_known = found, True
         pools = {address: self.node_at(address) for address in found.nodes}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
