@@ -19,9 +19,8 @@ from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.redirects import ClusterRoute
-from aioredis_monitored.pool.route import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _DEFAULT_REFRESH_SECONDS: Final = 60.0

@@ -248,8 +248,8 @@ class ClusterTopology:
             found = await self._ask(await self._start_candidates())
         if found is None:
             raise RedisConnectionError(
-                f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
-                f"others"
+                f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
+                f"{len(candidates)} others"
             )
         self._take(found)
 
@@ -312,11 +312,8 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
-        if name is not None:
-            # The certificates of nodes that do not say what they are called are for the name that was connected to.
-            unnamed = {each: name for each in found.nodes if each[0] == address[0]}
-            found.names = {**unnamed, **found.names}
-        return found
+        # The certificate of a node that does not say what it is called is for the name that was connected to.
+        return found if name is None else found.with_name(address[0], name)
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
