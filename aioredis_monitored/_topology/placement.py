@@ -512,9 +512,9 @@ def _keys_of_sort(arguments: Sequence[object]) -> list[int]:
 
 
 def _keys_of_migrate(arguments: Sequence[object]) -> list[int]:
-    """Return the key, or those after KEYS, which may also be a password."""
+    """Return the key, or if that is empty those after KEYS, a word that may be a password too."""
     words = _words(arguments)
-    position = 5
+    position = len(words) if "".join(words[2:3]) else 5
     while position < len(words):
         if words[position] == "KEYS":
             return list(range(position + 1, len(words)))
