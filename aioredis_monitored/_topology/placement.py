@@ -283,7 +283,7 @@ REVIEWED: dict[str, Placement] = {
 }
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name} - REVIEWED.keys()
 REVIEWED |= dict.fromkeys(
-    sorted(_CONTAINERS), _any("a sub-command that is unknown: a server that does not know it either refuses it")
+    sorted(_CONTAINERS), _any("an unknown sub-command, which most servers refuse")
 )
 REVIEWED |= {name: _any("explains the command") for name in TABLE if name.endswith(" HELP")}
 
