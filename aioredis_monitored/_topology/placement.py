@@ -282,9 +282,7 @@ REVIEWED: dict[str, Placement] = {
     "WAITAOF": _refused("it counts the replicas of one node; use it on a client() handle, whose writes go to one node"),
 }
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name} - REVIEWED.keys()
-REVIEWED |= dict.fromkeys(
-    sorted(_CONTAINERS), _any("an unknown sub-command, which most servers refuse")
-)
+REVIEWED |= dict.fromkeys(sorted(_CONTAINERS), _any("an unknown sub-command, which most servers refuse"))
 REVIEWED |= {name: _any("explains the command") for name in TABLE if name.endswith(" HELP")}
 
 # Commands that do for each key what they do for one: split, they lose nothing but that all keys change at once.
