@@ -171,6 +171,7 @@ class ClusterExecutor(CommandExecutor):
             return await _parse(caller, cluster, args, options, reply)
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
+            self.pin.is_identified = True
             number = cluster.node_number(caller.connection)
             return reply if number is None else number << _CLIENT_ID_BITS | reply
         return reply
