@@ -15,7 +15,7 @@ from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, p
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import retry, retry_failed
 from aioredis_monitored._execution.routing import CommandExecutor, apply_callback
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
@@ -205,7 +205,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     scanned to the end.
     """
     topology = cluster.cluster_topology
-    await topology.known()
+    await nodes_known(cluster, observer)
     _, given, *rest = args
     text = argument_text(given, MAX_WORD_LENGTH)
     if not (text.isascii() and text.isdigit()):

@@ -131,7 +131,10 @@ class Scatter:
         """
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
-            await self._prepare()
+            if self._nodes is not None or any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
+                await nodes_known(self._cluster, self._observer)
+            self._expanded = [self._expand(args) for args in self._given]
+            self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
             for each in self._commands:
@@ -140,13 +143,6 @@ class Scatter:
             if not self._expanded:
                 raise
         return [each.reply() for each in self._expanded]
-
-    async def _prepare(self) -> None:
-        """Find out what is sent where; a command that goes to no node fails alone."""
-        if self._nodes is not None or any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
-            await self._cluster.cluster_topology.known()
-        self._expanded = [self._expand(args) for args in self._given]
-        self._commands = [each for expanded in self._expanded for each in expanded.commands]
 
     def _expand(self, args: tuple[Any, ...]) -> _Expanded:
         placement, topology = placement_of(args), self._cluster.cluster_topology
@@ -302,6 +298,20 @@ class Scatter:
                 await connection.disconnect(nowait=True)
                 raise
         return replies
+
+
+async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+    """Return when the nodes of a cluster are known, after as many attempts as the policy allows.
+
+    Raises:
+        redis.exceptions.RedisError: No node answers.
+    """
+    route = cluster.route([], observer)
+
+    async def attempt(_seconds: float | None, _losses: int) -> None:
+        await route.target()
+
+    await retry(route, _PENDING, attempt, 0, observer)
 
 
 def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:

@@ -217,6 +217,22 @@ async def test_ping_of_the_pool_returns_if_a_node_answers(cluster_pool):
     await cluster_pool.ping()
 
 
+async def test_redirects_that_confirm_the_map_start_no_look(cluster, on_cluster, telemetry, until):
+    slot, (target, *_) = key_slot("{moved}"), cluster.primaries()
+    if cluster.owner(slot) is target:
+        _, target, *_ = cluster.primaries()
+    await on_cluster.set("{moved}", 1)
+    looks = telemetry.tally("aioredis_monitored.cluster.refreshes")
+    cluster.migrate(slot, target)
+
+    assert await asyncio.gather(*(on_cluster.get("{moved}") for _ in range(50))) == [b"1"] * 50
+    await until(lambda: telemetry.tally("aioredis_monitored.cluster.refreshes") != looks)
+    redirects = telemetry.tally("aioredis_monitored.cluster.redirects", "aioredis_monitored.cluster.redirect")
+    assert redirects["moved"] == 50
+    (now,), (before,) = telemetry.tally("aioredis_monitored.cluster.refreshes").values(), looks.values()
+    assert now == before + 1
+
+
 async def test_redirected_call_is_sent_to_the_node_that_imports_the_slot(cluster, on_cluster, telemetry):
     source, slot = cluster.owner("{moving}"), key_slot("{moving}")
     (target, *_) = [node for node in cluster.primaries() if node is not source]
