@@ -1,5 +1,6 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -27,7 +28,10 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute
 from aioredis_monitored.pool.topology import ClusterTopology
 
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 _DEFAULT_REFRESH_SECONDS: Final = 60.0
+# How long after a node has failed a replica has its place: it waits up to a second, and then asks for votes.
+_ELECTION_SECONDS: Final = 2.0
 
 
 class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
@@ -140,6 +144,21 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def on_failovers(self, count: int) -> None:
         """Count primaries whose place replicas have taken."""
         self.telemetry.record(self.telemetry.instruments.failovers.add, count)
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Warn if the deadline of calls is over before the cluster has replaced a node that failed."""
+        deadline, needed = self.retry_policy.deadline, seconds + _ELECTION_SECONDS
+        if deadline is not None and deadline < needed:
+            _LOGGER.warning(
+                "pool %r: calls are retried for socket_timeout, %g s, and it takes the cluster about %g s to replace a "
+                "node that has failed, as cluster-node-timeout is %g s: calls for its slots will fail. Set "
+                "socket_timeout to %g s or more, or lower cluster-node-timeout",
+                self.name,
+                deadline,
+                needed,
+                seconds,
+                needed,
+            )
 
     def on_redirect(self, kind: str) -> None:
         """Count a redirect, one of ``REDIRECTS``."""
