@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from ipaddress import ip_address
+from math import inf
 from operator import itemgetter
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 from weakref import ref
 
 from redis.asyncio.connection import AbstractConnection
@@ -76,6 +77,7 @@ class ClusterTopology:
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
         refresh: Seconds between two regular looks; 0 for none.
+        verifies_names: Whether a node must prove its name with a certificate.
 
     Attributes:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
@@ -91,11 +93,14 @@ class ClusterTopology:
         factory: NodeFactory,
         resolve: Callable[[str, int], Address],
         refresh: float,
+        *,
+        verifies_names: bool,
     ) -> None:
         self._start_nodes = start_nodes
         self._factory = ref(factory)
         self._resolve = resolve
         self._refresh = refresh
+        self._verifies_names = verifies_names
         self._reset()
 
     def _reset(self) -> None:
@@ -109,6 +114,7 @@ class ClusterTopology:
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
         self._map = SlotMap(())
+        self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         self._suspected: dict[Address, float] = {}
@@ -116,6 +122,7 @@ class ClusterTopology:
         self._closing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
+        self._is_lost = False
 
     # Nodes.
 
@@ -156,6 +163,13 @@ class ClusterTopology:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
         return list(self._addresses)
 
+    def replica_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
+        """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
+        since = monotonic() - _SUSPECTED_SECONDS
+        replicas = self._replicas.get(self.slots[slot], ())
+        living = [node for node in replicas if self._suspected.get(self._addresses[node], -inf) < since]
+        return random.choice(living) if living else None  # noqa: S311 - calls are spread
+
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
         return [self.node_at(each) for each in self._map.nodes]
@@ -167,15 +181,11 @@ class ClusterTopology:
             AttemptFailed: No primary is known.
         """
         since = monotonic() - _SUSPECTED_SECONDS
-        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], 0.0) < since]
+        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], -inf) < since]
         if not self.primaries:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
         return random.choice(living or self.primaries)  # noqa: S311 - calls are spread
-
-    def replicas_of(self, primary: MonitoredConnectionPool) -> list[MonitoredConnectionPool]:
-        """Return the replicas of a primary."""
-        return [self.node_at(each) for each in self._map.replicas.get(self._addresses[primary], ())]
 
     # Redirects.
 
@@ -204,10 +214,12 @@ class ClusterTopology:
             AttemptFailed: No node answers.
         """
         if not self.is_known:
-            try:
-                await asyncio.shield(self._look())
-            except RedisError as error:
-                raise AttemptFailed(error, may_have_run=False) from error
+            looking = self._look()
+            # Not awaited itself: closing the pool cancels it, and not the calls that wait.
+            await asyncio.wait([looking])
+            failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
+            if failure is not None:
+                raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -230,8 +242,11 @@ class ClusterTopology:
     def _on_look_done(self, looking: "asyncio.Task[None]") -> None:
         if looking is self._looking:
             self._looking = None
-        if not looking.cancelled() and (error := looking.exception()) is not None:
-            _LOGGER.warning("cluster of %s: %s", _listed(self._start_nodes), error)
+        error = None if looking.cancelled() else looking.exception()
+        if error is not None and not self._is_lost:
+            # Once, and not with each look until one succeeds.
+            _LOGGER.warning("%s", error)
+        self._is_lost = error is not None
         if self._timer is None and not self.is_closed:
             self._arm_timer()
 
@@ -248,15 +263,15 @@ class ClusterTopology:
             found = await self._ask(await self._start_candidates())
         if found is None:
             raise RedisConnectionError(
-                f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
-                f"others"
+                f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
+                f"{len(candidates)} others"
             )
         self._take(found)
 
     def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
         """Return the addresses in random order, those of suspected nodes last."""
         since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, 0.0) > since, random.random()))  # noqa: S311
+        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, random.random()))  # noqa: S311
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
@@ -312,21 +327,24 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
-        if name is not None:
-            # The certificates of nodes that do not say what they are called are for the name that was connected to.
-            unnamed = {each: name for each in found.nodes if each[0] == address[0]}
-            found.names = {**unnamed, **found.names}
-        return found
+        # The certificate of a node that does not say what it is called is for the name that was connected to.
+        return found if name is None else found.with_name(address[0], name)
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
-        before = self.primaries
+        before, names = self.primaries, self._map.names
         self._map, self.is_known = found, True
+        if self._verifies_names:
+            for address in list(self.nodes):
+                # It was found by a redirect, which does not say what the node is called.
+                if found.names.get(address) != names.get(address):
+                    self._remove(address)
         pools = {address: self.node_at(address) for address in found.nodes}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
         self.slots = slots
+        self._replicas = {pools[each]: [pools[address] for address in found.replicas[each]] for each in found.primaries}
         primaries = [pools[address] for address in found.primaries]
         self.primaries = [each for each in before if each in primaries] + [
             each for each in primaries if each not in before
@@ -336,7 +354,7 @@ class ClusterTopology:
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
         for address in self.nodes.keys() - pools.keys():
-            if self._redirected.get(address, 0.0) < since:
+            if self._redirected.get(address, -inf) < since:
                 self._remove(address)
 
     def _remove(self, address: Address) -> None:
