@@ -16,13 +16,13 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
-
-from support.cluster_load import CountingPool, Load, account, tags_in
-from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import ClusterServers
+from support.cluster_load import CountingPool, Load, account, tags_in
+from support.sharing import UNRECORDED
 
 CLIENT_NAME = "chaos"
 MOVED_SLOTS = 10
@@ -153,7 +153,9 @@ class Trial:
         counts = Counter()
         for node in self.cluster.nodes:
             if node.is_running and not node.is_frozen:
-                lines = dict(line.split(":", 1) for line in node.call("INFO", "commandstats").splitlines() if ":" in line)
+                lines = dict(
+                    line.split(":", 1) for line in node.call("INFO", "commandstats").splitlines() if ":" in line
+                )
                 fields = lines.get("cmdstat_cluster|slots", "calls=0").split(",")[0]
                 counts[node.port] = int(fields.removeprefix("calls="))
         return counts
@@ -233,7 +235,7 @@ async def freeze(cluster, seed, *, rounds):
 
 async def _break(cluster, seed, rounds, end, begin_again):
     dice = random.Random(seed)
-    async with trial(cluster, seed) as it:
+    async with trial(cluster, seed, transactions=True) as it:
         for _ in range(rounds):
             node = dice.choice(cluster.primaries())
             replica, broken = cluster.replica_of(node), set(_slots_of(node))
@@ -255,11 +257,13 @@ async def _break(cluster, seed, rounds, end, begin_again):
 
 async def fail_over(cluster, seed, *, rounds):
     """Make a replica a primary by CLUSTER FAILOVER, one after the other (C4)."""
-    dice = random.Random(seed)
-    async with trial(cluster, seed) as it:
+    shards = [_slots_of(node)[0] for node in cluster.primaries()]
+    random.Random(seed).shuffle(shards)
+    async with trial(cluster, seed, transactions=True) as it:
         it.watch()
-        for _ in range(rounds):
-            replica = cluster.replica_of(dice.choice(cluster.primaries()))
+        for _, slot in zip(range(rounds), cycle(shards), strict=False):
+            # One shard after the other: nodes refuse a second vote for one, and its clients would wait for 5 s.
+            replica = cluster.replica_of(cluster.owner(slot))
             await asyncio.to_thread(cluster.failover, replica)
             await it.load.reach(500)
             await asyncio.to_thread(cluster.wait_ok)
@@ -278,7 +282,7 @@ async def add_and_remove(cluster, seed, *, rounds, forgotten=False):
     """
     source = cluster.primaries()[0]
     slots = _slots_of(source)[:MOVED_SLOTS]
-    async with trial(cluster, seed, slots=slots, topology_refresh=1) as it:
+    async with trial(cluster, seed, slots=slots, transactions=True, topology_refresh=1) as it:
         await it.load.reach(500)
         before = _Held.now(cluster, it.pool)
         it.watch()
@@ -389,8 +393,20 @@ async def run_alone(asked):
         async with load.running():
             await asyncio.sleep(asked.seconds)
         found = await account(load, asked.url)
-    print(json.dumps({**found._asdict(), "calls": load.calls, "errors": load.errors, "slowest": load.slowest,
-                      "wrong": load.wrong, "hung": load.hung, **pool.counts}, indent=2))
+    print(
+        json.dumps(
+            {
+                **found._asdict(),
+                "calls": load.calls,
+                "errors": load.errors,
+                "slowest": load.slowest,
+                "wrong": load.wrong,
+                "hung": load.hung,
+                **pool.counts,
+            },
+            indent=2,
+        )
+    )
 
 
 def parsed(words):
