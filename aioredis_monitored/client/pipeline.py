@@ -469,7 +469,8 @@ class _WatchedConnection(PinnedConnection):
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:
         altering = [args for args in commands if operation_name(args).upper() not in _ENDED_BY_RESET]
-        discard_if_altered(pool, connection, altering)
+        if discard_if_altered(pool, connection, altering):
+            self._altered = connection
 
 
 def _watch_lost(*, may_have_run: bool) -> WatchError:

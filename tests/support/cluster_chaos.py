@@ -1,8 +1,8 @@
 """Break a cluster in all the ways that its guarantees speak of, under load, and count: errors, duplicates, lost writes.
 
-A separate program, ``python -m support.cluster_chaos`` in ``tests/``. It starts clusters of the server under test and makes every fault of ``SCENARIOS``, or those that
-are named. It prints a table, and exits with 0 only if every figure passes. With ``--url`` there is the load alone, on a
-cluster that is there already: whoever runs it makes the faults.
+A separate program: ``python -m support.cluster_chaos`` in ``tests/``. It starts clusters of the server under test, and
+makes all faults, or those that are named. It prints a table, and exits with 0 only if every figure passes. With
+``--url`` there is the load alone, on a cluster that is there already: who runs it makes the faults.
 """
 
 import argparse
@@ -50,7 +50,7 @@ class Figures:
         hung: Calls that took more than half a minute.
         slowest: Seconds of the slowest call from the fault on.
         promotion: Seconds until another node took over; the longest of all rounds.
-        looks: CLUSTER SLOTS that the nodes have answered, in a second, from the fault on.
+        looks: CLUSTER SLOTS that the nodes have answered after the first one, in a second, from the fault on.
         moved: MOVED that were followed.
         asked: ASK that were followed.
         lost_watches: WatchError that were raised.
@@ -147,7 +147,7 @@ class Trial:
             figures.in_flight += sum(each.slot in broken and each.began <= first for each in load.ended)
         since = self._looks()
         looks = sum(max(0, count - self.looked[node]) for node, count in since.items())
-        figures.looks = max(figures.looks, looks / max(1.0, time.monotonic() - self.watched_at))
+        figures.looks = max(figures.looks, max(0, looks - 1) / (time.monotonic() - self.watched_at))
 
     def _looks(self):
         counts = Counter()
