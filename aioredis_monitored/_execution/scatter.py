@@ -16,7 +16,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of_batch
+from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
     dedicated_attempt,
     dedicated_connection,
@@ -32,7 +32,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.retry import RetryPolicy
+from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, RetryPolicy
 
 _ASKING: Final = ("ASKING",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
@@ -251,7 +251,10 @@ class Scatter:
             if isinstance(reply, AskError):
                 each.importing = self._redirects.take(reply, node)
                 self._is_redirected = True
-            elif not isinstance(reply, _NOT_NOW):
+            elif not isinstance(reply, _NOT_NOW) or (
+                # A script may have written before it got another error than the cluster's.
+                traits_of(each.args).runs_code and not isinstance(reply, REFUSED_BY_CLUSTER)
+            ):
                 each.settle(reply)
                 continue
             else:
