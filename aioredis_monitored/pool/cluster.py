@@ -7,7 +7,7 @@ from typing import Any, Final, Self
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
-from redis.exceptions import ClusterDownError
+from redis.exceptions import ClusterDownError, RedisError
 from redis.retry import AbstractRetry
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
@@ -22,7 +22,7 @@ from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
-from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.redirects import ClusterRoute, note_failure
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _DEFAULT_REFRESH_SECONDS: Final = 60.0
@@ -225,8 +225,17 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             on_waited: Called with total and connecting seconds, also on failure.
         """
         self.check_open()
-        await self.cluster_topology.known()
-        return await self.cluster_topology.any_primary().acquire(on_waited)
+        node = None
+        try:
+            await self.cluster_topology.known()
+            node = self.cluster_topology.any_primary()
+            return await node.acquire(on_waited)
+        except AttemptFailed as failed:
+            raise failed.error from None
+        except RedisError as error:
+            # The next one is acquired from another node.
+            note_failure(self, error, node)
+            raise
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
         return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol, cast
-from weakref import ref
+from weakref import WeakSet, ref
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
@@ -33,6 +33,8 @@ _HEDGE_SECONDS: Final = 0.25
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
+# How often a node is probed that a caller waits for on a connection of its own: a blocked call owes nothing for long.
+_PROBE_SECONDS: Final = 1.0
 # For how long a node that did not answer is asked after all others.
 _SUSPECTED_SECONDS: Final = 3.0
 # For how long a node stays known that another one has redirected to, and that has no slots yet.
@@ -50,6 +52,13 @@ class NodeFactory(Protocol):
 
     def on_looked(self) -> None:
         """React to a look that begins."""
+
+
+class TopologyObserver(Protocol):
+    """Learns when the nodes may have changed."""
+
+    def on_nodes_changed(self) -> object:
+        """React to a look that has succeeded."""
 
 
 class _Candidate(NamedTuple):
@@ -84,6 +93,7 @@ class ClusterTopology:
         nodes: The pools of all nodes that are known.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
+        observers: Are called after each look that has succeeded; they are referenced weakly.
     """
 
     def __init__(
@@ -100,6 +110,7 @@ class ClusterTopology:
         self._resolve = resolve
         self._refresh = refresh
         self._verifies_names = verifies_names
+        self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
     def _reset(self) -> None:
@@ -118,6 +129,10 @@ class ClusterTopology:
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._probed_at = 0.0
+        self._probing: dict[MonitoredConnectionPool, asyncio.Task[bool]] = {}
+        # Those that did not answer the last probe.
+        self._silent: set[MonitoredConnectionPool] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
         self._is_lost = False
@@ -350,11 +365,14 @@ class ClusterTopology:
         for address in self.nodes.keys() - pools.keys():
             if self._redirected.get(address, 0.0) < since:
                 self._remove(address)
+        for observer in list(self.observers):
+            observer.on_nodes_changed()
 
     def _remove(self, address: Address) -> None:
         node = self.nodes.pop(address)
         self._redirected.pop(address, None)
         self._suspected.pop(address, None)
+        self._silent.discard(node)
         closing = asyncio.get_running_loop().create_task(node.aclose(), context=Context())
         self._closing.add(closing)
 
@@ -374,7 +392,7 @@ class ClusterTopology:
         self._timer = loop.call_later(_CHECK_SECONDS, _check_regularly, ref(self), context=Context())
 
     def check(self) -> None:
-        """Look if a primary is silent, or the last look is long ago; end what demoted nodes owe and do not answer."""
+        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent."""
         self._timer = None
         if self.is_closed:
             return
@@ -383,17 +401,43 @@ class ClusterTopology:
                 self.want_look(node)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
             self.want_look()
+        if monotonic() - self._probed_at > _PROBE_SECONDS:
+            self._probed_at = monotonic()
+            for node in self.nodes.values():
+                if node.is_dedicated_in_use and node not in self._probing:
+                    self._probe(node)
         self._leave_silent()
         self._arm_timer()
 
+    def _probe(self, node: MonitoredConnectionPool) -> None:
+        """Look if a node that owes nothing does not answer a PING, either."""
+        probing = asyncio.get_running_loop().create_task(node.answers_within(_SILENT_SECONDS), context=Context())
+        self._probing[node] = probing
+
+        def on_done(task: "asyncio.Task[bool]") -> None:
+            self._probing.pop(node, None)
+            if task.cancelled() or self.is_closed:
+                return
+            if task.result():
+                self._silent.discard(node)
+            else:
+                self._silent.add(node)
+                self._leave_silent()
+                self.want_look(node)
+
+        probing.add_done_callback(on_done, context=Context())
+
     def _leave_silent(self) -> None:
-        """Close the connections to nodes that are no primaries, owe replies, and are silent.
+        """Close the connections to nodes that are no primaries and are silent: they owe replies, or answer no probe.
 
         A node that was demoted while it can be reached answers what it owes, with redirects.
         """
         for node in self.nodes.values():
-            if node not in self.primaries and node.silent_seconds() > _SILENT_SECONDS / 2:
-                node.close_silent(_SILENT_SECONDS / 2)
+            if node not in self.primaries:
+                if node.silent_seconds() > _SILENT_SECONDS / 2:
+                    node.close_silent(_SILENT_SECONDS / 2)
+                if node in self._silent:
+                    node.close_dedicated()
 
     # Closing.
 
@@ -416,6 +460,9 @@ class ClusterTopology:
             self._timer.cancel()
         if self._looking is not None and not self._looking.get_loop().is_closed():
             self._looking.cancel()
+        for probing in self._probing.values():
+            if not probing.get_loop().is_closed():
+                probing.cancel()
         self._reset()
         self.is_closed = True
         return nodes
