@@ -1,6 +1,6 @@
 """Commands in a cluster: which node each goes to, and what several nodes reply to one command."""
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from inspect import isawaitable
 from time import monotonic
@@ -15,12 +15,12 @@ from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, p
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import retry, retry_failed
 from aioredis_monitored._execution.routing import CommandExecutor, apply_callback
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.hash_slots import key_slot
-from aioredis_monitored._topology.placement import FIRST_KEY, Kind, placement_of, routing_error
+from aioredis_monitored._topology.placement import FIRST_KEY, Kind, may_read_from_replica, placement_of, routing_error
 from aioredis_monitored.errors import PoolClosedError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
@@ -62,7 +62,7 @@ class ClusterExecutor(CommandExecutor):
         node = None
         if type(name) is str and name in FIRST_KEY and len(args) > 1:
             node = cluster.cluster_topology.slots[key_slot(args[1])]
-        if node is None:
+        if node is None or (self.reads_replicas and may_read_from_replica(args)):
             return await self._execute_placed(caller, cluster, args, options, observer)
         if observer is not None:
             observer.set_server(node.telemetry.server)
@@ -103,20 +103,32 @@ class ClusterExecutor(CommandExecutor):
         observer: Observer | None,
     ) -> Any:
         placement = placement_of(args)
+        reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            route = cluster.route([args], observer)
+            choose = cluster.choose_to_read(placement.slot) if reads and placement.slot is not None else None
+            route = ClusterRoute(cluster, choose or partial(cluster.of, args), observer)
             attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:
             reply = await _scan(cluster, args, observer)
         elif placement.kind in _SEVERAL_NODES:
-            (reply,) = await Scatter(cluster, [args], observer).run()
+            (reply,) = await Scatter(cluster, [args], observer, reads_replicas=reads).run()
         elif (found := _client_of(cluster, args)) is not None:
             node, at_node = found
             (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
         else:
             raise routing_error(args, placement)
         return await _parse(caller, cluster, args, options, reply)
+
+    def execute_part(
+        self, caller: Redis, observer: Observer | None, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Execute one command that is part of an operation, never at a replica; see ``CommandExecutor``."""
+        executor = self
+        if self.reads_replicas:
+            executor = self.copied()
+            executor.reads_replicas = False
+        return CommandExecutor.execute_part(executor, caller, observer, *args, **options)
 
     async def connect(self, caller: Redis) -> None:
         """Do nothing: the first key names the node that the client keeps to."""
@@ -159,6 +171,7 @@ class ClusterExecutor(CommandExecutor):
             return await _parse(caller, cluster, args, options, reply)
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
+            self.pin.is_identified = True
             number = cluster.node_number(caller.connection)
             return reply if number is None else number << _CLIENT_ID_BITS | reply
         return reply
@@ -192,7 +205,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     scanned to the end.
     """
     topology = cluster.cluster_topology
-    await topology.known()
+    await nodes_known(cluster, observer)
     _, given, *rest = args
     text = argument_text(given, MAX_WORD_LENGTH)
     if not (text.isascii() and text.isdigit()):

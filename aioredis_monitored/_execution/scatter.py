@@ -100,6 +100,7 @@ class Scatter:
         observer: Is given the node, if there is only one; ``None`` for none.
         nodes: The only node that all commands go to, or several for a single command; default ``None``, for those of
             its placement.
+        reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
     """
 
     def __init__(
@@ -108,11 +109,14 @@ class Scatter:
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
         nodes: Sequence[MonitoredConnectionPool] | None = None,
+        *,
+        reads_replicas: bool = False,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
         self._nodes = nodes
+        self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
@@ -127,7 +131,10 @@ class Scatter:
         """
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
-            await self._prepare()
+            if self._nodes is not None or any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
+                await nodes_known(self._cluster, self._observer)
+            self._expanded = [self._expand(args) for args in self._given]
+            self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
             for each in self._commands:
@@ -136,13 +143,6 @@ class Scatter:
             if not self._expanded:
                 raise
         return [each.reply() for each in self._expanded]
-
-    async def _prepare(self) -> None:
-        """Find out what is sent where; a command that goes to no node fails alone."""
-        if self._nodes is not None or any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
-            await self._cluster.cluster_topology.known()
-        self._expanded = [self._expand(args) for args in self._given]
-        self._commands = [each for expanded in self._expanded for each in expanded.commands]
 
     def _expand(self, args: tuple[Any, ...]) -> _Expanded:
         placement, topology = placement_of(args), self._cluster.cluster_topology
@@ -154,9 +154,9 @@ class Scatter:
             return _Expanded(_at_each(topology.known_nodes(), args), placement)
         if placement.kind is Kind.SPLIT:
             parts = split(args)
-            at_slot = self._cluster.node_of_slot
-            return _Expanded([_Command(part.args, partial(at_slot, part.slot)) for part in parts], placement, parts)
-        command = _Command(args, partial(self._cluster.of, args))
+            return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
+        slot = placement.slot
+        command = _Command(args, topology.any_primary if slot is None else self._choose_at(slot))
         if placement.kind not in {Kind.SLOT, Kind.ANY}:
             command.settle(routing_error(args, placement))
         return _Expanded([command])
@@ -298,6 +298,20 @@ class Scatter:
                 await connection.disconnect(nowait=True)
                 raise
         return replies
+
+
+async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+    """Return when the nodes of a cluster are known, after as many attempts as the policy allows.
+
+    Raises:
+        redis.exceptions.RedisError: No node answers.
+    """
+    route = cluster.route([], observer)
+
+    async def attempt(_seconds: float | None, _losses: int) -> None:
+        await route.target()
+
+    await retry(route, _PENDING, attempt, 0, observer)
 
 
 def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:
