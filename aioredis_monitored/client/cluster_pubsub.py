@@ -350,14 +350,22 @@ class MonitoredClusterPubSub(_ShardChannels):
 
     async def _subscribe_shards(self, channels: Collection[Any]) -> None:
         new = set(channels) - self._wanted
-        self._wanted |= new
         try:
             for slot, names in self._by_slot(channels).items():
-                subscribe = partial(_ShardSubscriptions.subscribe_shards, channels=names, is_again=False)
-                await self._at_slot(slot, names, subscribe)
+                await self._at_slot(slot, names, partial(self._subscribe_at, channels=names))
         except BaseException:
             self._wanted -= new
             self._give_up(new)
+            raise
+
+    async def _subscribe_at(self, part: _ShardSubscriptions, channels: Collection[Any], seconds: float | None) -> None:
+        # Not earlier: a look in the meantime would subscribe them as well.
+        new = set(channels) - self._wanted
+        self._wanted |= new
+        try:
+            await part.subscribe_shards(channels, seconds, is_again=False)
+        except BaseException:
+            self._wanted -= new
             raise
 
     async def _unsubscribe_shards(self, channels: Collection[Any]) -> None:
