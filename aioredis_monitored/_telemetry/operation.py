@@ -168,9 +168,13 @@ class Operation:
 
     def set_server(self, server: Server) -> None:
         """Set the server of the next attempt, in place of that of the one before."""
-        if self._anywhere is None:
-            self._anywhere = self.spec
-        self.spec = self._anywhere.served_by(server)
+        if (anywhere := self._anywhere) is None:
+            anywhere = self._anywhere = self.spec
+        try:
+            # Past the method, which costs every call in a cluster as much as finding the node.
+            self.spec = anywhere.served[server.target]
+        except KeyError:
+            self.spec = anywhere.served_by(server)
 
     def add_redirect(self) -> None:
         """Count an attempt that was redirected to another server."""
