@@ -39,8 +39,7 @@ from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.overrides import connect, get_connection, should_reconnect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.route import Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 
 T = TypeVar("T")
 

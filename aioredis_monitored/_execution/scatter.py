@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import (
     AskError,
@@ -98,7 +98,8 @@ class Scatter:
         cluster: The pool.
         commands: The commands.
         observer: Is given the node, if there is only one; ``None`` for none.
-        nodes: The nodes that each of the commands goes to; default ``None``, for those of its placement.
+        nodes: The only node that all commands go to, or several for a single command; default ``None``, for those of
+            its placement.
     """
 
     def __init__(
@@ -118,11 +119,11 @@ class Scatter:
         self._is_redirected = False
         self._last: MonitoredConnectionPool | None = None
 
-    async def run(self, seconds: float | None = None) -> list[Any]:
+    async def run(self) -> list[Any]:
         """Send the commands, and return their replies, as hiredis has parsed them; errors are values.
 
-        Args:
-            seconds: How long it may take; default ``None``, for no bound but each attempt's.
+        Raises:
+            redis.exceptions.RedisError: No node answers, and so it is not known where commands for all nodes go.
         """
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
@@ -146,26 +147,19 @@ class Scatter:
     def _expand(self, args: tuple[Any, ...]) -> _Expanded:
         placement, topology = placement_of(args), self._cluster.cluster_topology
         if self._nodes is not None:
-            commands = [_Command(args, partial(_this, node)) for node in self._nodes]
-            return _Expanded(commands, placement if len(commands) > 1 else None)
-        match placement.kind:
-            case Kind.SLOT:
-                return _Expanded([self._at_slot(args, cast("int", placement.slot))])
-            case Kind.ANY:
-                return _Expanded([_Command(args, topology.any_primary)])
-            case Kind.SPLIT:
-                parts = split(args)
-                return _Expanded([self._at_slot(part.args, part.slot) for part in parts], placement, parts)
-            case Kind.ALL_PRIMARIES:
-                return _Expanded([_Command(args, partial(_this, node)) for node in topology.primaries], placement)
-            case Kind.ALL_NODES:
-                return _Expanded([_Command(args, partial(_this, node)) for node in topology.known_nodes()], placement)
-        refused = _Command(args, topology.any_primary)
-        refused.settle(routing_error(args, placement))
-        return _Expanded([refused])
-
-    def _at_slot(self, args: tuple[Any, ...], slot: int) -> _Command:
-        return _Command(args, partial(self._cluster.node_of_slot, slot))
+            return _Expanded(_at_each(self._nodes, args))
+        if placement.kind is Kind.ALL_PRIMARIES:
+            return _Expanded(_at_each(topology.primaries, args), placement)
+        if placement.kind is Kind.ALL_NODES:
+            return _Expanded(_at_each(topology.known_nodes(), args), placement)
+        if placement.kind is Kind.SPLIT:
+            parts = split(args)
+            at_slot = self._cluster.node_of_slot
+            return _Expanded([_Command(part.args, partial(at_slot, part.slot)) for part in parts], placement, parts)
+        command = _Command(args, partial(self._cluster.of, args))
+        if placement.kind not in {Kind.SLOT, Kind.ANY}:
+            command.settle(routing_error(args, placement))
+        return _Expanded([command])
 
     # The route.
 
@@ -304,6 +298,10 @@ class Scatter:
                 await connection.disconnect(nowait=True)
                 raise
         return replies
+
+
+def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:
+    return [_Command(args, partial(_this, node)) for node in nodes]
 
 
 def _this(node: MonitoredConnectionPool) -> MonitoredConnectionPool:

@@ -73,7 +73,7 @@ class NamedSSLConnection(SSLConnection):
 
 
 def abort_transport(connection: AbstractConnection) -> None:
-    """Close a connected connection's socket: its reader and its writer see the end of the connection, as if it broke."""
+    """Close a connected connection's socket: its reader and its writer see its end, as if it broke."""
     transport_of(connection).abort()
 
 

@@ -13,8 +13,8 @@ WIRE_DURATION: Final = f"{_OURS}.wire.duration"
 BATCH_FAILED: Final = f"{_OURS}.batch.failed"
 # What the application's key_template returns for the key: few enough values to group points by.
 KEY_TEMPLATE: Final = f"{_OURS}.key.template"
-# How often a cluster's nodes have redirected the call to another one, on its span, only if they have; the counter of all
-# such redirects, and whether they were MOVED or ASK; how often the topology was asked for; the nodes that are known. The
+# How often nodes of a cluster have redirected the call, on its span, only if they have; the counter of all such
+# redirects, and whether they were MOVED or ASK; how often the topology was asked for; the nodes that are known. The
 # conventions know no clusters.
 REDIRECTS: Final = f"{_OURS}.redirects"
 CLUSTER_REDIRECTS: Final = f"{_OURS}.cluster.redirects"

@@ -39,8 +39,8 @@ from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
+from aioredis_monitored.pool.pool import Route
 from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
-from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
 

@@ -44,9 +44,8 @@ from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import is_error_reply
-from aioredis_monitored.pool.route import Route
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand

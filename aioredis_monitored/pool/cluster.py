@@ -6,7 +6,9 @@ from typing import Any, Final, Self
 
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.auth.token import TokenInterface
 from redis.exceptions import ClusterDownError
+from redis.retry import AbstractRetry
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
 from aioredis_monitored._redispy.connections import make_safe_connection
@@ -19,9 +21,8 @@ from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.redirects import ClusterRoute
-from aioredis_monitored.pool.route import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _DEFAULT_REFRESH_SECONDS: Final = 60.0
@@ -65,7 +66,13 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             message = "nodes must name at least one node"
             raise ValueError(message)
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
-        self.cluster_topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
+        self.cluster_topology = ClusterTopology(
+            self._start_nodes,
+            self,
+            resolve,
+            own["topology_refresh"],
+            verifies_names=arguments.get("connection_class") is SSLConnection,
+        )
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
         for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
@@ -260,6 +267,26 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Whether an acquired connection was connected anew since it was acquired."""
         owner = self._owner_of(connection)
         return owner is not None and owner.was_reconnected(connection)
+
+    # What redis-py and its users do with a pool.
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connections to all nodes; they connect again when they are used."""
+        for node in self.cluster_topology.all_nodes():
+            await node.disconnect(inuse_connections)
+
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        for node in self.cluster_topology.all_nodes():
+            await node.re_auth_callback(token)
+
+    def set_retry(self, retry: AbstractRetry[Any]) -> None:
+        """Take the number of retries of a policy of redis-py, as the constructor does."""
+        super().set_retry(retry)
+        self._node_arguments["retry"] = retry
+        self._node_arguments.pop("retries", None)
+        for node in self.cluster_topology.all_nodes():
+            node.set_retry(retry)
 
     # Opening and closing.
 

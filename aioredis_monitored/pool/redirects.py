@@ -10,15 +10,14 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, ReplyObserver
 from aioredis_monitored.errors import PoolClosedError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy
-from aioredis_monitored.pool.route import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
 # As in valkey-glide and coredis: a slot moves once, and its new node may hand it on.
 _MAX_REDIRECTS: Final = 16
-# How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know which
-# of them is the primary.
+# How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know
+# which of them is the primary.
 _IMMEDIATE_REDIRECTS: Final = 4
 # After these, another node may serve the slot.
 _STALE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, MasterDownError, ReadOnlyError)

@@ -9,7 +9,7 @@ from contextvars import Context
 from ipaddress import ip_address
 from operator import itemgetter
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol, cast
 from weakref import ref
 
 from redis.asyncio.connection import AbstractConnection
@@ -76,6 +76,7 @@ class ClusterTopology:
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
         refresh: Seconds between two regular looks; 0 for none.
+        verifies_names: Whether a node must prove its name with a certificate.
 
     Attributes:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
@@ -91,11 +92,14 @@ class ClusterTopology:
         factory: NodeFactory,
         resolve: Callable[[str, int], Address],
         refresh: float,
+        *,
+        verifies_names: bool,
     ) -> None:
         self._start_nodes = start_nodes
         self._factory = ref(factory)
         self._resolve = resolve
         self._refresh = refresh
+        self._verifies_names = verifies_names
         self._reset()
 
     def _reset(self) -> None:
@@ -116,6 +120,7 @@ class ClusterTopology:
         self._closing: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
+        self._is_lost = False
 
     # Nodes.
 
@@ -204,10 +209,12 @@ class ClusterTopology:
             AttemptFailed: No node answers.
         """
         if not self.is_known:
-            try:
-                await asyncio.shield(self._look())
-            except RedisError as error:
-                raise AttemptFailed(error, may_have_run=False) from error
+            looking = self._look()
+            # Not awaited itself: closing the pool cancels it, and not the calls that wait.
+            await asyncio.wait([looking])
+            failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
+            if failure is not None:
+                raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -230,8 +237,11 @@ class ClusterTopology:
     def _on_look_done(self, looking: "asyncio.Task[None]") -> None:
         if looking is self._looking:
             self._looking = None
-        if not looking.cancelled() and (error := looking.exception()) is not None:
-            _LOGGER.warning("cluster of %s: %s", _listed(self._start_nodes), error)
+        error = None if looking.cancelled() else looking.exception()
+        if error is not None and not self._is_lost:
+            # Once, and not with each look until one succeeds.
+            _LOGGER.warning("%s", error)
+        self._is_lost = error is not None
         if self._timer is None and not self.is_closed:
             self._arm_timer()
 
@@ -248,8 +258,8 @@ class ClusterTopology:
             found = await self._ask(await self._start_candidates())
         if found is None:
             raise RedisConnectionError(
-                f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
-                f"others"
+                f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
+                f"{len(candidates)} others"
             )
         self._take(found)
 
@@ -312,16 +322,18 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
-        if name is not None:
-            # The certificates of nodes that do not say what they are called are for the name that was connected to.
-            unnamed = {each: name for each in found.nodes if each[0] == address[0]}
-            found.names = {**unnamed, **found.names}
-        return found
+        # The certificate of a node that does not say what it is called is for the name that was connected to.
+        return found if name is None else found.with_name(address[0], name)
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
-        before = self.primaries
+        before, names = self.primaries, self._map.names
         self._map, self.is_known = found, True
+        if self._verifies_names:
+            for address in list(self.nodes):
+                # It was found by a redirect, which does not say what the node is called.
+                if found.names.get(address) != names.get(address):
+                    self._remove(address)
         pools = {address: self.node_at(address) for address in found.nodes}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:

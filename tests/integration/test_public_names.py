@@ -28,6 +28,8 @@ OF_THE_POOL = {
     *("acquire_for_sharing", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
     # For pool_from_config.
     "for_topology",
+    # For routing, which a cluster's pool does.
+    *("route", "target", "follow", "is_sharing", "is_asking", "silent_seconds", "close_silent"),
 }
 
 
