@@ -21,9 +21,8 @@ from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored._topology.placement import FIRST_KEY, Kind, placement_of, routing_error
 from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.redirects import ClusterRoute
-from aioredis_monitored.pool.route import Route
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
 _CURSOR_NODE_BITS: Final = 16

@@ -51,8 +51,7 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.errors import PoolClosedError, decoding_error
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.route import Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 
 T = TypeVar("T")
 
