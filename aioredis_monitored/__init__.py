@@ -26,6 +26,7 @@ from aioredis_monitored.errors import (
     TimedOutError,
 )
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.queue.queue import MessageQueue
 
@@ -39,6 +40,7 @@ __all__ = [
     "EventLoopError",
     "LeaseLostError",
     "MessageQueue",
+    "MonitoredClusterPool",
     "MonitoredConnectionPool",
     "MonitoredPubSub",
     "MonitoredRedisConnection",

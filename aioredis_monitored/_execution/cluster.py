@@ -54,6 +54,7 @@ class ClusterExecutor(CommandExecutor):
         observer: Observer | None = None,
         seconds: float | None = None,
         losses: int | None = None,
+<<<<<<< HEAD
     ) -> Coroutine[Any, Any, Any]:
         """Execute one command at the node of its keys, or at those that it is for; see ``CommandExecutor``.
 
@@ -61,7 +62,7 @@ class ClusterExecutor(CommandExecutor):
         """
         if len(args) > 1 and type(name := args[0]) is str and name in FIRST_KEY:
             node = self.pool.cluster_topology.slots[key_slot(args[1])]
-            if node is not None:
+            if node is not None and not (self.reads_replicas and may_read_from_replica(args)):
                 if observer is not None:
                     observer.set_server(node.telemetry.server)
                 # In Python 3.11, super() would take another tenth of a microsecond.
@@ -78,6 +79,31 @@ class ClusterExecutor(CommandExecutor):
     ) -> tuple[Route, Attempt[Any]]:
         route = ClusterRoute(self.pool, partial(self.pool.of, args), observer, node=pool)
         return route, partial(self._attempt, caller, route, args, options, observer)
+=======
+    ) -> Any:
+        """Execute one command at the node of its keys, or at those that it is for; see ``CommandExecutor``."""
+        cluster = cast("MonitoredClusterPool", pool)
+        started = monotonic()
+        name = args[0]
+        node = None
+        if type(name) is str and name in FIRST_KEY and len(args) > 1:
+            node = cluster.cluster_topology.slots[key_slot(args[1])]
+        if node is None or (self.reads_replicas and may_read_from_replica(args)):
+            return await self._execute_placed(caller, cluster, args, options, observer)
+        if observer is not None:
+            observer.set_server(node.telemetry.server)
+        try:
+            return await CommandExecutor.execute(self, caller, node, args, options, observer, seconds, losses or 0)
+        except AttemptFailed as failed:
+            failure = failed
+        except PoolClosedError as error:
+            failure = AttemptFailed(error, may_have_run=False)
+        route = ClusterRoute(cluster, partial(cluster.of, args), observer, node=node)
+        attempt = partial(self._attempt, caller, route, args, options, observer)
+        return await retry_failed(
+            route, traits_of(args), attempt, failure, started, blocking_timeout(args) or 0, observer
+        )
+>>>>>>> cluster
 
     async def _attempt(
         self,
@@ -101,20 +127,32 @@ class ClusterExecutor(CommandExecutor):
         observer: Observer | None,
     ) -> Any:
         placement = placement_of(args)
+        reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            route = cluster.route([args], observer)
+            choose = cluster.choose_to_read(placement.slot) if reads and placement.slot is not None else None
+            route = ClusterRoute(cluster, choose or partial(cluster.of, args), observer)
             attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:
             reply = await _scan(cluster, args, observer)
         elif placement.kind in _SEVERAL_NODES:
-            (reply,) = await Scatter(cluster, [args], observer).run()
+            (reply,) = await Scatter(cluster, [args], observer, reads_replicas=reads).run()
         elif (found := _client_of(cluster, args)) is not None:
             node, at_node = found
             (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
         else:
             raise routing_error(args, placement)
         return await _parse(caller, cluster, args, options, reply)
+
+    def execute_part(
+        self, caller: Redis, observer: Observer | None, *args: Any, **options: Any
+    ) -> Coroutine[Any, Any, Any]:
+        """Execute one command that is part of an operation, never at a replica; see ``CommandExecutor``."""
+        executor = self
+        if self.reads_replicas:
+            executor = self.copied()
+            executor.reads_replicas = False
+        return CommandExecutor.execute_part(executor, caller, observer, *args, **options)
 
     async def connect(self, caller: Redis) -> None:
         """Do nothing: the first key names the node that the client keeps to."""

@@ -82,6 +82,7 @@ class CommandExecutor:
         dedicated: The pool's dedicated connections.
         pin: The connection that the client keeps to; ``None`` if it keeps to none.
         pool: The pool, if it is a ``MonitoredConnectionPool``.
+        reads_replicas: Whether calls that only read may go to replicas.
         request: What counts the calls of the request that they are part of; default ``None``.
         shared_pool: The pool, if the client's own commands may go on its shared connection.
         shares: Whether they may, as far as the client is concerned.
@@ -93,6 +94,7 @@ class CommandExecutor:
         "dedicated",
         "pin",
         "pool",
+        "reads_replicas",
         "recorder",
         "request",
         "server_span",
@@ -117,6 +119,7 @@ class CommandExecutor:
         self.dedicated = dedicated_connections_of(connection_pool)
         self.pin = PinnedConnection() if is_pinned else None
         self.pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
+        self.reads_replicas = self.pool is not None and self.pool.reads_replicas
         self.shared_pool = self.pool if shares and not is_pinned else None
         self.shares = shares
         self._execute_command = execute_command
@@ -422,6 +425,16 @@ def unpinned_copy(client: Redis) -> Redis:
         connection=None, single_connection_client=False, _command_executor=require_executor(client).unpinned()
     )
     return unpinned
+
+
+def reading_primaries(client: Redis) -> Redis:
+    """Return a client that never reads from replicas, for what must see the last write: the given one, or a copy."""
+    executor = executor_of(client)
+    if executor is None or not executor.reads_replicas:
+        return client
+    other = copy(client)
+    require_executor(other).reads_replicas = False
+    return other
 
 
 def apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:

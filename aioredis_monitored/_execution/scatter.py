@@ -100,6 +100,7 @@ class Scatter:
         observer: Is given the node, if there is only one; ``None`` for none.
         nodes: The only node that all commands go to, or several for a single command; default ``None``, for those of
             its placement.
+        reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
     """
 
     def __init__(
@@ -108,11 +109,14 @@ class Scatter:
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
         nodes: Sequence[MonitoredConnectionPool] | None = None,
+        *,
+        reads_replicas: bool = False,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
         self._nodes = nodes
+        self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
@@ -154,9 +158,9 @@ class Scatter:
             return _Expanded(_at_each(topology.known_nodes(), args), placement)
         if placement.kind is Kind.SPLIT:
             parts = split(args)
-            at_slot = self._cluster.node_of_slot
-            return _Expanded([_Command(part.args, partial(at_slot, part.slot)) for part in parts], placement, parts)
-        command = _Command(args, partial(self._cluster.of, args))
+            return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
+        slot = placement.slot
+        command = _Command(args, topology.any_primary if slot is None else self._choose_at(slot))
         if placement.kind not in {Kind.SLOT, Kind.ANY}:
             command.settle(routing_error(args, placement))
         return _Expanded([command])

@@ -41,6 +41,7 @@ from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
@@ -197,9 +198,10 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
-        replies = ReplyReader(
-            await Scatter(pool, [tuple(args) for args, _ in stack], self._operation).run(), pool.decode_reply
-        )
+        commands = [tuple(args) for args, _ in stack]
+        reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
+        scatter = Scatter(pool, commands, self._operation, reads_replicas=reads)
+        replies = ReplyReader(await scatter.run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
             try:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Final, Self
 
 from redis.asyncio import SSLConnection
@@ -19,6 +20,7 @@ from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
@@ -38,6 +40,9 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     Args:
         nodes: Host and port of some nodes, of which one must answer; a name stands for all of its addresses. While no
             node that is known answers, these are resolved anew and asked.
+        read_from: ``primary``, or ``replica`` to send an application's calls that only read to replicas, which may lag
+            behind: never SCAN and its like, scripts, pipelines with a write, or what locks, queues and ``ConfigStore``
+            read. A slot without a replica is read at its primary. Default ``primary``.
         topology_refresh: Seconds between two regular looks at the nodes, 0 for none; default 60.
         address_map: Where nodes are connected to, in place of the addresses that they announce; default ``None``, for
             where they say.
@@ -53,6 +58,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self,
         nodes: Sequence[Address],
         *,
+        read_from: ReadFrom = "primary",
         topology_refresh: float = _DEFAULT_REFRESH_SECONDS,
         address_map: AddressMap | None = None,
         **arguments: Any,
@@ -60,7 +66,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         if misplaced := {"host", "port", "path"} & arguments.keys():
             message = f"a cluster's pool takes nodes, not {', '.join(sorted(misplaced))}"
             raise TypeError(message)
-        own = validate_arguments({"topology_refresh": topology_refresh, "address_map": address_map})
+        own = validate_arguments(
+            {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map}
+        )
+        self.reads_replicas = own["read_from"] == "replica"
         self._start_nodes = [(host, int(port)) for host, port in nodes]
         if not self._start_nodes:
             message = "nodes must name at least one node"
@@ -103,7 +112,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
         """Make the pool of a node; see ``NodeFactory``."""
         host, port = address
-        return MonitoredConnectionPool(
+        kind = _ReadingPool if self.reads_replicas else MonitoredConnectionPool
+        return kind(
             host=host,
             port=port,
             name=f"{self.name}@{host}:{port}",
@@ -179,6 +189,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def node_numbered(self, number: int) -> MonitoredConnectionPool | None:
         """Return the pool of the node with a number, which no other node gets; ``None`` if it was removed."""
         return self.cluster_topology.node_numbered(number)
+
+    def choose_primary(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
+        """Return what chooses the node of a call."""
+        return partial(self.node_of_slot, slot)
+
+    def choose_to_read(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
+        """Return what chooses the node of a call that only reads: for its first attempt a replica, if there is one."""
+        nodes = chain([self.cluster_topology.replica_of_slot], repeat(self.node_of_slot))
+        return lambda: next(nodes)(slot) or self.node_of_slot(slot)
 
     def owner_name(self, connection: AbstractConnection) -> str:
         """Return the name of the node that an acquired connection belongs to, for errors."""
@@ -310,6 +329,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await self.cluster_topology.aclose()
         finally:
             await super()._disconnect()
+
+
+class _ReadingPool(MonitoredConnectionPool):
+    """The pool of a node at which the keys of a replica can be read."""
+
+    async def _on_connect(self, connection: AbstractConnection) -> None:
+        await super()._on_connect(connection)
+        await connection.send_command("READONLY")
+        await connection.read_response()
 
 
 def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> int | None:

@@ -165,8 +165,9 @@ class MonitoredConnectionPool(TypedPool):
         TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
 
-    # Whether each command must follow ASKING (see AskingPool).
+    # Whether each command must follow ASKING (see AskingPool), and whether an application's reads may go to replicas.
     is_asking = False
+    reads_replicas = False
 
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextvars import Context
 from ipaddress import ip_address
+from math import inf
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol, cast
@@ -113,6 +114,7 @@ class ClusterTopology:
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
         self._map = SlotMap(())
+        self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         self._suspected: dict[Address, float] = {}
@@ -161,6 +163,13 @@ class ClusterTopology:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
         return list(self._addresses)
 
+    def replica_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
+        """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
+        since = monotonic() - _SUSPECTED_SECONDS
+        replicas = self._replicas.get(self.slots[slot], ())
+        living = [node for node in replicas if self._suspected.get(self._addresses[node], -inf) < since]
+        return random.choice(living) if living else None  # noqa: S311 - calls are spread
+
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
         return [self.node_at(each) for each in self._map.nodes]
@@ -172,15 +181,11 @@ class ClusterTopology:
             AttemptFailed: No primary is known.
         """
         since = monotonic() - _SUSPECTED_SECONDS
-        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], 0.0) < since]
+        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], -inf) < since]
         if not self.primaries:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
         return random.choice(living or self.primaries)  # noqa: S311 - calls are spread
-
-    def replicas_of(self, primary: MonitoredConnectionPool) -> list[MonitoredConnectionPool]:
-        """Return the replicas of a primary."""
-        return [self.node_at(each) for each in self._map.replicas.get(self._addresses[primary], ())]
 
     # Redirects.
 
@@ -266,7 +271,7 @@ class ClusterTopology:
     def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
         """Return the addresses in random order, those of suspected nodes last."""
         since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, 0.0) > since, random.random()))  # noqa: S311
+        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, random.random()))  # noqa: S311
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
@@ -339,6 +344,7 @@ class ClusterTopology:
         for each in found.ranges:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
         self.slots = slots
+        self._replicas = {pools[each]: [pools[address] for address in found.replicas[each]] for each in found.primaries}
         primaries = [pools[address] for address in found.primaries]
         self.primaries = [each for each in before if each in primaries] + [
             each for each in primaries if each not in before
@@ -348,7 +354,7 @@ class ClusterTopology:
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
         for address in self.nodes.keys() - pools.keys():
-            if self._redirected.get(address, 0.0) < since:
+            if self._redirected.get(address, -inf) < since:
                 self._remove(address)
 
     def _remove(self, address: Address) -> None:

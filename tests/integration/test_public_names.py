@@ -29,7 +29,7 @@ OF_THE_POOL = {
     # For pool_from_config.
     "for_topology",
     # For routing, which a cluster's pool does.
-    *("route", "target", "follow", "is_sharing", "is_asking", "silent_seconds", "close_silent"),
+    *("route", "target", "follow", "is_sharing", "is_asking", "reads_replicas", "silent_seconds", "close_silent"),
 }
 
 
