@@ -18,7 +18,7 @@ from aioredis_monitored._execution.scatter import Scatter
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.hash_slots import key_slot
-from aioredis_monitored._topology.placement import FIRST_KEY, Kind, placement_of, routing_error
+from aioredis_monitored._topology.placement import FIRST_KEY, Kind, may_read_from_replica, placement_of, routing_error
 from aioredis_monitored.errors import decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
@@ -54,7 +54,6 @@ class ClusterExecutor(CommandExecutor):
         observer: Observer | None = None,
         seconds: float | None = None,
         losses: int | None = None,
-<<<<<<< HEAD
     ) -> Coroutine[Any, Any, Any]:
         """Execute one command at the node of its keys, or at those that it is for; see ``CommandExecutor``.
 
@@ -79,31 +78,6 @@ class ClusterExecutor(CommandExecutor):
     ) -> tuple[Route, Attempt[Any]]:
         route = ClusterRoute(self.pool, partial(self.pool.of, args), observer, node=pool)
         return route, partial(self._attempt, caller, route, args, options, observer)
-=======
-    ) -> Any:
-        """Execute one command at the node of its keys, or at those that it is for; see ``CommandExecutor``."""
-        cluster = cast("MonitoredClusterPool", pool)
-        started = monotonic()
-        name = args[0]
-        node = None
-        if type(name) is str and name in FIRST_KEY and len(args) > 1:
-            node = cluster.cluster_topology.slots[key_slot(args[1])]
-        if node is None or (self.reads_replicas and may_read_from_replica(args)):
-            return await self._execute_placed(caller, cluster, args, options, observer)
-        if observer is not None:
-            observer.set_server(node.telemetry.server)
-        try:
-            return await CommandExecutor.execute(self, caller, node, args, options, observer, seconds, losses or 0)
-        except AttemptFailed as failed:
-            failure = failed
-        except PoolClosedError as error:
-            failure = AttemptFailed(error, may_have_run=False)
-        route = ClusterRoute(cluster, partial(cluster.of, args), observer, node=node)
-        attempt = partial(self._attempt, caller, route, args, options, observer)
-        return await retry_failed(
-            route, traits_of(args), attempt, failure, started, blocking_timeout(args) or 0, observer
-        )
->>>>>>> cluster
 
     async def _attempt(
         self,
