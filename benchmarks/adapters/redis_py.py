@@ -16,7 +16,7 @@ CLUSTER_CONNECTIONS = 3000
 
 @asynccontextmanager
 async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]:
-    """Connect ``redis`` (its plain ``Redis``), ``pool``, ``contrib``, ``native``, ``both`` on a pool, or ``cluster``."""
+    """Connect ``redis`` (its ``Redis``), ``pool``, ``contrib``, ``native``, ``both`` on a pool, or ``cluster``."""
     recorder = Recorder(spans=variant in {"contrib", "both"}, metrics=variant in {"native", "both"})
     if variant in {"contrib", "both"}:
         from opentelemetry.instrumentation.redis import RedisInstrumentor  # noqa: PLC0415 - importing it is a cost
