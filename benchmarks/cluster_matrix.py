@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from matrix import MANY, Cell, Contestant
+from matrix import MANY, Cell, Chart, Contestant
 
 BATCH_CALLERS = 32
 BASE, OURS, ALONE, GLIDE = "redis_py/cluster", "ours/no-sdk", "ours/alone", "glide/cluster"
@@ -19,6 +19,9 @@ CONTESTANTS = {
     "ours/everything": Contestant("aioredis_monitored, every span + metrics"),
     **PEERS,
 }
+CHART = Chart(
+    "half", BASE, CONTESTANTS, "GETs and SETs a second in a cluster, by number of callers", "redis-py's RedisCluster"
+)
 
 
 class Setting(NamedTuple):

@@ -1,45 +1,18 @@
 """Draw the throughput of every client at 1, 16, 128 and 1,024 callers, as ratios to redis-py's at 128."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib as mpl
 from figures import Results
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
-from matrix import BASE, CONTESTANTS, MANY, SDK_ALONE, Cell, Contestant
+from matrix import MANY, Cell, Chart
 
 TICKS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50)
 CALLERS = {1: "o", 16: "^", 128: "s", 1024: "D"}
 # Readable on a white and on a black background.
 TEXT, GRID, OURS, OTHERS = "#808890", "#80889055", "#e0701a", "#4a90d0"
-
-
-class Chart(NamedTuple):
-    """What a chart shows.
-
-    Attributes:
-        workload: The workload.
-        base: The client whose throughput at ``MANY`` callers is 1.
-        contestants: The clients by name.
-        title: The chart's title.
-        one: What 1 stands for.
-    """
-
-    workload: str
-    base: str
-    contestants: dict[str, Contestant]
-    title: str
-    one: str
-
-
-CHART = Chart(
-    "get",
-    BASE,
-    {client: contestant for client, contestant in CONTESTANTS.items() if client not in SDK_ALONE},
-    "GETs of 64 bytes a second, by number of callers",
-    "redis-py's BlockingConnectionPool(50)",
-)
 
 
 def plot(path: Path, results: Results, chart: Chart) -> None:

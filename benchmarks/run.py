@@ -13,8 +13,8 @@ from bench import HERE, Bench, benchmark_server, command_line, connections_to, f
 from calls import COMMANDS
 from driver import Measurement
 from environments import machine
-from matrix import CONTESTANTS, SDK_ALONE, Cell, cells, quick_cells
-from plot import CHART, plot
+from matrix import CHART, CONTESTANTS, SDK_ALONE, Cell, cells, quick_cells
+from plot import plot
 from recording import ROUNDS
 from report import tables
 from verdict import verdict
