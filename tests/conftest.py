@@ -103,16 +103,16 @@ def own_server():
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def cluster():
-    """Yield a cluster of three primaries and three replicas that a module's tests share, and leave as it was."""
+    """Yield a cluster of three primaries and three replicas that tests share, and leave without keys and in order."""
     with ClusterServers() as running:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def sentinels():
-    """Yield a primary, two replicas and three sentinels that a module's tests share, and leave as they were."""
+    """Yield a primary, two replicas and three sentinels that tests share, and leave without keys and in order."""
     with SentinelServers() as running:
         yield running
 

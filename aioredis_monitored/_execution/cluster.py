@@ -14,7 +14,7 @@ from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, p
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import Attempt, retry
 from aioredis_monitored._execution.routing import CommandExecutor, apply_callback
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -169,6 +169,7 @@ class ClusterExecutor(CommandExecutor):
             return await _parse(caller, cluster, args, options, reply)
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
+            self.pin.is_identified = True
             number = cluster.node_number(caller.connection)
             return reply if number is None else number << _CLIENT_ID_BITS | reply
         return reply
@@ -202,7 +203,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     scanned to the end.
     """
     topology = cluster.cluster_topology
-    await topology.known()
+    await nodes_known(cluster, observer)
     _, given, *rest = args
     text = argument_text(given, MAX_WORD_LENGTH)
     if not (text.isascii() and text.isdigit()):

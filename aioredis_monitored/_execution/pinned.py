@@ -40,11 +40,12 @@ class PinnedConnection:
         databases: The databases, other than the pool's, that SELECT has named on the connection.
         slots: In a cluster, those of the keys that were used on the connection.
         has_moved: Whether the connection is to another node of a cluster than the caller's first one.
+        is_identified: Whether the caller knows the connection's id, which another connection does not have.
         takes_turns: Whether several tasks may use the caller, one after the other, and need not know about each other:
             a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
-    __slots__ = ("_busy", "closings", "databases", "has_moved", "slots")
+    __slots__ = ("_busy", "closings", "databases", "has_moved", "is_identified", "slots")
 
     takes_turns = True
 
@@ -52,7 +53,7 @@ class PinnedConnection:
         self.closings = 0
         self.databases: frozenset[str] = frozenset()
         self.slots: set[int] = set()
-        self.has_moved = False
+        self.has_moved = self.is_identified = False
         # The connection, while a call is in flight on it.
         self._busy: AbstractConnection | None = None
 
@@ -150,10 +151,11 @@ class PinnedConnection:
         """
         slot, connection = slot_of(commands, is_pinned=True), caller.connection
         if connection is not None and cluster.is_acquired(connection) and not node.is_acquired(connection):
-            if slot not in self.slots and self.slots:
+            if slot not in self.slots and (self.slots or self.is_identified):
                 raise DedicatedConnectionError(
-                    f"this handle keeps to a connection to {cluster.owner_name(connection)}, and the keys are at "
-                    f"{node.name}: make a handle (client()) for each node, or use the client itself"
+                    f"this handle keeps to a connection to {cluster.owner_name(connection)}, where its first command "
+                    f"went, and the keys are at {node.name}: make a handle (client()) for each node, and call a "
+                    f"command with a key first"
                 )
             if cluster.will_discard(connection):
                 raise PinnedConnectionLostError(f"the slot has moved to another node: {PINNED_CONNECTION_LOST}")

@@ -149,7 +149,11 @@ class Scatter:
         """
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
-            await self._prepare()
+            placements = [placement_of(args) for args in self._given]
+            if self._nodes is not None or any(map(_needs_nodes, placements)):
+                await nodes_known(self._cluster, self._observer)
+            self._expanded = [self._expand(*each) for each in zip(self._given, placements, strict=True)]
+            self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
             for each in self._commands:
@@ -158,17 +162,6 @@ class Scatter:
             if not self._expanded:
                 raise
         return [each.reply() for each in self._expanded]
-
-    async def _prepare(self) -> None:
-        """Find out what is sent where; a command that goes to no node fails alone."""
-        placements = [placement_of(args) for args in self._given]
-        # By identity: an enumeration's hash is computed in Python.
-        if self._nodes is not None or any(
-            each.kind is Kind.ALL_PRIMARIES or each.kind is Kind.ALL_NODES for each in placements
-        ):
-            await self._cluster.cluster_topology.known()
-        self._expanded = [self._expand(*each) for each in zip(self._given, placements, strict=True)]
-        self._commands = [each for expanded in self._expanded for each in expanded.commands]
 
     def _expand(self, args: tuple[Any, ...], placement: Placement) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
@@ -363,6 +356,25 @@ class Scatter:
                 await connection.disconnect(nowait=True)
                 raise
         return replies
+
+
+async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+    """Return when the nodes of a cluster are known, after as many attempts as the policy allows.
+
+    Raises:
+        redis.exceptions.RedisError: No node answers.
+    """
+    route = cluster.route([], observer)
+
+    async def attempt(_seconds: float | None, _losses: int) -> None:
+        await route.target()
+
+    await retry(route, _PENDING, attempt, 0, observer)
+
+
+def _needs_nodes(placement: Placement) -> bool:
+    # By identity: the hash of an enumeration's member is computed in Python.
+    return placement.kind is Kind.ALL_PRIMARIES or placement.kind is Kind.ALL_NODES
 
 
 def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:

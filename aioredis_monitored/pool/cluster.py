@@ -231,9 +231,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Raises:
             redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool.
         """
-        self.check_open()
-        await self.cluster_topology.known()
-        await self.cluster_topology.any_primary().ping()
+        await (await self._any_node()).ping()
 
     # Connections, which belong to the nodes' pools.
 
@@ -243,9 +241,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
+        return await (await self._any_node()).acquire(on_waited)
+
+    async def _any_node(self) -> MonitoredConnectionPool:
         self.check_open()
-        await self.cluster_topology.known()
-        return await self.cluster_topology.any_primary().acquire(on_waited)
+        try:
+            await self.cluster_topology.known()
+            return self.cluster_topology.any_primary()
+        except AttemptFailed as failed:
+            raise failed.error from failed
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
         return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)
