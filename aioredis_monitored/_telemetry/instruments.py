@@ -196,6 +196,13 @@ INSTRUMENTS: Final = (
         "{reconnect}",
         "The number of times that subscriptions were renewed after their connection was lost.",
     ),
+    Instrument(
+        "failovers",
+        semconv_ext.FAILOVERS,
+        COUNTER,
+        "{failover}",
+        "The number of times that calls moved to another primary of the service.",
+    ),
 )
 
 
@@ -374,6 +381,7 @@ class Instruments:
     lock_contended: Counter
     lock_lost: Counter
     pubsub_reconnects: Counter
+    failovers: Counter
 
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = ref(provider)

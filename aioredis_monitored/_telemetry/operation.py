@@ -158,7 +158,7 @@ class Operation:
     def set_connection(self, connection: AbstractConnection) -> None:
         """Set the connection that the call uses."""
         self._peer = peer_address(connection)
-        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
+        if self.spec.lacks_server:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
                 self.spec = self.spec.served_by(host, port_of(getattr(connection, "port", None)))
@@ -295,8 +295,8 @@ class Operation:
         self._peer = peer or self._peer
         self._waited += waited
         self._connecting += connecting
-        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
-            self.spec = self.spec.with_span_attributes(part.address())
+        if self.spec.lacks_server:
+            self.spec = self.spec.as_part(part)
 
 
 class NestedCall:

@@ -88,6 +88,7 @@ class PoolRecorder:
         self._prefix_limit = CardinalityLimit(_MAX_ERROR_PREFIXES)
         self._queue_limit = CardinalityLimit(_MAX_QUEUES)
         self.queues: dict[tuple[tuple[str, str], ...], QueueStats] = {}
+        self._counts_failovers = False
         warn_native_metrics()
 
     def is_enabled(self) -> bool:
@@ -112,6 +113,11 @@ class PoolRecorder:
         self.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: name}
         self._start_counters()
 
+    def count_failovers(self) -> None:
+        """Start the counter of failovers, which only pools have whose primary may be replaced."""
+        self._counts_failovers = True
+        self._start_counters()
+
     def _start_counters(self) -> None:
         # A counter that begins with its first event shows no increase by it.
         instruments = self.instruments
@@ -122,6 +128,8 @@ class PoolRecorder:
             instruments.pubsub_reconnects,
         ):
             self.record(counter.add, 0)
+        if self._counts_failovers:
+            self.record(instruments.failovers.add, 0)
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
             for queue in self.queues.values():
                 self.record(counter.add, 0, queue.attributes)

@@ -65,5 +65,7 @@ LOCK_LOST: Final = f"{_OURS}.lock.lost"
 # Subscriptions renewed after their connection was lost: messages published meanwhile never arrive. The conventions
 # count messages that arrive.
 PUBSUB_RECONNECTS: Final = f"{_OURS}.pubsub.reconnects"
+# Times that calls moved to another primary: the conventions have no failovers.
+FAILOVERS: Final = f"{_OURS}.failovers"
 # Seconds from reading a reply to resuming its caller: a busy event loop looks like a slow server without it.
 EVENT_LOOP_LAG: Final = f"{_OURS}.event_loop.lag"

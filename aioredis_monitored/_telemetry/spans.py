@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, NamedTuple, Self
 
@@ -23,6 +23,7 @@ from aioredis_monitored._commands.table import (
     stored_procedure,
 )
 from aioredis_monitored._commands.traits import polls_for_data
+from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
@@ -60,7 +61,7 @@ class Server(NamedTuple):
 def server_of(pool: ConnectionPool) -> Server:
     """Return the server that a pool connects to, as far as the pool says so without connecting; raise nothing.
 
-    A pool of Sentinel's does not know its server yet, and a pool may be of any class.
+    A pool on Sentinel does not know its server yet, and a pool may be of any class.
     """
     with guarded:
         return _server_of(pool)
@@ -89,6 +90,8 @@ def _server_of(pool: ConnectionPool) -> Server:
     if not issubclass(kind, Connection) and not (kind is object and arguments.get("host")):
         return Server(attributes, None)
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
+    if issubclass(kind, LocatedConnection):
+        return Server(attributes, None)
     address, target = _address_of(str(arguments.get("host") or "localhost"), port_of(arguments.get("port")))
     return Server(attributes | address, target)
 
@@ -123,7 +126,8 @@ class CallSpec:
         is_included: Whether the options about names of commands allow a span.
         is_point: Whether the call is a point of ``db.client.operation.duration``.
         polls_for_data: Whether consumers call it over and over while there is nothing to consume.
-        lacks_target: Whether the name of the span is to end with the server once it is known.
+        lacks_server: Whether the server is known only once the call is connected (see ``served_by``).
+        bare_name: The name of the span without the server, if it is to end with that; ``None`` if it is not.
     """
 
     span_name: str
@@ -135,7 +139,10 @@ class CallSpec:
     is_included: bool = True
     is_point: bool = True
     polls_for_data: bool = False
-    lacks_target: bool = False
+    lacks_server: bool = False
+    bare_name: str | None = None
+    # This spec by its server, for ``served_by``; made when that is called.
+    _by_server: dict[tuple[str, int], Self] | None = field(default=None, init=False, repr=False, compare=False)
 
     def with_template(self, template: str) -> Self:
         """Return the spec with the template of its keys."""
@@ -145,14 +152,32 @@ class CallSpec:
         )
 
     def served_by(self, host: str, port: int) -> Self:
-        """Return the spec with its server, which was unknown before the call connected (Sentinel)."""
-        address, target = _address_of(host, port)
-        return replace(
-            self,
-            span_name=f"{self.span_name} {target}" if self.lacks_target else self.span_name,
-            span_attributes=self.span_attributes | address,
-            point_attributes=self.point_attributes | address,
-        )
+        """Return the spec with its server, which was unknown before the call connected (Sentinel).
+
+        A call that is retried may be served by another one than its first attempt. Specs are kept, as calls share them.
+        """
+        by_server = self._by_server
+        if by_server is None:
+            by_server = {}
+            object.__setattr__(self, "_by_server", by_server)
+        served = by_server.get((host, port))
+        if served is None:
+            address, target = _address_of(host, port)
+            served = by_server[host, port] = replace(
+                self,
+                span_name=self.span_name if self.bare_name is None else f"{self.bare_name} {target}",
+                span_attributes=_with_address(self.span_attributes, address),
+                point_attributes=_with_address(self.point_attributes, address),
+            )
+            object.__setattr__(served, "_by_server", by_server)
+        return served
+
+    def as_part(self, part: Self) -> Self:
+        """Return the spec of an operation with the server of a part of it, which was unknown before."""
+        address = part.address()
+        if not address or address == self.address():
+            return self
+        return replace(self, span_attributes=_with_address(self.span_attributes, address))
 
     def address(self) -> dict[str, Any]:
         """Return the attributes of the server; empty if it is unknown."""
@@ -161,6 +186,10 @@ class CallSpec:
     def with_span_attributes(self, added: dict[str, Any]) -> Self:
         """Return the spec with further attributes of the span."""
         return replace(self, span_attributes=self.span_attributes | added)
+
+
+def _with_address(attributes: dict[str, Any], address: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _ADDRESS} | address
 
 
 class MessagingSpec(NamedTuple):
@@ -302,7 +331,7 @@ class SpanNamer:
         is_sent = messaging.operation_type == semconv.OPERATION_TYPE_SEND
         kind = SpanKind.PRODUCER if is_sent else SpanKind.CLIENT
         name = self.name_for(attributes, name)
-        return replace(spec, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
+        return replace(spec, span_name=name, span_attributes=attributes, kind=kind, bare_name=None)
 
     def message_attributes(self, messaging: MessagingSpec) -> dict[str, Any]:
         """Return the attributes of the points of such an operation."""
@@ -404,7 +433,14 @@ class SpanNamer:
         chosen = self.name_for(span_attributes, name)
         # The application has seen no server either: a name of its own stays as it is.
         lacks_target = target is None and summary is None and chosen == name
-        return CallSpec(chosen, span_attributes, point_attributes, self.query_text, lacks_target=lacks_target)
+        return CallSpec(
+            chosen,
+            span_attributes,
+            point_attributes,
+            self.query_text,
+            lacks_server=semconv.SERVER_ADDRESS not in self.server.attributes,
+            bare_name=chosen if lacks_target else None,
+        )
 
 
 def _is_listed(name: str, names: Collection[str]) -> bool:

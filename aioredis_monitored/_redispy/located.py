@@ -1,0 +1,77 @@
+"""redis-py's connections, to a server that is looked up whenever they connect, or that has another name than address.
+
+They override redis-py's private ``_connect`` and ``_connection_arguments``, and no method that sends or reads, so that
+they can be shared.
+"""
+# mypy: disallow-untyped-calls=False
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.connection import AbstractConnection
+
+from aioredis_monitored._redispy.sockets import transport_of
+
+
+class Place(Protocol):
+    """Where to connect to."""
+
+    @property
+    def host(self) -> str:
+        """The name or address of the server."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port of the server."""
+
+
+class LocatedConnection(Connection):
+    """A connection that looks its server up whenever it connects.
+
+    Args:
+        locate: Looks the server up.
+        arguments: Those of the connection class.
+
+    Attributes:
+        place: What ``locate`` has returned last; ``None`` before the first connect.
+    """
+
+    def __init__(self, *, locate: Callable[[], Awaitable[Place]], **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.place: Place | None = None
+        self._locate = locate
+
+    async def _connect(self) -> None:
+        self.place = place = await self._locate()
+        self.host, self.port = place.host, place.port
+        await super()._connect()
+
+
+@lru_cache
+def located_class(kind: Any) -> Callable[..., LocatedConnection]:
+    """Return the class of connections of a kind that look their server up; reprs and errors show the kind's name."""
+    names: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind.__name__, (LocatedConnection, kind), names)
+
+
+class NamedSSLConnection(SSLConnection):
+    """A connection to an address, whose server must prove another name.
+
+    Args:
+        server_name: The name in the server's certificate.
+        arguments: Those of ``SSLConnection``.
+    """
+
+    def __init__(self, *, server_name: str, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._server_name = server_name
+
+    def _connection_arguments(self) -> Mapping[str, Any]:
+        return {**super()._connection_arguments(), "server_hostname": self._server_name}
+
+
+def abort_transport(connection: AbstractConnection) -> None:
+    """Close a connected connection's socket; who reads or writes sees it end, as if the server had closed it."""
+    transport_of(connection).abort()
