@@ -1,7 +1,18 @@
-"""Tools for tests: a real server, a proxy that breaks connections, and captured telemetry."""
+"""Tools for tests: real servers, a proxy that breaks connections, and captured telemetry."""
 
 from aioredis_monitored.testing.capture import Recording, TelemetryCapture
+from aioredis_monitored.testing.cluster import ClusterNode, ClusterServers
 from aioredis_monitored.testing.proxy import FaultProxy
-from aioredis_monitored.testing.server import RedisServer
+from aioredis_monitored.testing.sentinel import SentinelServers
+from aioredis_monitored.testing.server import RedisServer, TlsFiles
 
-__all__ = ["FaultProxy", "Recording", "RedisServer", "TelemetryCapture"]
+__all__ = [
+    "ClusterNode",
+    "ClusterServers",
+    "FaultProxy",
+    "Recording",
+    "RedisServer",
+    "SentinelServers",
+    "TelemetryCapture",
+    "TlsFiles",
+]
