@@ -71,7 +71,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool):
         **arguments: Any,
     ) -> None:
         given = _checked(sentinels, service, connection_class, sentinel_password, sentinel_password_file, arguments)
-        kind = cast("type[Connection]", connection_class)
+        kind: Any = connection_class
         super().__init__(
             max_connections,
             timeout,
