@@ -20,6 +20,7 @@ _ALIASES = {
     "URI": "URL",
     "ULR": "URL",
     "HOST": "URL",
+    "READ_FROM_REPLICAS": "READ_FROM",
     "USER": "USERNAME",
     "PASS": "PASSWORD",
     "PWD": "PASSWORD",

@@ -8,12 +8,15 @@ import re
 import ssl
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self, get_args
+
+ReadFrom = Literal["primary", "replica"]
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _PROTOCOLS = {2: 2, 3: 3}
+_READ_FROM: dict[str, ReadFrom] = {each: each for each in get_args(ReadFrom)}
 
 
 def text(value: object) -> str:
@@ -60,6 +63,11 @@ def positive(read: Callable[[object], float]) -> Callable[[object], float]:
 def protocol(value: object) -> int:
     """Read a version of RESP."""
     return _PROTOCOLS[whole_number(value)]
+
+
+def read_from(value: object) -> ReadFrom:
+    """Read which servers of a topology answer what only reads."""
+    return _READ_FROM[text(value).strip().lower()]
 
 
 def cert_reqs(value: object) -> ssl.VerifyMode:

@@ -8,7 +8,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from inspect import cleandoc, signature
 from typing import Any, Final, NamedTuple, Self, get_args
@@ -17,7 +17,9 @@ from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnection
 
 from aioredis_monitored.config import readers
-from aioredis_monitored.config.url import MAX_PORT, RedisUrl, parse_url
+from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.addresses import Address, read_port
+from aioredis_monitored.config.url import RedisUrl, Topology, parse_url, scheme_of
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
 
@@ -58,6 +60,7 @@ _WHOLE_NUMBER: Final = "a whole number, 0 or more"
 _TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
 _POSITIVE_TIMESPAN: Final = f"{_TIMESPAN} and more than 0"
 _FILE: Final = "the path of an existing file"
+_CREDENTIAL_FILE: Final = "the path of a readable file that holds a password, in UTF-8 without BOM and NUL"
 _positive_timespan = readers.positive(parse_timespan)
 
 # In the order of the fields of RedisConfig.
@@ -67,7 +70,7 @@ _ROWS: Final = (
     Option(
         "password_file",
         readers.password_file,
-        "the path of a readable file that holds a password, in UTF-8 without BOM and NUL",
+        _CREDENTIAL_FILE,
         None,
         "A file that holds the password instead, and is read at every connect: UTF-8, without BOM and NUL; trailing "
         "line ends are ignored. While it cannot be read, the last good password is used.",
@@ -78,7 +81,7 @@ _ROWS: Final = (
         readers.positive(readers.whole_number),
         "a whole number, 1 or more",
         "50",
-        "The maximum number of connections of the pool.",
+        "The maximum number of connections of the pool; in a cluster, to each node.",
     ),
     Option("timeout", parse_timespan, _TIMESPAN, "20 s", "How long a call waits for a connection."),
     Option("multiplex", readers.boolean, _BOOLEAN, "true", "Whether ordinary commands share a connection."),
@@ -165,20 +168,77 @@ _ROWS: Final = (
         None,
         "The oldest version of TLS to accept; Python's default without it.",
     ),
+    Option(
+        "sentinel_username",
+        readers.text,
+        _TEXT,
+        None,
+        "The user to authenticate as at sentinels, which get neither ``username`` nor ``password``.",
+    ),
+    Option("sentinel_password", readers.text, _TEXT, None, "The password for the sentinels; never part of the repr."),
+    Option(
+        "sentinel_password_file",
+        readers.password_file,
+        _CREDENTIAL_FILE,
+        None,
+        "A file that holds the password for the sentinels instead, and is read as ``password_file`` is.",
+    ),
+    Option(
+        "read_from",
+        readers.read_from,
+        "primary or replica",
+        "primary",
+        "Where calls that only read are sent: ``replica`` trades fresh data for less load on the primary.",
+    ),
+    Option(
+        "topology_refresh",
+        parse_timespan,
+        _TIMESPAN,
+        "60 s",
+        "How long the nodes of a cluster are relied on before they are looked up again; 0 looks them up only when one "
+        "of them fails or redirects a call.",
+    ),
+    Option(
+        "address_map",
+        AddressMap.read,
+        "pairs such as '10.0.0.1:6379=proxy:7000', joined by commas; '10.0.0.1:*=proxy:*' and '*:*=proxy:*' keep the "
+        "port",
+        None,
+        "Where servers are reached that announce other addresses to a cluster or to sentinels, because of NAT or a "
+        "proxy. A mapping may be given too, with the left sides as keys.",
+    ),
 )
 OPTIONS: Final = {option.name: option for option in _ROWS}
 KEYS: Final = ("url", *OPTIONS)
 # What a pool reads at every connect, where the option is the path.
 PASSWORD: Final = OPTIONS["password_file"]._replace(convert=readers.password_in)
 
+# A file for a password, and what else can give it: only one of these can.
+_PASSWORDS: Final = (
+    ("password_file", "password", "credential_provider"),
+    ("sentinel_password_file", "sentinel_password"),
+)
 # The source of a URL must not choose a path on this machine.
-_IN_URL: Final = tuple(name for name in OPTIONS if name != "password_file")
-# Only one of these can give the password.
-_PASSWORDS: Final = ("password", "password_file", "credential_provider")
+_IN_URL: Final = tuple(name for name in OPTIONS if name not in ("password_file", "sentinel_password_file"))
+# The topologies to which an option applies, if it does not apply to all.
+_APPLIES_TO: Final[dict[str, tuple[Topology, ...]]] = {
+    # Of a list of hosts, no option could say which one it means.
+    "host": ("standalone",),
+    "port": ("standalone",),
+    "sentinel_username": ("sentinel",),
+    "sentinel_password": ("sentinel",),
+    "sentinel_password_file": ("sentinel",),
+    "read_from": ("cluster", "sentinel"),
+    "topology_refresh": ("cluster",),
+    "address_map": ("cluster", "sentinel"),
+}
 # The maximum number of other pools' keys in an error.
 _MAX_NAMED: Final = 3
 
 _TLS: Final = "rediss:// in {url} encrypts, redis:// does not"
+_SERVERS: Final = (
+    "{url} names the servers: redis://host, redis+cluster://host,host2 or redis+sentinel://host,host2/service"
+)
 _RETRIES: Final = "{retries} is how often a command that did not run is tried again"
 # What to do instead of giving keys that other clients have.
 _INSTEAD: Final = {
@@ -186,26 +246,38 @@ _INSTEAD: Final = {
         ("ssl", "tls", "use_ssl", "use_tls", "ssl_enabled", "tls_enabled", "enable_ssl", "enable_tls"), _TLS
     ),
     **dict.fromkeys(("retry", "retry_on_error", "retry_on_timeout", "max_retries"), _RETRIES),
+    **dict.fromkeys(
+        ("addr", "addrs", "nodes", "cluster", "cluster_nodes", "cluster_enabled", "cluster_mode"), _SERVERS
+    ),
+    **dict.fromkeys(("startup_nodes", "sentinel", "sentinels", "sentinel_nodes", "sentinel_hosts"), _SERVERS),
+    **dict.fromkeys(("master_name", "master_set", "service_name", "sentinelmasterid", "sentinel_master"), _SERVERS),
+    **dict.fromkeys(("sentinel_master_name", "sentinel_service", "sentinel_service_name"), _SERVERS),
 }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RedisConfig:
-    """The configuration of a pool of connections to one server.
+    """The configuration of a pool of connections to a server, to a cluster, or to the servers that sentinels watch.
 
-    Every field but ``tls`` is a keyword argument of ``MonitoredConnectionPool`` or of redis-py's connection with the
-    same name; ``None`` leaves its default. Durations are in seconds.
+    The fields from ``username`` on are keyword arguments of ``MonitoredConnectionPool`` or of redis-py's connection
+    with the same name; ``None`` leaves its default. Durations are in seconds.
 
     Attributes:
-        host: The name or address of the server.
-        port: The TCP port of the server.
+        topology: Whether there is one server ("standalone"), a "cluster", or a "sentinel" to ask for the primary.
+        host: The name or address of the one server.
+        port: The TCP port of the one server.
         path: The path of a Unix socket, in place of host and port.
+        nodes: The hosts and ports of nodes of the cluster, or of sentinels, in place of host and port.
+        service: The name by which the sentinels know the servers.
         tls: Whether to encrypt.
     """
 
+    topology: Topology = "standalone"
     host: str = "localhost"
     port: int = 6379
     path: str | None = None
+    nodes: tuple[Address, ...] = ()
+    service: str | None = None
     tls: bool = False
     username: str | None = None
     password: str | None = field(default=None, repr=False)
@@ -230,13 +302,19 @@ class RedisConfig:
     ssl_cert_reqs: ssl.VerifyMode | None = None
     ssl_check_hostname: bool | None = None
     ssl_min_version: ssl.TLSVersion | None = None
+    sentinel_username: str | None = None
+    sentinel_password: str | None = field(default=None, repr=False)
+    sentinel_password_file: str | None = None
+    read_from: readers.ReadFrom | None = None
+    topology_refresh: float | None = None
+    address_map: AddressMap | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], prefix: str) -> Self:
         """Read the keys that begin with ``prefix``, and check them.
 
         The keys are ``url``, which is required, and the fields from ``username`` on. The query of the URL may contain
-        them too, ``password_file`` excepted. Values may be text or typed; text for durations is read by
+        them too, files of passwords excepted. Values may be text or typed; text for durations is read by
         ``parse_timespan``. Blank text and None count as not given. Keys without the prefix are ignored, and so are keys
         with a "." after it, which belong to another pool.
 
@@ -255,22 +333,27 @@ class RedisConfig:
         reader = _ConfigReader(prefix)
         url = reader.read_url(given.pop("url", None), others=[name for name in given if name.endswith(".url")])
         reader.read_keys({name: value for name, value in given.items() if "." not in name})
-        reader.check_combinations(url.scheme)
+        reader.check_combinations(url)
         if reader.problems:
             raise ConfigurationError(*reader.problems)
-        address: dict[str, Any] = {"path": url.path} if url.host is None else {"host": url.host}
-        if url.port is not None:
-            address["port"] = url.port
-        return cls(**address, tls=url.scheme == "rediss", **reader.values)
+        place = {name: value for name in ("host", "port") if (value := getattr(url, name)) is not None}
+        return cls(
+            topology=url.topology,
+            path=url.path,
+            nodes=url.nodes,
+            service=url.service,
+            tls=url.scheme == "rediss",
+            **place,
+            **reader.values,
+        )
 
     def pool_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments for ``MonitoredConnectionPool``."""
-        arguments = {each.name: value for each in fields(self) if (value := getattr(self, each.name)) is not None}
-        tls = arguments.pop("tls")
-        if self.path is None:
-            return arguments | {"connection_class": SSLConnection if tls else Connection}
-        del arguments["host"], arguments["port"]
-        return arguments | {"connection_class": UnixDomainSocketConnection}
+        """Return the keyword arguments for the pool that is made for this topology."""
+        given = ((option, getattr(self, option)) for option in OPTIONS)
+        arguments = _place_arguments(self) | {name: value for name, value in given if value is not None}
+        if self.path is not None:
+            return arguments | {"connection_class": UnixDomainSocketConnection}
+        return arguments | {"connection_class": SSLConnection if self.tls else Connection}
 
 
 if RedisConfig.__doc__ is not None:  # python -OO has none
@@ -285,14 +368,25 @@ def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, 
     A password replaces the configured one, whichever of the arguments for passwords gives it; a provider also replaces
     the user name.
     """
-    replaced = set(_PASSWORDS) if any(others.get(name) is not None for name in _PASSWORDS) else set()
+    given = {name for name, value in others.items() if value is not None}
+    replaced = {name for passwords in _PASSWORDS if given.intersection(passwords) for name in passwords}
     if others.get("credential_provider") is not None:
         replaced.add("username")
     return {name: value for name, value in arguments.items() if name not in replaced} | others
 
 
-def url_arguments(url: str) -> dict[str, Any]:
-    """Read a URL as ``redis.asyncio.ConnectionPool.from_url`` does, and return the arguments that it stands for.
+def _place_arguments(place: RedisConfig | RedisUrl) -> dict[str, Any]:
+    """Return the arguments of a pool that say where the servers are."""
+    if place.topology == "standalone":
+        given = {"host": place.host, "port": place.port} if place.path is None else {"path": place.path}
+        return {name: value for name, value in given.items() if value is not None}
+    if place.topology == "cluster":
+        return {"nodes": place.nodes}
+    return {"sentinels": place.nodes, "service": place.service}
+
+
+def url_arguments(url: str) -> tuple[Topology, dict[str, Any]]:
+    """Read a URL as ``redis.asyncio.ConnectionPool.from_url`` does; return its topology and the arguments of its pool.
 
     ``validate_arguments`` reads the options that a configuration has too, redis-py's parsers read all others. A URL is
     refused where redis-py might reach another server or database than is meant, or ignores a part.
@@ -304,9 +398,7 @@ def url_arguments(url: str) -> dict[str, Any]:
         raise ConfigurationError(("url", "must be text"))
     parsed = parse_url(url.strip(), strict=False)
     problems = list(parsed.problems)
-    arguments: dict[str, Any] = {
-        name: value for name in ("host", "port", "path") if (value := getattr(parsed, name)) is not None
-    }
+    arguments = _place_arguments(parsed)
     if parsed.scheme in _CLASSES:
         arguments["connection_class"] = _CLASSES[parsed.scheme]
     applicable = _POOL_OPTIONS | _text_arguments(arguments.get("connection_class", Connection))
@@ -314,9 +406,9 @@ def url_arguments(url: str) -> dict[str, Any]:
     for name, text in parsed.options:
         if name not in _URL_OPTIONS:
             # Not even the name is repeated: it may be the rest of a password.
-            problems.append(f"unknown option{_resembling(name, _URL_OPTIONS)}")
-        elif name not in applicable:
-            problems.append(f"{name} does not apply to {parsed.scheme}://")
+            problems.append(f"unknown option{_suggestion(name, _URL_OPTIONS)}")
+        elif name not in applicable or not _applies(name, parsed.topology):
+            problems.append(f"{name} does not apply to {scheme_of(parsed.topology, parsed.scheme)}")
         elif times[name] > 1:
             problems.append(f"{name} is given twice")
         elif text:
@@ -326,15 +418,19 @@ def url_arguments(url: str) -> dict[str, Any]:
                 problems.append(f"{name} cannot be read")
     if problems:
         raise ConfigurationError(*(("url", problem) for problem in dict.fromkeys(problems)))
-    return arguments
+    return parsed.topology, arguments
+
+
+def _applies(name: str, topology: Topology) -> bool:
+    return topology in _APPLIES_TO.get(name, (topology,))
 
 
 def _url_value(name: str, text: str) -> Any:
     if name == "ssl_min_version" and text.isdecimal():
         # redis-py expects the number of ssl.TLSVersion there.
         return ssl.TLSVersion(int(text))
-    if name == "port" and not 0 < int(text) <= MAX_PORT:
-        raise ValueError
+    if name == "port":
+        read_port(text)
     return text if name in OPTIONS else URL_QUERY_ARGUMENT_PARSERS.get(name, str)(text)
 
 
@@ -366,7 +462,7 @@ def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
         ConfigurationError: Some of them cannot be used; no value is repeated.
     """
     read, problems = dict(arguments), []
-    for name in ("client_name", "username", "password"):
+    for name in ("client_name", "username", "password", "sentinel_username", "sentinel_password"):
         if read.get(name) in ("", b""):
             read[name] = None
     for name, option in OPTIONS.items():
@@ -378,9 +474,10 @@ def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
                 read[name] = option.read(value)
             except ValueError as error:
                 problems.append((name, str(error)))
-    if read.get("password_file") is not None:
-        others = (name for name in _PASSWORDS if name != "password_file" and read.get(name) is not None)
-        problems += (("password_file", f"cannot be given together with {name}") for name in others)
+    for file, *others in _PASSWORDS:
+        if read.get(file) is not None:
+            beside = (name for name in others if read.get(name) is not None)
+            problems += ((file, f"cannot be given together with {name}") for name in beside)
     if problems:
         raise ConfigurationError(*problems)
     return read
@@ -420,7 +517,7 @@ class _ConfigReader:
         for name, text in dict(url.options).items():
             if name not in _IN_URL:
                 # Not even the name is repeated: it may be the rest of a password.
-                self._add_problem("url", f"unknown option{self._suggestion(name, _IN_URL)}")
+                self._add_problem("url", f"unknown option{_suggestion(name, _IN_URL, self.prefix)}")
             elif times[name] > 1:
                 self._add_problem("url", f"{name} is given twice")
             elif not _is_blank(text):
@@ -430,23 +527,28 @@ class _ConfigReader:
     def read_keys(self, given: Mapping[str, object]) -> None:
         """Read all keys but the URL."""
         for name in sorted(given.keys() - KEYS):
-            self._add_problem(name, f"unknown key{self._suggestion(name, KEYS)}")
+            self._add_problem(name, f"unknown key{_suggestion(name, KEYS, self.prefix)}")
         for name, value in given.items():
             if name in OPTIONS and not _is_blank(value):
                 self._read(name, value, name)
 
-    def check_combinations(self, scheme: str) -> None:
+    def check_combinations(self, url: RedisUrl) -> None:
         """Refuse options that have no effect with the URL's scheme, or without another option."""
-        for name in self._sources:
-            if name.startswith("ssl_") and scheme not in ("rediss", ""):
-                self._add_problem(name, "needs rediss://")
-        if {"password", "password_file"} <= self._sources.keys():
-            # Not even if they are equal: the next password will be in the file alone.
-            password = f"{self.prefix}{self._sources['password']}"
-            self._add_problem("password_file", f"cannot be given together with the password in {password}")
+        for name in self._sources if url.scheme else ():
+            if name.startswith("ssl_") and url.scheme != "rediss":
+                self._add_problem(name, f"needs {scheme_of(url.topology, 'rediss')}")
+            if not _applies(name, url.topology):
+                base = "rediss" if url.scheme == "rediss" else "redis"
+                needed = " or ".join(scheme_of(topology, base) for topology in _APPLIES_TO[name])
+                self._add_problem(name, f"needs {needed}")
+        for file, password, *_ in _PASSWORDS:
+            if {file, password} <= self._sources.keys():
+                # Not even if they are equal: the next password will be in the file alone.
+                source = f"{self.prefix}{self._sources[password]}"
+                self._add_problem(file, f"cannot be given together with the password in {source}")
         if self.values.get("ssl_cert_reqs") is ssl.CERT_NONE and self.values.get("ssl_check_hostname"):
             self._add_problem("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
-        if "socket_keepalive" in self._sources and scheme == "unix":
+        if "socket_keepalive" in self._sources and url.scheme == "unix":
             self._add_problem("socket_keepalive", "does not apply to a Unix socket")
         if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
             self._add_problem("ssl_keyfile", "needs ssl_certfile")
@@ -477,17 +579,14 @@ class _ConfigReader:
             text += f"; of other pools there are: {named}"
         return text
 
-    def _suggestion(self, name: str, known: Iterable[str]) -> str:
-        if (hint := instead(name, f"{self.prefix}url", f"{self.prefix}retries")) is not None:
-            return f"; {hint}"
-        return _resembling(name, known)
-
     def _add_problem(self, name: str, reason: str) -> None:
         source = self._sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
 
 
-def _resembling(name: str, known: Iterable[str]) -> str:
+def _suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    if (hint := instead(name, f"{prefix}url", f"{prefix}retries")) is not None:
+        return f"; {hint}"
     close = get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {close[0]}?" if close else ""
 

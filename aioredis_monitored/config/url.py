@@ -2,19 +2,31 @@
 
 import re
 from dataclasses import dataclass, field
-from ipaddress import IPv6Address
+from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote
 
-_FORM = "expected redis://[[username]:password@]host[:port][/db]"
-_SCHEMES = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss", "unix": "unix"}
-_TOPOLOGY = re.compile(r"(?:redis|valkey)s?\+(sentinel|cluster)")
+from aioredis_monitored.config.addresses import MAX_PORT, Address, read_host, read_port
+
+Topology = Literal["standalone", "cluster", "sentinel"]
+
+_SUFFIXES: Final[dict[Topology, str]] = {"standalone": "", "cluster": "+cluster", "sentinel": "+sentinel"}
+_BASES: Final = {"redis": "redis", "valkey": "redis", "rediss": "rediss", "valkeys": "rediss"}
+_SCHEMES: Final[dict[str, tuple[str, Topology]]] = {
+    "unix": ("unix", "standalone"),
+    **{name + end: (base, topology) for name, base in _BASES.items() for topology, end in _SUFFIXES.items()},
+}
+_PLACES: Final[dict[Topology, str]] = {
+    "standalone": "host[:port][/db]",
+    "cluster": "host[:6379][,host2[:port]][/db]",
+    "sentinel": "host[:26379][,host2[:port]]/service[/db]",
+}
+_DEFAULT_PORTS: Final[dict[Topology, int]] = {"cluster": 6379, "sentinel": 26379}
 _PARTS = re.compile(
     r"(?P<scheme>[a-z][a-z0-9+.-]{0,19})://(?P<authority>[^/?#]*)(?P<path>[^?#]*)\??(?P<query>[^#]*)(?:#.*)?",
     re.IGNORECASE | re.ASCII,
 )
 _ADDRESS = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>.*))?")
-_HOST_NAME = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
-MAX_PORT = 65_535
+_SERVICE = re.compile(r"/(?P<service>[A-Za-z0-9._-]+)(?:/(?P<db>[0-9]+))?")
 
 
 @dataclass(slots=True)
@@ -23,19 +35,35 @@ class RedisUrl:
 
     Attributes:
         scheme: "redis", "rediss" or "unix"; empty if the URL has none of the known schemes.
-        host: The name or address of the server; ``None`` if the URL has none.
-        port: The TCP port of the server; ``None`` if the URL has none.
+        topology: What the hosts are: one server, nodes of a cluster, or sentinels.
+        host: The name or address of the one server; ``None`` if the URL has none.
+        port: The TCP port of the one server; ``None`` if the URL has none.
         path: The path of a Unix socket, in place of host and port.
+        nodes: The hosts and ports of nodes or sentinels, in place of host and port.
+        service: The name by which the sentinels know the servers.
         options: ``(name, text)`` of username, password, db and the query: decoded, not yet checked.
         problems: Why the URL cannot be used; empty if it can.
     """
 
     scheme: str = ""
+    topology: Topology = "standalone"
     host: str | None = None
     port: int | None = None
     path: str | None = None
+    nodes: tuple[Address, ...] = ()
+    service: str | None = None
     options: list[tuple[str, str]] = field(default_factory=list, repr=False)
     problems: list[str] = field(default_factory=list)
+
+
+def scheme_of(topology: Topology, base: str = "redis") -> str:
+    """Return the beginning of a URL for a topology, such as "redis+cluster://".
+
+    Args:
+        topology: The topology.
+        base: The scheme for one server; default "redis".
+    """
+    return f"{base}{_SUFFIXES[topology]}://"
 
 
 def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
@@ -44,17 +72,18 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
     Args:
         url: The URL.
         strict: Whether to refuse what redis-py accepts without harm: no host, a colon without a port, slashes around
-            the database, a percent-encoded host; default ``True``.
+            the database, a percent-encoded host; default ``True``. Each node and sentinel needs a host in any case.
     """
     if problem := _unreadable(url):
         return RedisUrl(problems=[problem])
     parts = _PARTS.fullmatch(url)
     if parts is None:
-        return RedisUrl(problems=[f"not a Redis URL: {_FORM}"])
-    scheme = parts["scheme"].lower()
-    if scheme not in _SCHEMES:
-        return RedisUrl(problems=[_refusal(scheme)])
-    parsed = RedisUrl(scheme=_SCHEMES[scheme])
+        return RedisUrl(problems=[f"not a Redis URL: {_form('standalone')}"])
+    name = parts["scheme"].lower()
+    if name not in _SCHEMES:
+        return RedisUrl(problems=[_refusal(name)])
+    scheme, topology = _SCHEMES[name]
+    parsed = RedisUrl(scheme=scheme, topology=topology)
     # An unencoded "/", "?" or "#" in a password ends the authority: the parts after it contain the rest of it.
     if re.search("[#@]", url[parts.end("authority") :]):
         parsed.problems.append("in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded")
@@ -62,11 +91,12 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
     userinfo, _, address = parts["authority"].rpartition("@")
     credentials = zip(("username", "password"), userinfo.split(":", 1), strict=False)
     parsed.options += [(name, unquote(text)) for name, text in credentials if text]
-    if parsed.scheme == "unix":
+    if scheme == "unix":
         _read_socket(parsed, address, parts["path"])
     else:
-        _read_address(parsed, address, strict=strict)
-        _read_database(parsed, parts["path"] if strict else f"/{unquote(parts['path']).strip('/')}")
+        _read_addresses(parsed, address, strict=strict)
+        path = parts["path"] if strict else f"/{unquote(parts['path']).strip('/')}"
+        (_read_service if topology == "sentinel" else _read_database)(parsed, path)
     before, parsed.options = parsed.options, []
     _read_query(parsed, parts["query"])
     if not strict and dict(parsed.options).get("db"):
@@ -74,6 +104,10 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
         before = [(name, text) for name, text in before if name != "db"]
     parsed.options = before + parsed.options
     return parsed
+
+
+def _form(topology: Topology, base: str = "redis") -> str:
+    return f"expected {scheme_of(topology, base)}[[username]:password@]{_PLACES[topology]}"
 
 
 def _unreadable(url: str) -> str | None:
@@ -87,9 +121,14 @@ def _unreadable(url: str) -> str | None:
 
 
 def _refusal(scheme: str) -> str:
-    if topology := _TOPOLOGY.fullmatch(scheme):
-        return f"{topology[1].capitalize()} URLs are not supported yet"
-    return f"unknown scheme '{scheme}': {_FORM}"
+    # Other clients have redis-sentinel://, sentinel:// or redis-cluster:// and their forms with TLS.
+    topology: Topology = "standalone"
+    if "cluster" in scheme:
+        topology = "cluster"
+    elif "sentinel" in scheme:
+        topology = "sentinel"
+    is_encrypted = topology != "standalone" and re.search("rediss|valkeys|ssl|tls", scheme)
+    return f"unknown scheme '{scheme}': {_form(topology, 'rediss' if is_encrypted else 'redis')}"
 
 
 def _read_socket(parsed: RedisUrl, address: str, path: str) -> None:
@@ -99,37 +138,61 @@ def _read_socket(parsed: RedisUrl, address: str, path: str) -> None:
         parsed.path = unquote(path)
 
 
-def _read_address(parsed: RedisUrl, address: str, *, strict: bool) -> None:
+def _read_addresses(parsed: RedisUrl, text: str, *, strict: bool) -> None:
+    if parsed.topology in _DEFAULT_PORTS:
+        default = _DEFAULT_PORTS[parsed.topology]
+        read = [_read_address(parsed, address, strict=strict) for address in text.split(",")]
+        parsed.nodes = tuple(dict.fromkeys((host, port or default) for host, port in read if host))
+        # What several hosts have in common is one problem.
+        parsed.problems[:] = dict.fromkeys(parsed.problems)
+    elif "," in text:
+        cluster, sentinel = (scheme_of(topology, parsed.scheme) for topology in _DEFAULT_PORTS)
+        parsed.problems.append(f"several hosts need {cluster} or {sentinel}")
+    else:
+        parsed.host, parsed.port = _read_address(parsed, text, strict=strict)
+
+
+def _read_address(parsed: RedisUrl, address: str, *, strict: bool) -> tuple[str | None, int | None]:
     match = _ADDRESS.fullmatch(address)
-    if match is None or (strict and not match["host"]):
-        parsed.problems.append(f"no host: {_FORM}")
-        return
+    if match is None or not (match["host"] or (parsed.topology == "standalone" and not strict)):
+        parsed.problems.append(f"no host: {_form(parsed.topology, parsed.scheme)}")
+        return None, None
     host, port = match.group("host", "port")
+    read_as: tuple[str | None, int | None] = (None, None)
     try:
         if host:
-            parsed.host = _read_host(host if strict or host.startswith("[") else unquote(host))
+            read_as = (read_host(host if strict or host.startswith("[") else unquote(host)), None)
     except ValueError:
         parsed.problems.append("the host must be a name, an IPv4 address or an IPv6 address in brackets")
-    if port or (strict and port is not None):
-        if re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) <= MAX_PORT:
-            parsed.port = int(port)
-        else:
-            parsed.problems.append(f"the port must be a number from 1 to {MAX_PORT}")
-
-
-def _read_host(host: str) -> str:
-    if host.startswith("["):
-        return str(IPv6Address(unquote(host[1:-1])))
-    if not _HOST_NAME.fullmatch(host):
-        raise ValueError
-    return host
+    try:
+        if port or (strict and port is not None):
+            read_as = (read_as[0], read_port(port))
+    except ValueError:
+        parsed.problems.append(f"the port must be a number from 1 to {MAX_PORT}")
+    return read_as
 
 
 def _read_database(parsed: RedisUrl, path: str) -> None:
     if re.fullmatch("/[0-9]+", path):
         parsed.options.append(("db", path[1:]))
     elif path not in ("", "/"):
-        parsed.problems.append(f"nothing but the number of a database may follow the host: {_FORM}")
+        form = _form(parsed.topology, parsed.scheme)
+        parsed.problems.append(f"nothing but the number of a database may follow the host: {form}")
+
+
+def _read_service(parsed: RedisUrl, path: str) -> None:
+    form = _form(parsed.topology, parsed.scheme)
+    # A number alone is that of a database, after which a service was forgotten.
+    if re.fullmatch("/?[0-9]*", path):
+        parsed.problems.append(f"no service after the hosts: {form}")
+    elif match := _SERVICE.fullmatch(path):
+        parsed.service = match["service"]
+        parsed.options += [("db", match["db"])] if match["db"] else []
+    else:
+        parsed.problems.append(
+            "a service consists of letters, digits, '.', '_' and '-', "
+            f"and nothing but the number of a database may follow it: {form}"
+        )
 
 
 def _read_query(parsed: RedisUrl, query: str) -> None:

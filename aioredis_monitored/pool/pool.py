@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 from weakref import ref
 
 from opentelemetry._logs import LoggerProvider
@@ -49,7 +49,9 @@ from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
+from aioredis_monitored.config.url import Topology, scheme_of
 from aioredis_monitored.errors import (
+    ConfigurationError,
     PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
@@ -125,6 +127,22 @@ class MonitoredConnectionPool(TypedPool):
         ConfigurationError: A value cannot be used; the error names every such value at once.
         TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
+
+    # The classes of the pools for other topologies: their modules import this one.
+    _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
+    _topology_name: ClassVar[Topology] = "standalone"
+
+    def __init_subclass__(cls, *, topology: Topology | None = None, **kwargs: Any) -> None:
+        """Register the class as that of the pools for a topology.
+
+        Args:
+            topology: The topology; default ``None``, for that of the base class, which stays registered.
+            kwargs: Arguments of other base classes.
+        """
+        super().__init_subclass__(**kwargs)
+        if topology is not None:
+            cls._topology_name = topology
+            cls._topology_classes[topology] = cls
 
     def __init__(
         self,
@@ -202,6 +220,9 @@ class MonitoredConnectionPool(TypedPool):
     def from_url(cls, url: str, **kwargs: Any) -> Self:
         """Make a pool for a URL, which has the meaning that redis-py gives it; its options win over keyword arguments.
 
+        ``redis+cluster://`` and ``redis+sentinel://`` make a pool of the class for that topology; a subclass makes
+        itself, and takes only URLs of its topology.
+
         ``valkey://`` and ``valkeys://`` work too, and so do the options of this pool. Other than in redis-py, booleans
         are read as such (``decode_responses=False``), durations may be timespans (``timeout=200ms``), and what redis-py
         overlooks is refused: ``redis:/host`` and ``redis:///run/redis.sock``, which it takes for localhost;
@@ -211,7 +232,22 @@ class MonitoredConnectionPool(TypedPool):
         Raises:
             ConfigurationError: The URL cannot be used.
         """
-        return cls(**{**kwargs, **url_arguments(url)})
+        topology, arguments = url_arguments(url)
+        return cls.for_topology(topology)(**{**kwargs, **arguments})
+
+    @classmethod
+    def for_topology(cls, topology: Topology) -> type[Self]:
+        """Return the class of a pool for a topology: this one, or, of ``MonitoredConnectionPool``, a subclass.
+
+        Raises:
+            ConfigurationError: This subclass is for another topology.
+        """
+        if topology == cls._topology_name:
+            return cls
+        if cls is not MonitoredConnectionPool:
+            expected, actual = scheme_of(cls._topology_name), scheme_of(topology)
+            raise ConfigurationError(("url", f"must be a {expected} URL for {cls.__name__}, got {actual}"))
+        return cast("type[Self]", cls._topology_classes[topology])
 
     def __repr__(self) -> str:
         stats = self.stats()
@@ -658,7 +694,7 @@ class MonitoredConnectionPool(TypedPool):
 
 
 def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
-    """Make a pool from an application's configuration.
+    """Make a pool from an application's configuration, of the class for the topology in its URL.
 
     Keys, each with the prefix in front: ``url`` (required), and the fields of ``RedisConfig`` from ``username`` on.
     Durations are timespans such as ``200 milliseconds``, or seconds. The prefix without its dot is the pool's name.
@@ -666,7 +702,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     Args:
         app_config: The configuration, such as ``config_from_env()``.
         prefix: What the keys of this pool start with; it ends with a dot.
-        kwargs: Arguments of ``MonitoredConnectionPool``; they win over the configuration.
+        kwargs: Arguments of the pool; they win over the configuration.
 
     Raises:
         ConfigurationError: Something in the configuration cannot be used; it names every problem at once.
@@ -675,8 +711,9 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     if not prefix.endswith("."):
         message = f"prefix must end with a dot: {prefix!r}"
         raise ValueError(message)
-    arguments = RedisConfig.from_mapping(app_config, prefix).pool_arguments()
-    return MonitoredConnectionPool(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
+    config = RedisConfig.from_mapping(app_config, prefix)
+    pool_class = MonitoredConnectionPool.for_topology(config.topology)
+    return pool_class(**{"name": prefix.removesuffix("."), **override(config.pool_arguments(), kwargs)})
 
 
 def _is_default(name: str, value: object) -> bool:

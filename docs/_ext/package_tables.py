@@ -79,7 +79,8 @@ class OptionTable(_Table):
         """Yield a row for each key."""
         for option in OPTIONS.values():
             meaning = re.sub("``(.*?)``", r"`\1`", option.description)
-            yield f"`{option.name}`", f"`{option.default or 'none'}`", option.accepts, meaning
+            accepts = option.accepts.replace("*", r"\*")
+            yield f"`{option.name}`", f"`{option.default or 'none'}`", accepts, meaning
 
 
 class MetricTable(_Table):

@@ -11,6 +11,7 @@ from aioredis_monitored._telemetry import coexistence, guard, hotkeys
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
 
 # Pool.
@@ -39,6 +40,11 @@ def reserved_waiters_of(pool):
 def is_reserved_slot_free(pool):
     """Return whether a pool keeps a slot for its shared connection."""
     return pool._slots.is_reserved_slot_free()
+
+
+def forget_topology_classes(monkeypatch):
+    """Let classes of pools be registered for topologies until the end of the test, and no others."""
+    monkeypatch.setattr(MonitoredConnectionPool, "_topology_classes", {})
 
 
 # Shared connection.

@@ -12,6 +12,7 @@ from dataclasses import fields
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote
 
 import pytest
 import trustme
@@ -21,14 +22,23 @@ from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
 from aioredis_monitored import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.config.schema import OPTIONS, RedisConfig, override, validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 
 EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
+EXPECTED_CLUSTER = "expected redis+cluster://[[username]:password@]host[:6379][,host2[:port]][/db]"
+EXPECTED_SENTINEL = "expected redis+sentinel://[[username]:password@]host[:26379][,host2[:port]]/service[/db]"
 BAD_HOST = "the host must be a name, an IPv4 address or an IPv6 address in brackets"
 BAD_PORT = "the port must be a number from 1 to 65535"
 BAD_PATH = f"nothing but the number of a database may follow the host: {EXPECTED}"
+BAD_CLUSTER_PATH = f"nothing but the number of a database may follow the host: {EXPECTED_CLUSTER}"
+BAD_SERVICE = (
+    "a service consists of letters, digits, '.', '_' and '-', "
+    f"and nothing but the number of a database may follow it: {EXPECTED_SENTINEL}"
+)
+SEVERAL_HOSTS = "several hosts need redis+cluster:// or redis+sentinel://"
 BAD_SOCKET = "a Unix socket needs an absolute path after three slashes, as in unix:///run/redis.sock"
 BAD_DELIMITER = "in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded"
 TIMESPAN = "must be a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
@@ -40,6 +50,12 @@ BAD_PASSWORD_FILE = "must be the path of a readable file that holds a password, 
 IN_FRONT = "after the prefix of config_from_env if it was given one"
 NO_URL = f"no value specified under the prefix 'redis.' (in the environment: REDIS_URL, {IN_FRONT})"
 SECRET = "S3CRET"
+ADDRESS_PAIRS = (
+    "must be pairs such as '10.0.0.1:6379=proxy:7000', joined by commas; "
+    "'10.0.0.1:*=proxy:*' and '*:*=proxy:*' keep the port"
+)
+# The fields that the URL alone gives.
+PLACE = {"topology", "host", "port", "path", "nodes", "service", "tls"}
 
 
 def short_repr(value):
@@ -108,15 +124,12 @@ def test_url_sets_host_port_db_and_credentials(url, config):
         (f"x{'x' * 20}://h", f"not a Redis URL: {EXPECTED}"),
         ("HTTP://h", f"unknown scheme 'http': {EXPECTED}"),
         ("redis+tls://h", f"unknown scheme 'redis+tls': {EXPECTED}"),
-        ("redis+sentinel://a:26379,b:26379/main", "Sentinel URLs are not supported yet"),
-        ("valkeys+sentinel://a", "Sentinel URLs are not supported yet"),
-        ("rediss+cluster://a:1,b:2", "Cluster URLs are not supported yet"),
-        ("valkey+cluster://a", "Cluster URLs are not supported yet"),
         ("redis://", f"no host: {EXPECTED}"),
         ("redis://:6379", f"no host: {EXPECTED}"),
         ("redis://u:p@", f"no host: {EXPECTED}"),
         ("redis://::1", f"no host: {EXPECTED}"),
-        ("redis://a,b", BAD_HOST),
+        ("redis://a,b", SEVERAL_HOSTS),
+        ("valkeys://a:1,b:2/0", "several hosts need rediss+cluster:// or rediss+sentinel://"),
         ("redis://a..b", BAD_HOST),
         ("redis://.a", BAD_HOST),
         (f"redis://{'a' * 64}", BAD_HOST),
@@ -127,7 +140,7 @@ def test_url_sets_host_port_db_and_credentials(url, config):
         ("redis://h:0", BAD_PORT),
         ("redis://h:99999", BAD_PORT),
         ("redis://h:٣", BAD_PORT),
-        ("redis://a:1,b:2", BAD_PORT),
+        ("redis://a:1,b:2", SEVERAL_HOSTS),
         ("redis://h/abc", BAD_PATH),
         ("redis://h/-1", BAD_PATH),
         ("redis://h/1/", BAD_PATH),
@@ -151,6 +164,108 @@ def test_url_sets_host_port_db_and_credentials(url, config):
 )
 def test_url_raises_config_error_when_invalid(url, reason):
     assert f"redis.url: {reason}" == problems(url)
+
+
+def cluster(*nodes, **options):
+    return RedisConfig(topology="cluster", nodes=nodes, **options)
+
+
+def sentinel(*nodes, **options):
+    return RedisConfig(topology="sentinel", nodes=nodes, service="main", **options)
+
+
+@pytest.mark.parametrize(
+    ("url", "config"),
+    [
+        ("redis+cluster://h", cluster(("h", 6379))),
+        ("VALKEY+Cluster://h:7/", cluster(("h", 7))),
+        ("redis+cluster://a:1,b", cluster(("a", 1), ("b", 6379))),
+        ("redis+cluster://[::1],[0::2]:9,1.2.3.4:5", cluster(("::1", 6379), ("::2", 9), ("1.2.3.4", 5))),
+        ("redis+cluster://a:1,a:1,a", cluster(("a", 1), ("a", 6379))),
+        ("rediss+cluster://h/0", cluster(("h", 6379), tls=True)),
+        (
+            "valkeys+cluster://u:p,q@a,b/3",
+            cluster(("a", 6379), ("b", 6379), tls=True, username="u", password="p,q", db=3),
+        ),
+        ("redis+cluster://h?db=1&timeout=1s", cluster(("h", 6379), db=1, timeout=1.0)),
+        ("redis+sentinel://h/main", sentinel(("h", 26379))),
+        ("valkey+sentinel://a:1,[::1]/main/2", sentinel(("a", 1), ("::1", 26379), db=2)),
+        ("rediss+sentinel://:p@h/main", sentinel(("h", 26379), tls=True, password="p")),
+        ("valkeys+sentinel://h/main?db=4", sentinel(("h", 26379), tls=True, db=4)),
+        ("redis+sentinel://h/main?sentinel_password=s", sentinel(("h", 26379), sentinel_password="s")),
+    ],
+)
+def test_url_sets_topology_nodes_and_service(url, config):
+    assert config == read(url)
+
+
+def test_service_in_url_may_be_a_number_before_a_database():
+    assert ("1", 0) == (read("redis+sentinel://h/1/0").service, read("redis+sentinel://h/1/0").db)
+    assert "My-main_1.a" == read("redis+sentinel://h/My-main_1.a").service
+
+
+NO_NODE = f"no host: {EXPECTED_CLUSTER}"
+NO_SERVICE = f"no service after the hosts: {EXPECTED_SENTINEL}"
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        *(
+            (f"redis+cluster://{hosts}", NO_NODE)
+            for hosts in ("", ":1", "u:p@", ",", "a,", ",a", "a,,b", "::1", "a,:1")
+        ),
+        *((f"redis+cluster://{hosts}", BAD_HOST) for hosts in ("a,.b", "[h]", "a;b", "a,b..c,.d", "%68", "*")),
+        *(
+            (f"redis+cluster://{hosts}", BAD_PORT)
+            for hosts in ("h:", "h:0", "a,b:65536", "a:1;b:2", "a:x,b:y,c", "a:1:2")
+        ),
+        *((f"redis+cluster://h/{path}", BAD_CLUSTER_PATH) for path in ("main", "-1", "0/", "/0", "0/1", "x/0", "٣")),
+        ("rediss+cluster://h/x", BAD_CLUSTER_PATH.replace("redis+", "rediss+")),
+        ("redis+cluster://a,b/1?db=1", "db is given twice"),
+        ("redis+cluster://:p#q@a,b", BAD_DELIMITER),
+        ("redis+cluster://h?host=a", "unknown option"),
+        ("redis+sentinel:///main", f"no host: {EXPECTED_SENTINEL}"),
+        ("redis+sentinel://a,,b/main", f"no host: {EXPECTED_SENTINEL}"),
+        *((f"redis+sentinel://a:26379,b{path}", NO_SERVICE) for path in ("", "/", "/0", "/15")),
+        *(
+            (f"redis+sentinel://h/{path}", BAD_SERVICE)
+            for path in ("a%20b", "ä", "a:b", "main/x", "main/", "/main", "a/0/1")
+        ),
+        ("redis+sentinel://h/main/-1", BAD_SERVICE),
+        ("redis+sentinel://h?service=main", NO_SERVICE + "\nredis.url: unknown option"),
+    ],
+)
+def test_topology_url_raises_config_error_when_invalid(url, reason):
+    assert f"redis.url: {reason}" == problems(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "form"),
+    [
+        (f"redis-sentinel://{SECRET}@a:1,b:2?sentinelMasterId={SECRET}", EXPECTED_SENTINEL),
+        (f"redis-sentinel://a:1,b:2/0#{SECRET}", EXPECTED_SENTINEL),
+        (f"sentinel://:{SECRET}@a:1;sentinel://:{SECRET}@b:2", EXPECTED_SENTINEL),
+        ("rediss-sentinel://a:1#main", EXPECTED_SENTINEL.replace("redis+", "rediss+")),
+        ("redis+sentinel+ssl://a", EXPECTED_SENTINEL.replace("redis+", "rediss+")),
+        ("redis-cluster://a:1,b:2", EXPECTED_CLUSTER),
+        ("cluster://a", EXPECTED_CLUSTER),
+        ("async+redis+cluster://a", EXPECTED_CLUSTER),
+        ("unix+cluster://a", EXPECTED_CLUSTER),
+        ("rediss-cluster://a", EXPECTED_CLUSTER.replace("redis+", "rediss+")),
+        ("valkeys-cluster://a", EXPECTED_CLUSTER.replace("redis+", "rediss+")),
+    ],
+)
+def test_url_form_of_another_client_is_refused_with_the_right_form(url, form):
+    assert f"redis.url: unknown scheme '{url.partition(':')[0]}': {form}" == problems(url)
+
+
+SERVERS = "redis.url names the servers: redis://host, redis+cluster://host,host2 or redis+sentinel://host,host2/service"
+
+
+@pytest.mark.parametrize("name", ["addr", "master_name", "master_set", "sentinelMasterId", "service_name"])
+def test_url_option_of_another_client_for_servers_is_refused_with_the_right_form(name):
+    assert f"redis.url: unknown option; {SERVERS}" == problems(f"redis://h:1?{name}={SECRET}")
 
 
 def test_url_raises_config_error_when_missing():
@@ -274,9 +389,85 @@ def test_config_value_raises_config_error_when_invalid(key, value, reason):
     assert f"redis.{key}: {reason}" == problems("rediss://h", **{key: value})
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("sentinel_username", "ann", "ann"),
+        ("sentinel_password", " p\n", " p\n"),
+        ("read_from", " Replica ", "replica"),
+        ("read_from", "primary", "primary"),
+        ("address_map", "a:1=b:2", AddressMap(frozenset({(("a", 1), ("b", 2))}))),
+        ("address_map", {"a:1": "b:2"}, AddressMap.read("a:1=b:2")),
+        ("address_map", AddressMap.read("a:1=b:2"), AddressMap.read("a:1=b:2")),
+    ],
+)
+def test_sentinel_config_converts_text_and_accepts_typed_values(key, value, expected):
+    assert expected == getattr(read("redis+sentinel://h/main", **{key: value}), key)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("0", 0.0), ("2 min", 120.0), (timedelta(seconds=5), 5.0), (0.5, 0.5)])
+def test_cluster_config_reads_topology_refresh_as_timespan(value, expected):
+    assert expected == read("redis+cluster://h", topology_refresh=value).topology_refresh
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "value", "reason"),
+    [
+        ("redis+sentinel://h/main", "sentinel_username", 5, "must be text"),
+        ("redis+sentinel://h/main", "sentinel_password", b"p", "must be text"),
+        ("redis+sentinel://h/main", "sentinel_password_file", "/no", BAD_PASSWORD_FILE),
+        *(
+            ("redis+cluster://h", "read_from", value, "must be primary or replica")
+            for value in ("slave", "any", True, 1)
+        ),
+        *(("redis+cluster://h", "topology_refresh", value, TIMESPAN) for value in ("-1", "never", True)),
+        *(
+            ("redis+cluster://h", "address_map", value, ADDRESS_PAIRS)
+            for value in ("a", {}, {"a:1": 2}, 5, ["a:1=b:2"])
+        ),
+    ],
+)
+def test_topology_config_value_raises_config_error_when_invalid(url, key, value, reason):
+    assert f"redis.{key}: {reason}" == problems(url, **{key: value})
+
+
+ANY_TOPOLOGY = "needs redis+cluster:// or redis+sentinel://"
+
+
+@pytest.mark.parametrize(
+    ("url", "key", "reason"),
+    [
+        ("redis://h", "sentinel_username", "needs redis+sentinel://"),
+        ("redis+cluster://h", "sentinel_password", "needs redis+sentinel://"),
+        ("rediss://h", "sentinel_password", "needs rediss+sentinel://"),
+        ("redis://h", "read_from", ANY_TOPOLOGY),
+        ("unix:///s", "read_from", ANY_TOPOLOGY),
+        ("redis://h", "address_map", ANY_TOPOLOGY),
+        ("redis://h", "topology_refresh", "needs redis+cluster://"),
+        ("redis+sentinel://h/main", "topology_refresh", "needs redis+cluster://"),
+    ],
+)
+def test_key_raises_config_error_for_a_topology_to_which_it_does_not_apply(url, key, reason):
+    value = {"read_from": "primary", "topology_refresh": "0", "address_map": "a:1=b:1"}.get(key, "x")
+
+    assert f"redis.{key}: {reason}" == problems(url, **{key: value})
+    assert f"redis.url: {key} {reason}" == problems(f"{url}?{key}={value}")
+
+
+def test_key_of_a_topology_is_not_reported_beside_an_unknown_scheme():
+    assert f"redis.url: unknown scheme 'sentinel': {EXPECTED_SENTINEL}" == problems("sentinel://h", read_from="replica")
+
+
+def test_tls_key_names_the_scheme_of_its_topology():
+    for url in ("redis+cluster://h", "redis+sentinel://h/main"):
+        expected = f"redis.ssl_check_hostname: needs {url.partition('h')[0].replace('redis', 'rediss')}"
+        assert expected == problems(url, ssl_check_hostname=False)
+        assert not read(url.replace("redis", "rediss"), ssl_check_hostname=False).ssl_check_hostname
+
+
 @pytest.mark.parametrize("value", ["", "  ", None])
 def test_blank_config_value_counts_as_missing(value):
-    keys = {each.name: value for each in fields(RedisConfig) if each.name not in ("host", "port", "path", "tls")}
+    keys = {each.name: value for each in fields(RedisConfig) if each.name not in PLACE}
 
     assert RedisConfig(host="h") == read(**keys)
     assert RedisConfig(host="h") == read("redis://h?db=&socket_timeout=%20")
@@ -292,6 +483,8 @@ def test_blank_config_value_counts_as_missing(value):
         ("ssl", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
         ("use_tls", "unknown key; rediss:// in redis.url encrypts, redis:// does not"),
         ("retry_on_timeout", "unknown key; redis.retries is how often a command that did not run is tried again"),
+        ("sentinel_nodes", f"unknown key; {SERVERS}"),
+        ("read_from_replicas", "unknown key; did you mean read_from?"),
         ("host", "unknown key"),
         ("", "unknown key"),
     ],
@@ -494,6 +687,40 @@ def test_password_and_password_file_raise_config_error_together(password_file):
         assert f"{both}.url" == problems(url, password_file=password_file)
 
 
+def test_sentinel_password_and_its_file_raise_config_error_together(password_file):
+    url, both = "redis+sentinel://h/main", "sentinel_password_file: cannot be given together with"
+    keys = {"sentinel_password": "p", "sentinel_password_file": password_file}
+    assert f"redis.{both} the password in redis.sentinel_password" == problems(url, **keys)
+    assert f"redis.{both} the password in redis.url" == problems(
+        f"{url}?sentinel_password={SECRET}", sentinel_password_file=password_file
+    )
+    with pytest.raises(ConfigurationError) as caught:
+        validate_arguments(keys)
+    assert f"{both} sentinel_password" == str(caught.value)
+
+
+def test_data_servers_and_sentinels_may_have_different_kinds_of_passwords(password_file):
+    config = read("redis+sentinel://u:p@h/main", sentinel_password_file=password_file, sentinel_username="s")
+
+    assert ("u", "p", "s") == (config.username, config.password, config.sentinel_username)
+    assert str(password_file) == config.sentinel_password_file
+
+
+def test_sentinel_password_file_raises_config_error_in_url(password_file):
+    url = f"redis+sentinel://h/main?sentinel_password_file={quote(str(password_file))}"
+    assert problems(url).startswith("redis.url: unknown option")
+
+
+def test_sentinel_password_argument_replaces_the_configured_one_alone():
+    configured = {"password": "p", "sentinel_username": "s", "sentinel_password": "q"}
+    given = {"sentinel_password_file": "/f"}
+
+    assert {"password": "p", "sentinel_username": "s"} | given == override(configured, given)
+    assert {"sentinel_username": "s", "sentinel_password": "q", "password": "r"} == override(
+        configured, {"password": "r"}
+    )
+
+
 @pytest.mark.parametrize("other", [{"password": "p"}, {"credential_provider": object()}], ids=["password", "provider"])
 def test_password_file_argument_raises_beside_another_credential_argument(password_file, other):
     with pytest.raises(ConfigurationError) as caught:
@@ -644,6 +871,23 @@ def test_pool_arguments_omit_options_that_are_not_configured():
         "max_connections": 50,
         "timeout": 20.0,
     }
+    assert read("rediss+cluster://a,b:1").pool_arguments() == {
+        "connection_class": SSLConnection,
+        "nodes": (("a", 6379), ("b", 1)),
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+    }
+    assert read("redis+sentinel://a:1/main", read_from="replica", sentinel_username="s").pool_arguments() == {
+        "connection_class": Connection,
+        "sentinels": (("a", 1),),
+        "service": "main",
+        "db": 0,
+        "max_connections": 50,
+        "timeout": 20.0,
+        "sentinel_username": "s",
+        "read_from": "replica",
+    }
     assert read("unix:///x", username="u", password="p", decode_responses=False).pool_arguments() == {
         "connection_class": UnixDomainSocketConnection,
         "path": "/x",
@@ -676,6 +920,9 @@ def test_pool_arguments_are_accepted_by_redis_py_connections(url, connection_cla
 
 def test_equal_configurations_compare_and_hash_equal():
     assert {read("redis://:p@h:6379/0")} == {read("valkey://h", password="p"), read("redis://h?password=p")}
+    one, other = read("redis+cluster://a:6379,b", address_map="c:1=d:1,e:*=f:*"), read("redis+cluster://a,b:6379")
+    assert {one} == {read("valkey+cluster://a,b", address_map={"e:*": "f:*", "c:1": "d:1"})}
+    assert one != other
 
 
 # --- Secrets ---
@@ -700,13 +947,18 @@ anything = st.text(st.characters(codec="utf-8"), max_size=8) | st.sampled_from(
         "%40",
     ]
 )
-schemes = st.sampled_from(["redis", "rediss", "unix", "valkey", "http", "redis+sentinel"]) | anything
+schemes = (
+    st.sampled_from(["redis", "rediss", "unix", "valkey", "http", "redis+sentinel", "redis+cluster", "redis-sentinel"])
+    | anything
+)
 
 
 @given(scheme=schemes, username=anything, before=anything, after=anything, rest=anything)
 @example(scheme="redis", username="", before="", after="", rest="h")
 @example(scheme="redis", username="", before="1?client_name=", after="", rest="h")
 @example(scheme="unix", username="", before="", after="", rest="/run/redis.sock")
+@example(scheme="redis+cluster", username="", before="", after="", rest="a,b")
+@example(scheme="redis+sentinel", username="", before="", after="", rest="a,b/main")
 def test_password_in_url_never_appears_in_repr_or_error(scheme, username, before, after, rest):
     try:
         shown = repr(read(f"{scheme}://{username}:{before}{SECRET}{after}@{rest}"))
@@ -733,7 +985,7 @@ def test_config_error_never_contains_values(key):
         RedisConfig.from_mapping(keys, "redis.")
 
     assert SECRET not in f"{caught.value} {caught.value!r}"
-    assert SECRET not in repr(RedisConfig(password=SECRET))
+    assert SECRET not in repr(RedisConfig(password=SECRET, sentinel_password=SECRET))
 
 
 SURROGATE = f"{SECRET}\udcff"  # os.environ makes this of a password in Latin-1
@@ -822,6 +1074,11 @@ def test_redis_config_documents_every_field():
         ("REDIS_TLS_URL", "redis.tls.url"),
         ("REDIS_2_DB", "redis.2.db"),
         ("REDIS_URL_URL", "redis.url.url"),
+        ("REDIS_READ_FROM", "redis.read_from"),
+        ("REDIS_CACHE_ADDRESS_MAP", "redis.cache.address_map"),
+        # Not the user of a pool called "sentinel".
+        ("REDIS_SENTINEL_USERNAME", "redis.sentinel_username"),
+        ("REDIS_CACHE_SENTINEL_PASSWORD_FILE", "redis.cache.sentinel_password_file"),
     ],
 )
 def test_config_from_env_maps_variable_to_key(variable, key, caplog):
@@ -831,7 +1088,7 @@ def test_config_from_env_maps_variable_to_key(variable, key, caplog):
 
 
 def test_config_from_env_covers_every_key():
-    keys = {each.name for each in fields(RedisConfig)} - {"host", "port", "path", "tls"} | {"url"}
+    keys = {each.name for each in fields(RedisConfig)} - PLACE | {"url"}
 
     assert {f"redis.{key}": "v" for key in keys} == config_from_env({f"REDIS_{key.upper()}": "v" for key in keys})
     assert {f"redis.a_b.{key}": "v" for key in keys} == config_from_env(
@@ -866,7 +1123,7 @@ def test_config_from_env_ignores_kubernetes_variables(service, prefix, caplog):
     [
         *("REDIS__URL", "REDIS_", "REDIS_A__URL", "REDIS", "REDISURL", "AIOREDIS_URL", "AIOREDIS_MONITORED_SERVER"),
         *("MYREDIS_URL", "MY_REDIS_URL", "my_redis_url", "REDIS_VERSION", "redis_version"),
-        *("REDIS_SENTINEL_MASTER_NAME", "REDIS_KEY_PREFIX", "REDIS_CACHE_TTL", "REDIS_HOST_KEY", "REDIS_USER_AGENT"),
+        *("REDIS_KEY_PREFIX", "REDIS_CACHE_TTL", "REDIS_HOST_KEY", "REDIS_USER_AGENT"),
         *("REDIS_SSL_SESSIONS", "REDIS_CACHE_SSL", "REDIS_SSLED"),
     ],
 )
@@ -901,6 +1158,9 @@ NEAR_MISSES = [
     ("REDIS_CA_CERTS", "REDIS_SSL_CA_CERTS"),
     ("REDIS_SSL_VERIFY", "REDIS_SSL_CERT_REQS"),
     ("REDIS_VERIFY_SSL", "REDIS_SSL_CERT_REQS"),
+    ("REDIS_READ_FROM_REPLICAS", "REDIS_READ_FROM"),
+    ("REDIS_SENTINEL_USER", "REDIS_SENTINEL_USERNAME"),
+    ("REDIS_ADDRESS_REMAP", "REDIS_ADDRESS_MAP"),
     # Other case.
     ("REDIS_url", "REDIS_URL"),
     ("REDIS_cache_URL", "REDIS_CACHE_URL"),
@@ -933,6 +1193,7 @@ def test_misspelled_variable_is_not_used(variable):
 
 
 TLS = "rediss:// in {}URL encrypts, redis:// does not"
+IN_URL = "{}URL names the servers: redis://host, redis+cluster://host,host2 or redis+sentinel://host,host2/service"
 RETRIES = "{}RETRIES is how often a command that did not run is tried again"
 
 
@@ -941,6 +1202,7 @@ RETRIES = "{}RETRIES is how often a command that did not run is tried again"
     [
         *((f"REDIS_{name}", TLS) for name in ("SSL", "TLS", "USE_SSL", "USE_TLS", "SSL_ENABLED", "TLS_ENABLED")),
         *((f"REDIS_{name}", RETRIES) for name in ("RETRY", "RETRY_ON_TIMEOUT", "RETRY_ON_ERROR", "MAX_RETRIES")),
+        *((f"REDIS_{name}", IN_URL) for name in ("ADDR", "CLUSTER_NODES", "SENTINELS", "SENTINEL_MASTER_NAME")),
         ("redis_ssl", TLS),
     ],
 )
