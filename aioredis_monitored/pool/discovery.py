@@ -33,6 +33,7 @@ from aioredis_monitored._topology.sentinel import (
     answer_of,
     elect,
 )
+from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.pool.retry import exponential_backoff
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -55,13 +56,6 @@ class PrimaryListener(Protocol):
 
     def on_switch(self, host: str, port: int) -> None:
         """End all connections to other servers than this one, which is the primary now."""
-
-
-class AddressMap(Protocol):
-    """Maps addresses that servers announce to those that this process can reach."""
-
-    def resolve(self, host: str, port: int) -> Address:
-        """Return the address to connect to."""
 
 
 @dataclass(eq=False, slots=True)

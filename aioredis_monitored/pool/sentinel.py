@@ -1,7 +1,7 @@
 """The pool of connections to the primary of a service that Redis Sentinel looks after."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -15,9 +15,11 @@ from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, Location, PrimaryTracker
+from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.credentials import PasswordFile
-from aioredis_monitored.pool.discovery import AddressMap, SentinelDiscovery
+from aioredis_monitored.pool.discovery import SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -27,7 +29,7 @@ _NAMING_A_SERVER: Final = ("host", "port", "path")
 _REPLICAS: Final = ("replica", "slave")
 
 
-class MonitoredSentinelPool(MonitoredConnectionPool):
+class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
     """A pool of connections to the primary of a service, which it follows through failovers.
 
     Whenever a connection is made, all sentinels are asked at the same time, and the primary that most of them name is
@@ -46,8 +48,8 @@ class MonitoredSentinelPool(MonitoredConnectionPool):
         sentinel_username: The user for the sentinels; default ``None``. They get no other credentials than these.
         sentinel_password: The password for the sentinels; default ``None``.
         sentinel_password_file: The path of a file that holds that password, as ``password_file``; default ``None``.
-        address_map: Maps addresses that sentinels announce to those that can be reached from here: an object with
-            ``resolve(host, port)``, which returns both; default ``None``.
+        address_map: Where servers are reached that announce other addresses to the sentinels, as in
+            ``10.0.0.1:6379=proxy.example:7000``; default ``None``.
         name: What messages and metrics call the pool; default: the service.
         arguments: All others of ``MonitoredConnectionPool``, except those that name a server.
 
@@ -66,11 +68,19 @@ class MonitoredSentinelPool(MonitoredConnectionPool):
         sentinel_username: str | None = None,
         sentinel_password: str | None = None,
         sentinel_password_file: str | None = None,
-        address_map: AddressMap | None = None,
+        address_map: AddressMap | Mapping[str, str] | str | None = None,
         name: str | None = None,
         **arguments: Any,
     ) -> None:
-        given = _checked(sentinels, service, connection_class, sentinel_password, sentinel_password_file, arguments)
+        own = validate_arguments(
+            {
+                "sentinel_username": sentinel_username,
+                "sentinel_password": sentinel_password,
+                "sentinel_password_file": sentinel_password_file,
+                "address_map": address_map,
+            }
+        )
+        given = _checked(sentinels, service, connection_class, arguments)
         kind: Any = connection_class
         super().__init__(
             max_connections,
@@ -81,16 +91,16 @@ class MonitoredSentinelPool(MonitoredConnectionPool):
             **arguments,
         )
         deadline = self.retry_policy.deadline
-        credentials: dict[str, Any] = {"username": sentinel_username, "password": sentinel_password}
-        if sentinel_password_file is not None:
-            credentials = {"credential_provider": PasswordFile(sentinel_password_file, sentinel_username)}
+        credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
+        if own["sentinel_password_file"] is not None:
+            credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
         tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
         self._discovery = SentinelDiscovery(
             PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),
             given,
             credentials | tls,
             uses_tls=issubclass(kind, SSLConnection),
-            address_map=address_map,
+            address_map=own["address_map"],
             listener=self,
             name=self.name,
         )
@@ -187,8 +197,6 @@ def _checked(
     sentinels: Sequence[Address],
     service: str,
     connection_class: object,
-    password: str | None,
-    password_file: str | None,
     arguments: dict[str, Any],
 ) -> list[Address]:
     """Check the arguments that this class has in addition to its base; return the sentinels.
@@ -213,8 +221,6 @@ def _checked(
     if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
         kind = getattr(connection_class, "__name__", type(connection_class).__name__)
         problems.append(("connection_class", f"must be Connection or SSLConnection, or a subclass, got {kind}"))
-    if password is not None and password_file is not None:
-        problems.append(("sentinel_password_file", "cannot be given together with sentinel_password"))
     problems += [
         (name, "must be left out: the sentinels name the server")
         for name in _NAMING_A_SERVER
