@@ -358,7 +358,8 @@ class SentinelDiscovery:
         for sentinel in self._followers.keys() - set(self._sentinels):
             self._followers.pop(sentinel).cancel()
         for sentinel in self._sentinels:
-            if sentinel.identity is not None and sentinel not in self._followers:
+            # Those that have not answered yet as well: others were faster, or they are down for now.
+            if sentinel not in self._followers:
                 self._followers[sentinel] = self._start(self._follow(sentinel))
 
     async def _follow(self, sentinel: _Sentinel) -> None:
