@@ -18,6 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
+from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -184,6 +185,11 @@ class SentinelDiscovery:
         await asyncio.wait([asking])
         return elect((), self._known()) if asking.cancelled() else asking.result()
 
+    def _ask_anew(self) -> None:
+        """Ask in the background: an answer that is under way may be older than what has just been learned."""
+        self._asking = None
+        self._start(self._ask_once())
+
     def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
         # In a context of its own: it outlives the request that has begun it.
         task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=Context())
@@ -288,12 +294,14 @@ class SentinelDiscovery:
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
         }
+        connection: Connection
         if not self._uses_tls:
             connection = Connection(**arguments)
         elif sentinel.given_as is None:
             connection = SSLConnection(**arguments)
         else:
             connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
+        connection = with_safe_send(connection)
         self._connections.add(connection)
         return connection
 
@@ -324,6 +332,9 @@ class SentinelDiscovery:
         return len(identities) + sum(given not in answered for given in self._given)
 
     def _on_election(self, election: Election, answers: Iterable[Answer]) -> None:
+        if self._loop is None:
+            # The pool was closed meanwhile.
+            return
         if not election.answered:
             # The names may have other addresses by now.
             self._resolves_again = True
@@ -377,7 +388,7 @@ class SentinelDiscovery:
                     unconfirmed -= 1
                 failures = 0
                 # Events may have been missed until now.
-                self._start(self._ask_once())
+                self._ask_anew()
                 await self._take_events(connection)
             except (RedisError, OSError) as error:
                 failures += 1
@@ -411,7 +422,7 @@ class SentinelDiscovery:
         if change is Change.NONE or listener is None:
             return
         if change is Change.SENTINEL:
-            self._start(self._ask_once())
+            self._ask_anew()
             return
         if self._hold_timer is not None:
             self._hold_timer.cancel()
@@ -442,7 +453,7 @@ class SentinelDiscovery:
 
     def end(self) -> None:
         """Follow the sentinels no longer, until the primary is looked up again; may be called in any thread."""
-        loop, connections = self._loop, self._connections
+        loop, connections, is_forked = self._loop, self._connections, os.getpid() != self._process
         tasks, timer, resumed = list(self._tasks), self._hold_timer, self._resumed
         self._clear()
         self.tracker.forget()
@@ -453,7 +464,7 @@ class SentinelDiscovery:
             # Nothing that is scheduled there may ever run.
             for connection in connections:
                 if connection.is_connected:
-                    abort_socket(connection, loop, forked=os.getpid() != self._process)
+                    abort_socket(connection, loop, forked=is_forked)
         if not loop.is_closed():
             loop.call_soon_threadsafe(_end, tasks, timer, resumed)
 

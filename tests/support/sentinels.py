@@ -30,7 +30,7 @@ class FakeSentinel:
         self._subscribers = set()
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, self.host, 0)
+        self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
 
@@ -38,6 +38,11 @@ class FakeSentinel:
         self._server.close()
         for writer in list(self._subscribers):
             writer.close()
+
+    @property
+    def address(self):
+        """Where it listens."""
+        return self.host, self.port
 
     def announce(self, channel, data):
         """Publish an event; return to how many clients."""
@@ -112,13 +117,15 @@ class Writers:
     slowest: float = 0.0
     outage: float = 0.0
     max_lag: float = 0.0
+    _started_at: float = 0.0
     _acknowledged_at: float = 0.0
 
     @classmethod
     @asynccontextmanager
     async def writing(cls, client, callers, per_second):
         """Write in the block; leaving it waits for the writes in flight."""
-        writers, is_over = cls(_acknowledged_at=time.monotonic()), asyncio.Event()
+        now, is_over = time.monotonic(), asyncio.Event()
+        writers = cls(_started_at=now, _acknowledged_at=now)
         tasks = [
             asyncio.ensure_future(writers._write(client, number, callers / per_second, is_over))
             for number in range(callers)
@@ -163,7 +170,9 @@ class Writers:
         return lost, twice
 
     def __str__(self):
+        rate = self.acknowledged.total() / (self._acknowledged_at - self._started_at - self.outage)
         return (
-            f"{self.acknowledged.total()} acknowledged, {self.failed.total()} failed {dict(self.errors)}, "
-            f"outage {self.outage:.2f} s, slowest {self.slowest:.2f} s, event loop late by {self.max_lag:.3f} s at most"
+            f"{self.acknowledged.total()} acknowledged, {rate:.0f} a second, "
+            f"{self.failed.total()} failed {dict(self.errors)}, outage {self.outage:.2f} s, "
+            f"slowest {self.slowest:.2f} s, event loop late by {self.max_lag:.3f} s at most"
         )
