@@ -124,6 +124,7 @@ class SentinelDiscovery:
         self._resolves_again = True
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
+        self._ssl_context: Any = None
         self._clear()
 
     def _clear(self) -> None:
@@ -199,6 +200,8 @@ class SentinelDiscovery:
 
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
+        # Its files may have changed.
+        self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
         await self._resolve(deadline)
         answers: list[Answer] = []
@@ -301,6 +304,9 @@ class SentinelDiscovery:
             connection = SSLConnection(**arguments)
         else:
             connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
+        if isinstance(connection, SSLConnection):
+            # Making one for each connection would block the event loop for longer than the sentinels take to answer.
+            self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
         connection = with_safe_send(connection)
         self._connections.add(connection)
         return connection
