@@ -5,12 +5,14 @@ they can be shared.
 """
 # mypy: disallow-untyped-calls=False
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._redispy.sockets import transport_of
 
@@ -25,6 +27,10 @@ class Place(Protocol):
     @property
     def port(self) -> int:
         """The TCP port of the server."""
+
+    @property
+    def outdated(self) -> "asyncio.Future[None]":
+        """Done when another place is to be connected to."""
 
 
 class LocatedConnection(Connection):
@@ -46,7 +52,20 @@ class LocatedConnection(Connection):
     async def _connect(self) -> None:
         self.place = place = await self._locate()
         self.host, self.port = place.host, place.port
-        await super()._connect()
+        # A machine that is gone does not answer, and connecting would go on for socket_connect_timeout.
+        connecting = asyncio.ensure_future(super()._connect())
+        # Of a caller that leaves meanwhile, its error is not looked at.
+        connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.wait([connecting, place.outdated], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connecting.cancel()
+        if not connecting.done():
+            await asyncio.wait([connecting])
+        if connecting.cancelled():
+            message = f"{place.host}:{place.port} was replaced while it was connected to"
+            raise RedisConnectionError(message)
+        connecting.result()
 
 
 @lru_cache

@@ -27,22 +27,6 @@ _REFUTED_SECONDS: Final = 3.0
 Address = tuple[str, int]
 
 
-class Location(NamedTuple):
-    """Where to connect to.
-
-    Attributes:
-        host: The host, mapped to one that this process can reach.
-        port: The port, mapped as well.
-        announced: The address as the sentinels announce it.
-        generation: How many failovers had begun when it was looked up.
-    """
-
-    host: str
-    port: int
-    announced: Address
-    generation: int
-
-
 class Answer(NamedTuple):
     """What one sentinel answers.
 

@@ -10,7 +10,7 @@ from ipaddress import ip_address
 from math import inf
 from socket import SOCK_STREAM
 from time import monotonic
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
 from redis.asyncio import Connection, SSLConnection
@@ -29,7 +29,6 @@ from aioredis_monitored._topology.sentinel import (
     Answer,
     Change,
     Election,
-    Location,
     PrimaryTracker,
     answer_of,
     elect,
@@ -47,6 +46,24 @@ _FOLLOW_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
 _RESP2: Final = 2
+
+
+class Location(NamedTuple):
+    """Where the primary is.
+
+    Attributes:
+        host: The host, mapped to one that this process can reach.
+        port: The port, mapped as well.
+        outdated: Done when another one is or will be the primary.
+        announced: The address as the sentinels announce it.
+        generation: How many failovers had begun when it was looked up.
+    """
+
+    host: str
+    port: int
+    outdated: "asyncio.Future[None]"
+    announced: Address
+    generation: int
 
 
 class PrimaryListener(Protocol):
@@ -137,6 +154,8 @@ class SentinelDiscovery:
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._hold_timer: asyncio.TimerHandle | None = None
+        # Done, and replaced, when locations that were given out are outdated.
+        self._outdated: asyncio.Future[None] | None = None
         self._connections: set[Connection] = set()
 
     # Looking the primary up.
@@ -162,7 +181,9 @@ class SentinelDiscovery:
                 if primary is None:
                     raise RedisConnectionError(self._explanation(election))
             if generation == tracker.generation and resumed.is_set():
-                return Location(*self.reachable(primary), primary, generation)
+                if self._outdated is None:
+                    self._outdated = asyncio.get_running_loop().create_future()
+                return Location(*self.reachable(primary), self._outdated, primary, generation)
 
     def _check_open(self, resumed: asyncio.Event) -> None:
         if resumed is not self._resumed:
@@ -433,6 +454,9 @@ class SentinelDiscovery:
         if self._hold_timer is not None:
             self._hold_timer.cancel()
             self._hold_timer = None
+        if change is not Change.RESUME and self._outdated is not None:
+            self._outdated.set_result(None)
+            self._outdated = None
         if change is Change.HOLD:
             self._resumed.clear()
             loop = asyncio.get_running_loop()

@@ -14,12 +14,12 @@ from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
-from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, Location, PrimaryTracker
+from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.credentials import PasswordFile
-from aioredis_monitored.pool.discovery import SentinelDiscovery
+from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -48,6 +48,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         sentinel_username: The user for the sentinels; default ``None``. They get no other credentials than these.
         sentinel_password: The password for the sentinels; default ``None``.
         sentinel_password_file: The path of a file that holds that password, as ``password_file``; default ``None``.
+        read_from: Where calls are sent that only read: ``primary``, which is the default, is the only place.
         address_map: Where servers are reached that announce other addresses to the sentinels, as in
             ``10.0.0.1:6379=proxy.example:7000``; default ``None``.
         name: What messages and metrics call the pool; default: the service.
@@ -68,6 +69,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         sentinel_username: str | None = None,
         sentinel_password: str | None = None,
         sentinel_password_file: str | None = None,
+        read_from: str = "primary",
         address_map: AddressMap | Mapping[str, str] | str | None = None,
         name: str | None = None,
         **arguments: Any,
@@ -77,10 +79,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
                 "sentinel_username": sentinel_username,
                 "sentinel_password": sentinel_password,
                 "sentinel_password_file": sentinel_password_file,
+                "read_from": read_from,
                 "address_map": address_map,
             }
         )
-        given = _checked(sentinels, service, connection_class, arguments)
+        given = _checked(sentinels, service, connection_class, own["read_from"], arguments)
         kind: Any = connection_class
         super().__init__(
             max_connections,
@@ -197,6 +200,7 @@ def _checked(
     sentinels: Sequence[Address],
     service: str,
     connection_class: object,
+    read_from: str,
     arguments: dict[str, Any],
 ) -> list[Address]:
     """Check the arguments that this class has in addition to its base; return the sentinels.
@@ -221,6 +225,8 @@ def _checked(
     if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
         kind = getattr(connection_class, "__name__", type(connection_class).__name__)
         problems.append(("connection_class", f"must be Connection or SSLConnection, or a subclass, got {kind}"))
+    if read_from != "primary":
+        problems.append(("read_from", f"must be primary with sentinels, got {read_from}"))
     problems += [
         (name, "must be left out: the sentinels name the server")
         for name in _NAMING_A_SERVER

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import re
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+import socket
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import pytest
 from support.sentinels import FakeSentinel, Writers
@@ -159,6 +160,25 @@ async def test_hold_ends_by_itself_and_only_once_for_a_failover(servers, until, 
         assert 1 == await client.incr("key")
         # Half of the deadline.
         assert "was promoted in 0.5 s" in caplog.text
+
+
+async def test_connecting_to_a_machine_that_is_gone_ends_with_the_switch(server, until):
+    # Its backlog is full, so that the kernel answers nothing more, as if the machine were gone.
+    with socket.socket() as gone, ExitStack() as waiting:
+        gone.bind(("127.0.0.1", 0))
+        gone.listen(0)
+        for _ in range(3):
+            client = waiting.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(gone.getsockname())
+        async with (
+            FakeSentinel("f" * 40, gone.getsockname()) as fake,
+            MonitoredSentinelPool([fake.address], "mymaster", socket_connect_timeout=600, **UNRECORDED) as pool,
+        ):
+            calling = asyncio.ensure_future(MonitoredRedisConnection(connection_pool=pool).set("key", "value"))
+            fake.primary = (server.host, server.port)
+            await until(lambda: fake.announce("+switch-master", f"mymaster a 1 {server.host} {server.port}"))
+            assert await calling
 
 
 # S4: the primary and the first sentinel are gone.
