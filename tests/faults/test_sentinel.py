@@ -106,7 +106,7 @@ async def test_planned_failover_loses_no_acknowledged_write(given, rounds, until
                 await client.ping()
                 await until_followed(servers, until)
                 former = servers.primary()
-                async with Writers.writing(client, 100, 2_500) as writers:
+                async with Writers.writing(client, 100, 4_000) as writers:
                     await until_written(writers, 1_000, until)
                     promoted = await asyncio.to_thread(servers.failover)
                     await until_written(writers, 1_000, until)
