@@ -204,6 +204,27 @@ def test_service_in_url_may_be_a_number_before_a_database():
     assert "My-main_1.a" == read("redis+sentinel://h/My-main_1.a").service
 
 
+HOSTS = st.from_regex(r"[a-z0-9-]{1,5}(\.[a-z0-9]{1,5}){0,2}", fullmatch=True) | st.ip_addresses().map(str)
+NODES = st.lists(st.tuples(HOSTS, st.none() | st.integers(1, 65_535)), min_size=1, max_size=4)
+
+
+@given(
+    NODES, st.sampled_from(["", "rediss+", "valkeys+"]), st.none() | st.text(min_size=1, max_size=5), st.integers(0, 9)
+)
+def test_url_of_any_nodes_is_read_as_these_nodes(nodes, tls, password, db):
+    shown = [(f"[{host}]" if ":" in host else host, port) for host, port in nodes]
+    places = ",".join(host if port is None else f"{host}:{port}" for host, port in shown)
+    place = places if password is None else f":{quote(password, safe='')}@{places}"
+    for config, default in (
+        (read(f"{tls or 'redis+'}cluster://{place}/{db}"), 6379),
+        (read(f"{tls or 'valkey+'}sentinel://{place}/main/{db}"), 26379),
+    ):
+        assert tuple(dict.fromkeys((host, port or default) for host, port in nodes)) == config.nodes
+        assert (db, bool(tls), None if default == 6379 else "main") == (config.db, config.tls, config.service)
+        # Blank text counts as not given.
+        assert (password if password and password.strip() else None) == config.password
+
+
 NO_NODE = f"no host: {EXPECTED_CLUSTER}"
 NO_SERVICE = f"no service after the hosts: {EXPECTED_SENTINEL}"
 
