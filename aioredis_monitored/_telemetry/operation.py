@@ -160,14 +160,18 @@ class Operation:
     def set_connection(self, connection: AbstractConnection) -> None:
         """Set the connection that the call uses."""
         self._peer = peer_address(connection)
-        if self.spec.lacks_server and not self.spec.address():
+        if self.spec.lacks_server:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
                 self.spec = self.spec.served_by(server_at(host, port_of(getattr(connection, "port", None))))
 
     def set_server(self, server: Server) -> None:
         """Set the server of the next attempt, in place of that of the one before; one without an address is several."""
-        served = self.spec.served_by(server)
+        try:
+            # Past the method, which costs every call in a cluster as much as finding the node.
+            served: CallSpec = self.spec.served[server.target]
+        except KeyError:
+            served = self.spec.served_by(server)
         if served is not self.spec:
             self.spec, self._peer = served, None
 

@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
-from redis.exceptions import ClusterDownError
+from redis.exceptions import ClusterDownError, RedisError
 from redis.retry import AbstractRetry
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
@@ -25,7 +25,7 @@ from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
-from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute
+from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -267,7 +267,13 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
-        return await (await self._any_node()).acquire(on_waited)
+        node = await self._any_node()
+        try:
+            return await node.acquire(on_waited)
+        except RedisError as error:
+            # The next one is acquired from another node.
+            note_failure(self, error, node)
+            raise
 
     async def _any_node(self) -> MonitoredConnectionPool:
         self.check_open()
