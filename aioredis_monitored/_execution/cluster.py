@@ -152,6 +152,7 @@ class ClusterExecutor(CommandExecutor):
             redis.exceptions.RedisError: That of the first node that has failed.
         """
         cluster = self.pool
+        observer = observer if len(nodes) == 1 else None
         replies = [(await Scatter(cluster, [args], observer, [node]).run())[0] for node in nodes]
         return [await _parse(caller, cluster, args, options, reply) for reply in replies]
 

@@ -16,7 +16,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of_batch
+from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
     dedicated_attempt,
     dedicated_connection,
@@ -32,7 +32,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.retry import RetryPolicy
+from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, RetryPolicy
 
 _ASKING: Final = ("ASKING",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
@@ -51,12 +51,14 @@ class _Command:
         choose: Returns the node that it goes to now.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_pending", "reply")
+    __slots__ = ("args", "choose", "importing", "is_pending", "node", "reply")
 
     def __init__(self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool]) -> None:
         self.args = args
         self.choose = choose
         self.importing: MonitoredConnectionPool | None = None
+        # That it was sent to last.
+        self.node: MonitoredConnectionPool | None = None
         self.is_pending = True
         self.reply: Any = None
 
@@ -139,7 +141,6 @@ class Scatter:
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
         self._is_redirected = False
-        self._last: MonitoredConnectionPool | None = None
 
     async def run(self) -> list[Any]:
         """Send the commands, and return their replies, as hiredis has parsed them; errors are values.
@@ -161,7 +162,15 @@ class Scatter:
                     each.settle(error)
             if not self._expanded:
                 raise
+        finally:
+            self._report_server()
         return [each.reply() for each in self._expanded]
+
+    def _report_server(self) -> None:
+        """Report the server that was asked last; none if commands went to several."""
+        nodes = {each.node for each in self._commands if each.node is not None}
+        if self._observer is not None and nodes:
+            self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
     def _expand(self, args: tuple[Any, ...], placement: Placement) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
@@ -211,7 +220,7 @@ class Scatter:
         self._is_redirected = False
         groups, failure = self._group()
         observer = self._observer
-        if observer is not None and len(groups) == 1 and failure is None:
+        if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
         elif len(groups) > 1:
             observer = None
@@ -239,7 +248,8 @@ class Scatter:
         for each in self._commands:
             if each.is_pending:
                 try:
-                    groups.setdefault(each.importing or each.choose(), []).append(each)
+                    each.node = each.importing or each.choose()
+                    groups.setdefault(each.node, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
         return groups, failure
@@ -288,7 +298,10 @@ class Scatter:
             if isinstance(reply, AskError):
                 each.importing = self._redirects.take(reply, node)
                 self._is_redirected = True
-            elif not isinstance(reply, _NOT_NOW):
+            elif not isinstance(reply, _NOT_NOW) or (
+                # A script may have written before it got another error than the cluster's.
+                traits_of(each.args).runs_code and not isinstance(reply, REFUSED_BY_CLUSTER)
+            ):
                 each.settle(reply)
                 continue
             else:

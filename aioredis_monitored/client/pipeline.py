@@ -46,7 +46,7 @@ from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
-from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, is_error_reply
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -413,11 +413,13 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except AskError as error:
+        except (AskError, *REFUSED_BY_CLUSTER) as error:
+            # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
             if not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
-            raise WatchError("the slot of the watched keys moves to another node: begin again with watch()") from error
+            why = "the slot of the watched keys moves to another node" if isinstance(error, AskError) else str(error)
+            raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
             if not is_watch_lost or is_error_reply(error):
@@ -470,7 +472,8 @@ class _WatchedConnection(PinnedConnection):
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:
         altering = [args for args in commands if operation_name(args).upper() not in _ENDED_BY_RESET]
-        discard_if_altered(pool, connection, altering)
+        if discard_if_altered(pool, connection, altering):
+            self._altered = connection
 
 
 def _watch_lost(*, may_have_run: bool) -> WatchError:
