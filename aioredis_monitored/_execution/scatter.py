@@ -168,8 +168,10 @@ class Scatter:
 
     def _report_server(self) -> None:
         """Report the server that was asked last; none if commands went to several."""
+        if self._observer is None:
+            return
         nodes = {each.node for each in self._commands if each.node is not None}
-        if self._observer is not None and nodes:
+        if nodes:
             self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
     def _expand(self, args: tuple[Any, ...], placement: Placement) -> _Expanded:
