@@ -46,7 +46,7 @@ from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
-from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, is_error_reply
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -145,17 +145,17 @@ class MonitoredRedisPipeline(PipelineCommands):
         if pool is None:
             return await self._run_on_plain_connection(raise_on_error)
         pool.bind_event_loop()
-        commands = [args for args, _ in stack]
-        traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
         try:
             if self.scripts:
                 await self.load_scripts()
+            if self.connection is None and not self._is_transaction and isinstance(pool, MonitoredClusterPool):
+                return await self._scatter(pool, stack, raise_on_error)
+            commands = [args for args, _ in stack]
+            traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
             if self.connection is not None:
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
-            if isinstance(pool, MonitoredClusterPool) and not self._is_transaction:
-                return await self._scatter(pool, stack, raise_on_error)
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)
@@ -410,11 +410,13 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except AskError as error:
+        except (AskError, *REFUSED_BY_CLUSTER) as error:
+            # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
             if not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
-            raise WatchError("the slot of the watched keys moves to another node: begin again with watch()") from error
+            why = "the slot of the watched keys moves to another node" if isinstance(error, AskError) else str(error)
+            raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
             if not is_watch_lost or is_error_reply(error):
@@ -467,7 +469,8 @@ class _WatchedConnection(PinnedConnection):
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:
         altering = [args for args in commands if operation_name(args).upper() not in _ENDED_BY_RESET]
-        discard_if_altered(pool, connection, altering)
+        if discard_if_altered(pool, connection, altering):
+            self._altered = connection
 
 
 def _watch_lost(*, may_have_run: bool) -> WatchError:

@@ -25,7 +25,9 @@ from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 
 # A server that has come back is found within this time.
 MAX_DELAY_SECONDS: Final = 0.5
-_NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+# A node of a cluster looks at all keys before it runs anything, of a script or of a transaction as well.
+REFUSED_BY_CLUSTER: Final = (ClusterDownError, TryAgainError)
+_NOT_EXECUTED = (BusyLoadingError, MasterDownError, ReadOnlyError, *REFUSED_BY_CLUSTER)
 _MAX_CLIENTS: Final = "max number of clients reached"
 # The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
 # is short of replicas or of disk space.
@@ -119,6 +121,8 @@ def is_transient(error: Exception) -> bool:
 def _is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
+    if isinstance(error, REFUSED_BY_CLUSTER):
+        return True
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # A script may have written before it got the error.
         return not (may_have_run and traits.runs_code)

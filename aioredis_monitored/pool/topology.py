@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from ipaddress import ip_address
 from math import inf
@@ -14,7 +15,7 @@ from typing import Any, Final, NamedTuple, Protocol, cast
 from weakref import WeakSet, ref
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -26,6 +27,9 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
+_NODE_TIMEOUT: Final = "cluster-node-timeout"
+# What a look asks, and what the first one asks as well: in one round trip.
+_QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
 # Between the beginnings of two looks, up to half as much again: clients that lose the same node must not look at once.
 _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
@@ -53,6 +57,12 @@ class NodeFactory(Protocol):
 
     def on_looked(self) -> None:
         """React to a look that begins."""
+
+    def on_failovers(self, count: int) -> None:
+        """React to primaries whose place replicas have taken since the look before."""
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Take the seconds of silence after which the cluster replaces a node; called once, if a node says it."""
 
 
 class TopologyObserver(Protocol):
@@ -111,6 +121,7 @@ class ClusterTopology:
         self._resolve = resolve
         self._refresh = refresh
         self._verifies_names = verifies_names
+        self._has_asked_more = False
         self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
@@ -333,8 +344,13 @@ class ClusterTopology:
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 await connect(connection)
-                await connection.send_command("CLUSTER SLOTS")
+                asks_more = not self._has_asked_more
+                await connection.send_packed_command(connection.pack_commands(_QUERIES[: 1 + asks_more]))
                 found = SlotMap.parse(await connection.read_response(), address[0], self._resolve)
+                if asks_more and not self._has_asked_more:
+                    self._has_asked_more = True
+                    with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
+                        factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
             _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
             self._suspected[address] = monotonic()
@@ -347,6 +363,8 @@ class ClusterTopology:
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
+        if (factory := self._factory()) is not None:
+            factory.on_failovers(self._map.failovers_until(found))
         before, names = self.primaries, self._map.names
         self._map, self.is_known = found, True
         if self._verifies_names:
@@ -476,6 +494,12 @@ class ClusterTopology:
     def open(self) -> None:
         """Look again, at next use."""
         self.is_closed = False
+
+
+def _node_timeout(reply: Any) -> float:
+    """Return the seconds that CONFIG GET has replied, which is a list in RESP2, and a map in RESP3."""
+    *_, milliseconds = reply.values() if isinstance(reply, dict) else reply
+    return int(milliseconds) / 1000
 
 
 def _check_regularly(topology: "ref[ClusterTopology]") -> None:
