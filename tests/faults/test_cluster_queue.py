@@ -94,7 +94,7 @@ async def blocked_in(cluster, call):
     return task
 
 
-async def put_surely(queue, message):
+async def put_despite_errors(queue, message):
     """Put a message, again if it may not have been put."""
     while True:
         try:
@@ -229,7 +229,7 @@ async def test_blocked_call_ends_when_its_primary_is_replaced(faulty, queue, cal
     with pytest.raises(RedisConnectionError):
         await asyncio.wait_for(waiting, 60)
     print(f"{call.__name__}, {fault}: {time.monotonic() - promoted:.2f} s after the promotion")
-    await put_surely(queue, b"message")
+    await put_despite_errors(queue, b"message")
     assert b"message" == await call(queue)
 
 
@@ -246,7 +246,7 @@ async def test_idle_consume_goes_on_at_the_promoted_replica(faulty, queue, fault
     getattr(victim, fault)()
     promoted = await asyncio.to_thread(wait_promoted, replica)
     async with MonitoredRedisConnection.from_url(faulty.url) as other:
-        await put_surely(MessageQueue(NAME, other), b"message")
+        await put_despite_errors(MessageQueue(NAME, other), b"message")
 
         assert b"message" == await asyncio.wait_for(handled.get(), 60)
     print(f"consume, {fault}: {time.monotonic() - promoted:.2f} s after the promotion")
