@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, MasterDownError, MovedError, ReadOnlyError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, MasterDownError, MovedError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -119,7 +119,6 @@ class ClusterRoute:
         self._follows_ask = follows_ask
         self._importing: MonitoredConnectionPool | None = None
         self._redirects = Redirects(cluster, observer)
-        self._waits = 0
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -148,10 +147,6 @@ class ClusterRoute:
     def follow(self, failure: AttemptFailed) -> float | None:
         """Take over what a failure says about the nodes; see ``Route``."""
         error, node = failure.error, self._node
-        if isinstance(error, TryAgainError):
-            # Some of its keys have moved. Unlike other errors, it is answered in place of a script, and never in it.
-            self._waits += 1
-            return self._cluster.retry_policy.backoff(self._waits)
         if node is None or not is_redirect(self._cluster, error):
             note_failure(self._cluster, error, node)
             return None
