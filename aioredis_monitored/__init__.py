@@ -29,6 +29,7 @@ from aioredis_monitored.errors import (
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "MonitoredRedisConnection",
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
+    "MonitoredSentinelPool",
     "NoComponentsError",
     "PinnedConnectionLostError",
     "PoolClosedError",

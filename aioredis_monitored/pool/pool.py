@@ -681,6 +681,10 @@ class MonitoredConnectionPool(TypedPool):
         """Whether a connection is acquired from this pool, which was not closed since."""
         return connection in self._slots.acquired
 
+    def is_current(self, connection: AbstractConnection) -> bool:  # noqa: ARG002 - pools whose server changes ask more
+        """Whether further calls may be sent on an acquired connection; here always."""
+        return True
+
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""
         connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting

@@ -382,3 +382,11 @@ def set_blocking_native_metrics(monkeypatch, collector):
 def awaited_future_of(task):
     """Return the future that a task waits for; ``None`` if it is about to run."""
     return task._fut_waiter
+
+
+# Sentinel.
+
+
+def sentinels_of(pool):
+    """Return the sentinels that a pool knows."""
+    return pool._discovery._sentinels
