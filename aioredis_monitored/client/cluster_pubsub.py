@@ -331,7 +331,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         plain = self._parts.get(self._cluster)
         if plain is None:
             plain = _PlainSubscriptions(self._cluster, self._cluster, self._arrived, **self._arguments)
-            # What is subscribed and what is ending is one, whoever looks.
+            # One record of what is subscribed, and of what is ending, for both objects.
             plain.channels, plain.pending_unsubscribe_channels = self.channels, self.pending_unsubscribe_channels
             plain.patterns, plain.pending_unsubscribe_patterns = self.patterns, self.pending_unsubscribe_patterns
             self._parts[self._cluster] = plain
