@@ -28,6 +28,8 @@ CLIENT_NAME = "chaos"
 MOVED_SLOTS = 10
 TAGS = 100
 SETTLE_SECONDS = 60.0
+# The default of a pool.
+DEADLINE_SECONDS = 5.0
 # Between the calls of one caller in scenarios in which time is measured: the servers need the processor, too.
 THINK_SECONDS = 0.005
 
@@ -47,7 +49,7 @@ class Figures:
         torn: Transactions that are stored in part.
         stale: Reads that have not seen what was acknowledged before.
         wrong: Replies that cannot be right.
-        hung: Calls that took more than half a minute.
+        hung: Calls that took more than a minute and a half.
         slowest: Seconds of the slowest call from the fault on.
         promotion: Seconds until another node took over; the longest of all rounds.
         looks: CLUSTER SLOTS that the nodes have answered after the first one, in a second, from the fault on.
@@ -208,7 +210,7 @@ async def migrate(cluster, seed, *, calls, atomic=False, transactions=False):
     return it.figures
 
 
-async def kill(cluster, seed, *, rounds):
+async def kill(cluster, seed, *, rounds, deadline=DEADLINE_SECONDS):
     """Kill a primary, and start it again when its replica has taken over (C2)."""
 
     async def end(node):
@@ -218,10 +220,10 @@ async def kill(cluster, seed, *, rounds):
     async def begin_again(node):
         await asyncio.to_thread(node.start)
 
-    return await _break(cluster, seed, rounds, end, begin_again)
+    return await _break(cluster, seed, rounds, deadline, end, begin_again)
 
 
-async def freeze(cluster, seed, *, rounds):
+async def freeze(cluster, seed, *, rounds, deadline=DEADLINE_SECONDS):
     """Suspend a primary until its replica has taken over (C3)."""
 
     async def end(node):
@@ -230,12 +232,12 @@ async def freeze(cluster, seed, *, rounds):
     async def begin_again(node):
         node.thaw()
 
-    return await _break(cluster, seed, rounds, end, begin_again)
+    return await _break(cluster, seed, rounds, deadline, end, begin_again)
 
 
-async def _break(cluster, seed, rounds, end, begin_again):
+async def _break(cluster, seed, rounds, deadline, end, begin_again):
     dice = random.Random(seed)
-    async with trial(cluster, seed, transactions=True) as it:
+    async with trial(cluster, seed, transactions=True, socket_timeout=deadline) as it:
         for _ in range(rounds):
             node = dice.choice(cluster.primaries())
             replica, broken = cluster.replica_of(node), set(_slots_of(node))
