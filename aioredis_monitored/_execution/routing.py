@@ -24,6 +24,7 @@ from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import (
+    Attempt,
     dedicated_attempt,
     dedicated_connection,
     leave_refusing_server,
@@ -49,8 +50,8 @@ from aioredis_monitored._telemetry.operation import Observer, Operation, observe
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
-from aioredis_monitored.errors import decoding_error
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.errors import PoolClosedError, decoding_error
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 
 T = TypeVar("T")
 
@@ -208,12 +209,23 @@ class CommandExecutor:
             return await parsed if isawaitable(parsed) else parsed
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        except AttemptFailed as failed:
-            if losses is not None:
-                raise
-            failure = failed
-        attempt = partial(self.execute, caller, pool, args, options, observer)
-        return await retry_failed(pool, traits, attempt, failure, started, blocking_timeout(args) or 0, observer)
+        except (AttemptFailed, PoolClosedError) as error:
+            failure = _failed_attempt(error, is_node=pool is not self.pool)
+        if losses is not None:
+            raise failure
+        route, attempt = self._further_attempts(caller, pool, args, options, observer)
+        return await retry_failed(route, traits, attempt, failure, started, blocking_timeout(args) or 0, observer)
+
+    def _further_attempts(
+        self,
+        caller: Redis,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+    ) -> tuple[Route, Attempt[Any]]:
+        """Return where a command goes after its first attempt has failed, and what makes an attempt."""
+        return pool, partial(self.execute, caller, pool, args, options, observer)
 
     async def _execute_once(
         self,
@@ -440,6 +452,19 @@ def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: di
         return options[EMPTY_RESPONSE]
     leave_refusing_server(pool, error, since=since)
     raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=True)
+
+
+def _failed_attempt(error: AttemptFailed | PoolClosedError, *, is_node: bool) -> AttemptFailed:
+    """Return the failure of an attempt, also if a cluster's node was removed: its slots belong to another one.
+
+    Raises:
+        PoolClosedError: The whole pool is closed.
+    """
+    if isinstance(error, AttemptFailed):
+        return error
+    if not is_node:
+        raise error
+    return AttemptFailed(error, may_have_run=False)
 
 
 async def _do_nothing(_: object) -> None:

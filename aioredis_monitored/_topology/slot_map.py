@@ -59,6 +59,14 @@ class SlotMap:
         replicas = (address for each in self.replicas.values() for address in each)
         return tuple(dict.fromkeys((*self.primaries, *replicas)))
 
+    def failovers_until(self, later: Self) -> int:
+        """Return how many primaries have lost their place to one of their replicas until a later map."""
+        return sum(
+            any(each in later.primaries for each in self.replicas[primary])
+            for primary in self.primaries
+            if primary not in later.primaries
+        )
+
     def with_name(self, host: str, name: str) -> Self:
         """Return the map in which the nodes at a host that have announced no name have this one."""
         names = {address: name for address in self.nodes if address[0] == host}

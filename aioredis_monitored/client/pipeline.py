@@ -145,17 +145,17 @@ class MonitoredRedisPipeline(PipelineCommands):
         if pool is None:
             return await self._run_on_plain_connection(raise_on_error)
         pool.bind_event_loop()
-        commands = [args for args, _ in stack]
-        traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
         try:
             if self.scripts:
                 await self.load_scripts()
+            if self.connection is None and not self._is_transaction and isinstance(pool, MonitoredClusterPool):
+                return await self._scatter(pool, stack, raise_on_error)
+            commands = [args for args, _ in stack]
+            traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
             if self.connection is not None:
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
-            if isinstance(pool, MonitoredClusterPool) and not self._is_transaction:
-                return await self._scatter(pool, stack, raise_on_error)
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)

@@ -1,5 +1,6 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import chain, repeat
@@ -8,7 +9,7 @@ from typing import Any, Final, Self
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
-from redis.exceptions import ClusterDownError
+from redis.exceptions import ClusterDownError, RedisError
 from redis.retry import AbstractRetry
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
@@ -24,10 +25,13 @@ from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
-from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
 from aioredis_monitored.pool.topology import ClusterTopology
 
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 _DEFAULT_REFRESH_SECONDS: Final = 60.0
+# How long after a node has failed a replica has its place: it waits up to a second, and then asks for votes.
+_ELECTION_SECONDS: Final = 2.0
 
 
 class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
@@ -84,8 +88,11 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         )
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
-        for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
-            self.telemetry.record(count.add, 0)
+        instruments = self.telemetry.instruments
+        self.telemetry.start_counter(instruments.cluster_refreshes)
+        self.telemetry.start_counter(instruments.failovers)
+        for kind in REDIRECTS:
+            self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     # What a pool of one server does once, and this one does for each node.
 
@@ -134,8 +141,27 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Count a look at the nodes."""
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
 
+    def on_failovers(self, count: int) -> None:
+        """Count primaries whose place replicas have taken."""
+        self.telemetry.record(self.telemetry.instruments.failovers.add, count)
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Warn if the deadline of calls is over before the cluster has replaced a node that failed."""
+        deadline, needed = self.retry_policy.deadline, seconds + _ELECTION_SECONDS
+        if deadline is not None and deadline < needed:
+            _LOGGER.warning(
+                "pool %r: calls are retried for socket_timeout, %g s, and it takes the cluster about %g s to replace a "
+                "node that has failed, as cluster-node-timeout is %g s: calls for its slots will fail. Set "
+                "socket_timeout to %g s or more, or lower cluster-node-timeout",
+                self.name,
+                deadline,
+                needed,
+                seconds,
+                needed,
+            )
+
     def on_redirect(self, kind: str) -> None:
-        """Count a redirect: ``moved`` or ``ask``."""
+        """Count a redirect, one of ``REDIRECTS``."""
         self.telemetry.record(self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     def stats(self) -> PoolStats:
@@ -241,7 +267,13 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
-        return await (await self._any_node()).acquire(on_waited)
+        node = await self._any_node()
+        try:
+            return await node.acquire(on_waited)
+        except RedisError as error:
+            # The next one is acquired from another node.
+            note_failure(self, error, node)
+            raise
 
     async def _any_node(self) -> MonitoredConnectionPool:
         self.check_open()

@@ -754,9 +754,28 @@ class MonitoredConnectionPool(TypedPool):
             self.multiplexer.close_silent(
                 seconds, lambda: exceptions.ConnectionError("the server was replaced, and owes a reply")
             )
-            for connection in list(self._slots.acquired):
-                if connection.is_connected:
-                    abort_transport(connection)
+            self.close_dedicated()
+
+    def close_dedicated(self) -> None:
+        """Close the connections that are in use: their callers see them break."""
+        for connection in list(self._slots.acquired):
+            if connection.is_connected:
+                abort_transport(connection)
+
+    @property
+    def is_dedicated_in_use(self) -> bool:
+        """Whether a caller has a connection of its own."""
+        return self._metrics.in_use() > 0
+
+    async def answers_within(self, seconds: float) -> bool:
+        """Return whether the server answers a PING on the shared connection in time; true if none is shared."""
+        if self.multiplexer is None:
+            return True
+        try:
+            async with lag_tolerant_timeout(seconds):
+                return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
+        except (RedisError, TimeoutError):
+            return False
 
     @property
     def is_sharing(self) -> bool:

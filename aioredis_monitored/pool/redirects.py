@@ -14,6 +14,10 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy
 from aioredis_monitored.pool.topology import ClusterTopology
 
+_MOVED: Final = "moved"
+_ASK: Final = "ask"
+# What kinds of redirects there are, in metrics.
+REDIRECTS: Final = (_MOVED, _ASK)
 # As in valkey-glide and coredis: a slot moves once, and its new node may hand it on.
 _MAX_REDIRECTS: Final = 16
 # How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know
@@ -41,12 +45,12 @@ class Redirects:
         topology = self._cluster.cluster_topology
         if isinstance(error, MovedError):  # a subclass of AskError
             topology.on_moved(error, node)
-            self._cluster.on_redirect("moved")
+            self._cluster.on_redirect(_MOVED)
             return None
         importing = None
         if isinstance(error, AskError):
             importing = topology.on_ask(error, node)
-            self._cluster.on_redirect("ask")
+            self._cluster.on_redirect(_ASK)
         return importing
 
     def delay(self) -> float | None:

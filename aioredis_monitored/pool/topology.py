@@ -5,16 +5,17 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from ipaddress import ip_address
 from math import inf
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol, cast
-from weakref import ref
+from weakref import WeakSet, ref
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
+from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -26,6 +27,9 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
+_NODE_TIMEOUT: Final = "cluster-node-timeout"
+# What a look asks, and what the first one asks as well: in one round trip.
+_QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
 # Between the beginnings of two looks, up to half as much again: clients that lose the same node must not look at once.
 _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
@@ -34,6 +38,8 @@ _HEDGE_SECONDS: Final = 0.25
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
+# How often a node is probed that a caller waits for on a connection of its own: a blocked call owes nothing for long.
+_PROBE_SECONDS: Final = 1.0
 # For how long a node that did not answer is asked after all others.
 _SUSPECTED_SECONDS: Final = 3.0
 # For how long a node stays known that another one has redirected to, and that has no slots yet.
@@ -51,6 +57,19 @@ class NodeFactory(Protocol):
 
     def on_looked(self) -> None:
         """React to a look that begins."""
+
+    def on_failovers(self, count: int) -> None:
+        """React to primaries whose place replicas have taken since the look before."""
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Take the seconds of silence after which the cluster replaces a node; called once, if a node says it."""
+
+
+class TopologyObserver(Protocol):
+    """Learns when the nodes may have changed."""
+
+    def on_nodes_changed(self) -> object:
+        """React to a look that has succeeded."""
 
 
 class _Candidate(NamedTuple):
@@ -85,6 +104,7 @@ class ClusterTopology:
         nodes: The pools of all nodes that are known.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
+        observers: Are called after each look that has succeeded; they are referenced weakly.
     """
 
     def __init__(
@@ -101,6 +121,8 @@ class ClusterTopology:
         self._resolve = resolve
         self._refresh = refresh
         self._verifies_names = verifies_names
+        self._has_asked_more = False
+        self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
     def _reset(self) -> None:
@@ -120,6 +142,10 @@ class ClusterTopology:
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._probed_at = 0.0
+        self._probing: dict[MonitoredConnectionPool, asyncio.Task[bool]] = {}
+        # Those that did not answer the last probe.
+        self._silent: set[MonitoredConnectionPool] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
         self._is_lost = False
@@ -318,8 +344,13 @@ class ClusterTopology:
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 await connect(connection)
-                await connection.send_command("CLUSTER SLOTS")
+                asks_more = not self._has_asked_more
+                await connection.send_packed_command(connection.pack_commands(_QUERIES[: 1 + asks_more]))
                 found = SlotMap.parse(await connection.read_response(), address[0], self._resolve)
+                if asks_more and not self._has_asked_more:
+                    self._has_asked_more = True
+                    with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
+                        factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
             _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
             self._suspected[address] = monotonic()
@@ -332,6 +363,8 @@ class ClusterTopology:
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
+        if (factory := self._factory()) is not None:
+            factory.on_failovers(self._map.failovers_until(found))
         before, names = self.primaries, self._map.names
         self._map, self.is_known = found, True
         if self._verifies_names:
@@ -356,11 +389,14 @@ class ClusterTopology:
         for address in self.nodes.keys() - pools.keys():
             if self._redirected.get(address, -inf) < since:
                 self._remove(address)
+        for observer in list(self.observers):
+            observer.on_nodes_changed()
 
     def _remove(self, address: Address) -> None:
         node = self.nodes.pop(address)
         self._redirected.pop(address, None)
         self._suspected.pop(address, None)
+        self._silent.discard(node)
         closing = asyncio.get_running_loop().create_task(node.aclose(), context=Context())
         self._closing.add(closing)
 
@@ -380,7 +416,7 @@ class ClusterTopology:
         self._timer = loop.call_later(_CHECK_SECONDS, _check_regularly, ref(self), context=Context())
 
     def check(self) -> None:
-        """Look if a primary is silent, or the last look is long ago; end what demoted nodes owe and do not answer."""
+        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent."""
         self._timer = None
         if self.is_closed:
             return
@@ -389,17 +425,43 @@ class ClusterTopology:
                 self.want_look(node)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
             self.want_look()
+        if monotonic() - self._probed_at > _PROBE_SECONDS:
+            self._probed_at = monotonic()
+            for node in self.nodes.values():
+                if node.is_dedicated_in_use and node not in self._probing:
+                    self._probe(node)
         self._leave_silent()
         self._arm_timer()
 
+    def _probe(self, node: MonitoredConnectionPool) -> None:
+        """Look if a node that owes nothing does not answer a PING, either."""
+        probing = asyncio.get_running_loop().create_task(node.answers_within(_SILENT_SECONDS), context=Context())
+        self._probing[node] = probing
+
+        def on_done(task: "asyncio.Task[bool]") -> None:
+            self._probing.pop(node, None)
+            if task.cancelled() or self.is_closed:
+                return
+            if task.result():
+                self._silent.discard(node)
+            else:
+                self._silent.add(node)
+                self._leave_silent()
+                self.want_look(node)
+
+        probing.add_done_callback(on_done, context=Context())
+
     def _leave_silent(self) -> None:
-        """Close the connections to nodes that are no primaries, owe replies, and are silent.
+        """Close the connections to nodes that are no primaries and are silent: they owe replies, or answer no probe.
 
         A node that was demoted while it can be reached answers what it owes, with redirects.
         """
         for node in self.nodes.values():
-            if node not in self.primaries and node.silent_seconds() > _SILENT_SECONDS / 2:
-                node.close_silent(_SILENT_SECONDS / 2)
+            if node not in self.primaries:
+                if node.silent_seconds() > _SILENT_SECONDS / 2:
+                    node.close_silent(_SILENT_SECONDS / 2)
+                if node in self._silent:
+                    node.close_dedicated()
 
     # Closing.
 
@@ -422,6 +484,9 @@ class ClusterTopology:
             self._timer.cancel()
         if self._looking is not None and not self._looking.get_loop().is_closed():
             self._looking.cancel()
+        for probing in self._probing.values():
+            if not probing.get_loop().is_closed():
+                probing.cancel()
         self._reset()
         self.is_closed = True
         return nodes
@@ -429,6 +494,12 @@ class ClusterTopology:
     def open(self) -> None:
         """Look again, at next use."""
         self.is_closed = False
+
+
+def _node_timeout(reply: Any) -> float:
+    """Return the seconds that CONFIG GET has replied, which is a list in RESP2, and a map in RESP3."""
+    *_, milliseconds = reply.values() if isinstance(reply, dict) else reply
+    return int(milliseconds) / 1000
 
 
 def _check_regularly(topology: "ref[ClusterTopology]") -> None:

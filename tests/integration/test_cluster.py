@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from support.internals import look_at_nodes
 
 from aioredis_monitored import (
     ConfigStore,
@@ -250,3 +251,53 @@ async def test_redirected_call_is_sent_to_the_node_that_imports_the_slot(cluster
         cluster.end_migration(slot, target)
     assert await on_cluster.get("{moving}before") == b"1"
     assert await on_cluster.get("{moving}newer") == b"3"
+
+
+def set_node_timeout(cluster, seconds):
+    for node in cluster.nodes:
+        node.call("CONFIG", "SET", "cluster-node-timeout", round(seconds * 1000))
+
+
+@pytest.fixture
+def slow_failover(cluster):
+    """Let the cluster take as long to replace a node as by Redis' default."""
+    set_node_timeout(cluster, 15)
+    yield
+    set_node_timeout(cluster, 1)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+@pytest.mark.usefixtures("slow_failover")
+async def test_deadline_that_is_over_before_a_failed_node_is_replaced_is_logged_once(cluster, caplog, protocol):
+    async with MonitoredConnectionPool.from_url(cluster.url, name="short", protocol=protocol) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        await look_at_nodes(pool)
+
+    (message,) = caplog.messages
+    assert message.startswith(
+        "pool 'short': calls are retried for socket_timeout, 5 s, and it takes the cluster about 17 s"
+    )
+    assert "Set socket_timeout to 17 s or more, or lower cluster-node-timeout" in message
+
+
+@pytest.mark.parametrize("socket_timeout", [17, None])
+@pytest.mark.usefixtures("slow_failover")
+async def test_deadline_that_covers_a_failover_is_not_logged(cluster, caplog, socket_timeout):
+    async with MonitoredConnectionPool.from_url(cluster.url, socket_timeout=socket_timeout) as pool:
+        await MonitoredRedisConnection(connection_pool=pool).ping()
+
+    assert [] == caplog.messages
+
+
+@pytest.mark.usefixtures("slow_failover")
+async def test_nodes_are_found_by_a_user_who_may_not_ask_for_settings(cluster, caplog):
+    for node in cluster.nodes:
+        node.call("ACL", "SETUSER", "modest", "on", ">secret", "~*", "+@all", "-config")
+    url = cluster.url.replace("://", "://modest:secret@")
+    async with MonitoredConnectionPool.from_url(url) as pool:
+        assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None
+    for node in cluster.nodes:
+        node.call("ACL", "DELUSER", "modest")
+
+    assert [] == caplog.messages

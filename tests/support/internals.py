@@ -47,6 +47,11 @@ def forget_topology_classes(monkeypatch):
     monkeypatch.setattr(MonitoredConnectionPool, "_topology_classes", {})
 
 
+async def look_at_nodes(pool):
+    """Have a cluster's pool ask which node serves which slots, and return when it knows."""
+    await pool.cluster_topology._look()
+
+
 # Shared connection.
 
 # What redis-py's connection must have to be shared.

@@ -81,3 +81,28 @@ def test_entry_of_an_old_server_without_ids_is_read():
 def test_reply_of_another_command_is_refused(reply):
     with pytest.raises(ValueError, match="not a reply to CLUSTER SLOTS"):
         SlotMap.parse(reply, "seed", as_said)
+
+
+def slot_map(*ranges):
+    return SlotMap([SlotRange(first, last, primary, replicas) for first, last, primary, replicas in ranges])
+
+
+@pytest.mark.parametrize(
+    ("later", "failovers"),
+    [
+        (slot_map((0, 100, A, (B,))), 0),
+        (slot_map((0, 100, B, (A,))), 1),
+        # The old primary does not answer, or was removed.
+        (slot_map((0, 100, B, ())), 1),
+        # Its slots were moved, and it serves none any more.
+        (slot_map((0, 100, C, (A, B))), 0),
+        # A slot was moved to its replica, which became a primary for that.
+        (slot_map((0, 50, A, ()), (51, 100, B, ())), 0),
+    ],
+)
+def test_failover_is_a_replica_in_the_place_of_its_primary(later, failovers):
+    assert failovers == slot_map((0, 100, A, (B,))).failovers_until(later)
+
+
+def test_first_map_has_seen_no_failover():
+    assert 0 == SlotMap(()).failovers_until(slot_map((0, 100, A, (B,))))
