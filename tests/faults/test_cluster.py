@@ -1,13 +1,12 @@
-"""A cluster whose slots move and whose nodes die, freeze, change roles, come and go: nothing is lost, nothing runs twice."""
+"""A cluster whose slots move and whose nodes die, freeze, come and go: nothing is lost, and nothing runs twice."""
 
 import asyncio
 
 import pytest
-from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import WatchError
 from support import cluster_chaos as chaos
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PinnedConnectionLostError
+from aioredis_monitored import MonitoredRedisConnection, PinnedConnectionLostError
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
@@ -161,7 +160,7 @@ async def test_writes_wait_until_their_slot_is_served(servers, on_cluster, until
     finally:
         owner.call("CLUSTER", "ADDSLOTS", SLOT)
 
-    assert [2, 1] == [int(each) for each in await writing][:1] + [1]
+    assert [2, 1] == await writing
     await asyncio.to_thread(servers.wait_ok)
 
 
@@ -181,16 +180,14 @@ async def test_watching_transaction_is_not_sent_again_without_its_watch(servers,
     assert [b"1", None] == await on_cluster.mget(HERE, THERE)
 
 
-async def test_call_follows_to_a_node_without_slots(servers, on_cluster, telemetry):
+async def test_call_follows_to_a_node_without_slots(servers, on_cluster):
     await on_cluster.set(HERE, 1)
     node = await asyncio.to_thread(servers.add_node)
     source = servers.owner(SLOT)
     servers.begin_migration(SLOT, node)
 
     assert 1 == await on_cluster.incr(THERE)
-    assert 0 < telemetry.tally("aioredis_monitored.cluster.redirects", "type").get("ask", 0) or telemetry.tally(
-        "aioredis_monitored.cluster.redirects"
-    )
+    assert 1 == node.call("DBSIZE")
 
     servers.migrate_keys(SLOT, node, 10)
     servers.end_migration(SLOT, node)
@@ -218,12 +215,12 @@ async def test_handle_of_a_node_that_is_gone_goes_on_unless_it_was_altered(serve
 
 
 def test_chaos_check_rejects_each_wrong_figure():
-    right = chaos.Figures(calls=1, moved=1)
+    late = chaos.Figures(calls=1, slowest=3, promotion=1, moved=1)
 
-    assert [] == chaos.failures(right, late=1)
+    assert [] == chaos.failures(late, late=2)
+    assert ["slowest: 3, more than 2"] == chaos.failures(late, late=1)
     for name in ("duplicates", "lost", "stale", "torn", "wrong", "hung", "errors", "unacknowledged", "nodes_left"):
         assert [f"{name}: 1, more than 0"] == chaos.failures(chaos.Figures(**{"calls": 1, "moved": 1, name: 1}))
-    assert ["slowest: 3, more than 2"] == chaos.failures(chaos.Figures(calls=1, slowest=3, promotion=1, moved=1), late=1)
     assert ["calls: 0, less than 1", "moved: 0, less than 1"] == chaos.failures(chaos.Figures())
 
 
@@ -260,15 +257,3 @@ async def test_pool_of_a_cluster_without_slots_waits_until_these_are_given(make_
         node.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 
         assert [True, True] == (await asyncio.gather(*calls))[:2]
-
-
-async def test_error_names_the_nodes_that_were_asked_when_none_answers():
-    pool = MonitoredConnectionPool.from_url("redis+cluster://127.0.0.1:1,127.0.0.1:2", socket_timeout=0.5)
-    loop = asyncio.get_running_loop()
-    async with pool:
-        began = loop.time()
-        with pytest.raises(RedisConnectionError, match=r"127\.0\.0\.1:1, 127\.0\.0\.1:2"):
-            await MonitoredRedisConnection(connection_pool=pool).get("key")
-
-        # Not at once: a cluster may start later than its clients.
-        assert loop.time() - began >= 0.2
