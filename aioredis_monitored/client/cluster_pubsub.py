@@ -26,7 +26,7 @@ from aioredis_monitored.client.pubsub import SUBSCRIBING, MonitoredPubSub
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
+from aioredis_monitored.pool.redirects import ClusterRoute, Redirects, is_redirect, note_failure
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, exponential_backoff
 
 # Seconds before the next attempt to subscribe at the node that a slot has moved to.
@@ -376,7 +376,7 @@ class MonitoredClusterPubSub(_ShardChannels):
     async def _at_slot(self, slot: int, channels: Collection[Any], send: Callable[..., Any]) -> None:
         """Send a command at the node of a slot, with the retries of any call."""
         cluster = self._cluster
-        route = cluster.route_by(partial(cluster.node_of_slot, slot), None)
+        route = ClusterRoute(cluster, partial(cluster.node_of_slot, slot), None)
 
         async def attempt(seconds: float | None, _losses: int) -> None:
             part = self._shards(await route.target())
