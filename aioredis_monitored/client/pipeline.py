@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, RedisError, ResponseError, WatchError
+from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
@@ -46,7 +46,7 @@ from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
-from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, is_error_reply
+from aioredis_monitored.pool.retry import is_error_reply
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -413,7 +413,7 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (AskError, *REFUSED_BY_CLUSTER) as error:
+        except (AskError, ClusterDownError, TryAgainError) as error:
             # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
             if not pipe.watching or pipe.connection is None:
                 raise
