@@ -3,6 +3,7 @@
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._version import __version__
 from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub
 from aioredis_monitored.components.registry import Components, redis_connection
@@ -42,6 +43,7 @@ __all__ = [
     "LeaseLostError",
     "MessageQueue",
     "MonitoredClusterPool",
+    "MonitoredClusterPubSub",
     "MonitoredConnectionPool",
     "MonitoredPubSub",
     "MonitoredRedisConnection",

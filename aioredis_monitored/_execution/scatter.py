@@ -205,7 +205,7 @@ class Scatter:
         """Return the cluster's pool: each command has a node of its own."""
         return self._cluster
 
-    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - each command's redirect is followed
+    def follow(self, _failure: AttemptFailed, /) -> float | None:
         """Return the seconds to wait before what was redirected is sent again; ``None`` if nothing was."""
         return self._redirects.delay() if self._is_redirected else None
 

@@ -249,8 +249,8 @@ def _address_of(connection: AbstractConnection) -> Address:
 async def _is_replica(connection: AbstractConnection) -> bool:
     """Whether a server says that it is a replica; false if it does not say what it is.
 
-    ``HELLO`` without arguments changes nothing, and each user may call it. Servers before 6.0, which have RESP2 alone,
-    do not know it; ``ROLE`` is refused to users without ``@dangerous``.
+    ``HELLO`` without arguments changes nothing, and no user can be forbidden to call it. Servers before 6.0, which have
+    RESP2 alone, do not know it; ``ROLE`` is refused to users without ``@dangerous``.
     """
     for command in ("HELLO", "ROLE"):
         await connection.send_command(command, check_health=False)

@@ -149,6 +149,7 @@ SIGNATURES = {
         "on_connect": "connection",
         "execute_command": "*args",
         "_reconnect": "conn error failure_count start_time command_name",
+        "_resubscribe_shard_channels": "",
         "parse_response": "block timeout",
         "handle_message": "response ignore_subscribe_messages",
         "check_health": "",

@@ -11,7 +11,7 @@ import pytest
 import redis.exceptions
 import trustme
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
-from support.internals import sentinels_of
+from support.internals import failovers_begun_of, sentinels_of, shorten_ping_of_sentinels
 from support.sentinels import FakeSentinel
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
@@ -70,6 +70,11 @@ def client(pool):
 
 def addresses(sentinels):
     return [(each.host, each.port) for each in sentinels]
+
+
+def address_of_primary(servers):
+    primary = servers.primary()
+    return primary.host, primary.port
 
 
 def is_followed(sentinel):
@@ -241,7 +246,62 @@ async def test_minority_that_answers_is_believed_with_a_warning(servers, make_po
     ]
 
 
+async def test_sentinel_too_old_to_say_its_identity_is_believed(servers, make_pool):
+    async with FakeSentinel(None, address_of_primary(servers)) as old, make_pool(sentinels=[old.address]) as pool:
+        await pool.ping()
+
+        assert [f"127.0.0.1:{old.port}"] == [each.identity for each in sentinels_of(pool)]
+
+
+async def test_silent_sentinel_is_followed_as_long_as_it_answers_pings(servers, make_pool, until, monkeypatch):
+    shorten_ping_of_sentinels(monkeypatch, 0.05)
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as sentinel,
+        make_pool(sentinels=[sentinel.address]) as pool,
+    ):
+        await pool.ping()
+        await until(sentinel.subscriptions)
+        before = sentinel.subscriptions()
+        await until(lambda: sentinel.pings > 3)
+        assert before == sentinel.subscriptions()
+        sentinel.answers_pings = False
+        await until(lambda: not before & sentinel.subscriptions() and sentinel.subscriptions())
+
+
+async def test_user_of_sentinels_who_may_not_subscribe_is_named_in_a_warning(servers, make_pool, until, caplog):
+    for sentinel in servers.sentinels:
+        sentinel.call("ACL", "SETUSER", "limited", "on", ">secret", "+@all", "-psubscribe")
+    async with make_pool(sentinel_username="limited", sentinel_password="secret") as pool:
+        await pool.ping()
+        await until(lambda: "refuses subscriptions, so that failovers are noticed late: " in caplog.text)
+
+
+async def test_connection_that_a_failover_overtakes_is_made_again(servers, make_pool, until):
+    async with FakeSentinel("a" * 40, address_of_primary(servers)) as sentinel:
+        handshakes = 0
+
+        async def connect(connection):
+            nonlocal handshakes
+            handshakes += 1
+            if handshakes == 1:
+                event = "slave r 127.0.0.1 1 @ mymaster 127.0.0.1 2"
+                await until(lambda: sentinel.announce("+failover-state-send-slaveof-noone", event))
+                await until(lambda: failovers_begun_of(pool))
+                sentinel.announce("-failover-abort-not-elected", "master mymaster 127.0.0.1 2")
+            await connection.on_connect()
+
+        async with make_pool(sentinels=[sentinel.address], redis_connect_func=connect) as pool:
+            assert await MonitoredRedisConnection(connection_pool=pool).set("key", "value")
+    assert 2 == handshakes
+
+
 # Errors.
+
+
+async def test_error_says_that_the_given_address_is_no_sentinel(make_pool, server):
+    async with make_pool(sentinels=[(server.host, server.port)], retries=0) as pool:
+        with pytest.raises(redis.exceptions.ConnectionError, match=r"0 of 1 sentinels answered \(.*unknown command"):
+            await pool.ping()
 
 
 async def test_error_names_the_service_and_how_many_sentinels_answered(make_pool):
@@ -349,6 +409,28 @@ async def test_user_without_dangerous_commands_connects(make_pool, servers, prot
         server.call("ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", "-@dangerous")
     async with make_pool(username="app", password="secret", protocol=protocol) as pool:
         assert await MonitoredRedisConnection(connection_pool=pool).set("key", "value")
+
+
+@pytest.mark.parametrize("knows_role", [True, False])
+async def test_server_without_hello_is_asked_for_its_role_as_far_as_the_user_may(make_pool, knows_role):
+    with SentinelServers("--rename-command", "HELLO", "", replicas=1, sentinels=1, quorum=1) as old:
+        for server in old.data:
+            server.call(
+                "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", *([] if knows_role else ["-role"])
+            )
+        replica = next(each for each in old.data if (each.host, each.port) != address_of_primary(old))
+        arguments = {"username": "app", "password": "secret", "protocol": 2, "retries": 0}
+        async with (
+            FakeSentinel("a" * 40, address_of_primary(old)) as sentinel,
+            make_pool(sentinels=[sentinel.address], **arguments) as pool,
+        ):
+            assert await MonitoredRedisConnection(connection_pool=pool).set("key", "value")
+            # Without a role, the server itself refuses the write.
+            sentinel.primary = (replica.host, replica.port)
+            error = redis.exceptions.ConnectionError if knows_role else redis.exceptions.ReadOnlyError
+            async with make_pool(sentinels=[sentinel.address], **arguments) as other:
+                with pytest.raises(error):
+                    await MonitoredRedisConnection(connection_pool=other).set("key", "value")
 
 
 @pytest.fixture

@@ -28,6 +28,8 @@ CLIENT_NAME = "chaos"
 MOVED_SLOTS = 10
 TAGS = 100
 SETTLE_SECONDS = 60.0
+# The default of a pool.
+DEADLINE_SECONDS = 5.0
 # Between the calls of one caller in scenarios in which time is measured: the servers need the processor, too.
 THINK_SECONDS = 0.005
 
@@ -47,7 +49,7 @@ class Figures:
         torn: Transactions that are stored in part.
         stale: Reads that have not seen what was acknowledged before.
         wrong: Replies that cannot be right.
-        hung: Calls that took more than half a minute.
+        hung: Calls that took more than a minute and a half.
         slowest: Seconds of the slowest call from the fault on.
         promotion: Seconds until another node took over; the longest of all rounds.
         looks: CLUSTER SLOTS that the nodes have answered after the first one, in a second, from the fault on.
@@ -208,7 +210,7 @@ async def migrate(cluster, seed, *, calls, atomic=False, transactions=False):
     return it.figures
 
 
-async def kill(cluster, seed, *, rounds):
+async def kill(cluster, seed, *, rounds, deadline=DEADLINE_SECONDS):
     """Kill a primary, and start it again when its replica has taken over (C2)."""
 
     async def end(node):
@@ -218,10 +220,10 @@ async def kill(cluster, seed, *, rounds):
     async def begin_again(node):
         await asyncio.to_thread(node.start)
 
-    return await _break(cluster, seed, rounds, end, begin_again)
+    return await _break(cluster, seed, rounds, deadline, end, begin_again)
 
 
-async def freeze(cluster, seed, *, rounds):
+async def freeze(cluster, seed, *, rounds, deadline=DEADLINE_SECONDS):
     """Suspend a primary until its replica has taken over (C3)."""
 
     async def end(node):
@@ -230,15 +232,16 @@ async def freeze(cluster, seed, *, rounds):
     async def begin_again(node):
         node.thaw()
 
-    return await _break(cluster, seed, rounds, end, begin_again)
+    return await _break(cluster, seed, rounds, deadline, end, begin_again)
 
 
-async def _break(cluster, seed, rounds, end, begin_again):
+async def _break(cluster, seed, rounds, deadline, end, begin_again):
     dice = random.Random(seed)
-    async with trial(cluster, seed, transactions=True) as it:
+    async with trial(cluster, seed, transactions=True, socket_timeout=deadline) as it:
         for _ in range(rounds):
             node = dice.choice(cluster.primaries())
             replica, broken = cluster.replica_of(node), set(_slots_of(node))
+            await asyncio.to_thread(_wait_replicating, node)
             await it.load.reach(500)
             it.watch()
             at = time.monotonic()
@@ -278,11 +281,12 @@ async def add_and_remove(cluster, seed, *, rounds, forgotten=False):
         cluster: The cluster.
         seed: The seed.
         rounds: How often.
-        forgotten: Whether to wait until the pool has forgotten the node, which takes half a minute.
+        forgotten: Whether to wait until the pool has forgotten the node, which takes half a minute; until then it keeps
+            the dedicated connections of transactions.
     """
     source = cluster.primaries()[0]
     slots = _slots_of(source)[:MOVED_SLOTS]
-    async with trial(cluster, seed, slots=slots, transactions=True, topology_refresh=1) as it:
+    async with trial(cluster, seed, slots=slots, transactions=forgotten, topology_refresh=1) as it:
         await it.load.reach(500)
         before = _Held.now(cluster, it.pool)
         it.watch()
@@ -326,6 +330,15 @@ def _slots_of(node):
         if primary[1] == node.port:
             return list(range(first, last + 1))
     raise LookupError(node)
+
+
+def _wait_replicating(node):
+    """Wait until a node sends its writes on: to a new replica it does so from the first acknowledgement on."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    while ",state=online," not in node.call("INFO", "replication"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{node} does not replicate")
+        time.sleep(0.005)
 
 
 def _wait_promoted(replica):
@@ -415,7 +428,9 @@ def parsed(words):
     parser.add_argument("--calls", type=int, default=50_000, help="at least, while slots move; default 50,000")
     parser.add_argument("--rounds", type=int, default=5, help="of each fault of a node; default 5")
     parser.add_argument("--failovers", type=int, default=20, help="default 20")
-    parser.add_argument("--late", type=float, default=1.0, help="seconds after a promotion; default 1")
+    parser.add_argument(
+        "--late", type=float, default=1.5, help="seconds from a promotion to the end of the slowest call; default 1.5"
+    )
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--url", help="of a cluster; its keys begin with the hash tags {tag0} to {tag99}")
     parser.add_argument("--seconds", type=float, default=60.0, help="with --url; default 60")

@@ -14,7 +14,10 @@ class FakeSentinel:
     """Answers as a sentinel that names one address as the primary of every service.
 
     Attributes:
+        identity: Its identity; ``None`` if it is too old to say it.
         primary: The address that it names; ``None`` if it knows no service.
+        answers_pings: Whether it answers PING.
+        pings: How often it was sent.
         config_epoch: The epoch that it gives.
         others: The addresses of the sentinels that it names, by identity.
         host: The host on which it listens.
@@ -26,6 +29,7 @@ class FakeSentinel:
         self.identity, self.primary, self.config_epoch = identity, primary, config_epoch
         self.others = dict(others)
         self.host, self.port = "127.0.0.1", 0
+        self.answers_pings, self.pings = True, 0
         self.credentials = []
         self._subscribers = set()
 
@@ -33,6 +37,10 @@ class FakeSentinel:
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
         self.port = self._server.sockets[0].getsockname()[1]
         return self
+
+    def subscriptions(self):
+        """Return the subscribed connections."""
+        return frozenset(self._subscribers)
 
     async def __aexit__(self, *raised):
         self._server.close()
@@ -70,12 +78,15 @@ class FakeSentinel:
             return [[name.lower(), channel, 1] for channel in arguments]
         if name == "AUTH":
             self.credentials.append(arguments)
+        self.pings += name == "PING"
+        if name == "PING" and not self.answers_pings:
+            return []
         service = arguments[-1] if arguments else ""
         return [
             {
                 "AUTH": "OK",
                 "PING": ["pong", ""],
-                "SENTINEL MYID": self.identity,
+                "SENTINEL MYID": self.identity or ValueError("ERR Unknown subcommand"),
                 "SENTINEL GET-MASTER-ADDR-BY-NAME": self.primary and [self.primary[0], str(self.primary[1])],
                 "SENTINEL MASTER": ["name", service, "config-epoch", str(self.config_epoch)],
                 "SENTINEL SENTINELS": [
@@ -90,6 +101,8 @@ def _packed(reply):
     match reply:
         case None:
             return b"*-1\r\n"
+        case Exception():
+            return b"-%s\r\n" % str(reply).encode()
         case int():
             return b":%d\r\n" % reply
         case list():
@@ -108,7 +121,7 @@ class Writers:
         errors: The texts of the failures.
         slowest: Seconds of the slowest write, whatever its outcome.
         outage: The longest time without an acknowledgement.
-        max_lag: Seconds of the longest time for which the event loop was busy with something else.
+        max_lag: Seconds of the longest time that a PING of the primary took, because of either side.
     """
 
     acknowledged: Counter = field(default_factory=Counter)
@@ -122,7 +135,7 @@ class Writers:
 
     @classmethod
     @asynccontextmanager
-    async def writing(cls, client, callers, per_second):
+    async def writing(cls, client, callers, per_second, primary):
         """Write in the block; leaving it waits for the writes in flight."""
         now, is_over = time.monotonic(), asyncio.Event()
         writers = cls(_started_at=now, _acknowledged_at=now)
@@ -130,13 +143,14 @@ class Writers:
             asyncio.ensure_future(writers._write(client, number, callers / per_second, is_over))
             for number in range(callers)
         ]
-        watching = asyncio.ensure_future(writers._watch_lag())
+        watching = asyncio.ensure_future(writers._watch_lag(primary))
         try:
             yield writers
         finally:
             watching.cancel()
             is_over.set()
             await asyncio.gather(*tasks)
+            await asyncio.wait([watching])
 
     async def _write(self, client, number, pause, is_over):
         name = f"{'list' if number % 2 else 'counter'}:{number % 20}"
@@ -154,11 +168,20 @@ class Writers:
             self.slowest = max(self.slowest, time.monotonic() - started)
             await asyncio.sleep(pause)
 
-    async def _watch_lag(self):
-        while True:
-            before = time.monotonic()
-            await asyncio.sleep(0.005)
-            self.max_lag = max(self.max_lag, time.monotonic() - before - 0.005)
+    async def _watch_lag(self, primary):
+        reader, writer = await asyncio.open_connection(primary.host, primary.port)
+        try:
+            while True:
+                before = time.monotonic()
+                writer.write(b"PING\r\n")
+                if not await reader.readline():
+                    return
+                self.max_lag = max(self.max_lag, time.monotonic() - before)
+                await asyncio.sleep(0.005)
+        except ConnectionError:
+            pass  # it was killed
+        finally:
+            writer.close()
 
     def differences(self, server):
         """Return how many acknowledged writes a server lacks, and how many it has beyond all that were called."""
@@ -174,5 +197,5 @@ class Writers:
         return (
             f"{self.acknowledged.total()} acknowledged, {rate:.0f} a second, "
             f"{self.failed.total()} failed {dict(self.errors)}, outage {self.outage:.2f} s, "
-            f"slowest {self.slowest:.2f} s, event loop late by {self.max_lag:.3f} s at most"
+            f"slowest {self.slowest:.2f} s, PING took {self.max_lag:.3f} s at most"
         )
