@@ -139,7 +139,13 @@ async def test_blocked_call_goes_on_where_the_slot_is_served_now(faulty, queue, 
     began = time.monotonic()
     await queue.put(b"message")
 
-    assert b"message" == await asyncio.wait_for(waiting, 60)
+    try:
+        message = await asyncio.wait_for(waiting, 60)
+    except RedisConnectionError:
+        # Redis 7.0 closes the connections of blocked callers when it becomes a replica.
+        assert fault is failed_over
+        message = await call(queue)
+    assert b"message" == message
     print(f"{call.__name__}, {fault.__name__}: {time.monotonic() - began:.3f} s after the fault")
     assert time.monotonic() - began <= 1 * 10 + 5
     assert 0 == await queue.client.llen(NAME)
