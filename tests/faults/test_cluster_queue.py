@@ -5,7 +5,7 @@ import time
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -141,8 +141,8 @@ async def test_blocked_call_goes_on_where_the_slot_is_served_now(faulty, queue, 
 
     try:
         message = await asyncio.wait_for(waiting, 60)
-    except RedisConnectionError:
-        # Redis 7.0 closes the connections of blocked callers when it becomes a replica.
+    except (RedisConnectionError, ResponseError):
+        # Redis 7.0 says UNBLOCKED to blocked callers when it becomes a replica, and closes their connections.
         assert fault is failed_over
         message = await call(queue)
     assert b"message" == message
