@@ -161,7 +161,7 @@ def test_first_primary_that_is_known_replaces_none():
 
 
 def test_new_sentinel_is_asked_for(tracker):
-    assert Change.SENTINEL is tracker.on_event(*NEW_SENTINEL, 10.0)
+    assert Change.ASK is tracker.on_event(*NEW_SENTINEL, 10.0)
 
 
 @pytest.mark.parametrize("event", [SWITCH, PROMOTED, PROMOTING, ABORTED, NEW_SENTINEL])
