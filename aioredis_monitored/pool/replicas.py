@@ -48,6 +48,8 @@ class Replicas:
         for address in self._pools.keys() - addresses:
             pool = self._pools.pop(address)
             self._suspended.pop(pool, None)
+            # Closing waits for replies that are owed, and one that is down sends none.
+            pool.close_silent(_SILENT_SECONDS / 2)
             # In a context of its own: no call has asked for it.
             closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
             self._closing[closing] = pool
