@@ -217,9 +217,9 @@ class SentinelDiscovery:
         return elect((), self._known()) if asking.cancelled() else asking.result()
 
     def refresh(self, seconds: float) -> None:
-        """Ask in the background, if nothing was asked for so long, and the sentinels are followed."""
+        """Ask in the background, if sentinels are followed in this event loop, and were not asked for so long."""
         now = monotonic()
-        if self._loop is not None and now - self._asked_at > seconds:
+        if now - self._asked_at > seconds and self._loop is asyncio.get_running_loop():
             self._asked_at = now
             self._start(self._ask_once())
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator, Mapping
 from contextvars import Context
 from math import inf
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary
 
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._multiplexer import AttemptFailed
+from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
@@ -19,6 +21,8 @@ _random: Final = random.Random()  # noqa: S311 - nothing secret
 
 # Seconds for which a replica that owes replies has sent none until it gets no further calls.
 _SILENT_SECONDS: Final = 0.5
+# How often that is checked: for each call, it would cost as much as sending the call.
+_CHECK_SECONDS: Final = 0.05
 # Seconds for which a replica that could not serve a call gets none, and after which one call tries it again.
 _SUSPENDED_SECONDS: Final = 3.0
 
@@ -37,7 +41,10 @@ class Replicas:
         self._name = name
         self._arguments = arguments
         self._pools: dict[Address, MonitoredConnectionPool] = {}
-        self._suspended: dict[MonitoredConnectionPool, float] = {}
+        self._suspended_until: WeakKeyDictionary[MonitoredConnectionPool, float] = WeakKeyDictionary()
+        # Those that answer, as far as the last check has shown.
+        self._living: list[MonitoredConnectionPool] = []
+        self._checked_at = -inf
         self._closing: dict[asyncio.Task[None], MonitoredConnectionPool] = {}
 
     def __iter__(self) -> Iterator[MonitoredConnectionPool]:
@@ -45,9 +52,9 @@ class Replicas:
 
     def update(self, addresses: frozenset[Address]) -> None:
         """Take the replicas that are in sync now."""
+        self._checked_at = -inf
         for address in self._pools.keys() - addresses:
             pool = self._pools.pop(address)
-            self._suspended.pop(pool, None)
             # Closing waits for replies that are owed, and one that is down sends none.
             pool.close_silent(_SILENT_SECONDS / 2)
             # In a context of its own: no call has asked for it.
@@ -67,29 +74,35 @@ class Replicas:
 
     def choose(self) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that answers; ``None`` if there is none."""
-        now, suspended = monotonic(), self._suspended
-        living = [
-            pool
-            for pool in self._pools.values()
-            if suspended.get(pool, -inf) <= now and pool.silent_seconds() < _SILENT_SECONDS
-        ]
-        if not living:
+        now = monotonic()
+        if now - self._checked_at > _CHECK_SECONDS:
+            self._check(now)
+        if not self._living:
             return None
-        chosen = _random.choice(living)
-        if chosen in suspended:
-            suspended[chosen] = now + _SUSPENDED_SECONDS
+        chosen = _random.choice(self._living)
+        if chosen.retry_policy.server_unreachable:
+            # This call tries it.
+            self._suspend(chosen)
         return chosen
 
-    def on_answered(self, pool: MonitoredConnectionPool) -> None:
-        """Take a reply of a replica: it gets calls again."""
-        self._suspended.pop(pool, None)
+    def _check(self, now: float) -> None:
+        self._checked_at = now
+        self._living = [
+            pool
+            for pool in self._pools.values()
+            if not (pool.retry_policy.server_unreachable and now < self._suspended_until[pool])
+            and pool.silent_seconds() < _SILENT_SECONDS
+        ]
+
+    def _suspend(self, pool: MonitoredConnectionPool) -> None:
+        self._suspended_until[pool] = monotonic() + _SUSPENDED_SECONDS
+        self._checked_at = -inf
 
     def on_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call; unless that is about the command, the replica gets no further one for a while."""
-        if isinstance(error, ResponseError) and not is_transient(error):
-            self.on_answered(pool)
-        elif pool in self._pools.values():
-            self._suspended[pool] = monotonic() + _SUSPENDED_SECONDS
+        # The next reply that is no error resets it.
+        pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
+        self._suspend(pool)
 
     async def aclose(self) -> None:
         """Close the pools of all replicas, and forget them.
@@ -98,37 +111,44 @@ class Replicas:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
         pools = [*self._pools.values(), *self._closing.values()]
-        self._pools, self._suspended = {}, {}
+        self._pools, self._living = {}, []
         outcomes = await asyncio.gather(*(pool.aclose() for pool in pools), return_exceptions=True)
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
 
 
-class ReplicaRoute:
-    """Where the attempts of a call go that only reads: the first one to a replica, all others to the primary.
+class Primary(Protocol):
+    """What a route needs of the pool of the primary."""
 
-    See ``Route``. Whatever the replica answers or does not, the primary has the last word: a replica may be behind, not
-    serve now, or know less users.
+    retry_policy: RetryPolicy
+    telemetry: PoolRecorder
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection on which the primary has answered."""
+
+    async def target(self) -> MonitoredConnectionPool:
+        """Return the pool."""
+
+    def on_replica_failed(self, replica: MonitoredConnectionPool, error: Exception) -> None:
+        """Take the error of a call that a replica has failed."""
+
+
+class ReplicaRoute:
+    """Where the attempts of a call go after the first one, which was made at a replica: to the primary; see ``Route``.
+
+    Whatever the replica has answered or not, the primary has the last word: a replica may be behind, not serve now, or
+    know fewer users.
 
     Args:
         primary: The pool of the primary.
-        replicas: The replicas.
-        replica: The pool of the one that is asked first.
+        replica: The pool of the replica.
         observer: Is given the server of each attempt; ``None`` for none.
     """
 
-    def __init__(
-        self,
-        primary: MonitoredConnectionPool,
-        replicas: Replicas,
-        replica: MonitoredConnectionPool,
-        observer: RouteObserver | None,
-    ) -> None:
+    def __init__(self, primary: Primary, replica: MonitoredConnectionPool, observer: RouteObserver | None) -> None:
         self._primary = primary
-        self._replicas = replicas
-        self._replica = replica
+        self._replica: MonitoredConnectionPool | None = replica
         self._observer = observer
-        self._has_failed = False
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -139,27 +159,16 @@ class ReplicaRoute:
         """Whether there is a connection on which the primary has answered."""
         return self._primary.is_connected()
 
-    @property
-    def replica_seconds(self) -> float | None:
-        """How long the attempt at the replica may take: the other half of the deadline is left to the primary."""
-        deadline = self._primary.retry_policy.deadline
-        return None if deadline is None else deadline / 2
-
     async def target(self) -> MonitoredConnectionPool:
-        """Return the pool of the server for the next attempt."""
-        pool = self._primary if self._has_failed else self._replica
-        if self._observer is not None:
-            self._observer.set_server(pool.telemetry.server)
-        return pool
-
-    def on_answered(self) -> None:
-        """Take the replica's reply."""
-        self._replicas.on_answered(self._replica)
+        """Return the pool of the primary."""
+        return await self._primary.target()
 
     def follow(self, failure: AttemptFailed, /) -> float | None:
         """Return 0 after the attempt at the replica: the primary is asked at once; else ``None``."""
-        if self._has_failed:
+        replica, self._replica = self._replica, None
+        if replica is None:
             return None
-        self._has_failed = True
-        self._replicas.on_failed(self._replica, failure.error)
+        self._primary.on_replica_failed(replica, failure.error)
+        if self._observer is not None:
+            self._observer.set_server(self._primary.telemetry.server)
         return 0.0

@@ -22,8 +22,8 @@ from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
-from aioredis_monitored.pool.replicas import ReplicaRoute, Replicas
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.replicas import Replicas
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
@@ -118,14 +118,29 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             asks_replicas=self.reads_replicas,
             name=self.name,
         )
-        shared_by_replicas = {"max_connections": max_connections, "timeout": timeout, "connection_class": kind}
-        self._replicas = Replicas(self.name, shared_by_replicas | arguments)
+        self._replicas = Replicas(
+            self.name,
+            {**arguments, "max_connections": max_connections, "connection_class": kind, **self._brief_timeouts()},
+        )
         self._address = f"{','.join(f'{host}:{port}' for host, port in given)}/{service}/{self._template.db}"
         # The primary that connections were made to last.
         self._served_by: Address | None = None
         self.telemetry.start_counter(self.telemetry.instruments.failovers)
         # Its tasks would keep on following.
         finalize(self, self._discovery.end)
+
+    def _brief_timeouts(self) -> dict[str, float | None]:
+        """Return the timeouts of a replica's pool, of which none takes the half of a deadline that is the primary's."""
+        timeouts = {
+            "timeout": self.timeout,
+            "socket_timeout": self._template.socket_timeout,
+            "socket_connect_timeout": self._template.socket_connect_timeout,
+        }
+        deadline = self.retry_policy.deadline
+        if deadline is None:
+            return timeouts
+        half = deadline / 2
+        return {name: half if seconds is None else min(seconds, half) for name, seconds in timeouts.items()}
 
     # Connecting.
 
@@ -198,20 +213,14 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         if not self._lifecycle.is_closed:
             self._replicas.update(addresses)
 
-    def replica_route(self, observer: RouteObserver | None) -> ReplicaRoute | None:
-        """Return the route of a call that only reads; ``None`` if no replica is in sync and answers.
-
-        Args:
-            observer: Is given the server of each attempt; ``None`` for none.
-
-        Raises:
-            PoolClosedError: The pool was closed.
-            EventLoopError: The pool belongs to another event loop.
-        """
-        self.check_open()
+    def choose_replica(self) -> MonitoredConnectionPool | None:
+        """Return the pool of the replica for a call that only reads; ``None`` if none is in sync and answers."""
         self._discovery.refresh(_REPLICAS_SECONDS)
-        replica = self._replicas.choose()
-        return None if replica is None else ReplicaRoute(self, self._replicas, replica, observer)
+        return self._replicas.choose()
+
+    def on_replica_failed(self, replica: MonitoredConnectionPool, error: Exception) -> None:
+        """Take the error of a call that a replica has failed."""
+        self._replicas.on_failed(replica, error)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""

@@ -11,8 +11,8 @@ import pytest
 import redis.exceptions
 import trustme
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
-from support.internals import failovers_begun_of, sentinels_of, shorten_ping_of_sentinels
-from support.sentinels import FakeSentinel
+from support.internals import failovers_begun_of, replicas_of, sentinels_of, shorten_ping_of_sentinels
+from support.sentinels import FakeSentinel, reads_at
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -460,6 +460,18 @@ async def test_tls_is_used_for_servers_and_sentinels(tls_servers, host, until):
     ) as pool:
         assert await MonitoredRedisConnection(connection_pool=pool).set("key", "value")
         await until(lambda: all(map(is_followed, servers.sentinels)))
+
+
+async def test_tls_is_used_for_replicas_whose_names_are_verified(tls_servers, until):
+    servers, files = tls_servers
+    arguments = {"connection_class": SSLConnection, "ssl_ca_certs": files.authority, "read_from": "replica"}
+    async with MonitoredSentinelPool(addresses(servers.sentinels), "mymaster", **arguments, **UNRECORDED) as pool:
+        await pool.ping()
+        await until(lambda: len(replicas_of(pool)) == 2)
+        before = reads_at(servers.primary())
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [None] * 20 == await asyncio.gather(*(client.get("key") for _ in range(20)))
+        assert before == reads_at(servers.primary())
 
 
 # What is left behind.
