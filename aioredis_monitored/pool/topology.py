@@ -154,10 +154,6 @@ class ClusterTopology:
 
     # Nodes.
 
-    def address_of(self, node: MonitoredConnectionPool) -> Address:
-        """Return the address of a node, also of one that was removed."""
-        return self._addresses[node]
-
     def node_at(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of the node at an address, which may not be known yet."""
         node = self.nodes.get(address)
@@ -229,7 +225,9 @@ class ClusterTopology:
         return self._redirected_node(error, asked)
 
     def _redirected_node(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
-        address = self._resolve(host_of(error.host, self._addresses[asked][0]), error.port)
+        # It may be removed meanwhile.
+        asked_host = asked.connection_kwargs["host"]
+        address = self._resolve(host_of(error.host, asked_host), error.port)
         self._redirected[address] = monotonic()
         return self.node_at(address)
 
