@@ -32,7 +32,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.retry import REFUSED_BY_CLUSTER, RetryPolicy
+from aioredis_monitored.pool.retry import RetryPolicy, is_refused_by_cluster
 
 _ASKING: Final = ("ASKING",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
@@ -300,7 +300,7 @@ class Scatter:
                 self._is_redirected = True
             elif not isinstance(reply, _NOT_NOW) or (
                 # A script may have written before it got another error than the cluster's.
-                traits_of(each.args).runs_code and not isinstance(reply, REFUSED_BY_CLUSTER)
+                traits_of(each.args).runs_code and not is_refused_by_cluster(reply)
             ):
                 each.settle(reply)
                 continue

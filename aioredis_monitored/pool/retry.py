@@ -25,9 +25,7 @@ from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 
 # A server that has come back is found within this time.
 MAX_DELAY_SECONDS: Final = 0.5
-# A node of a cluster looks at all keys before it runs anything, of a script or of a transaction as well.
-REFUSED_BY_CLUSTER: Final = (ClusterDownError, TryAgainError)
-_NOT_EXECUTED = (BusyLoadingError, MasterDownError, ReadOnlyError, *REFUSED_BY_CLUSTER)
+_NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
 _MAX_CLIENTS: Final = "max number of clients reached"
 # The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
 # is short of replicas or of disk space.
@@ -121,13 +119,22 @@ def is_transient(error: Exception) -> bool:
 def _is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
-    if isinstance(error, REFUSED_BY_CLUSTER):
+    if is_refused_by_cluster(error):
         return True
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # A script may have written before it got the error.
         return not (may_have_run and traits.runs_code)
     is_broken = isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) and not is_error_reply(error)
     return is_broken and (not may_have_run or traits.retry_safe)
+
+
+def is_refused_by_cluster(error: object) -> bool:
+    """Whether a node of a cluster says that it does not serve the keys of a call now.
+
+    It looks at all keys before it runs anything, of a script or of a transaction as well.
+    """
+    # MASTERDOWN, a subclass of CLUSTERDOWN, is what a script may get after it has written.
+    return isinstance(error, ClusterDownError | TryAgainError) and not isinstance(error, MasterDownError)
 
 
 def is_connection_loss(error: Exception) -> bool:
