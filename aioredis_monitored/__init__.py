@@ -3,6 +3,7 @@
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._version import __version__
 from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub
 from aioredis_monitored.components.registry import Components, redis_connection
@@ -28,6 +29,7 @@ from aioredis_monitored.errors import (
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
@@ -41,11 +43,13 @@ __all__ = [
     "LeaseLostError",
     "MessageQueue",
     "MonitoredClusterPool",
+    "MonitoredClusterPubSub",
     "MonitoredConnectionPool",
     "MonitoredPubSub",
     "MonitoredRedisConnection",
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
+    "MonitoredSentinelPool",
     "NoComponentsError",
     "PinnedConnectionLostError",
     "PoolClosedError",

@@ -150,7 +150,7 @@ def is_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bo
     """Whether an acquired connection that owes no reply has ended, or cannot be used for another reason."""
     # An altered connection may receive messages that no call asked for.
     has_ended = is_closed_by_peer if pool.will_discard(connection) else is_readable
-    return not connection.is_connected or has_ended(connection)
+    return not connection.is_connected or has_ended(connection) or not pool.is_current(connection)
 
 
 def reject_write_counting(args: Sequence[Any]) -> None:

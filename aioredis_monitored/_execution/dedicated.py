@@ -175,7 +175,7 @@ class MonitoredConnections:
     ) -> Route:
         if pin is None:
             return self.pool.route(commands, observer)
-        return self.pool.route(commands, observer, is_pinned=True, pinned=caller.connection)
+        return self.pool.route(commands, observer, lambda: caller.connection)
 
     async def run(
         self,

@@ -39,7 +39,7 @@ class PinnedConnection:
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
         slots: In a cluster, those of the keys that were used on the connection.
-        has_moved: Whether the connection is to another node of a cluster than the caller's first one.
+        has_moved: Whether the connection is to another node of a cluster than that of the caller's first key.
         is_identified: Whether the caller knows the connection's id, which another connection does not have.
         takes_turns: Whether several tasks may use the caller, one after the other, and need not know about each other:
             a plain pool's connection that asks to be reconnected is reconnected between two calls.
@@ -164,7 +164,8 @@ class PinnedConnection:
                 raise PinnedConnectionLostError(f"the slot has moved to another node: {PINNED_CONNECTION_LOST}")
             caller.connection = None
             await cluster.release(connection)
-            self.has_moved = True
+            # Before the first key, nothing was written.
+            self.has_moved |= bool(self.slots)
         if slot is not None:
             self.slots.add(slot)
 

@@ -168,8 +168,10 @@ class Scatter:
 
     def _report_server(self) -> None:
         """Report the server that was asked last; none if commands went to several."""
+        if self._observer is None:
+            return
         nodes = {each.node for each in self._commands if each.node is not None}
-        if self._observer is not None and nodes:
+        if nodes:
             self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
     def _expand(self, args: tuple[Any, ...], placement: Placement) -> _Expanded:
@@ -203,7 +205,7 @@ class Scatter:
         """Return the cluster's pool: each command has a node of its own."""
         return self._cluster
 
-    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - each command's redirect is followed
+    def follow(self, _failure: AttemptFailed, /) -> float | None:
         """Return the seconds to wait before what was redirected is sent again; ``None`` if nothing was."""
         return self._redirects.delay() if self._is_redirected else None
 

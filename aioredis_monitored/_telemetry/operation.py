@@ -160,7 +160,7 @@ class Operation:
     def set_connection(self, connection: AbstractConnection) -> None:
         """Set the connection that the call uses."""
         self._peer = peer_address(connection)
-        if self.spec.lacks_server and not self.spec.address():
+        if self.spec.lacks_server:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
                 self.spec = self.spec.served_by(server_at(host, port_of(getattr(connection, "port", None))))

@@ -23,6 +23,7 @@ from aioredis_monitored._commands.table import (
     stored_procedure,
 )
 from aioredis_monitored._commands.traits import polls_for_data
+from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
@@ -60,7 +61,7 @@ class Server(NamedTuple):
 def server_of(pool: ConnectionPool) -> Server:
     """Return the server that a pool connects to, as far as the pool says so without connecting; raise nothing.
 
-    A pool of Sentinel's does not know its server yet, and a pool may be of any class.
+    A pool on Sentinel does not know its server yet, and a pool may be of any class.
     """
     with guarded:
         return _server_of(pool)
@@ -89,6 +90,8 @@ def _server_of(pool: ConnectionPool) -> Server:
     if not issubclass(kind, Connection) and not (kind is object and arguments.get("host")):
         return Server(attributes, None)
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
+    if issubclass(kind, LocatedConnection):
+        return Server(attributes, None)
     address, target = _address_of(str(arguments.get("host") or "localhost"), port_of(arguments.get("port")))
     return Server(attributes | address, target)
 

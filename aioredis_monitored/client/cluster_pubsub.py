@@ -26,7 +26,7 @@ from aioredis_monitored.client.pubsub import SUBSCRIBING, MonitoredPubSub
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
+from aioredis_monitored.pool.redirects import ClusterRoute, Redirects, is_redirect, note_failure
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, exponential_backoff
 
 # Seconds before the next attempt to subscribe at the node that a slot has moved to.
@@ -331,7 +331,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         plain = self._parts.get(self._cluster)
         if plain is None:
             plain = _PlainSubscriptions(self._cluster, self._cluster, self._arrived, **self._arguments)
-            # What is subscribed and what is ending is one, whoever looks.
+            # One record of what is subscribed, and of what is ending, for both objects.
             plain.channels, plain.pending_unsubscribe_channels = self.channels, self.pending_unsubscribe_channels
             plain.patterns, plain.pending_unsubscribe_patterns = self.patterns, self.pending_unsubscribe_patterns
             self._parts[self._cluster] = plain
@@ -376,7 +376,7 @@ class MonitoredClusterPubSub(_ShardChannels):
     async def _at_slot(self, slot: int, channels: Collection[Any], send: Callable[..., Any]) -> None:
         """Send a command at the node of a slot, with the retries of any call."""
         cluster = self._cluster
-        route = cluster.route_by(partial(cluster.node_of_slot, slot), None)
+        route = ClusterRoute(cluster, partial(cluster.node_of_slot, slot), None)
 
         async def attempt(seconds: float | None, _losses: int) -> None:
             part = self._shards(await route.target())

@@ -208,8 +208,11 @@ class MonitoredRedisPipeline(PipelineCommands):
                 results.append(await self.parse_response(replies, args[0], **options))
             except RedisError as error:
                 results.append(error)
-        if raise_on_error:
-            self.raise_first_error(stack, results)
+        for number, ((args, _), result) in enumerate(zip(stack, results, strict=True), start=1):
+            # Also a lost connection, as on one server; redis-py's raise_first_error knows the server's errors alone.
+            if raise_on_error and isinstance(result, RedisError):
+                self.annotate_exception(result, number, args)
+                raise result
         return results
 
     async def _attempt_batch(

@@ -184,15 +184,14 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def _choose(
         self,
         commands: Collection[Sequence[Any]],
-        *,
-        is_pinned: bool = False,
-        pinned: AbstractConnection | None = None,
+        pinned: Callable[[], AbstractConnection | None] | None = None,
     ) -> MonitoredConnectionPool:
         """Return the node of a call, in which commands without keys go to that of the pinned connection."""
-        slot = slot_of(commands, is_pinned=is_pinned)
+        slot = slot_of(commands, is_pinned=pinned is not None)
         if slot is not None:
             return self.node_of_slot(slot)
-        owner = None if pinned is None else self._owner_of(pinned)
+        connection = None if pinned is None else pinned()
+        owner = None if connection is None else self._owner_of(connection)
         return owner or self.cluster_topology.any_primary()
 
     def node_of_slot(self, slot: int) -> MonitoredConnectionPool:
@@ -234,22 +233,12 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self,
         commands: Collection[Sequence[Any]],
         observer: RouteObserver | None,
-        *,
-        is_pinned: bool = False,
-        pinned: AbstractConnection | None = None,
+        pinned: Callable[[], AbstractConnection | None] | None = None,
+        /,
     ) -> ClusterRoute:
         """Return the route of a call, whose node is decided anew for each attempt; see ``MonitoredConnectionPool``."""
-        choose = partial(self._choose, commands, is_pinned=is_pinned, pinned=pinned)
-        return ClusterRoute(self, choose, observer, follows_ask=not is_pinned)
-
-    def route_by(
-        self,
-        choose: Callable[[], MonitoredConnectionPool],
-        observer: RouteObserver | None,
-        node: MonitoredConnectionPool | None = None,
-    ) -> ClusterRoute:
-        """Return the route of a call whose node ``choose`` returns; ``node`` is that of the attempt already made."""
-        return ClusterRoute(self, choose, observer, node=node)
+        choose = partial(self._choose, commands, pinned)
+        return ClusterRoute(self, choose, observer, follows_ask=pinned is None)
 
     async def ping(self) -> None:
         """Return if a node answers ``PING``: the readiness check, in one attempt.

@@ -112,7 +112,7 @@ class Route(Protocol):
             PoolClosedError, EventLoopError: The pool cannot be used.
         """
 
-    def follow(self, failure: AttemptFailed) -> float | None:
+    def follow(self, failure: AttemptFailed, /) -> float | None:
         """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
 
         Returns:
@@ -681,6 +681,10 @@ class MonitoredConnectionPool(TypedPool):
         """Whether a connection is acquired from this pool, which was not closed since."""
         return connection in self._slots.acquired
 
+    def is_current(self, connection: AbstractConnection) -> bool:
+        """Whether further calls may be sent on a connection: on each that is acquired."""
+        return self.is_acquired(connection)
+
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""
         connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting
@@ -715,19 +719,15 @@ class MonitoredConnectionPool(TypedPool):
 
     def route(
         self,
-        commands: Collection[Sequence[Any]],  # noqa: ARG002 - a cluster's pool asks for both
-        observer: RouteObserver | None,  # noqa: ARG002
-        *,
-        is_pinned: bool = False,  # noqa: ARG002
-        pinned: AbstractConnection | None = None,  # noqa: ARG002
+        _commands: Collection[Sequence[Any]],
+        _observer: RouteObserver | None,
+        _pinned: Callable[[], AbstractConnection | None] | None = None,
+        /,
     ) -> Route:
         """Return where the attempts of a call go.
 
-        Args:
-            commands: What the call sends.
-            observer: Is given the server of each attempt, if that is not always the same.
-            is_pinned: Whether the caller keeps to one connection; default ``False``.
-            pinned: That connection, if the caller has it already; default ``None``.
+        Its arguments are what the call sends; what is given the server of each attempt, if that is not always the same;
+        and, of a caller that keeps to one connection, what returns that, or ``None`` as long as the caller has none.
         """
         return self
 
@@ -735,7 +735,7 @@ class MonitoredConnectionPool(TypedPool):
         """Return the pool of the server that the next attempt of a call goes to: this one."""
         return self
 
-    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - a cluster's route asks for it
+    def follow(self, _failure: AttemptFailed, /) -> float | None:
         """Return ``None``: no failed attempt is a redirect to another server that is followed."""
         return None
 

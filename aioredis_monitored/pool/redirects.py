@@ -144,7 +144,7 @@ class ClusterRoute:
             self._observer.set_server(node.telemetry.server)
         return node if importing is None else cast("MonitoredConnectionPool", AskingPool(node))
 
-    def follow(self, failure: AttemptFailed) -> float | None:
+    def follow(self, failure: AttemptFailed, /) -> float | None:
         """Take over what a failure says about the nodes; see ``Route``."""
         error, node = failure.error, self._node
         if node is None or not is_redirect(self._cluster, error):

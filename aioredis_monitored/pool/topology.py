@@ -27,6 +27,8 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+# So that clients that begin or fail at the same time spread their calls and looks.
+_random: Final = random.Random()  # noqa: S311 - nothing secret
 
 _NODE_TIMEOUT: Final = "cluster-node-timeout"
 # What a look asks, and what the first one asks as well: in one round trip.
@@ -197,7 +199,7 @@ class ClusterTopology:
         since = monotonic() - _SUSPECTED_SECONDS
         replicas = self._replicas.get(self.slots[slot], ())
         living = [node for node in replicas if self._suspected.get(self._addresses[node], -inf) < since]
-        return random.choice(living) if living else None  # noqa: S311 - calls are spread
+        return _random.choice(living) if living else None
 
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
@@ -214,7 +216,7 @@ class ClusterTopology:
         if not self.primaries:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
-        return random.choice(living or self.primaries)  # noqa: S311 - calls are spread
+        return _random.choice(living or self.primaries)
 
     # Redirects.
 
@@ -280,7 +282,7 @@ class ClusterTopology:
             self._arm_timer()
 
     async def _look_once(self) -> None:
-        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + random.random() / 2) - monotonic()  # noqa: S311 - jitter
+        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
         self._looked_at, self._refusal = monotonic(), None
@@ -302,7 +304,7 @@ class ClusterTopology:
     def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
         """Return the addresses in random order, those of suspected nodes last."""
         since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, random.random()))  # noqa: S311
+        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, _random.random()))
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
@@ -317,7 +319,7 @@ class ClusterTopology:
             name = None if _is_ip_address(host) else host
             for *_, where in found:
                 candidates[_Candidate((str(where[0]), port), name)] = None
-        return sorted(candidates, key=lambda _: random.random())  # noqa: S311 - all clients must not ask the same node
+        return sorted(candidates, key=lambda _: _random.random())
 
     async def _ask(self, candidates: Sequence[_Candidate]) -> SlotMap | None:
         """Return the slot map of the first node that answers; ``None`` if none does.

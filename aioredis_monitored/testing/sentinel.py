@@ -36,7 +36,7 @@ class _Sentinel(RedisServer):
 
 
 class SentinelServers(ServerGroup):
-    """A primary and its replicas under Sentinel on 127.0.0.1, without persistence; starting takes about a second.
+    """A primary and its replicas under Sentinel on 127.0.0.1, without persistence; up in one to three seconds.
 
     Use it as a context manager, or call ``start`` and ``stop``.
 

@@ -254,7 +254,7 @@ async def test_shard_subscriber_follows_its_slot(faulty, client, telemetry, capl
         await asyncio.to_thread(fault, faulty, key_slot("{moving}a"))
         began = time.monotonic()
 
-        # No push that nobody asked for is shown, and the confirmations are those of the new node.
+        # The unsolicited push is not shown, and the confirmations are those of the new node.
         assert sorted(await confirmed(pubsub, 2)) == [b"{moving}a", b"{moving}b"]
         took = time.monotonic() - began
         print(f"{fault.__name__}: subscribed again after {took:.3f} s")

@@ -301,3 +301,11 @@ async def test_nodes_are_found_by_a_user_who_may_not_ask_for_settings(cluster, c
         node.call("ACL", "DELUSER", "modest")
 
     assert [] == caplog.messages
+
+
+async def test_handle_that_was_entered_counts_what_it_writes_at_any_node(cluster, on_cluster):
+    """Entering connects it, to whichever node: the first key names the one that it keeps to."""
+    for key in KEYS[:10]:
+        async with on_cluster.client() as handle:
+            await handle.set(key, 1)
+            assert 1 == await handle.wait(1, 60_000)

@@ -124,6 +124,7 @@ async def everything(server, cluster, telemetry, logger_provider):
         pool_of(server.url, max_connections=1) as narrow,
         pool_of(server.url, max_connections=1, timeout=0.01) as full,
         pool_of(f"unix://{server.unix_socket_path}") as unix,
+        pool_of("redis+sentinel://127.0.0.1:1/mymaster"),
     ):
         with tracer.start_as_current_span("request") as request:
             client = RedisContextFactory(pool).make_object_for_context("redis", request)
