@@ -165,6 +165,13 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos_cluster(session: nox.Session) -> None:
+    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load; ``-- --help`` for less."""
+    session.install("-e", ".[demo]")
+    session.run("python", "-m", "support.cluster_chaos", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run 200 tasks with the client through 15 minutes of faults, on asyncio and uvloop; ``-- --help`` for less."""
     session.install("-e", ".[demo]", "uvloop>=0.22")

@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError, WatchError
+from redis.exceptions import AskError, RedisError, ResponseError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
@@ -46,7 +46,7 @@ from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
-from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.retry import is_error_reply, is_refused_by_cluster
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -413,12 +413,14 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (AskError, ClusterDownError, TryAgainError) as error:
+        except ResponseError as error:
+            is_redirect = isinstance(error, AskError)
             # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
-            if not pipe.watching or pipe.connection is None:
+            ends_watch = is_redirect or is_refused_by_cluster(error)
+            if not ends_watch or not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
-            why = "the slot of the watched keys moves to another node" if isinstance(error, AskError) else str(error)
+            why = "the slot of the watched keys moves to another node" if is_redirect else str(error)
             raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected

@@ -24,6 +24,7 @@ from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.retry import is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 # So that clients that begin or fail at the same time spread their calls and looks.
@@ -141,6 +142,8 @@ class ClusterTopology:
         self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
+        # The last error of the look that waiting does not change, such as a wrong password.
+        self._refusal: RedisError | None = None
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -237,7 +240,7 @@ class ClusterTopology:
         """Return when the nodes are known.
 
         Raises:
-            AttemptFailed: No node answers.
+            AttemptFailed: No node answers, or one has refused this client.
         """
         if not self.is_known:
             looking = self._look()
@@ -280,13 +283,15 @@ class ClusterTopology:
         wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        self._looked_at = monotonic()
+        self._looked_at, self._refusal = monotonic(), None
         if (factory := self._factory()) is not None:
             factory.on_looked()
         candidates = [_Candidate(address, self._map.names.get(address)) for address in self._in_order(self.nodes)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
+        if found is None and self._refusal is not None:
+            raise self._refusal
         if found is None:
             raise RedisConnectionError(
                 f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
@@ -354,6 +359,8 @@ class ClusterTopology:
         except (RedisError, OSError, ValueError) as error:
             _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
             self._suspected[address] = monotonic()
+            if isinstance(error, RedisError) and not is_transient(error):
+                self._refusal = error
             return None
         finally:
             await connection.disconnect(nowait=True)
