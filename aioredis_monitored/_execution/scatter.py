@@ -10,6 +10,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MovedError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -98,7 +99,8 @@ class Scatter:
         cluster: The pool.
         commands: The commands.
         observer: Is given the node, if there is only one; ``None`` for none.
-        nodes: The nodes that each of the commands goes to; default ``None``, for those of its placement.
+        nodes: The node that each of the commands goes to first, ``None`` for that of its placement; default: each goes
+            to that.
     """
 
     def __init__(
@@ -106,12 +108,12 @@ class Scatter:
         cluster: MonitoredClusterPool,
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
-        nodes: Sequence[MonitoredConnectionPool] | None = None,
+        nodes: Sequence[MonitoredConnectionPool | None] = (),
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
-        self._nodes = nodes
+        self._nodes = nodes or [None] * len(self._given)
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
@@ -138,16 +140,15 @@ class Scatter:
 
     async def _prepare(self) -> None:
         """Find out what is sent where; a command that goes to no node fails alone."""
-        if self._nodes is not None or any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
-            await self._cluster.cluster_topology.known()
-        self._expanded = [self._expand(args) for args in self._given]
+        if any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
+            await find_nodes(self._cluster, self._observer)
+        self._expanded = [self._expand(args, node) for args, node in zip(self._given, self._nodes, strict=True)]
         self._commands = [each for expanded in self._expanded for each in expanded.commands]
 
-    def _expand(self, args: tuple[Any, ...]) -> _Expanded:
+    def _expand(self, args: tuple[Any, ...], node: MonitoredConnectionPool | None) -> _Expanded:
+        if node is not None:
+            return _Expanded([_Command(args, partial(_this, node))])
         placement, topology = placement_of(args), self._cluster.cluster_topology
-        if self._nodes is not None:
-            commands = [_Command(args, partial(_this, node)) for node in self._nodes]
-            return _Expanded(commands, placement if len(commands) > 1 else None)
         match placement.kind:
             case Kind.SLOT:
                 return _Expanded([self._at_slot(args, cast("int", placement.slot))])
@@ -246,6 +247,8 @@ class Scatter:
             each.importing = None
             if isinstance(reply, AskError):
                 each.importing = self._redirects.take(reply, node)
+                if isinstance(reply, MovedError):
+                    each.choose = partial(self._cluster.node_of_slot, reply.slot_id)
                 self._is_redirected = True
             elif not isinstance(reply, _NOT_NOW):
                 each.settle(reply)
@@ -304,6 +307,26 @@ class Scatter:
                 await connection.disconnect(nowait=True)
                 raise
         return replies
+
+
+async def find_nodes(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+    """Return when the nodes of a cluster are known, within the deadline of a call.
+
+    Args:
+        cluster: The pool.
+        observer: Is given the time that it takes; ``None`` for none.
+
+    Raises:
+        redis.exceptions.RedisError: No node answers in time.
+    """
+    if cluster.cluster_topology.is_known:
+        return
+    route = cluster.route([], None)
+
+    async def attempt(_seconds: float | None, _losses: int) -> None:
+        await route.target()
+
+    await retry(route, _PENDING, attempt, 0, observer)
 
 
 def _this(node: MonitoredConnectionPool) -> MonitoredConnectionPool:

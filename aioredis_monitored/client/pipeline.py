@@ -28,7 +28,8 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, find_nodes
+from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
     AttemptFailed,
@@ -42,7 +43,7 @@ from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATE
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
-from aioredis_monitored.errors import CrossSlotError, decoding_error
+from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
@@ -154,8 +155,11 @@ class MonitoredRedisPipeline(PipelineCommands):
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
-            if isinstance(pool, MonitoredClusterPool) and not self._is_transaction:
-                return await self._scatter(pool, stack, raise_on_error)
+            if isinstance(pool, MonitoredClusterPool):
+                if not self._is_transaction:
+                    return await self._scatter(pool, stack, raise_on_error)
+                if any(TARGET_NODES in options for _, options in stack):
+                    raise ClusterRoutingError("target_nodes= has no place in a transaction, whose keys choose the node")
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)
@@ -198,9 +202,13 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
-        replies = ReplyReader(
-            await Scatter(pool, [tuple(args) for args, _ in stack], self._operation).run(), pool.decode_reply
-        )
+        targets = [options.pop(TARGET_NODES, None) for _, options in stack]
+        nodes: list[MonitoredConnectionPool | None] = []
+        if any(each is not None for each in targets):
+            await find_nodes(pool, self._operation)
+            nodes = [None if each is None else resolve_target(pool, each) for each in targets]
+        commands = [tuple(args) for args, _ in stack]
+        replies = ReplyReader(await Scatter(pool, commands, self._operation, nodes).run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
             try:

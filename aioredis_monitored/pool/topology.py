@@ -108,7 +108,7 @@ class ClusterTopology:
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
-        self._map = SlotMap(())
+        self.slot_map = SlotMap(())
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         self._suspected: dict[Address, float] = {}
@@ -130,10 +130,15 @@ class ClusterTopology:
             factory = self._factory()
             if factory is None:
                 raise RedisConnectionError("the pool of the cluster is gone")
-            node = self.nodes[address] = factory.make_node(address, self._map.names.get(address))
+            node = self.nodes[address] = factory.make_node(address, self.slot_map.names.get(address))
             self._addresses[node] = address
             self._numbers[node] = self._next_number()
         return node
+
+    def visit(self, address: Address) -> MonitoredConnectionPool:
+        """Return the pool of a node that a caller names; one without slots stays known for a while."""
+        self._redirected[address] = monotonic()
+        return self.node_at(address)
 
     def _next_number(self) -> int:
         self._last_number += 1
@@ -158,7 +163,7 @@ class ClusterTopology:
 
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
-        return [self.node_at(each) for each in self._map.nodes]
+        return [self.node_at(each) for each in self.slot_map.nodes]
 
     def any_primary(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
@@ -175,7 +180,7 @@ class ClusterTopology:
 
     def replicas_of(self, primary: MonitoredConnectionPool) -> list[MonitoredConnectionPool]:
         """Return the replicas of a primary."""
-        return [self.node_at(each) for each in self._map.replicas.get(self._addresses[primary], ())]
+        return [self.node_at(each) for each in self.slot_map.replicas.get(self._addresses[primary], ())]
 
     # Redirects.
 
@@ -242,7 +247,7 @@ class ClusterTopology:
         self._looked_at = monotonic()
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self._map.names.get(address)) for address in self._in_order(self.nodes)]
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
@@ -321,7 +326,7 @@ class ClusterTopology:
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
         before = self.primaries
-        self._map, self.is_known = found, True
+        self.slot_map, self.is_known = found, True
         pools = {address: self.node_at(address) for address in found.nodes}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:
