@@ -202,7 +202,7 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
-        targets = [options.pop(TARGET_NODES, None) for _, options in stack]
+        targets = [options.get(TARGET_NODES) for _, options in stack]
         nodes: list[MonitoredConnectionPool | None] = []
         if any(each is not None for each in targets):
             await find_nodes(pool, self._operation)
@@ -212,7 +212,8 @@ class MonitoredRedisPipeline(PipelineCommands):
         results: list[Any] = []
         for args, options in stack:
             try:
-                results.append(await self.parse_response(replies, args[0], **options))
+                for_parsing = {option: value for option, value in options.items() if option != TARGET_NODES}
+                results.append(await self.parse_response(replies, args[0], **for_parsing))
             except RedisError as error:
                 results.append(error)
         if raise_on_error:
