@@ -159,7 +159,8 @@ class PinnedConnection:
                 raise PinnedConnectionLostError(f"the slot has moved to another node: {PINNED_CONNECTION_LOST}")
             caller.connection = None
             await cluster.release(connection)
-            self.has_moved = True
+            # Entering the handle acquires a connection to any node, on which nothing was written.
+            self.has_moved |= bool(self.slots)
         if slot is not None:
             self.slots.add(slot)
 
