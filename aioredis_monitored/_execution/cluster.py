@@ -227,6 +227,10 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
         cursor, keys = int(reply[0]), reply[1]
         if not cursor:
             following = topology.primary_from(at + 1)
+            if following is None:
+                # Keys that were not seen yet may have moved to a node that is new.
+                await topology.look_unless_recent()
+                following = topology.primary_from(at + 1)
             at = 0 if following is None else following[0]
         return [cursor << _CURSOR_NODE_BITS | at, keys]
     return [0, []]

@@ -5,6 +5,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from contextlib import suppress
 from contextvars import Context
 from ipaddress import ip_address
 from operator import itemgetter
@@ -13,7 +14,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError
+from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -30,6 +31,8 @@ _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
 _LOOK_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
+# How old what is known may be where a caller waits for what is newer.
+_RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
@@ -111,6 +114,8 @@ class ClusterTopology:
         self.slot_map = SlotMap(())
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
+        # Why a node has not answered the current look.
+        self._refusal: Exception | None = None
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -214,6 +219,12 @@ class ClusterTopology:
             except RedisError as error:
                 raise AttemptFailed(error, may_have_run=False) from error
 
+    async def look_unless_recent(self) -> None:
+        """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
+        if monotonic() - self._looked_at > _RECENT_SECONDS:
+            with suppress(RedisError):
+                await asyncio.shield(self._look())
+
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
 
@@ -244,13 +255,15 @@ class ClusterTopology:
         wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + random.random() / 2) - monotonic()  # noqa: S311 - jitter
         if wait > 0:
             await asyncio.sleep(wait)
-        self._looked_at = monotonic()
+        self._looked_at, self._refusal = monotonic(), None
         if (factory := self._factory()) is not None:
             factory.on_looked()
         candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
+        if found is None and isinstance(self._refusal, ResponseError | AuthenticationError):
+            raise self._refusal
         if found is None:
             raise RedisConnectionError(
                 f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
@@ -312,7 +325,7 @@ class ClusterTopology:
                 found = SlotMap.parse(await connection.read_response(), address[0], self._resolve)
         except (RedisError, OSError, ValueError) as error:
             _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
-            self._suspected[address] = monotonic()
+            self._suspected[address], self._refusal = monotonic(), error
             return None
         finally:
             await connection.disconnect(nowait=True)

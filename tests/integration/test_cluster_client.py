@@ -24,6 +24,12 @@ from aioredis_monitored.testing import ClusterServers
 KEYS = [f"key-{number}" for number in range(60)]
 
 
+def knows_all(pool, cluster):
+    """Look anew until a node shows all replicas: it does when it has heard from them."""
+    pool.cluster_topology.want_look()
+    return len(pool.nodes()) == len(cluster.nodes)
+
+
 @pytest.fixture(scope="module")
 def cluster():
     # A node that is frozen for a moment keeps its slots.
@@ -32,15 +38,9 @@ def cluster():
 
 
 @pytest.fixture
-async def client(cluster):
+async def client(cluster, until):
     async with MonitoredRedisCluster.from_url(cluster.url, **UNRECORDED) as client:
-        # A replica is shown by a node only when that has heard from it.
-        async with asyncio.timeout(30):
-            while len(client.get_replicas()) < 3:
-                await asyncio.sleep(0.1)
-                await client.connection_pool.aclose()
-                await client.connection_pool.__aenter__()
-                await client.initialize()
+        await until(lambda: knows_all(client.connection_pool, cluster))
         await client.flushall()
         yield client
 
