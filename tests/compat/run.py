@@ -158,9 +158,8 @@ def compare(name: str, only: list[str]) -> bool:
     print(
         f"{name} {version(published)} on redis-py {version('redis')}: {len(passed)} tests pass with redis-py's client"
     )
-    print(
-        f"{len(differences.keys() & failing)} are listed as different, {len(worse)} others failed, {len(better)} should not be listed"
-    )
+    listed = len(differences.keys() & failing)
+    print(f"{listed} differ as listed, {len(worse)} others failed, {len(better)} should not be listed")
     return not (worse or better) and (bool(only) or len(passed) >= library.least)
 
 
