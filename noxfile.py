@@ -216,3 +216,10 @@ def bench_queue(session: nox.Session) -> None:
     """Measure the message queue beside BLPOP and other libraries' workers; ``-- --quick`` for a first look."""
     session.install(".[demo]")
     session.run("python", "benchmarks/queue_run.py", *session.posargs)
+
+
+@nox.session
+def bench_cluster(session: nox.Session) -> None:
+    """Measure the client on clusters beside redis-py's and other cluster clients; ``-- --quick`` for a first look."""
+    install(session, [".[demo]"], "bench")
+    session.run("python", "benchmarks/cluster_run.py", *session.posargs)

@@ -5,6 +5,7 @@ from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._version import __version__
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.cluster import MonitoredRedisCluster
+from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub
 from aioredis_monitored.components.registry import Components, redis_connection
@@ -28,7 +29,9 @@ from aioredis_monitored.errors import (
     TimedOutError,
 )
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
@@ -42,12 +45,15 @@ __all__ = [
     "EventLoopError",
     "LeaseLostError",
     "MessageQueue",
+    "MonitoredClusterPool",
+    "MonitoredClusterPubSub",
     "MonitoredConnectionPool",
     "MonitoredPubSub",
     "MonitoredRedisCluster",
     "MonitoredRedisConnection",
     "MonitoredRedisError",
     "MonitoredRedisPipeline",
+    "MonitoredSentinelPool",
     "NoComponentsError",
     "PinnedConnectionLostError",
     "PoolClosedError",

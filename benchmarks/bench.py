@@ -34,7 +34,7 @@ class Bench:
     """One run on one server.
 
     Args:
-        server: The server that the clients use.
+        count_connections: Returns the number of connections to the servers that the clients use.
         contestants: The clients by name.
         command: Returns the script and arguments with which Python measures a cell once.
         arguments: The parsed command line.
@@ -42,12 +42,12 @@ class Bench:
 
     def __init__(
         self,
-        server: redis.Redis,
+        count_connections: Callable[[], int],
         contestants: dict[str, Contestant],
         command: Callable[[Cell], list[str]],
         arguments: argparse.Namespace,
     ) -> None:
-        self.server = server
+        self.count_connections = count_connections
         self.contestants = contestants
         self.command = command
         self.arguments = arguments
@@ -114,7 +114,7 @@ class Bench:
                 output, errors = process.communicate(timeout=POLL_SECONDS)
                 break
             except subprocess.TimeoutExpired:
-                connections = max(connections, self.server.info("clients")["connected_clients"] - 1)
+                connections = max(connections, self.count_connections())
         else:
             process.kill()
             process.communicate()
@@ -163,16 +163,31 @@ def command_line(parser: argparse.ArgumentParser, minutes: float) -> argparse.Na
     return chosen
 
 
+def connections_to(*servers: redis.Redis) -> Callable[[], int]:
+    """Return what counts the connections to servers beyond those that there are now."""
+
+    def count() -> int:
+        return sum(server.info("clients")["connected_clients"] for server in servers)
+
+    before = count()
+    return lambda: count() - before
+
+
 @contextmanager
 def benchmark_server() -> Iterator[tuple[str, redis.Redis]]:
     """Start a server, ``redis-server`` if it is installed or the embedded one; yield its URL and a client."""
+    choose_server()
+    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
+        yield server.url, client
+
+
+def choose_server() -> None:
+    """Let servers be ``redis-server`` if it is installed, or else the embedded one, with many connections."""
     # Servers and clients inherit the limit; 1,024 connections need that many descriptors at each end.
     _, hard_limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard_limit, hard_limit))
     if found := shutil.which("redis-server"):
         os.environ.setdefault("AIOREDIS_MONITORED_SERVER", found)
-    with RedisServer() as server, redis.Redis.from_url(server.url) as client:
-        yield server.url, client
 
 
 def write(name: str, metadata: dict[str, Any], results: Results, text: str) -> Path:

@@ -2,8 +2,8 @@
 
 Usage: python benchmarks/calls.py [COMMANDS], which prints JSON; or ``calls_per_command()`` in a test.
 
-The server is real. A relay in the same thread delivers all replies to a read's commands at once: with direct sockets,
-the number of replies per read would depend on the machine.
+The servers are real: one alone, and one that is a cluster. A relay in the same thread delivers all replies to a read's
+commands at once: with direct sockets, the number of replies per read would depend on the machine.
 """
 
 import asyncio
@@ -25,13 +25,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from redis.asyncio import BlockingConnectionPool, Redis
 
 from aioredis_monitored import MonitoredRedisConnection
-from aioredis_monitored.testing import RedisServer
+from aioredis_monitored.testing import ClusterServers, RedisServer
 
 COMMANDS = 2000
 WARM_UP = 5  # calls of each caller before counting, to connect and to fill caches
 CHUNK = 1 << 20
-
-Maker = Callable[[str], Redis]
 
 
 class Relay:
@@ -45,7 +43,7 @@ class Relay:
         self.listener.setblocking(False)
         self.loop.add_reader(self.listener, self.accept)
         self.sockets: list[socket.socket] = []
-        self.url = f"redis://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.address = "{}:{}".format(*self.listener.getsockname())
 
     def accept(self) -> None:
         """Accept a client and connect it to the server."""
@@ -84,6 +82,9 @@ class Relay:
             each.close()
 
 
+Maker = Callable[[Relay], Redis]
+
+
 class Counter:
     """A profile function that counts calls, except those that the relay makes."""
 
@@ -104,10 +105,10 @@ class Counter:
 
 
 async def count(make: Maker, url: str, callers: int, commands: int) -> float:
-    """Count calls per GET of the client that ``make`` returns for a URL, with ``callers`` concurrent callers."""
+    """Count calls per GET of the client that ``make`` returns for a relay, with ``callers`` concurrent callers."""
     relay = Relay(url)
     try:
-        async with make(relay.url) as client:
+        async with make(relay) as client:
             await client.set("bench:calls", b"x" * 64)
 
             async def caller(gets: int) -> None:
@@ -142,32 +143,53 @@ def garbage_collection_disabled() -> Iterator[None]:
         gc.enable()
 
 
-def redis_py(url: str) -> Redis:
+def redis_py(relay: Relay) -> Redis:
     """Return redis-py's client, the baseline."""
-    return Redis.from_pool(BlockingConnectionPool.from_url(url, max_connections=50))
+    return Redis.from_pool(BlockingConnectionPool.from_url(f"redis://{relay.address}", max_connections=50))
 
 
 def ours(**providers: Any) -> Maker:
     """Return a maker of this package's client, which records to these providers."""
-    return lambda url: MonitoredRedisConnection.from_url(url, **providers)
+    return lambda relay: MonitoredRedisConnection.from_url(f"redis://{relay.address}", **providers)
 
 
-def makers() -> dict[str, Maker]:
-    """Return the clients to count; spans end without a processor, whose thread would disturb the count."""
+def in_cluster(**providers: Any) -> Maker:
+    """Return a maker of this package's client on a cluster of one node, which is reached through the relay."""
+
+    def make(relay: Relay) -> Redis:
+        address_map = "{}:{}={}".format(*relay.server, relay.address)
+        return MonitoredRedisConnection.from_url(
+            f"redis+cluster://{relay.address}", address_map=address_map, **providers
+        )
+
+    return make
+
+
+def providers() -> dict[str, dict[str, Any]]:
+    """Return the telemetry to count with; spans end without a processor, whose thread would disturb the count."""
     metrics = {"meter_provider": MeterProvider([InMemoryMetricReader()])}
-    return {
-        "redis-py pool": redis_py,
-        "no SDK": ours(),
-        "metrics": ours(**metrics),
-        "everything": ours(**metrics, tracer_provider=TracerProvider()),
+    return {"no SDK": {}, "metrics": metrics, "everything": {**metrics, "tracer_provider": TracerProvider()}}
+
+
+def calls_per_command(
+    url: str, cluster_url: str, callers: tuple[int, ...] = (1, 128), commands: int = COMMANDS
+) -> dict[str, float]:
+    """Count for all clients; the keys are ``"client, number of callers"``.
+
+    Args:
+        url: The server.
+        cluster_url: The node of a cluster that has no other node.
+        callers: The numbers of concurrent callers.
+        commands: How many GETs are counted.
+    """
+    makers = {
+        "redis-py pool": (redis_py, url),
+        **{name: (ours(**chosen), url) for name, chosen in providers().items()},
+        **{f"cluster, {name}": (in_cluster(**chosen), cluster_url) for name, chosen in providers().items()},
     }
-
-
-def calls_per_command(url: str, callers: tuple[int, ...] = (1, 128), commands: int = COMMANDS) -> dict[str, float]:
-    """Count for all clients on the server at this URL; the keys are ``"client, number of callers"``."""
     return {
-        f"{name}, {number}": round(asyncio.run(count(make, url, number, commands)), 2)
-        for name, make in makers().items()
+        f"{name}, {number}": round(asyncio.run(count(make, where, number, commands)), 2)
+        for name, (make, where) in makers.items()
         for number in callers
     }
 
@@ -175,6 +197,6 @@ def calls_per_command(url: str, callers: tuple[int, ...] = (1, 128), commands: i
 if __name__ == "__main__":
     if found := shutil.which("redis-server"):
         os.environ.setdefault("AIOREDIS_MONITORED_SERVER", found)
-    with RedisServer() as running:
+    with RedisServer() as server, ClusterServers(primaries=1, replicas=0) as cluster:
         commands = int(sys.argv[1]) if len(sys.argv) > 1 else COMMANDS
-        print(json.dumps(calls_per_command(running.url, commands=commands)))  # noqa: T201 - the result
+        print(json.dumps(calls_per_command(server.url, cluster.url, commands=commands)))  # noqa: T201 - the result

@@ -55,6 +55,32 @@ class Cell(NamedTuple):
         return self[1:]
 
 
+class Chart(NamedTuple):
+    """What a chart shows.
+
+    Attributes:
+        workload: The workload.
+        base: The client whose throughput at ``MANY`` callers is 1.
+        contestants: The clients by name.
+        title: The chart's title.
+        one: What 1 stands for.
+    """
+
+    workload: str
+    base: str
+    contestants: dict[str, Contestant]
+    title: str
+    one: str
+
+
+CHART = Chart(
+    "get",
+    BASE,
+    {client: contestant for client, contestant in CONTESTANTS.items() if client not in SDK_ALONE},
+    "GETs of 64 bytes a second, by number of callers",
+    "redis-py's BlockingConnectionPool(50)",
+)
+
 CORE = (LIMIT, "ours/no-sdk", "ours/everything", BASE, "redis_py/redis", "glide/plain", "coredis/plain")
 
 

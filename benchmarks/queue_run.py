@@ -7,7 +7,7 @@ import argparse
 import json
 import sys
 
-from bench import HERE, Bench, benchmark_server, command_line, print_line, write
+from bench import HERE, Bench, benchmark_server, command_line, connections_to, print_line, write
 from environments import machine
 from matrix import Cell
 from queue_matrix import CONTESTANTS, cells, messages, quick_cells
@@ -29,7 +29,10 @@ def main() -> None:
     print_line(f"seed {arguments.seed}: {len(chosen)} cells, {arguments.repeats} repeats of {arguments.seconds} s")
     with benchmark_server() as (url, server):
         metadata = {"machine": machine(url, ("redis", "hiredis")), "settings": vars(arguments)}
-        results = Bench(server, CONTESTANTS, lambda cell: command(cell, url, arguments.seconds), arguments).run(chosen)
+        bench = Bench(
+            connections_to(server), CONTESTANTS, lambda cell: command(cell, url, arguments.seconds), arguments
+        )
+        results = bench.run(chosen)
     text = tables(metadata, results)
     print_line(f"\n{text}\nwritten to {write('queue', metadata, results, text)}")
     if slow := missed(results, is_part=bool(arguments.only)):

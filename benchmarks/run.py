@@ -9,11 +9,11 @@ import subprocess
 import sys
 from typing import Any
 
-from bench import HERE, Bench, benchmark_server, command_line, failure_reason, print_line, write
+from bench import HERE, Bench, benchmark_server, command_line, connections_to, failure_reason, print_line, write
 from calls import COMMANDS
 from driver import Measurement
 from environments import machine
-from matrix import CONTESTANTS, SDK_ALONE, Cell, cells, quick_cells
+from matrix import CHART, CONTESTANTS, SDK_ALONE, Cell, cells, quick_cells
 from plot import plot
 from recording import ROUNDS
 from report import tables
@@ -49,13 +49,13 @@ def main() -> None:
         for key, size in SIZES.items():
             server.set(key, b"x" * size)
         metadata: dict[str, Any] = {"machine": machine(url), "settings": vars(arguments)}
-        results = Bench(server, CONTESTANTS, command, arguments).run(chosen)
+        results = Bench(connections_to(server), CONTESTANTS, command, arguments).run(chosen)
     if not arguments.only:
         metadata["calls"] = run_script("calls.py", QUICK_CALLS if arguments.quick else COMMANDS)
         metadata["recording"] = run_script("recording.py", QUICK_ROUNDS if arguments.quick else ROUNDS)
     text = f"{tables(metadata, results)}\n{verdict(metadata, results)}"
     directory = write("results", metadata, results, text)
-    plot(directory / "throughput.svg", results)
+    plot(directory / "throughput.svg", results, CHART)
     print_line(f"\n{text}\nwritten to {directory}")
 
 

@@ -2,14 +2,15 @@
 
 import random
 import resource
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 SMALL, LARGE, HUGE = "bench:64", "bench:10k", "bench:1m"
 SIZES = {SMALL: 64, LARGE: 10_000, HUGE: 1_000_000}
-BATCH = 4
+BATCH, LONG_BATCH = 4, 20
+KEYS = [f"bench:{number}" for number in range(1000)]  # in all slots of a cluster
 
 Operation = Callable[[], Awaitable[Any]]
 
@@ -21,7 +22,7 @@ class Client(NamedTuple):
     get: Callable[[str], Awaitable[Any]]
     set: Callable[[str, bytes], Awaitable[Any]]
     incr: Callable[[str], Awaitable[Any]]
-    batch: Callable[[], Awaitable[Any]]  # one pipeline without MULTI of BATCH GETs of SMALL
+    batch: Callable[[Sequence[str]], Awaitable[Any]]  # one pipeline without MULTI of GETs
     telemetry: Callable[[], dict[str, Any]] = dict  # called after the measurement
 
 
@@ -46,10 +47,17 @@ def workload(name: str, client: Client, seed: int) -> Workload:
                 *[partial(client.get, SMALL)] * 14,
                 *[partial(client.set, SMALL, small)] * 4,
                 partial(client.incr, "bench:counter"),
-                client.batch,
+                partial(client.batch, [SMALL] * BATCH),
             ]
             random.Random(seed).shuffle(operations)  # noqa: S311 - not for security
             return Workload(operations, (len(operations) - 1 + BATCH) / len(operations))
+        case "half":
+            operations = [partial(client.get, key) for key in KEYS] + [partial(client.set, key, small) for key in KEYS]
+            random.Random(seed).shuffle(operations)  # noqa: S311 - not for security
+            return Workload(operations)
+        case "batch":
+            batches = [KEYS[start : start + LONG_BATCH] for start in range(0, len(KEYS), LONG_BATCH)]
+            return Workload([partial(client.batch, keys) for keys in batches], LONG_BATCH)
         case "large":
             return Workload([partial(client.get, SMALL)], background=partial(client.get, HUGE))
     raise ValueError(f"no workload {name!r}")
@@ -61,13 +69,14 @@ async def check(client: Client) -> None:
     Raises:
         RuntimeError: A reply is wrong.
     """
-    large = b"x" * SIZES[LARGE]
+    small, large = b"x" * SIZES[SMALL], b"x" * SIZES[LARGE]
+    await client.set(SMALL, small)
     await client.set(LARGE, large)
     before = await client.incr("bench:counter")
     replies = {
         "GET": (await client.get(LARGE), large),
         "INCR": (await client.incr("bench:counter"), before + 1),
-        "pipeline": (list(await client.batch()), [b"x" * SIZES[SMALL]] * BATCH),
+        "pipeline": (list(await client.batch([SMALL, LARGE, SMALL])), [small, large, small]),
     }
     wrong = [name for name, (reply, expected) in replies.items() if reply != expected]
     if wrong:

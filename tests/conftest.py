@@ -13,7 +13,7 @@ from support.collector import collecting
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
-from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture
+from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer, SentinelServers, TelemetryCapture
 
 # Far longer than any condition takes that comes true; only a failing test waits for it.
 DEADLINE = 30.0
@@ -100,6 +100,20 @@ def dice():
 def own_server():
     """Yield a server that only this test uses, and may kill or freeze."""
     with RedisServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    """Yield a cluster of three primaries and three replicas that tests share, and leave without keys and in order."""
+    with ClusterServers() as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def sentinels():
+    """Yield a primary, two replicas and three sentinels that tests share, and leave without keys and in order."""
+    with SentinelServers() as running:
         yield running
 
 

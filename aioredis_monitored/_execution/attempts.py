@@ -18,9 +18,8 @@ from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored.errors import DedicatedConnectionError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import is_connection_loss, is_transient
-from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
 
@@ -151,7 +150,7 @@ def is_lost(pool: MonitoredConnectionPool, connection: AbstractConnection) -> bo
     """Whether an acquired connection that owes no reply has ended, or cannot be used for another reason."""
     # An altered connection may receive messages that no call asked for.
     has_ended = is_closed_by_peer if pool.will_discard(connection) else is_readable
-    return not connection.is_connected or has_ended(connection)
+    return not connection.is_connected or has_ended(connection) or not pool.is_current(connection)
 
 
 def reject_write_counting(args: Sequence[Any]) -> None:

@@ -39,8 +39,7 @@ from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.overrides import connect, get_connection, should_reconnect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.route import Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 
 T = TypeVar("T")
 
@@ -176,7 +175,7 @@ class MonitoredConnections:
     ) -> Route:
         if pin is None:
             return self.pool.route(commands, observer)
-        return self.pool.route(commands, observer, is_pinned=True, pinned=caller.connection)
+        return self.pool.route(commands, observer, lambda: caller.connection)
 
     async def run(
         self,

@@ -30,9 +30,8 @@ from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import exponential_backoff
-from aioredis_monitored.pool.route import Route
 
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
@@ -231,7 +230,6 @@ async def fetch_blocking(
     Raises:
         redis.exceptions.RedisError: As for any call that blocks.
     """
-
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
 

@@ -39,12 +39,13 @@ class PinnedConnection:
             later, as nothing would give that back.
         databases: The databases, other than the pool's, that SELECT has named on the connection.
         slots: In a cluster, those of the keys that were used on the connection.
-        has_moved: Whether the connection is to another node of a cluster than the caller's first one.
+        has_moved: Whether the connection is to another node of a cluster than that of the caller's first key.
+        is_identified: Whether the caller knows the connection's id, which another connection does not have.
         takes_turns: Whether several tasks may use the caller, one after the other, and need not know about each other:
             a plain pool's connection that asks to be reconnected is reconnected between two calls.
     """
 
-    __slots__ = ("_busy", "closings", "databases", "has_moved", "slots")
+    __slots__ = ("_altered", "_busy", "closings", "databases", "has_moved", "is_identified", "slots")
 
     takes_turns = True
 
@@ -52,9 +53,11 @@ class PinnedConnection:
         self.closings = 0
         self.databases: frozenset[str] = frozenset()
         self.slots: set[int] = set()
-        self.has_moved = False
+        self.has_moved = self.is_identified = False
         # The connection, while a call is in flight on it.
         self._busy: AbstractConnection | None = None
+        # The connection that a command has altered. Its pool knows that as well, while it is open.
+        self._altered: AbstractConnection | None = None
 
     def check_open(self, closings: int) -> None:
         """Check that the caller was not closed since a call began.
@@ -149,17 +152,19 @@ class PinnedConnection:
             PinnedConnectionLostError: The slot has moved, and earlier calls have changed the connection.
         """
         slot, connection = slot_of(commands, is_pinned=True), caller.connection
-        if connection is not None and cluster.is_acquired(connection) and not node.is_acquired(connection):
-            if slot not in self.slots and self.slots:
+        if connection is not None and not node.is_acquired(connection):
+            # Otherwise its node was removed.
+            if cluster.is_acquired(connection) and slot not in self.slots and (self.slots or self.is_identified):
                 raise DedicatedConnectionError(
-                    f"this handle keeps to a connection to {cluster.owner_name(connection)}, and the keys are at "
-                    f"{node.name}: make a handle (client()) for each node, or use the client itself"
+                    f"this handle keeps to a connection to {cluster.owner_name(connection)}, where its first command "
+                    f"went, and the keys are at {node.name}: make a handle (client()) for each node, and call a "
+                    f"command with a key first"
                 )
-            if cluster.will_discard(connection):
+            if connection is self._altered or (self.is_identified and not cluster.is_acquired(connection)):
                 raise PinnedConnectionLostError(f"the slot has moved to another node: {PINNED_CONNECTION_LOST}")
             caller.connection = None
             await cluster.release(connection)
-            # Entering the handle acquires a connection to any node, on which nothing was written.
+            # Before the first key, nothing was written.
             self.has_moved |= bool(self.slots)
         if slot is not None:
             self.slots.add(slot)
@@ -219,7 +224,8 @@ class PinnedConnection:
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:
         """Record what commands that are sent now do to the connection."""
-        discard_if_altered(pool, connection, commands)
+        if discard_if_altered(pool, connection, commands):
+            self._altered = connection
         for args in commands:
             command = parse_command(args)
             if command.name.upper() == "SELECT" and command.arguments:
@@ -236,13 +242,15 @@ class PinnedConnection:
 
 def discard_if_altered(
     pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
-) -> None:
-    """Have the pool close the connection on release if a command alters it.
+) -> bool:
+    """Have the pool close the connection on release if a command alters it; return whether one does.
 
     redis-py gives a connection on which SELECT was sent to the next caller as it is.
     """
-    if isinstance(pool, MonitoredConnectionPool) and any(traits_of(args).alters_connection for args in commands):
-        pool.discard_on_release(connection)
+    if not isinstance(pool, MonitoredConnectionPool) or not any(traits_of(args).alters_connection for args in commands):
+        return False
+    pool.discard_on_release(connection)
+    return True
 
 
 def _check_counts_nothing(commands: Collection[Sequence[Any]]) -> None:

@@ -24,6 +24,7 @@ from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import (
+    Attempt,
     dedicated_attempt,
     dedicated_connection,
     leave_refusing_server,
@@ -49,8 +50,8 @@ from aioredis_monitored._telemetry.operation import Observer, Operation, observe
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
-from aioredis_monitored.errors import decoding_error
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.errors import PoolClosedError, decoding_error
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 
 T = TypeVar("T")
 
@@ -81,6 +82,7 @@ class CommandExecutor:
         dedicated: The pool's dedicated connections.
         pin: The connection that the client keeps to; ``None`` if it keeps to none.
         pool: The pool, if it is a ``MonitoredConnectionPool``.
+        reads_replicas: Whether calls that only read may go to replicas.
         request: What counts the calls of the request that they are part of; default ``None``.
         shared_pool: The pool, if the client's own commands may go on its shared connection.
         shares: Whether they may, as far as the client is concerned.
@@ -92,6 +94,7 @@ class CommandExecutor:
         "dedicated",
         "pin",
         "pool",
+        "reads_replicas",
         "recorder",
         "request",
         "server_span",
@@ -116,6 +119,7 @@ class CommandExecutor:
         self.dedicated = dedicated_connections_of(connection_pool)
         self.pin = PinnedConnection() if is_pinned else None
         self.pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
+        self.reads_replicas = self.pool is not None and self.pool.reads_replicas
         self.shared_pool = self.pool if shares and not is_pinned else None
         self.shares = shares
         self._execute_command = execute_command
@@ -205,12 +209,23 @@ class CommandExecutor:
             return await parsed if isawaitable(parsed) else parsed
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        except AttemptFailed as failed:
-            if losses is not None:
-                raise
-            failure = failed
-        attempt = partial(self.execute, caller, pool, args, options, observer)
-        return await retry_failed(pool, traits, attempt, failure, started, blocking_timeout(args) or 0, observer)
+        except (AttemptFailed, PoolClosedError) as error:
+            failure = _failed_attempt(error, is_node=pool is not self.pool)
+        if losses is not None:
+            raise failure
+        route, attempt = self._further_attempts(caller, pool, args, options, observer)
+        return await retry_failed(route, traits, attempt, failure, started, blocking_timeout(args) or 0, observer)
+
+    def _further_attempts(
+        self,
+        caller: Redis,
+        pool: MonitoredConnectionPool,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+    ) -> tuple[Route, Attempt[Any]]:
+        """Return where a command goes after its first attempt has failed, and what makes an attempt."""
+        return pool, partial(self.execute, caller, pool, args, options, observer)
 
     async def _execute_once(
         self,
@@ -412,6 +427,16 @@ def unpinned_copy(client: Redis) -> Redis:
     return unpinned
 
 
+def reading_primaries(client: Redis) -> Redis:
+    """Return a client that never reads from replicas, for what must see the last write: the given one, or a copy."""
+    executor = executor_of(client)
+    if executor is None or not executor.reads_replicas:
+        return client
+    other = copy(client)
+    require_executor(other).reads_replicas = False
+    return other
+
+
 def apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
     """Return a reply as a response callback of redis-py parses it, or an awaitable of that."""
     return callback(reply, **{option: options[option] for option in options.keys() - NOT_FOR_PARSING})
@@ -427,6 +452,19 @@ def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: di
         return options[EMPTY_RESPONSE]
     leave_refusing_server(pool, error, since=since)
     raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=True)
+
+
+def _failed_attempt(error: AttemptFailed | PoolClosedError, *, is_node: bool) -> AttemptFailed:
+    """Return the failure of an attempt, also if a cluster's node was removed: its slots belong to another one.
+
+    Raises:
+        PoolClosedError: The whole pool is closed.
+    """
+    if isinstance(error, AttemptFailed):
+        return error
+    if not is_node:
+        raise error
+    return AttemptFailed(error, may_have_run=False)
 
 
 async def _do_nothing(_: object) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple
 
 from redis.exceptions import (
     AskError,
@@ -17,7 +17,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of_batch
+from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
     dedicated_attempt,
     dedicated_connection,
@@ -26,14 +26,14 @@ from aioredis_monitored._execution.attempts import (
     retry,
 )
 from aioredis_monitored._execution.pinned import discard_if_altered
-from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, BatchFuture
+from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, BatchFuture, Multiplexer
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.placement import Kind, Part, Placement, combine, placement_of, routing_error, split
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.retry import RetryPolicy
+from aioredis_monitored.pool.retry import RetryPolicy, is_refused_by_cluster
 
 _ASKING: Final = ("ASKING",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
@@ -42,7 +42,6 @@ _PENDING: Final = Traits(shareable=True, alters_connection=False, retry_safe=Tru
 
 # What a node answers that does not serve now, and has not run the command.
 _NOT_NOW = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
-_NEEDS_NODES = frozenset({Kind.ALL_PRIMARIES, Kind.ALL_NODES})
 
 
 class _Command:
@@ -53,12 +52,14 @@ class _Command:
         choose: Returns the node that it goes to now.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_pending", "reply")
+    __slots__ = ("args", "choose", "importing", "is_pending", "node", "reply")
 
     def __init__(self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool]) -> None:
         self.args = args
         self.choose = choose
         self.importing: MonitoredConnectionPool | None = None
+        # That it was sent to last.
+        self.node: MonitoredConnectionPool | None = None
         self.is_pending = True
         self.reply: Any = None
 
@@ -82,8 +83,27 @@ class _Expanded(NamedTuple):
 
     def reply(self) -> Any:
         """Return the reply to the caller's command, or its error."""
-        replies = [each.reply for each in self.commands]
-        return replies[0] if self.placement is None else combine(self.placement, replies, self.parts)
+        if self.placement is None:
+            return self.commands[0].reply
+        return combine(self.placement, [each.reply for each in self.commands], self.parts)
+
+
+class _Sent(NamedTuple):
+    """Commands that were sent to one node in one piece.
+
+    Attributes:
+        node: The node.
+        commands: The commands.
+        batch: What was sent, ASKING included.
+        replies: The replies, or ``AttemptFailed``.
+        retry_safe: Whether all may run twice.
+    """
+
+    node: MonitoredConnectionPool
+    commands: list[_Command]
+    batch: Sequence[tuple[Any, ...]]
+    replies: asyncio.Future[Any]
+    retry_safe: bool
 
 
 class Scatter:
@@ -101,6 +121,7 @@ class Scatter:
         observer: Is given the node, if there is only one; ``None`` for none.
         nodes: The node that each of the commands goes to first, ``None`` for that of its placement; default: each goes
             to that.
+        reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
     """
 
     def __init__(
@@ -109,26 +130,32 @@ class Scatter:
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
         nodes: Sequence[MonitoredConnectionPool | None] = (),
+        *,
+        reads_replicas: bool = False,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
         self._nodes = nodes or [None] * len(self._given)
+        self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
         self._is_redirected = False
-        self._last: MonitoredConnectionPool | None = None
 
-    async def run(self, seconds: float | None = None) -> list[Any]:
+    async def run(self) -> list[Any]:
         """Send the commands, and return their replies, as hiredis has parsed them; errors are values.
 
-        Args:
-            seconds: How long it may take; default ``None``, for no bound but each attempt's.
+        Raises:
+            redis.exceptions.RedisError: No node answers, and so it is not known where commands for all nodes go.
         """
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
-            await self._prepare()
+            placements = [placement_of(args) for args in self._given]
+            if any(map(_needs_nodes, placements)):
+                await nodes_known(self._cluster, self._observer)
+            self._expanded = [self._expand(*each) for each in zip(self._given, placements, self._nodes, strict=True)]
+            self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
             for each in self._commands:
@@ -136,37 +163,33 @@ class Scatter:
                     each.settle(error)
             if not self._expanded:
                 raise
+        finally:
+            self._report_server()
         return [each.reply() for each in self._expanded]
 
-    async def _prepare(self) -> None:
-        """Find out what is sent where; a command that goes to no node fails alone."""
-        if any(placement_of(args).kind in _NEEDS_NODES for args in self._given):
-            await find_nodes(self._cluster, self._observer)
-        self._expanded = [self._expand(args, node) for args, node in zip(self._given, self._nodes, strict=True)]
-        self._commands = [each for expanded in self._expanded for each in expanded.commands]
+    def _report_server(self) -> None:
+        """Report the server that was asked last; none if commands went to several."""
+        if self._observer is None:
+            return
+        nodes = {each.node for each in self._commands if each.node is not None}
+        if nodes:
+            self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
-    def _expand(self, args: tuple[Any, ...], node: MonitoredConnectionPool | None) -> _Expanded:
+    def _expand(self, args: tuple[Any, ...], placement: Placement, node: MonitoredConnectionPool | None) -> _Expanded:
+        kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
         if node is not None:
-            return _Expanded([_Command(args, partial(_this, node))])
-        placement, topology = placement_of(args), self._cluster.cluster_topology
-        match placement.kind:
-            case Kind.SLOT:
-                return _Expanded([self._at_slot(args, cast("int", placement.slot))])
-            case Kind.ANY:
-                return _Expanded([_Command(args, topology.any_primary)])
-            case Kind.SPLIT:
-                parts = split(args)
-                return _Expanded([self._at_slot(part.args, part.slot) for part in parts], placement, parts)
-            case Kind.ALL_PRIMARIES:
-                return _Expanded([_Command(args, partial(_this, node)) for node in topology.primaries], placement)
-            case Kind.ALL_NODES:
-                return _Expanded([_Command(args, partial(_this, node)) for node in topology.known_nodes()], placement)
-        refused = _Command(args, topology.any_primary)
-        refused.settle(routing_error(args, placement))
-        return _Expanded([refused])
-
-    def _at_slot(self, args: tuple[Any, ...], slot: int) -> _Command:
-        return _Command(args, partial(self._cluster.node_of_slot, slot))
+            return _Expanded(_at_each([node], args))
+        if kind is Kind.ALL_PRIMARIES:
+            return _Expanded(_at_each(topology.primaries, args), placement)
+        if kind is Kind.ALL_NODES:
+            return _Expanded(_at_each(topology.known_nodes(), args), placement)
+        if kind is Kind.SPLIT:
+            parts = split(args)
+            return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
+        command = _Command(args, topology.any_primary if slot is None else self._choose_at(slot))
+        if kind is not Kind.SLOT and kind is not Kind.ANY:
+            command.settle(routing_error(args, placement))
+        return _Expanded([command])
 
     # The route.
 
@@ -183,7 +206,7 @@ class Scatter:
         """Return the cluster's pool: each command has a node of its own."""
         return self._cluster
 
-    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - each command's redirect is followed
+    def follow(self, _failure: AttemptFailed, /) -> float | None:
         """Return the seconds to wait before what was redirected is sent again; ``None`` if nothing was."""
         return self._redirects.delay() if self._is_redirected else None
 
@@ -198,59 +221,93 @@ class Scatter:
         self._cluster.check_open()
         await self._cluster.cluster_topology.known()
         self._is_redirected = False
+        groups, failure = self._group()
+        observer = self._observer
+        if observer is not None and len(groups) == 1:
+            observer.set_server(next(iter(groups)).telemetry.server)
+        elif len(groups) > 1:
+            observer = None
+        under_way: list[_Sent] = []
+        try:
+            for node, commands in groups.items():
+                try:
+                    under_way.append(self._send(node, commands, observer, seconds, losses))
+                except PoolClosedError as error:
+                    failure = self._fail(node, commands, AttemptFailed(error, may_have_run=False))
+            # A task to await each would take longer than what it awaits.
+            for sent in under_way:
+                failure = self._settle(sent, await sent.replies) or failure
+        finally:
+            for sent in under_way:
+                sent.replies.cancel()
+        if failure is not None:
+            raise failure
+        self._cluster.retry_policy.server_unreachable = False
+
+    def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], AttemptFailed | None]:
+        """Return the pending commands by node, and why some have none."""
         groups: dict[MonitoredConnectionPool, list[_Command]] = {}
         failure: AttemptFailed | None = None
         for each in self._commands:
             if each.is_pending:
                 try:
-                    groups.setdefault(each.importing or each.choose(), []).append(each)
+                    each.node = each.importing or each.choose()
+                    groups.setdefault(each.node, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
-        observer = self._observer
-        if observer is not None and len(groups) == 1 and failure is None:
-            observer.set_server(next(iter(groups)).telemetry.server)
-        elif len(groups) > 1:
-            observer = None
-        sending = [self._send(node, commands, observer, seconds, losses) for node, commands in groups.items()]
-        failures = await asyncio.gather(*sending)
-        failure = next(filter(None, failures), failure)
-        if failure is not None:
-            raise failure
-        self._cluster.retry_policy.server_unreachable = False
+        return groups, failure
 
-    async def _send(
+    def _send(
         self,
         node: MonitoredConnectionPool,
         commands: list[_Command],
         observer: Observer | None,
         seconds: float | None,
         losses: int,
-    ) -> AttemptFailed | None:
-        """Send commands to one node, and settle those that need no further attempt; return why the others do."""
-        traits = traits_of_batch([each.args for each in commands])
-        try:
-            replies = await self._replies(node, commands, traits, observer, seconds, losses)
-        except (AttemptFailed, PoolClosedError) as error:
-            failed = error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=False)
-            if is_redirect(self._cluster, failed.error):
-                self._is_redirected = True
-                return failed
-            note_failure(self._cluster, failed.error, node)
-            if failed.may_have_run and not traits.retry_safe:
-                for each in commands:
-                    each.settle(failed.error)
-                return None
-            return failed
+    ) -> _Sent:
+        """Send commands to one node.
+
+        Raises:
+            PoolClosedError: The node was removed.
+        """
+        batch = [each.args for each in commands]
+        traits = traits_of_batch(batch)
+        if any(each.importing for each in commands):
+            batch = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
+        multiplexer = node.multiplexer
+        replies: asyncio.Future[Any]
+        if multiplexer is not None and traits.shareable and losses < ISOLATE_AFTER:
+            shared: BatchFuture = multiplexer.send_batch(batch, observer, losses)
+            replies = shared if seconds is None else asyncio.ensure_future(shared.wait_for(seconds))
+        else:
+            isolated = multiplexer if traits.shareable else None
+            replies = asyncio.ensure_future(self._send_alone(node, isolated, batch, observer, seconds))
+        return _Sent(node, commands, batch, replies, traits.retry_safe)
+
+    def _settle(self, sent: _Sent, replies: list[Any] | AttemptFailed) -> AttemptFailed | None:
+        """Settle the commands that need no further attempt; return why the others do."""
+        node, commands = sent.node, sent.commands
+        if isinstance(replies, AttemptFailed):
+            return self._fail(node, commands, replies, retry_safe=sent.retry_safe)
         leave_refusing_server(node, replies)
+        if len(replies) > len(commands):
+            replies = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING]
         failure = None
         for each, reply in zip(commands, replies, strict=True):
             each.importing = None
+            if not isinstance(reply, Exception):
+                each.settle(reply)
+                continue
             if isinstance(reply, AskError):
                 each.importing = self._redirects.take(reply, node)
                 if isinstance(reply, MovedError):
+                    # Also of a node that the caller has named.
                     each.choose = partial(self._cluster.node_of_slot, reply.slot_id)
                 self._is_redirected = True
-            elif not isinstance(reply, _NOT_NOW):
+            elif not isinstance(reply, _NOT_NOW) or (
+                # A script may have written before it got another error than the cluster's.
+                traits_of(each.args).runs_code and not is_refused_by_cluster(reply)
+            ):
                 each.settle(reply)
                 continue
             else:
@@ -260,27 +317,38 @@ class Scatter:
             node.retry_policy.server_unreachable = False
         return failure
 
-    async def _replies(
+    def _fail(
+        self, node: MonitoredConnectionPool, commands: list[_Command], failed: AttemptFailed, *, retry_safe: bool = True
+    ) -> AttemptFailed | None:
+        """Settle commands that have failed together if they must not be sent again; else return why they are."""
+        if is_redirect(self._cluster, failed.error):
+            self._is_redirected = True
+            return failed
+        note_failure(self._cluster, failed.error, node)
+        if failed.may_have_run and not retry_safe:
+            for each in commands:
+                each.settle(failed.error)
+            return None
+        return failed
+
+    async def _send_alone(
         self,
         node: MonitoredConnectionPool,
-        commands: list[_Command],
-        traits: Traits,
+        isolated: Multiplexer | None,
+        batch: Sequence[tuple[Any, ...]],
         observer: Observer | None,
         seconds: float | None,
-        losses: int,
-    ) -> list[Any]:
-        sent = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
-        if node.multiplexer is not None and traits.shareable and losses < ISOLATE_AFTER:
-            future: BatchFuture = node.multiplexer.send_batch(sent, observer, losses)
-            replies = await (future if seconds is None else future.wait_for(seconds))
-            if isinstance(replies, AttemptFailed):
-                raise replies
-        elif node.multiplexer is not None and traits.shareable:
-            async with node.multiplexer.isolated(seconds) as left:
-                replies = await self._dedicated_replies(node, sent, observer, left)
-        else:
-            replies = await self._dedicated_replies(node, sent, observer, seconds)
-        return [reply for args, reply in zip(sent, replies, strict=True) if args is not _ASKING]
+    ) -> list[Any] | AttemptFailed:
+        """Send commands on a dedicated connection, isolated if a multiplexer is given."""
+        try:
+            if isolated is None:
+                return await self._dedicated_replies(node, batch, observer, seconds)
+            async with isolated.isolated(seconds) as left:
+                return await self._dedicated_replies(node, batch, observer, left)
+        except AttemptFailed as failed:
+            return failed
+        except PoolClosedError as error:
+            return AttemptFailed(error, may_have_run=False)
 
     async def _dedicated_replies(
         self,
@@ -309,24 +377,27 @@ class Scatter:
         return replies
 
 
-async def find_nodes(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
-    """Return when the nodes of a cluster are known, within the deadline of a call.
-
-    Args:
-        cluster: The pool.
-        observer: Is given the time that it takes; ``None`` for none.
+async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+    """Return when the nodes of a cluster are known, after as many attempts as the policy allows.
 
     Raises:
-        redis.exceptions.RedisError: No node answers in time.
+        redis.exceptions.RedisError: No node answers.
     """
-    if cluster.cluster_topology.is_known:
-        return
-    route = cluster.route([], None)
+    route = cluster.route([], observer)
 
     async def attempt(_seconds: float | None, _losses: int) -> None:
         await route.target()
 
     await retry(route, _PENDING, attempt, 0, observer)
+
+
+def _needs_nodes(placement: Placement) -> bool:
+    # By identity: the hash of an enumeration's member is computed in Python.
+    return placement.kind is Kind.ALL_PRIMARIES or placement.kind is Kind.ALL_NODES
+
+
+def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:
+    return [_Command(args, partial(_this, node)) for node in nodes]
 
 
 def _this(node: MonitoredConnectionPool) -> MonitoredConnectionPool:

@@ -20,6 +20,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored._multiplexer.futures import CallFuture, CommandFuture
 from aioredis_monitored._multiplexer.inflight import NO_REPLY, InFlight
 from aioredis_monitored._redispy.attributes import BAR, LINE_FEED, AttributeFilter
+from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._redispy.sockets import address_of, close_now, peer_address, transport_of
 from aioredis_monitored._timeouts import LATE_SECONDS
 
@@ -112,6 +113,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self._stream_protocol = cast("asyncio.Protocol", self._transport.get_protocol())
         self._transport.set_protocol(self)
         self._peer = peer_address(connection)
+        self._is_located = isinstance(connection, LocatedConnection)
         self._loop_lag = LoopLagMonitor(owner.on_lag)
 
     # Writing.
@@ -283,6 +285,9 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         completed = self.inflight.completed
         if completed:
             self.inflight.completed = []
+            if self._is_located:
+                for observer, _ in completed:
+                    observer.set_connection(self.connection)
             # All in a row, which is faster than each in its caller's turn.
             for observer, outcome in completed:
                 observer.on_reply(outcome, now, self._peer)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from contextvars import Context
 from typing import Any, Protocol, TypeAlias
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import Peer
@@ -39,6 +40,9 @@ class ReplyObserver(Protocol):
 
     def add_wait(self, seconds: float, connecting: float) -> object:
         """Add the seconds that the call waited before it could be written, and how many of them were connecting."""
+
+    def set_connection(self, connection: AbstractConnection) -> object:
+        """Take the connection before the reply, of a pool whose server is known only by its connections."""
 
     def on_reply(self, reply: object, now: float, peer: Peer | None) -> object:
         """Take the reply or ``AttemptFailed``, the performance counter when it was read, and the server's address."""

@@ -145,6 +145,7 @@ class ConnectionManager:
                 self.queued.popleft()
             elif connection is None:
                 if self._connecting is None:
+                    self._connecting_since = perf_counter()
                     # Not an eager task, which could be done before this assignment.
                     self._connecting = asyncio.Task(self._connect(), loop=call.get_loop(), context=self._context)
                     # Not in the task itself: one that is cancelled before its first step runs nothing.
@@ -326,14 +327,21 @@ class ConnectionManager:
             connection.re_authenticate(token)
 
     def silent_since(self) -> float:
-        """Since when a connection owes replies and has sent none, by the performance counter; ``inf`` if none does."""
-        return min((connection.inflight.silent_since() for connection in self._connections), default=inf)
+        """Since when a connection owes replies and has sent none, by the performance counter; ``inf`` if none does.
+
+        One that is being made owes the replies of its handshake.
+        """
+        connecting_since = inf if self._connecting is None else self._connecting_since
+        return min(connecting_since, *(connection.inflight.silent_since() for connection in self._connections), inf)
 
     def close_silent(self, since: float, error: Callable[[], Exception]) -> None:
-        """Close the connections that have sent nothing of what they owe since then."""
+        """Close the connections that have sent nothing of what they owe since then, and those that are being made."""
         for connection in list(self._connections):
             if connection.inflight.silent_since() <= since:
                 connection.close(error)
+        if self._connecting is not None and self._connecting_since <= since:
+            self._fail_queued(error())
+            self._connecting.cancel()
 
     def in_flight(self) -> int:
         """How many calls are owed a reply."""

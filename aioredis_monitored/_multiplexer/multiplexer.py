@@ -279,6 +279,12 @@ class Multiplexer:
         for manager in self._managers:
             manager.close_silent(perf_counter() - seconds, error)
 
+    def retire_all(self) -> None:
+        """Send further calls on other connections than those that there are now."""
+        for manager in self._managers:
+            if manager.connection is not None:
+                manager.connection.retire()
+
     def re_authenticate(self, token: TokenInterface) -> None:
         """Send new credentials between the calls."""
         for manager in self._managers:

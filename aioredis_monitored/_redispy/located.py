@@ -5,12 +5,14 @@ they can be shared.
 """
 # mypy: disallow-untyped-calls=False
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._redispy.sockets import transport_of
 
@@ -25,6 +27,10 @@ class Place(Protocol):
     @property
     def port(self) -> int:
         """The TCP port of the server."""
+
+    @property
+    def outdated(self) -> "asyncio.Future[None]":
+        """Done when another place is to be connected to."""
 
 
 class LocatedConnection(Connection):
@@ -46,13 +52,26 @@ class LocatedConnection(Connection):
     async def _connect(self) -> None:
         self.place = place = await self._locate()
         self.host, self.port = place.host, place.port
-        await super()._connect()
+        # A machine that is gone does not answer, and connecting would go on for socket_connect_timeout.
+        connecting = asyncio.ensure_future(super()._connect())
+        # Of a caller that leaves meanwhile, its error is not looked at.
+        connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            await asyncio.wait([connecting, place.outdated], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            connecting.cancel()
+        if not connecting.done():
+            await asyncio.wait([connecting])
+        if connecting.cancelled():
+            message = f"{place.host}:{place.port} was replaced while it was connected to"
+            raise RedisConnectionError(message)
+        connecting.result()
 
 
 @lru_cache
-def located_class(kind: type[Connection]) -> Callable[..., LocatedConnection]:
+def located_class(kind: Any) -> Callable[..., LocatedConnection]:
     """Return the class of connections of a kind that look their server up; reprs and errors show the kind's name."""
-    names = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    names: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
     return type(kind.__name__, (LocatedConnection, kind), names)
 
 
@@ -73,14 +92,5 @@ class NamedSSLConnection(SSLConnection):
 
 
 def abort_transport(connection: AbstractConnection) -> None:
-    """Close a connected connection's socket: its reader and its writer see the end of the connection, as if it broke."""
+    """Close a connected connection's socket; who reads or writes sees it end, as if the server had closed it."""
     transport_of(connection).abort()
-
-
-async def role_of(connection: AbstractConnection) -> str | None:
-    """Ask a server for its role on a connection that has just been made.
-
-    Returns:
-        ``master``, ``replica`` or ``slave``; ``None`` if the server does not say: users without ``@dangerous`` may not
-        call ``ROLE``, which only servers before 6.0 are asked, as these have no ``HELLO``.
-    """

@@ -41,6 +41,7 @@ __all__ = [
     "close_after_failure",
     "connect",
     "connect_socket",
+    "deregister_connect_callback",
     "execute_command",
     "forget_re_auth_token",
     "get_connection",
@@ -78,6 +79,13 @@ def register_connect_callback(
     connection.register_connect_callback(callback)
 
 
+def deregister_connect_callback(
+    connection: AbstractConnection, callback: Callable[[Any], Coroutine[Any, Any, None]]
+) -> None:
+    """Have a bound method no longer called after handshakes."""
+    connection.deregister_connect_callback(callback)
+
+
 # Pools.
 
 # Acquires a connected connection from any pool.
@@ -100,12 +108,16 @@ def announce_release(pool: ConnectionPool, connection: AbstractConnection) -> Co
 # Clients.
 
 
-class _ValueEncoder(Protocol):
+class ValueEncoder(Protocol):
+    """Makes bytes of values, and of bytes what callers get."""
+
     def encode(self, value: EncodableT) -> bytes: ...
+
+    def decode(self, value: EncodableT) -> EncodableT: ...
 
 
 # The encoder of a client's values.
-get_encoder: Final[Callable[[Redis], _ValueEncoder]] = methodcaller("get_encoder")
+get_encoder: Final[Callable[[Redis], ValueEncoder]] = methodcaller("get_encoder")
 # The operands of an HIMPORT SET, for which redis-py sends more than the command; ``None`` for any other command.
 parse_himport_set: Final[Callable[[Sequence[Any]], object | None]] = parse_himport_set_args
 
@@ -236,6 +248,9 @@ if TYPE_CHECKING:
 
     class TypedPubSub(PubSub):
         """redis-py's subscriptions."""
+
+        connection: Any
+        encoder: ValueEncoder
 
         async def aclose(self) -> None: ...
 

@@ -101,10 +101,13 @@ def is_closed_transport_error(error: BaseException) -> bool:
 
 def _is_polled(connection: AbstractConnection, events: int) -> bool:
     writer: Any = getattr(connection, "_writer", None)
+    if getattr(writer, "is_closing", lambda: False)():
+        # The socket itself is closed in the next tick.
+        return True
     sock = getattr(writer, "get_extra_info", lambda _: None)("socket")
     if sock is None:
-        # A stand-in such as fakeredis has no socket, and asyncio removes one that is closed.
-        return bool(getattr(writer, "is_closing", lambda: False)())
+        # A stand-in such as fakeredis has none.
+        return False
     # Read once: exporters call this in another thread, and the socket may close meanwhile.
     descriptor = sock.fileno()
     if descriptor < 0:

@@ -210,6 +210,13 @@ INSTRUMENTS: Final = (
         "{refresh}",
         "The number of times that a cluster was asked which node serves which slots.",
     ),
+    Instrument(
+        "failovers",
+        semconv_ext.FAILOVERS,
+        COUNTER,
+        "{failover}",
+        "The number of times that another server has taken the place of a primary.",
+    ),
 )
 
 
@@ -284,8 +291,9 @@ def _used_and_idle(stats: PoolStats) -> Values:
 
 
 def _nodes(pool: MeasuredPool) -> Values:
+    # Before the first look, the number is unknown.
     count = pool.node_count()
-    return () if count is None else ((count, {}),)
+    return ((count, {}),) if count else ()
 
 
 def _hot_keys(pool: MeasuredPool) -> Values:
@@ -410,6 +418,7 @@ class Instruments:
     pubsub_reconnects: Counter
     cluster_redirects: Counter
     cluster_refreshes: Counter
+    failovers: Counter
 
     def __init__(self, provider: MeterProvider) -> None:
         self._provider = ref(provider)

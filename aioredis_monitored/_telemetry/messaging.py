@@ -210,6 +210,8 @@ class MessagingOperation(Operation):
             return
         with guarded:
             points = recorder.message_attributes(messaging)
+            if self.spec.lacks_server:
+                points = points | self.spec.address()
             if self._failure is not None:
                 points = points | {semconv.ERROR_TYPE: self._failure.error_type}
             instruments.message_duration.record(elapsed, points)

@@ -67,8 +67,7 @@ class Operation:
     _waited = _connecting = _in_parts = 0.0
     # When the reply was read, unless the call continued after it.
     _replied_at: float | None = None
-    # The spec without a server, once it has got one; and how often the call was redirected to another one.
-    _anywhere: CallSpec | None = None
+    # How often the call was redirected to another server.
     _redirects = 0
 
     def __init__(
@@ -161,16 +160,20 @@ class Operation:
     def set_connection(self, connection: AbstractConnection) -> None:
         """Set the connection that the call uses."""
         self._peer = peer_address(connection)
-        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
+        if self.spec.lacks_server:
             host = getattr(connection, "host", None)
             if isinstance(host, str):
                 self.spec = self.spec.served_by(server_at(host, port_of(getattr(connection, "port", None))))
 
     def set_server(self, server: Server) -> None:
-        """Set the server of the next attempt, in place of that of the one before."""
-        if self._anywhere is None:
-            self._anywhere = self.spec
-        self.spec = self._anywhere.served_by(server)
+        """Set the server of the next attempt, in place of that of the one before; one without an address is several."""
+        try:
+            # Past the method, which costs every call in a cluster as much as finding the node.
+            served: CallSpec = self.spec.served[server.target]
+        except KeyError:
+            served = self.spec.served_by(server)
+        if served is not self.spec:
+            self.spec, self._peer = served, None
 
     def add_redirect(self) -> None:
         """Count an attempt that was redirected to another server."""
@@ -311,8 +314,8 @@ class Operation:
         self._peer = peer or self._peer
         self._waited += waited
         self._connecting += connecting
-        if semconv.SERVER_ADDRESS not in self.spec.span_attributes:
-            self.spec = self.spec.with_span_attributes(part.address())
+        if self.spec.lacks_server:
+            self.spec = self.spec.as_part(part)
 
 
 class NestedCall:

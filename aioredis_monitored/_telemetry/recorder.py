@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 from opentelemetry import metrics, trace
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context
+from opentelemetry.metrics import Counter
 from opentelemetry.trace import Span
 
 from aioredis_monitored._commands.table import PUBLISHING, SIMPLE, channel_of, escape_surrogates, keys_of
@@ -88,6 +89,7 @@ class PoolRecorder:
         self._prefix_limit = CardinalityLimit(_MAX_ERROR_PREFIXES)
         self._queue_limit = CardinalityLimit(_MAX_QUEUES)
         self.queues: dict[tuple[tuple[str, str], ...], QueueStats] = {}
+        self._further_counters: list[tuple[Counter, dict[str, Any] | None]] = []
         warn_native_metrics()
 
     def is_enabled(self) -> bool:
@@ -112,6 +114,11 @@ class PoolRecorder:
         self.pool_attributes = {semconv.DB_CLIENT_CONNECTION_POOL_NAME: name}
         self._start_counters()
 
+    def start_counter(self, counter: Counter, attributes: dict[str, Any] | None = None) -> None:
+        """Start a counter that only some pools have; ``attributes`` are those of its points."""
+        self._further_counters.append((counter, attributes))
+        self.record(counter.add, 0, attributes)
+
     def _start_counters(self) -> None:
         # A counter that begins with its first event shows no increase by it.
         instruments = self.instruments
@@ -122,6 +129,8 @@ class PoolRecorder:
             instruments.pubsub_reconnects,
         ):
             self.record(counter.add, 0)
+        for counter, attributes in self._further_counters:
+            self.record(counter.add, 0, attributes)
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
             for queue in self.queues.values():
                 self.record(counter.add, 0, queue.attributes)

@@ -13,14 +13,15 @@ WIRE_DURATION: Final = f"{_OURS}.wire.duration"
 BATCH_FAILED: Final = f"{_OURS}.batch.failed"
 # What the application's key_template returns for the key: few enough values to group points by.
 KEY_TEMPLATE: Final = f"{_OURS}.key.template"
-# How often a cluster's nodes have redirected the call to another one, on its span, only if they have; the counter of all
-# such redirects, and whether they were MOVED or ASK; how often the topology was asked for; the nodes that are known. The
-# conventions know no clusters.
+# How often nodes of a cluster have redirected the call to another one, on its span, only if they have; the counter of
+# all redirects, and whether each was MOVED or ASK; how often nodes were asked for the slot map; the nodes that are
+# known; how often a replica took its primary's place. The conventions know no clusters.
 REDIRECTS: Final = f"{_OURS}.redirects"
 CLUSTER_REDIRECTS: Final = f"{_OURS}.cluster.redirects"
 CLUSTER_REDIRECT: Final = f"{_OURS}.cluster.redirect"
 CLUSTER_REFRESHES: Final = f"{_OURS}.cluster.refreshes"
 CLUSTER_NODES: Final = f"{_OURS}.cluster.nodes"
+FAILOVERS: Final = f"{_OURS}.failovers"
 # The calls of a request to Redis and their seconds, on the request's span: the conventions describe single calls.
 REQUEST_CALLS: Final = f"{_OURS}.request.calls"
 REQUEST_DURATION: Final = f"{_OURS}.request.duration"

@@ -23,11 +23,12 @@ from aioredis_monitored._commands.table import (
     stored_procedure,
 )
 from aioredis_monitored._commands.traits import polls_for_data
+from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.config.telemetry import TelemetryOptions
-from aioredis_monitored.errors import cause_of
+from aioredis_monitored.errors import MonitoredRedisError, cause_of
 
 _DEFAULT_PORT = 6379
 # Of commands of modules, and of mistyped ones.
@@ -60,7 +61,7 @@ class Server(NamedTuple):
 def server_of(pool: ConnectionPool) -> Server:
     """Return the server that a pool connects to, as far as the pool says so without connecting; raise nothing.
 
-    A pool of Sentinel's does not know its server yet, and a pool may be of any class.
+    A pool on Sentinel does not know its server yet, and a pool may be of any class.
     """
     with guarded:
         return _server_of(pool)
@@ -89,6 +90,8 @@ def _server_of(pool: ConnectionPool) -> Server:
     if not issubclass(kind, Connection) and not (kind is object and arguments.get("host")):
         return Server(attributes, None)
     attributes[semconv.NETWORK_TRANSPORT] = semconv.TRANSPORT_TCP
+    if issubclass(kind, LocatedConnection):
+        return Server(attributes, None)
     address, target = _address_of(str(arguments.get("host") or "localhost"), port_of(arguments.get("port")))
     return Server(attributes | address, target)
 
@@ -128,8 +131,9 @@ class CallSpec:
         is_included: Whether the options about names of commands allow a span.
         is_point: Whether the call is a point of ``db.client.operation.duration``.
         polls_for_data: Whether consumers call it over and over while there is nothing to consume.
-        lacks_target: Whether the name of the span is to end with the server once it is known.
-        served: The same specs with the servers that calls had, by target.
+        lacks_server: Whether the server is known only once the call is routed or connected (see ``served_by``).
+        bare_name: The name of the span without the server, if it is to end with that; ``None`` if it is not.
+        served: The same spec with the servers that calls had, by target.
     """
 
     span_name: str
@@ -141,7 +145,8 @@ class CallSpec:
     is_included: bool = True
     is_point: bool = True
     polls_for_data: bool = False
-    lacks_target: bool = False
+    lacks_server: bool = False
+    bare_name: str | None = None
     served: dict[str | None, Self] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def with_template(self, template: str) -> Self:
@@ -152,25 +157,46 @@ class CallSpec:
         )
 
     def served_by(self, server: Server) -> Self:
-        """Return the spec with its server, which was unknown before the call was routed (Cluster), or connected."""
+        """Return the spec with its server, which was unknown before the call was routed (Cluster), or connected.
+
+        It takes the place of the server of an attempt before; one without an address stands for several.
+        """
         served = self.served.get(server.target)
         if served is None:
-            address = {key: server.attributes[key] for key in _ADDRESS if key in server.attributes}
+            address, name = _address_in(server.attributes), self.span_name
+            if self.bare_name is not None:
+                name = self.bare_name if server.target is None else f"{self.bare_name} {server.target}"
             served = self.served[server.target] = replace(
                 self,
-                span_name=f"{self.span_name} {server.target}" if self.lacks_target else self.span_name,
-                span_attributes=self.span_attributes | address,
-                point_attributes=self.point_attributes | address,
+                span_name=name,
+                span_attributes=_without_address(self.span_attributes) | address,
+                point_attributes=_without_address(self.point_attributes) | address,
             )
+            object.__setattr__(served, "served", self.served)
         return served
+
+    def as_part(self, part: Self) -> Self:
+        """Return the spec of an operation with the server of a part of it."""
+        address = part.address()
+        if not address or address == self.address():
+            return self
+        return replace(self, span_attributes=_without_address(self.span_attributes) | address)
 
     def address(self) -> dict[str, Any]:
         """Return the attributes of the server; empty if it is unknown."""
-        return {key: self.span_attributes[key] for key in _ADDRESS if key in self.span_attributes}
+        return _address_in(self.span_attributes)
 
     def with_span_attributes(self, added: dict[str, Any]) -> Self:
         """Return the spec with further attributes of the span."""
         return replace(self, span_attributes=self.span_attributes | added)
+
+
+def _address_in(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: attributes[name] for name in _ADDRESS if name in attributes}
+
+
+def _without_address(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in attributes.items() if name not in _ADDRESS}
 
 
 class MessagingSpec(NamedTuple):
@@ -312,7 +338,7 @@ class SpanNamer:
         is_sent = messaging.operation_type == semconv.OPERATION_TYPE_SEND
         kind = SpanKind.PRODUCER if is_sent else SpanKind.CLIENT
         name = self.name_for(attributes, name)
-        return replace(spec, span_name=name, span_attributes=attributes, kind=kind, lacks_target=False)
+        return replace(spec, span_name=name, span_attributes=attributes, kind=kind, bare_name=None)
 
     def message_attributes(self, messaging: MessagingSpec) -> dict[str, Any]:
         """Return the attributes of the points of such an operation."""
@@ -334,7 +360,7 @@ class SpanNamer:
         return CallSpec(name, server | attributes, server | point_attributes, kind=SpanKind.CONSUMER)
 
     def _address(self) -> dict[str, Any]:
-        return {key: self.server.attributes[key] for key in _ADDRESS if key in self.server.attributes}
+        return _address_in(self.server.attributes)
 
     def _messaging(self, operation: str, operation_type: str, channel: object) -> tuple[str, dict[str, Any]]:
         """Return the name of a span about a message, and its attributes."""
@@ -414,7 +440,14 @@ class SpanNamer:
         chosen = self.name_for(span_attributes, name)
         # The application has seen no server either: a name of its own stays as it is.
         lacks_target = target is None and summary is None and chosen == name
-        return CallSpec(chosen, span_attributes, point_attributes, self.query_text, lacks_target=lacks_target)
+        return CallSpec(
+            chosen,
+            span_attributes,
+            point_attributes,
+            self.query_text,
+            lacks_server=semconv.SERVER_ADDRESS not in self.server.attributes,
+            bare_name=chosen if lacks_target else None,
+        )
 
 
 def _is_listed(name: str, names: Collection[str]) -> bool:
@@ -463,6 +496,9 @@ def failure_of(error: BaseException) -> Failure | None:
 
 
 def _status_code(error: BaseException) -> str | None:
+    if isinstance(error, MonitoredRedisError):
+        # No server has sent it: its first word is no prefix.
+        return None
     # An application's error class may not call its base's constructor, or have an attribute of this name.
     code = getattr(error, "status_code", None) if isinstance(error, exceptions.RedisError) else None
     if code is None and isinstance(error, exceptions.ResponseError) and error.args:

@@ -1,1 +1,1 @@
-"""Which node of a cluster a call goes to."""
+"""What is known about the nodes of a cluster or a Sentinel set-up, without I/O."""

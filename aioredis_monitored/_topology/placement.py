@@ -170,7 +170,7 @@ REVIEWED: dict[str, Placement] = {
     "CLUSTER INFO": _any("every node knows the cluster"),
     "CLUSTER KEYSLOT": _any("every node computes the same"),
     "CLUSTER LINKS": _own_node("reports the node's links"),
-    "CLUSTER MEET": _any("nodes tell each other"),
+    "CLUSTER MEET": _any("the node passes it on to the others"),
     "CLUSTER MIGRATESLOTS": _own_node("moves slots away from the node"),
     "CLUSTER MYID": _own_node("reports the node's id"),
     "CLUSTER MYSHARDID": _own_node("reports the id of the node's shard"),
@@ -282,10 +282,10 @@ REVIEWED: dict[str, Placement] = {
     "WAITAOF": _refused("it counts the replicas of one node; use it on a client() handle, whose writes go to one node"),
 }
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name} - REVIEWED.keys()
-REVIEWED |= dict.fromkeys(sorted(_CONTAINERS), _any("a sub-command that is unknown; the server refuses it"))
+REVIEWED |= dict.fromkeys(sorted(_CONTAINERS), _any("an unknown sub-command, which most servers refuse"))
 REVIEWED |= {name: _any("explains the command") for name in TABLE if name.endswith(" HELP")}
 
-# Commands that do for each key what they do for one, so that they can be split: no caller can see that they were.
+# Commands that do for each key what they do for one: split, they lose nothing but that all keys change at once.
 SPLIT: dict[str, Placement] = {
     "DEL": Placement(Kind.SPLIT, combination=_SUM, reason="each key is deleted on its own"),
     "EXISTS": Placement(Kind.SPLIT, combination=_SUM, reason="each key is counted on its own"),
@@ -308,11 +308,9 @@ _HASH_TAG_ADVICE = "give the keys a common hash tag, as in {user:1}:name and {us
 _ROUTED_BY_FIRST_ARGUMENT = frozenset({"CLUSTERSCAN", "SPUBLISH"})
 
 # Names of one word, in upper case, that go to the slot of their first argument: most calls. The router looks here
-# before it asks ``placement_of``, if the name is a ``str`` and has an argument.
+# before it asks ``placement_of``, if the name is a ``str`` and has an argument. SORT may have a second key.
 FIRST_KEY = _ROUTED_BY_FIRST_ARGUMENT | {
-    name
-    for name, info in TABLE.items()
-    if info.keys == (KeySpec(start=0),) and " " not in name and name not in {"SORT", "SORT_RO"}
+    name for name, info in TABLE.items() if info.keys == (KeySpec(start=0),) and " " not in name and name != "SORT"
 }
 
 # What reads the same at a replica, apart from what has not arrived there yet. Excluded:
@@ -333,7 +331,6 @@ _NEVER_FROM_REPLICA = frozenset(
 REPLICA_READS = frozenset(
     name for name, info in TABLE.items() if "readonly" in info.flags and info.keys and name not in _NEVER_FROM_REPLICA
 )
-
 
 # Where keys stand among the arguments, of commands all of whose arguments are keys, apart from the first or last ones.
 _KEY_SLICES = {
@@ -512,9 +509,9 @@ def _keys_of_sort(arguments: Sequence[object]) -> list[int]:
 
 
 def _keys_of_migrate(arguments: Sequence[object]) -> list[int]:
-    """Return the key, or those after KEYS, which may also be a password."""
+    """Return the key, or if that is empty those after KEYS, a word that may be a password too."""
     words = _words(arguments)
-    position = 5
+    position = len(words) if "".join(words[2:3]) else 5
     while position < len(words):
         if words[position] == "KEYS":
             return list(range(position + 1, len(words)))

@@ -59,10 +59,18 @@ class SlotMap:
         replicas = (address for each in self.replicas.values() for address in each)
         return tuple(dict.fromkeys((*self.primaries, *replicas)))
 
-    @property
-    def served(self) -> int:
-        """How many slots are served."""
-        return sum(each.last - each.first + 1 for each in self.ranges)
+    def failovers_until(self, later: Self) -> int:
+        """Return how many primaries have lost their place to one of their replicas until a later map."""
+        return sum(
+            any(each in later.primaries for each in self.replicas[primary])
+            for primary in self.primaries
+            if primary not in later.primaries
+        )
+
+    def with_name(self, host: str, name: str) -> Self:
+        """Return the map in which the nodes at a host that have announced no name have this one."""
+        names = {address: name for address in self.nodes if address[0] == host}
+        return type(self)(self.ranges, {**names, **self.names})
 
     @classmethod
     def parse(cls, reply: Any, asked_host: str, resolve: Callable[[str, int], Address]) -> Self:
@@ -108,7 +116,7 @@ def host_of(said: object, asked_host: str) -> str:
 
 
 def _hostname(metadata: Any) -> str | None:
-    """Return the host name among what a server adds to a node's address, which is a list in RESP2, and a map in RESP3."""
+    """Return the host name among what a server adds to a node's address: a list in RESP2, a map in RESP3."""
     pairs = metadata if isinstance(metadata, dict) else dict(zip(metadata[::2], metadata[1::2], strict=False))
     name = pairs.get(b"hostname", pairs.get("hostname"))
     return host_of(name, "") or None

@@ -17,10 +17,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Run a small web shop on an embedded server, or on the one in REDIS_URL, and show its telemetry.",
     )
     demo.add_argument("--otlp", metavar="URL", help="send it to a collector as well, such as http://localhost:4318")
+    demo.add_argument(
+        "--cluster",
+        action="store_true",
+        help="on an embedded cluster, of which a slot moves and a node dies, whatever REDIS_URL says",
+    )
     options = parser.parse_args(arguments)
     try:
         from aioredis_monitored.cli.demo import run  # noqa: PLC0415 - the extra's packages may be missing
     except ImportError as error:
         sys.stderr.write(f"{_NEEDS_EXTRA} ({error})\n")
         return 2
-    return run(os.environ, options.otlp)
+    return run(os.environ, options.otlp, on_cluster=options.cluster)

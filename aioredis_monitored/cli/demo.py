@@ -2,29 +2,30 @@
 
 import asyncio
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
-from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from redis.exceptions import RedisError
 from rich.console import Console
 
 from aioredis_monitored._telemetry.semconv import DB_CLIENT_OPERATION_DURATION
-from aioredis_monitored.cli.render import print_durations, print_waterfalls
+from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.cli.render import print_cluster, print_durations, print_waterfalls
 from aioredis_monitored.cli.shop import Shop
 from aioredis_monitored.components.registry import Components
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.integrations.asgi import RedisContextFactory
 from aioredis_monitored.pool.pool import pool_from_config
-from aioredis_monitored.testing import RedisServer, TelemetryCapture
+from aioredis_monitored.testing import ClusterNode, ClusterServers, RedisServer, TelemetryCapture
+from aioredis_monitored.testing.capture import Recording
 
 _COLLECTOR_SECONDS = 2.0
 _INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
@@ -32,23 +33,27 @@ _NEXT_STEPS = """
 Where to go next
   In your service:   async with pool_from_config(config_from_env()) as pool: ...
   Your own server:   REDIS_URL=redis://localhost:6379 python -m aioredis_monitored demo
+  A cluster:         python -m aioredis_monitored demo --cluster
   Your collector:    python -m aioredis_monitored demo --otlp http://localhost:4318
   Everything else:   https://aioredis-monitored.readthedocs.io"""
 
 
-def run(environ: Mapping[str, str], otlp: str | None) -> int:
+def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool) -> int:
     """Run the demo and return the exit code: 0, 1 if the server cannot be used (it prints why), 130 if interrupted.
 
     Args:
         environ: The environment; without ``REDIS_URL``, an embedded server is started.
         otlp: The base URL of a collector that also gets the telemetry, over OTLP/HTTP; ``None`` for none.
+        on_cluster: Whether an embedded cluster is started instead, of which a slot moves and a node dies.
     """
     console = Console(highlight=False)
     try:
-        with _Termination() as termination, _configuration(environ) as config, _telemetry(otlp) as capture:
-            spans, points = asyncio.run(_shop(config, capture, termination))
-        print_waterfalls(console, spans)
-        print_durations(console, points)
+        with _Termination() as termination, _servers(environ, on_cluster) as servers, _telemetry(otlp) as capture:
+            recording = asyncio.run(_shop(servers, capture, termination))
+        print_waterfalls(console, recording.spans)
+        print_durations(console, recording.points(DB_CLIENT_OPERATION_DURATION))
+        if on_cluster:
+            print_cluster(console, recording)
         console.print(_NEXT_STEPS, soft_wrap=True)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _INTERRUPTED
@@ -89,13 +94,29 @@ class _Termination:
         self.task.get_loop().call_soon_threadsafe(self.task.cancel)
 
 
+class _Servers(NamedTuple):
+    """What the shop runs on.
+
+    Attributes:
+        config: The configuration of its pool.
+        cluster: The embedded cluster; ``None`` if it runs on something else.
+    """
+
+    config: Mapping[str, str]
+    cluster: ClusterServers | None = None
+
+
 @contextmanager
-def _configuration(environ: Mapping[str, str]) -> Iterator[Mapping[str, str]]:
-    if environ.get("REDIS_URL"):
-        yield config_from_env(environ)
-        return
-    with RedisServer() as server:
-        yield {"redis.url": server.url}
+def _servers(environ: Mapping[str, str], on_cluster: bool) -> Iterator[_Servers]:
+    if on_cluster:
+        with ClusterServers() as cluster:
+            # A machine may be slow: the default covers a failover that takes five seconds.
+            yield _Servers({"redis.url": cluster.url, "redis.socket_timeout": "30 seconds"}, cluster)
+    elif environ.get("REDIS_URL"):
+        yield _Servers(config_from_env(environ))
+    else:
+        with RedisServer() as server:
+            yield _Servers({"redis.url": server.url})
 
 
 @contextmanager
@@ -112,9 +133,8 @@ def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
         yield capture
 
 
-async def _shop(
-    config: Mapping[str, str], capture: TelemetryCapture, termination: _Termination
-) -> tuple[Sequence[ReadableSpan], list[Any]]:
+async def _shop(servers: _Servers, capture: TelemetryCapture, termination: _Termination) -> Recording:
+    config = servers.config
     termination.task = asyncio.current_task()
     try:
         async with pool_from_config(config, **capture.providers) as pool:
@@ -122,9 +142,31 @@ async def _shop(
             shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
             statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
             try:
-                await shop.serve(Components(statistics, **capture.providers))
-                return capture.spans, capture.points(DB_CLIENT_OPERATION_DURATION)
+                with capture.block() as recording:
+                    await shop.serve(Components(statistics, **capture.providers))
+                    if servers.cluster is not None:
+                        await _disturb(servers.cluster, shop)
+                return recording
             finally:
                 await shop.clean_up()
     finally:
         termination.task = None
+
+
+async def _disturb(cluster: ClusterServers, shop: Shop) -> None:
+    """Move the slot of the product to another node, and kill that node; the shop goes on."""
+    slot = key_slot(shop.product_key)
+
+    def begin_migration() -> ClusterNode:
+        target = next(node for node in cluster.primaries() if node is not cluster.owner(slot))
+        cluster.begin_migration(slot, target)
+        while cluster.migrate_keys(slot, target, 1):
+            pass
+        return target
+
+    target = await asyncio.to_thread(begin_migration)
+    await shop.serve_again("slot moving")
+    await asyncio.to_thread(cluster.end_migration, slot, target)
+    await shop.serve_again("slot moved")
+    await asyncio.to_thread(target.kill)
+    await shop.serve_again("node killed")

@@ -10,6 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from aioredis_monitored._telemetry import semconv_ext
+from aioredis_monitored.testing.capture import Recording
+
 _NANOSECONDS = 1e6  # in a millisecond
 
 
@@ -18,7 +21,7 @@ def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
     traces: defaultdict[int, list[ReadableSpan]] = defaultdict(list)
     for span in sorted(spans, key=_start):
         traces[span.context.trace_id].append(span)
-    error_columns = max(1, *(len(_error(span)) for span in spans))
+    remark_columns = max(1, *(len(_remark(span)) for span in spans))
     bar_columns = max(6, console.width // 4)
     mark = "=" if console.options.ascii_only else "━"
     for trace in traces.values():
@@ -26,7 +29,7 @@ def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
         table.add_column(no_wrap=True, overflow="crop", ratio=1)
         table.add_column(no_wrap=True, width=bar_columns)
         table.add_column(no_wrap=True, justify="right", width=10)
-        table.add_column(no_wrap=True, width=error_columns)
+        table.add_column(no_wrap=True, width=remark_columns)
         first, last = _start(trace[0]), max(_end(span) for span in trace)
         for span, depth in _tree(trace):
             failed = span.status.status_code is StatusCode.ERROR
@@ -34,7 +37,7 @@ def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
             label = Text("  " * depth + _label(span), style=style)
             bar = Text(_bar(span, first, last, mark * bar_columns), style=style)
             milliseconds = (_end(span) - _start(span)) / _NANOSECONDS
-            table.add_row(label, bar, f"{milliseconds:.2f} ms", Text(_error(span), style=style))
+            table.add_row(label, bar, f"{milliseconds:.2f} ms", Text(_remark(span), style=style))
         console.print(table)
         console.print()
 
@@ -43,13 +46,27 @@ def print_durations(console: Console, points: Sequence[Any]) -> None:
     """Print ``db.client.operation.duration``, a row for each operation and outcome."""
     table = Table(title="db.client.operation.duration", title_justify="left", title_style="bold")
     table.add_column("operation")
+    servers = {_server(point) for point in points}
+    if len(servers) > 1:
+        table.add_column("server")
     table.add_column("error.type")
     table.add_column("calls", justify="right")
     table.add_column("mean", justify="right")
     for point in sorted(points, key=lambda point: -point.count):
         name = point.attributes.get("db.query.summary") or point.attributes["db.operation.name"]
         error = Text(point.attributes.get("error.type", ""), style="red")
-        table.add_row(name, error, str(point.count), f"{point.sum / point.count * 1000:.2f} ms")
+        server = [_server(point)] if len(servers) > 1 else []
+        table.add_row(name, *server, error, str(point.count), f"{point.sum / point.count * 1000:.2f} ms")
+    console.print(table)
+
+
+def print_cluster(console: Console, recording: Recording) -> None:
+    """Print the metrics of a cluster, a row for each."""
+    table = Table(show_header=False)
+    for kind, count in sorted(recording.tally(semconv_ext.CLUSTER_REDIRECTS, semconv_ext.CLUSTER_REDIRECT).items()):
+        table.add_row(f"{semconv_ext.CLUSTER_REDIRECTS} {kind}", f"{count:g}")
+    for name in (semconv_ext.CLUSTER_REFRESHES, semconv_ext.FAILOVERS):
+        table.add_row(name, f"{sum(recording.tally(name).values()):g}")
     console.print(table)
 
 
@@ -60,8 +77,16 @@ def _label(span: ReadableSpan) -> str:
     return f"{text} ({size} commands)" if size else str(text)
 
 
-def _error(span: ReadableSpan) -> str:
-    return str((span.attributes or {}).get("error.type", ""))
+def _server(point: Any) -> str:
+    address, port = (point.attributes.get(name, "") for name in ("server.address", "server.port"))
+    return f"{address}:{port}" if port else str(address)
+
+
+def _remark(span: ReadableSpan) -> str:
+    attributes = span.attributes or {}
+    if redirects := attributes.get(semconv_ext.REDIRECTS):
+        return f"{redirects} redirect{'' if redirects == 1 else 's'}"
+    return str(attributes.get("error.type", ""))
 
 
 def _tree(trace: Sequence[ReadableSpan]) -> Iterator[tuple[ReadableSpan, int]]:

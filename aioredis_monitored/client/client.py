@@ -30,12 +30,14 @@ from aioredis_monitored._telemetry.operation import observe_call, start_operatio
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
 from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.client.monitor import MonitoredMonitor
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub, publish_in_envelope
 from aioredis_monitored.client.script import MonitoredScript
-from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.errors import ClusterRoutingError, decoding_error
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _ADDRESS = ("host", "unix_socket_path", "path")
@@ -461,22 +463,38 @@ class MonitoredRedisConnection(TypedRedis):
         """
         return MonitoredScript(self, script)
 
-    def monitor(self) -> MonitoredMonitor:
-        """Show every command that the server gets, as redis-py does."""
-        return MonitoredMonitor(self.connection_pool)
+    def monitor(self, target_node: MonitoredConnectionPool | None = None) -> MonitoredMonitor:
+        """Show every command that the server gets, as redis-py does.
+
+        Args:
+            target_node: In a cluster, the pool of the node, such as ``connection_pool.of(("GET", key))``, that of a
+                key; default ``None``, for a server that is alone.
+
+        Raises:
+            ClusterRoutingError: The pool is that of a cluster, and no node is named.
+        """
+        if target_node is None and isinstance(self.connection_pool, MonitoredClusterPool):
+            message = (
+                "MONITOR shows the commands of one node: name it, as in "
+                'client.monitor(target_node=client.connection_pool.of(("GET", key)))'
+            )
+            raise ClusterRoutingError(message)
+        return MonitoredMonitor(target_node or self.connection_pool)
 
     def pubsub(self, **arguments: Any) -> MonitoredPubSub:
         """Make subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``, and ``on_reconnect``.
 
-        See ``MonitoredPubSub``.
+        See ``MonitoredPubSub``; in a cluster, it is a ``MonitoredClusterPubSub``.
         """
-        return MonitoredPubSub(
-            self.connection_pool,
-            recorder=self._command_executor.recorder,
-            server_span=self._command_executor.server_span,
-            event_dispatcher=self._event_dispatcher,
+        arguments = {
+            "recorder": self._command_executor.recorder,
+            "server_span": self._command_executor.server_span,
+            "event_dispatcher": self._event_dispatcher,
             **arguments,
-        )
+        }
+        if isinstance(self.connection_pool, MonitoredClusterPool):
+            return MonitoredClusterPubSub(self.connection_pool, **arguments)
+        return MonitoredPubSub(self.connection_pool, **arguments)
 
     def publish(
         self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any

@@ -30,7 +30,7 @@ from aioredis_monitored._cancellation import (
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import leave_refusing_server, retry, retry_until_answered
 from aioredis_monitored._execution.dedicated import DedicatedCall, DedicatedConnections, dedicated_connections_of
-from aioredis_monitored._execution.routing import CommandExecutor, executor_of, unpinned_copy
+from aioredis_monitored._execution.routing import CommandExecutor, executor_of, reading_primaries, unpinned_copy
 from aioredis_monitored._multiplexer import AttemptFailed, CommandFuture
 from aioredis_monitored._redispy.overrides import TypedLock, close_after_failure, execute_command, send_and_parse
 from aioredis_monitored._telemetry import semconv_ext
@@ -39,8 +39,8 @@ from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
+from aioredis_monitored.pool.pool import Route
 from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
-from aioredis_monitored.pool.route import Route
 
 T = TypeVar("T")
 
@@ -90,6 +90,8 @@ class MonitoredLock(TypedLock):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        # Who holds a lock is known at its primary.
+        self.redis = reading_primaries(cast("Redis", self.redis))
         self.local: _Holds | _Hold = _Holds() if self.thread_local else _Hold()
 
     def register_scripts(self) -> None:

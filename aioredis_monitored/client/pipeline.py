@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, RedisError, ResponseError, WatchError
+from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
@@ -28,7 +28,7 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._execution.scatter import Scatter, find_nodes
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
@@ -42,12 +42,12 @@ from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
 from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import is_error_reply
-from aioredis_monitored.pool.route import Route
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -146,20 +146,19 @@ class MonitoredRedisPipeline(PipelineCommands):
         if pool is None:
             return await self._run_on_plain_connection(raise_on_error)
         pool.bind_event_loop()
-        commands = [args for args, _ in stack]
-        traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
         try:
             if self.scripts:
                 await self.load_scripts()
+            if self.connection is None and not self._is_transaction and isinstance(pool, MonitoredClusterPool):
+                return await self._scatter(pool, stack, raise_on_error)
+            commands = [args for args, _ in stack]
+            traits, wait = traits_of_batch(commands), self._blocking_timeout(stack)
             if self.connection is not None:
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
-            if isinstance(pool, MonitoredClusterPool):
-                if not self._is_transaction:
-                    return await self._scatter(pool, stack, raise_on_error)
-                if any(TARGET_NODES in options for _, options in stack):
-                    raise ClusterRoutingError("target_nodes= has no place in a transaction, whose keys choose the node")
+            if isinstance(pool, MonitoredClusterPool) and any(TARGET_NODES in options for _, options in stack):
+                raise ClusterRoutingError("target_nodes= has no place in a transaction, whose keys choose the node")
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)
@@ -205,10 +204,12 @@ class MonitoredRedisPipeline(PipelineCommands):
         targets = [options.get(TARGET_NODES) for _, options in stack]
         nodes: list[MonitoredConnectionPool | None] = []
         if any(each is not None for each in targets):
-            await find_nodes(pool, self._operation)
+            await nodes_known(pool, self._operation)
             nodes = [None if each is None else resolve_target(pool, each) for each in targets]
         commands = [tuple(args) for args, _ in stack]
-        replies = ReplyReader(await Scatter(pool, commands, self._operation, nodes).run(), pool.decode_reply)
+        reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
+        scatter = Scatter(pool, commands, self._operation, nodes, reads_replicas=reads)
+        replies = ReplyReader(await scatter.run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
             try:
@@ -216,8 +217,11 @@ class MonitoredRedisPipeline(PipelineCommands):
                 results.append(await self.parse_response(replies, args[0], **for_parsing))
             except RedisError as error:
                 results.append(error)
-        if raise_on_error:
-            self.raise_first_error(stack, results)
+        for number, ((args, _), result) in enumerate(zip(stack, results, strict=True), start=1):
+            # Also a lost connection, as on one server; redis-py's raise_first_error knows the server's errors alone.
+            if raise_on_error and isinstance(result, RedisError):
+                self.annotate_exception(result, number, args)
+                raise result
         return results
 
     async def _attempt_batch(
@@ -418,11 +422,13 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except AskError as error:
+        except (AskError, ClusterDownError, TryAgainError) as error:
+            # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
             if not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
-            raise WatchError("the slot of the watched keys moves to another node: begin again with watch()") from error
+            why = "the slot of the watched keys moves to another node" if isinstance(error, AskError) else str(error)
+            raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
             if not is_watch_lost or is_error_reply(error):
@@ -475,7 +481,8 @@ class _WatchedConnection(PinnedConnection):
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:
         altering = [args for args in commands if operation_name(args).upper() not in _ENDED_BY_RESET]
-        discard_if_altered(pool, connection, altering)
+        if discard_if_altered(pool, connection, altering):
+            self._altered = connection
 
 
 def _watch_lost(*, may_have_run: bool) -> WatchError:

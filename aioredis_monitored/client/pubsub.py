@@ -46,7 +46,7 @@ from aioredis_monitored.pool.retry import exponential_backoff, is_transient
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
 # Subscribing and unsubscribing may be repeated: what was lost with a connection is subscribed again.
-_SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
+SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to reconnect while a message is waited for.
 _reconnect_backoff = exponential_backoff(0.1, 5.0)
@@ -135,7 +135,7 @@ class MonitoredPubSub(TypedPubSub):
         if self._pool is None or asyncio.current_task() is self._holder:
             await send()
         else:
-            await retry(self._pool, _SUBSCRIBING, partial(self._send_once, self._pool, send), 0, None)
+            await retry(self._pool, SUBSCRIBING, partial(self._send_once, self._pool, send), 0, None)
 
     async def _send_once(
         self,
@@ -160,8 +160,7 @@ class MonitoredPubSub(TypedPubSub):
                     self._ready.set()
                 elif not self._is_ready(connection) or is_closed_by_peer(connection):
                     self._ready.clear()
-                    # It calls on_connect.
-                    await pool.reconnect(connection)
+                    connection = await self._reconnected(pool, connection)
                     self._generation += 1
                     self._ready.set()
                     if self._reconnecting is not None and self._reconnecting.done():
@@ -170,6 +169,12 @@ class MonitoredPubSub(TypedPubSub):
                 yield connection
             finally:
                 self._holder = None
+
+    async def _reconnected(self, pool: MonitoredConnectionPool, lost: AbstractConnection) -> AbstractConnection:
+        """Return a connection in place of a lost one, on which everything is subscribed again."""
+        # It calls on_connect.
+        await pool.reconnect(lost)
+        return lost
 
     def _is_ready(self, connection: AbstractConnection) -> bool:
         return self._ready.is_set() and connection.is_connected
@@ -191,8 +196,13 @@ class MonitoredPubSub(TypedPubSub):
             await super().on_connect(connection)
         finally:
             self._holder = holder
-        self._unconfirmed = count or None
-        if count and self.push_handler_func is not None:
+        self._unconfirmed = None
+        self._expect_confirmations(count)
+
+    def _expect_confirmations(self, count: int) -> None:
+        """Take the number of subscriptions that were sent again, or a negative one of those that are not confirmed."""
+        self._unconfirmed = max(0, (self._unconfirmed or 0) + count) or None
+        if self._unconfirmed and self.push_handler_func is not None:
             # The handler need not return the confirmations that it gets.
             self._unconfirmed = 0
 
@@ -209,23 +219,28 @@ class MonitoredPubSub(TypedPubSub):
         Raises:
             ReplyDecodingError: The response is not in the connection's encoding; the subscriptions go on.
         """
+        response = await self._next_response(block, timeout)
+        await self._report_reconnected(response)
+        return response
+
+    async def _next_response(self, block: bool, timeout: float) -> Any:  # noqa: ASYNC109 - as in parse_response()
         pool = self._pool
         try:
             if self.connection is None or pool is None:
-                response = await super().parse_response(block, timeout)
-            else:
-                deadline = inf if block else monotonic() + timeout
-                await self._pause(deadline)
-                response = await retry_until_answered(
-                    partial(self._read, pool, deadline),
-                    partial(self._next_delay, _reconnect_backoff),
-                    after_refusal=partial(self._next_delay, _auth_backoff) if has_renewable_credentials(pool) else None,
-                    pause=lambda _: self._pause(deadline),
-                )
+                return await super().parse_response(block, timeout)
+            deadline = inf if block else monotonic() + timeout
+            await self._pause(deadline)
+            return await retry_until_answered(
+                partial(self._read, pool, deadline),
+                partial(self._next_delay, self._backoff),
+                after_refusal=partial(self._next_delay, _auth_backoff) if has_renewable_credentials(pool) else None,
+                pause=lambda _: self._pause(deadline),
+            )
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
-        await self._report_reconnected(response)
-        return response
+
+    def _backoff(self, failures: int) -> float:
+        return _reconnect_backoff(failures)
 
     def _next_delay(self, delays: Callable[[int], float], _: int) -> float:
         # Counted here: a call with a short timeout sees one failure of many.
@@ -279,12 +294,12 @@ class MonitoredPubSub(TypedPubSub):
 
     async def _ready_connection(self, pool: MonitoredConnectionPool, deadline: float) -> AbstractConnection | None:
         """Return the connection, reconnected if it was lost; ``None`` if that took too long, or it was closed."""
-        connection = self.connection
+        connection: AbstractConnection | None = self.connection
         if connection is None or self._is_ready(connection):
             return connection
         is_reconnected = await self._wait_reconnected(pool, deadline)
         # If nothing is subscribed any more, the confirmation of that was lost as well.
-        return connection if is_reconnected and self.subscribed and self.connection is connection else None
+        return cast("AbstractConnection", self.connection) if is_reconnected and self.subscribed else None
 
     async def _wait_reconnected(self, pool: MonitoredConnectionPool, deadline: float) -> bool:
         """Wait for an attempt to reconnect; return whether it has succeeded in time.

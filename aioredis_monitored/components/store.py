@@ -13,6 +13,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
+from aioredis_monitored._execution.routing import reading_primaries
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import MonitoredRedisError
 
@@ -37,7 +38,7 @@ class ConfigStore:
     """
 
     def __init__(self, client: Redis) -> None:
-        self._client = client
+        self._client = reading_primaries(client)
         self._entries: dict[str, _Entry] = {}
 
     async def set(self, type_: str, component: str, config: Mapping[str, Any]) -> None:

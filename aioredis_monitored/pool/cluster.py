@@ -1,12 +1,16 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
+import logging
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import chain, repeat
 from typing import Any, Final, Self
 
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ClusterDownError
+from redis.auth.token import TokenInterface
+from redis.exceptions import ClusterDownError, RedisError
+from redis.retry import AbstractRetry
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
 from aioredis_monitored._redispy.connections import make_safe_connection
@@ -18,14 +22,17 @@ from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.pool.metrics import PoolMetrics
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.redirects import ClusterRoute
-from aioredis_monitored.pool.route import RouteObserver
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
 from aioredis_monitored.pool.topology import ClusterTopology
 
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 _DEFAULT_REFRESH_SECONDS: Final = 60.0
+# How long after a node has failed a replica has its place: it waits up to a second, and then asks for votes.
+_ELECTION_SECONDS: Final = 2.0
 
 
 class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
@@ -38,6 +45,9 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     Args:
         nodes: Host and port of some nodes, of which one must answer; a name stands for all of its addresses. While no
             node that is known answers, these are resolved anew and asked.
+        read_from: ``primary``, or ``replica`` to send an application's calls that only read to replicas, which may lag
+            behind: never SCAN and its like, scripts, pipelines with a write, or what locks, queues and ``ConfigStore``
+            read. A slot without a replica is read at its primary. Default ``primary``.
         topology_refresh: Seconds between two regular looks at the nodes, 0 for none; default 60.
         address_map: Where nodes are connected to, in place of the addresses that they announce; default ``None``, for
             where they say.
@@ -53,6 +63,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self,
         nodes: Sequence[Address],
         *,
+        read_from: ReadFrom = "primary",
         topology_refresh: float = _DEFAULT_REFRESH_SECONDS,
         address_map: AddressMap | None = None,
         **arguments: Any,
@@ -60,17 +71,29 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         if misplaced := {"host", "port", "path"} & arguments.keys():
             message = f"a cluster's pool takes nodes, not {', '.join(sorted(misplaced))}"
             raise TypeError(message)
-        own = validate_arguments({"topology_refresh": topology_refresh, "address_map": address_map})
+        own = validate_arguments(
+            {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map}
+        )
+        self.reads_replicas = own["read_from"] == "replica"
         self._start_nodes = [(host, int(port)) for host, port in nodes]
         if not self._start_nodes:
             message = "nodes must name at least one node"
             raise ValueError(message)
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
-        self.cluster_topology = ClusterTopology(self._start_nodes, self, resolve, own["topology_refresh"])
+        self.cluster_topology = ClusterTopology(
+            self._start_nodes,
+            self,
+            resolve,
+            own["topology_refresh"],
+            verifies_names=arguments.get("connection_class") is SSLConnection,
+        )
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
-        for count in (self.telemetry.instruments.cluster_redirects, self.telemetry.instruments.cluster_refreshes):
-            self.telemetry.record(count.add, 0)
+        instruments = self.telemetry.instruments
+        self.telemetry.start_counter(instruments.cluster_refreshes)
+        self.telemetry.start_counter(instruments.failovers)
+        for kind in REDIRECTS:
+            self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     # What a pool of one server does once, and this one does for each node.
 
@@ -97,7 +120,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
         """Make the pool of a node; see ``NodeFactory``."""
         host, port = address
-        return MonitoredConnectionPool(
+        kind = _ReadingPool if self.reads_replicas else MonitoredConnectionPool
+        return kind(
             host=host,
             port=port,
             name=f"{self.name}@{host}:{port}",
@@ -118,8 +142,27 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Count a look at the nodes."""
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
 
+    def on_failovers(self, count: int) -> None:
+        """Count primaries whose place replicas have taken."""
+        self.telemetry.record(self.telemetry.instruments.failovers.add, count)
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Warn if the deadline of calls is over before the cluster has replaced a node that failed."""
+        deadline, needed = self.retry_policy.deadline, seconds + _ELECTION_SECONDS
+        if deadline is not None and deadline < needed:
+            _LOGGER.warning(
+                "pool %r: calls are retried for socket_timeout, %g s, and it takes the cluster about %g s to replace a "
+                "node that has failed, as cluster-node-timeout is %g s: calls for its slots will fail. Set "
+                "socket_timeout to %g s or more, or lower cluster-node-timeout",
+                self.name,
+                deadline,
+                needed,
+                seconds,
+                needed,
+            )
+
     def on_redirect(self, kind: str) -> None:
-        """Count a redirect: ``moved`` or ``ask``."""
+        """Count a redirect, one of ``REDIRECTS``."""
         self.telemetry.record(self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     def stats(self) -> PoolStats:
@@ -170,15 +213,14 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def _choose(
         self,
         commands: Collection[Sequence[Any]],
-        *,
-        is_pinned: bool = False,
-        pinned: AbstractConnection | None = None,
+        pinned: Callable[[], AbstractConnection | None] | None = None,
     ) -> MonitoredConnectionPool:
         """Return the node of a call, in which commands without keys go to that of the pinned connection."""
-        slot = slot_of(commands, is_pinned=is_pinned)
+        slot = slot_of(commands, is_pinned=pinned is not None)
         if slot is not None:
             return self.node_of_slot(slot)
-        owner = None if pinned is None else self._owner_of(pinned)
+        connection = None if pinned is None else pinned()
+        owner = None if connection is None else self._owner_of(connection)
         return owner or self.cluster_topology.any_primary()
 
     def node_of_slot(self, slot: int) -> MonitoredConnectionPool:
@@ -202,6 +244,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Return the pool of the node with a number, which no other node gets; ``None`` if it was removed."""
         return self.cluster_topology.node_numbered(number)
 
+    def choose_primary(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
+        """Return what chooses the node of a call."""
+        return partial(self.node_of_slot, slot)
+
+    def choose_to_read(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
+        """Return what chooses the node of a call that only reads: for its first attempt a replica, if there is one."""
+        nodes = chain([self.cluster_topology.replica_of_slot], repeat(self.node_of_slot))
+        return lambda: next(nodes)(slot) or self.node_of_slot(slot)
+
     def owner_name(self, connection: AbstractConnection) -> str:
         """Return the name of the node that an acquired connection belongs to, for errors."""
         owner = self._owner_of(connection)
@@ -211,22 +262,12 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self,
         commands: Collection[Sequence[Any]],
         observer: RouteObserver | None,
-        *,
-        is_pinned: bool = False,
-        pinned: AbstractConnection | None = None,
+        pinned: Callable[[], AbstractConnection | None] | None = None,
+        /,
     ) -> ClusterRoute:
         """Return the route of a call, whose node is decided anew for each attempt; see ``MonitoredConnectionPool``."""
-        choose = partial(self._choose, commands, is_pinned=is_pinned, pinned=pinned)
-        return ClusterRoute(self, choose, observer, follows_ask=not is_pinned)
-
-    def route_by(
-        self,
-        choose: Callable[[], MonitoredConnectionPool],
-        observer: RouteObserver | None,
-        node: MonitoredConnectionPool | None = None,
-    ) -> ClusterRoute:
-        """Return the route of a call whose node ``choose`` returns; ``node`` is that of the attempt already made."""
-        return ClusterRoute(self, choose, observer, node=node)
+        choose = partial(self._choose, commands, pinned)
+        return ClusterRoute(self, choose, observer, follows_ask=pinned is None)
 
     async def ping(self) -> None:
         """Return if a node answers ``PING``: the readiness check, in one attempt.
@@ -234,9 +275,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Raises:
             redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool.
         """
-        self.check_open()
-        await self.cluster_topology.known()
-        await self.cluster_topology.any_primary().ping()
+        await (await self._any_node()).ping()
 
     # Connections, which belong to the nodes' pools.
 
@@ -246,9 +285,21 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
+        node = await self._any_node()
+        try:
+            return await node.acquire(on_waited)
+        except RedisError as error:
+            # The next one is acquired from another node.
+            note_failure(self, error, node)
+            raise
+
+    async def _any_node(self) -> MonitoredConnectionPool:
         self.check_open()
-        await self.cluster_topology.known()
-        return await self.cluster_topology.any_primary().acquire(on_waited)
+        try:
+            await self.cluster_topology.known()
+            return self.cluster_topology.any_primary()
+        except AttemptFailed as failed:
+            raise failed.error from failed
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
         return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)
@@ -290,6 +341,26 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         owner = self._owner_of(connection)
         return owner is not None and owner.was_reconnected(connection)
 
+    # What redis-py and its users do with a pool.
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close the connections to all nodes; they connect again when they are used."""
+        for node in self.cluster_topology.all_nodes():
+            await node.disconnect(inuse_connections)
+
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        for node in self.cluster_topology.all_nodes():
+            await node.re_auth_callback(token)
+
+    def set_retry(self, retry: AbstractRetry[Any]) -> None:
+        """Take the number of retries of a policy of redis-py, as the constructor does."""
+        super().set_retry(retry)
+        self._node_arguments["retry"] = retry
+        self._node_arguments.pop("retries", None)
+        for node in self.cluster_topology.all_nodes():
+            node.set_retry(retry)
+
     # Opening and closing.
 
     async def __aenter__(self) -> Self:
@@ -312,6 +383,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await self.cluster_topology.aclose()
         finally:
             await super()._disconnect()
+
+
+class _ReadingPool(MonitoredConnectionPool):
+    """The pool of a node at which the keys of a replica can be read."""
+
+    async def _on_connect(self, connection: AbstractConnection) -> None:
+        await super()._on_connect(connection)
+        await connection.send_command("READONLY")
+        await connection.read_response()
 
 
 def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> int | None:

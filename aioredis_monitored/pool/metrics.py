@@ -87,6 +87,10 @@ class PoolMetrics:
         """Return the rates of the most called keys, by key and access; empty if keys are not counted."""
         return self._recorder.hot_keys.rates(count)
 
+    def in_use(self) -> int:
+        """Return how many callers have a connection of their own."""
+        return len(self._acquired_at)
+
     # Points, in seconds.
 
     def on_created(self, seconds: float) -> None:

@@ -9,7 +9,7 @@ from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, ClassVar, Final, Self, cast
+from typing import Any, ClassVar, Final, Protocol, Self, cast
 from weakref import ref
 
 from opentelemetry._logs import LoggerProvider
@@ -62,7 +62,6 @@ from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retr
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
-from aioredis_monitored.pool.route import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -83,6 +82,42 @@ _DEFAULT_MAX_CONNECTIONS: Final = 50
 _DEFAULT_RETRIES: Final = 20
 # Arguments for which None means the default.
 _NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
+
+
+class RouteObserver(Protocol):
+    """Learns where a call goes."""
+
+    def set_server(self, server: Server) -> object:
+        """Take the server of the next attempt."""
+
+    def add_redirect(self) -> object:
+        """Count an attempt that a server has redirected to another one."""
+
+
+class Route(Protocol):
+    """Where the attempts of one call go; a ``MonitoredConnectionPool`` is the route of every call to its server."""
+
+    @property
+    def retry_policy(self) -> RetryPolicy:
+        """The policy of the server that was asked last."""
+
+    def is_connected(self) -> bool:
+        """Whether there is a connection to that server on which it has answered."""
+
+    async def target(self) -> "MonitoredConnectionPool":
+        """Return the pool of the server that the next attempt goes to.
+
+        Raises:
+            AttemptFailed: It is not known now.
+            PoolClosedError, EventLoopError: The pool cannot be used.
+        """
+
+    def follow(self, failure: AttemptFailed, /) -> float | None:
+        """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
+
+        Returns:
+            ``None`` if it is no redirect that may be followed: the policy decides.
+        """
 
 
 class MonitoredConnectionPool(TypedPool):
@@ -130,8 +165,9 @@ class MonitoredConnectionPool(TypedPool):
         TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
 
-    # Whether each command must follow ASKING (see AskingPool).
+    # Whether each command must follow ASKING (see AskingPool), and whether an application's reads may go to replicas.
     is_asking = False
+    reads_replicas = False
 
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
@@ -645,6 +681,10 @@ class MonitoredConnectionPool(TypedPool):
         """Whether a connection is acquired from this pool, which was not closed since."""
         return connection in self._slots.acquired
 
+    def is_current(self, connection: AbstractConnection) -> bool:
+        """Whether further calls may be sent on a connection: on each that is acquired."""
+        return self.is_acquired(connection)
+
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""
         connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting
@@ -679,19 +719,15 @@ class MonitoredConnectionPool(TypedPool):
 
     def route(
         self,
-        commands: Collection[Sequence[Any]],  # noqa: ARG002 - a cluster's pool asks for both
-        observer: RouteObserver | None,  # noqa: ARG002
-        *,
-        is_pinned: bool = False,  # noqa: ARG002
-        pinned: AbstractConnection | None = None,  # noqa: ARG002
+        _commands: Collection[Sequence[Any]],
+        _observer: RouteObserver | None,
+        _pinned: Callable[[], AbstractConnection | None] | None = None,
+        /,
     ) -> Route:
         """Return where the attempts of a call go.
 
-        Args:
-            commands: What the call sends.
-            observer: Is given the server of each attempt, if that is not always the same.
-            is_pinned: Whether the caller keeps to one connection; default ``False``.
-            pinned: That connection, if the caller has it already; default ``None``.
+        Its arguments are what the call sends; what is given the server of each attempt, if that is not always the same;
+        and, of a caller that keeps to one connection, what returns that, or ``None`` as long as the caller has none.
         """
         return self
 
@@ -699,7 +735,7 @@ class MonitoredConnectionPool(TypedPool):
         """Return the pool of the server that the next attempt of a call goes to: this one."""
         return self
 
-    def follow(self, failure: AttemptFailed) -> float | None:  # noqa: ARG002 - a cluster's route asks for it
+    def follow(self, _failure: AttemptFailed, /) -> float | None:
         """Return ``None``: no failed attempt is a redirect to another server that is followed."""
         return None
 
@@ -718,9 +754,28 @@ class MonitoredConnectionPool(TypedPool):
             self.multiplexer.close_silent(
                 seconds, lambda: exceptions.ConnectionError("the server was replaced, and owes a reply")
             )
-            for connection in list(self._slots.acquired):
-                if connection.is_connected:
-                    abort_transport(connection)
+            self.close_dedicated()
+
+    def close_dedicated(self) -> None:
+        """Close the connections that are in use: their callers see them break."""
+        for connection in list(self._slots.acquired):
+            if connection.is_connected:
+                abort_transport(connection)
+
+    @property
+    def is_dedicated_in_use(self) -> bool:
+        """Whether a caller has a connection of its own."""
+        return self._metrics.in_use() > 0
+
+    async def answers_within(self, seconds: float) -> bool:
+        """Return whether the server answers a PING on the shared connection in time; true if none is shared."""
+        if self.multiplexer is None:
+            return True
+        try:
+            async with lag_tolerant_timeout(seconds):
+                return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
+        except (RedisError, TimeoutError):
+            return False
 
     @property
     def is_sharing(self) -> bool:

@@ -10,15 +10,18 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, ReplyObserver
 from aioredis_monitored.errors import PoolClosedError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy
-from aioredis_monitored.pool.route import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
+_MOVED: Final = "moved"
+_ASK: Final = "ask"
+# What kinds of redirects there are, in metrics.
+REDIRECTS: Final = (_MOVED, _ASK)
 # As in valkey-glide and coredis: a slot moves once, and its new node may hand it on.
 _MAX_REDIRECTS: Final = 16
-# How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know which
-# of them is the primary.
+# How many redirects of one call are followed without a delay: two nodes may redirect to each other until both know
+# which of them is the primary.
 _IMMEDIATE_REDIRECTS: Final = 4
 # After these, another node may serve the slot.
 _STALE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, MasterDownError, ReadOnlyError)
@@ -42,12 +45,12 @@ class Redirects:
         topology = self._cluster.cluster_topology
         if isinstance(error, MovedError):  # a subclass of AskError
             topology.on_moved(error, node)
-            self._cluster.on_redirect("moved")
+            self._cluster.on_redirect(_MOVED)
             return None
         importing = None
         if isinstance(error, AskError):
             importing = topology.on_ask(error, node)
-            self._cluster.on_redirect("ask")
+            self._cluster.on_redirect(_ASK)
         return importing
 
     def delay(self) -> float | None:
@@ -141,7 +144,7 @@ class ClusterRoute:
             self._observer.set_server(node.telemetry.server)
         return node if importing is None else cast("MonitoredConnectionPool", AskingPool(node))
 
-    def follow(self, failure: AttemptFailed) -> float | None:
+    def follow(self, failure: AttemptFailed, /) -> float | None:
         """Take over what a failure says about the nodes; see ``Route``."""
         error, node = failure.error, self._node
         if node is None or not is_redirect(self._cluster, error):

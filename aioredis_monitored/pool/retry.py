@@ -26,6 +26,13 @@ from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 # A server that has come back is found within this time.
 MAX_DELAY_SECONDS: Final = 0.5
 _NOT_EXECUTED = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+# What a node of a cluster answers before it runs anything, of a script or a transaction as well. A script may end with
+# such an error, but not with these texts.
+_REFUSED_BY_CLUSTER: Final = (
+    "Hash slot not served",
+    "Multiple keys request during rehashing of slot",
+    "The cluster is down",
+)
 _MAX_CLIENTS: Final = "max number of clients reached"
 # The replies to blocking commands when the server becomes a replica, and those of a server that runs a slow script, or
 # is short of replicas or of disk space.
@@ -119,11 +126,20 @@ def is_transient(error: Exception) -> bool:
 def _is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
+    if is_refused_by_cluster(error):
+        return True
     if isinstance(error, _NOT_EXECUTED) or str(error) == _MAX_CLIENTS:
         # A script may have written before it got the error.
         return not (may_have_run and traits.runs_code)
     is_broken = isinstance(error, exceptions.ConnectionError | exceptions.TimeoutError) and not is_error_reply(error)
     return is_broken and (not may_have_run or traits.retry_safe)
+
+
+def is_refused_by_cluster(error: Exception) -> bool:
+    """Whether a node of a cluster has run nothing of a call, whatever that is, and may run it later."""
+    # A pipeline adds the number of the command to the text.
+    is_its_error = isinstance(error, ClusterDownError | TryAgainError)
+    return is_its_error and any(text in str(error) for text in _REFUSED_BY_CLUSTER)
 
 
 def is_connection_loss(error: Exception) -> bool:

@@ -8,10 +8,11 @@ from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from ipaddress import ip_address
+from math import inf
 from operator import itemgetter
 from time import monotonic
-from typing import Any, Final, NamedTuple, Protocol
-from weakref import ref
+from typing import Any, Final, NamedTuple, Protocol, cast
+from weakref import WeakSet, ref
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, AuthenticationError, ClusterDownError, MovedError, RedisError, ResponseError
@@ -25,7 +26,12 @@ from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+# So that clients that begin or fail at the same time spread their calls and looks.
+_random: Final = random.Random()  # noqa: S311 - nothing secret
 
+_NODE_TIMEOUT: Final = "cluster-node-timeout"
+# What a look asks, and what the first one asks as well: in one round trip.
+_QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
 # Between the beginnings of two looks, up to half as much again: clients that lose the same node must not look at once.
 _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
@@ -36,6 +42,8 @@ _RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
+# How often a node is probed that a caller waits for on a connection of its own: a blocked call owes nothing for long.
+_PROBE_SECONDS: Final = 1.0
 # For how long a node that did not answer is asked after all others.
 _SUSPECTED_SECONDS: Final = 3.0
 # For how long a node stays known that another one has redirected to, and that has no slots yet.
@@ -53,6 +61,19 @@ class NodeFactory(Protocol):
 
     def on_looked(self) -> None:
         """React to a look that begins."""
+
+    def on_failovers(self, count: int) -> None:
+        """React to primaries whose place replicas have taken since the look before."""
+
+    def on_node_timeout(self, seconds: float) -> None:
+        """Take the seconds of silence after which the cluster replaces a node; called once, if a node says it."""
+
+
+class TopologyObserver(Protocol):
+    """Learns when the nodes may have changed."""
+
+    def on_nodes_changed(self) -> object:
+        """React to a look that has succeeded."""
 
 
 class _Candidate(NamedTuple):
@@ -79,6 +100,7 @@ class ClusterTopology:
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
         refresh: Seconds between two regular looks; 0 for none.
+        verifies_names: Whether a node must prove its name with a certificate.
 
     Attributes:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
@@ -86,6 +108,7 @@ class ClusterTopology:
         nodes: The pools of all nodes that are known.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
+        observers: Are called after each look that has succeeded; they are referenced weakly.
     """
 
     def __init__(
@@ -94,11 +117,16 @@ class ClusterTopology:
         factory: NodeFactory,
         resolve: Callable[[str, int], Address],
         refresh: float,
+        *,
+        verifies_names: bool,
     ) -> None:
         self._start_nodes = start_nodes
         self._factory = ref(factory)
         self._resolve = resolve
         self._refresh = refresh
+        self._verifies_names = verifies_names
+        self._has_asked_more = False
+        self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
     def _reset(self) -> None:
@@ -112,6 +140,7 @@ class ClusterTopology:
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
         self.slot_map = SlotMap(())
+        self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         # Why a node has not answered the current look.
@@ -119,8 +148,13 @@ class ClusterTopology:
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
+        self._probed_at = 0.0
+        self._probing: dict[MonitoredConnectionPool, asyncio.Task[bool]] = {}
+        # Those that did not answer the last probe.
+        self._silent: set[MonitoredConnectionPool] = set()
         self._timer: asyncio.TimerHandle | None = None
         self.is_closed = False
+        self._is_lost = False
 
     # Nodes.
 
@@ -166,6 +200,13 @@ class ClusterTopology:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
         return list(self._addresses)
 
+    def replica_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
+        """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
+        since = monotonic() - _SUSPECTED_SECONDS
+        replicas = self._replicas.get(self.slots[slot], ())
+        living = [node for node in replicas if self._suspected.get(self._addresses[node], -inf) < since]
+        return _random.choice(living) if living else None
+
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
         return [self.node_at(each) for each in self.slot_map.nodes]
@@ -177,15 +218,11 @@ class ClusterTopology:
             AttemptFailed: No primary is known.
         """
         since = monotonic() - _SUSPECTED_SECONDS
-        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], 0.0) < since]
+        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], -inf) < since]
         if not self.primaries:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
-        return random.choice(living or self.primaries)  # noqa: S311 - calls are spread
-
-    def replicas_of(self, primary: MonitoredConnectionPool) -> list[MonitoredConnectionPool]:
-        """Return the replicas of a primary."""
-        return [self.node_at(each) for each in self.slot_map.replicas.get(self._addresses[primary], ())]
+        return _random.choice(living or self.primaries)
 
     # Redirects.
 
@@ -214,10 +251,12 @@ class ClusterTopology:
             AttemptFailed: No node answers.
         """
         if not self.is_known:
-            try:
-                await asyncio.shield(self._look())
-            except RedisError as error:
-                raise AttemptFailed(error, may_have_run=False) from error
+            looking = self._look()
+            # Not awaited itself: closing the pool cancels it, and not the calls that wait.
+            await asyncio.wait([looking])
+            failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
+            if failure is not None:
+                raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
 
     async def look_unless_recent(self) -> None:
         """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
@@ -246,13 +285,16 @@ class ClusterTopology:
     def _on_look_done(self, looking: "asyncio.Task[None]") -> None:
         if looking is self._looking:
             self._looking = None
-        if not looking.cancelled() and (error := looking.exception()) is not None:
-            _LOGGER.warning("cluster of %s: %s", _listed(self._start_nodes), error)
+        error = None if looking.cancelled() else looking.exception()
+        if error is not None and not self._is_lost:
+            # Once, and not with each look until one succeeds.
+            _LOGGER.warning("%s", error)
+        self._is_lost = error is not None
         if self._timer is None and not self.is_closed:
             self._arm_timer()
 
     async def _look_once(self) -> None:
-        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + random.random() / 2) - monotonic()  # noqa: S311 - jitter
+        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
         self._looked_at, self._refusal = monotonic(), None
@@ -266,15 +308,15 @@ class ClusterTopology:
             raise self._refusal
         if found is None:
             raise RedisConnectionError(
-                f"no node of the cluster answers CLUSTER SLOTS: asked {_listed(self._start_nodes)} and {len(candidates)} "
-                f"others"
+                f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
+                f"{len(candidates)} others"
             )
         self._take(found)
 
     def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
         """Return the addresses in random order, those of suspected nodes last."""
         since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, 0.0) > since, random.random()))  # noqa: S311
+        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, _random.random()))
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
@@ -289,7 +331,7 @@ class ClusterTopology:
             name = None if _is_ip_address(host) else host
             for *_, where in found:
                 candidates[_Candidate((str(where[0]), port), name)] = None
-        return sorted(candidates, key=lambda _: random.random())  # noqa: S311 - all clients must not ask the same node
+        return sorted(candidates, key=lambda _: _random.random())
 
     async def _ask(self, candidates: Sequence[_Candidate]) -> SlotMap | None:
         """Return the slot map of the first node that answers; ``None`` if none does.
@@ -321,8 +363,13 @@ class ClusterTopology:
         try:
             async with asyncio.timeout(_LOOK_SECONDS):
                 await connect(connection)
-                await connection.send_command("CLUSTER SLOTS")
+                asks_more = not self._has_asked_more
+                await connection.send_packed_command(connection.pack_commands(_QUERIES[: 1 + asks_more]))
                 found = SlotMap.parse(await connection.read_response(), address[0], self._resolve)
+                if asks_more and not self._has_asked_more:
+                    self._has_asked_more = True
+                    with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
+                        factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
             _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
             self._suspected[address], self._refusal = monotonic(), error
@@ -330,21 +377,26 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
-        if name is not None:
-            # The certificates of nodes that do not say what they are called are for the name that was connected to.
-            unnamed = {each: name for each in found.nodes if each[0] == address[0]}
-            found.names = {**unnamed, **found.names}
-        return found
+        # The certificate of a node that does not say what it is called is for the name that was connected to.
+        return found if name is None else found.with_name(address[0], name)
 
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
-        before = self.primaries
+        if (factory := self._factory()) is not None:
+            factory.on_failovers(self.slot_map.failovers_until(found))
+        before, names = self.primaries, self.slot_map.names
         self.slot_map, self.is_known = found, True
+        if self._verifies_names:
+            for address in list(self.nodes):
+                # It was found by a redirect, which does not say what the node is called.
+                if found.names.get(address) != names.get(address):
+                    self._remove(address)
         pools = {address: self.node_at(address) for address in found.nodes}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
         self.slots = slots
+        self._replicas = {pools[each]: [pools[address] for address in found.replicas[each]] for each in found.primaries}
         primaries = [pools[address] for address in found.primaries]
         self.primaries = [each for each in before if each in primaries] + [
             each for each in primaries if each not in before
@@ -354,13 +406,16 @@ class ClusterTopology:
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
         for address in self.nodes.keys() - pools.keys():
-            if self._redirected.get(address, 0.0) < since:
+            if self._redirected.get(address, -inf) < since:
                 self._remove(address)
+        for observer in list(self.observers):
+            observer.on_nodes_changed()
 
     def _remove(self, address: Address) -> None:
         node = self.nodes.pop(address)
         self._redirected.pop(address, None)
         self._suspected.pop(address, None)
+        self._silent.discard(node)
         closing = asyncio.get_running_loop().create_task(node.aclose(), context=Context())
         self._closing.add(closing)
 
@@ -380,7 +435,7 @@ class ClusterTopology:
         self._timer = loop.call_later(_CHECK_SECONDS, _check_regularly, ref(self), context=Context())
 
     def check(self) -> None:
-        """Look if a primary is silent, or the last look is long ago; end what demoted nodes owe and do not answer."""
+        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent."""
         self._timer = None
         if self.is_closed:
             return
@@ -389,17 +444,43 @@ class ClusterTopology:
                 self.want_look(node)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
             self.want_look()
+        if monotonic() - self._probed_at > _PROBE_SECONDS:
+            self._probed_at = monotonic()
+            for node in self.nodes.values():
+                if node.is_dedicated_in_use and node not in self._probing:
+                    self._probe(node)
         self._leave_silent()
         self._arm_timer()
 
+    def _probe(self, node: MonitoredConnectionPool) -> None:
+        """Look if a node that owes nothing does not answer a PING, either."""
+        probing = asyncio.get_running_loop().create_task(node.answers_within(_SILENT_SECONDS), context=Context())
+        self._probing[node] = probing
+
+        def on_done(task: "asyncio.Task[bool]") -> None:
+            self._probing.pop(node, None)
+            if task.cancelled() or self.is_closed:
+                return
+            if task.result():
+                self._silent.discard(node)
+            else:
+                self._silent.add(node)
+                self._leave_silent()
+                self.want_look(node)
+
+        probing.add_done_callback(on_done, context=Context())
+
     def _leave_silent(self) -> None:
-        """Close the connections to nodes that are no primaries, owe replies, and are silent.
+        """Close the connections to nodes that are no primaries and are silent: they owe replies, or answer no probe.
 
         A node that was demoted while it can be reached answers what it owes, with redirects.
         """
         for node in self.nodes.values():
-            if node not in self.primaries and node.silent_seconds() > _SILENT_SECONDS / 2:
-                node.close_silent(_SILENT_SECONDS / 2)
+            if node not in self.primaries:
+                if node.silent_seconds() > _SILENT_SECONDS / 2:
+                    node.close_silent(_SILENT_SECONDS / 2)
+                if node in self._silent:
+                    node.close_dedicated()
 
     # Closing.
 
@@ -422,6 +503,9 @@ class ClusterTopology:
             self._timer.cancel()
         if self._looking is not None and not self._looking.get_loop().is_closed():
             self._looking.cancel()
+        for probing in self._probing.values():
+            if not probing.get_loop().is_closed():
+                probing.cancel()
         self._reset()
         self.is_closed = True
         return nodes
@@ -429,6 +513,12 @@ class ClusterTopology:
     def open(self) -> None:
         """Look again, at next use."""
         self.is_closed = False
+
+
+def _node_timeout(reply: Any) -> float:
+    """Return the seconds that CONFIG GET has replied, which is a list in RESP2, and a map in RESP3."""
+    *_, milliseconds = reply.values() if isinstance(reply, dict) else reply
+    return int(milliseconds) / 1000
 
 
 def _check_regularly(topology: "ref[ClusterTopology]") -> None:

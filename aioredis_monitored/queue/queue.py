@@ -4,13 +4,13 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, cast
 
 from redis.asyncio import ConnectionPool, Redis
 from redis.typing import EncodableT
 
 from aioredis_monitored._execution.fetch import FETCH
-from aioredis_monitored._execution.routing import require_executor
+from aioredis_monitored._execution.routing import reading_primaries, require_executor
 from aioredis_monitored._redispy.overrides import NEVER_DECODE
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
@@ -98,7 +98,7 @@ class MessageQueue:
         config = LeaseConfig(float(lease), None if max_deliveries is None else _count("max_deliveries", max_deliveries))
         # The renewal of leases must not wait until a client's only connection is free.
         is_pinned = self.client.single_connection_client
-        unpinned = MonitoredRedisConnection(connection_pool=self.client.connection_pool) if is_pinned else self.client
+        unpinned = _client_of(self.client.connection_pool) if is_pinned else self.client
         self._leases = LeaseManager(unpinned, self._keys, config, self._telemetry)
         self._workers: set[Worker] = set()
         self._is_stopped = False
@@ -323,12 +323,12 @@ def _client_of(client: ConnectionPool | Redis) -> MonitoredRedisConnection:
         if require_executor(client).overrides_execute(client):
             message = f"{type(client).__name__} overrides execute_command, which a queue bypasses: pass its pool"
             raise TypeError(message)
-        return client
+        return cast("MonitoredRedisConnection", reading_primaries(client))
     pool = client.connection_pool if isinstance(client, Redis) else client
     if not isinstance(pool, ConnectionPool):
         message = f"client must be a pool or a client, got {type(client).__name__}"
         raise TypeError(message)
-    return MonitoredRedisConnection(connection_pool=pool)
+    return cast("MonitoredRedisConnection", reading_primaries(MonitoredRedisConnection(connection_pool=pool)))
 
 
 def _is_number(value: object) -> bool:

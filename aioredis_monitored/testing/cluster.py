@@ -1,7 +1,9 @@
 """A temporary Redis Cluster for tests."""
 
+import math
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +17,9 @@ from aioredis_monitored.testing.server import RedisServer, TlsFiles, free_ports
 _SLOTS = 16384
 _OPERATION_SECONDS = 30.0
 _MIGRATE_MILLISECONDS = 5000
-# A server gives a failover up after 5 s, for instance if it was refused a vote because another has just been held.
+# Redis gives a failover up after 5 s.
 _FAILOVER_SECONDS = 6.0
+_VOTE_MARGIN_SECONDS = 0.1
 
 
 class ClusterNode(RedisServer):
@@ -108,6 +111,7 @@ class ClusterServers(ServerGroup):
         self._password = password
         self._tls = tls
         self._made = 0
+        self._failed_over_at: dict[ClusterNode, float] = {}
         self.nodes: list[ClusterNode] = []
 
     @property
@@ -194,15 +198,20 @@ class ClusterServers(ServerGroup):
         return len(keys)
 
     def end_migration(self, slot: int, target: ClusterNode) -> None:
-        """Give a migrating slot, of which all keys were moved, to its target; all primaries are told."""
+        """Give a migrating slot, of which all keys were moved, to its target.
+
+        Raises:
+            ValueError: Its owner still has keys of the slot.
+        """
+        if keys := self.owner(slot).call("CLUSTER", "COUNTKEYSINSLOT", slot):
+            message = f"slot {slot} must have no keys at its owner, got {keys}: migrate_keys() moves them"
+            raise ValueError(message)
         others = [node for node in self.primaries() if node is not target]
-        for node in [target, *others]:
-            try:
+        target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        for node in others:
+            # It may have heard of it from the target; without its last slot it is no primary then, and refuses.
+            with suppress(ResponseError):
                 node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
-            except ResponseError:
-                # A primary that loses its last slot becomes a replica, perhaps before it is told here.
-                if node in self.primaries():
-                    raise
 
     def migrate(self, slot: int, target: ClusterNode, *, batch: int = 10, pause: float = 0.0) -> None:
         """Move a slot and its keys to another primary while it is in use.
@@ -246,7 +255,7 @@ class ClusterServers(ServerGroup):
             fields = source.call("CLUSTER", "GETSLOTMIGRATIONS")[0]
             job = dict(zip(fields[::2], fields[1::2], strict=True))
             if job["state"] in {"failed", "cancelled"}:
-                message = f"the migration has {job['state']}: {job['message']}"
+                message = f"the migration was given up, {job['state']}: {job['message']}"
                 raise RuntimeError(message)
             return None if job["state"] == "success" else f"the migration's state is {job['state']}"
 
@@ -255,22 +264,34 @@ class ClusterServers(ServerGroup):
     def failover(self, replica: ClusterNode) -> None:
         """Make a replica the primary by CLUSTER FAILOVER, and return when it is.
 
+        Nodes refuse a second vote about the same primary and replica within twice ``node_timeout``, which would stop
+        writes for seconds; ``failover`` waits for the end of that time first.
+
         Raises:
-            redis.exceptions.ResponseError: The node is no replica, or its primary does not run.
-            TimeoutError: The replica did not become the primary within 30 s.
+            ValueError: The node is no replica.
+            TimeoutError: The replica did not become the primary within 30 s, for instance because its primary does not
+                run.
         """
-        asked_at = float("-inf")
+        primary_id = _own_state(replica).primary_id
+        if primary_id == "-":
+            message = f"node to promote must be a replica, got {replica}, a primary"
+            raise ValueError(message)
+        primary = next(node for node in self.nodes if node.id == primary_id)
+        last = max(self._failed_over_at.get(node, -math.inf) for node in (primary, replica))
+        time.sleep(max(0.0, last + 2 * self._node_timeout + _VOTE_MARGIN_SECONDS - time.monotonic()))
+        asked_at = -math.inf
 
         def problem() -> str | None:
             nonlocal asked_at
             if "master" in _own_state(replica).flags:
                 return None
             if time.monotonic() - asked_at > _FAILOVER_SECONDS:
-                asked_at = time.monotonic()
                 replica.call("CLUSTER", "FAILOVER")
+                asked_at = time.monotonic()
             return f"{replica} is still a replica"
 
         wait_while(problem, _OPERATION_SECONDS)
+        self._failed_over_at[primary] = self._failed_over_at[replica] = time.monotonic()
 
     @property
     def _servers(self) -> Sequence[RedisServer]:
@@ -285,6 +306,7 @@ class ClusterServers(ServerGroup):
     def _clear(self) -> None:
         self.nodes = []
         self._made = 0
+        self._failed_over_at.clear()
 
     def _make_nodes(self, ports: list[tuple[int, int]], *, primaries: int) -> list[ClusterNode]:
         """Make nodes that know each other from the start; without primaries each is alone, and has no slots."""

@@ -86,16 +86,17 @@ class ServerGroup(ABC):
         """
         if self._servers:
             raise RuntimeError("the servers are running already")
-        # Another process may take a free port before a server binds it.
-        for attempt in range(1, _START_ATTEMPTS + 1):
+        attempts = _START_ATTEMPTS
+        while True:
+            attempts -= 1
             try:
                 self._launch()
                 return self.wait_ok()
             except BaseException as error:
                 self.stop()
-                if attempt == _START_ATTEMPTS or not isinstance(error, RuntimeError):
+                # Another process may have taken a free port before a server bound it.
+                if not attempts or not isinstance(error, RuntimeError):
                     raise
-        return None
 
     def stop(self) -> None:
         """Stop the servers and remove their files."""

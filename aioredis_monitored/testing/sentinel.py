@@ -11,8 +11,32 @@ _INFO_VALID_MILLISECONDS = 30_000
 _QUICK_REPLICATION = ("--repl-diskless-sync-delay", "0", "--repl-ping-replica-period", "1")
 
 
+class _Sentinel(RedisServer):
+    """A sentinel that also connects again, and asks for signs of life, more than once within ``down_after`` seconds.
+
+    It would do so once a second. When a failover gives it a new primary, it would take that for down before it has
+    connected, and start another failover.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        down_after: float,
+        port: int,
+        configuration: str,
+        password: str | None,
+        tls: TlsFiles | None,
+    ) -> None:
+        super().__init__("--sentinel", *arguments, port=port, configuration=configuration, password=password, tls=tls)
+        self._ping_period = min(1.0, down_after / 2)
+
+    def start(self) -> None:
+        super().start()
+        self.call("SENTINEL", "DEBUG", "PING-PERIOD", round(self._ping_period * 1000))
+
+
 class SentinelServers(ServerGroup):
-    """A primary and its replicas under Sentinel on 127.0.0.1, without persistence; starting takes about a second.
+    """A primary and its replicas under Sentinel on 127.0.0.1, without persistence; up in one to three seconds.
 
     Use it as a context manager, or call ``start`` and ``stop``.
 
@@ -152,9 +176,9 @@ class SentinelServers(ServerGroup):
             return "".join(f"sentinel {line}\n" for line in lines)
 
         return [
-            RedisServer(
-                "--sentinel",
+            _Sentinel(
                 *self._sentinel_arguments,
+                down_after=self._down_after,
                 port=port,
                 configuration=configuration(port),
                 password=self._sentinel_password,
@@ -186,8 +210,9 @@ class SentinelServers(ServerGroup):
         replicas = {server.port for server in responsive(self.data)} - {primary.port}
         sentinels = responsive(self.sentinels)
         for sentinel in sentinels:
-            if self._named_by(sentinel) != primary.port:
-                return f"{sentinel} names another primary"
+            watched = _fields(sentinel.call("SENTINEL", "MASTER", self._service))
+            if int(watched["port"]) != primary.port or watched["flags"] != "master":
+                return f"{sentinel} names another primary, takes it for down, or is failing it over"
             sentinel.call("SENTINEL", "CKQUORUM", self._service)
             if self._seen_by(sentinel, "SENTINELS") | {sentinel.port} != {other.port for other in sentinels}:
                 return f"{sentinel} does not see the other sentinels"
@@ -198,10 +223,14 @@ class SentinelServers(ServerGroup):
     def _seen_by(self, sentinel: RedisServer, kind: str) -> set[int]:
         """Return the ports of what a sentinel takes for healthy."""
         found = set()
-        for fields in sentinel.call("SENTINEL", kind, self._service):
-            state = dict(zip(fields[::2], fields[1::2], strict=True))
+        for reply in sentinel.call("SENTINEL", kind, self._service):
+            state = _fields(reply)
             is_down = {"s_down", "o_down", "disconnected"} & set(state["flags"].split(","))
             # A replica of which nothing is known cannot be promoted.
             if not is_down and int(state.get("info-refresh", "0")) < _INFO_VALID_MILLISECONDS:
                 found.add(int(state["port"]))
         return found
+
+
+def _fields(reply: list[str]) -> dict[str, str]:
+    return dict(zip(reply[::2], reply[1::2], strict=True))

@@ -22,8 +22,10 @@ _START_SECONDS = 10.0
 _STOP_SECONDS = 5.0
 _POLL_SECONDS = 0.005
 _REPLY_SECONDS = 10.0
+# Bytes that are no text survive as parts of a reply that become parts of a command.
+_ENCODING_ERRORS = "surrogateescape"
 # Below the ports that kernels give to outgoing connections: such a connection could take the port of a killed server.
-_PORTS = range(10_000, 32_768)
+PORTS = range(10_000, 32_768)
 _MAX_DIRECTORY_LENGTH = 80  # the path of a Unix socket has 104 bytes at most
 
 
@@ -224,12 +226,12 @@ class RedisServer:
             password=self._password,
             protocol=2,
             decode_responses=True,
-            encoding_errors="surrogateescape",
+            encoding_errors=_ENCODING_ERRORS,
             driver_info=None,
         )
         connection: Any = pool.make_connection()
         try:
-            connection.send_command(*command)
+            connection.send_command(*(_encode(argument) for argument in command))
             return connection.read_response()
         finally:
             connection.disconnect()
@@ -288,6 +290,10 @@ class RedisServer:
         self.stop()
 
 
+def _encode(argument: str | bytes | float) -> bytes:
+    return argument if isinstance(argument, bytes) else str(argument).encode(errors=_ENCODING_ERRORS)
+
+
 def _directory() -> str:
     directory = tempfile.mkdtemp(prefix="aioredis_monitored-")
     if len(directory) > _MAX_DIRECTORY_LENGTH:
@@ -302,7 +308,7 @@ def free_ports(number: int) -> list[int]:
     with ExitStack() as probes:
         while len(ports) < number:
             # Independent of the seed of ``random``, which tests may set alike in several processes.
-            port = secrets.choice(_PORTS)
+            port = secrets.choice(PORTS)
             probe = probes.enter_context(socket.socket())
             try:
                 probe.bind(("127.0.0.1", port))

@@ -1,17 +1,19 @@
-"""Adapter of coredis, without and with coredis's telemetry."""
+"""Adapter of coredis, without and with coredis's telemetry, and of its cluster client."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from urllib.parse import urlsplit
 
 import coredis
 from coredis.config import Config
-from workloads import BATCH, SMALL, Client
+from workloads import Client
+
+DEFAULT_CONNECTIONS = 32
 
 
 @asynccontextmanager
-async def connect(variant: str, url: str, _callers: int) -> AsyncIterator[Client]:
-    """Connect ``plain``, or with ``telemetry``, which coredis records to the global providers."""
+async def connect(variant: str, url: str, callers: int) -> AsyncIterator[Client]:
+    """Connect ``plain``, ``cluster``, or with ``telemetry``, which coredis records to the global providers."""
     finish = dict
     if variant == "telemetry":
         from opentelemetry import metrics, trace  # noqa: PLC0415 - importing it costs time and memory
@@ -23,12 +25,16 @@ async def connect(variant: str, url: str, _callers: int) -> AsyncIterator[Client
         Config.otel_enabled = True
         finish = recorder.finish
     address = urlsplit(url)
-    client = coredis.Redis(host=address.hostname, port=address.port)
+    if variant == "cluster":
+        # Callers wait for a connection of their own each.
+        client = coredis.RedisCluster(address.hostname, address.port, max_connections=max(DEFAULT_CONNECTIONS, callers))
+    else:
+        client = coredis.Redis(host=address.hostname, port=address.port)
 
-    async def batch() -> tuple[object, ...]:
+    async def batch(keys: Sequence[str]) -> tuple[object, ...]:
         async with client.pipeline(transaction=False) as pipeline:
-            for _ in range(BATCH):
-                pipeline.get(SMALL)
+            for key in keys:
+                pipeline.get(key)
         return pipeline.results
 
     async with client:

@@ -2,13 +2,13 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import hiredis
-from workloads import BATCH, SMALL, Client
+from workloads import Client
 
 
 class Socket(asyncio.Protocol):
@@ -52,8 +52,8 @@ async def connect(_variant: str, url: str, _callers: int) -> AsyncIterator[Clien
     transport, protocol = await asyncio.get_running_loop().create_connection(Socket, address.hostname, address.port)
     call = protocol.call
 
-    async def batch() -> list[object]:
-        return [await reply for reply in [call("GET", SMALL) for _ in range(BATCH)]]
+    async def batch(keys: Sequence[str]) -> list[object]:
+        return [await reply for reply in [call("GET", key) for key in keys]]
 
     yield Client(
         version=f"hiredis {version('hiredis')}",

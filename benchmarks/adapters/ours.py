@@ -12,6 +12,7 @@ from aioredis_monitored import MonitoredRedisConnection
 
 RECORDED = {
     "no-sdk": {},
+    "alone": {},
     "unshared": {},
     "metrics": {"metrics": True},
     "sampled": {"metrics": True, "spans": True, "ratio": 0.01},

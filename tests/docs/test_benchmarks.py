@@ -1,16 +1,20 @@
-"""The benchmarks' bounds, the function calls per command, equal on every machine, and a small run of the queue's."""
+"""The benchmarks' bounds, the function calls per command, equal on every machine, and small runs of two of them."""
 
 import sys
 from argparse import Namespace
 from contextlib import nullcontext
 from operator import itemgetter
+from types import SimpleNamespace
 
 import calls
+import cluster_matrix
+import cluster_report
+import cluster_run
 import pytest
 import queue_matrix
 import queue_run
 import recording
-from bench import Bench
+from bench import Bench, connections_to
 from figures import LATENCIES, MAX_PROBE_RATIO, MEDIANS, MIN_REPEATS, MIN_SLICES, Result, Results
 from matrix import BASE, MANY, Cell
 from queue_driver import check
@@ -19,6 +23,8 @@ from queue_run import command
 from redis import Redis
 from telemetry import Recorder
 from verdict import bounds, verdict
+
+from aioredis_monitored.testing import ClusterServers
 
 # Function calls per GET, Python's and C's, on Python 3.11, which has the most, plus 5 %. They are equal on every
 # machine: more of them means slower code. Exemplars, the peer's two attributes and the event loop's lag
@@ -31,12 +37,19 @@ MOST = {
     "metrics, 128": 160,
     "everything, 1": 438,
     "everything, 128": 323,
+    "cluster, no SDK, 1": 155,
+    "cluster, no SDK, 128": 53,
+    "cluster, metrics, 1": 289,
+    "cluster, metrics, 128": 169,
+    "cluster, everything, 1": 452,
+    "cluster, everything, 128": 337,
 }
 
 
 @pytest.mark.slow
 def test_command_stays_within_function_call_budget(server):
-    counted = calls.calls_per_command(server.url, commands=COMMANDS)
+    with ClusterServers(primaries=1, replicas=0) as cluster:
+        counted = calls.calls_per_command(server.url, cluster.url, commands=COMMANDS)
 
     assert {} == {case: counted[case] for case, most in MOST.items() if counted[case] > most}
     assert counted["redis-py pool, 128"] > 8 * counted["no SDK, 128"]
@@ -227,7 +240,9 @@ def test_queue_benchmark_measures_every_kind_of_cell(own_server, monkeypatch):
         Cell("arq/worker", "consume", 2),
     ]
     with Redis.from_url(own_server.url) as inspector:
-        bench = Bench(inspector, queue_matrix.CONTESTANTS, lambda cell: command(cell, own_server.url, 0.2), asked)
+        bench = Bench(
+            connections_to(inspector), queue_matrix.CONTESTANTS, lambda cell: command(cell, own_server.url, 0.2), asked
+        )
         monkeypatch.setattr("bench.pythons", lambda _: ({"current": sys.executable}, {"arq": "no such package"}))
         results = bench.run(cells)
 
@@ -236,3 +251,101 @@ def test_queue_benchmark_measures_every_kind_of_cell(own_server, monkeypatch):
     assert ["no environment: no such package"] == peer.failures
     assert all(found.figures[name] > 0 for found in measured for name in ("throughput", "cpu_us", "server_us"))
     assert 0 < latency.figures["p50_ms"] <= latency.figures["p99_ms"]
+
+
+def on_cluster(ours=None, **throughputs):
+    """Return a run on a cluster in which clients had this throughput in each cell; ``ours`` names cells of our own."""
+    clients = {
+        "redis_py": cluster_matrix.BASE,
+        "glide": cluster_matrix.GLIDE,
+        "alone": cluster_matrix.ALONE,
+        "default": cluster_matrix.OURS,
+    }
+    found = {
+        Cell(clients[name], workload, callers): result(throughput)
+        for name, throughput in throughputs.items()
+        for workload, callers in (("half", 1), ("half", MANY), ("half", 1024), ("batch", cluster_matrix.BATCH_CALLERS))
+    }
+    return Results(
+        {**found, **{Cell(cluster_matrix.OURS, *cell): result(figure) for cell, figure in (ours or {}).items()}}
+    )
+
+
+ENOUGH_ON_CLUSTER = {"default": 50, "redis_py": 10, "glide": 25, "alone": 66}
+
+
+@pytest.mark.parametrize(
+    ("cell", "throughput", "expected"),
+    [
+        (("half", 1), 9.9, ["1 caller, by redis-py's RedisCluster"]),
+        (
+            ("half", MANY),
+            49,
+            [
+                "128 callers, by redis-py's RedisCluster",
+                "128 callers, by valkey-glide",
+                "128 callers, by this client on one server",
+            ],
+        ),
+        (("half", 1024), 49, ["1,024 callers, by redis-py's RedisCluster", "1,024 callers, by valkey-glide"]),
+        (("batch", cluster_matrix.BATCH_CALLERS), 17, ["pipelines of 20 in all slots, by redis-py's RedisCluster"]),
+    ],
+)
+def test_cluster_verdict_names_missed_bounds(cell, throughput, expected):
+    assert [] == cluster_report.missed(on_cluster(**ENOUGH_ON_CLUSTER), is_part=False)
+    assert expected == cluster_report.missed(on_cluster({cell: throughput}, **ENOUGH_ON_CLUSTER), is_part=False)
+
+
+def test_cluster_verdict_fails_for_unmeasured_bound_in_full_run():
+    part = on_cluster(default=50, redis_py=10, glide=25)
+
+    assert ["128 callers, by this client on one server"] == cluster_report.missed(part, is_part=False)
+    assert [] == cluster_report.missed(part, is_part=True)
+
+
+def test_cluster_benchmark_exits_when_bound_is_missed_in_full_run(monkeypatch, server, capsys, tmp_path):
+    servers = cluster_run.Servers({}, server.url, [])
+    monkeypatch.setattr("cluster_run.benchmark_servers", lambda _: nullcontext(servers))
+    monkeypatch.setattr("cluster_run.write", lambda *_: tmp_path)
+    monkeypatch.setitem(sys.modules, "plot", SimpleNamespace(plot=lambda *_: None))
+    found = on_cluster({("half", 1): 9.9}, **ENOUGH_ON_CLUSTER)
+    monkeypatch.setattr(Bench, "run", lambda *_: found)
+
+    monkeypatch.setattr("sys.argv", ["cluster_run.py", "--quick"])
+    cluster_run.main()
+    assert "| 1 caller, by redis-py's RedisCluster | 0.99x | 1x: NO |  |" in capsys.readouterr().out
+
+    monkeypatch.setattr("sys.argv", ["cluster_run.py"])
+    with pytest.raises(SystemExit, match=r"^missed: 1 caller, by redis-py's RedisCluster$"):
+        cluster_run.main()
+
+
+@pytest.mark.slow
+def test_cluster_benchmark_measures_every_kind_of_cell(monkeypatch):
+    # The scripts import each other from their directory.
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    # As above, only the figures' presence is checked.
+    asked = Namespace(repeats=1, minutes=0, seed=1, seconds=0.2)
+    cells = [
+        Cell(cluster_matrix.BASE, "half", 2),
+        Cell(cluster_matrix.OURS, "half", 2),
+        Cell(cluster_matrix.ALONE, "half", 2),
+        Cell(cluster_matrix.BASE, "batch", 2),
+        Cell(cluster_matrix.OURS, "batch", 2),
+        Cell(cluster_matrix.GLIDE, "half", 2),
+    ]
+    settings = {cluster_matrix.SETTINGS[cell.workload] for cell in cells}
+    with cluster_run.benchmark_servers(settings) as servers:
+        bench = Bench(
+            connections_to(*servers.clients),
+            cluster_matrix.CONTESTANTS,
+            lambda cell: cluster_run.command(cell, servers, asked),
+            asked,
+        )
+        monkeypatch.setattr("bench.pythons", lambda _: ({"current": sys.executable}, {"glide": "no such package"}))
+        results = bench.run(cells)
+
+    *measured, peer = (results[cell] for cell in cells)
+    assert [] == [found for found in measured if found.failures]
+    assert ["no environment: no such package"] == peer.failures
+    assert all(found.figures[name] > 0 for found in measured for name in ("throughput", "cpu_us", "p50_ms"))

@@ -50,8 +50,11 @@ def run(path, module):
 
 
 @with_blocks("python")
-def test_documentation_python_examples_run(path, server, monkeypatch):
-    monkeypatch.setenv("REDIS_URL", server.url)
+def test_documentation_python_examples_run(path, server, monkeypatch, request):
+    is_for_cluster = path == ROOT / "docs" / "guides" / "cluster.md"
+    # Starting one takes two seconds.
+    running = request.getfixturevalue("cluster") if is_for_cluster else server
+    monkeypatch.setenv("REDIS_URL", running.url)
     # Frameworks look up a function's module there, to resolve its annotations.
     module = ModuleType(f"documentation_{path.stem.replace('-', '_')}")
     monkeypatch.setitem(sys.modules, module.__name__, module)

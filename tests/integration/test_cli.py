@@ -57,6 +57,20 @@ def test_demo_uses_the_server_of_redis_url_and_leaves_no_keys(server, monkeypatc
         assert 0 == client.dbsize()
 
 
+def test_demo_on_a_cluster_shows_redirects_and_a_failover_whatever_redis_url_says(monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+
+    assert 0 == main(["demo", "--cluster"])
+    output = capsys.readouterr().out
+    for expected in ("checkout (3 commands)", "WRONGTYPE", ", slot moving", ", slot moved", ", node killed"):
+        assert expected in output
+    assert 2 == len(re.findall(r" ms 1 redirect *$", output, re.MULTILINE))
+    for metric, value in (("cluster.redirects ask", 1), ("cluster.redirects moved", 1), ("failovers", 1)):
+        assert re.search(rf"aioredis_monitored\.{metric} +│ {value} │", output)
+    # Points have their nodes.
+    assert len(set(re.findall(r"│ 127\.0\.0\.1:(\d+) +│", output))) > 1
+
+
 def test_demo_works_in_a_terminal_without_unicode(server):
     result = run("demo", REDIS_URL=server.url, PYTHONIOENCODING="ascii")
 

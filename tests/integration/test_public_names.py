@@ -26,8 +26,13 @@ OF_THE_POOL = {
     *("check_open", "bind_event_loop", "closed_error", "background_tasks"),
     *("decodes_replies", "decode_reply", "is_decodable", "write_pending", "retire_connections"),
     *("acquire_for_sharing", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
+    # For pools whose server changes.
+    "is_current",
     # For pool_from_config.
     "for_topology",
+    # For routing, which a cluster's pool does.
+    *("route", "target", "follow", "is_sharing", "is_asking", "reads_replicas", "silent_seconds", "close_silent"),
+    *("is_dedicated_in_use", "answers_within", "close_dedicated"),
 }
 
 

@@ -11,6 +11,7 @@ import inspect
 import ssl
 import weakref
 from contextlib import suppress
+from types import SimpleNamespace
 
 import hiredis
 import pytest
@@ -18,7 +19,7 @@ import redis.exceptions
 import trustme
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
-from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
 from redis.asyncio.client import Monitor, Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, DefaultParser
 from redis.asyncio.lock import Lock
@@ -38,11 +39,13 @@ from aioredis_monitored._redispy.connections import (
     make_safe_connection,
     with_safe_send,
 )
+from aioredis_monitored._redispy.located import LocatedConnection, NamedSSLConnection, abort_transport, located_class
 from aioredis_monitored._redispy.sockets import (
     abort_socket,
     address_of,
     close_all_now,
     close_now,
+    is_closed_by_peer,
     parser_of,
     peer_address,
     transport_of,
@@ -146,6 +149,7 @@ SIGNATURES = {
         "on_connect": "connection",
         "execute_command": "*args",
         "_reconnect": "conn error failure_count start_time command_name",
+        "_resubscribe_shard_channels": "",
         "parse_response": "block timeout",
         "handle_message": "response ignore_subscribe_messages",
         "check_health": "",
@@ -301,6 +305,55 @@ async def test_connect_socket_neither_shakes_hands_nor_calls_back(address):
     assert not called
     assert not connection.sent
     await connection.disconnect()
+
+
+async def test_located_connection_looks_its_server_up_at_every_connect_and_can_be_shared(address):
+    looked_up = []
+
+    async def locate():
+        looked_up.append(address)
+        return SimpleNamespace(**address, outdated=asyncio.get_running_loop().create_future())
+
+    located = located_class(Connection)(locate=locate, host="127.0.0.2", port=1)
+    assert has_standard_io(with_safe_send(located))
+    for _ in range(2):
+        await located.connect()
+        await located.disconnect()
+    assert [address, address] == looked_up
+    assert address == {"host": located.host, "port": located.port}
+
+
+async def test_failed_look_up_is_a_connection_error_with_its_text(address):
+    async def locate():
+        raise LookupError("no server is known")
+
+    with pytest.raises(redis.exceptions.ConnectionError, match="no server is known"):
+        await located_class(Connection)(locate=locate, **address).connect()
+
+
+def test_class_of_located_connections_is_of_both_kinds():
+    kind = located_class(SSLConnection)
+
+    assert issubclass(kind, (LocatedConnection, SSLConnection))
+    assert SSLConnection.__name__ == kind.__name__
+    assert kind is located_class(SSLConnection)
+
+
+def test_named_connection_verifies_the_name_in_place_of_the_address():
+    arguments = NamedSSLConnection(server_name="redis.example", host="127.0.0.1", port=1)._connection_arguments()
+
+    assert {"host": "127.0.0.1", "port": 1, "server_hostname": "redis.example"} == {
+        name: value for name, value in arguments.items() if name != "ssl"
+    }
+
+
+async def test_aborted_transport_ends_reads_and_is_seen_as_closed_by_the_peer(connection):
+    reading = asyncio.ensure_future(connection.read_response())
+    await asyncio.sleep(0)
+    abort_transport(connection)
+    assert is_closed_by_peer(connection)
+    with pytest.raises(redis.exceptions.ConnectionError):
+        await reading
 
 
 async def test_connect_calls_the_connect_function_and_then_the_callbacks(address):

@@ -11,6 +11,8 @@ import redis.asyncio
 from opentelemetry.metrics import Observation
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture, server
@@ -59,6 +61,42 @@ def test_killed_server_restarts_on_its_port(own_server):
     assert url == own_server.url
     with redis.Redis.from_url(url) as client:
         assert client.ping()
+
+
+def test_server_call_returns_text_and_raises_error_replies(own_server):
+    own_server.call("RPUSH", "list", b"\xff", 1, 1.5)
+
+    assert ["\udcff", "1", "1.5"] == own_server.call("LRANGE", "list", 0, -1)
+    assert "PONG" == own_server.call("PING")
+    with pytest.raises(redis.exceptions.ResponseError, match="WRONGTYPE"):
+        own_server.call("GET", "list")
+    own_server.kill()
+    with pytest.raises(redis.exceptions.ConnectionError):
+        own_server.call("PING")
+
+
+def test_server_with_password_is_called_with_it():
+    with RedisServer(password="secret") as running:
+        assert "PONG" == running.call("PING")
+        stranger = redis.Redis.from_url(running.url, retry=Retry(NoBackoff(), 0))
+        with stranger, pytest.raises(redis.exceptions.AuthenticationError):
+            stranger.ping()
+
+
+def test_server_knows_whether_it_runs_and_is_frozen(own_server):
+    states = []
+    for change in (own_server.freeze, own_server.thaw, own_server.freeze, own_server.kill, own_server.start):
+        change()
+        states.append((own_server.is_running, own_server.is_frozen))
+
+    assert [(True, True), (True, False), (True, True), (False, False), (True, False)] == states
+
+
+def test_free_ports_are_different_and_not_in_use(own_server, monkeypatch):
+    others = server.free_ports(2)
+    monkeypatch.setattr(server, "PORTS", [own_server.port, *others])
+
+    assert set(others) == set(server.free_ports(2))
 
 
 def test_server_error_shows_output_when_startup_fails():

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass, field
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.exceptions import ClusterDownError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -43,6 +44,8 @@ WORDS_SECONDS = 30.0  # for a consumer to start, to report that it woke up, or t
 KILLS_OF_HOLDERS = 3  # every third kill hits a holder; others hold a message by chance
 PUT_MANY = 4  # every fourth burst; the other bursts are a foreign RPUSH
 DUPLICATES = 0.005
+# What a consumer raises while its server, or its slot in a cluster, is unavailable.
+UNAVAILABLE = (RedisConnectionError, RedisTimeoutError, ClusterDownError, TryAgainError)
 
 
 # The consumer: a process.
@@ -95,7 +98,7 @@ class Consumer:
         while not self.is_ending:
             try:
                 await self.way()
-            except (RedisConnectionError, RedisTimeoutError):
+            except UNAVAILABLE:
                 await self.record(CUT)
 
 
@@ -106,7 +109,7 @@ async def consume(arguments):
     async with (
         MonitoredConnectionPool.from_url(arguments.url) as pool,
         MessageQueue(QUEUE, pool, lease=arguments.lease) as queue,
-        redis.asyncio.Redis.from_url(arguments.url, retry=retry) as effects,
+        redis.asyncio.Redis.from_url(arguments.effects or arguments.url, retry=retry) as effects,
     ):
         consumer = Consumer(queue, effects, arguments)
         working = asyncio.gather(*(consumer.work() for _ in range(arguments.takes)))
@@ -625,6 +628,7 @@ def parsed_consumer(words):
     parser = argparse.ArgumentParser()
     for name, kind in {"url": str, "name": str, "lease": float, "takes": int, "handling": float, "way": str}.items():
         parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--effects", help="the URL of another server, for the records")
     return parser.parse_args(words)
 
 

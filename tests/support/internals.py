@@ -11,6 +11,7 @@ from aioredis_monitored._telemetry import coexistence, guard, hotkeys
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
+from aioredis_monitored.pool import discovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
 
@@ -45,6 +46,11 @@ def is_reserved_slot_free(pool):
 def forget_topology_classes(monkeypatch):
     """Let classes of pools be registered for topologies until the end of the test, and no others."""
     monkeypatch.setattr(MonitoredConnectionPool, "_topology_classes", {})
+
+
+async def look_at_nodes(pool):
+    """Have a cluster's pool ask which node serves which slots, and return when it knows."""
+    await pool.cluster_topology._look()
 
 
 # Shared connection.
@@ -377,3 +383,21 @@ def set_blocking_native_metrics(monkeypatch, collector):
 def awaited_future_of(task):
     """Return the future that a task waits for; ``None`` if it is about to run."""
     return task._fut_waiter
+
+
+# Sentinel.
+
+
+def sentinels_of(pool):
+    """Return the sentinels that a pool knows."""
+    return pool._discovery._sentinels
+
+
+def failovers_begun_of(pool):
+    """Return how many failovers were announced to a pool."""
+    return pool._discovery.tracker.generation
+
+
+def shorten_ping_of_sentinels(monkeypatch, seconds):
+    """Shorten the time after which a silent sentinel is asked whether it is there."""
+    monkeypatch.setattr(discovery, "_PING_SECONDS", seconds)

@@ -21,10 +21,10 @@ from aioredis_monitored import (
     pool_from_config,
 )
 from aioredis_monitored.cli.shop import Shop
-from aioredis_monitored.testing import RedisServer
+from aioredis_monitored.testing import ClusterServers, RedisServer
 
 
-async def trade(url, provider):
+async def trade(url, cluster_url, provider):
     """Serve the demo's requests, one of which fails with WRONGTYPE, and cause every other trouble, again and again."""
     closed = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, closed.set)
@@ -33,6 +33,7 @@ async def trade(url, provider):
     )
     async with (
         pool_from_config({"redis.url": url}, meter_provider=provider) as pool,
+        MonitoredConnectionPool.from_url(cluster_url, name="sharded", meter_provider=provider) as sharded,
         small,
         MessageQueue("mail", pool, lease=1, max_deliveries=1, max_length=2, propagate=True) as mail,
     ):
@@ -47,6 +48,7 @@ async def trade(url, provider):
                 buy(redis),
                 hold_too_long(redis),
                 deliver(mail),
+                MonitoredRedisConnection(connection_pool=sharded).mget("letters", "parcels"),
             )
 
 
@@ -92,5 +94,5 @@ async def deliver(mail):
 if __name__ == "__main__":
     metrics, _ = start_http_server(0, "127.0.0.1")
     print(metrics.server_port, flush=True)
-    with RedisServer() as server:
-        asyncio.run(trade(server.url, MeterProvider([PrometheusMetricReader()])))
+    with RedisServer() as server, ClusterServers(replicas=0) as cluster:
+        asyncio.run(trade(server.url, cluster.url, MeterProvider([PrometheusMetricReader()])))

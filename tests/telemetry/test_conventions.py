@@ -28,6 +28,7 @@ from aioredis_monitored import (
 )
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.instruments import COUNTER, HISTOGRAM, INSTRUMENTS, SCOPE, Instruments
+from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.testing import TelemetryCapture
 
@@ -110,7 +111,7 @@ def described(metric):
 
 
 @asynccontextmanager
-async def everything(server, telemetry, logger_provider):
+async def everything(server, cluster, telemetry, logger_provider):
     """Have the client emit everything once; the pools and their gauges are closed at the end."""
 
     def pool_of(url, **arguments):
@@ -123,6 +124,7 @@ async def everything(server, telemetry, logger_provider):
         pool_of(server.url, max_connections=1) as narrow,
         pool_of(server.url, max_connections=1, timeout=0.01) as full,
         pool_of(f"unix://{server.unix_socket_path}") as unix,
+        pool_of("redis+sentinel://127.0.0.1:1/mymaster"),
     ):
         with tracer.start_as_current_span("request") as request:
             client = RedisContextFactory(pool).make_object_for_context("redis", request)
@@ -137,7 +139,9 @@ async def everything(server, telemetry, logger_provider):
         with pytest.raises(PoolExhaustedError):
             await MonitoredRedisConnection(connection_pool=full).get("key")
         await full.release(held)
-        yield
+        async with pool_of(cluster.url) as routing:
+            await redirect(MonitoredRedisConnection(connection_pool=routing), cluster)
+            yield
 
 
 async def call(client):
@@ -182,6 +186,15 @@ async def tell(client):
                 await asyncio.sleep(0.001)
 
 
+async def redirect(client, cluster):
+    slot, source = key_slot("key"), cluster.owner("key")
+    target = next(node for node in cluster.primaries() if node is not source)
+    await client.get("key")
+    cluster.migrate(slot, target)
+    await client.get("key")
+    cluster.migrate(slot, source)
+
+
 class Emitted:
     """All names that we emit, metrics as the SDK exports them, and attributes with all of their values."""
 
@@ -204,13 +217,13 @@ class Emitted:
 
 
 @pytest.fixture(scope="module")
-def emitted(server):
+def emitted(server, cluster):
     reader = InMemoryMetricReader()  # with units and kinds, as exporters get them
     exporter, logs = InMemoryLogRecordExporter(), LoggerProvider(shutdown_on_exit=False)
     logs.add_log_record_processor(SimpleLogRecordProcessor(exporter))
 
     async def main():
-        async with everything(server, telemetry, logs):
+        async with everything(server, cluster, telemetry, logs):
             events = [each.log_record for each in exporter.get_finished_logs()]
             return Emitted(telemetry.spans, metrics_in(reader.get_metrics_data(), SCOPE), events)
 

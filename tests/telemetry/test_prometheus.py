@@ -23,7 +23,7 @@ DASHBOARD = json.loads((DASHBOARDS / "redis.json").read_text("utf-8"))
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 ALERTS = (DASHBOARDS / "alerts.yml").read_text("utf-8")
 # As Grafana substitutes them: several values become alternatives of a regular expression, with escapes.
-VARIABLES = {"$__rate_interval": "10s", "$job": "shop", "$pool": r"(redis|redis\\.statistics|small)"}
+VARIABLES = {"$__rate_interval": "10s", "$job": "shop", "$pool": r"(redis|redis\\.statistics|small|sharded)"}
 DEADLINE = 60.0
 
 pytestmark = pytest.mark.slow  # and the same on every Python, server and event loop
@@ -122,7 +122,7 @@ def test_dashboard_variables_have_values(prometheus):
         return expected - set(answer.json()["data"])
 
     assert ["datasource", "job", "pool"] == list(queries)
-    assert set() == wait_until_empty(lambda: missing("job", {"shop"}) | missing("pool", {"redis", "small"}))
+    assert set() == wait_until_empty(lambda: missing("job", {"shop"}) | missing("pool", {"redis", "small", "sharded"}))
 
 
 def test_alert_operands_return_numbers(prometheus):
@@ -131,11 +131,11 @@ def test_alert_operands_return_numbers(prometheus):
     queries = {
         f"{rule['name']}: {part}": part.replace(" offset 10m", "")
         for rule in rules(prometheus)
-        for part in re.split(r" (?:>=|>|and) ", rule["query"])
+        for part in re.split(r" (?:>=|>|<|and) ", rule["query"])
         if not re.fullmatch(r"[0-9.]+", part)
     }
 
-    assert 14 == len(queries)
+    assert 19 == len(queries)
     assert {} == without_numbers(prometheus, queries)
 
 

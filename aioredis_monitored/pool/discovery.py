@@ -1,0 +1,531 @@
+"""Finds the primary of a service by asking all its sentinels, and follows what each of them announces."""
+
+import asyncio
+import logging
+import os
+from collections.abc import Coroutine, Iterable, Mapping
+from contextvars import Context
+from dataclasses import dataclass
+from ipaddress import ip_address
+from math import inf
+from socket import SOCK_STREAM
+from time import monotonic
+from typing import Any, Final, NamedTuple, Protocol
+from weakref import ref
+
+from redis.asyncio import Connection, SSLConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.maint_notifications import MaintNotificationsConfig
+
+from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.located import NamedSSLConnection
+from aioredis_monitored._redispy.overrides import connect
+from aioredis_monitored._redispy.sockets import abort_socket
+from aioredis_monitored._topology.sentinel import (
+    ABORT_EVENTS,
+    EVENTS,
+    Address,
+    Answer,
+    Change,
+    Election,
+    PrimaryTracker,
+    answer_of,
+    elect,
+)
+from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.pool.retry import exponential_backoff
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+
+# Seconds that sentinels get to answer; those that take longer count as unreachable.
+_ASK_SECONDS: Final = 0.5
+# Seconds for connecting to a sentinel whose events are followed.
+_FOLLOW_SECONDS: Final = 2.0
+# Seconds without an event after which a sentinel must show that it is there, and seconds that it gets for that.
+_PING_SECONDS: Final = 5.0
+_MAX_BACKOFF_SECONDS: Final = 1.0
+_RESP2: Final = 2
+
+
+class Location(NamedTuple):
+    """Where the primary is.
+
+    Attributes:
+        host: The host, mapped to one that this process can reach.
+        port: The port, mapped as well.
+        outdated: Done when another one is or will be the primary.
+        announced: The address as the sentinels announce it.
+        generation: How many failovers had begun when it was looked up.
+    """
+
+    host: str
+    port: int
+    outdated: "asyncio.Future[None]"
+    announced: Address
+    generation: int
+
+
+class PrimaryListener(Protocol):
+    """The pool that connects to the primary."""
+
+    def on_hold(self) -> None:
+        """Begin no further call on a present connection: another primary is about to be promoted."""
+
+    def on_switch(self, host: str, port: int) -> None:
+        """End all connections to other servers than this one, which is the primary now."""
+
+
+@dataclass(eq=False, slots=True)
+class _Sentinel:
+    """An address of a sentinel.
+
+    Attributes:
+        host: Where to connect to.
+        port: The TCP port.
+        given_as: The name or address under which the application has given it; ``None`` if another sentinel has.
+        identity: Which sentinel it is; ``None`` as long as that is unknown.
+        problem: Why it did not answer last.
+    """
+
+    host: str
+    port: int
+    given_as: Address | None = None
+    identity: str | None = None
+    problem: str = ""
+
+
+class SentinelDiscovery:
+    """Knows all sentinels of one service: those that are given, all addresses of a name, and those that these know.
+
+    Args:
+        tracker: What is believed about the primary.
+        given: The names or addresses of sentinels, each with its port.
+        arguments: Arguments of the connections to sentinels, such as credentials and those for TLS.
+        uses_tls: Whether the connections to sentinels are encrypted.
+        address_map: Maps the addresses that sentinels announce; ``None`` to use them as they are.
+        listener: Is told of failovers; it is referenced weakly, as tasks keep this object alive.
+        name: The pool's name, for messages.
+    """
+
+    def __init__(
+        self,
+        tracker: PrimaryTracker,
+        given: Iterable[Address],
+        arguments: Mapping[str, Any],
+        *,
+        uses_tls: bool,
+        address_map: AddressMap | None,
+        listener: PrimaryListener,
+        name: str,
+    ) -> None:
+        self.tracker = tracker
+        self._given = list(dict.fromkeys(given))
+        self._uses_tls = uses_tls
+        self._address_map = address_map
+        self._listener = ref(listener)
+        self._name = name
+        self._arguments = {
+            # Subscriptions of RESP2 need no handler for pushed messages, and its connections no HELLO.
+            "protocol": _RESP2,
+            "decode_responses": True,
+            "encoding_errors": "replace",
+            "driver_info": None,
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+            **arguments,
+        }
+        self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
+        self._sentinels: list[_Sentinel] = []
+        # Why names could not be resolved; and whether they are to be resolved again.
+        self._unresolved: dict[Address, str] = {}
+        self._resolves_again = True
+        self._was_representative = True
+        self._ended: list[asyncio.Task[Any]] = []
+        self._ssl_context: Any = None
+        self._clear()
+
+    def _clear(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._process = 0
+        # An event loop keeps no task alive.
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
+        self._asking: asyncio.Task[Election] | None = None
+        self._resumed = asyncio.Event()
+        self._resumed.set()
+        self._hold_timer: asyncio.TimerHandle | None = None
+        # Done, and replaced, when locations that were given out are outdated.
+        self._outdated: asyncio.Future[None] | None = None
+        self._connections: set[Connection] = set()
+
+    # Looking the primary up.
+
+    async def locate(self) -> Location:
+        """Return where the primary is, as soon as calls are not held; begin to follow the sentinels.
+
+        Raises:
+            redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+        """
+        if self._loop is None:
+            self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        resumed, tracker = self._resumed, self.tracker
+        while True:
+            await resumed.wait()
+            self._check_open(resumed)
+            generation = tracker.generation
+            primary = tracker.believed(monotonic())
+            if primary is None:
+                election = await self._ask_once()
+                self._check_open(resumed)
+                primary = tracker.believed(monotonic()) or election.primary
+                if primary is None:
+                    raise RedisConnectionError(self._explanation(election))
+            if generation == tracker.generation and resumed.is_set():
+                if self._outdated is None:
+                    self._outdated = asyncio.get_running_loop().create_future()
+                return Location(*self.reachable(primary), self._outdated, primary, generation)
+
+    def _check_open(self, resumed: asyncio.Event) -> None:
+        if resumed is not self._resumed:
+            message = f"pool {self._name!r} was closed while it looked for the primary of {self.tracker.service!r}"
+            raise RedisConnectionError(message)
+
+    def reachable(self, announced: Address) -> Address:
+        """Return an address that was announced as it is to be connected to."""
+        return announced if self._address_map is None else self._address_map.resolve(*announced)
+
+    def refute(self, address: Address) -> None:
+        """Take the word of a server that it is no primary."""
+        self.tracker.refute(address, monotonic())
+
+    async def _ask_once(self) -> Election:
+        """Ask the sentinels; all that ask at the same time share the answer."""
+        asking = self._asking
+        if asking is None or asking.done():
+            asking = self._asking = self._start(self._ask_all())
+        # Not shielded: that would pass on the cancellation of the task as one of the caller.
+        await asyncio.wait([asking])
+        return elect((), self._known()) if asking.cancelled() else asking.result()
+
+    def _ask_anew(self) -> None:
+        """Ask in the background: an answer that is under way may be older than what has just been learned."""
+        self._asking = None
+        self._start(self._ask_once())
+
+    def _start(self, work: Coroutine[Any, Any, Any]) -> "asyncio.Task[Any]":
+        # In a context of its own: it outlives the request that has begun it.
+        task = asyncio.Task(work, loop=asyncio.get_running_loop(), context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _ask_all(self) -> Election:
+        loop = asyncio.get_running_loop()
+        # Its files may have changed.
+        self._ssl_context = None
+        deadline = loop.time() + _ASK_SECONDS
+        await self._resolve(deadline)
+        answers: list[Answer] = []
+        asked: set[_Sentinel] = set()
+        pending: dict[asyncio.Task[Answer | None], _Sentinel] = {}
+        election = elect(answers, self._known())
+        try:
+            while not election.is_certain:
+                for sentinel in self._sentinels:
+                    if sentinel not in asked:
+                        # Those that another one has named are asked as well.
+                        asked.add(sentinel)
+                        pending[self._start(self._ask(sentinel))] = sentinel
+                if not pending:
+                    break
+                done, _ = await asyncio.wait(
+                    pending, timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    for sentinel in pending.values():
+                        sentinel.problem = f"no answer in {_ASK_SECONDS} s"
+                    break
+                for task in done:
+                    sentinel = pending.pop(task)
+                    if (answer := task.result()) is not None:
+                        answers.append(answer)
+                        self._learn(sentinel, answer)
+                election = elect(answers, self._known())
+        finally:
+            for task in pending:
+                task.cancel()
+        self._on_election(election, answers)
+        return election
+
+    async def _resolve(self, deadline: float) -> None:
+        """Resolve the given names, to all their addresses; anew when no sentinel has answered."""
+        if not self._resolves_again:
+            return
+        resolving = {given: self._start(_addresses_of(*given)) for given in self._given}
+        await asyncio.wait(resolving.values(), timeout=max(0.0, deadline - asyncio.get_running_loop().time()) / 2)
+        for given, task in resolving.items():
+            if not task.done():
+                task.cancel()
+                self._unresolved[given] = "its name was not resolved in time"
+            elif (error := task.exception()) is not None:
+                self._unresolved[given] = str(error)
+            else:
+                self._unresolved.pop(given, None)
+                self._set_addresses(given, task.result())
+        self._resolves_again = bool(self._unresolved)
+
+    def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
+        known = {(each.host, each.port): each for each in self._sentinels}
+        for host, port in addresses:
+            if (host, port) in known:
+                known[host, port].given_as = given
+            else:
+                self._sentinels.append(_Sentinel(host, port, given))
+        self._sentinels = [
+            each for each in self._sentinels if each.given_as != given or (each.host, each.port) in addresses
+        ]
+
+    async def _ask(self, sentinel: _Sentinel) -> Answer | None:
+        service = self.tracker.service
+        commands = [
+            ("SENTINEL", "MYID"),
+            ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
+            ("SENTINEL", "MASTER", service),
+            ("SENTINEL", "SENTINELS", service),
+        ]
+        connection = self._connection_to(sentinel, _ASK_SECONDS)
+        try:
+            await connect(connection)
+            await connection.send_packed_command(connection.pack_commands(commands))
+            identity, *replies = [await _read(connection) for _ in commands]
+        except (RedisError, OSError) as error:
+            sentinel.problem = str(error)
+            return None
+        finally:
+            await self._close(connection)
+        if isinstance(replies[0], ResponseError):
+            sentinel.problem = str(replies[0])
+            return None
+        sentinel.problem = ""
+        # Sentinels before 6.2 have no MYID.
+        return answer_of(identity if isinstance(identity, str) else f"{sentinel.host}:{sentinel.port}", *replies)
+
+    def _connection_to(self, sentinel: _Sentinel, timeout: float) -> Connection:
+        arguments = {
+            **self._arguments,
+            "host": sentinel.host,
+            "port": sentinel.port,
+            "socket_timeout": timeout,
+            "socket_connect_timeout": timeout,
+        }
+        connection: Connection
+        if not self._uses_tls:
+            connection = Connection(**arguments)
+        elif sentinel.given_as is None:
+            connection = SSLConnection(**arguments)
+        else:
+            connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
+        if isinstance(connection, SSLConnection):
+            # Making one for each connection would block the event loop for longer than the sentinels take to answer.
+            self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
+        connection = with_safe_send(connection)
+        self._connections.add(connection)
+        return connection
+
+    async def _close(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        await connection.disconnect(nowait=True)
+
+    # Which sentinels there are.
+
+    def _learn(self, sentinel: _Sentinel, answer: Answer) -> None:
+        sentinel.identity = answer.sentinel
+        by_address = {(each.host, each.port): each for each in self._sentinels}
+        for identity, announced in answer.others.items():
+            host, port = self.reachable(announced)
+            if (known := by_address.get((host, port))) is not None:
+                known.identity = known.identity or identity
+            elif all(each.identity != identity for each in self._sentinels):
+                self._sentinels.append(_Sentinel(host, port, identity=identity))
+        # One that was given by another address than the one that it announces.
+        self._sentinels = [
+            each for each in self._sentinels if each.given_as or each is sentinel or each.identity != answer.sentinel
+        ]
+
+    def _known(self) -> int:
+        """How many sentinels there are: a given name without any address that has answered counts as one."""
+        identities = {each.identity for each in self._sentinels if each.identity is not None}
+        answered = {each.given_as for each in self._sentinels if each.identity is not None}
+        return len(identities) + sum(given not in answered for given in self._given)
+
+    def _on_election(self, election: Election, answers: Iterable[Answer]) -> None:
+        if self._loop is None:
+            # The pool was closed meanwhile.
+            return
+        if not election.answered:
+            # The names may have other addresses by now.
+            self._resolves_again = True
+        elif election.is_representative:
+            listed = {identity for answer in answers for identity in (answer.sentinel, *answer.others)}
+            self._sentinels = [each for each in self._sentinels if each.given_as or each.identity in listed]
+        if election.primary is not None and election.is_representative != self._was_representative:
+            self._was_representative = election.is_representative
+            if not election.is_representative:
+                _LOGGER.warning(
+                    "pool %r: only %d of %d sentinels of %r answer; their word is taken for the primary",
+                    self._name,
+                    election.answered,
+                    election.known,
+                    self.tracker.service,
+                )
+        self._follow_all()
+        self._apply(self.tracker.on_election(election, monotonic()))
+
+    def _explanation(self, election: Election) -> str:
+        problems = [
+            *(f"{host}:{port}: {reason}" for (host, port), reason in self._unresolved.items()),
+            *(f"{each.host}:{each.port}: {each.problem}" for each in self._sentinels if each.problem),
+        ]
+        text = f"no primary of {self.tracker.service!r} is known: {election.answered} of {election.known} sentinels"
+        text += " answered" + (", and none of them knows it" if election.answered else "")
+        return text + (f" ({'; '.join(problems)})" if problems else "")
+
+    # Following what sentinels announce.
+
+    def _follow_all(self) -> None:
+        for sentinel in self._followers.keys() - set(self._sentinels):
+            self._followers.pop(sentinel).cancel()
+        for sentinel in self._sentinels:
+            # Those that have not answered yet as well: others were faster, or they are down for now.
+            if sentinel not in self._followers:
+                self._followers[sentinel] = self._start(self._follow(sentinel))
+
+    async def _follow(self, sentinel: _Sentinel) -> None:
+        failures = 0
+        while True:
+            connection = self._connection_to(sentinel, _FOLLOW_SECONDS)
+            try:
+                await connect(connection)
+                await connection.send_packed_command(
+                    connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *EVENTS)])
+                )
+                unconfirmed = 1 + len(EVENTS)
+                while unconfirmed:
+                    await connection.read_response()
+                    unconfirmed -= 1
+                failures = 0
+                # Events may have been missed until now.
+                self._ask_anew()
+                await self._take_events(connection)
+            except (RedisError, OSError) as error:
+                failures += 1
+                if failures == 1 and isinstance(error, ResponseError):
+                    _LOGGER.warning(
+                        "pool %r: the sentinel %s:%d refuses subscriptions, so that failovers are noticed late: %s",
+                        self._name,
+                        sentinel.host,
+                        sentinel.port,
+                        error,
+                    )
+            finally:
+                await self._close(connection)
+            await asyncio.sleep(self._backoff(failures))
+
+    async def _take_events(self, connection: Connection) -> None:
+        is_awaited = False
+        while True:
+            response = await connection.read_response(timeout=_PING_SECONDS)
+            match response:
+                case None if is_awaited:
+                    return
+                case None:
+                    await connection.send_command("PING")
+                case ["message", channel, data] | ["pmessage", _, channel, data]:
+                    self._apply(self.tracker.on_event(channel, data, monotonic()))
+            is_awaited = response is None
+
+    def _apply(self, change: Change) -> None:
+        listener = self._listener()
+        if change is Change.NONE or listener is None:
+            return
+        if change is Change.SENTINEL:
+            self._ask_anew()
+            return
+        if self._hold_timer is not None:
+            self._hold_timer.cancel()
+            self._hold_timer = None
+        if change is not Change.RESUME and self._outdated is not None:
+            self._outdated.set_result(None)
+            self._outdated = None
+        if change is Change.HOLD:
+            self._resumed.clear()
+            loop = asyncio.get_running_loop()
+            self._hold_timer = loop.call_later(self.tracker.hold_seconds, self._end_hold, context=Context())
+            listener.on_hold()
+            return
+        self._resumed.set()
+        if change is Change.SWITCH and self.tracker.primary is not None:
+            listener.on_switch(*self.reachable(self.tracker.primary))
+
+    def _end_hold(self) -> None:
+        self._hold_timer = None
+        self.tracker.held_until = -inf
+        _LOGGER.warning(
+            "pool %r: no replica of %r was promoted in %s s; calls go on, and a promotion that comes later may lose "
+            "some of them",
+            self._name,
+            self.tracker.service,
+            self.tracker.hold_seconds,
+        )
+        self._resumed.set()
+
+    # Ending.
+
+    def end(self) -> None:
+        """Follow the sentinels no longer, until the primary is looked up again; may be called in any thread."""
+        loop, connections, is_forked = self._loop, self._connections, os.getpid() != self._process
+        tasks, timer, resumed = list(self._tasks), self._hold_timer, self._resumed
+        self._clear()
+        self.tracker.forget()
+        if loop is None:
+            return
+        self._ended = tasks
+        if not loop.is_running():
+            # Nothing that is scheduled there may ever run.
+            for connection in connections:
+                if connection.is_connected:
+                    abort_socket(connection, loop, forked=is_forked)
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_end, tasks, timer, resumed)
+
+    async def wait_ended(self) -> None:
+        """Wait until the tasks that ``end`` has cancelled have closed their connections."""
+        ended, self._ended = self._ended, []
+        if ended:
+            await asyncio.wait(ended)
+
+
+def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, resumed: asyncio.Event) -> None:
+    if timer is not None:
+        timer.cancel()
+    # Those that wait see that the pool is closed.
+    resumed.set()
+    for task in tasks:
+        task.cancel()
+
+
+async def _addresses_of(host: str, port: int) -> list[Address]:
+    """Return all addresses of a name; that of an address is itself."""
+    try:
+        ip_address(host)
+    except ValueError:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
+        return list(dict.fromkeys((str(address[0]), port) for *_, address in found))
+    return [(host, port)]
+
+
+async def _read(connection: Connection) -> Any:
+    try:
+        return await connection.read_response()
+    except ResponseError as error:
+        return error

@@ -1,0 +1,267 @@
+"""The pool of connections to the primary of a service that Redis Sentinel looks after."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from time import monotonic
+from typing import Any, Final, cast
+from weakref import finalize, ref
+
+from redis.asyncio import Connection, SSLConnection
+from redis.asyncio.connection import AbstractConnection
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
+from redis.utils import str_if_bytes
+
+from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
+from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, PrimaryTracker
+from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.schema import validate_arguments
+from aioredis_monitored.errors import ConfigurationError
+from aioredis_monitored.pool.credentials import PasswordFile
+from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+
+# Arguments that name a server, which sentinels do here.
+_NAMING_A_SERVER: Final = ("host", "port", "path")
+_REPLICAS: Final = ("replica", "slave")
+
+
+class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
+    """A pool of connections to the primary of a service, which it follows through failovers.
+
+    Whenever a connection is made, all sentinels are asked at the same time, and the primary that most of them name is
+    taken if it says itself that it is one. The pool knows the sentinels that are given, all addresses of their names,
+    and those that these know, and follows what each of them announces: when a replica is about to be promoted, calls
+    are held until it is, for at most 2 s and half of ``socket_timeout``; and when it is, all connections to other
+    servers end. Tasks in the background do that from the first connect until the pool is closed.
+
+    Args:
+        sentinels: The sentinels: a name or address, and a port, of each. One that is up would do.
+        service: The name under which the sentinels know the service, such as ``mymaster``.
+        max_connections: As of ``MonitoredConnectionPool``.
+        timeout: As of ``MonitoredConnectionPool``.
+        connection_class: redis-py's ``Connection``, which is the default, or ``SSLConnection``, or a subclass. With
+            ``SSLConnection``, connections to sentinels are encrypted too, with the same ``ssl_…`` arguments.
+        sentinel_username: The user for the sentinels; default ``None``. They get no other credentials than these.
+        sentinel_password: The password for the sentinels; default ``None``.
+        sentinel_password_file: The path of a file that holds that password, as ``password_file``; default ``None``.
+        read_from: Where calls are sent that only read: ``primary``, which is the default, is the only place.
+        address_map: Where servers are reached that announce other addresses to the sentinels, as in
+            ``10.0.0.1:6379=proxy.example:7000``; default ``None``.
+        name: What messages and metrics call the pool; default: the service.
+        arguments: All others of ``MonitoredConnectionPool``, except those that name a server.
+
+    Raises:
+        ConfigurationError: A value cannot be used.
+    """
+
+    def __init__(
+        self,
+        sentinels: Sequence[Address],
+        service: str,
+        max_connections: int | None = None,
+        timeout: float | None = 20.0,
+        connection_class: Callable[..., AbstractConnection] = Connection,
+        *,
+        sentinel_username: str | None = None,
+        sentinel_password: str | None = None,
+        sentinel_password_file: str | None = None,
+        read_from: str = "primary",
+        address_map: AddressMap | Mapping[str, str] | str | None = None,
+        name: str | None = None,
+        **arguments: Any,
+    ) -> None:
+        own = validate_arguments(
+            {
+                "sentinel_username": sentinel_username,
+                "sentinel_password": sentinel_password,
+                "sentinel_password_file": sentinel_password_file,
+                "read_from": read_from,
+                "address_map": address_map,
+            }
+        )
+        given = _checked(sentinels, service, connection_class, own["read_from"], arguments)
+        kind: Any = connection_class
+        super().__init__(
+            max_connections,
+            timeout,
+            located_class(kind),
+            name=name or service,
+            locate=partial(_locate, ref(self)),
+            **arguments,
+        )
+        deadline = self.retry_policy.deadline
+        credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
+        if own["sentinel_password_file"] is not None:
+            credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
+        tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
+        self._discovery = SentinelDiscovery(
+            PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),
+            given,
+            credentials | tls,
+            uses_tls=issubclass(kind, SSLConnection),
+            address_map=own["address_map"],
+            listener=self,
+            name=self.name,
+        )
+        self._address = f"{','.join(f'{host}:{port}' for host, port in given)}/{service}/{self._template.db}"
+        # The primary that connections were made to last.
+        self._served_by: Address | None = None
+        self.telemetry.start_counter(self.telemetry.instruments.failovers)
+        # Its tasks would keep on following.
+        finalize(self, self._discovery.end)
+
+    # Connecting.
+
+    async def locate(self) -> Location:
+        """Return where the primary is, waiting while a failover is about to replace it.
+
+        Raises:
+            redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+        """
+        return await self._discovery.locate()
+
+    async def _on_connect(self, connection: AbstractConnection) -> None:
+        await super()._on_connect(connection)
+        location = _location_of(connection)
+        if await _is_replica(connection):
+            self._discovery.refute(location.announced)
+            await connection.disconnect(nowait=True)
+            message = f"{location.host}:{location.port} is a replica, and not the primary of {self._service!r}"
+            raise RedisConnectionError(message)
+        if not self.is_current(connection):
+            await connection.disconnect(nowait=True)
+            raise RedisConnectionError(f"the primary of {self._service!r} was replaced while a connection was made")
+        before, self._served_by = self._served_by, location.announced
+        if before not in {None, location.announced}:
+            self.telemetry.record(self.telemetry.instruments.failovers.add, 1)
+            _LOGGER.warning(
+                "pool %r: the primary of %r is %s:%d now", self.name, self._service, location.host, location.port
+            )
+
+    @property
+    def _service(self) -> str:
+        return self._discovery.tracker.service
+
+    def is_current(self, connection: AbstractConnection) -> bool:
+        """Whether further calls may be sent on a connection: no failover has begun since it was made."""
+        location, tracker = _location_of(connection), self._discovery.tracker
+        is_primary = tracker.believed(monotonic()) in {None, location.announced}
+        return is_primary and location.generation == tracker.generation
+
+    async def release(self, connection: AbstractConnection) -> None:
+        """Give an acquired connection back; one that was made before a failover began is closed."""
+        if self.is_acquired(connection) and connection.is_connected and not self.is_current(connection):
+            self.discard_on_release(connection)
+        await super().release(connection)
+
+    # Failovers.
+
+    def on_hold(self) -> None:
+        """Begin no further call on a present connection: another primary is about to be promoted.
+
+        Calls in flight go on: what the primary still answers in time, its replica has.
+        """
+        if self.multiplexer is not None:
+            self.multiplexer.retire_all()
+        for connection in self._slots.idle:
+            if connection.is_connected:
+                abort_transport(connection)
+
+    def on_switch(self, host: str, port: int) -> None:
+        """End all connections to other servers than this one, which is the primary now."""
+        for connection in (*self._slots.idle, *self._slots.acquired):
+            if connection.is_connected and _address_of(connection) != (host, port):
+                abort_transport(connection)
+        self.retry_policy.server_unreachable = False
+
+    # Closing.
+
+    async def _disconnect(self) -> None:
+        try:
+            await super()._disconnect()
+        finally:
+            await self._discovery.wait_ended()
+
+    def _reset(self) -> tuple[AbstractConnection, ...]:
+        self._served_by = None
+        self._discovery.end()
+        return super()._reset()
+
+
+async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:
+    return await cast("MonitoredSentinelPool", pool()).locate()
+
+
+def _checked(
+    sentinels: Sequence[Address],
+    service: str,
+    connection_class: object,
+    read_from: str,
+    arguments: dict[str, Any],
+) -> list[Address]:
+    """Check the arguments that this class has in addition to its base; return the sentinels.
+
+    Raises:
+        ConfigurationError: Some of them cannot be used.
+    """
+    problems = []
+    given: list[Address] = []
+    if isinstance(sentinels, str) or not sentinels:
+        problems.append(("sentinels", f"must be pairs of a host and a port, got {type(sentinels).__name__}"))
+    else:
+        for each in sentinels:
+            match each:
+                case (str(host), int(port)) if host:
+                    given.append((host, port))
+                case _:
+                    problems.append(("sentinels", "must be pairs of a host and a port"))
+                    break
+    if not isinstance(service, str) or not service or len(service.split()) != 1:
+        problems.append(("service", "must be the name under which sentinels know the service"))
+    if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
+        kind = getattr(connection_class, "__name__", type(connection_class).__name__)
+        problems.append(("connection_class", f"must be Connection or SSLConnection, or a subclass, got {kind}"))
+    if read_from != "primary":
+        problems.append(("read_from", f"must be primary with sentinels, got {read_from}"))
+    problems += [
+        (name, "must be left out: the sentinels name the server")
+        for name in _NAMING_A_SERVER
+        if arguments.get(name) is not None
+    ]
+    if problems:
+        raise ConfigurationError(*problems)
+    return given
+
+
+def _location_of(connection: AbstractConnection) -> Location:
+    return cast("Location", cast("LocatedConnection", connection).place)
+
+
+def _address_of(connection: AbstractConnection) -> Address:
+    located = cast("LocatedConnection", connection)
+    return located.host, located.port
+
+
+async def _is_replica(connection: AbstractConnection) -> bool:
+    """Whether a server says that it is a replica; false if it does not say what it is.
+
+    ``HELLO`` without arguments changes nothing, and no user can be forbidden to call it. Servers before 6.0, which have
+    RESP2 alone, do not know it; ``ROLE`` is refused to users without ``@dangerous``.
+    """
+    for command in ("HELLO", "ROLE"):
+        await connection.send_command(command, check_health=False)
+        try:
+            reply = await connection.read_response()
+        except ResponseError:
+            continue
+        if isinstance(reply, list) and command == "HELLO":
+            reply = dict(zip(reply[::2], reply[1::2], strict=False))
+        if isinstance(reply, dict):
+            fields = {str_if_bytes(name): value for name, value in reply.items()}
+            return str_if_bytes(fields.get("role", "")) in _REPLICAS
+        return bool(reply) and str_if_bytes(reply[0]) in _REPLICAS
+    return False

@@ -1,0 +1,259 @@
+"""A cluster whose slots move and whose nodes die, freeze, come and go: nothing is lost, and nothing runs twice."""
+
+import asyncio
+
+import pytest
+from redis.exceptions import WatchError
+from support import cluster_chaos as chaos
+
+from aioredis_monitored import MonitoredRedisConnection, PinnedConnectionLostError
+from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.testing import ClusterServers
+
+# Longer than a promotion takes on any machine: only the writes in flight may fail.
+LONG_DEADLINE = 30.0
+MAX_LATE_SECONDS = 15.0
+CALLS = 3_000
+
+HERE, THERE = "{moving}:here", "{moving}:there"
+SLOT = key_slot(HERE)
+SCRIPT = "return {redis.call('INCR', KEYS[1]), redis.call('INCR', KEYS[2])}"
+
+
+@pytest.fixture(scope="module")
+def _broken():
+    with ClusterServers() as running:
+        yield running
+
+
+@pytest.fixture
+def servers(_broken):
+    """Return a cluster that the tests of this module break, and mend."""
+    for node in _broken.nodes:
+        if node.is_frozen:
+            node.thaw()
+        elif not node.is_running:
+            node.start()
+    _broken.wait_ok()
+    for node in _broken.primaries():
+        node.call("FLUSHALL")
+    return _broken
+
+
+@pytest.fixture
+async def on_cluster(servers, make_pool):
+    return MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=LONG_DEADLINE))
+
+
+@pytest.fixture
+def seed(dice):
+    return dice.randrange(2**32)
+
+
+def passes(figures, **bounds):
+    assert [] == chaos.failures(figures, **bounds), figures
+    return True
+
+
+# The load and the faults of ``nox -s chaos_cluster``, in short.
+
+
+async def test_writes_are_neither_lost_nor_repeated_while_slots_migrate(servers, seed):
+    figures = await chaos.migrate(servers, seed, calls=CALLS)
+
+    assert passes(figures)
+    assert 0 < figures.asked
+
+
+async def test_writes_are_neither_lost_nor_repeated_while_slots_migrate_atomically(servers, seed):
+    try:
+        assert passes(await chaos.migrate(servers, seed, calls=CALLS, atomic=True))
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+
+
+async def test_transactions_are_applied_as_a_whole_or_not_at_all_while_slots_migrate(servers, seed):
+    figures = await chaos.migrate(servers, seed, calls=CALLS, transactions=True)
+
+    assert passes(figures)
+    assert 0 < figures.lost_watches
+
+
+async def test_only_writes_in_flight_fail_when_a_primary_is_killed(servers, seed):
+    figures = await chaos.kill(servers, seed, rounds=1, deadline=LONG_DEADLINE)
+
+    assert passes(figures, loses=True, late=MAX_LATE_SECONDS, redirects=False)
+
+
+async def test_only_writes_in_flight_fail_when_a_primary_freezes(servers, seed):
+    figures = await chaos.freeze(servers, seed, rounds=1, deadline=LONG_DEADLINE)
+
+    assert passes(figures, loses=True, late=MAX_LATE_SECONDS, redirects=False)
+
+
+async def test_nothing_fails_in_planned_failovers(servers, seed):
+    assert passes(await chaos.fail_over(servers, seed, rounds=3))
+
+
+async def test_nothing_fails_and_no_socket_is_left_when_a_node_comes_and_goes(servers, seed):
+    assert passes(await chaos.add_and_remove(servers, seed, rounds=1))
+
+
+# What a node answers while a slot is at two nodes, or at none.
+
+
+def target_of(servers):
+    source = servers.owner(SLOT)
+    return next(node for node in servers.primaries() if node is not source)
+
+
+def refusals(servers, error):
+    return sum(f"errorstat_{error}:" in node.call("INFO", "errorstats") for node in servers.primaries())
+
+
+def forget_refusals(servers):
+    for node in servers.primaries():
+        node.call("CONFIG", "RESETSTAT")
+
+
+async def transaction(client):
+    return await client.pipeline().incr(HERE).incr(THERE).execute()
+
+
+async def script(client):
+    return await client.eval(SCRIPT, 2, HERE, THERE)
+
+
+async def script_in_pipeline(client):
+    return (await client.pipeline(transaction=False).eval(SCRIPT, 2, HERE, THERE).execute())[0]
+
+
+SEVERAL_KEYS = pytest.mark.parametrize("write", [transaction, script, script_in_pipeline])
+
+
+@SEVERAL_KEYS
+async def test_keys_at_two_nodes_are_written_once_when_the_slot_has_moved(servers, on_cluster, until, write):
+    await on_cluster.set(HERE, 1)
+    target = target_of(servers)
+    servers.begin_migration(SLOT, target)
+    forget_refusals(servers)
+    writing = asyncio.create_task(write(on_cluster))
+    try:
+        await until(lambda: refusals(servers, "TRYAGAIN") > 0)
+    finally:
+        servers.migrate_keys(SLOT, target, 10)
+        servers.end_migration(SLOT, target)
+
+    assert [2, 1] == await writing
+    assert [b"2", b"1"] == await on_cluster.mget(HERE, THERE)
+
+
+@SEVERAL_KEYS
+async def test_writes_wait_until_their_slot_is_served(servers, on_cluster, until, write):
+    await on_cluster.set(HERE, 1)
+    owner = servers.owner(SLOT)
+    forget_refusals(servers)
+    owner.call("CLUSTER", "DELSLOTS", SLOT)
+    writing = asyncio.create_task(write(on_cluster))
+    try:
+        await until(lambda: refusals(servers, "CLUSTERDOWN") > 0)
+    finally:
+        owner.call("CLUSTER", "ADDSLOTS", SLOT)
+
+    assert [2, 1] == await writing
+    await asyncio.to_thread(servers.wait_ok)
+
+
+async def test_watching_transaction_is_not_sent_again_without_its_watch(servers, on_cluster):
+    await on_cluster.set(HERE, 1)
+    target = target_of(servers)
+    async with on_cluster.pipeline() as pipe:
+        await pipe.watch(HERE)
+        servers.begin_migration(SLOT, target)
+        pipe.multi()
+        pipe.incr(HERE).incr(THERE)
+        with pytest.raises(WatchError, match="begin again with watch"):
+            await pipe.execute()
+    servers.migrate_keys(SLOT, target, 10)
+    servers.end_migration(SLOT, target)
+
+    assert [b"1", None] == await on_cluster.mget(HERE, THERE)
+
+
+async def test_call_follows_to_a_node_without_slots(servers, on_cluster):
+    await on_cluster.set(HERE, 1)
+    node = await asyncio.to_thread(servers.add_node)
+    source = servers.owner(SLOT)
+    servers.begin_migration(SLOT, node)
+
+    assert 1 == await on_cluster.incr(THERE)
+    assert 1 == node.call("DBSIZE")
+
+    servers.migrate_keys(SLOT, node, 10)
+    servers.end_migration(SLOT, node)
+    assert [b"1", b"1"] == await on_cluster.mget(HERE, THERE)
+    await asyncio.to_thread(servers.migrate, SLOT, source)
+    await asyncio.to_thread(servers.remove_node, node)
+
+
+async def test_handle_of_a_node_that_is_gone_goes_on_unless_it_was_altered(servers, on_cluster, until):
+    topology = on_cluster.connection_pool.cluster_topology
+    async with on_cluster.client() as plain, on_cluster.client() as altered:
+        for handle in (plain, altered):
+            await handle.set(HERE, 1)
+        await altered.client_setname("altered")
+        node = servers.owner(SLOT)
+        node.freeze()
+        address = (node.host, node.port)
+        await on_cluster.get(HERE)
+        await until(lambda: address not in topology.nodes)
+
+        assert b"1" == await plain.get(HERE)
+        with pytest.raises(PinnedConnectionLostError, match="set it again"):
+            await altered.get(HERE)
+    node.thaw()
+
+
+def test_chaos_check_rejects_each_wrong_figure():
+    late = chaos.Figures(calls=1, slowest=3, promotion=1, moved=1)
+
+    assert [] == chaos.failures(late, late=2)
+    assert ["slowest: 3, more than 2"] == chaos.failures(late, late=1)
+    for name in ("duplicates", "lost", "stale", "torn", "wrong", "hung", "errors", "unacknowledged", "nodes_left"):
+        assert [f"{name}: 1, more than 0"] == chaos.failures(chaos.Figures(**{"calls": 1, "moved": 1, name: 1}))
+    assert ["calls: 0, less than 1", "moved: 0, less than 1"] == chaos.failures(chaos.Figures())
+
+
+@pytest.mark.parametrize("fault", ["twice", "lost", "torn"])
+async def test_chaos_account_detects_what_is_stored_wrongly(servers, on_cluster, seed, fault):
+    load = chaos.Load(on_cluster, ["tag"], seed, transactions=True)
+    for way in load.ways:
+        await way("tag")
+    match fault:
+        case "twice":
+            await on_cluster.incr(load.key("tag", "count"), 5)
+            await on_cluster.rpush(load.key("tag", "list"), next(iter(load.pushed)))
+        case "lost":
+            await on_cluster.delete(load.key("tag", "list"))
+        case "torn":
+            await on_cluster.set(load.key("tag", "left"), 0)
+    found = await chaos.account(load, servers.url)
+
+    assert {"twice": (6, 0, 0), "lost": (0, 2, 0), "torn": (0, 1, 1)}[fault] == (
+        found.duplicates,
+        found.lost,
+        found.torn,
+    )
+
+
+async def test_pool_of_a_cluster_without_slots_waits_until_these_are_given(make_pool, until):
+    with ClusterServers(primaries=1, replicas=0) as servers:
+        [node] = servers.nodes
+        node.call("CLUSTER", "FLUSHSLOTS")
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=LONG_DEADLINE))
+        calls = [asyncio.create_task(call) for call in (client.set("key", 1), client.ping(), client.dbsize())]
+        topology = client.connection_pool.cluster_topology
+        await until(lambda: topology.is_known)
+        node.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+
+        assert [True, True] == (await asyncio.gather(*calls))[:2]

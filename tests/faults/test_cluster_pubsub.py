@@ -1,0 +1,397 @@
+"""Subscriptions in a cluster go on when slots move, and when nodes fail, are replaced or removed."""
+
+import asyncio
+import logging
+import time
+
+import pytest
+from redis.exceptions import NoPermissionError
+
+from aioredis_monitored import (
+    ClusterRoutingError,
+    MonitoredConnectionPool,
+    MonitoredPubSub,
+    MonitoredRedisConnection,
+    PoolClosedError,
+)
+from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.testing import ClusterServers
+
+RECONNECTS = "aioredis_monitored.pubsub.reconnects"
+# Channels at all three primaries.
+SHARDED = [f"channel:{number}" for number in range(12)]
+
+
+@pytest.fixture(scope="module")
+def servers():
+    with ClusterServers() as running:
+        yield running
+
+
+@pytest.fixture
+def faulty(servers):
+    """Yield a cluster whose nodes may be killed or frozen: they run again at the test's end."""
+    yield servers
+    for node in servers.nodes:
+        if node.is_frozen:
+            node.thaw()
+        elif not node.is_running:
+            node.start()
+    servers.wait_ok()
+
+
+@pytest.fixture
+async def client(servers, telemetry):
+    async with MonitoredConnectionPool.from_url(servers.url, **telemetry.providers) as pool:
+        yield MonitoredRedisConnection(connection_pool=pool)
+
+
+async def next_of(pubsub, *kinds):
+    """Return the next message of this type; by default one that was published."""
+    async with asyncio.timeout(30):
+        while (message := await pubsub.get_message(timeout=1)) is None or message["type"] not in (
+            kinds or pubsub.PUBLISH_MESSAGE_TYPES
+        ):
+            pass
+    return message
+
+
+async def confirmed(pubsub, count):
+    kinds = ("subscribe", "psubscribe", "ssubscribe")
+    return [(await next_of(pubsub, *kinds))["channel"] for _ in range(count)]
+
+
+def another_primary(cluster, slot):
+    owner = cluster.owner(slot)
+    return next(node for node in cluster.primaries() if node is not owner)
+
+
+async def heard_again(pubsub, publish, channel, type_):
+    """Publish until a message arrives; return how long after the first attempt that was."""
+    began = time.monotonic()
+    arrived = asyncio.create_task(next_of(pubsub))
+    while not arrived.done():
+        await asyncio.to_thread(publish)
+        await asyncio.wait([arrived], timeout=0.05)
+    message = arrived.result()
+    assert (message["type"], message["channel"]) == (type_, channel.encode())
+    return time.monotonic() - began
+
+
+def publishing(cluster, command, channel):
+    """Return what publishes at any running node that takes it."""
+
+    def publish():
+        for node in cluster.primaries():
+            try:
+                node.call(command, channel, "again")
+            except Exception:  # noqa: BLE001, S112 - the cluster is in the middle of a failover
+                continue
+            else:
+                return
+
+    return publish
+
+
+# Without a fault.
+
+
+async def test_one_object_receives_plain_and_sharded_messages_and_patterns(client):
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        assert isinstance(pubsub, MonitoredPubSub)
+        await pubsub.subscribe("news")
+        await pubsub.psubscribe("new?")
+        await pubsub.ssubscribe(*SHARDED)
+        await asyncio.gather(*(client.spublish(channel, channel) for channel in SHARDED), client.publish("news", "m"))
+
+        received = [await next_of(pubsub) for _ in range(len(SHARDED) + 2)]
+
+    assert sorted((message["type"], message["data"]) for message in received) == sorted(
+        [("message", b"m"), ("pmessage", b"m"), *(("smessage", channel.encode()) for channel in SHARDED)]
+    )
+
+
+async def test_shard_channels_take_one_connection_for_each_of_their_nodes(servers, client, until):
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(*SHARDED)
+        await confirmed(pubsub, len(SHARDED))
+
+        subscribers = [node.call("CLIENT", "LIST", "TYPE", "pubsub").count("ssub=") for node in servers.primaries()]
+        assert subscribers == [1, 1, 1]
+
+        await pubsub.sunsubscribe()
+        ended = [(await next_of(pubsub, "sunsubscribe"))["channel"].decode() for _ in SHARDED]
+        assert sorted(ended) == sorted(SHARDED)
+        assert not pubsub.subscribed
+
+    await until(lambda: not any(node.call("CLIENT", "LIST", "TYPE", "pubsub") for node in servers.primaries()))
+
+
+async def test_messages_of_a_busy_channel_do_not_hold_back_those_of_others(client):
+    busy, *others = SHARDED
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.ssubscribe(*SHARDED)
+        for number in range(200):
+            await client.spublish(busy, number)
+        for channel in others:
+            await client.spublish(channel, "rare")
+        of = client.connection_pool.of
+        elsewhere = {each for each in others if of(("SPUBLISH", each, "")) is not of(("SPUBLISH", busy, ""))}
+
+        received = [(await next_of(pubsub))["channel"].decode() for _ in range(60)]
+
+    assert elsewhere <= set(received)
+
+
+async def test_get_sharded_message_returns_no_plain_message(client):
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe("news")
+        await pubsub.ssubscribe("shard")
+        await client.publish("news", "plain")
+        await client.spublish("shard", "sharded")
+        async with asyncio.timeout(30):
+            while (sharded := await pubsub.get_sharded_message(timeout=1)) is None:
+                pass
+
+        assert (sharded["type"], sharded["data"]) == ("smessage", b"sharded")
+        assert b"plain" == (await next_of(pubsub))["data"]
+
+
+async def test_handlers_and_envelopes_work_for_both_kinds_while_run_reads(client, until):
+    received = []
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe(news=received.append)
+        await pubsub.ssubscribe(shard=received.append)
+        running = asyncio.create_task(pubsub.run())
+        await client.publish("news", "plain", propagate=True)
+        await client.spublish("shard", "sharded", propagate=True)
+        await until(lambda: len(received) == 2)
+        running.cancel()
+        await asyncio.wait([running])
+
+    assert {message["data"] for message in received} == {b"plain", b"sharded"}
+
+
+async def test_waiting_reader_ends_when_subscriptions_are_closed(client):
+    pubsub = client.pubsub()
+    await pubsub.ssubscribe("shard")
+    await confirmed(pubsub, 1)
+    waiting = asyncio.create_task(pubsub.get_message(timeout=None))
+    await asyncio.sleep(0)
+    await pubsub.aclose()
+
+    assert await asyncio.wait_for(waiting, 30) is None
+    with pytest.raises(RuntimeError, match="did you forget to call subscribe"):
+        await pubsub.get_message()
+
+
+async def test_closed_pool_is_raised_to_every_reader(servers):
+    pool = MonitoredConnectionPool.from_url(servers.url)
+    pubsub = MonitoredRedisConnection(connection_pool=pool).pubsub()
+    await pubsub.subscribe("news")
+    await pubsub.ssubscribe("shard")
+    await confirmed(pubsub, 2)
+    await pool.aclose()
+
+    for _ in range(3):
+        with pytest.raises(PoolClosedError):
+            await next_of(pubsub)
+    await pubsub.aclose()
+
+
+async def test_refused_shard_channel_is_raised_and_others_go_on(servers, client):
+    for node in servers.nodes:
+        node.call("ACL", "SETUSER", "limited", "on", "nopass", "+@all", "~*", "resetchannels", "&allowed")
+    host = servers.nodes[0]
+    url = f"redis+cluster://limited:any@{host.host}:{host.port}"
+    async with MonitoredRedisConnection.from_url(url) as limited, limited.pubsub() as pubsub:
+        await pubsub.ssubscribe("allowed")
+        await confirmed(pubsub, 1)
+        await pubsub.ssubscribe("forbidden")
+        with pytest.raises(NoPermissionError):
+            await next_of(pubsub)
+        await client.spublish("allowed", "message")
+
+        assert b"message" == (await next_of(pubsub))["data"]
+
+
+async def test_monitor_asks_for_a_node(client):
+    with pytest.raises(ClusterRoutingError, match="target_node"):
+        client.monitor()
+    await client.set("seen", 1)
+    async with client.monitor(target_node=client.connection_pool.of(("GET", "seen"))) as monitor:
+        await client.get("seen")
+        async with asyncio.timeout(30):
+            while "GET seen" not in (await monitor.next_command())["command"]:
+                pass
+
+
+# C8: the slot moves.
+
+
+def migrated(cluster, slot):
+    cluster.migrate(slot, another_primary(cluster, slot))
+
+
+def failed_over(cluster, slot):
+    cluster.failover(cluster.replica_of(cluster.owner(slot)))
+
+
+def migrated_atomically(cluster, slot):
+    try:
+        cluster.migrate_atomically([slot], another_primary(cluster, slot))
+    except NotImplementedError as error:
+        pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("fault", [migrated, migrated_atomically, failed_over])
+async def test_shard_subscriber_follows_its_slot(faulty, client, telemetry, caplog, fault):
+    caplog.set_level(logging.WARNING, "aioredis_monitored.pubsub")
+    calls = []
+    async with client.pubsub(on_reconnect=lambda: calls.append(1)) as pubsub:
+        await pubsub.ssubscribe("{moving}a", "{moving}b")
+        await confirmed(pubsub, 2)
+        await asyncio.to_thread(fault, faulty, key_slot("{moving}a"))
+        began = time.monotonic()
+
+        # The unsolicited push is not shown, and the confirmations are those of the new node.
+        assert sorted(await confirmed(pubsub, 2)) == [b"{moving}a", b"{moving}b"]
+        took = time.monotonic() - began
+        print(f"{fault.__name__}: subscribed again after {took:.3f} s")
+        for channel in ("{moving}a", "{moving}b"):
+            assert 1 == await client.spublish(channel, channel)
+            assert channel.encode() == (await next_of(pubsub))["data"]
+
+    assert took <= 1 * 10 + 5
+    assert calls == [1]
+    assert 1 == sum(telemetry.tally(RECONNECTS).values())
+    assert [record.message for record in caplog.records if "subscribed again" in record.message]
+    await asyncio.to_thread(faulty.wait_ok)
+
+
+async def test_subscribing_follows_moved(faulty, client):
+    slot = key_slot("stale")
+    await client.get("stale")
+    await asyncio.to_thread(migrated, faulty, slot)
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe("stale")
+
+        assert await confirmed(pubsub, 1) == [b"stale"]
+        await pubsub.sunsubscribe("stale")
+        await asyncio.to_thread(migrated, faulty, slot)
+        assert b"stale" == (await next_of(pubsub, "sunsubscribe"))["channel"]
+        assert not pubsub.subscribed
+
+
+async def test_unsubscribing_at_the_node_that_a_slot_has_left_is_confirmed(faulty, client):
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe("{left}a", "{left}b")
+        await confirmed(pubsub, 2)
+        # The map is old when the command is sent.
+        faulty.migrate(key_slot("{left}a"), another_primary(faulty, key_slot("{left}a")))
+        await pubsub.sunsubscribe("{left}a")
+
+        assert b"{left}a" == (await next_of(pubsub, "sunsubscribe"))["channel"]
+        await client.spublish("{left}a", "unheard")
+        async with asyncio.timeout(30):
+            while not await client.spublish("{left}b", "heard"):
+                await asyncio.sleep(0.01)
+        assert b"heard" == (await next_of(pubsub))["data"]
+
+
+# C8: the node dies.
+
+
+@pytest.mark.parametrize("fault", ["kill", "freeze"])
+async def test_shard_subscriber_goes_on_at_the_promoted_replica(faulty, client, fault):
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(*SHARDED)
+        await confirmed(pubsub, len(SHARDED))
+        channel = SHARDED[0]
+        victim = faulty.owner(channel)
+        replica = faulty.replica_of(victim)
+        getattr(victim, fault)()
+        promoted = asyncio.create_task(asyncio.to_thread(wait_promoted, replica))
+
+        await heard_again(pubsub, publishing(faulty, "SPUBLISH", channel), channel, "smessage")
+        late = time.monotonic() - await promoted
+        print(f"{fault}: heard {late:.2f} s after the promotion")
+        assert late <= 10 + 5
+        for channel in SHARDED:
+            await client.spublish(channel, "to all")
+        received = set()
+        while received < set(SHARDED):
+            message = await next_of(pubsub)
+            received |= {message["channel"].decode()} if message["data"] == b"to all" else set()
+
+
+def wait_promoted(replica):
+    while replica.call("ROLE")[0] != "master":
+        time.sleep(0.01)
+    return time.monotonic()
+
+
+async def test_plain_subscriber_whose_node_dies_goes_on_at_another_one(faulty, client, telemetry):
+    calls = []
+    async with client.pubsub(on_reconnect=lambda: calls.append(1)) as pubsub:
+        await pubsub.subscribe("news")
+        await pubsub.psubscribe("n*")
+        await confirmed(pubsub, 2)
+        victim = next(node for node in faulty.nodes if node.call("CLIENT", "LIST", "TYPE", "pubsub"))
+        victim.kill()
+
+        async with asyncio.timeout(30):
+            began = time.monotonic()
+            again = await confirmed(pubsub, 2)
+        print(f"plain: subscribed again after {time.monotonic() - began:.2f} s")
+        assert sorted(again) == [b"n*", b"news"]
+        other = next(node for node in faulty.nodes if node.is_running)
+        other.call("PUBLISH", "news", "again")
+        assert {(await next_of(pubsub))["type"], (await next_of(pubsub))["type"]} == {"message", "pmessage"}
+
+    assert calls == [1]
+    assert 1 == sum(telemetry.tally(RECONNECTS).values())
+
+
+async def test_plain_subscriber_whose_node_freezes_goes_on_at_another_one(faulty, client):
+    async with client.pubsub() as pubsub:
+        await pubsub.subscribe("news")
+        await confirmed(pubsub, 1)
+        victim = next(node for node in faulty.nodes if node.call("CLIENT", "LIST", "TYPE", "pubsub"))
+        replica = faulty.replica_of(victim)
+        victim.freeze()
+        promoted = asyncio.create_task(asyncio.to_thread(wait_promoted, replica))
+
+        await confirmed(pubsub, 1)
+        late = time.monotonic() - await promoted
+        print(f"plain, frozen: subscribed again {late:.2f} s after the promotion")
+        assert late <= 30
+
+
+async def test_plain_subscriber_whose_node_is_removed_goes_on_at_another_one(faulty, client):
+    node = await asyncio.to_thread(faulty.add_node)
+    slot = key_slot("removed")
+    home = faulty.owner(slot)
+    await asyncio.to_thread(faulty.migrate, slot, node)
+    assert await client.set("removed", 1)
+    async with asyncio.timeout(30):
+        while True:
+            pubsub = client.pubsub()
+            await pubsub.subscribe("news")
+            await confirmed(pubsub, 1)
+            if subscribes(node):
+                break
+            # Another node was chosen; the new one is found by a look.
+            await pubsub.aclose()
+            client.connection_pool.cluster_topology.want_look()
+    async with pubsub:
+        await asyncio.to_thread(faulty.migrate, slot, home)
+        await asyncio.to_thread(faulty.remove_node, node)
+
+        await confirmed(pubsub, 1)
+        await client.publish("news", "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+
+
+def subscribes(node):
+    return bool(node.call("CLIENT", "LIST", "TYPE", "pubsub"))
