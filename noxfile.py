@@ -19,6 +19,7 @@ COMPAT = {
     "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
     "bullmq": ["bullmq"],
     "litestar": ["litestar[redis]"],
+    "redis-py-cluster": ["packaging"],
     "saq": ["saq[redis,web]", "httpx", "psycopg[binary,pool]", "starlette", "time-machine"],
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }
@@ -181,7 +182,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
 def compat(session: nox.Session, library: str) -> None:
-    """Run a library's tests with redis-py's client and with this package's; all six take about ten minutes."""
+    """Run a library's tests with redis-py's client and with this package's; all take about a quarter of an hour."""
     # arq's tests use the event_loop fixture of older versions.
     session.install("pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
     # Last, as some libraries require an older redis-py.

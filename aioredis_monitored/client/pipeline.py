@@ -28,7 +28,8 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
+from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
     AttemptFailed,
@@ -43,7 +44,7 @@ from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operat
 from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
-from aioredis_monitored.errors import CrossSlotError, decoding_error
+from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import is_error_reply, is_refused_by_cluster
@@ -156,6 +157,8 @@ class MonitoredRedisPipeline(PipelineCommands):
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
+            if isinstance(pool, MonitoredClusterPool) and any(TARGET_NODES in options for _, options in stack):
+                raise ClusterRoutingError("target_nodes= has no place in a transaction, whose keys choose the node")
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)
@@ -198,14 +201,20 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
+        targets = [options.get(TARGET_NODES) for _, options in stack]
+        nodes: list[MonitoredConnectionPool | None] = []
+        if any(each is not None for each in targets):
+            await nodes_known(pool, self._operation)
+            nodes = [None if each is None else resolve_target(pool, each) for each in targets]
         commands = [tuple(args) for args, _ in stack]
         reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
-        scatter = Scatter(pool, commands, self._operation, reads_replicas=reads)
+        scatter = Scatter(pool, commands, self._operation, nodes, reads_replicas=reads)
         replies = ReplyReader(await scatter.run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
             try:
-                results.append(await self.parse_response(replies, args[0], **options))
+                for_parsing = {option: value for option, value in options.items() if option != TARGET_NODES}
+                results.append(await self.parse_response(replies, args[0], **for_parsing))
             except RedisError as error:
                 results.append(error)
         for number, ((args, _), result) in enumerate(zip(stack, results, strict=True), start=1):

@@ -38,6 +38,8 @@ _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
 _LOOK_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
+# How old what is known may be where a caller waits for what is newer.
+_RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
@@ -138,7 +140,7 @@ class ClusterTopology:
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
-        self._map = SlotMap(())
+        self.slot_map = SlotMap(())
         self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
@@ -164,10 +166,15 @@ class ClusterTopology:
             factory = self._factory()
             if factory is None:
                 raise RedisConnectionError("the pool of the cluster is gone")
-            node = self.nodes[address] = factory.make_node(address, self._map.names.get(address))
+            node = self.nodes[address] = factory.make_node(address, self.slot_map.names.get(address))
             self._addresses[node] = address
             self._numbers[node] = self._next_number()
         return node
+
+    def visit(self, address: Address) -> MonitoredConnectionPool:
+        """Return the pool of a node that a caller names; one without slots stays known for a while."""
+        self._redirected[address] = monotonic()
+        return self.node_at(address)
 
     def _next_number(self) -> int:
         self._last_number += 1
@@ -199,7 +206,7 @@ class ClusterTopology:
 
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
-        return [self.node_at(each) for each in self._map.nodes]
+        return [self.node_at(each) for each in self.slot_map.nodes]
 
     def any_primary(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
@@ -250,6 +257,12 @@ class ClusterTopology:
             if failure is not None:
                 raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
 
+    async def look_unless_recent(self) -> None:
+        """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
+        if monotonic() - self._looked_at > _RECENT_SECONDS:
+            with suppress(RedisError):
+                await asyncio.shield(self._look())
+
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
 
@@ -286,7 +299,7 @@ class ClusterTopology:
         self._looked_at, self._refusal = monotonic(), None
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self._map.names.get(address)) for address in self._in_order(self.nodes)]
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
@@ -371,9 +384,9 @@ class ClusterTopology:
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
         if (factory := self._factory()) is not None:
-            factory.on_failovers(self._map.failovers_until(found))
-        before, names = self.primaries, self._map.names
-        self._map, self.is_known = found, True
+            factory.on_failovers(self.slot_map.failovers_until(found))
+        before, names = self.primaries, self.slot_map.names
+        self.slot_map, self.is_known = found, True
         if self._verifies_names:
             for address in list(self.nodes):
                 # It was found by a redirect, which does not say what the node is called.
