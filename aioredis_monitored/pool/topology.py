@@ -146,6 +146,8 @@ class ClusterTopology:
         self._looked_at = -_MIN_INTERVAL_SECONDS
         # The last error of the look that waiting does not change, such as a wrong password.
         self._refusal: RedisError | None = None
+        # Why a node has not answered it.
+        self._problem = ""
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -158,6 +160,10 @@ class ClusterTopology:
         self._is_lost = False
 
     # Nodes.
+
+    def address_of(self, node: MonitoredConnectionPool) -> Address:
+        """Return the address of a node that was not removed."""
+        return self._addresses[node]
 
     def node_at(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of the node at an address, which may not be known yet."""
@@ -296,7 +302,7 @@ class ClusterTopology:
         wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        self._looked_at, self._refusal = monotonic(), None
+        self._looked_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_looked()
         candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
@@ -308,7 +314,7 @@ class ClusterTopology:
         if found is None:
             raise RedisConnectionError(
                 f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
-                f"{len(candidates)} others"
+                f"{len(candidates)} others; the last one: {self._problem or 'its name cannot be resolved'}"
             )
         self._take(found)
 
@@ -370,7 +376,7 @@ class ClusterTopology:
                     with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
                         factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
-            _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
+            self._problem = f"{address[0]}:{address[1]}: {str(error) or type(error).__qualname__}"
             self._suspected[address] = monotonic()
             if isinstance(error, RedisError) and not is_transient(error):
                 self._refusal = error
