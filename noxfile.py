@@ -167,9 +167,14 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def chaos_cluster(session: nox.Session) -> None:
-    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load; ``-- --help`` for less."""
+    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load; then the same to a queue.
+
+    Further arguments go to the first program, and leave the second out: ``-- --help``.
+    """
     session.install("-e", ".[demo]")
     session.run("python", "-m", "support.cluster_chaos", *session.posargs, env={"PYTHONPATH": "tests"})
+    if not session.posargs:
+        session.run("python", "-m", "support.cluster_queue_chaos", env={"PYTHONPATH": "tests"})
 
 
 @nox.session
