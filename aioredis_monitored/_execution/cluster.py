@@ -5,7 +5,7 @@ from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
 
-from redis.asyncio import ConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
@@ -32,12 +32,6 @@ _CURSOR_NODE_BITS: Final = 16
 _CLIENT_ID_BITS: Final = 48
 _ONE_NODE: Final = frozenset({Kind.SLOT, Kind.ANY})
 _SEVERAL_NODES: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES})
-
-
-def executor_for(connection_pool: ConnectionPool, *arguments: Any, **options: Any) -> CommandExecutor:
-    """Make the executor for a client on a pool of any kind; the arguments are those of ``CommandExecutor``."""
-    kind = ClusterExecutor if isinstance(connection_pool, MonitoredClusterPool) else CommandExecutor
-    return kind(connection_pool, *arguments, **options)
 
 
 class ClusterExecutor(CommandExecutor):

@@ -1,10 +1,11 @@
-"""What the sentinels of one service say about its primary, and what follows from that; without I/O, the clock given in.
+"""What sentinels say about the servers of one service, and what follows from that; without I/O, the clock given in.
 
 The times below were measured in ``SENTINEL FAILOVER``, in seconds from the command: 0.10 the leader says that it is
 about to promote a replica; 0.19 that is a primary; 0.49 the leader says so; 0.56 the other sentinels switch; 1.59 the
 leader does; 10.6 the old primary is demoted, and acknowledges writes until then, all of which are lost.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -14,6 +15,8 @@ from typing import Final, NamedTuple
 # The events that ``PrimaryTracker`` acts on, as channels, and as a pattern of further channels.
 EVENTS: Final = ("+switch-master", "+promoted-slave", "+failover-state-send-slaveof-noone", "+sentinel")
 ABORT_EVENTS: Final = "-failover-abort-*"
+# Further channels, for pools that read from replicas: after these, others may be in sync.
+REPLICA_EVENTS: Final = ("+slave", "+slave-reconf-done", "+reboot", "+sdown", "-sdown")
 _ABORT_PREFIX: Final = "-failover-abort-"
 
 # Seconds for which an announced primary is believed: for about one, other sentinels still name its predecessor.
@@ -35,12 +38,14 @@ class Answer(NamedTuple):
         primary: The primary that it names; ``None`` if it does not know the service.
         config_epoch: How many failovers it has seen; higher is newer.
         others: The addresses of the other sentinels that it knows, by identity.
+        replicas: The addresses of the replicas that are up and in sync, if it was asked for them.
     """
 
     sentinel: str
     primary: Address | None
     config_epoch: int
     others: Mapping[str, Address]
+    replicas: frozenset[Address] = frozenset()
 
 
 class Election(NamedTuple):
@@ -51,12 +56,14 @@ class Election(NamedTuple):
         votes: How many sentinels name it.
         answered: How many sentinels have answered.
         known: How many sentinels there are.
+        replicas: The replicas in sync, by the word of most of those that name this primary.
     """
 
     primary: Address | None
     votes: int
     answered: int
     known: int
+    replicas: frozenset[Address] = frozenset()
 
     @property
     def is_certain(self) -> bool:
@@ -85,10 +92,14 @@ def elect(answers: Iterable[Answer], known: int) -> Election:
             epochs[primary] = max(epochs.get(primary, answer.config_epoch), answer.config_epoch)
     winner = max(votes, key=lambda each: (votes[each], epochs[each]), default=None)
     count = 0 if winner is None else votes[winner]
-    return Election(winner, count, len(by_sentinel), max(known, len(by_sentinel)))
+    in_sync = Counter(
+        replica for answer in by_sentinel.values() if answer.primary == winner for replica in answer.replicas
+    )
+    replicas = frozenset(each for each, times in in_sync.items() if times * 2 > count and each != winner)
+    return Election(winner, count, len(by_sentinel), max(known, len(by_sentinel)), replicas)
 
 
-def answer_of(sentinel: str, primary: object, master: object, others: object) -> Answer:
+def answer_of(sentinel: str, primary: object, master: object, others: object, replicas: object = None) -> Answer:
     """Read the replies of a sentinel, all in RESP2 and decoded.
 
     Args:
@@ -96,6 +107,7 @@ def answer_of(sentinel: str, primary: object, master: object, others: object) ->
         primary: The reply to ``SENTINEL GET-MASTER-ADDR-BY-NAME``; during a failover it is newer than the next one.
         master: The reply to ``SENTINEL MASTER``, or an error.
         others: The reply to ``SENTINEL SENTINELS``, or an error.
+        replicas: The reply to ``SENTINEL REPLICAS``, or an error; default ``None``, if that was not asked.
     """
     address = _address_in(primary) if isinstance(primary, list) else None
     epoch = _fields_of(master).get("config-epoch", "")
@@ -105,7 +117,20 @@ def answer_of(sentinel: str, primary: object, master: object, others: object) ->
         found = _address_in((fields.get("ip"), fields.get("port")))
         if found is not None:
             addresses[fields.get("runid") or f"{found[0]}:{found[1]}"] = found
-    return Answer(sentinel, address, int(epoch) if epoch.isdecimal() else 0, addresses)
+    return Answer(sentinel, address, int(epoch) if epoch.isdecimal() else 0, addresses, _in_sync(replicas))
+
+
+def _in_sync(replicas: object) -> frozenset[Address]:
+    """Return the replicas that are up, and connected to their primary with all of its data."""
+    found = set()
+    for each in replicas if isinstance(replicas, list) else ():
+        fields = _fields_of(each)
+        flags = fields.get("flags", "").split(",")
+        is_away = any(flag == "disconnected" or flag.endswith("_down") for flag in flags)
+        address = _address_in((fields.get("ip"), fields.get("port")))
+        if address is not None and not is_away and fields.get("master-link-status") == "ok":
+            found.add(address)
+    return frozenset(found)
 
 
 def _fields_of(reply: object) -> dict[str, str]:
@@ -127,14 +152,14 @@ class Change(Enum):
         HOLD: Begin no call on a present connection, and make no new one.
         RESUME: Make connections again.
         SWITCH: End all connections to other servers than the primary; make connections again.
-        SENTINEL: Ask the sentinels for their addresses: there is a new one.
+        ASK: Ask the sentinels: there is a new one, or a replica has come, left or started again.
     """
 
     NONE = auto()
     HOLD = auto()
     RESUME = auto()
     SWITCH = auto()
-    SENTINEL = auto()
+    ASK = auto()
 
 
 @dataclass(slots=True)
@@ -186,7 +211,7 @@ class PrimaryTracker:
             return self._on_promoting(_address_in(words[2:4]), now)
         if channel.startswith(_ABORT_PREFIX):
             return self._resume(now)
-        return Change.SENTINEL if channel == "+sentinel" else Change.NONE
+        return Change.ASK if channel == "+sentinel" or channel in REPLICA_EVENTS else Change.NONE
 
     def _on_promoting(self, candidate: Address | None, now: float) -> Change:
         # Once for a failover: another sentinel's connection may tell of it again, or when it is over.

@@ -19,8 +19,8 @@ from redis.typing import ChannelT, EncodableT, KeyT, ScriptTextT
 
 from aioredis_monitored._cancellation import cleaning_up
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
-from aioredis_monitored._execution.cluster import executor_for
 from aioredis_monitored._execution.dedicated import extended_timeout
+from aioredis_monitored._execution.executors import executor_for
 from aioredis_monitored._execution.fetch import FETCH
 from aioredis_monitored._execution.pinned import discard_if_altered
 from aioredis_monitored._execution.routing import require_executor

@@ -1,4 +1,4 @@
-"""Finds the primary of a service by asking all its sentinels, and follows what each of them announces."""
+"""Finds the servers of a service by asking all its sentinels, and follows what each of them announces."""
 
 import asyncio
 import logging
@@ -25,6 +25,7 @@ from aioredis_monitored._redispy.sockets import abort_socket
 from aioredis_monitored._topology.sentinel import (
     ABORT_EVENTS,
     EVENTS,
+    REPLICA_EVENTS,
     Address,
     Answer,
     Change,
@@ -66,14 +67,17 @@ class Location(NamedTuple):
     generation: int
 
 
-class PrimaryListener(Protocol):
-    """The pool that connects to the primary."""
+class ServiceListener(Protocol):
+    """The pool that connects to the servers of the service."""
 
     def on_hold(self) -> None:
         """Begin no further call on a present connection: another primary is about to be promoted."""
 
     def on_switch(self, host: str, port: int) -> None:
         """End all connections to other servers than this one, which is the primary now."""
+
+    def on_replicas(self, addresses: frozenset[Address]) -> None:
+        """Take the replicas that are in sync; called whenever sentinels have answered that were asked for them."""
 
 
 @dataclass(eq=False, slots=True)
@@ -104,7 +108,8 @@ class SentinelDiscovery:
         arguments: Arguments of the connections to sentinels, such as credentials and those for TLS.
         uses_tls: Whether the connections to sentinels are encrypted.
         address_map: Maps the addresses that sentinels announce; ``None`` to use them as they are.
-        listener: Is told of failovers; it is referenced weakly, as tasks keep this object alive.
+        listener: Is told of failovers and replicas; it is referenced weakly, as tasks keep this object alive.
+        asks_replicas: Whether the sentinels are also asked which replicas are in sync.
         name: The pool's name, for messages.
     """
 
@@ -116,7 +121,8 @@ class SentinelDiscovery:
         *,
         uses_tls: bool,
         address_map: AddressMap | None,
-        listener: PrimaryListener,
+        listener: ServiceListener,
+        asks_replicas: bool,
         name: str,
     ) -> None:
         self.tracker = tracker
@@ -124,6 +130,8 @@ class SentinelDiscovery:
         self._uses_tls = uses_tls
         self._address_map = address_map
         self._listener = ref(listener)
+        self._asks_replicas = asks_replicas
+        self._events = (*EVENTS, *REPLICA_EVENTS) if asks_replicas else EVENTS
         self._name = name
         self._arguments = {
             # Subscriptions of RESP2 need no handler for pushed messages, and its connections no HELLO.
@@ -151,6 +159,7 @@ class SentinelDiscovery:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
         self._asking: asyncio.Task[Election] | None = None
+        self._asked_at = -inf
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._hold_timer: asyncio.TimerHandle | None = None
@@ -207,6 +216,13 @@ class SentinelDiscovery:
         await asyncio.wait([asking])
         return elect((), self._known()) if asking.cancelled() else asking.result()
 
+    def refresh(self, seconds: float) -> None:
+        """Ask in the background, if nothing was asked for so long, and the sentinels are followed."""
+        now = monotonic()
+        if self._loop is not None and now - self._asked_at > seconds:
+            self._asked_at = now
+            self._start(self._ask_once())
+
     def _ask_anew(self) -> None:
         """Ask in the background: an answer that is under way may be older than what has just been learned."""
         self._asking = None
@@ -221,6 +237,7 @@ class SentinelDiscovery:
 
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
+        self._asked_at = monotonic()
         # Its files may have changed.
         self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
@@ -293,6 +310,8 @@ class SentinelDiscovery:
             ("SENTINEL", "MASTER", service),
             ("SENTINEL", "SENTINELS", service),
         ]
+        if self._asks_replicas:
+            commands.append(("SENTINEL", "REPLICAS", service))
         connection = self._connection_to(sentinel, _ASK_SECONDS)
         try:
             await connect(connection)
@@ -380,6 +399,9 @@ class SentinelDiscovery:
                 )
         self._follow_all()
         self._apply(self.tracker.on_election(election, monotonic()))
+        listener = self._listener()
+        if self._asks_replicas and election.primary is not None and listener is not None:
+            listener.on_replicas(frozenset(self.reachable(each) for each in election.replicas))
 
     def _explanation(self, election: Election) -> str:
         problems = [
@@ -407,9 +429,9 @@ class SentinelDiscovery:
             try:
                 await connect(connection)
                 await connection.send_packed_command(
-                    connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *EVENTS)])
+                    connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
                 )
-                unconfirmed = 1 + len(EVENTS)
+                unconfirmed = 1 + len(self._events)
                 while unconfirmed:
                     await connection.read_response()
                     unconfirmed -= 1
@@ -448,7 +470,7 @@ class SentinelDiscovery:
         listener = self._listener()
         if change is Change.NONE or listener is None:
             return
-        if change is Change.SENTINEL:
+        if change is Change.ASK:
             self._ask_anew()
             return
         if self._hold_timer is not None:

@@ -1,4 +1,4 @@
-"""The pool of connections to the primary of a service that Redis Sentinel looks after."""
+"""The pool of a service that Redis Sentinel looks after: connections to its primary, and to replicas for reading."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from weakref import finalize, ref
 
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.auth.token import TokenInterface
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
@@ -16,17 +17,21 @@ from redis.utils import str_if_bytes
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.replicas import ReplicaRoute, Replicas
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
 # Arguments that name a server, which sentinels do here.
 _NAMING_A_SERVER: Final = ("host", "port", "path")
 _REPLICAS: Final = ("replica", "slave")
+# How old the sentinels' word about replicas may be while calls read; they ask a replica for its state every 10 s.
+_REPLICAS_SECONDS: Final = 5.0
 
 
 class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
@@ -48,7 +53,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         sentinel_username: The user for the sentinels; default ``None``. They get no other credentials than these.
         sentinel_password: The password for the sentinels; default ``None``.
         sentinel_password_file: The path of a file that holds that password, as ``password_file``; default ``None``.
-        read_from: Where calls are sent that only read: ``primary``, which is the default, is the only place.
+        read_from: ``primary``, or ``replica`` to send an application's calls that only read to replicas, which may lag
+            behind: never SCAN and its like, scripts, pipelines, blocking calls, those of ``client()``, or what locks,
+            queues and ``ConfigStore`` read. Without a replica in sync, and where it fails, they go to the primary.
+            ``max_connections`` counts for each replica, whose pool has the name of this one, ``@``, host and port.
+            Default ``primary``.
         address_map: Where servers are reached that announce other addresses to the sentinels, as in
             ``10.0.0.1:6379=proxy.example:7000``; default ``None``.
         name: What messages and metrics call the pool; default: the service.
@@ -69,7 +78,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         sentinel_username: str | None = None,
         sentinel_password: str | None = None,
         sentinel_password_file: str | None = None,
-        read_from: str = "primary",
+        read_from: ReadFrom = "primary",
         address_map: AddressMap | Mapping[str, str] | str | None = None,
         name: str | None = None,
         **arguments: Any,
@@ -83,7 +92,8 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
                 "address_map": address_map,
             }
         )
-        given = _checked(sentinels, service, connection_class, own["read_from"], arguments)
+        given = _checked(sentinels, service, connection_class, arguments)
+        self.reads_replicas = own["read_from"] == "replica"
         kind: Any = connection_class
         super().__init__(
             max_connections,
@@ -105,8 +115,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             uses_tls=issubclass(kind, SSLConnection),
             address_map=own["address_map"],
             listener=self,
+            asks_replicas=self.reads_replicas,
             name=self.name,
         )
+        shared_by_replicas = {"max_connections": max_connections, "timeout": timeout, "connection_class": kind}
+        self._replicas = Replicas(self.name, shared_by_replicas | arguments)
         self._address = f"{','.join(f'{host}:{port}' for host, port in given)}/{service}/{self._template.db}"
         # The primary that connections were made to last.
         self._served_by: Address | None = None
@@ -178,13 +191,60 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
                 abort_transport(connection)
         self.retry_policy.server_unreachable = False
 
+    # Reading from replicas.
+
+    def on_replicas(self, addresses: frozenset[Address]) -> None:
+        """Take the replicas that are in sync."""
+        if not self._lifecycle.is_closed:
+            self._replicas.update(addresses)
+
+    def replica_route(self, observer: RouteObserver | None) -> ReplicaRoute | None:
+        """Return the route of a call that only reads; ``None`` if no replica is in sync and answers.
+
+        Args:
+            observer: Is given the server of each attempt; ``None`` for none.
+
+        Raises:
+            PoolClosedError: The pool was closed.
+            EventLoopError: The pool belongs to another event loop.
+        """
+        self.check_open()
+        self._discovery.refresh(_REPLICAS_SECONDS)
+        replica = self._replicas.choose()
+        return None if replica is None else ReplicaRoute(self, self._replicas, replica, observer)
+
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        await super().re_auth_callback(token)
+        for replica in self._replicas:
+            await replica.re_auth_callback(token)
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close all connections; the pool connects again when it is used."""
+        await super().disconnect(inuse_connections)
+        for replica in self._replicas:
+            await replica.disconnect(inuse_connections)
+
     # Closing.
+
+    async def aclose(self) -> None:
+        """Close every connection, those in use as well; calls that follow raise ``PoolClosedError``.
+
+        Raises:
+            EventLoopError: The pool belongs to another event loop, which is not closed yet.
+        """
+        if self._lifecycle.is_loop_closed():
+            await self._replicas.aclose()
+        await super().aclose()
 
     async def _disconnect(self) -> None:
         try:
-            await super()._disconnect()
+            await self._replicas.aclose()
         finally:
-            await self._discovery.wait_ended()
+            try:
+                await super()._disconnect()
+            finally:
+                await self._discovery.wait_ended()
 
     def _reset(self) -> tuple[AbstractConnection, ...]:
         self._served_by = None
@@ -200,7 +260,6 @@ def _checked(
     sentinels: Sequence[Address],
     service: str,
     connection_class: object,
-    read_from: str,
     arguments: dict[str, Any],
 ) -> list[Address]:
     """Check the arguments that this class has in addition to its base; return the sentinels.
@@ -225,8 +284,6 @@ def _checked(
     if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
         kind = getattr(connection_class, "__name__", type(connection_class).__name__)
         problems.append(("connection_class", f"must be Connection or SSLConnection, or a subclass, got {kind}"))
-    if read_from != "primary":
-        problems.append(("read_from", f"must be primary with sentinels, got {read_from}"))
     problems += [
         (name, "must be left out: the sentinels name the server")
         for name in _NAMING_A_SERVER

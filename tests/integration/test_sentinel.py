@@ -355,7 +355,7 @@ async def test_first_call_waits_until_a_sentinel_is_there(make_pool, servers, un
         ({"port": 6379}, "port"),
         ({"sentinel_password": "a", "sentinel_password_file": os.devnull}, "sentinel_password_file"),
         ({"address_map": "nonsense"}, "address_map"),
-        ({"read_from": "replica"}, "read_from"),
+        ({"read_from": "nearest"}, "read_from"),
     ],
 )
 def test_argument_that_cannot_be_used_is_named(make_pool, arguments, key):

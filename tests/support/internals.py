@@ -11,7 +11,7 @@ from aioredis_monitored._telemetry import coexistence, guard, hotkeys
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
-from aioredis_monitored.pool import discovery
+from aioredis_monitored.pool import discovery, replicas, sentinel
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
 
@@ -401,3 +401,18 @@ def failovers_begun_of(pool):
 def shorten_ping_of_sentinels(monkeypatch, seconds):
     """Shorten the time after which a silent sentinel is asked whether it is there."""
     monkeypatch.setattr(discovery, "_PING_SECONDS", seconds)
+
+
+def replicas_of(pool):
+    """Return the pools of the replicas from which a pool reads."""
+    return list(pool._replicas)
+
+
+def set_age_of_replicas(monkeypatch, seconds):
+    """Set how old the sentinels' word about replicas may be while calls read."""
+    monkeypatch.setattr(sentinel, "_REPLICAS_SECONDS", seconds)
+
+
+def set_suspension_of_replicas(monkeypatch, seconds):
+    """Set for how long a replica gets no calls that could not serve one."""
+    monkeypatch.setattr(replicas, "_SUSPENDED_SECONDS", seconds)

@@ -1,6 +1,7 @@
 """A sentinel that says what a test wants, as no real one can be made to lie; and writers that count what is lost."""
 
 import asyncio
+import re
 import time
 from collections import Counter
 from contextlib import asynccontextmanager
@@ -8,6 +9,8 @@ from dataclasses import dataclass, field
 
 import hiredis
 import redis.exceptions
+
+from aioredis_monitored._commands.table import TABLE
 
 
 class FakeSentinel:
@@ -20,6 +23,8 @@ class FakeSentinel:
         pings: How often it was sent.
         config_epoch: The epoch that it gives.
         others: The addresses of the sentinels that it names, by identity.
+        replicas: The fields of the replicas that it names, apart from those of one in sync, by address.
+        asked_for_replicas: How often it was asked for replicas.
         host: The host on which it listens.
         port: The port on which it listens.
         credentials: What clients have sent with AUTH.
@@ -28,6 +33,7 @@ class FakeSentinel:
     def __init__(self, identity, primary, config_epoch=0, others=()):
         self.identity, self.primary, self.config_epoch = identity, primary, config_epoch
         self.others = dict(others)
+        self.replicas, self.asked_for_replicas = {}, 0
         self.host, self.port = "127.0.0.1", 0
         self.answers_pings, self.pings = True, 0
         self.credentials = []
@@ -79,6 +85,7 @@ class FakeSentinel:
         if name == "AUTH":
             self.credentials.append(arguments)
         self.pings += name == "PING"
+        self.asked_for_replicas += arguments[:1] == ["REPLICAS"]
         if name == "PING" and not self.answers_pings:
             return []
         service = arguments[-1] if arguments else ""
@@ -89,12 +96,20 @@ class FakeSentinel:
                 "SENTINEL MYID": self.identity or ValueError("ERR Unknown subcommand"),
                 "SENTINEL GET-MASTER-ADDR-BY-NAME": self.primary and [self.primary[0], str(self.primary[1])],
                 "SENTINEL MASTER": ["name", service, "config-epoch", str(self.config_epoch)],
+                "SENTINEL REPLICAS": [
+                    _listed({"ip": host, "port": str(port), "flags": "slave", "master-link-status": "ok"} | fields)
+                    for (host, port), fields in self.replicas.items()
+                ],
                 "SENTINEL SENTINELS": [
                     ["name", identity, "ip", host, "port", str(port), "runid", identity]
                     for identity, (host, port) in self.others.items()
                 ],
             }[f"{name} {arguments[0]}" if name == "SENTINEL" else name]
         ]
+
+
+def _listed(fields):
+    return [word for pair in fields.items() for word in pair]
 
 
 def _packed(reply):
@@ -199,3 +214,15 @@ class Writers:
             f"{self.failed.total()} failed {dict(self.errors)}, outage {self.outage:.2f} s, "
             f"slowest {self.slowest:.2f} s, PING took {self.max_lag:.3f} s at most"
         )
+
+
+def reads_at(*servers):
+    """Return how often each command that reads keys, or is a script, has run at the servers, all together."""
+    counts = Counter()
+    for server in servers:
+        for name, calls in re.findall(r"cmdstat_(\S+?):calls=(\d+)", server.call("INFO", "commandstats")):
+            info = TABLE.get(name.replace("|", " ").upper())
+            # Those of sentinels, and what replicas apply, have no such flag.
+            if name in {"eval", "evalsha"} or (info is not None and "readonly" in info.flags):
+                counts[name] += int(calls)
+    return counts

@@ -6,6 +6,7 @@ import pytest
 
 from aioredis_monitored._topology.sentinel import (
     BELIEF_SECONDS,
+    REPLICA_EVENTS,
     Answer,
     Change,
     Election,
@@ -73,6 +74,40 @@ def test_answer_is_read_from_the_replies_of_a_sentinel():
 @pytest.mark.parametrize("reply", [None, [], ["10.0.0.1"], ["", "6379"], ["10.0.0.1", "none"], Exception("ERR")])
 def test_answer_without_an_address_names_no_primary(reply):
     assert Answer("a", None, 0, {}) == answer_of("a", reply, Exception("ERR"), Exception("ERR"))
+
+
+def replica(port, **fields):
+    fields = {"ip": "10.0.0.2", "port": str(port), "flags": "slave", "master_link_status": "ok"} | fields
+    return [word for name, value in fields.items() for word in (name.replace("_", "-"), value)]
+
+
+def test_answer_has_the_replicas_that_are_up_and_in_sync():
+    listed = [
+        replica(1),
+        replica(2, flags="s_down,slave"),
+        replica(3, flags="slave,o_down"),
+        replica(4, flags="slave,disconnected"),
+        replica(5, master_link_status="err"),
+        replica(6, ip=""),
+        ["ip", "10.0.0.2", "port", "7"],
+        "nonsense",
+    ]
+
+    assert frozenset({("10.0.0.2", 1)}) == answer_of("a", None, None, None, listed).replicas
+    assert frozenset() == answer_of("a", None, None, None, Exception("ERR")).replicas
+
+
+def test_replica_is_in_sync_if_most_sentinels_say_so_that_name_the_primary():
+    both, one = frozenset({NEW, THIRD}), frozenset({NEW})
+
+    def in_sync(*answers):
+        return elect([Answer(str(number), *each) for number, each in enumerate(answers)], 3).replicas
+
+    assert one == in_sync((OLD, 0, {}, both), (OLD, 0, {}, one))
+    assert both == in_sync((OLD, 0, {}, both), (OLD, 0, {}, both), (OLD, 0, {}, frozenset()))
+    # Another primary's sentinel does not count, and a primary is no replica.
+    assert one == in_sync((OLD, 0, {}, one), (OLD, 0, {}, one), (THIRD, 0, {}, frozenset({OLD})))
+    assert frozenset() == in_sync((OLD, 0, {}, frozenset({OLD})))
 
 
 # Events.
@@ -161,7 +196,15 @@ def test_first_primary_that_is_known_replaces_none():
 
 
 def test_new_sentinel_is_asked_for(tracker):
-    assert Change.SENTINEL is tracker.on_event(*NEW_SENTINEL, 10.0)
+    assert Change.ASK is tracker.on_event(*NEW_SENTINEL, 10.0)
+
+
+@pytest.mark.parametrize("channel", REPLICA_EVENTS)
+def test_replicas_are_asked_for_after_an_event_about_one(tracker, channel):
+    event = "slave 10.0.0.2:6379 10.0.0.2 6379 @ mymaster 10.0.0.1 6379"
+
+    assert Change.ASK is tracker.on_event(channel, event, 10.0)
+    assert Change.NONE is tracker.on_event(channel, event.replace("mymaster", "other"), 10.0)
 
 
 @pytest.mark.parametrize("event", [SWITCH, PROMOTED, PROMOTING, ABORTED, NEW_SENTINEL])
