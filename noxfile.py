@@ -19,6 +19,7 @@ COMPAT = {
     "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
     "bullmq": ["bullmq"],
     "litestar": ["litestar[redis]"],
+    "redis-py-cluster": ["packaging"],
     "saq": ["saq[redis,web]", "httpx", "psycopg[binary,pool]", "starlette", "time-machine"],
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }
@@ -165,6 +166,18 @@ def chaos(session: nox.Session) -> None:
 
 
 @nox.session
+def chaos_cluster(session: nox.Session) -> None:
+    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load; then the same to a queue.
+
+    Further arguments go to the first program, and leave the second out: ``-- --help``.
+    """
+    session.install("-e", ".[demo]")
+    session.run("python", "-m", "support.cluster_chaos", *session.posargs, env={"PYTHONPATH": "tests"})
+    if not session.posargs:
+        session.run("python", "-m", "support.cluster_queue_chaos", env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 def soak(session: nox.Session) -> None:
     """Run 200 tasks with the client through 15 minutes of faults, on asyncio and uvloop; ``-- --help`` for less."""
     session.install("-e", ".[demo]", "uvloop>=0.22")
@@ -174,7 +187,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
 def compat(session: nox.Session, library: str) -> None:
-    """Run a library's tests with redis-py's client and with this package's; all six take about ten minutes."""
+    """Run a library's tests with redis-py's client and with this package's; all take about a quarter of an hour."""
     # arq's tests use the event_loop fixture of older versions.
     session.install("pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
     # Last, as some libraries require an older redis-py.

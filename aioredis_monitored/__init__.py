@@ -1,8 +1,10 @@
 """The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing."""
 
 from aioredis_monitored._telemetry.stats import PoolStats
+from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._version import __version__
 from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.client.cluster import MonitoredRedisCluster
 from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub
@@ -33,6 +35,7 @@ from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
+    "ClusterNode",
     "ClusterRoutingError",
     "Components",
     "ConfigStore",
@@ -46,6 +49,7 @@ __all__ = [
     "MonitoredClusterPubSub",
     "MonitoredConnectionPool",
     "MonitoredPubSub",
+    "MonitoredRedisCluster",
     "MonitoredRedisConnection",
     "MonitoredRedisError",
     "MonitoredRedisPipeline",

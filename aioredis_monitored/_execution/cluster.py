@@ -13,13 +13,15 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import Attempt, retry
-from aioredis_monitored._execution.routing import CommandExecutor, apply_callback
+from aioredis_monitored._execution.routing import NOT_FOR_PARSING, CommandExecutor, apply_callback
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
+from aioredis_monitored._execution.targets import TARGET_NODES, resolve_targets
+from aioredis_monitored._redispy.cluster import join_replies
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored._topology.placement import FIRST_KEY, Kind, may_read_from_replica, placement_of, routing_error
-from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.redirects import ClusterRoute
@@ -53,6 +55,8 @@ class ClusterExecutor(CommandExecutor):
 
         It chooses the node of most commands and is no coroutine itself, as each one costs a call some 3 %.
         """
+        if options and (targets := options.pop(TARGET_NODES, None)) is not None:
+            return self._execute_at(caller, targets, args, options, observer)
         if len(args) > 1 and type(name := args[0]) is str and name in FIRST_KEY:
             node = self.pool.cluster_topology.slots[key_slot(args[1])]
             if node is not None and not (self.reads_replicas and may_read_from_replica(args)):
@@ -122,33 +126,36 @@ class ClusterExecutor(CommandExecutor):
             executor.reads_replicas = False
         return CommandExecutor.execute_part(executor, caller, observer, *args, **options)
 
-    async def connect(self, caller: Redis) -> None:
-        """Do nothing: the first key names the node that the client keeps to."""
+    async def connect(self, caller: Redis) -> None:  # noqa: ARG002 - the interface
+        """Find the nodes of the cluster: a client that keeps to one connection gets it by its first key."""
+        await nodes_known(self.pool, None)
 
-    async def execute_at(
+    async def _execute_at(
         self,
         caller: Redis,
-        nodes: Sequence[MonitoredConnectionPool],
+        targets: object,
         args: tuple[Any, ...],
         options: dict[str, Any],
         observer: Observer | None,
-    ) -> list[Any]:
-        """Execute a command at each of the nodes, and return its parsed replies.
+    ) -> Any:
+        """Execute one command at the nodes that the caller names, at all of them at the same time.
 
-        Args:
-            caller: The client.
-            nodes: The nodes.
-            args: The command.
-            options: Those of redis-py's ``execute_command``.
-            observer: Is given the node, if there is only one.
+        Returns:
+            What redis-py does: the reply of a single node, and else a dictionary of replies by the names of the nodes,
+            unless redis-py makes one value of the replies to that command.
 
         Raises:
             redis.exceptions.RedisError: That of the first node that has failed.
         """
         cluster = self.pool
-        observer = observer if len(nodes) == 1 else None
-        replies = [(await Scatter(cluster, [args], observer, [node]).run())[0] for node in nodes]
-        return [await _parse(caller, cluster, args, options, reply) for reply in replies]
+        await nodes_known(cluster, observer)
+        nodes = resolve_targets(cluster, targets)
+        pools = [cluster.pool_of(node) for node in nodes]
+        replies = await Scatter(cluster, [args] * len(pools), observer, pools).run()
+        parsed = [await _parse(caller, cluster, args, options, reply) for reply in replies]
+        named = {node.name: reply for node, reply in zip(nodes, parsed, strict=True)}
+        for_parsing = {option: value for option, value in options.items() if option not in NOT_FOR_PARSING}
+        return join_replies(parse_command(args).name.upper(), named, for_parsing)
 
     async def execute_dedicated(
         self, caller: Redis, args: tuple[Any, ...], options: dict[str, Any], observer: Observer | None
@@ -158,6 +165,12 @@ class ClusterExecutor(CommandExecutor):
         Of CLIENT ID, the reply names the node as well, as ids repeat across nodes.
         """
         cluster = self.pool
+        if (targets := options.pop(TARGET_NODES, None)) is not None:
+            if self.pin is not None:
+                raise ClusterRoutingError(
+                    "a handle keeps to the node of its first key: use target_nodes= on the client that made it"
+                )
+            return await self._execute_at(caller, targets, args, options, observer)
         if self.pin is not None and (found := _client_of(cluster, args)) is not None:
             node, at_node = found
             (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
@@ -219,6 +232,10 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
         cursor, keys = int(reply[0]), reply[1]
         if not cursor:
             following = topology.primary_from(at + 1)
+            if following is None:
+                # Keys that were not seen yet may have moved to a node that is new.
+                await topology.look_unless_recent()
+                following = topology.primary_from(at + 1)
             at = 0 if following is None else following[0]
         return [cursor << _CURSOR_NODE_BITS | at, keys]
     return [0, []]

@@ -58,7 +58,7 @@ T = TypeVar("T")
 # The response callbacks that raise for no reply.
 _NEVER_FAIL = frozenset(map(id, (bool, bool_ok, parse_set_result)))
 # The options that redis-py takes out before it parses a reply; "keys" is for its client-side cache.
-_NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
+NOT_FOR_PARSING = frozenset({NEVER_DECODE, EMPTY_RESPONSE, "keys"})
 _PING = traits_of(("PING",))
 
 
@@ -439,7 +439,7 @@ def reading_primaries(client: Redis) -> Redis:
 
 def apply_callback(callback: Callable[..., Any], reply: Any, options: dict[str, Any]) -> Any:
     """Return a reply as a response callback of redis-py parses it, or an awaitable of that."""
-    return callback(reply, **{option: options[option] for option in options.keys() - _NOT_FOR_PARSING})
+    return callback(reply, **{option: options[option] for option in options.keys() - NOT_FOR_PARSING})
 
 
 def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: dict[str, Any], since: float) -> Any:

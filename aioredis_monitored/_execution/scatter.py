@@ -10,6 +10,7 @@ from redis.exceptions import (
     BusyLoadingError,
     ClusterDownError,
     MasterDownError,
+    MovedError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -118,8 +119,8 @@ class Scatter:
         cluster: The pool.
         commands: The commands.
         observer: Is given the node, if there is only one; ``None`` for none.
-        nodes: The only node that all commands go to, or several for a single command; default ``None``, for those of
-            its placement.
+        nodes: The node that each of the commands goes to first, ``None`` for that of its placement; default: each goes
+            to that.
         reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
     """
 
@@ -128,14 +129,14 @@ class Scatter:
         cluster: MonitoredClusterPool,
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
-        nodes: Sequence[MonitoredConnectionPool] | None = None,
+        nodes: Sequence[MonitoredConnectionPool | None] = (),
         *,
         reads_replicas: bool = False,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
-        self._nodes = nodes
+        self._nodes = nodes or [None] * len(self._given)
         self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
@@ -151,9 +152,9 @@ class Scatter:
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
             placements = [placement_of(args) for args in self._given]
-            if self._nodes is not None or any(map(_needs_nodes, placements)):
+            if any(map(_needs_nodes, placements)):
                 await nodes_known(self._cluster, self._observer)
-            self._expanded = [self._expand(*each) for each in zip(self._given, placements, strict=True)]
+            self._expanded = [self._expand(*each) for each in zip(self._given, placements, self._nodes, strict=True)]
             self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
@@ -174,10 +175,10 @@ class Scatter:
         if nodes:
             self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
 
-    def _expand(self, args: tuple[Any, ...], placement: Placement) -> _Expanded:
+    def _expand(self, args: tuple[Any, ...], placement: Placement, node: MonitoredConnectionPool | None) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
-        if self._nodes is not None:
-            return _Expanded(_at_each(self._nodes, args))
+        if node is not None:
+            return _Expanded(_at_each([node], args))
         if kind is Kind.ALL_PRIMARIES:
             return _Expanded(_at_each(topology.primaries, args), placement)
         if kind is Kind.ALL_NODES:
@@ -299,6 +300,9 @@ class Scatter:
                 continue
             if isinstance(reply, AskError):
                 each.importing = self._redirects.take(reply, node)
+                if isinstance(reply, MovedError):
+                    # Also of a node that the caller has named.
+                    each.choose = partial(self._cluster.node_of_slot, reply.slot_id)
                 self._is_redirected = True
             elif not isinstance(reply, _NOT_NOW) or (
                 # A script may have written before it got another error than the cluster's.

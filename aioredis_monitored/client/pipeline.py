@@ -10,7 +10,7 @@ from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.client import CommandStackT
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError, RedisError, ResponseError, TryAgainError, WatchError
+from redis.exceptions import AskError, RedisError, ResponseError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from redis.typing import ChannelT, EncodableT
@@ -28,7 +28,8 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._execution.scatter import Scatter
+from aioredis_monitored._execution.scatter import Scatter, nodes_known
+from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
     AttemptFailed,
@@ -43,10 +44,10 @@ from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operat
 from aioredis_monitored._timeouts import reply_timeout
 from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
-from aioredis_monitored.errors import CrossSlotError, decoding_error
+from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
-from aioredis_monitored.pool.retry import is_error_reply
+from aioredis_monitored.pool.retry import is_error_reply, is_refused_by_cluster
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -156,6 +157,8 @@ class MonitoredRedisPipeline(PipelineCommands):
                 attempt_on = partial(self._execute_on, pool, stack, raise_on_error)
                 results: list[Any] = await self._run_dedicated(commands, traits, attempt_on, self._operation, wait)
                 return results
+            if isinstance(pool, MonitoredClusterPool) and any(TARGET_NODES in options for _, options in stack):
+                raise ClusterRoutingError("target_nodes= has no place in a transaction, whose keys choose the node")
             route = pool.route(commands, self._operation)
             attempt = partial(self._attempt_batch, route, traits, stack, raise_on_error)
             return await retry(route, traits, attempt, wait, self._operation)
@@ -198,14 +201,20 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
+        targets = [options.get(TARGET_NODES) for _, options in stack]
+        nodes: list[MonitoredConnectionPool | None] = []
+        if any(each is not None for each in targets):
+            await nodes_known(pool, self._operation)
+            nodes = [None if each is None else resolve_target(pool, each) for each in targets]
         commands = [tuple(args) for args, _ in stack]
         reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
-        scatter = Scatter(pool, commands, self._operation, reads_replicas=reads)
+        scatter = Scatter(pool, commands, self._operation, nodes, reads_replicas=reads)
         replies = ReplyReader(await scatter.run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
             try:
-                results.append(await self.parse_response(replies, args[0], **options))
+                for_parsing = {option: value for option, value in options.items() if option != TARGET_NODES}
+                results.append(await self.parse_response(replies, args[0], **for_parsing))
             except RedisError as error:
                 results.append(error)
         for number, ((args, _), result) in enumerate(zip(stack, results, strict=True), start=1):
@@ -413,12 +422,14 @@ class _WatchedConnection(PinnedConnection):
             async with super().attempt(caller, pool, commands, observer, closings) as connection:
                 is_sent = True
                 yield connection
-        except (AskError, ClusterDownError, TryAgainError) as error:
+        except ResponseError as error:
+            is_redirect = isinstance(error, AskError)
             # To EXEC, it is the end of the watch as well: without that, the transaction must not be sent again.
-            if not pipe.watching or pipe.connection is None:
+            ends_watch = is_redirect or is_refused_by_cluster(error)
+            if not ends_watch or not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
-            why = "the slot of the watched keys moves to another node" if isinstance(error, AskError) else str(error)
+            why = "the slot of the watched keys moves to another node" if is_redirect else str(error)
             raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected

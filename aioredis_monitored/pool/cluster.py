@@ -18,6 +18,7 @@ from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored._telemetry.stats import PoolStats
+from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
@@ -169,6 +170,34 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         nodes = [node.stats() for node in self.cluster_topology.all_nodes()]
         sums = {field: sum(getattr(each, field) for each in nodes) for field in PoolStats._fields if field != "name"}
         return PoolStats(name=self._metrics.name, **sums)
+
+    # Nodes, as callers name them.
+
+    def primaries(self) -> list[ClusterNode]:
+        """Return the primaries that serve slots, in the order of their slots; none before the first command."""
+        return [ClusterNode(*address, "primary") for address in self.cluster_topology.slot_map.primaries]
+
+    def replicas(self) -> list[ClusterNode]:
+        """Return the replicas of these primaries."""
+        known = self.cluster_topology.slot_map
+        return [ClusterNode(*address, "replica") for address in known.nodes[len(known.primaries) :]]
+
+    def nodes(self) -> list[ClusterNode]:
+        """Return all of these, the primaries first."""
+        return [*self.primaries(), *self.replicas()]
+
+    def nodes_of_slot(self, slot: int) -> list[ClusterNode]:
+        """Return the primary that serves a slot and its replicas; none if no known primary serves it."""
+        topology = self.cluster_topology
+        if (pool := topology.slots[slot]) is None:
+            return []
+        primary = topology.address_of(pool)
+        replicas = topology.slot_map.replicas.get(primary, ())
+        return [ClusterNode(*primary, "primary"), *(ClusterNode(*address, "replica") for address in replicas)]
+
+    def pool_of(self, node: ClusterNode) -> MonitoredConnectionPool:
+        """Return the pool of a node, which need not serve slots."""
+        return self.cluster_topology.visit((node.host, node.port))
 
     # Routing.
 

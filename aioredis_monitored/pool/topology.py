@@ -24,6 +24,7 @@ from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.retry import is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 # So that clients that begin or fail at the same time spread their calls and looks.
@@ -37,6 +38,8 @@ _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
 _LOOK_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
+# How old what is known may be where a caller waits for what is newer.
+_RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
@@ -137,10 +140,14 @@ class ClusterTopology:
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
-        self._map = SlotMap(())
+        self.slot_map = SlotMap(())
         self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
+        # The last error of the look that waiting does not change, such as a wrong password.
+        self._refusal: RedisError | None = None
+        # Why a node has not answered it.
+        self._problem = ""
         self._suspected: dict[Address, float] = {}
         self._redirected: dict[Address, float] = {}
         self._closing: set[asyncio.Task[None]] = set()
@@ -155,7 +162,7 @@ class ClusterTopology:
     # Nodes.
 
     def address_of(self, node: MonitoredConnectionPool) -> Address:
-        """Return the address of a node, also of one that was removed."""
+        """Return the address of a node that was not removed."""
         return self._addresses[node]
 
     def node_at(self, address: Address) -> MonitoredConnectionPool:
@@ -165,10 +172,15 @@ class ClusterTopology:
             factory = self._factory()
             if factory is None:
                 raise RedisConnectionError("the pool of the cluster is gone")
-            node = self.nodes[address] = factory.make_node(address, self._map.names.get(address))
+            node = self.nodes[address] = factory.make_node(address, self.slot_map.names.get(address))
             self._addresses[node] = address
             self._numbers[node] = self._next_number()
         return node
+
+    def visit(self, address: Address) -> MonitoredConnectionPool:
+        """Return the pool of a node that a caller names; one without slots stays known for a while."""
+        self._redirected[address] = monotonic()
+        return self.node_at(address)
 
     def _next_number(self) -> int:
         self._last_number += 1
@@ -200,7 +212,7 @@ class ClusterTopology:
 
     def known_nodes(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
-        return [self.node_at(each) for each in self._map.nodes]
+        return [self.node_at(each) for each in self.slot_map.nodes]
 
     def any_primary(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
@@ -229,7 +241,9 @@ class ClusterTopology:
         return self._redirected_node(error, asked)
 
     def _redirected_node(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
-        address = self._resolve(host_of(error.host, self._addresses[asked][0]), error.port)
+        # It may be removed meanwhile.
+        asked_host = asked.connection_kwargs["host"]
+        address = self._resolve(host_of(error.host, asked_host), error.port)
         self._redirected[address] = monotonic()
         return self.node_at(address)
 
@@ -239,7 +253,7 @@ class ClusterTopology:
         """Return when the nodes are known.
 
         Raises:
-            AttemptFailed: No node answers.
+            AttemptFailed: No node answers, or one has refused this client.
         """
         if not self.is_known:
             looking = self._look()
@@ -248,6 +262,12 @@ class ClusterTopology:
             failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
             if failure is not None:
                 raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
+
+    async def look_unless_recent(self) -> None:
+        """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
+        if monotonic() - self._looked_at > _RECENT_SECONDS:
+            with suppress(RedisError):
+                await asyncio.shield(self._look())
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -282,17 +302,19 @@ class ClusterTopology:
         wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        self._looked_at = monotonic()
+        self._looked_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self._map.names.get(address)) for address in self._in_order(self.nodes)]
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
+        if found is None and self._refusal is not None:
+            raise self._refusal
         if found is None:
             raise RedisConnectionError(
                 f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
-                f"{len(candidates)} others"
+                f"{len(candidates)} others; the last one: {self._problem or 'its name cannot be resolved'}"
             )
         self._take(found)
 
@@ -354,8 +376,10 @@ class ClusterTopology:
                     with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
                         factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
-            _LOGGER.debug("cluster: %s:%d does not say which node serves which slots: %s", *address, error)
+            self._problem = f"{address[0]}:{address[1]}: {str(error) or type(error).__qualname__}"
             self._suspected[address] = monotonic()
+            if isinstance(error, RedisError) and not is_transient(error):
+                self._refusal = error
             return None
         finally:
             await connection.disconnect(nowait=True)
@@ -366,9 +390,9 @@ class ClusterTopology:
     def _take(self, found: SlotMap) -> None:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
         if (factory := self._factory()) is not None:
-            factory.on_failovers(self._map.failovers_until(found))
-        before, names = self.primaries, self._map.names
-        self._map, self.is_known = found, True
+            factory.on_failovers(self.slot_map.failovers_until(found))
+        before, names = self.primaries, self.slot_map.names
+        self.slot_map, self.is_known = found, True
         if self._verifies_names:
             for address in list(self.nodes):
                 # It was found by a redirect, which does not say what the node is called.

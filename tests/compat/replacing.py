@@ -10,19 +10,31 @@ from pathlib import Path
 
 import redis.asyncio
 import redis.asyncio.client
+import redis.asyncio.cluster
 import redis.asyncio.connection
 import redis.asyncio.utils
+from redis.cluster import AbstractRedisCluster
 
 _WORST_LAST = ("passed", "skipped", "failed")
 _outcomes: dict[str, str] = {}
 
 
 def _replace() -> None:
-    from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+    from aioredis_monitored import (
+        ClusterNode,
+        MonitoredConnectionPool,
+        MonitoredRedisCluster,
+        MonitoredRedisConnection,
+    )
 
     # Libraries find the classes there. redis-py's own modules have imported them already, and keep theirs.
     for module in (redis.asyncio, redis.asyncio.client):
         module.Redis = module.StrictRedis = MonitoredRedisConnection
+    for module in (redis.asyncio, redis.asyncio.cluster):
+        module.RedisCluster = MonitoredRedisCluster
+    redis.asyncio.cluster.ClusterNode = ClusterNode
+    # Without it, redis-py's own tests cannot be collected.
+    MonitoredRedisCluster.ERRORS_ALLOW_RETRY = AbstractRedisCluster.ERRORS_ALLOW_RETRY
     for module in (redis.asyncio, redis.asyncio.connection):
         module.ConnectionPool = module.BlockingConnectionPool = MonitoredConnectionPool
     for module in (redis.asyncio, redis.asyncio.utils):

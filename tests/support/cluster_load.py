@@ -114,7 +114,7 @@ class Load:
             await asyncio.sleep(self.dice.uniform(0, self.pause) if self.pause else 0)
 
     async def reach(self, calls):
-        """Return when this number of further calls was made."""
+        """Return when that number of further calls was made."""
         goal = self.calls + calls
         while self.calls < goal:
             await asyncio.sleep(0.01)

@@ -1,0 +1,30 @@
+"""A node of a cluster, as callers name it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterNode:
+    """A node of a cluster; two are equal if they have the same host and port.
+
+    Args:
+        host: Its host, as the cluster announces it, or as ``address_map`` maps that.
+        port: Its TCP port; default 6379.
+        server_type: What it was when it was asked for: ``primary`` or ``replica``; default ``None``, for unknown.
+    """
+
+    host: str
+    port: int = 6379
+    server_type: Literal["primary", "replica"] | None = field(default=None, compare=False)
+
+    @property
+    def name(self) -> str:
+        """Its host and port, as in ``127.0.0.1:7000``."""
+        return f"{self.host}:{self.port}"
+
+
+# What ``target_nodes=`` takes: one of redis-py's flags, a node, or several. Any object with a host and a port will do,
+# such as a node of redis-py's.
+TargetNodes = str | ClusterNode | Iterable[ClusterNode] | Mapping[Any, ClusterNode]
