@@ -17,6 +17,7 @@ from aioredis_monitored import (
     config_from_env,
     pool_from_config,
 )
+from aioredis_monitored.testing import RedisServer
 
 DEADLINE = 30.0
 DURATION = "db.client.operation.duration"
@@ -301,6 +302,27 @@ async def test_span_and_point_have_the_primary_where_the_replica_has_failed(make
     assert {primary.port} == {each.attributes["server.port"] for each in (span, point)}
     assert primary.port == span.attributes["network.peer.port"]
     assert "error.type" not in span.attributes
+
+
+async def test_span_has_no_server_where_the_replica_has_failed_and_the_primary_is_gone(proxy, until, telemetry):
+    with RedisServer() as primary:
+        async with FakeSentinel("a" * 40, (primary.host, primary.port)) as sentinel:
+            sentinel.replicas = {(proxy.host, proxy.port): {}}
+            async with MonitoredSentinelPool(
+                [sentinel.address], "mymaster", read_from="replica", retries=0, **telemetry.providers
+            ) as pool:
+                await until_known(pool, 1, until)
+                client = MonitoredRedisConnection(connection_pool=pool)
+                await client.get("key")
+                primary.kill()
+                await until(lambda: pool.stats().used == 0)
+                proxy.cut_replies = 1
+                with telemetry.block() as block, pytest.raises(redis.exceptions.ConnectionError):
+                    await client.get("key")
+                (span,) = block.spans
+
+    assert "GET" == span.name
+    assert "server.address" not in span.attributes
 
 
 async def test_pools_of_replicas_have_names_of_their_own_in_metrics(make_client, replicas, telemetry):
