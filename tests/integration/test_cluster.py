@@ -190,10 +190,10 @@ async def test_script_is_loaded_where_it_runs(on_cluster):
     assert [await script(keys=[key]) for key in KEYS] == [key.encode() for key in KEYS]
 
 
-async def test_reads_go_to_replicas_where_that_is_wanted(cluster, on_cluster):
+async def test_reads_go_to_replicas_where_that_is_wanted(cluster, on_cluster, until):
     await asyncio.gather(*(on_cluster.set(key, key) for key in KEYS))
     for node in cluster.primaries():
-        node.call("WAIT", 1, 10_000)
+        await until(lambda node=node: cluster.replica_of(node).call("DBSIZE") == node.call("DBSIZE"))
     before = [calls_of(node, "get") for node in cluster.primaries()]
     async with MonitoredConnectionPool.from_url(f"{cluster.url}?read_from=replica") as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
