@@ -212,7 +212,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     """
     topology = cluster.cluster_topology
     await nodes_known(cluster, observer)
-    _, given, *rest = args
+    given, *rest = parse_command(args).arguments or [""]
     text = argument_text(given, MAX_WORD_LENGTH)
     if not (text.isascii() and text.isdigit()):
         # The server says what is wrong with it.
@@ -237,8 +237,8 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
                 await topology.look_unless_recent()
                 following = topology.primary_from(at + 1)
             at = 0 if following is None else following[0]
-        return [cursor << _CURSOR_NODE_BITS | at, keys]
-    return [0, []]
+        return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]
+    return [b"0", []]
 
 
 def _client_of(

@@ -198,7 +198,7 @@ class MonitoredConnections:
     async def fetch(
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
     ) -> Any:
-        acquire = self.for_attempts(caller, pin, (), observer)
+        acquire = self.for_attempts(caller, pin, [fetch.poll_command()], observer)
 
         async def fetch_once(wait: float) -> Any:
             route = self._route(caller, pin, [fetch.poll_command()], observer)

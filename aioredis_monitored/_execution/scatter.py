@@ -5,17 +5,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from redis.exceptions import (
-    AskError,
-    BusyLoadingError,
-    ClusterDownError,
-    MasterDownError,
-    MovedError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-    TryAgainError,
-)
+from redis.exceptions import AskError, MovedError, RedisError, ResponseError
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
@@ -33,15 +24,15 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.retry import RetryPolicy, is_refused_by_cluster
+from aioredis_monitored.pool.retry import RetryPolicy, is_retryable
 
 _ASKING: Final = ("ASKING",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
 _PENDING: Final = Traits(shareable=True, alters_connection=False, retry_safe=True, runs_code=False)
 
 
-# What a node answers that does not serve now, and has not run the command.
-_NOT_NOW = (BusyLoadingError, ClusterDownError, MasterDownError, ReadOnlyError, TryAgainError)
+# What redis-py sends, as far as the type of an argument says that.
+_SENDABLE: Final = frozenset({bytearray, bytes, float, int, memoryview, str})
 
 
 class _Command:
@@ -50,13 +41,17 @@ class _Command:
     Args:
         args: The command.
         choose: Returns the node that it goes to now.
+        is_for_node: Whether no other node can take its place; default ``False``.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_pending", "node", "reply")
+    __slots__ = ("args", "choose", "importing", "is_for_node", "is_pending", "node", "reply")
 
-    def __init__(self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool]) -> None:
+    def __init__(
+        self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool], *, is_for_node: bool = False
+    ) -> None:
         self.args = args
         self.choose = choose
+        self.is_for_node = is_for_node
         self.importing: MonitoredConnectionPool | None = None
         # That it was sent to last.
         self.node: MonitoredConnectionPool | None = None
@@ -149,6 +144,7 @@ class Scatter:
         Raises:
             redis.exceptions.RedisError: No node answers, and so it is not known where commands for all nodes go.
         """
+        self._check()
         wait = sum(blocking_timeout(args) or 0 for args in self._given)
         try:
             placements = [placement_of(args) for args in self._given]
@@ -167,6 +163,19 @@ class Scatter:
             self._report_server()
         return [each.reply() for each in self._expanded]
 
+    def _check(self) -> None:
+        """Check what would fail at one node when others have got their commands.
+
+        Raises:
+            redis.exceptions.DataError: An argument cannot be sent.
+            DedicatedConnectionError: A command counts the writes of its connection.
+        """
+        for args, node in zip(self._given, self._nodes, strict=True):
+            if not _SENDABLE.issuperset(map(type, args)):
+                self._cluster.check_sendable(args)
+            if node is not None:
+                reject_write_counting(args)
+
     def _report_server(self) -> None:
         """Report the server that was asked last; none if commands went to several."""
         if self._observer is None:
@@ -178,11 +187,11 @@ class Scatter:
     def _expand(self, args: tuple[Any, ...], placement: Placement, node: MonitoredConnectionPool | None) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
         if node is not None:
-            return _Expanded(_at_each([node], args))
+            return _Expanded([_Command(args, partial(_this, node), is_for_node=True)])
         if kind is Kind.ALL_PRIMARIES:
-            return _Expanded(_at_each(topology.primaries, args), placement)
+            return _Expanded([self._at_primary(args, each) for each in topology.primaries], placement)
         if kind is Kind.ALL_NODES:
-            return _Expanded(_at_each(topology.known_nodes(), args), placement)
+            return _Expanded([self._at_primary(args, each) for each in topology.known_nodes()], placement)
         if kind is Kind.SPLIT:
             parts = split(args)
             return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
@@ -190,6 +199,14 @@ class Scatter:
         if kind is not Kind.SLOT and kind is not Kind.ANY:
             command.settle(routing_error(args, placement))
         return _Expanded([command])
+
+    def _at_primary(self, args: tuple[Any, ...], node: MonitoredConnectionPool) -> _Command:
+        """Return a command for a primary, or for the node that has its place by then; a replica has no such node."""
+        topology = self._cluster.cluster_topology
+        if node not in topology.slots:
+            return _Command(args, partial(_this, node), is_for_node=True)
+        slot = topology.slots.index(node)
+        return _Command(args, lambda: node if node in topology.primaries else self._cluster.node_of_slot(slot))
 
     # The route.
 
@@ -304,10 +321,7 @@ class Scatter:
                     # Also of a node that the caller has named.
                     each.choose = partial(self._cluster.node_of_slot, reply.slot_id)
                 self._is_redirected = True
-            elif not isinstance(reply, _NOT_NOW) or (
-                # A script may have written before it got another error than the cluster's.
-                traits_of(each.args).runs_code and not is_refused_by_cluster(reply)
-            ):
+            elif not is_retryable(reply, may_have_run=True, traits=traits_of(each.args)):
                 each.settle(reply)
                 continue
             else:
@@ -322,8 +336,11 @@ class Scatter:
     ) -> AttemptFailed | None:
         """Settle commands that have failed together if they must not be sent again; else return why they are."""
         if is_redirect(self._cluster, failed.error):
-            self._is_redirected = True
-            return failed
+            for each in commands:
+                if each.is_for_node:
+                    each.settle(RedisConnectionError(f"{node.name} has left the cluster"))
+            self._is_redirected = any(each.is_pending for each in commands)
+            return failed if self._is_redirected else None
         note_failure(self._cluster, failed.error, node)
         if failed.may_have_run and not retry_safe:
             for each in commands:
@@ -394,10 +411,6 @@ async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) 
 def _needs_nodes(placement: Placement) -> bool:
     # By identity: the hash of an enumeration's member is computed in Python.
     return placement.kind is Kind.ALL_PRIMARIES or placement.kind is Kind.ALL_NODES
-
-
-def _at_each(nodes: Iterable[MonitoredConnectionPool], args: tuple[Any, ...]) -> list[_Command]:
-    return [_Command(args, partial(_this, node)) for node in nodes]
 
 
 def _this(node: MonitoredConnectionPool) -> MonitoredConnectionPool:

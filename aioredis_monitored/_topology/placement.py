@@ -378,15 +378,6 @@ def _placement_of_parsed(call: ParsedCommand) -> Placement:
     return _at_slot_of(name, [call.arguments[position] for position in _key_positions(name, call)])
 
 
-def keys_in_order(args: Sequence[Any]) -> list[object]:
-    """Return the keys of a command; none if it is unknown or a server would refuse the arguments.
-
-    Unlike ``_commands.table.keys_of``, it knows those of SORT … STORE and of MIGRATE … KEYS.
-    """
-    call = parse_command(args)
-    return [call.arguments[position] for position in _key_positions(call.name.upper(), call)]
-
-
 def routing_error(args: Sequence[Any], placement: Placement) -> ClusterRoutingError:
     """Return the error to raise for a placement of the kinds ``OWN_NODE``, ``CROSS_SLOT`` and ``REFUSED``."""
     name = operation_name(args).upper()

@@ -244,6 +244,14 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Return the pool of the node with a number, which no other node gets; ``None`` if it was removed."""
         return self.cluster_topology.node_numbered(number)
 
+    def check_sendable(self, args: Sequence[Any]) -> None:
+        """Check the types of a command's arguments.
+
+        Raises:
+            redis.exceptions.DataError: One cannot be sent.
+        """
+        self._template.pack_command(*args)
+
     def choose_primary(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
         """Return what chooses the node of a call."""
         return partial(self.node_of_slot, slot)

@@ -43,20 +43,19 @@ class Redirects:
     def take(self, error: Exception, node: MonitoredConnectionPool) -> MonitoredConnectionPool | None:
         """Take over what a redirect says; return the node that takes over the slot of the call, if it is an ASK."""
         topology = self._cluster.cluster_topology
+        if not isinstance(error, AskError):
+            return None
+        if self._observer is not None:
+            self._observer.add_redirect()
         if isinstance(error, MovedError):  # a subclass of AskError
             topology.on_moved(error, node)
             self._cluster.on_redirect(_MOVED)
             return None
-        importing = None
-        if isinstance(error, AskError):
-            importing = topology.on_ask(error, node)
-            self._cluster.on_redirect(_ASK)
-        return importing
+        self._cluster.on_redirect(_ASK)
+        return topology.on_ask(error, node)
 
     def delay(self) -> float | None:
-        """Count one, and return the seconds to wait before the next attempt; ``None`` if there were too many."""
-        if self._observer is not None:
-            self._observer.add_redirect()
+        """Return the seconds to wait before the next attempt after a redirect; ``None`` if there were too many."""
         self._count += 1
         if self._count > _MAX_REDIRECTS:
             return None

@@ -99,7 +99,7 @@ class RetryPolicy:
             losses: The number of connections that were lost after the call was written to them, at most 3; default 0.
                 A command that the server answers by hanging up must not be repeated until the deadline.
         """
-        if losses > _MAX_LOSSES or not _is_retryable(error, may_have_run=may_have_run, traits=traits):
+        if losses > _MAX_LOSSES or not is_retryable(error, may_have_run=may_have_run, traits=traits):
             return None
         delay = self.backoff(failures)
         is_late = self.deadline is not None and elapsed + delay >= self.deadline
@@ -123,7 +123,8 @@ def is_transient(error: Exception) -> bool:
     return isinstance(error, transient) or str(error).startswith(_TRANSIENT_PREFIXES)
 
 
-def _is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
+def is_retryable(error: Exception, *, may_have_run: bool, traits: Traits) -> bool:
+    """Whether a call that has failed with this error may be made again."""
     if isinstance(error, _NEVER_RETRIED) or _is_tls_refusal(cause_of(error)):
         return False
     if is_refused_by_cluster(error):

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,17 @@ def seed(dice):
 def passes(figures, **bounds):
     assert [] == chaos.failures(figures, **bounds), figures
     return True
+
+
+def wait_replicated(servers):
+    """Return when each replica has what its primary has."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        sizes = {node.id: node.call("DBSIZE") for node in servers.nodes}
+        if all(sizes[node.id] == sizes[servers.replica_of(node).id] for node in servers.primaries()):
+            return
+        time.sleep(0.01)
+    raise AssertionError(sizes)
 
 
 # The load and the faults of ``nox -s chaos_cluster``, in short.
@@ -287,3 +299,35 @@ async def test_pool_of_a_cluster_without_slots_waits_until_these_are_given(make_
         node.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
 
         assert [True, True] == (await asyncio.gather(*calls))[:2]
+
+
+# Commands for several nodes.
+
+
+async def test_commands_for_all_primaries_succeed_when_one_is_killed(servers, on_cluster):
+    keys = [f"key:{number}" for number in range(60)]
+    await asyncio.gather(*(on_cluster.set(key, 1) for key in keys))
+    assert await on_cluster.dbsize() == len(keys)
+    killed = servers.owner(keys[0])
+    await asyncio.to_thread(wait_replicated, servers)
+    killed.kill()
+
+    async def scanned():
+        return {key async for key in on_cluster.scan_iter(count=5)}
+
+    size, found, seen, digest = await asyncio.gather(
+        on_cluster.dbsize(), on_cluster.keys(), scanned(), on_cluster.script_load("return 1")
+    )
+
+    assert (size, len(found), len(seen)) == (len(keys), len(keys), len(keys))
+    assert await on_cluster.script_exists(digest) == [True]
+    assert await on_cluster.flushall() is True
+    assert await on_cluster.dbsize() == 0
+
+
+async def test_commands_for_all_primaries_succeed_when_one_was_replaced_unseen(servers, on_cluster):
+    await on_cluster.set("key", 1)
+    await asyncio.to_thread(servers.failover, servers.replica_of(servers.owner("key")))
+
+    assert await on_cluster.flushall() is True
+    assert await on_cluster.dbsize() == 0

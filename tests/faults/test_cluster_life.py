@@ -40,7 +40,7 @@ async def test_pool_that_is_closed_while_it_looks_at_its_nodes_ends_the_look_and
     assert before == asyncio.all_tasks()
 
 
-def test_forgotten_pool_of_a_cluster_warns_for_each_node_and_leaves_no_task(cluster):
+def test_forgotten_pool_of_a_cluster_warns_for_each_node(cluster):
     def make_pool():
         return MonitoredConnectionPool.from_url(cluster.url, name="forgotten")
 

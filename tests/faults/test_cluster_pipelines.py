@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import DataError
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import ClusterServers
@@ -39,3 +40,12 @@ async def test_pipeline_shows_the_error_of_a_node_that_was_lost_in_flight(lonely
         else:
             assert [RedisConnectionError, int] == [type(result) for result in await executing]
         assert await client.get(KEPT) == b"1"
+
+
+async def test_pipeline_with_an_argument_that_cannot_be_sent_sends_nothing(cluster):
+    async with MonitoredConnectionPool.from_url(cluster.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        with pytest.raises(DataError):
+            await client.pipeline(transaction=False).set(KEPT, 1).set(LOST, None).execute()
+
+        assert await client.exists(KEPT, LOST) == 0

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from redis.exceptions import ResponseError
 from support.internals import look_at_nodes
 
 from aioredis_monitored import (
@@ -189,10 +190,10 @@ async def test_script_is_loaded_where_it_runs(on_cluster):
     assert [await script(keys=[key]) for key in KEYS] == [key.encode() for key in KEYS]
 
 
-async def test_reads_go_to_replicas_where_that_is_wanted(cluster, on_cluster):
+async def test_reads_go_to_replicas_where_that_is_wanted(cluster, on_cluster, until):
     await asyncio.gather(*(on_cluster.set(key, key) for key in KEYS))
     for node in cluster.primaries():
-        node.call("WAIT", 1, 10_000)
+        await until(lambda node=node: cluster.replica_of(node).call("DBSIZE") == node.call("DBSIZE"))
     before = [calls_of(node, "get") for node in cluster.primaries()]
     async with MonitoredConnectionPool.from_url(f"{cluster.url}?read_from=replica") as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -309,3 +310,26 @@ async def test_handle_that_was_entered_counts_what_it_writes_at_any_node(cluster
         async with on_cluster.client() as handle:
             await handle.set(key, 1)
             assert 1 == await handle.wait(1, 60_000)
+
+
+async def test_queue_on_a_handle_goes_on_when_its_slot_has_moved(cluster, on_cluster):
+    slot, source = key_slot("handled"), cluster.owner("handled")
+    (target, *_) = [node for node in cluster.primaries() if node is not source]
+    async with on_cluster.client() as handle:
+        queue = MessageQueue("handled", handle)
+        await queue.put(b"1")
+        assert await queue.get(timeout=1) == b"1"
+        cluster.migrate(slot, target)
+        await on_cluster.llen("handled")
+        await queue.put(b"2")
+        assert await queue.get(timeout=1) == b"2"
+
+
+@pytest.mark.parametrize("command", [("SCAN",), ("SCAN", "x"), ("SCAN 0",)], ids=["none", "word", "in the name"])
+async def test_scan_with_odd_arguments_is_answered_by_a_server(on_cluster, command):
+    if command == ("SCAN 0",):
+        cursor, keys = await on_cluster.execute_command(*command)
+        assert (int(cursor) > 0, keys) == (True, [])
+        return
+    with pytest.raises(ResponseError):
+        await on_cluster.execute_command(*command)

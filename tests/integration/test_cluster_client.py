@@ -105,7 +105,7 @@ def test_client_refuses_arguments_beside_a_pool(cluster, argument, shown):
         MonitoredRedisCluster(connection_pool=pool, **argument)
 
 
-async def test_client_with_ssl_connects_with_tls(cluster):
+async def test_client_with_ssl_makes_a_pool_of_encrypted_connections(cluster):
     host, port = cluster.nodes[0].host, cluster.nodes[0].port
     client = MonitoredRedisCluster(host=host, port=port, ssl=True, retries=0, **UNRECORDED)
     assert client.connection_pool.connection_class is redis.asyncio.SSLConnection

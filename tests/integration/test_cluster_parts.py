@@ -56,6 +56,7 @@ async def test_lock_whose_slot_moves_is_released_at_its_new_node(cluster, client
 
 
 async def test_cancelled_acquisition_leaves_no_lock(client, dice):
+    cancelled = 0
     for number in range(30):
         acquiring = asyncio.create_task(client.lock(f"lock:{number}", timeout=60).acquire())
         await asyncio.wait([acquiring], timeout=dice.uniform(0, 0.003))
@@ -63,10 +64,12 @@ async def test_cancelled_acquisition_leaves_no_lock(client, dice):
         await asyncio.wait([acquiring])
         if not acquiring.cancelled():
             continue
+        cancelled += 1
         # The caller has left at once; its acquisition is undone behind it.
         async with asyncio.timeout(30):
             while await client.exists(f"lock:{number}"):
                 await asyncio.sleep(0.005)
+    assert cancelled
 
 
 @redis_connection("main", wait=0)

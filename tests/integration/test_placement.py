@@ -9,11 +9,12 @@ import redis
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis as AsyncRedis
+from support.internals import keys_in_order
 from support.sentences import Sentence
 
 from aioredis_monitored._commands.table import TABLE
 from aioredis_monitored._topology.hash_slots import key_slot
-from aioredis_monitored._topology.placement import Kind, combine, keys_in_order, placement_of
+from aioredis_monitored._topology.placement import Kind, combine, placement_of
 from aioredis_monitored.testing import RedisServer
 
 DEADLINE = 30.0

@@ -6,8 +6,10 @@ from opentelemetry import context, trace
 from redis._parsers import _AsyncHiredisParser, _AsyncRESP3Parser
 
 from aioredis_monitored._commands import traits
+from aioredis_monitored._commands.table import parse_command
 from aioredis_monitored._execution import fetch
 from aioredis_monitored._telemetry import coexistence, guard, hotkeys
+from aioredis_monitored._topology import placement
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
@@ -416,3 +418,9 @@ def set_age_of_replicas(monkeypatch, seconds):
 def set_suspension_of_replicas(monkeypatch, seconds):
     """Set for how long a replica gets no calls that could not serve one."""
     monkeypatch.setattr(replicas, "_SUSPENDED_SECONDS", seconds)
+
+
+def keys_in_order(args):
+    """Return the keys by which a command is routed in a cluster; none if a server would refuse the arguments."""
+    call = parse_command(args)
+    return [call.arguments[position] for position in placement._key_positions(call.name.upper(), call)]

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.cluster import RedisCluster
 from redis.exceptions import ClusterCrossSlotError, CrossSlotTransactionError, RedisClusterException
+from support.internals import keys_in_order
 
 from aioredis_monitored import ClusterRoutingError, CrossSlotError, MonitoredRedisError
 from aioredis_monitored._commands.table import TABLE, keys_of
@@ -23,7 +24,6 @@ from aioredis_monitored._topology.placement import (
     Kind,
     batch_slot,
     combine,
-    keys_in_order,
     may_read_from_replica,
     placement_of,
     routing_error,
