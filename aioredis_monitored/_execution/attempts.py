@@ -213,6 +213,9 @@ async def retry_failed(
             route.retry_policy.server_unreachable = True
     except AttemptFailed:
         pass
+    if call.was_redirected:
+        # To a server that has not answered; the redirect is none of the caller's business.
+        raise RedisTimeoutError(f"no reply in {call.bound} s") from call.failure.error
     raise call.failure.error
 
 
@@ -222,6 +225,7 @@ class _RetriedCall(Generic[T]):
     Attributes:
         bound: Seconds that the whole call may take; ``None`` for any time.
         failure: The last failure that is not the deadline's.
+        was_redirected: Whether that was a redirect to another server.
     """
 
     failure: AttemptFailed
@@ -242,7 +246,7 @@ class _RetriedCall(Generic[T]):
         self._observer = observer
         self._losses = 0
         self._redirects = 0
-        self._was_redirected = self._was_too_late = False
+        self.was_redirected = self._was_too_late = False
         deadline = route.retry_policy.deadline
         self.bound = None if deadline is None or isinf(wait) else deadline + wait
 
@@ -254,10 +258,10 @@ class _RetriedCall(Generic[T]):
         self.failure = failure
         elapsed = monotonic() - self._started
         delay = self._route.follow(failure)
-        self._was_redirected = delay is not None and (self.bound is None or elapsed + delay < self.bound)
-        if self._was_redirected:
+        self.was_redirected = delay is not None
+        if delay is not None:
             self._redirects += 1
-            return delay
+            return delay if self.bound is None or elapsed + delay < self.bound else None
         return self._route.retry_policy.next_delay(
             failure.error,
             may_have_run=failure.may_have_run,
@@ -280,7 +284,7 @@ class _RetriedCall(Generic[T]):
     async def attempt_again(self) -> T:
         elapsed = monotonic() - self._started
         deadline = self._route.retry_policy.deadline
-        if not self._was_redirected and deadline is not None and elapsed >= deadline:
+        if not self.was_redirected and deadline is not None and elapsed >= deadline:
             # The event loop was busy, and no attempt begins; the policy learns that all attempts failed.
             self._was_too_late = True
             raise self.failure

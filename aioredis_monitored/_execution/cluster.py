@@ -10,7 +10,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
+from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, operation_name, parse_command
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import Attempt, retry
 from aioredis_monitored._execution.routing import NOT_FOR_PARSING, CommandExecutor, apply_callback
@@ -30,6 +30,8 @@ from aioredis_monitored.pool.redirects import ClusterRoute
 _CURSOR_NODE_BITS: Final = 16
 # The bits of a client's id that are the server's; those above them name the node. A server counts from 1 on.
 _CLIENT_ID_BITS: Final = 48
+# What means the same on a handle as on its client.
+_OF_THE_CLUSTER: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES, Kind.CURSOR})
 _ONE_NODE: Final = frozenset({Kind.SLOT, Kind.ANY})
 _SEVERAL_NODES: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES})
 
@@ -175,6 +177,13 @@ class ClusterExecutor(CommandExecutor):
             node, at_node = found
             (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
             return await _parse(caller, cluster, args, options, reply)
+        if self.pin is not None and placement_of(args).kind in _OF_THE_CLUSTER:
+            if caller.connection is not None and cluster.will_discard(caller.connection):
+                raise ClusterRoutingError(
+                    f"{operation_name(args).upper()} concerns several nodes, and this handle has altered its "
+                    f"connection to one of them: use the client that made it"
+                )
+            return await self._execute_placed(caller, cluster, args, options, observer)
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
             self.pin.is_identified = True

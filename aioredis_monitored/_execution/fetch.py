@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 
 from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, OutOfMemoryError, RedisError, ResponseError
+from redis.exceptions import AskError, MovedError, OutOfMemoryError, RedisError, ResponseError, TryAgainError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
@@ -33,6 +33,13 @@ from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.retry import exponential_backoff
 
+# What a server has told to ask another one for, that takes over the slot of the keys: by the number of commands that
+# were sent together, the positions of those that it has not run.
+Redirected = dict[int, list[int]]
+
+_ASKING: Final = ("ASKING",)
+# Seconds before that server is asked again, if nothing was there.
+_ASKED_SECONDS: Final = 0.1
 # The option of execute_command that holds what a command fetches.
 FETCH: Final = "FETCH"
 # The longest that the server is asked to block at a time. Each time, the connection goes back to the pool, where others
@@ -232,13 +239,14 @@ async def fetch_blocking(
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + wait
+    redirected: Redirected = {}
 
     async def attempt(seconds: float | None, _losses: int) -> Any:
         server = await route.target()
         acquired = dedicated_attempt(server, seconds, acquire(server))
         left = max(0.0, deadline - loop.time())
         channels = partial(side_channel_of, server), partial(side_channel_of, pool)
-        return await fetch_on(acquired, *channels, fetch, left, is_asking=server.is_asking)
+        return await fetch_on(acquired, *channels, fetch, left, redirected)
 
     return await retry(route, traits_of_batch(fetch.blocking_commands(fetch.max_wait)), attempt, wait, observer)
 
@@ -249,8 +257,7 @@ async def fetch_on(
     open_restoring: Callable[[], SideChannel],
     fetch: Fetch,
     wait: float,
-    *,
-    is_asking: bool = False,
+    redirected: Redirected | None = None,
 ) -> Any:
     """Fetch what arrives within ``wait`` seconds on one connection.
 
@@ -260,7 +267,8 @@ async def fetch_on(
         open_restoring: Opens the one that restores what it brings in vain.
         fetch: What to fetch.
         wait: How many seconds; 0 polls once.
-        is_asking: Whether each command must follow ASKING; default ``False``.
+        redirected: What the attempt before was told to ask this server for. It is given what this attempt is told.
+            Default ``None``: nothing.
 
     Returns:
         ``None`` if nothing arrives.
@@ -272,7 +280,8 @@ async def fetch_on(
     try:
         async with acquired as connection:
             await connect(connection)
-            blocking = _BlockingFetch(connection, fetch, open_unblocking(), open_restoring, is_asking=is_asking)
+            redirected = {} if redirected is None else redirected
+            blocking = _BlockingFetch(connection, fetch, open_unblocking(), open_restoring, redirected)
             found = await blocking.fetch(wait)
     except BaseException:
         if found is not None:
@@ -292,7 +301,7 @@ class _BlockingFetch:
         fetch: What to fetch.
         side_channel: Sends a command to the same server while this connection blocks.
         open_restoring: Opens the side channel that restores what this connection cannot restore itself.
-        is_asking: Whether each command must follow ASKING.
+        redirected: As of ``fetch_on``.
     """
 
     def __init__(
@@ -301,14 +310,15 @@ class _BlockingFetch:
         fetch: Fetch,
         side_channel: SideChannel,
         open_restoring: Callable[[], SideChannel],
-        *,
-        is_asking: bool,
+        redirected: Redirected,
     ) -> None:
         self._connection = connection
         self._fetch = fetch
         self._side_channel = side_channel
         self._open_restoring = open_restoring
-        self._is_asking = is_asking
+        self._asked = dict(redirected)
+        self._redirected = redirected
+        redirected.clear()
         self._reply_timeout = connection.socket_timeout
         self._owed = 0
         self._replies: list[Any] = []
@@ -336,11 +346,17 @@ class _BlockingFetch:
             failures = 0
             while found is None and (left := deadline - loop.time()) > CLOCK_TOLERANCE_SECONDS:
                 wait = min(left, fetch.max_wait)
+                if self._asked and len(fetch.blocking_commands(wait)) not in self._asked:
+                    # The server that has told to poll here may not tell the same about these.
+                    await sleep(min(left, _ASKED_SECONDS))
+                    break
                 try:
                     found = await self._ask(fetch.blocking_commands(wait), wait, fetch.parse_blocking)
-                except OutOfMemoryError:
-                    # Blocking may need memory even if nothing arrives; polling needs none.
-                    found = await self._poll()
+                except (OutOfMemoryError, TryAgainError) as error:
+                    # Blocking may need memory even if nothing arrives; polling needs none. While a slot moves, nothing
+                    # blocks for keys of which some have moved.
+                    if isinstance(error, OutOfMemoryError):
+                        found = await self._poll()
                     failures += 1
                     if found is None:
                         await sleep(min(left, _poll_backoff(failures)))
@@ -359,8 +375,11 @@ class _BlockingFetch:
     async def _ask(
         self, commands: Sequence[tuple[Any, ...]], wait: float, parse: Callable[[Sequence[Any]], Any]
     ) -> Any:
-        if self._is_asking:
-            commands, parse = [each for args in commands for each in (("ASKING",), args)], _past_asking(parse)
+        count = len(commands)
+        asked = self._asked.get(count)
+        if asked is not None:
+            commands = [each for position in asked for each in (_ASKING, commands[position])]
+            parse = _of_asked(parse, asked, count)
         limit = None if self._reply_timeout is None else wait + self._reply_timeout
         try:
             async with lag_tolerant_timeout(limit):
@@ -380,6 +399,8 @@ class _BlockingFetch:
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         found = parse(_without_errors(replies))
         if error is not None:
+            if asked is None and _is_ask(error):
+                self._redirected[count] = [at for at, reply in enumerate(replies) if _is_ask(reply)]
             if found is not None:
                 self._begin_to_settle()
                 await self._restore(found)
@@ -482,8 +503,22 @@ def _parse_poll(fetch: Fetch, replies: Sequence[Any]) -> Any:
     return None if reply is None else fetch.parse_poll(reply)
 
 
-def _past_asking(parse: Callable[[Sequence[Any]], Any]) -> Callable[[Sequence[Any]], Any]:
-    return lambda replies: parse(replies[1::2])
+def _of_asked(
+    parse: Callable[[Sequence[Any]], Any], asked: Sequence[int], count: int
+) -> Callable[[Sequence[Any]], Any]:
+    """Return what parses the replies to those of ``count`` commands that were sent, each after ASKING."""
+
+    def parse_asked(replies: Sequence[Any]) -> Any:
+        of_all: list[Any] = [None] * count
+        for position, reply in zip(asked, replies[1::2], strict=False):
+            of_all[position] = reply
+        return parse(of_all)
+
+    return parse_asked
+
+
+def _is_ask(reply: object) -> bool:
+    return isinstance(reply, AskError) and not isinstance(reply, MovedError)
 
 
 def _without_errors(replies: Sequence[Any]) -> list[Any]:

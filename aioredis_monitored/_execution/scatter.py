@@ -58,6 +58,11 @@ class _Command:
         self.is_pending = True
         self.reply: Any = None
 
+    def slots(self) -> set[int]:
+        """Return the slot of its keys; none if it has no keys."""
+        slot = placement_of(self.args).slot
+        return set() if slot is None else {slot}
+
     def settle(self, reply: Any) -> None:
         """Set the reply, or the error in its place."""
         self.is_pending, self.reply = False, reply
@@ -309,27 +314,39 @@ class Scatter:
         leave_refusing_server(node, replies)
         if len(replies) > len(commands):
             replies = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING]
-        failure = None
-        for each, reply in zip(commands, replies, strict=True):
-            each.importing = None
-            if not isinstance(reply, Exception):
+        if not any(isinstance(reply, Exception) for reply in replies):
+            for each, reply in zip(commands, replies, strict=True):
                 each.settle(reply)
-                continue
-            if isinstance(reply, AskError):
-                each.importing = self._redirects.take(reply, node)
-                if isinstance(reply, MovedError):
-                    # Also of a node that the caller has named.
-                    each.choose = partial(self._cluster.node_of_slot, reply.slot_id)
-                self._is_redirected = True
-            elif not is_retryable(reply, may_have_run=True, traits=traits_of(each.args)):
-                each.settle(reply)
-                continue
-            else:
-                note_failure(self._cluster, reply, node)
-            failure = AttemptFailed(reply, may_have_run=False)
-        if failure is None:
             node.retry_policy.server_unreachable = False
+            return None
+        failure = None
+        # The slots of which later commands have run.
+        passed: set[int] = set()
+        for each, reply in zip(reversed(commands), reversed(replies), strict=True):
+            each.importing = None
+            if self._is_pending(each, reply, node, passed):
+                failure = AttemptFailed(reply, may_have_run=False)
+            else:
+                each.settle(reply)
+                passed |= each.slots()
         return failure
+
+    def _is_pending(self, command: _Command, reply: object, node: MonitoredConnectionPool, passed: set[int]) -> bool:
+        """Whether a command has not run, and is to be sent again; take over what its reply says about the nodes."""
+        if isinstance(reply, AskError):
+            command.importing = self._redirects.take(reply, node)
+            if isinstance(reply, MovedError):
+                # Also of a node that the caller has named.
+                command.choose = partial(self._cluster.node_of_slot, reply.slot_id)
+            self._is_redirected = True
+            return True
+        if not isinstance(reply, Exception) or passed & command.slots():
+            # After what was called later, it would undo that.
+            return False
+        if not is_retryable(reply, may_have_run=True, traits=traits_of(command.args)):
+            return False
+        note_failure(self._cluster, reply, node)
+        return True
 
     def _fail(
         self, node: MonitoredConnectionPool, commands: list[_Command], failed: AttemptFailed, *, retry_safe: bool = True

@@ -12,6 +12,7 @@ from redis.auth.token import TokenInterface
 from redis.exceptions import ClusterDownError, RedisError
 from redis.retry import AbstractRetry
 
+from aioredis_monitored._commands.table import operation_name
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
 from aioredis_monitored._redispy.connections import make_safe_connection
 from aioredis_monitored._redispy.located import NamedSSLConnection
@@ -418,9 +419,11 @@ def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> 
     placement = placement_of(args)
     if placement.kind is Kind.SLOT or placement.kind is Kind.ANY:
         return placement.slot
-    if placement.kind in {Kind.SPLIT, Kind.CROSS_SLOT} or not is_pinned:
-        raise routing_error(args, placement)
-    return None
+    names_one_node = placement.kind is Kind.OWN_NODE or placement.kind is Kind.REFUSED
+    # The scripts of a transaction must be known where it runs.
+    if is_pinned and (names_one_node or operation_name(args).upper().startswith("SCRIPT ")):
+        return None
+    raise routing_error(args, placement)
 
 
 class _ClusterMetrics(PoolMetrics):

@@ -29,11 +29,18 @@ from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
-from aioredis_monitored._redispy.connections import decode_reply, handshake, is_decodable, with_safe_send
+from aioredis_monitored._redispy.connections import (
+    decode_reply,
+    handshake,
+    is_decodable,
+    make_safe_connection,
+    with_safe_send,
+)
 from aioredis_monitored._redispy.located import abort_transport
 from aioredis_monitored._redispy.overrides import (
     TypedPool,
     announce_release,
+    connect,
     forget_re_auth_token,
     re_auth,
     register_connect_callback,
@@ -768,13 +775,18 @@ class MonitoredConnectionPool(TypedPool):
         return self._metrics.in_use() > 0
 
     async def answers_within(self, seconds: float) -> bool:
-        """Return whether the server answers a PING on the shared connection in time; true if none is shared."""
-        if self.multiplexer is None:
-            return True
+        """Return whether the server answers a PING in time, on the shared connection or else on one of its own."""
         try:
             async with lag_tolerant_timeout(seconds):
-                return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
-        except (RedisError, TimeoutError):
+                if self.multiplexer is not None:
+                    return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
+                connection = make_safe_connection(self)
+                try:
+                    await connect(connection)
+                finally:
+                    await connection.disconnect(nowait=True)
+                return True
+        except (RedisError, OSError):
             return False
 
     @property

@@ -153,6 +153,9 @@ class ClusterRoute:
         if self._follows_ask:
             self._importing = importing
         delay = self._redirects.delay()
+        if delay is None:
+            failure.error = ClusterDownError(f"redirected {_MAX_REDIRECTS} times: the nodes do not agree on the slot")
+            failure.error.__cause__ = error
         if importing is not None and not self._follows_ask and delay is not None:
             delay = max(delay, self._cluster.retry_policy.backoff(1))
         return delay

@@ -8,7 +8,8 @@ import time
 from pathlib import Path
 
 import pytest
-from redis.exceptions import WatchError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from redis.exceptions import TryAgainError, WatchError
 from support import cluster_chaos as chaos
 
 from aioredis_monitored import MonitoredRedisConnection, PinnedConnectionLostError
@@ -331,3 +332,53 @@ async def test_commands_for_all_primaries_succeed_when_one_was_replaced_unseen(s
 
     assert await on_cluster.flushall() is True
     assert await on_cluster.dbsize() == 0
+
+
+async def test_pipeline_does_not_undo_what_was_called_later_in_it(servers, on_cluster):
+    await on_cluster.mset({HERE: 0, THERE: 0})
+    source = servers.owner(SLOT)
+    (target, *_) = [node for node in servers.primaries() if node is not source]
+    servers.begin_migration(SLOT, target)
+    assert source.call("MIGRATE", target.host, target.port, "", 0, 5_000, "KEYS", THERE) == "OK"
+    try:
+        pipe = on_cluster.pipeline(transaction=False).mset({HERE: 1, THERE: 1}).set(HERE, 2).set(THERE, 2)
+        first, *others = await pipe.execute(raise_on_error=False)
+        assert isinstance(first, TryAgainError)
+        assert others == [True, True]
+        assert [await on_cluster.get(HERE), await on_cluster.get(THERE)] == [b"2", b"2"]
+    finally:
+        servers.migrate_keys(SLOT, target, 100)
+        servers.end_migration(SLOT, target)
+    assert await on_cluster.mget(HERE, THERE) == [b"2", b"2"]
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_call_that_is_redirected_to_a_frozen_node_times_out(servers, make_pool, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=1, multiplex=multiplex))
+    await client.get(HERE)
+    source = servers.owner(SLOT)
+    (target, *_) = [node for node in servers.primaries() if node is not source]
+    await asyncio.to_thread(servers.migrate, SLOT, target)
+    target.freeze()
+    try:
+        with pytest.raises(RedisTimeoutError):
+            await client.get(HERE)
+        with pytest.raises(RedisTimeoutError):
+            await client.transaction(lambda pipe: pipe.get(HERE), HERE)
+    finally:
+        target.thaw()
+
+
+async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(servers, make_pool):
+    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, multiplex=False)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set(HERE, 1)
+    await asyncio.to_thread(wait_replicated, servers)
+    frozen = servers.owner(SLOT)
+    frozen.freeze()
+    began = time.monotonic()
+    try:
+        assert await asyncio.gather(*(client.get(HERE) for _ in range(8))) == [b"1"] * 8
+        assert time.monotonic() - began < LONG_DEADLINE - 5
+    finally:
+        frozen.thaw()

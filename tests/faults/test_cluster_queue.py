@@ -284,3 +284,30 @@ async def test_consume_handles_everything_while_slots_move_and_a_primary_is_repl
 
     print(f"{len(handled) - 300} of 300 handled twice")
     assert len(handled) - 300 <= 3
+
+
+async def test_waiting_take_leaves_nothing_at_the_target_of_a_migration(faulty, client):
+    queue = MessageQueue(NAME, client, lease=3.0)
+    await queue.put(b"first")
+    # Its delivery count stays behind, and so a key of the queue is where the slot moves from.
+    with pytest.raises(ZeroDivisionError):
+        async with queue.take(timeout=1):
+            raise ZeroDivisionError
+    assert await queue.get(timeout=0) == b"first"
+    target = another_primary(faulty)
+
+    async def take():
+        async with queue.take(timeout=60) as message:
+            return message
+
+    taking = asyncio.ensure_future(take())
+    faulty.begin_migration(SLOT, target)
+    # Longer than a turn of the take, which is a third of the lease.
+    await asyncio.wait([taking], timeout=1.5)
+    assert target.call("CLUSTER", "COUNTKEYSINSLOT", SLOT) == 0
+    while faulty.migrate_keys(SLOT, target, 100):
+        pass
+    faulty.end_migration(SLOT, target)
+    await queue.put(b"second")
+    async with asyncio.timeout(30):
+        assert await taking == b"second"

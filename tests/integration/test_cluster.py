@@ -7,6 +7,7 @@ from redis.exceptions import ResponseError
 from support.internals import look_at_nodes
 
 from aioredis_monitored import (
+    ClusterRoutingError,
     ConfigStore,
     CrossSlotError,
     DedicatedConnectionError,
@@ -333,3 +334,25 @@ async def test_scan_with_odd_arguments_is_answered_by_a_server(on_cluster, comma
         return
     with pytest.raises(ResponseError):
         await on_cluster.execute_command(*command)
+
+
+@pytest.mark.parametrize("has_key", [True, False], ids=["bound", "not bound"])
+async def test_commands_for_several_nodes_mean_the_same_on_a_handle(on_cluster, has_key):
+    await asyncio.gather(*(on_cluster.set(key, key) for key in KEYS))
+    async with on_cluster.client() as handle:
+        if has_key:
+            await handle.get(KEYS[0])
+        assert {key async for key in handle.scan_iter()} == {key.encode() for key in KEYS}
+        assert await handle.dbsize() == len(KEYS)
+        assert len(await handle.keys()) == len(KEYS)
+        assert await handle.mget(KEYS) == [key.encode() for key in KEYS]
+        assert await handle.flushall() is True
+    assert await on_cluster.dbsize() == 0
+
+
+async def test_commands_for_several_nodes_are_refused_on_a_handle_that_is_altered(on_cluster):
+    async with on_cluster.client() as handle:
+        await handle.get(KEYS[0])
+        await handle.client_setname("named")
+        with pytest.raises(ClusterRoutingError, match="use the client that made it"):
+            await handle.dbsize()
