@@ -286,7 +286,7 @@ async def test_consume_handles_everything_while_slots_move_and_a_primary_is_repl
     assert len(handled) - 300 <= 3
 
 
-async def test_waiting_take_leaves_nothing_at_the_target_of_a_migration(faulty, client):
+async def test_waiting_take_leaves_nothing_at_the_target_of_a_migration(faulty, client, until):
     queue = MessageQueue(NAME, client, lease=3.0)
     await queue.put(b"first")
     # Its delivery count stays behind, and so a key of the queue is where the slot moves from.
@@ -301,6 +301,7 @@ async def test_waiting_take_leaves_nothing_at_the_target_of_a_migration(faulty, 
             return message
 
     taking = asyncio.ensure_future(take())
+    await until(lambda: faulty.owner(SLOT).call("EXISTS", QueueKeys(NAME).consumers) == 1)
     faulty.begin_migration(SLOT, target)
     # Longer than a turn of the take, which is a third of the lease.
     await asyncio.wait([taking], timeout=1.5)
