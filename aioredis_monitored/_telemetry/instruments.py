@@ -201,7 +201,7 @@ INSTRUMENTS: Final = (
         semconv_ext.CLUSTER_REDIRECTS,
         COUNTER,
         "{redirect}",
-        "The number of attempts that a node of a cluster has redirected to another one.",
+        "The number of times that a node of a cluster has redirected a command or a transaction to another one.",
     ),
     Instrument(
         "cluster_refreshes",

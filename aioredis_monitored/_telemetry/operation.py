@@ -176,7 +176,7 @@ class Operation:
             self.spec, self._peer = served, None
 
     def add_redirect(self) -> None:
-        """Count an attempt that was redirected to another server."""
+        """Count a redirect of the call, or of one command of it, to another server."""
         self._redirects += 1
         self._replied_at = None
 

@@ -13,8 +13,8 @@ WIRE_DURATION: Final = f"{_OURS}.wire.duration"
 BATCH_FAILED: Final = f"{_OURS}.batch.failed"
 # What the application's key_template returns for the key: few enough values to group points by.
 KEY_TEMPLATE: Final = f"{_OURS}.key.template"
-# How often nodes of a cluster have redirected the call to another one, on its span, only if they have; the counter of
-# all redirects, and whether each was MOVED or ASK; how often nodes were asked for the slot map; the nodes that are
+# How often nodes of a cluster have redirected the call, or commands in it, on its span, only if they have; the counter
+# of all redirects, and whether each was MOVED or ASK; how often nodes were asked for the slot map; the nodes that are
 # known; how often a replica took its primary's place. The conventions know no clusters.
 REDIRECTS: Final = f"{_OURS}.redirects"
 CLUSTER_REDIRECTS: Final = f"{_OURS}.cluster.redirects"

@@ -33,6 +33,8 @@ from aioredis_monitored.errors import MonitoredRedisError, cause_of
 _DEFAULT_PORT = 6379
 # Of commands of modules, and of mistyped ones.
 _MAX_UNKNOWN_COMMANDS = 200
+# Of the same call on different servers; more than clusters have. Addresses come and go for as long as a process lives.
+_MAX_SERVED = 100
 _MAX_BATCH_TEXTS = 100
 _MAX_BATCH_TEXT_LENGTH = 4096
 _MAX_KEY_LENGTH = 1024
@@ -166,6 +168,8 @@ class CallSpec:
             address, name = _address_in(server.attributes), self.span_name
             if self.bare_name is not None:
                 name = self.bare_name if server.target is None else f"{self.bare_name} {server.target}"
+            if len(self.served) >= _MAX_SERVED:
+                self.served.clear()
             served = self.served[server.target] = replace(
                 self,
                 span_name=name,

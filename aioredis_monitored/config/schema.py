@@ -425,6 +425,14 @@ def _applies(name: str, topology: Topology) -> bool:
     return topology in _APPLIES_TO.get(name, (topology,))
 
 
+def _needed_for(name: str, base: str) -> str:
+    return "needs " + " or ".join(scheme_of(topology, base) for topology in _APPLIES_TO[name])
+
+
+def _encrypts(connection_class: object) -> bool:
+    return isinstance(connection_class, type) and issubclass(connection_class, SSLConnection)
+
+
 def _url_value(name: str, text: str) -> Any:
     if name == "ssl_min_version" and text.isdecimal():
         # redis-py expects the number of ssl.TLSVersion there.
@@ -452,11 +460,15 @@ _POOL_OPTIONS: Final = frozenset(_IN_URL) - _text_arguments(SSLConnection)
 _URL_OPTIONS: Final = _POOL_OPTIONS | _text_arguments(SSLConnection)
 
 
-def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
+def validate_arguments(arguments: Mapping[str, Any], topology: Topology | None = None) -> dict[str, Any]:
     """Read those keyword arguments of a pool that are options; return them together with all others.
 
     As in redis-py, an empty name or password counts as None, and bytes count as text. Values of a ``RedisConfig`` pass:
     they are typed, and its files are not read again.
+
+    Args:
+        arguments: The keyword arguments.
+        topology: The topology that each option must apply to; default ``None``, for any.
 
     Raises:
         ConfigurationError: Some of them cannot be used; no value is repeated.
@@ -465,13 +477,13 @@ def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("client_name", "username", "password", "sentinel_username", "sentinel_password"):
         if read.get(name) in ("", b""):
             read[name] = None
+    base = "rediss" if _encrypts(read.get("connection_class")) else "redis"
     for name, option in OPTIONS.items():
-        if (value := read.get(name)) is not None:
-            if isinstance(value, bytes):
-                with suppress(UnicodeDecodeError):
-                    value = value.decode()
+        if name in read and topology is not None and not _applies(name, topology):
+            problems.append((name, _needed_for(name, base)))
+        elif (value := read.get(name)) is not None:
             try:
-                read[name] = option.read(value)
+                read[name] = _read_argument(option, value)
             except ValueError as error:
                 problems.append((name, str(error)))
     for file, *others in _PASSWORDS:
@@ -481,6 +493,13 @@ def validate_arguments(arguments: Mapping[str, Any]) -> dict[str, Any]:
     if problems:
         raise ConfigurationError(*problems)
     return read
+
+
+def _read_argument(option: Option, value: object) -> Any:
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            value = value.decode()
+    return option.read(value)
 
 
 class _ConfigReader:
@@ -539,8 +558,7 @@ class _ConfigReader:
                 self._add_problem(name, f"needs {scheme_of(url.topology, 'rediss')}")
             if not _applies(name, url.topology):
                 base = "rediss" if url.scheme == "rediss" else "redis"
-                needed = " or ".join(scheme_of(topology, base) for topology in _APPLIES_TO[name])
-                self._add_problem(name, f"needs {needed}")
+                self._add_problem(name, _needed_for(name, base))
         for file, password, *_ in _PASSWORDS:
             if {file, password} <= self._sources.keys():
                 # Not even if they are equal: the next password will be in the file alone.

@@ -89,6 +89,12 @@ def parse_url(url: str, *, strict: bool = True) -> RedisUrl:
         parsed.problems.append("in user names, passwords and options, '/', '?', '#' and '@' must be percent-encoded")
         return parsed
     userinfo, _, address = parts["authority"].rpartition("@")
+    # Otherwise the hosts before the last "@" would be taken for a part of the user name or of the password.
+    if topology in _DEFAULT_PORTS and ("@" in userinfo or "," in userinfo.partition(":")[0]):
+        parsed.problems.append(
+            f"user name and password come once, before the first host, percent-encoded: {_form(topology, scheme)}"
+        )
+        return parsed
     credentials = zip(("username", "password"), userinfo.split(":", 1), strict=False)
     parsed.options += [(name, unquote(text)) for name, text in credentials if text]
     if scheme == "unix":

@@ -107,6 +107,9 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         host, port = self._start_nodes[0]
         return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
 
+    def _describe_state(self) -> str:
+        return super()._describe_state() if self.cluster_topology.all_nodes() else "no node known yet"
+
     def _make_metrics(self) -> PoolMetrics:
         return _ClusterMetrics(self.name, self.telemetry, self._slots, topology=self.cluster_topology)
 

@@ -225,14 +225,15 @@ class MonitoredConnectionPool(TypedPool):
                 "timeout": timeout,
                 **own,
                 **{name: value for name, value in connection_arguments.items() if not _is_default(name, value)},
-            }
+                "connection_class": connection_class,
+            },
+            self._topology_name,
         )
         own = {option: arguments.pop(option) for option in own}
         # First, as redis-py's constructor sets attributes that the slots hold.
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
-        arguments["connection_class"] = connection_class
         super().__init__(**_completed(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self.make_connection()
@@ -313,11 +314,15 @@ class MonitoredConnectionPool(TypedPool):
         return PoolMetrics(self.name, self.telemetry, self._slots)
 
     def __repr__(self) -> str:
+        state = "closed" if self._lifecycle.is_closed else self._describe_state()
+        return f"<{type(self).__name__} {self._label} [{state}]>"
+
+    def _describe_state(self) -> str:
         stats = self.stats()
         state = f"{stats.used} used, {stats.idle} idle, at most {stats.max_connections}"
         if self.multiplexer is not None:
             state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.queued()} waiting"
-        return f"<{type(self).__name__} {self._label} [{'closed' if self._lifecycle.is_closed else state}]>"
+        return state
 
     @property
     def _label(self) -> str:

@@ -19,6 +19,7 @@ from aioredis_monitored import (
     RedisContextFactory,
     TelemetryOptions,
 )
+from aioredis_monitored._telemetry.spans import server_at
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers, TelemetryCapture
 
@@ -278,6 +279,17 @@ async def test_pipeline_whose_parts_meet_at_one_node_after_moved_has_its_server(
         await client.pipeline(transaction=False).get(stays).get(goes).execute()
 
     check(block, ("PIPELINE GET", target, {REDIRECTS: 1, "db.operation.batch.size": 2}))
+
+
+async def test_redirected_commands_of_a_pipeline_each_count(client, cluster, telemetry):
+    pipe = client.pipeline(transaction=False)
+    for _ in range(100):
+        pipe.get("key")
+    with moved(cluster, "key") as (_, target), telemetry.block() as block:
+        await pipe.execute()
+
+    check(block, ("PIPELINE GET", target, {REDIRECTS: 100, "db.operation.batch.size": 100}))
+    assert {"test moved": 100, "test ask": 0} == telemetry.tally(REDIRECTED, POOL, KIND)
 
 
 async def test_failed_commands_of_split_pipeline_are_counted(client, cluster, telemetry):
@@ -634,3 +646,21 @@ async def test_exemplar_of_a_split_call_leads_to_its_span(client, cluster, telem
     (exemplar,) = block.point(DURATION).exemplars
     assert block.span("MGET").context.span_id == exemplar.span_id
     assert trace.INVALID_SPAN_ID != exemplar.span_id
+
+
+# What is kept for calls.
+
+
+async def test_specs_of_a_command_are_kept_for_a_bounded_number_of_servers(pool):
+    command = pool.telemetry.command_spec(("GET", "key"))
+    before = first = command.served_by(server_at("10.0.0.0", 7000))
+    for number in range(2_000):
+        host = f"10.0.{number // 250}.{number % 250}"
+        # From the command, and from an attempt before, at a server that may be forgotten by now.
+        for spec in (command, before, first):
+            served = spec.served_by(server_at(host, 7000))
+            assert {"server.address": host, "server.port": 7000} == served.address()
+            assert f"GET {host}:7000" == served.span_name
+            assert served is command.served[f"{host}:7000"]
+        before = served
+        assert len(command.served) <= 100

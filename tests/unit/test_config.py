@@ -225,6 +225,36 @@ def test_url_of_any_nodes_is_read_as_these_nodes(nodes, tls, password, db):
         assert (password if password and password.strip() else None) == config.password
 
 
+@pytest.mark.parametrize(
+    "authority",
+    [
+        f":{SECRET}@a:1,:{SECRET}@b:2",
+        f"u:{SECRET}@a,u:{SECRET}@b",
+        f"a,u:{SECRET}@b",
+        f"u:{SECRET}@a,u@b",
+        f"u:p@{SECRET}@a",
+        f"{SECRET}@a,@b",
+    ],
+)
+@pytest.mark.parametrize(
+    ("scheme", "path", "expected"),
+    [("redis+cluster", "", EXPECTED_CLUSTER), ("redis+sentinel", "/main", EXPECTED_SENTINEL)],
+)
+def test_url_raises_config_error_when_hosts_each_have_a_password(authority, scheme, path, expected):
+    reason = f"user name and password come once, before the first host, percent-encoded: {expected}"
+    url = f"{scheme}://{authority}{path}"
+
+    assert f"redis.url: {reason}" == problems(url)
+    with pytest.raises(ConfigurationError) as caught:
+        MonitoredConnectionPool.from_url(url)
+    assert f"url: {reason}" == str(caught.value)
+
+
+def test_url_of_nodes_takes_percent_encoded_delimiters_in_user_and_password():
+    config = read("redis+cluster://u%2C%40:p%40a,q@a,b")
+    assert ("u,@", "p@a,q", (("a", 6379), ("b", 6379))) == (config.username, config.password, config.nodes)
+
+
 NO_NODE = f"no host: {EXPECTED_CLUSTER}"
 NO_SERVICE = f"no service after the hosts: {EXPECTED_SENTINEL}"
 

@@ -181,6 +181,36 @@ def test_keyword_arguments_of_a_topology_are_read_as_text_or_typed(classes):
     assert SECRET not in str(caught.value)
 
 
-def test_pool_of_one_server_raises_on_arguments_of_a_topology():
-    with pytest.raises(TypeError, match="unexpected keyword argument 'read_from'"):
-        MonitoredConnectionPool(host="h", read_from="replica")
+@pytest.mark.parametrize(
+    ("url", "argument", "needed"),
+    [
+        ("redis://a", {"read_from": "replica"}, "redis+cluster:// or redis+sentinel://"),
+        ("unix:///s", {"address_map": "a:1=b:1"}, "redis+cluster:// or redis+sentinel://"),
+        ("redis://a", {"topology_refresh": 5}, "redis+cluster://"),
+        ("rediss://a", {"topology_refresh": 5}, "rediss+cluster://"),
+        ("redis://a", {"sentinel_username": "s"}, "redis+sentinel://"),
+        ("redis+cluster://a", {"sentinel_password": SECRET}, "redis+sentinel://"),
+        ("rediss+cluster://a", {"sentinel_password_file": f"/{SECRET}"}, "rediss+sentinel://"),
+        ("redis+sentinel://a/main", {"topology_refresh": "5 s"}, "redis+cluster://"),
+        ("rediss+sentinel://a/main", {"topology_refresh": "5 s"}, "rediss+cluster://"),
+    ],
+)
+def test_pool_raises_on_an_argument_for_a_topology_that_it_does_not_have(url, argument, needed):
+    for make in (
+        lambda: pool_from_config({"redis.url": url}, **argument),
+        lambda: MonitoredConnectionPool.from_url(url, **argument),
+    ):
+        with pytest.raises(ConfigurationError) as caught:
+            make()
+        assert f"{next(iter(argument))}: needs {needed}" == str(caught.value)
+
+
+def test_pool_raises_on_arguments_for_another_topology_together_with_other_problems():
+    with pytest.raises(ConfigurationError) as caught:
+        MonitoredConnectionPool(host="h", max_connections=0, read_from="replica", sentinel_password=SECRET)
+
+    assert {"max_connections", "read_from", "sentinel_password"} == {key for key, _ in caught.value.problems}
+
+
+def test_repr_of_a_cluster_pool_that_knows_no_node_gives_no_bounds():
+    assert repr(pool_from_config({"redis.url": "redis+cluster://a"})).endswith(" [no node known yet]>")
