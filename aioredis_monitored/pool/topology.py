@@ -274,7 +274,7 @@ class ClusterTopology:
                 await asyncio.wait([looking])
         except TimeoutError:
             # The look before it may have ended with an error that explains more.
-            failure = self._refusal or RedisTimeoutError(f"{self._explanation()}, in {seconds:g} s")
+            failure = self._refusal or RedisTimeoutError(f"no answer in {seconds:g} s: {self._explanation()}")
         else:
             failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
         if failure is not None:
@@ -345,6 +345,7 @@ class ClusterTopology:
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
+        self._problem = self._problem or "its name is being resolved"
         candidates: list[_Candidate] = []
         for (host, port), found in (await resolve_names(self._start_nodes, _RESOLVE_SECONDS)).items():
             if isinstance(found, str):

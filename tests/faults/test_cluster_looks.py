@@ -34,8 +34,8 @@ def replace_name_servers(monkeypatch, answer):
 
 
 @pytest.fixture
-def _slow_name_servers(monkeypatch):
-    """Let no name that ends with ``.example`` be resolved until the end of the test."""
+async def _slow_name_servers(monkeypatch):
+    """Let no name that ends with ``.example`` be resolved until the end of the test, for which event loops wait."""
     ended = threading.Event()
 
     def answer(_):
@@ -75,11 +75,12 @@ async def failure_of(call):
 
 @pytest.mark.usefixtures("_slow_name_servers")
 @pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/main"])
-async def test_call_fails_in_time_while_names_are_not_resolved(make_pool, url):
-    pool = make_pool(url.format("a.example,b.example,c.example"), socket_timeout=1)
+@pytest.mark.parametrize("timeout", [0.5, 3])
+async def test_call_fails_in_time_while_names_are_not_resolved(make_pool, url, timeout):
+    pool = make_pool(url.format("a.example,b.example,c.example"), socket_timeout=timeout)
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
 
-    assert "its name was not resolved in " in str(error)
+    assert "its name was not resolved in " in str(error) or "its name is being resolved" in str(error)
     assert seconds < MAX_LOOK_SECONDS
 
 
@@ -104,8 +105,9 @@ async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, ma
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
 
     assert RedisTimeoutError is type(error)
-    assert str(error).startswith("no node of the cluster says which node serves which slots: asked cluster.example:")
-    assert str(error).endswith(", in 0.5 s")
+    assert str(error).startswith(
+        "no answer in 0.5 s: no node of the cluster says which node serves which slots: asked "
+    )
     assert seconds < MAX_LOOK_SECONDS
 
 
