@@ -1,6 +1,8 @@
 """The errors that this package raises in addition to redis-py's; tracebacks and ``error.type`` show public names."""
 
 import sys
+from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from redis.exceptions import (
@@ -119,6 +121,15 @@ def cause_of(error: BaseException) -> BaseException | None:
     """Return the error's cause, ignoring an exception that the caller was already handling."""
     cause = error.__cause__ or error.__context__
     return None if cause is sys.exc_info()[1] else cause
+
+
+def copied(error: Exception) -> Exception:
+    """Return a copy of an error that several callers get, each one of its own: raising an error changes it."""
+    with suppress(Exception):  # some classes cannot be copied
+        each = copy(error)
+        each.__cause__ = error.__cause__ or error.__context__
+        return each
+    return error
 
 
 def decoding_error(error: UnicodeDecodeError) -> ReplyDecodingError:

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from copy import copy
 from math import inf
 from time import perf_counter
 from typing import Final, Protocol, cast
@@ -18,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from aioredis_monitored._multiplexer.connection import MultiplexedConnection
 from aioredis_monitored._multiplexer.futures import AttemptFailed, CallFuture
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
-from aioredis_monitored.errors import PoolExhaustedError
+from aioredis_monitored.errors import PoolExhaustedError, copied
 
 # How many calls are queued before cancelled ones are removed.
 _PURGE_THRESHOLD: Final = 1024
@@ -306,12 +305,7 @@ class ConnectionManager:
 
     def _fail_queued(self, error: Exception, queued_before: float = inf) -> None:
         while self.queued and self.queued[0].queued_at <= queued_before:
-            # One for each call: raising an error changes it.
-            each = error
-            with suppress(Exception):  # some classes cannot be copied
-                each = copy(error)
-                each.__cause__ = error.__cause__ or error.__context__
-            self._fail_next(each)
+            self._fail_next(copied(error))
 
     def _fail_next(self, error: Exception) -> None:
         call = self.queued.popleft()

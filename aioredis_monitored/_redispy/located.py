@@ -91,6 +91,13 @@ class NamedSSLConnection(SSLConnection):
         return {**super()._connection_arguments(), "server_hostname": self._server_name}
 
 
+@lru_cache
+def named_class(kind: Any) -> Callable[..., NamedSSLConnection]:
+    """Return the class of connections of a kind whose server must prove another name; it is called as the kind is."""
+    names: dict[str, Any] = {name: getattr(kind, name) for name in ("__module__", "__qualname__", "__doc__")}
+    return type(kind.__name__, (NamedSSLConnection, kind), names)
+
+
 def abort_transport(connection: AbstractConnection) -> None:
     """Close a connected connection's socket; who reads or writes sees it end, as if the server had closed it."""
     transport_of(connection).abort()

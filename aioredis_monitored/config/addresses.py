@@ -1,7 +1,8 @@
 """Addresses of servers as text."""
 
 import re
-from ipaddress import IPv6Address
+from collections.abc import Iterable
+from ipaddress import IPv6Address, ip_address
 from typing import Final
 from urllib.parse import unquote
 
@@ -9,6 +10,35 @@ Address = tuple[str, int]
 
 MAX_PORT: Final = 65_535
 _HOST_NAME: Final = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+
+
+def is_ip_address(host: str) -> bool:
+    """Whether a host is an IP address, and no name."""
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def read_addresses(value: object) -> list[Address]:
+    """Return the addresses of servers that are given as pairs of a host and a port, of which there is at least one.
+
+    Raises:
+        ValueError: The value is something else; the text says what it must be.
+    """
+    pairs = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
+    addresses: list[Address] = []
+    for each in pairs:
+        match each:
+            case (str(host), int(port)) if host and 0 < port <= MAX_PORT:
+                addresses.append((host, port))
+            case _:
+                message = f"must be pairs of a host and a port from 1 to {MAX_PORT:,}, got {type(each).__name__}"
+                raise ValueError(message)
+    if not addresses:
+        raise ValueError("must be pairs of a host and a port, got none")
+    return addresses
 
 
 def read_host(text: str) -> str:

@@ -6,7 +6,7 @@ from functools import partial
 from itertools import chain, repeat
 from typing import Any, Final, Self
 
-from redis.asyncio import SSLConnection
+from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
 from redis.exceptions import ClusterDownError, RedisError
@@ -15,7 +15,7 @@ from redis.retry import AbstractRetry
 from aioredis_monitored._commands.table import operation_name
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer
 from aioredis_monitored._redispy.connections import make_safe_connection
-from aioredis_monitored._redispy.located import NamedSSLConnection
+from aioredis_monitored._redispy.located import named_class
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored._telemetry.stats import PoolStats
@@ -24,10 +24,12 @@ from aioredis_monitored._topology.placement import Kind, batch_slot, placement_o
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.readers import ReadFrom
-from aioredis_monitored.config.schema import validate_arguments
+from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.metrics import PoolMetrics
+from aioredis_monitored.pool.node import NodePool, ReadingNodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
+from aioredis_monitored.pool.servers import validate_servers
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -69,24 +71,19 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         address_map: AddressMap | None = None,
         **arguments: Any,
     ) -> None:
-        if misplaced := {"host", "port", "path"} & arguments.keys():
-            message = f"a cluster's pool takes nodes, not {', '.join(sorted(misplaced))}"
-            raise TypeError(message)
-        own = validate_arguments(
-            {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map}
+        self._start_nodes, own = validate_servers(
+            "nodes",
+            nodes,
+            {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
         )
         self.reads_replicas = own["read_from"] == "replica"
-        self._start_nodes = [(host, int(port)) for host, port in nodes]
-        if not self._start_nodes:
-            message = "nodes must name at least one node"
-            raise ValueError(message)
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
         self.cluster_topology = ClusterTopology(
             self._start_nodes,
             self,
             resolve,
             own["topology_refresh"],
-            verifies_names=arguments.get("connection_class") is SSLConnection,
+            verifies_names=issubclass(arguments.get("connection_class", Connection), SSLConnection),
         )
         self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
@@ -124,7 +121,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
         """Make the pool of a node; see ``NodeFactory``."""
         host, port = address
-        kind = _ReadingPool if self.reads_replicas else MonitoredConnectionPool
+        kind = ReadingNodePool if self.reads_replicas else NodePool
         return kind(
             host=host,
             port=port,
@@ -138,9 +135,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return make_safe_connection(self, host=host, port=port, **self._tls_arguments(name))
 
     def _tls_arguments(self, name: str | None) -> dict[str, Any]:
-        if name is None or self.connection_class is not SSLConnection:
+        kind: Any = self.connection_class
+        if name is None or not issubclass(kind, SSLConnection):
             return {}
-        return {"connection_class": NamedSSLConnection, "server_name": name}
+        return {"connection_class": named_class(kind), "server_name": name}
 
     def on_looked(self) -> None:
         """Count a look at the nodes."""
@@ -285,11 +283,27 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Return if a node answers ``PING``: the readiness check, in one attempt.
 
         Raises:
-            redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool.
+            redis.exceptions.RedisError: As a command raises it; its text begins with the name of the node's pool, or
+                with that of this one if no node is known.
         """
-        await (await self._any_node()).ping()
+        with self._named_errors():
+            node = await self._any_node()
+        await node.ping()
 
     # Connections, which belong to the nodes' pools.
+
+    def _make_template(self) -> AbstractConnection:
+        return super().make_connection()
+
+    def make_connection(self) -> AbstractConnection:
+        """Refuse: a connection is to one of the nodes.
+
+        Raises:
+            ClusterRoutingError: Always.
+        """
+        raise ClusterRoutingError(
+            "a cluster's pool makes no connections of its own: use get_connection(), or pool_of(node).make_connection()"
+        )
 
     async def acquire(self, on_waited: Callable[[float, float], object] | None = None) -> AbstractConnection:
         """Acquire a connection to any primary, as ``get_connection`` does.
@@ -311,7 +325,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await self.cluster_topology.known()
             return self.cluster_topology.any_primary()
         except AttemptFailed as failed:
-            raise failed.error from failed
+            error = failed.error
+        raise error
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
         return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)
@@ -395,15 +410,6 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await self.cluster_topology.aclose()
         finally:
             await super()._disconnect()
-
-
-class _ReadingPool(MonitoredConnectionPool):
-    """The pool of a node at which the keys of a replica can be read."""
-
-    async def _on_connect(self, connection: AbstractConnection) -> None:
-        await super()._on_connect(connection)
-        await connection.send_command("READONLY")
-        await connection.read_response()
 
 
 def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> int | None:

@@ -6,9 +6,7 @@ import os
 from collections.abc import Coroutine, Iterable, Mapping
 from contextvars import Context
 from dataclasses import dataclass
-from ipaddress import ip_address
 from math import inf
-from socket import SOCK_STREAM
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
@@ -35,6 +33,7 @@ from aioredis_monitored._topology.sentinel import (
     elect,
 )
 from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.retry import exponential_backoff
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -241,7 +240,7 @@ class SentinelDiscovery:
         # Its files may have changed.
         self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
-        await self._resolve(deadline)
+        await self._resolve()
         answers: list[Answer] = []
         asked: set[_Sentinel] = set()
         pending: dict[asyncio.Task[Answer | None], _Sentinel] = {}
@@ -274,21 +273,16 @@ class SentinelDiscovery:
         self._on_election(election, answers)
         return election
 
-    async def _resolve(self, deadline: float) -> None:
+    async def _resolve(self) -> None:
         """Resolve the given names, to all their addresses; anew when no sentinel has answered."""
         if not self._resolves_again:
             return
-        resolving = {given: self._start(_addresses_of(*given)) for given in self._given}
-        await asyncio.wait(resolving.values(), timeout=max(0.0, deadline - asyncio.get_running_loop().time()) / 2)
-        for given, task in resolving.items():
-            if not task.done():
-                task.cancel()
-                self._unresolved[given] = "its name was not resolved in time"
-            elif (error := task.exception()) is not None:
-                self._unresolved[given] = str(error)
+        for given, found in (await resolve_names(self._given, _ASK_SECONDS / 2)).items():
+            if isinstance(found, str):
+                self._unresolved[given] = found
             else:
                 self._unresolved.pop(given, None)
-                self._set_addresses(given, task.result())
+                self._set_addresses(given, found)
         self._resolves_again = bool(self._unresolved)
 
     def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
@@ -534,16 +528,6 @@ def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, re
     resumed.set()
     for task in tasks:
         task.cancel()
-
-
-async def _addresses_of(host: str, port: int) -> list[Address]:
-    """Return all addresses of a name; that of an address is itself."""
-    try:
-        ip_address(host)
-    except ValueError:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=SOCK_STREAM)
-        return list(dict.fromkeys((str(address[0]), port) for *_, address in found))
-    return [(host, port)]
 
 
 async def _read(connection: Connection) -> Any:

@@ -4,7 +4,8 @@ import asyncio
 import logging
 import ssl
 import sys
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import inf
 from time import perf_counter
@@ -172,9 +173,11 @@ class MonitoredConnectionPool(TypedPool):
         TypeError: An argument is unknown, or ``retry`` is no retry policy.
     """
 
-    # Whether each command must follow ASKING (see AskingPool), and whether an application's reads may go to replicas.
+    # Whether each command must follow ASKING (see AskingPool), whether an application's reads may go to replicas, and
+    # whether arguments that are ignored or unsafe are logged.
     is_asking = False
     reads_replicas = False
+    warns_of_arguments = True
 
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
@@ -224,7 +227,7 @@ class MonitoredConnectionPool(TypedPool):
                 "max_connections": _DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections,
                 "timeout": timeout,
                 **own,
-                **{name: value for name, value in connection_arguments.items() if not _is_default(name, value)},
+                **{name: value for name, value in connection_arguments.items() if not is_default(name, value)},
                 "connection_class": connection_class,
             },
             self._topology_name,
@@ -236,7 +239,7 @@ class MonitoredConnectionPool(TypedPool):
         )
         super().__init__(**_completed(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
-        self._template = self.make_connection()
+        self._template = self._make_template()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and supports_multiplexing(self._template)
         self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
@@ -257,13 +260,9 @@ class MonitoredConnectionPool(TypedPool):
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
-        if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
-            _LOGGER.warning(
-                "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
-                "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
-                self.name,
-            )
-        self._warn_ignored(retry, retry_on_error, retry_on_timeout)
+        if self.warns_of_arguments:
+            self._warn_unverified()
+            self._warn_ignored(retry, retry_on_error, retry_on_timeout)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
@@ -338,10 +337,17 @@ class MonitoredConnectionPool(TypedPool):
         Raises:
             redis.exceptions.RedisError: As a command raises it; its text begins with the pool's name.
         """
-        try:
+        with self._named_errors():
             operation = start_operation(self.telemetry, ("PING",), None)
             await (self._ping(None) if operation is None else operation.observe(self._ping(operation)))
+
+    @contextmanager
+    def _named_errors(self) -> Iterator[None]:
+        """Put the pool's name in front of the text of an error that the block raises."""
+        try:
+            yield
         except (PoolClosedError, PoolExhaustedError):
+            # They have it.
             raise
         except RedisError as error:
             error.args = (f"pool {self._label}: {error}", *error.args[1:])
@@ -371,7 +377,8 @@ class MonitoredConnectionPool(TypedPool):
             TypeError: It is no retry policy.
         """
         self._set_retries(_retries_of(retry))
-        self._warn_ignored(retry)
+        if self.warns_of_arguments:
+            self._warn_ignored(retry)
 
     def get_retry(self) -> Retry:
         """Return how calls are retried, as a policy of redis-py: how often, and with which delays."""
@@ -382,6 +389,14 @@ class MonitoredConnectionPool(TypedPool):
         # A negative number is redis-py's for any number.
         most = sys.maxsize if retries < 0 else retries
         self.retry_policy = RetryPolicy(most, self._retry_backoff, self._template.socket_timeout)
+
+    def _warn_unverified(self) -> None:
+        if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
+            _LOGGER.warning(
+                "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
+                "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
+                self.name,
+            )
 
     def _warn_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
         is_policy = isinstance(retry, AbstractRetry) and self._retries != 0
@@ -574,6 +589,9 @@ class MonitoredConnectionPool(TypedPool):
                 message = f"pool {self.name!r}: no connection became free in {self.timeout} s"
                 raise PoolExhaustedError(message) from error
             raise
+
+    def _make_template(self) -> AbstractConnection:
+        return self.make_connection()
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
@@ -854,7 +872,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return pool_class(**{"name": prefix.removesuffix("."), **override(config.pool_arguments(), kwargs)})
 
 
-def _is_default(name: str, value: object) -> bool:
+def is_default(name: str, value: object) -> bool:
     """Whether an argument is given that means no more than an omitted one, as wrappers of redis-py pass them."""
     return value is SENTINEL or (value is None and name in _NONE_IS_DEFAULT)
 

@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.pool.node import NodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
@@ -62,7 +63,7 @@ class Replicas:
             self._closing[closing] = pool
             closing.add_done_callback(self._on_closed, context=Context())
         for host, port in addresses - self._pools.keys():
-            self._pools[host, port] = MonitoredConnectionPool(
+            self._pools[host, port] = NodePool(
                 host=host, port=port, name=f"{self._name}@{host}:{port}", **self._arguments
             )
 

@@ -18,17 +18,14 @@ from aioredis_monitored._redispy.located import LocatedConnection, abort_transpo
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.readers import ReadFrom
-from aioredis_monitored.config.schema import validate_arguments
-from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
+from aioredis_monitored.pool.servers import validate_servers
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
-# Arguments that name a server, which sentinels do here.
-_NAMING_A_SERVER: Final = ("host", "port", "path")
 _REPLICAS: Final = ("replica", "slave")
 # How old the sentinels' word about replicas may be while calls read; they ask a replica for its state every 10 s.
 _REPLICAS_SECONDS: Final = 5.0
@@ -64,7 +61,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         arguments: All others of ``MonitoredConnectionPool``, except those that name a server.
 
     Raises:
-        ConfigurationError: A value cannot be used.
+        ConfigurationError: A value cannot be used; the error names every such value at once.
     """
 
     def __init__(
@@ -83,16 +80,22 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         name: str | None = None,
         **arguments: Any,
     ) -> None:
-        own = validate_arguments(
+        given, own = validate_servers(
+            "sentinels",
+            sentinels,
             {
+                "max_connections": max_connections,
+                "timeout": timeout,
+                "connection_class": connection_class,
                 "sentinel_username": sentinel_username,
                 "sentinel_password": sentinel_password,
                 "sentinel_password_file": sentinel_password_file,
                 "read_from": read_from,
                 "address_map": address_map,
-            }
+                **arguments,
+            },
+            _problems_of(service),
         )
-        given = _checked(sentinels, service, connection_class, arguments)
         self.reads_replicas = own["read_from"] == "replica"
         kind: Any = connection_class
         super().__init__(
@@ -265,42 +268,10 @@ async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:
     return await cast("MonitoredSentinelPool", pool()).locate()
 
 
-def _checked(
-    sentinels: Sequence[Address],
-    service: str,
-    connection_class: object,
-    arguments: dict[str, Any],
-) -> list[Address]:
-    """Check the arguments that this class has in addition to its base; return the sentinels.
-
-    Raises:
-        ConfigurationError: Some of them cannot be used.
-    """
-    problems = []
-    given: list[Address] = []
-    if isinstance(sentinels, str) or not sentinels:
-        problems.append(("sentinels", f"must be pairs of a host and a port, got {type(sentinels).__name__}"))
-    else:
-        for each in sentinels:
-            match each:
-                case (str(host), int(port)) if host:
-                    given.append((host, port))
-                case _:
-                    problems.append(("sentinels", "must be pairs of a host and a port"))
-                    break
-    if not isinstance(service, str) or not service or len(service.split()) != 1:
-        problems.append(("service", "must be the name under which sentinels know the service"))
-    if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
-        kind = getattr(connection_class, "__name__", type(connection_class).__name__)
-        problems.append(("connection_class", f"must be Connection or SSLConnection, or a subclass, got {kind}"))
-    problems += [
-        (name, "must be left out: the sentinels name the server")
-        for name in _NAMING_A_SERVER
-        if arguments.get(name) is not None
-    ]
-    if problems:
-        raise ConfigurationError(*problems)
-    return given
+def _problems_of(service: object) -> list[tuple[str, str]]:
+    if isinstance(service, str) and len(service.split()) == 1:
+        return []
+    return [("service", "must be the name under which sentinels know the service")]
 
 
 def _location_of(connection: AbstractConnection) -> Location:

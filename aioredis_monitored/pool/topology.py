@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import random
-import socket
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from contextlib import suppress
 from contextvars import Context
-from ipaddress import ip_address
 from math import inf
 from operator import itemgetter
 from time import monotonic
@@ -17,14 +15,18 @@ from weakref import WeakSet, ref
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.overrides import connect
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, is_ip_address
+from aioredis_monitored.errors import copied
+from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.retry import is_transient
+from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 # So that clients that begin or fail at the same time spread their calls and looks.
@@ -38,6 +40,10 @@ _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
 _LOOK_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
+# How long asking the nodes that are known may take, however many there are, and as long asking the start nodes; and how
+# long resolving the names of these may take.
+_ASK_SECONDS: Final = 2 * _LOOK_SECONDS
+_RESOLVE_SECONDS: Final = 1.0
 # How old what is known may be where a caller waits for what is newer.
 _RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
@@ -53,6 +59,8 @@ _REDIRECTED_SECONDS: Final = 30.0
 
 class NodeFactory(Protocol):
     """Makes what connects to a node: the pool of the cluster."""
+
+    retry_policy: RetryPolicy
 
     def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
         """Make the pool of a node, whose certificate is for ``name`` if that is given."""
@@ -250,24 +258,32 @@ class ClusterTopology:
     # Looking.
 
     async def known(self) -> None:
-        """Return when the nodes are known.
+        """Return when the nodes are known, for which an attempt waits no longer than the deadline of calls.
 
         Raises:
-            AttemptFailed: No node answers, or one has refused this client.
+            AttemptFailed: No node answers, or none in time, or one has refused this client.
         """
-        if not self.is_known:
-            looking = self._look()
-            # Not awaited itself: closing the pool cancels it, and not the calls that wait.
-            await asyncio.wait([looking])
+        if self.is_known:
+            return
+        looking, factory = self._look(), self._factory()
+        seconds = None if factory is None else factory.retry_policy.deadline
+        failure: BaseException | None
+        try:
+            async with lag_tolerant_timeout(seconds):
+                # Not awaited itself: closing the pool cancels it, and not the calls that wait.
+                await asyncio.wait([looking])
+        except TimeoutError:
+            # The look before it may have ended with an error that explains more.
+            failure = self._refusal or RedisTimeoutError(f"no answer in {seconds:g} s: {self._explanation()}")
+        else:
             failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
-            if failure is not None:
-                raise AttemptFailed(cast("Exception", failure), may_have_run=False) from failure
+        if failure is not None:
+            raise AttemptFailed(copied(cast("Exception", failure)), may_have_run=False)
 
     async def look_unless_recent(self) -> None:
         """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
         if monotonic() - self._looked_at > _RECENT_SECONDS:
-            with suppress(RedisError):
-                await asyncio.shield(self._look())
+            await asyncio.wait([self._look()])
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -312,11 +328,15 @@ class ClusterTopology:
         if found is None and self._refusal is not None:
             raise self._refusal
         if found is None:
-            raise RedisConnectionError(
-                f"no node of the cluster says which node serves which slots: asked {_listed(self._start_nodes)} and "
-                f"{len(candidates)} others; the last one: {self._problem or 'its name cannot be resolved'}"
-            )
+            raise RedisConnectionError(self._explanation())
         self._take(found)
+
+    def _explanation(self) -> str:
+        asked = ", ".join(f"{host}:{port}" for host, port in self._start_nodes)
+        return (
+            f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.nodes)} others; "
+            f"the last one: {self._problem or 'no answer yet'}"
+        )
 
     def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
         """Return the addresses in random order, those of suspected nodes last."""
@@ -325,39 +345,45 @@ class ClusterTopology:
 
     async def _start_candidates(self) -> list[_Candidate]:
         """Return all addresses of the start nodes' names."""
-        loop = asyncio.get_running_loop()
-        candidates: dict[_Candidate, None] = {}
-        for host, port in self._start_nodes:
-            try:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                _LOGGER.warning("cluster: the start node %s cannot be resolved: %s", host, error)
-                continue
-            name = None if _is_ip_address(host) else host
-            for *_, where in found:
-                candidates[_Candidate((str(where[0]), port), name)] = None
-        return sorted(candidates, key=lambda _: _random.random())
+        self._problem = self._problem or "its name is being resolved"
+        candidates: list[_Candidate] = []
+        for (host, port), found in (await resolve_names(self._start_nodes, _RESOLVE_SECONDS)).items():
+            if isinstance(found, str):
+                self._problem = f"{host}:{port}: {found}"
+                if not self._is_lost:
+                    _LOGGER.warning("cluster: the start node %s cannot be resolved: %s", host, found)
+            else:
+                name = None if is_ip_address(host) else host
+                candidates += [_Candidate(address, name) for address in found]
+        _random.shuffle(candidates)
+        return candidates
 
     async def _ask(self, candidates: Sequence[_Candidate]) -> SlotMap | None:
-        """Return the slot map of the first node that answers; ``None`` if none does.
+        """Return the slot map of the first node that answers; ``None`` if none does in time.
 
         A further node is asked when one has not answered for a while: a frozen one takes connections.
         """
         waiting, asking = list(candidates), set[asyncio.Task[SlotMap | None]]()
         try:
-            while waiting or asking:
-                if waiting:
-                    asking.add(asyncio.ensure_future(self._ask_one(waiting.pop(0))))
-                done, asking = await asyncio.wait(
-                    asking, timeout=_HEDGE_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                for each in done:
-                    if (found := each.result()) is not None:
-                        return found
-            return None
+            async with asyncio.timeout(_ASK_SECONDS):
+                while waiting or asking:
+                    if waiting:
+                        asking.add(asyncio.ensure_future(self._ask_one(waiting.pop(0))))
+                    done, asking = await asyncio.wait(
+                        asking, timeout=_HEDGE_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                    )
+                    for each in done:
+                        if (found := each.result()) is not None:
+                            return found
+        except TimeoutError:
+            pass
         finally:
             for each in asking:
                 each.cancel()
+            if asking:
+                # They close their connections.
+                await asyncio.wait(asking)
+        return None
 
     async def _ask_one(self, candidate: _Candidate) -> SlotMap | None:
         factory = self._factory()
@@ -492,30 +518,33 @@ class ClusterTopology:
     # Closing.
 
     async def aclose(self) -> None:
-        """Close the pools of all nodes, and forget them.
+        """Stop looking, close the pools of all nodes, and forget them.
 
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        nodes = self.stop()
+        nodes, ending = list(self._addresses), self._stop()
         closing: list[Coroutine[Any, Any, None]] = [node.aclose() for node in nodes]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        if ending:
+            await asyncio.wait(ending)
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
 
-    def stop(self) -> list[MonitoredConnectionPool]:
-        """Stop looking, forget all nodes, and return their pools, which are still to be closed."""
-        nodes = list(self._addresses)
+    def _stop(self) -> list[asyncio.Task[Any]]:
+        """Stop looking, and forget all nodes; return the tasks that are about to end."""
         if self._timer is not None:
             self._timer.cancel()
-        if self._looking is not None and not self._looking.get_loop().is_closed():
-            self._looking.cancel()
-        for probing in self._probing.values():
-            if not probing.get_loop().is_closed():
-                probing.cancel()
+        looking = () if self._looking is None else (self._looking,)
+        background: list[asyncio.Task[Any]] = [*looking, *self._probing.values()]
+        # Those of an event loop that is closed have ended with it.
+        cancelled = [each for each in background if not each.get_loop().is_closed()]
+        closing = [each for each in self._closing if not each.get_loop().is_closed()]
+        for each in cancelled:
+            each.cancel()
         self._reset()
         self.is_closed = True
-        return nodes
+        return [*cancelled, *closing]
 
     def open(self) -> None:
         """Look again, at next use."""
@@ -532,15 +561,3 @@ def _check_regularly(topology: "ref[ClusterTopology]") -> None:
     # A weak reference: the event loop must not keep a forgotten pool alive.
     if (living := topology()) is not None:
         living.check()
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _listed(addresses: Sequence[Address]) -> str:
-    return ", ".join(f"{host}:{port}" for host, port in addresses)

@@ -8,13 +8,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from redis.crc import key_slot
 from redis.exceptions import ResponseError
 
+from aioredis_monitored._topology.hash_slots import SLOTS, key_slot
 from aioredis_monitored.testing.group import ServerGroup, responsive, start_together, wait_while
 from aioredis_monitored.testing.server import RedisServer, TlsFiles, free_ports
 
-_SLOTS = 16384
 _OPERATION_SECONDS = 30.0
 _MIGRATE_MILLISECONDS = 5000
 # Redis gives a failover up after 5 s.
@@ -130,7 +129,7 @@ class ClusterServers(ServerGroup):
         Raises:
             LookupError: No running node has the slot.
         """
-        slot = slot_or_key if isinstance(slot_or_key, int) else _slot_of(slot_or_key)
+        slot = slot_or_key if isinstance(slot_or_key, int) else key_slot(slot_or_key)
         states = [(_own_state(node), node) for node in responsive(self.nodes)]
         claims = [(state.epoch, node) for state, node in states if any(slot in part for part in state.slots)]
         if not claims:
@@ -313,7 +312,7 @@ class ClusterServers(ServerGroup):
         first = self._made
         self._made += len(ports)
         ids = [f"{first + index + 1:040x}" for index in range(len(ports))]
-        bounds = [round(_SLOTS * index / primaries) for index in range(primaries + 1)] if primaries else []
+        bounds = [round(SLOTS * index / primaries) for index in range(primaries + 1)] if primaries else []
         shares = [f" {start}-{end - 1}" for start, end in pairwise(bounds)]
         names = [self._hostnames(first + index) if self._hostnames else "" for index in range(len(ports))]
 
@@ -394,10 +393,6 @@ def _states(node: ClusterNode) -> Iterator[_NodeState]:
 def _range(text: str) -> range:
     first, _, last = text.partition("-")
     return range(int(first), int(last or first) + 1)
-
-
-def _slot_of(key: str | bytes) -> int:
-    return key_slot(key.encode() if isinstance(key, str) else key)
 
 
 def _ranges(slots: Collection[int]) -> list[list[int]]:

@@ -4,10 +4,11 @@ import asyncio
 
 import pytest
 import trustme
+from redis.asyncio import SSLConnection
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored import MonitoredClusterPool, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import ClusterServers, RedisServer, TlsFiles
 
 KEYS = [f"key:{number}" for number in range(30)]
@@ -55,6 +56,24 @@ async def test_certificates_of_all_nodes_are_verified(tmp_path, names, announced
     hostnames = None if announced is None else lambda _: announced
     with ClusterServers(primaries=2, replicas=0, tls=files, hostnames=hostnames) as servers:
         await use(f"rediss+cluster://{names[0]}:{servers.nodes[0].port}", ssl_ca_certs=files.authority)
+
+
+async def test_names_of_nodes_are_verified_on_connections_of_a_subclass(tmp_path):
+    class Special(SSLConnection):
+        pass
+
+    files = tls_files(tmp_path, "localhost")
+    if not has_tls(files):
+        pytest.skip("the server has no TLS")
+    with ClusterServers(primaries=2, replicas=0, tls=files, hostnames=lambda _: "localhost") as servers:
+        start_nodes = [("localhost", servers.nodes[0].port)]
+        async with MonitoredClusterPool(start_nodes, connection_class=Special, ssl_ca_certs=files.authority) as pool:
+            client = MonitoredRedisConnection(connection_pool=pool)
+            assert [True] * len(KEYS) == await asyncio.gather(*(client.set(key, key) for key in KEYS))
+            for node in pool.nodes():
+                connection = pool.pool_of(node).make_connection()
+                assert isinstance(connection, Special)
+                assert "Special" == type(connection).__name__
 
 
 async def test_certificates_of_an_unknown_authority_are_refused_at_once(tmp_path):

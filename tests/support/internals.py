@@ -13,7 +13,7 @@ from aioredis_monitored._topology import placement
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
-from aioredis_monitored.pool import discovery, replicas, sentinel
+from aioredis_monitored.pool import discovery, replicas, sentinel, topology
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
 
@@ -53,6 +53,11 @@ def forget_topology_classes(monkeypatch):
 async def look_at_nodes(pool):
     """Have a cluster's pool ask which node serves which slots, and return when it knows."""
     await pool.cluster_topology._look()
+
+
+def set_time_for_asking_nodes(monkeypatch, seconds):
+    """Replace the time that asking the nodes of a cluster may take."""
+    monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 
 # Shared connection.

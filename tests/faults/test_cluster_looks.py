@@ -1,0 +1,149 @@
+"""Looks at the nodes of a cluster of which none answers: how long they take, what callers get, and how they end."""
+
+import asyncio
+import os
+import socket
+import threading
+
+import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from support.internals import set_time_for_asking_nodes
+
+from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored.testing.server import free_ports
+
+# Far beyond the bounds of looks, of which none takes more than 6 s.
+STALL_SECONDS = 100.0
+MAX_LOOK_SECONDS = 65.0
+
+pytestmark = pytest.mark.skipif(
+    "AIOREDIS_MONITORED_UVLOOP" in os.environ, reason="uvloop does not resolve names in Python"
+)
+
+
+def replace_name_servers(monkeypatch, answer):
+    """Have ``answer`` return the addresses of all names that end with ``.example``."""
+    resolve = socket.getaddrinfo
+
+    def resolve_examples(host, *arguments, **options):
+        addresses = answer(host) if str(host).endswith(".example") else [host]
+        return [each for address in addresses for each in resolve(address, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_examples)
+
+
+@pytest.fixture
+async def _slow_name_servers(monkeypatch):
+    """Let no name that ends with ``.example`` be resolved until the end of the test, for which event loops wait."""
+    ended = threading.Event()
+
+    def answer(_):
+        ended.wait(STALL_SECONDS)
+        raise socket.gaierror("no name server answers")
+
+    replace_name_servers(monkeypatch, answer)
+    yield
+    ended.set()
+
+
+@pytest.fixture
+async def silent_nodes(monkeypatch):
+    """Yield the URL of a name with hundreds of addresses, at all of which connections are accepted, and no more."""
+    replace_name_servers(
+        monkeypatch, lambda _: [f"127.0.{number // 100 + 1}.{number % 100 + 1}" for number in range(400)]
+    )
+    writers = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "0.0.0.0", 0)  # noqa: S104
+    async with server:
+        yield f"redis+cluster://cluster.example:{server.sockets[0].getsockname()[1]}"
+        for writer in writers:
+            writer.close()
+
+
+async def failure_of(call):
+    """Return the error of a call, and the seconds that it has taken."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    with pytest.raises((RedisConnectionError, RedisTimeoutError)) as caught:
+        await call
+    return caught.value, loop.time() - began
+
+
+# Bounds.
+
+
+@pytest.mark.usefixtures("_slow_name_servers")
+@pytest.mark.parametrize("url", ["redis+cluster://{}", "redis+sentinel://{}/main"])
+@pytest.mark.parametrize("timeout", [0.5, 3])
+async def test_call_fails_in_time_while_names_are_not_resolved(make_pool, url, timeout):
+    pool = make_pool(url.format("a.example,b.example,c.example"), socket_timeout=timeout)
+    error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert "its name was not resolved in " in str(error) or "its name is being resolved" in str(error)
+    assert seconds < MAX_LOOK_SECONDS
+
+
+@pytest.mark.usefixtures("_slow_name_servers")
+async def test_name_that_is_not_resolved_keeps_no_other_from_being_asked(cluster, make_pool):
+    pool = make_pool(f"redis+cluster://a.example,localhost:{cluster.nodes[0].port},b.example", socket_timeout=30)
+
+    assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None
+
+
+async def test_look_ends_in_time_however_many_addresses_are_silent(silent_nodes, make_pool):
+    pool = make_pool(silent_nodes, socket_timeout=STALL_SECONDS, retries=0)
+    error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert "no node of the cluster says which node serves which slots: asked cluster.example:" in str(error)
+    assert seconds < MAX_LOOK_SECONDS
+
+
+async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, make_pool, monkeypatch):
+    set_time_for_asking_nodes(monkeypatch, STALL_SECONDS)
+    pool = make_pool(silent_nodes, socket_timeout=0.5)
+    error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert RedisTimeoutError is type(error)
+    assert str(error).startswith(
+        "no answer in 0.5 s: no node of the cluster says which node serves which slots: asked "
+    )
+    assert seconds < MAX_LOOK_SECONDS
+
+
+# What callers get.
+
+
+async def test_each_caller_of_a_look_that_fails_gets_an_error_of_its_own(make_pool):
+    client = MonitoredRedisConnection(
+        connection_pool=make_pool(f"redis+cluster://127.0.0.1:{free_ports(1)[0]}", socket_timeout=1)
+    )
+    pipelines = [client.pipeline(transaction=False).get(f"key:{number}") for number in range(10)]
+    calls = [*(pipeline.execute() for pipeline in pipelines), *(client.get("key") for _ in range(10))]
+    errors = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert {RedisConnectionError} == {type(each) for each in errors}
+    assert 20 == len({id(each) for each in errors})
+    assert all(str(error).count("no node of the cluster") == 1 for error in errors)
+
+
+async def test_readiness_check_that_finds_no_node_names_the_pool(make_pool):
+    pool = make_pool(f"redis+cluster://127.0.0.1:{free_ports(1)[0]}", name="main", socket_timeout=1)
+    error, _ = await failure_of(pool.ping())
+
+    assert str(error).startswith("pool 'main' (127.0.0.1:")
+    assert 1 == str(error).count("pool ")
+
+
+# Closing.
+
+
+async def test_pool_that_is_closed_while_nodes_are_silent_waits_for_the_end_of_the_look(silent_nodes, make_pool, until):
+    before = asyncio.all_tasks()
+    pool = make_pool(silent_nodes, socket_timeout=STALL_SECONDS)
+    pool.cluster_topology.want_look()
+    # Its own task, and those that ask nodes.
+    await until(lambda: len(asyncio.all_tasks() - before) > 2)
+    await pool.aclose()
+
+    assert set() == asyncio.all_tasks() - before
