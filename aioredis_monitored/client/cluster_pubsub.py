@@ -11,7 +11,7 @@ from typing import Any, cast
 from opentelemetry.trace import Span
 from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError
+from redis.exceptions import AskError, ClusterDownError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.typing import EncodableT
 from redis.utils import str_if_bytes
@@ -88,10 +88,10 @@ class _NodeSubscriptions(_ShardChannels):
                 self.add(response)
 
     async def _read_or_fail(self, interval: float) -> Any:
-        """Return a response, or the error that it is or that prevents it; ``None`` if none arrives in the interval."""
+        """Return a response, or the error in place of one; ``None`` if none arrives in the interval."""
         try:
             return await self._next_response(not interval, interval)
-        except Exception as error:  # noqa: BLE001 - the next call that takes a response raises it
+        except RedisError as error:
             return error
 
     def _sift(self, response: Any) -> Any:
