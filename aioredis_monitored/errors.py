@@ -74,7 +74,7 @@ class DedicatedConnectionError(MonitoredRedisError, RedisError):
 class PinnedConnectionLostError(MonitoredRedisError, RedisConnectionError):
     """A client or pipeline has lost its pinned connection, with the state that its calls have set there.
 
-    Or it was closed, or the pipeline was reset, while one of its calls was in flight.
+    Or it was closed, or the pipeline was reset, while one of its calls was in flight; also subscriptions were closed.
     """
 
     __module__ = "aioredis_monitored"

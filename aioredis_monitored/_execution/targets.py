@@ -63,7 +63,7 @@ def _node(target: Any) -> ClusterNode:
 
 
 def resolve_target(cluster: MonitoredClusterPool, targets: object) -> MonitoredConnectionPool:
-    """Return the pool of the one node that a caller has named for a command that is part of something greater.
+    """Return the pool of the node that a caller has named where only one can be: in a pipeline, and for MONITOR.
 
     Raises:
         ClusterRoutingError: The cluster has no such node now, or several.
@@ -71,5 +71,5 @@ def resolve_target(cluster: MonitoredClusterPool, targets: object) -> MonitoredC
     """
     nodes = resolve_targets(cluster, targets)
     if len(nodes) > 1:
-        raise ClusterRoutingError(f"a pipeline's command can be sent to one node, got {len(nodes)}: call it by itself")
+        raise ClusterRoutingError(f"a pipeline's command, and MONITOR, can be sent to one node, got {len(nodes)}")
     return cluster.pool_of(nodes[0])

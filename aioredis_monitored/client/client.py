@@ -30,6 +30,7 @@ from aioredis_monitored._telemetry.operation import observe_call, start_operatio
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
 from aioredis_monitored._telemetry.stats import RequestStats
+from aioredis_monitored._topology.node import TargetNodes
 from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
 from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.client.monitor import MonitoredMonitor
@@ -463,23 +464,28 @@ class MonitoredRedisConnection(TypedRedis):
         """
         return MonitoredScript(self, script)
 
-    def monitor(self, target_node: MonitoredConnectionPool | None = None) -> MonitoredMonitor:
-        """Show every command that the server gets, as redis-py does.
+    def monitor(self, target_node: TargetNodes | None = None) -> MonitoredMonitor:
+        """Show every command that a server gets, as redis-py does.
 
         Args:
-            target_node: In a cluster, the pool of the node, such as ``connection_pool.of(("GET", key))``, that of a
-                key; default ``None``, for a server that is alone.
+            target_node: In a cluster, the node: a ``ClusterNode``, or what else ``target_nodes=`` takes, if it names
+                one node. Entering the monitor raises what ``execute_command`` does if it does not. Default ``None``,
+                for a server that is alone.
 
         Raises:
             ClusterRoutingError: The pool is that of a cluster, and no node is named.
+            TypeError: A node is named, and the pool is that of a single server.
         """
-        if target_node is None and isinstance(self.connection_pool, MonitoredClusterPool):
-            message = (
+        if not isinstance(self.connection_pool, MonitoredClusterPool):
+            if target_node is not None:
+                message = f"target_node must be None on the pool of a single server, got {target_node!r}"
+                raise TypeError(message)
+        elif target_node is None:
+            raise ClusterRoutingError(
                 "MONITOR shows the commands of one node: name it, as in "
-                'client.monitor(target_node=client.connection_pool.of(("GET", key)))'
+                "cluster.monitor(target_node=cluster.get_node_from_key(key)), cluster being a MonitoredRedisCluster"
             )
-            raise ClusterRoutingError(message)
-        return MonitoredMonitor(target_node or self.connection_pool)
+        return MonitoredMonitor(self.connection_pool, target_node)
 
     def pubsub(self, **arguments: Any) -> MonitoredPubSub:
         """Make subscriptions; the arguments are those of ``redis.asyncio.Redis.pubsub``, and ``on_reconnect``.

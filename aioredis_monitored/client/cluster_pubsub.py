@@ -11,7 +11,7 @@ from typing import Any, cast
 from opentelemetry.trace import Span
 from redis.asyncio import Connection
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import AskError, ClusterDownError
+from redis.exceptions import AskError, ClusterDownError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.typing import EncodableT
 from redis.utils import str_if_bytes
@@ -54,7 +54,7 @@ class _NodeSubscriptions(_ShardChannels):
 
     Attributes:
         pool: That of the connection.
-        responses: What was read, and errors; while there are any, nothing is read.
+        responses: What was read, and errors; while there are any, nothing more is read.
         is_removed: Whether the node has left the cluster.
     """
 
@@ -67,26 +67,32 @@ class _NodeSubscriptions(_ShardChannels):
         self.responses: deque[Any] = deque()
         self.is_removed = False
         self._arrived = arrived
-        self._taken = asyncio.Event()
         self._reading: asyncio.Task[None] | None = None
 
     def read(self) -> None:
-        """Begin to read, unless that has begun."""
-        if self._reading is None or self._reading.done():
-            self._reading = asyncio.create_task(self._read_all(), context=without_span())
+        """Begin to read, unless that has begun, or a response is there.
 
-    async def _read_all(self) -> None:
-        while (connection := self.connection) is not None and not self.is_removed:
-            interval = connection.health_check_interval
+        No task waits until that is taken: nothing would end it if the subscriptions were never closed.
+        """
+        is_reading = self._reading is not None and not self._reading.done()
+        if not (is_reading or self.responses or self._closings):
+            self._reading = asyncio.create_task(self._read_next(), context=without_span())
+
+    async def _read_next(self) -> None:
+        while self.connection is not None and not (self.is_removed or self.responses):
             try:
-                response = await self._next_response(not interval, interval)
+                response = self._sift(await self._read_or_fail(self.connection.health_check_interval))
             except Exception as error:  # noqa: BLE001 - the next call that takes a response raises it
                 response = error
-            if response is not None and (response := self._sift(response)) is not None:
+            if response is not None:
                 self.add(response)
-            while self.responses:
-                self._taken.clear()
-                await self._taken.wait()
+
+    async def _read_or_fail(self, interval: float) -> Any:
+        """Return a response, or the error in place of one; ``None`` if none arrives in the interval."""
+        try:
+            return await self._next_response(not interval, interval)
+        except RedisError as error:
+            return error
 
     def _sift(self, response: Any) -> Any:
         """Return a response if it is for the caller, else ``None``."""
@@ -98,9 +104,10 @@ class _NodeSubscriptions(_ShardChannels):
         self._arrived.set()
 
     def take(self) -> Any:
-        """Return the first response."""
-        self._taken.set()
-        return self.responses.popleft()
+        """Return the first response, and read on."""
+        response = self.responses.popleft()
+        self.read()
+        return response
 
     async def report(self, response: Any) -> None:
         """Report that everything is subscribed again, if this response is the last confirmation of that."""
@@ -197,7 +204,7 @@ class _ShardSubscriptions(_NodeSubscriptions):
 
     async def _send_once_to_node(self, command: str, channels: Iterable[Any], seconds: float | None) -> None:
         send = partial(TypedPubSub.execute_command, self, command, *channels)
-        await self._send_once(self.pool, send, seconds, 0)
+        await self._send_once(self.pool, send, self._closings, seconds, 0)
         self.read()
 
     def give_up(self, channels: Iterable[Any]) -> None:
@@ -302,7 +309,6 @@ class MonitoredClusterPubSub(_ShardChannels):
         self._moving: dict[int, asyncio.Task[None]] = {}
         self._closing: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
-        self._cluster.cluster_topology.observers.add(self)
 
     # Subscribing.
 
@@ -340,6 +346,7 @@ class MonitoredClusterPubSub(_ShardChannels):
     def _shards(self, node: MonitoredConnectionPool) -> _ShardSubscriptions:
         part = self._parts.get(node)
         if part is None:
+            self._cluster.cluster_topology.observers.add(self)
             part = self._parts[node] = _ShardSubscriptions(
                 self._cluster, node, self._arrived, replace=self.on_nodes_changed, **self._arguments
             )
@@ -349,13 +356,13 @@ class MonitoredClusterPubSub(_ShardChannels):
         return [part for part in self._parts.values() if isinstance(part, _ShardSubscriptions)]
 
     async def _subscribe_shards(self, channels: Collection[Any]) -> None:
-        new = set(channels) - self._wanted
+        new, closings = set(channels) - self._wanted, self._closings
         try:
-            for slot, names in self._by_slot(channels).items():
-                await self._at_slot(slot, names, partial(self._subscribe_at, channels=names))
+            await self._at_slots(channels, self._subscribe_at)
         except BaseException:
-            self._wanted -= new
-            self._give_up(new)
+            if closings == self._closings:
+                self._wanted -= new
+                self._give_up(new)
             raise
 
     async def _subscribe_at(self, part: _ShardSubscriptions, channels: Collection[Any], seconds: float | None) -> None:
@@ -370,20 +377,22 @@ class MonitoredClusterPubSub(_ShardChannels):
 
     async def _unsubscribe_shards(self, channels: Collection[Any]) -> None:
         self._wanted.difference_update(channels)
+        await self._at_slots(channels, _ShardSubscriptions.unsubscribe_shards)
+
+    async def _at_slots(self, channels: Collection[Any], send: Callable[..., Any]) -> None:
+        """Send a command for the channels of one slot after the other, at its node, with the retries of any call."""
+        cluster, closings = self._cluster, self._closings
+
+        async def attempt(route: ClusterRoute, names: Collection[Any], seconds: float | None, _losses: int) -> None:
+            node = await route.target()
+            self._check_open(closings)
+            part = self._shards(node)
+            self._give_up(names, but_at=part)
+            await send(part, names, seconds)
+
         for slot, names in self._by_slot(channels).items():
-            await self._at_slot(slot, names, partial(_ShardSubscriptions.unsubscribe_shards, channels=names))
-
-    async def _at_slot(self, slot: int, channels: Collection[Any], send: Callable[..., Any]) -> None:
-        """Send a command at the node of a slot, with the retries of any call."""
-        cluster = self._cluster
-        route = ClusterRoute(cluster, partial(cluster.node_of_slot, slot), None)
-
-        async def attempt(seconds: float | None, _losses: int) -> None:
-            part = self._shards(await route.target())
-            self._give_up(channels, but_at=part)
-            await send(part, seconds=seconds)
-
-        await retry(route, SUBSCRIBING, attempt, 0, None)
+            route = ClusterRoute(cluster, partial(cluster.node_of_slot, slot), None)
+            await retry(route, SUBSCRIBING, partial(attempt, route, names), 0, None)
 
     def _give_up(self, channels: Iterable[Any], *, but_at: _ShardSubscriptions | None = None) -> None:
         for part in self._all_shards():
@@ -416,6 +425,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         await retry_until_answered(partial(self._move_once, slot), _move_backoff)
 
     async def _move_once(self, slot: int) -> None:
+        self._cluster.check_open()
         topology = self._cluster.cluster_topology
         node = topology.slots[slot]
         if node is None:
@@ -506,6 +516,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         return None
 
     async def _close(self) -> None:
+        self._cluster.cluster_topology.observers.discard(self)
         for moving in self._moving.values():
             moving.cancel()
         parts = list(self._parts.values())

@@ -9,11 +9,15 @@ from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
+from aioredis_monitored._execution.scatter import nodes_known
+from aioredis_monitored._execution.targets import resolve_target
 from aioredis_monitored._redispy.overrides import TypedMonitor
+from aioredis_monitored._topology.node import TargetNodes
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 if TYPE_CHECKING:
-    from redis.asyncio import Connection
+    from redis.asyncio import Connection, ConnectionPool
 
 # MONITOR changes nothing but its connection, which is not used again if it fails.
 _MONITOR = traits_of(("MONITOR",))._replace(retry_safe=True)
@@ -23,10 +27,22 @@ class MonitoredMonitor(TypedMonitor):
     """redis-py's ``Monitor``; on a ``MonitoredConnectionPool``, entering it is retried as any call.
 
     Once its connection is lost, it raises: it has missed commands.
+
+    Args:
+        connection_pool: The pool.
+        target_node: On the pool of a cluster, the node, as ``target_nodes=`` takes it; default ``None``, for a server
+            that is alone.
     """
+
+    def __init__(self, connection_pool: "ConnectionPool", target_node: TargetNodes | None = None) -> None:
+        super().__init__(connection_pool)
+        self._target_node = target_node
 
     async def __aenter__(self) -> Self:
         pool = self.connection_pool
+        if isinstance(pool, MonitoredClusterPool):
+            await nodes_known(pool, None)
+            pool = resolve_target(pool, self._target_node)
         if isinstance(pool, MonitoredConnectionPool):
             await retry(pool, _MONITOR, partial(self._enter_once, pool), 0, None)
         else:

@@ -38,7 +38,7 @@ from aioredis_monitored._telemetry.messaging import ProcessSpan, inject
 from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.envelope import seal, unseal
-from aioredis_monitored.errors import decoding_error
+from aioredis_monitored.errors import PinnedConnectionLostError, decoding_error
 from aioredis_monitored.pool.credentials import has_renewable_credentials
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff, is_transient
@@ -108,6 +108,9 @@ class MonitoredPubSub(TypedPubSub):
         self._on_reconnect = on_reconnect
         # A plain pool's subscriptions reconnect as redis-py does.
         self._pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
+        # How often it was closed. A call that began earlier must not acquire a connection later, as nothing would give
+        # that back.
+        self._closings = 0
         # The task that has redis-py's lock, to connect or to send.
         self._holder: asyncio.Task[Any] | None = None
         # Set while the connection is there and everything is subscribed on it; and how often that has come true.
@@ -135,17 +138,25 @@ class MonitoredPubSub(TypedPubSub):
         if self._pool is None or asyncio.current_task() is self._holder:
             await send()
         else:
-            await retry(self._pool, SUBSCRIBING, partial(self._send_once, self._pool, send), 0, None)
+            attempt = partial(self._send_once, self._pool, send, self._closings)
+            await retry(self._pool, SUBSCRIBING, attempt, 0, None)
 
     async def _send_once(
         self,
         pool: MonitoredConnectionPool,
         send: Callable[[], Awaitable[None]],
+        closings: int,
         seconds: float | None,
         _losses: int,
     ) -> None:
+        # Closing waits for redis-py's lock behind an attempt that is made now.
+        self._check_open(closings)
         async with dedicated_attempt(pool, seconds, self._locked_connection(pool)):
             await send()
+
+    def _check_open(self, closings: int) -> None:
+        if closings != self._closings:
+            raise PinnedConnectionLostError("these subscriptions were closed while the call was in flight")
 
     @asynccontextmanager
     async def _locked_connection(self, pool: MonitoredConnectionPool) -> AsyncIterator[AbstractConnection]:
@@ -345,7 +356,11 @@ class MonitoredPubSub(TypedPubSub):
                 await result
 
     async def aclose(self) -> None:
-        """End all subscriptions, and give the connection back."""
+        """End all subscriptions, and give the connection back.
+
+        A call that is subscribing meanwhile raises ``PinnedConnectionLostError``, unless it is sending already.
+        """
+        self._closings += 1
         await complete_shielded("closing subscriptions", self._close, _CLOSE_SECONDS)
 
     async def _close(self) -> None:
@@ -354,6 +369,9 @@ class MonitoredPubSub(TypedPubSub):
             await self.connection.disconnect(nowait=True)
         # It waits for redis-py's lock: an attempt to reconnect must not use a connection that another caller has.
         await super().aclose()
+        if self._reconnecting is not None:
+            # It was begun meanwhile, and waits for the lock.
+            self._reconnecting.cancel()
         # Calls that wait wake up, and see that it is closed.
         self._ready.set()
         self._ready.clear()

@@ -1,17 +1,21 @@
 """Subscriptions in a cluster go on when slots move, and when nodes fail, are replaced or removed."""
 
 import asyncio
+import gc
 import logging
 import time
+from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import NoPermissionError
+from support.internals import look_at_nodes
 
 from aioredis_monitored import (
     ClusterRoutingError,
     MonitoredConnectionPool,
     MonitoredPubSub,
     MonitoredRedisConnection,
+    PinnedConnectionLostError,
     PoolClosedError,
 )
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -185,6 +189,83 @@ async def test_waiting_reader_ends_when_subscriptions_are_closed(client):
         await pubsub.get_message()
 
 
+async def test_subscribing_while_subscriptions_are_closed_raises_and_leaves_nothing(servers, client, until):
+    await client.ping()
+    others = asyncio.all_tasks()
+    pubsub = client.pubsub()
+    subscribing = asyncio.create_task(pubsub.ssubscribe(*SHARDED))
+    # It connects to the first of several nodes.
+    await asyncio.sleep(0)
+    await pubsub.aclose()
+
+    with pytest.raises(PinnedConnectionLostError, match="closed while the call was in flight"):
+        await subscribing
+    await until(lambda: not any(subscribes(node) for node in servers.nodes))
+    await until(lambda: asyncio.all_tasks() <= others)
+
+    # What it was to subscribe to is forgotten, also after the next look at the nodes.
+    async with pubsub:
+        await pubsub.ssubscribe("used again")
+        await look_at_nodes(client.connection_pool)
+        assert await confirmed(pubsub, 1) == [b"used again"]
+        assert 1 == sum(subscribes(node) for node in servers.nodes)
+
+
+async def test_closed_subscriptions_do_not_follow_slots_until_they_are_used_again(client):
+    observers = client.connection_pool.cluster_topology.observers
+    pubsub = client.pubsub()
+    for _ in range(2):
+        assert pubsub not in observers
+        await pubsub.ssubscribe("shard")
+        assert pubsub in observers
+        await pubsub.aclose()
+    assert pubsub not in observers
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+async def test_subscriptions_that_are_never_closed_leave_no_task_after_their_pool(servers, until, caplog, is_read):
+    others = asyncio.all_tasks()
+    async with MonitoredConnectionPool.from_url(servers.url) as pool:
+        pubsub = MonitoredRedisConnection(connection_pool=pool).pubsub()
+        await pubsub.subscribe("news")
+        await pubsub.ssubscribe(*SHARDED)
+        if is_read:
+            await confirmed(pubsub, 1 + len(SHARDED))
+
+    await until(lambda: asyncio.all_tasks() <= others)
+    del pubsub
+    gc.collect()
+    assert [] == caplog.record_tuples
+
+
+async def test_forgotten_subscriptions_destroy_no_pending_task(client, caplog):
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news", "other")
+    await confirmed(pubsub, 1)
+    # Meanwhile, the second confirmation, which came with the first one, is read; it is not taken.
+    await client.ping()
+    del pubsub
+    gc.collect()
+    assert [] == caplog.record_tuples
+
+
+async def test_channels_that_no_node_serves_are_given_up_when_the_pool_is_closed(servers, until):
+    others = asyncio.all_tasks()
+    async with MonitoredConnectionPool.from_url(servers.url) as pool:
+        pubsub = MonitoredRedisConnection(connection_pool=pool).pubsub()
+        await pubsub.ssubscribe("shard")
+        await confirmed(pubsub, 1)
+        pool.cluster_topology.slots[key_slot("shard")] = None
+        pubsub.on_nodes_changed()
+        # Its attempts to subscribe at another node have begun.
+        await asyncio.sleep(0)
+
+    await until(lambda: asyncio.all_tasks() <= others)
+    with pytest.raises(PoolClosedError):
+        await next_of(pubsub)
+    await pubsub.aclose()
+
+
 async def test_closed_pool_is_raised_to_every_reader(servers):
     pool = MonitoredConnectionPool.from_url(servers.url)
     pubsub = MonitoredRedisConnection(connection_pool=pool).pubsub()
@@ -215,15 +296,43 @@ async def test_refused_shard_channel_is_raised_and_others_go_on(servers, client)
         assert b"message" == (await next_of(pubsub))["data"]
 
 
-async def test_monitor_asks_for_a_node(client):
+async def test_error_while_a_response_is_looked_at_is_raised_and_messages_go_on(client):
+    async def handler(response):
+        return [] if response[-1] == b"bad" else response
+
+    async with client.pubsub(push_handler_func=handler) as pubsub:
+        await pubsub.ssubscribe("shard")
+        await confirmed(pubsub, 1)
+        await client.spublish("shard", "bad")
+        with pytest.raises(IndexError):
+            await next_of(pubsub)
+        await client.spublish("shard", "good")
+
+        assert b"good" == (await next_of(pubsub))["data"]
+
+
+async def test_monitor_shows_the_commands_of_the_node_that_is_named(client):
     with pytest.raises(ClusterRoutingError, match="target_node"):
         client.monitor()
-    await client.set("seen", 1)
-    async with client.monitor(target_node=client.connection_pool.of(("GET", "seen"))) as monitor:
-        await client.get("seen")
-        async with asyncio.timeout(30):
-            while "GET seen" not in (await monitor.next_command())["command"]:
-                pass
+    # The flag is resolved when the nodes are known.
+    async with client.monitor(target_node="default-node"):
+        pass
+    node, *_ = client.connection_pool.nodes_of_slot(key_slot("seen"))
+    for target in (node, SimpleNamespace(host=node.host, port=node.port), [node]):
+        async with client.monitor(target_node=target) as monitor:
+            await client.get("seen")
+            async with asyncio.timeout(30):
+                while "GET seen" not in (await monitor.next_command())["command"]:
+                    pass
+
+
+@pytest.mark.parametrize(
+    ("target", "error", "text"),
+    [("primaries", ClusterRoutingError, "one node, got 3"), ("somewhere", TypeError, "target_nodes must be one of")],
+)
+async def test_monitor_refuses_what_names_no_node_or_several(client, target, error, text):
+    with pytest.raises(error, match=text):
+        await client.monitor(target_node=target).__aenter__()
 
 
 # C8: the slot moves.

@@ -9,6 +9,7 @@ import pytest
 import redis
 from redis.exceptions import AuthenticationError, ConnectionError, NoPermissionError  # noqa: A004
 from support.internals import (
+    acquired_connections_of,
     connection_lock_of,
     next_reconnect_of,
     reconnect_failures_of,
@@ -20,7 +21,12 @@ from support.internals import (
 )
 from support.scripted import scripted
 
-from aioredis_monitored import MonitoredPubSub, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored import (
+    MonitoredPubSub,
+    MonitoredRedisConnection,
+    PinnedConnectionLostError,
+    PoolClosedError,
+)
 from aioredis_monitored.testing import RedisServer
 
 RECONNECTS = "aioredis_monitored.pubsub.reconnects"
@@ -124,6 +130,42 @@ async def test_subscribe_on_lost_connection_renews_subscriptions_once(make_clien
                 assert 1 == await other.publish(channel, channel)
                 assert channel.encode() == (await next_of(pubsub))["data"]
         assert await pubsub.get_message(timeout=0) is None
+
+
+@pytest.mark.parametrize("method", SUBSCRIBING)
+async def test_subscribe_that_is_retried_while_closed_raises_and_acquires_no_connection(make_client, link, method):
+    client = make_client(link.proxy.url)
+    link.down()
+    pubsub = client.pubsub()
+    subscribing = asyncio.ensure_future(getattr(pubsub, method)("news"))
+    await link.refused()
+    await pubsub.aclose()
+    link.up()
+
+    with pytest.raises(PinnedConnectionLostError, match="closed while the call was in flight"):
+        await subscribing
+    assert not pubsub.subscribed
+    assert not acquired_connections_of(client.connection_pool)
+
+
+async def test_reader_that_reconnects_while_closed_acquires_no_connection(make_client, link, until):
+    client = make_client(link.proxy.url)
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news")
+    await wait_for_confirmations(pubsub)
+    async with connection_lock_of(pubsub):
+        # As if a task sent something.
+        closing = asyncio.create_task(pubsub.aclose())
+        await asyncio.sleep(0)
+        await pubsub.connection.disconnect(nowait=True)
+        reading = asyncio.create_task(pubsub.get_message(timeout=30))
+        await until(lambda: reconnect_task_of(pubsub) is not None)
+        reconnecting = reconnect_task_of(pubsub)
+    await closing
+
+    assert await reading is None
+    await asyncio.wait([reconnecting])
+    assert not acquired_connections_of(client.connection_pool)
 
 
 async def test_subscribe_stops_retrying_at_deadline(make_client, link):

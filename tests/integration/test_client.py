@@ -223,6 +223,11 @@ async def test_monitor_shows_commands_of_other_connections(client):
     assert "GET watched-key" == seen[-1]
 
 
+async def test_monitor_of_a_single_server_takes_no_node(client):
+    with pytest.raises(TypeError, match="target_node must be None on the pool of a single server, got 'random'"):
+        client.monitor(target_node="random")
+
+
 async def test_client_in_context_shares_the_pool_without_owning_it(server):
     async with MonitoredRedisConnection.from_url(server.url, single_connection_client=True) as owner:
         async with owner.in_context("other", None) as handle:
