@@ -560,7 +560,7 @@ async def _addresses_of(host: str, port: int) -> list[Address]:
 
 
 async def _read(connection: Connection, seconds: float | None = None) -> Any:
-    """Return a reply, errors as well; ``None`` if there is none in so many seconds, by default those of the socket."""
+    """Return a reply, errors as well; ``None`` if ``seconds`` pass without one."""
     try:
         return await connection.read_response(timeout=seconds)
     except ResponseError as error:
