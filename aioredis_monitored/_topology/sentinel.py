@@ -12,6 +12,8 @@ from enum import Enum, auto
 from math import inf
 from typing import Final, NamedTuple
 
+from aioredis_monitored.config.addresses import Address
+
 # The events that ``PrimaryTracker`` acts on, as channels, and as a pattern of further channels.
 EVENTS: Final = ("+switch-master", "+promoted-slave", "+failover-state-send-slaveof-noone", "+sentinel")
 ABORT_EVENTS: Final = "-failover-abort-*"
@@ -25,9 +27,6 @@ BELIEF_SECONDS: Final = 3.0
 MAX_HOLD_SECONDS: Final = 2.0
 # Seconds for which events are ignored that announce a primary which has said itself that it is none.
 _REFUTED_SECONDS: Final = 3.0
-
-# An address as sentinels announce it.
-Address = tuple[str, int]
 
 
 class Answer(NamedTuple):
@@ -188,10 +187,6 @@ class PrimaryTracker:
     def believed(self, now: float) -> Address | None:
         """Return the primary that is believed whatever the sentinels answer; ``None`` if they are to be asked."""
         return self.primary if now < self._believed_until else None
-
-    def hold_remaining(self, now: float) -> float:
-        """Return the seconds for which calls are still held; 0 if they are not."""
-        return max(0.0, self.held_until - now)
 
     def on_event(self, channel: str, data: str, now: float) -> Change:
         """Take an event of any sentinel.

@@ -3,7 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from contextlib import asynccontextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from math import inf
@@ -24,7 +25,6 @@ from aioredis_monitored._topology.sentinel import (
     ABORT_EVENTS,
     EVENTS,
     REPLICA_EVENTS,
-    Address,
     Answer,
     Change,
     Election,
@@ -306,22 +306,30 @@ class SentinelDiscovery:
         ]
         if self._asks_replicas:
             commands.append(("SENTINEL", "REPLICAS", service))
-        connection = self._connection_to(sentinel, _ASK_SECONDS)
         try:
-            await connect(connection)
-            await connection.send_packed_command(connection.pack_commands(commands))
-            identity, *replies = [await _read(connection) for _ in commands]
+            async with self._connected(sentinel, _ASK_SECONDS) as connection:
+                await connection.send_packed_command(connection.pack_commands(commands))
+                identity, *replies = [await _read(connection) for _ in commands]
         except (RedisError, OSError) as error:
             sentinel.problem = str(error)
             return None
-        finally:
-            await self._close(connection)
         if isinstance(replies[0], ResponseError):
             sentinel.problem = str(replies[0])
             return None
         sentinel.problem = ""
         # Sentinels before 6.2 have no MYID.
         return answer_of(identity if isinstance(identity, str) else f"{sentinel.host}:{sentinel.port}", *replies)
+
+    @asynccontextmanager
+    async def _connected(self, sentinel: _Sentinel, seconds: float) -> AsyncIterator[Connection]:
+        connection = self._connection_to(sentinel, seconds)
+        self._connections.add(connection)
+        try:
+            await connect(connection)
+            yield connection
+        finally:
+            self._connections.discard(connection)
+            await connection.disconnect(nowait=True)
 
     def _connection_to(self, sentinel: _Sentinel, timeout: float) -> Connection:
         arguments = {
@@ -341,13 +349,7 @@ class SentinelDiscovery:
         if isinstance(connection, SSLConnection):
             # Making one for each connection would block the event loop for longer than the sentinels take to answer.
             self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
-        connection = with_safe_send(connection)
-        self._connections.add(connection)
-        return connection
-
-    async def _close(self, connection: Connection) -> None:
-        self._connections.discard(connection)
-        await connection.disconnect(nowait=True)
+        return with_safe_send(connection)
 
     # Which sentinels there are.
 
@@ -413,26 +415,26 @@ class SentinelDiscovery:
             self._followers.pop(sentinel).cancel()
         for sentinel in self._sentinels:
             # Those that have not answered yet as well: others were faster, or they are down for now.
-            if sentinel not in self._followers:
+            follower = self._followers.get(sentinel)
+            if follower is None or follower.done():
                 self._followers[sentinel] = self._start(self._follow(sentinel))
 
     async def _follow(self, sentinel: _Sentinel) -> None:
-        failures = 0
+        failures, is_logged = 0, False
         while True:
-            connection = self._connection_to(sentinel, _FOLLOW_SECONDS)
             try:
-                await connect(connection)
-                await connection.send_packed_command(
-                    connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
-                )
-                unconfirmed = 1 + len(self._events)
-                while unconfirmed:
-                    await connection.read_response()
-                    unconfirmed -= 1
-                failures = 0
-                # Events may have been missed until now.
-                self._ask_anew()
-                await self._take_events(connection)
+                async with self._connected(sentinel, _FOLLOW_SECONDS) as connection:
+                    await connection.send_packed_command(
+                        connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
+                    )
+                    unconfirmed = 1 + len(self._events)
+                    while unconfirmed:
+                        await connection.read_response()
+                        unconfirmed -= 1
+                    failures = 0
+                    # Events may have been missed until now.
+                    self._ask_anew()
+                    await self._take_events(connection)
             except (RedisError, OSError) as error:
                 failures += 1
                 if failures == 1 and isinstance(error, ResponseError):
@@ -443,14 +445,24 @@ class SentinelDiscovery:
                         sentinel.port,
                         error,
                     )
-            finally:
-                await self._close(connection)
+            except Exception:
+                # Whatever it is, the next event counts.
+                failures += 1
+                if not is_logged:
+                    is_logged = True
+                    _LOGGER.exception(
+                        "pool %r: following the sentinel %s:%d failed; it goes on with a new connection",
+                        self._name,
+                        sentinel.host,
+                        sentinel.port,
+                    )
             await asyncio.sleep(self._backoff(failures))
 
     async def _take_events(self, connection: Connection) -> None:
         is_awaited = False
         while True:
-            response = await connection.read_response(timeout=_PING_SECONDS)
+            # Users who may not call PING get an error, which shows that the sentinel is there as well.
+            response = await _read(connection, _PING_SECONDS)
             match response:
                 case None if is_awaited:
                     return
@@ -530,8 +542,9 @@ def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, re
         task.cancel()
 
 
-async def _read(connection: Connection) -> Any:
+async def _read(connection: Connection, seconds: float | None = None) -> Any:
+    """Return a reply, errors as well; ``None`` if ``seconds`` pass without one."""
     try:
-        return await connection.read_response()
+        return await connection.read_response(timeout=seconds)
     except ResponseError as error:
         return error

@@ -15,8 +15,9 @@ from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
-from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, Address, PrimaryTracker
+from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery

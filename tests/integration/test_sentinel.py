@@ -11,7 +11,7 @@ import pytest
 import redis.exceptions
 import trustme
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
-from support.internals import failovers_begun_of, replicas_of, sentinels_of, shorten_ping_of_sentinels
+from support.internals import failovers_begun_of, followers_of, replicas_of, sentinels_of, shorten_ping_of_sentinels
 from support.sentinels import FakeSentinel, reads_at
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
@@ -253,19 +253,56 @@ async def test_sentinel_too_old_to_say_its_identity_is_believed(servers, make_po
         assert [f"127.0.0.1:{old.port}"] == [each.identity for each in sentinels_of(pool)]
 
 
-async def test_silent_sentinel_is_followed_as_long_as_it_answers_pings(servers, make_pool, until, monkeypatch):
+@pytest.mark.parametrize("pong", [["pong", ""], ValueError("NOPERM this user has no permissions to run 'ping'")])
+async def test_silent_sentinel_is_followed_as_long_as_it_answers_pings(servers, make_pool, until, monkeypatch, pong):
     shorten_ping_of_sentinels(monkeypatch, 0.05)
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as sentinel,
+        make_pool(sentinels=[sentinel.address]) as pool,
+    ):
+        sentinel.pong = pong
+        await pool.ping()
+        await until(sentinel.subscriptions)
+        before = sentinel.subscriptions()
+        await until(lambda: sentinel.pings > 3)
+        assert before == sentinel.subscriptions()
+        sentinel.pong = None
+        await until(lambda: not before & sentinel.subscriptions() and sentinel.subscriptions())
+
+
+async def test_sentinel_is_followed_on_after_an_event_that_breaks_the_follower(servers, make_pool, until, caplog):
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as sentinel,
+        make_pool(sentinels=[sentinel.address]) as pool,
+    ):
+        await pool.ping()
+        for _ in range(2):
+            await until(sentinel.subscriptions)
+            before = sentinel.subscriptions()
+            # No sentinel sends nil in place of a text.
+            sentinel.announce("+switch-master", None)
+            await until(lambda before=before: sentinel.subscriptions() - before)
+        event = "slave r 127.0.0.1 1 @ mymaster 127.0.0.1 2"
+        await until(lambda: sentinel.announce("+failover-state-send-slaveof-noone", event))
+        await until(lambda: failovers_begun_of(pool))
+    text = f"pool 'mymaster': following the sentinel 127.0.0.1:{sentinel.port} failed; it goes on with a new connection"
+    assert [text] == [record.message for record in caplog.records if record.levelno == logging.ERROR]
+
+
+async def test_follower_that_has_ended_is_replaced_when_the_primary_is_looked_up(servers, make_pool, until):
     async with (
         FakeSentinel("a" * 40, address_of_primary(servers)) as sentinel,
         make_pool(sentinels=[sentinel.address]) as pool,
     ):
         await pool.ping()
         await until(sentinel.subscriptions)
-        before = sentinel.subscriptions()
-        await until(lambda: sentinel.pings > 3)
-        assert before == sentinel.subscriptions()
-        sentinel.answers_pings = False
-        await until(lambda: not before & sentinel.subscriptions() and sentinel.subscriptions())
+        [follower] = followers_of(pool)
+        follower.cancel()
+        await until(lambda: not sentinel.subscriptions())
+        await pool.disconnect()
+        await pool.ping()
+
+        await until(sentinel.subscriptions)
 
 
 async def test_user_of_sentinels_who_may_not_subscribe_is_named_in_a_warning(servers, make_pool, until, caplog):

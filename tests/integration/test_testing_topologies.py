@@ -99,6 +99,14 @@ def test_cluster_serves_all_slots_with_a_replica_for_each_primary(cluster):
         assert client.get("served:99") == b"99"
 
 
+def test_replicas_under_sentinel_are_sent_what_their_primary_writes_from_the_start_on(own_sentinels):
+    def is_sent(replica):
+        # Bytes that it got after its copy of the primary's data.
+        return "repl_backlog_histlen:0" not in replica.call("INFO", "replication")
+
+    assert [True, True] == [is_sent(replica) for replica in own_sentinels.data[1:]]
+
+
 def test_cluster_url_names_all_nodes(cluster):
     assert "redis+cluster://" + ",".join(f"127.0.0.1:{node.port}" for node in cluster.nodes) == cluster.url
 

@@ -400,6 +400,11 @@ def sentinels_of(pool):
     return pool._discovery._sentinels
 
 
+def followers_of(pool):
+    """Return the tasks that follow what sentinels announce."""
+    return list(pool._discovery._followers.values())
+
+
 def failovers_begun_of(pool):
     """Return how many failovers were announced to a pool."""
     return pool._discovery.tracker.generation

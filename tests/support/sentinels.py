@@ -19,7 +19,7 @@ class FakeSentinel:
     Attributes:
         identity: Its identity; ``None`` if it is too old to say it.
         primary: The address that it names; ``None`` if it knows no service.
-        answers_pings: Whether it answers PING.
+        pong: What it replies to PING; ``None`` if it does not.
         pings: How often it was sent.
         config_epoch: The epoch that it gives.
         others: The addresses of the sentinels that it names, by identity.
@@ -35,7 +35,7 @@ class FakeSentinel:
         self.others = dict(others)
         self.replicas, self.asked_for_replicas = {}, 0
         self.host, self.port = "127.0.0.1", 0
-        self.answers_pings, self.pings = True, 0
+        self.pong, self.pings = ["pong", ""], 0
         self.credentials = []
         self._subscribers = set()
 
@@ -86,13 +86,13 @@ class FakeSentinel:
             self.credentials.append(arguments)
         self.pings += name == "PING"
         self.asked_for_replicas += arguments[:1] == ["REPLICAS"]
-        if name == "PING" and not self.answers_pings:
+        if name == "PING" and self.pong is None:
             return []
         service = arguments[-1] if arguments else ""
         return [
             {
                 "AUTH": "OK",
-                "PING": ["pong", ""],
+                "PING": self.pong,
                 "SENTINEL MYID": self.identity or ValueError("ERR Unknown subcommand"),
                 "SENTINEL GET-MASTER-ADDR-BY-NAME": self.primary and [self.primary[0], str(self.primary[1])],
                 "SENTINEL MASTER": ["name", service, "config-epoch", str(self.config_epoch)],

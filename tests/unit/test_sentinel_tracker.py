@@ -138,10 +138,10 @@ def test_switch_announced_by_several_sentinels_is_one(tracker):
 
 def test_hold_ends_with_the_promotion(tracker):
     assert Change.HOLD is tracker.on_event(*PROMOTING, 10.0)
-    assert 2.0 == tracker.hold_remaining(10.0)
+    assert 12.0 == tracker.held_until
 
     assert Change.SWITCH is tracker.on_event(*PROMOTED, 10.4)
-    assert 0 == tracker.hold_remaining(10.4)
+    assert -inf == tracker.held_until
 
 
 @pytest.mark.parametrize("reason", ["slave-timeout", "no-good-slave", "not-elected"])
@@ -149,7 +149,7 @@ def test_hold_ends_with_an_abort_and_the_next_failover_holds_again(tracker, reas
     tracker.on_event(*PROMOTING, 10.0)
 
     assert Change.RESUME is tracker.on_event(f"-failover-abort-{reason}", ABORTED[1], 10.2)
-    assert 0 == tracker.hold_remaining(10.2)
+    assert -inf == tracker.held_until
     assert OLD == tracker.primary
     assert Change.HOLD is tracker.on_event(*PROMOTING, 10.3)
 
@@ -158,8 +158,7 @@ def test_hold_is_not_prolonged_by_a_second_announcement(tracker):
     tracker.on_event(*PROMOTING, 10.0)
 
     assert Change.NONE is tracker.on_event(*PROMOTING, 11.0)
-    assert 1.0 == tracker.hold_remaining(11.0)
-    assert 0 == tracker.hold_remaining(12.0)
+    assert 12.0 == tracker.held_until
 
 
 def test_each_failover_that_begins_is_a_generation(tracker):
@@ -247,4 +246,4 @@ def test_forgetting_ends_belief_and_hold(tracker):
     tracker.on_event(*PROMOTING[:1], PROMOTING[1].replace("10.0.0.2", "10.0.0.3"), 10.0)
     tracker.forget()
 
-    assert (None, None, 0) == (tracker.primary, tracker.believed(10.0), tracker.hold_remaining(10.0))
+    assert (None, None, -inf) == (tracker.primary, tracker.believed(10.0), tracker.held_until)
