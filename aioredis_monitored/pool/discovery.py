@@ -33,6 +33,7 @@ from aioredis_monitored._topology.sentinel import (
     elect,
 )
 from aioredis_monitored.config.address_map import AddressMap
+from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.retry import exponential_backoff
 
