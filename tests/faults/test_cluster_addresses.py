@@ -51,8 +51,11 @@ async def test_all_addresses_of_a_start_name_are_tried(cluster, make_pool, monke
     monkeypatch.setattr(socket, "getaddrinfo", resolve_to_two)
     # Which one is asked first is random.
     for _ in range(5):
-        pool = make_pool(f"redis+cluster://cluster.example:{cluster.nodes[0].port}")
-        await use(MonitoredRedisConnection(connection_pool=pool))
+        client = MonitoredRedisConnection(
+            connection_pool=make_pool(f"redis+cluster://cluster.example:{cluster.nodes[0].port}")
+        )
+        await use(client)
+        await client.delete(*KEYS)
 
 
 async def test_nodes_behind_address_translation_are_reached_and_their_redirects_followed(seed):

@@ -12,6 +12,13 @@ from aioredis_monitored import EventLoopError, MonitoredConnectionPool, Monitore
 KEYS = [f"key:{number}" for number in range(30)]
 
 
+@pytest.fixture(autouse=True)
+def _leaves_no_key(cluster):
+    yield
+    for node in cluster.primaries():
+        node.call("FLUSHALL")
+
+
 @pytest.fixture
 def on_cluster(cluster, make_pool):
     return MonitoredRedisConnection(connection_pool=make_pool(cluster.url))
