@@ -1,7 +1,7 @@
 """The pool of a service that Redis Sentinel looks after: connections to its primary, and to replicas for reading."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -10,8 +10,8 @@ from weakref import finalize, ref
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
@@ -133,9 +133,21 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         """Return where the primary is, waiting while a failover is about to replace it.
 
         Raises:
+            redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
         """
         return await self._discovery.locate()
+
+    async def _connect_with(
+        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        try:
+            await super()._connect_with(connection, connect)
+        except RedisConnectionError as error:
+            # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
+            if isinstance(error.__cause__, AuthenticationError):
+                raise error.__cause__ from None
+            raise
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         await super()._on_connect(connection)
