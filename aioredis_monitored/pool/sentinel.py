@@ -63,6 +63,9 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         name: What messages and metrics call the pool; default: the service.
         arguments: All others of ``MonitoredConnectionPool``, except those that name a server.
 
+    Attributes:
+        sentinel_credential_provider: Gives the credentials for the sentinels; ``None`` if they never change.
+
     Raises:
         ConfigurationError: A value cannot be used.
     """
@@ -107,6 +110,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
         if own["sentinel_password_file"] is not None:
             credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
+        self.sentinel_credential_provider = credentials.get("credential_provider")
         tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
         self._discovery = SentinelDiscovery(
             PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),

@@ -445,6 +445,34 @@ async def test_refused_credentials_of_sentinels_are_not_soon_sent_again(make_poo
     assert 2 == len(fake.credentials)
 
 
+async def test_consumer_waits_for_a_new_password_of_the_sentinels(make_pool, server, until, tmp_path):
+    path = tmp_path / "password"
+    path.write_text("old")
+    handled = asyncio.Event()
+
+    async def handle(_):
+        handled.set()
+
+    async with (
+        FakeSentinel("a" * 40, (server.host, server.port)) as fake,
+        make_pool(sentinels=[fake.address], sentinel_password_file=str(path)) as pool,
+    ):
+        fake.refuses_credentials = True
+        queue = MessageQueue("work", MonitoredRedisConnection(connection_pool=pool))
+        consuming = asyncio.ensure_future(queue.consume(handle))
+        await until(lambda: ["old"] in fake.credentials)
+        fake.refuses_credentials = False
+        async with MonitoredConnectionPool(host=server.host, port=server.port, **UNRECORDED) as direct:
+            other = MessageQueue("work", MonitoredRedisConnection(connection_pool=direct))
+            await other.put(b"message")
+            await other.aclose()
+        await asyncio.wait([consuming, asyncio.ensure_future(handled.wait())], return_when=asyncio.FIRST_COMPLETED)
+        assert handled.is_set()
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        await queue.aclose()
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_user_without_dangerous_commands_connects(make_pool, servers, protocol):
     for server in servers.data:
