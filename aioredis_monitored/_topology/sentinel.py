@@ -7,7 +7,7 @@ leader does; 10.6 the old primary is demoted, and acknowledges writes until then
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum, auto
 from math import inf
 from typing import Final, NamedTuple
@@ -151,7 +151,8 @@ class Change(Enum):
         HOLD: Begin no call on a present connection, and make no new one.
         RESUME: Make connections again.
         SWITCH: End all connections to other servers than the primary; make connections again.
-        ASK: Ask the sentinels: there is a new one, or a replica has come, left or started again.
+        ASK: Ask the sentinels: there is a new one, or a replica has come, left or started again, or one of them has
+            announced a primary that may be out of date.
     """
 
     NONE = auto()
@@ -181,6 +182,10 @@ class PrimaryTracker:
     generation: int = 0
     held_until: float = -inf
     _believed_until: float = -inf
+    # Which replica is about to be promoted, or was last.
+    _candidate: Address | None = None
+    # Those that were the primary, and have not said since that they are none.
+    _former: set[Address] = field(default_factory=set)
     _refuted: Address | None = None
     _refuted_until: float = -inf
 
@@ -197,11 +202,11 @@ class PrimaryTracker:
         words = data.split()
         if channel == "+switch-master":
             # <service> <old ip> <old port> <new ip> <new port>
-            return self._on_announced(words[3:5], now) if words[:1] == [self.service] else Change.NONE
+            return self._on_announced(words[1:3], words[3:5], now) if words[:1] == [self.service] else Change.NONE
         if self.service not in (words[5:6] if "@" in words[4:5] else words[1:2]):
             return Change.NONE
         if channel == "+promoted-slave":
-            return self._on_announced(words[2:4], now)
+            return self._on_announced(words[6:8], words[2:4], now)
         if channel == "+failover-state-send-slaveof-noone":
             return self._on_promoting(_address_in(words[2:4]), now)
         if channel.startswith(_ABORT_PREFIX):
@@ -213,17 +218,28 @@ class PrimaryTracker:
         if now < self.held_until or candidate is None or candidate == self.primary or self._is_refuted(candidate, now):
             return Change.NONE
         self.generation += 1
+        self._candidate = candidate
         self.held_until = now + self.hold_seconds
         return Change.HOLD
 
-    def _on_announced(self, words: Sequence[str], now: float) -> Change:
-        primary = _address_in(words)
+    def _on_announced(self, replaced: Sequence[str], promoted: Sequence[str], now: float) -> Change:
+        primary = _address_in(promoted)
         if primary is None or self._is_refuted(primary, now):
             return Change.NONE
         if primary == self.primary:
             return self._resume(now)
+        if self.primary is not None and self._may_be_stale(_address_in(replaced), primary):
+            # While another one is believed, the sentinels may not know of it yet: they are asked after that.
+            return Change.ASK if self.believed(now) is None else Change.NONE
         self._believed_until = now + BELIEF_SECONDS
-        return self._switch(primary)
+        return self._switch(primary, now)
+
+    def _may_be_stale(self, replaced: Address | None, promoted: Address) -> bool:
+        """Whether a sentinel may announce an old failover, as one does that was frozen, or has none to announce.
+
+        A failover back to a former primary is a new one if its beginning was announced.
+        """
+        return replaced != self.primary or (promoted in self._former and promoted != self._candidate)
 
     def on_election(self, election: Election, now: float) -> Change:
         """Take the outcome of asking the sentinels, of which at least half must have answered."""
@@ -231,15 +247,19 @@ class PrimaryTracker:
             return Change.NONE
         if election.primary == self.primary:
             return Change.NONE
-        if now < self.held_until:
+        if now < self.held_until and election.primary != self._candidate:
             # Sentinels that do not know of the failover yet.
             return Change.NONE
-        return self._switch(election.primary)
+        return self._switch(election.primary, now)
 
-    def _switch(self, primary: Address) -> Change:
-        is_first = self.primary is None
-        self.primary, self.held_until = primary, -inf
-        return Change.NONE if is_first else Change.SWITCH
+    def _switch(self, primary: Address, now: float) -> Change:
+        before, self.primary, self.held_until, self._candidate = self.primary, primary, -inf, None
+        self._former.discard(primary)
+        if before is None:
+            return Change.NONE
+        if not self._is_refuted(before, now):
+            self._former.add(before)
+        return Change.SWITCH
 
     def _resume(self, now: float) -> Change:
         was_held = now < self.held_until
@@ -249,6 +269,7 @@ class PrimaryTracker:
     def refute(self, address: Address, now: float) -> None:
         """Take the word of a server that it is no primary: it is not believed, and not announced again for a while."""
         self._refuted, self._refuted_until = address, now + _REFUTED_SECONDS
+        self._former.discard(address)
         if address == self.primary:
             self._believed_until = -inf
 
@@ -257,5 +278,6 @@ class PrimaryTracker:
 
     def forget(self) -> None:
         """Believe nothing, as a pool does that is closed: events may be missed while it is."""
-        self.primary = None
+        self.primary = self._candidate = None
+        self._former.clear()
         self.held_until = self._believed_until = self._refuted_until = -inf

@@ -74,8 +74,9 @@ def is_renewable(provider: CredentialProvider | None) -> bool:
 
 
 def has_renewable_credentials(pool: ConnectionPool) -> bool:
-    """Whether a pool may get other credentials when the server refuses its present ones."""
-    return is_renewable(pool.connection_kwargs.get("credential_provider"))
+    """Whether a pool may get other credentials when the server refuses its present ones, or the sentinels do."""
+    of_sentinels = getattr(pool, "sentinel_credential_provider", None)
+    return is_renewable(pool.connection_kwargs.get("credential_provider")) or is_renewable(of_sentinels)
 
 
 def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:

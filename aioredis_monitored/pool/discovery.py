@@ -13,8 +13,8 @@ from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
 from redis.asyncio import Connection, SSLConnection
+from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
 from aioredis_monitored._redispy.connections import with_safe_send
@@ -23,6 +23,7 @@ from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
 from aioredis_monitored._topology.sentinel import (
     ABORT_EVENTS,
+    BELIEF_SECONDS,
     EVENTS,
     REPLICA_EVENTS,
     Answer,
@@ -46,6 +47,8 @@ _FOLLOW_SECONDS: Final = 2.0
 # Seconds without an event after which a sentinel must show that it is there, and seconds that it gets for that.
 _PING_SECONDS: Final = 5.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
+# Seconds until credentials that a sentinel has refused are sent again to follow it: too many refusals lock an account.
+_REFUSED_SECONDS: Final = 30.0
 _RESP2: Final = 2
 
 
@@ -90,6 +93,7 @@ class _Sentinel:
         given_as: The name or address under which the application has given it; ``None`` if another sentinel has.
         identity: Which sentinel it is; ``None`` as long as that is unknown.
         problem: Why it did not answer last.
+        refuses: Whether that is because of the credentials.
     """
 
     host: str
@@ -97,6 +101,7 @@ class _Sentinel:
     given_as: Address | None = None
     identity: str | None = None
     problem: str = ""
+    refuses: bool = False
 
 
 class SentinelDiscovery:
@@ -144,6 +149,8 @@ class SentinelDiscovery:
         }
         self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
         self._sentinels: list[_Sentinel] = []
+        # The addresses of the given names.
+        self._resolved: dict[Address, list[Address]] = {}
         # Why names could not be resolved; and whether they are to be resolved again.
         self._unresolved: dict[Address, str] = {}
         self._resolves_again = True
@@ -160,6 +167,9 @@ class SentinelDiscovery:
         self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
         self._asking: asyncio.Task[Election] | None = None
         self._asked_at = -inf
+        # When the sentinels were asked whose answers were taken last.
+        self._elected_at = -inf
+        self._checking: asyncio.Task[None] | None = None
         self._resumed = asyncio.Event()
         self._resumed.set()
         self._hold_timer: asyncio.TimerHandle | None = None
@@ -173,6 +183,7 @@ class SentinelDiscovery:
         """Return where the primary is, as soon as calls are not held; begin to follow the sentinels.
 
         Raises:
+            redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
         """
         if self._loop is None:
@@ -188,7 +199,7 @@ class SentinelDiscovery:
                 self._check_open(resumed)
                 primary = tracker.believed(monotonic()) or election.primary
                 if primary is None:
-                    raise RedisConnectionError(self._explanation(election))
+                    raise self._failure(election)
             if generation == tracker.generation and resumed.is_set():
                 if self._outdated is None:
                     self._outdated = asyncio.get_running_loop().create_future()
@@ -237,7 +248,7 @@ class SentinelDiscovery:
 
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
-        self._asked_at = monotonic()
+        asked_at = self._asked_at = monotonic()
         # Its files may have changed.
         self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
@@ -260,7 +271,7 @@ class SentinelDiscovery:
                 )
                 if not done:
                     for sentinel in pending.values():
-                        sentinel.problem = f"no answer in {_ASK_SECONDS} s"
+                        sentinel.problem, sentinel.refuses = f"no answer in {_ASK_SECONDS} s", False
                     break
                 for task in done:
                     sentinel = pending.pop(task)
@@ -271,7 +282,7 @@ class SentinelDiscovery:
         finally:
             for task in pending:
                 task.cancel()
-        self._on_election(election, answers)
+        self._on_election(election, answers, asked_at)
         return election
 
     async def _resolve(self) -> None:
@@ -287,6 +298,7 @@ class SentinelDiscovery:
         self._resolves_again = bool(self._unresolved)
 
     def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
+        self._resolved[given] = addresses
         known = {(each.host, each.port): each for each in self._sentinels}
         for host, port in addresses:
             if (host, port) in known:
@@ -312,12 +324,12 @@ class SentinelDiscovery:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await _read(connection) for _ in commands]
         except (RedisError, OSError) as error:
-            sentinel.problem = str(error)
+            sentinel.problem, sentinel.refuses = str(error), isinstance(error, AuthenticationError)
             return None
         if isinstance(replies[0], ResponseError):
-            sentinel.problem = str(replies[0])
+            sentinel.problem, sentinel.refuses = str(replies[0]), False
             return None
-        sentinel.problem = ""
+        sentinel.problem, sentinel.refuses = "", False
         # Sentinels before 6.2 have no MYID.
         return answer_of(identity if isinstance(identity, str) else f"{sentinel.host}:{sentinel.port}", *replies)
 
@@ -369,12 +381,13 @@ class SentinelDiscovery:
         ]
 
     def _known(self) -> int:
-        """How many sentinels there are: a given name without any address that has answered counts as one."""
-        identities = {each.identity for each in self._sentinels if each.identity is not None}
-        answered = {each.given_as for each in self._sentinels if each.identity is not None}
-        return len(identities) + sum(given not in answered for given in self._given)
+        """How many sentinels there are: a given name without the address of one that is known counts as another."""
+        known = [each for each in self._sentinels if each.identity is not None]
+        addresses = {(each.host, each.port) for each in known}
+        others = [given for given in self._given if addresses.isdisjoint(self._resolved.get(given, ()))]
+        return len({each.identity for each in known}) + len(others)
 
-    def _on_election(self, election: Election, answers: Iterable[Answer]) -> None:
+    def _on_election(self, election: Election, answers: Iterable[Answer], asked_at: float) -> None:
         if self._loop is None:
             # The pool was closed meanwhile.
             return
@@ -395,19 +408,25 @@ class SentinelDiscovery:
                     self.tracker.service,
                 )
         self._follow_all()
-        self._apply(self.tracker.on_election(election, monotonic()))
+        if asked_at > self._elected_at:
+            # Slow answers are older than those to later questions.
+            self._elected_at = asked_at
+            self._apply(self.tracker.on_election(election, monotonic()))
         listener = self._listener()
         if self._asks_replicas and election.primary is not None and listener is not None:
             listener.on_replicas(frozenset(self.reachable(each) for each in election.replicas))
 
-    def _explanation(self, election: Election) -> str:
+    def _failure(self, election: Election) -> RedisConnectionError:
         problems = [
             *(f"{host}:{port}: {reason}" for (host, port), reason in self._unresolved.items()),
             *(f"{each.host}:{each.port}: {each.problem}" for each in self._sentinels if each.problem),
         ]
         text = f"no primary of {self.tracker.service!r} is known: {election.answered} of {election.known} sentinels"
         text += " answered" + (", and none of them knows it" if election.answered else "")
-        return text + (f" ({'; '.join(problems)})" if problems else "")
+        text += f" ({'; '.join(problems)})" if problems else ""
+        if not election.answered and any(each.refuses for each in self._sentinels):
+            return AuthenticationError(f"{text}; check sentinel_username and sentinel_password")
+        return RedisConnectionError(text)
 
     # Following what sentinels announce.
 
@@ -423,6 +442,7 @@ class SentinelDiscovery:
     async def _follow(self, sentinel: _Sentinel) -> None:
         failures, is_logged = 0, False
         while True:
+            is_refused = False
             try:
                 async with self._connected(sentinel, _FOLLOW_SECONDS) as connection:
                     await connection.send_packed_command(
@@ -438,6 +458,7 @@ class SentinelDiscovery:
                     await self._take_events(connection)
             except (RedisError, OSError) as error:
                 failures += 1
+                is_refused = isinstance(error, AuthenticationError)
                 if failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
                         "pool %r: the sentinel %s:%d refuses subscriptions, so that failovers are noticed late: %s",
@@ -457,7 +478,7 @@ class SentinelDiscovery:
                         sentinel.host,
                         sentinel.port,
                     )
-            await asyncio.sleep(self._backoff(failures))
+            await asyncio.sleep(_REFUSED_SECONDS if is_refused else self._backoff(failures))
 
     async def _take_events(self, connection: Connection) -> None:
         is_awaited = False
@@ -470,8 +491,25 @@ class SentinelDiscovery:
                 case None:
                     await connection.send_command("PING")
                 case ["message", channel, data] | ["pmessage", _, channel, data]:
-                    self._apply(self.tracker.on_event(channel, data, monotonic()))
+                    self._on_event(channel, data)
             is_awaited = response is None
+
+    def _on_event(self, channel: str, data: str) -> None:
+        before = self.tracker.primary
+        self._apply(self.tracker.on_event(channel, data, monotonic()))
+        if self.tracker.primary != before:
+            if self._checking is not None:
+                self._checking.cancel()
+            self._checking = self._start(self._check_announced())
+
+    async def _check_announced(self) -> None:
+        """Ask whether most sentinels name the primary that one has announced, as soon as they know it."""
+        is_checked = False
+        while not is_checked:
+            await asyncio.sleep(BELIEF_SECONDS)
+            # An answer that is under way may have been ignored already, in favour of the announcement.
+            self._asking = None
+            is_checked = (await self._ask_once()).is_representative
 
     def _apply(self, change: Change) -> None:
         listener = self._listener()

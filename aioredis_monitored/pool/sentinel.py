@@ -1,7 +1,7 @@
 """The pool of a service that Redis Sentinel looks after: connections to its primary, and to replicas for reading."""
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -10,8 +10,8 @@ from weakref import finalize, ref
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
+from redis.exceptions import AuthenticationError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import ResponseError
 from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
@@ -60,6 +60,9 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             ``10.0.0.1:6379=proxy.example:7000``; default ``None``.
         name: What messages and metrics call the pool; default: the service.
         arguments: All others of ``MonitoredConnectionPool``, except those that name a server.
+
+    Attributes:
+        sentinel_credential_provider: Gives the credentials for the sentinels; ``None`` if they never change.
 
     Raises:
         ConfigurationError: A value cannot be used; the error names every such value at once.
@@ -111,6 +114,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
         if own["sentinel_password_file"] is not None:
             credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
+        self.sentinel_credential_provider = credentials.get("credential_provider")
         tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
         self._discovery = SentinelDiscovery(
             PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),
@@ -152,9 +156,21 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         """Return where the primary is, waiting while a failover is about to replace it.
 
         Raises:
+            redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
         """
         return await self._discovery.locate()
+
+    async def _connect_with(
+        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        try:
+            await super()._connect_with(connection, connect)
+        except RedisConnectionError as error:
+            # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
+            if isinstance(error.__cause__, AuthenticationError):
+                raise error.__cause__ from None
+            raise
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
         await super()._on_connect(connection)

@@ -285,6 +285,46 @@ async def test_sentinel_that_lies_moves_no_write_to_a_replica(servers, until):
     assert writers.failed.total() <= 8
 
 
+async def test_sentinel_that_announces_an_old_failover_moves_no_call(servers, server, until):
+    primary = servers.primary()
+    async with (
+        # Which has not been demoted yet.
+        FakeSentinel("f" * 40, (primary.host, primary.port)) as late,
+        client_of(servers, [late, *servers.sentinels]) as client,
+    ):
+        await client.ping()
+        await until_followed(servers, until)
+        async with Writers.writing(client, 8, 100, primary) as writers:
+            for _ in range(3):
+                await until(lambda: late.announce("+switch-master", f"mymaster 10.0.0.9 1 {server.host} {server.port}"))
+                await until_written(writers, 50, until)
+        lost, twice = writers.differences(primary)
+
+    assert not writers.failed, writers
+    assert (0, 0) == (lost, twice)
+
+
+async def test_announcement_that_most_sentinels_do_not_confirm_is_taken_back(servers, server, until):
+    primary = servers.primary()
+    lie = f"mymaster {primary.host} {primary.port} {server.host} {server.port}"
+    async with (
+        FakeSentinel("f" * 40, (primary.host, primary.port)) as liar,
+        client_of(servers, [liar, *servers.sentinels]) as client,
+    ):
+        await client.ping()
+        await until_followed(servers, until)
+        async with Writers.writing(client, 8, 100, primary) as writers:
+            await until(lambda: liar.announce("+switch-master", lie))
+            await until(lambda: server.call("DBSIZE"))
+            before = primary.call("GET", "counter:0")
+            await until(lambda: before != primary.call("GET", "counter:0"))
+            # Once is enough.
+            count = server.call("GET", "counter:0")
+            liar.announce("+switch-master", lie)
+            await until_written(writers, 50, until)
+            assert count == server.call("GET", "counter:0")
+
+
 def connections_received(server):
     """Return how many connections a server has accepted."""
     return int(re.search(r"total_connections_received:(\d+)", server.call("INFO", "stats"))[1])

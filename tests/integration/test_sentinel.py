@@ -11,7 +11,14 @@ import pytest
 import redis.exceptions
 import trustme
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
-from support.internals import failovers_begun_of, followers_of, replicas_of, sentinels_of, shorten_ping_of_sentinels
+from support.internals import (
+    failovers_begun_of,
+    followers_of,
+    number_of_sentinels_known_to,
+    replicas_of,
+    sentinels_of,
+    shorten_ping_of_sentinels,
+)
 from support.sentinels import FakeSentinel, reads_at
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
@@ -214,6 +221,14 @@ async def test_sentinel_that_the_others_have_forgotten_is_left(servers, make_poo
         await until(lambda: first.announce("+sentinel", "sentinel c 127.0.0.1 1 @ mymaster 127.0.0.1 1"))
 
         await until(lambda: 1 == len(sentinels_of(pool)))
+
+
+async def test_sentinel_with_several_names_is_one(servers, make_pool, until):
+    named = [(host, port) for _, port in addresses(servers.sentinels) for host in ("127.1", "localhost", "127.0.0.1")]
+    async with make_pool(sentinels=named) as pool:
+        await pool.ping()
+
+        await until(lambda: 3 == number_of_sentinels_known_to(pool))
 
 
 async def test_sentinels_behind_nat_are_reached_by_the_address_map(servers, make_pool, until):
@@ -436,8 +451,65 @@ async def test_sentinels_get_no_other_credentials_than_theirs(make_pool, server,
 async def test_refused_credentials_of_sentinels_are_named(make_pool):
     with SentinelServers(replicas=1, sentinels=1, quorum=1, sentinel_password="secret") as servers:
         async with make_pool(sentinels=addresses(servers.sentinels), retries=0) as pool:
-            with pytest.raises(redis.exceptions.ConnectionError, match=r"0 of 1 sentinels answered.*Authentication"):
+            with pytest.raises(
+                redis.exceptions.AuthenticationError, match=r"0 of 1 sentinels answered.*; check sentinel_username"
+            ):
                 await pool.ping()
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_refused_credentials_of_sentinels_are_not_soon_sent_again(make_pool, until, multiplex):
+    connects = 0
+
+    def hang_up(_, writer):
+        nonlocal connects
+        connects += 1
+        writer.close()
+
+    silent = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+    async with silent, FakeSentinel("a" * 40, None) as fake:
+        fake.refuses_credentials = True
+        sentinels = [fake.address, silent.sockets[0].getsockname()]
+        async with make_pool(
+            sentinels=sentinels, sentinel_password="wrong", socket_timeout=DEADLINE, multiplex=multiplex
+        ) as pool:
+            client = MonitoredRedisConnection(connection_pool=pool)
+            with pytest.raises(redis.exceptions.AuthenticationError, match="invalid username-password pair"):
+                await client.get("key")
+            before = connects
+            # Following the other one is tried again and again.
+            await until(lambda: connects > before + 5)
+
+    # Once to ask, and once to follow.
+    assert 2 == len(fake.credentials)
+
+
+async def test_consumer_waits_for_a_new_password_of_the_sentinels(make_pool, server, until, tmp_path):
+    path = tmp_path / "password"
+    path.write_text("old")
+    handled = asyncio.Event()
+
+    async def handle(_):
+        handled.set()
+
+    async with (
+        FakeSentinel("a" * 40, (server.host, server.port)) as fake,
+        make_pool(sentinels=[fake.address], sentinel_password_file=str(path)) as pool,
+    ):
+        fake.refuses_credentials = True
+        queue = MessageQueue("work", MonitoredRedisConnection(connection_pool=pool))
+        consuming = asyncio.ensure_future(queue.consume(handle))
+        await until(lambda: ["old"] in fake.credentials)
+        fake.refuses_credentials = False
+        async with MonitoredConnectionPool(host=server.host, port=server.port, **UNRECORDED) as direct:
+            other = MessageQueue("work", MonitoredRedisConnection(connection_pool=direct))
+            await other.put(b"message")
+            await other.aclose()
+        await asyncio.wait([consuming, asyncio.ensure_future(handled.wait())], return_when=asyncio.FIRST_COMPLETED)
+        assert handled.is_set()
+        consuming.cancel()
+        await asyncio.wait([consuming])
+        await queue.aclose()
 
 
 @pytest.mark.parametrize("protocol", [2, 3])

@@ -405,6 +405,11 @@ def followers_of(pool):
     return list(pool._discovery._followers.values())
 
 
+def number_of_sentinels_known_to(pool):
+    """Return how many sentinels a pool counts."""
+    return pool._discovery._known()
+
+
 def failovers_begun_of(pool):
     """Return how many failovers were announced to a pool."""
     return pool._discovery.tracker.generation

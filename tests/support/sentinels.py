@@ -28,6 +28,7 @@ class FakeSentinel:
         host: The host on which it listens.
         port: The port on which it listens.
         credentials: What clients have sent with AUTH.
+        refuses_credentials: Whether it refuses them.
     """
 
     def __init__(self, identity, primary, config_epoch=0, others=()):
@@ -36,7 +37,7 @@ class FakeSentinel:
         self.replicas, self.asked_for_replicas = {}, 0
         self.host, self.port = "127.0.0.1", 0
         self.pong, self.pings = ["pong", ""], 0
-        self.credentials = []
+        self.credentials, self.refuses_credentials = [], False
         self._subscribers = set()
 
     async def __aenter__(self):
@@ -91,7 +92,7 @@ class FakeSentinel:
         service = arguments[-1] if arguments else ""
         return [
             {
-                "AUTH": "OK",
+                "AUTH": ValueError("WRONGPASS invalid username-password pair") if self.refuses_credentials else "OK",
                 "PING": self.pong,
                 "SENTINEL MYID": self.identity or ValueError("ERR Unknown subcommand"),
                 "SENTINEL GET-MASTER-ADDR-BY-NAME": self.primary and [self.primary[0], str(self.primary[1])],

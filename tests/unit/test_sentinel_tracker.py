@@ -182,6 +182,13 @@ def test_election_during_a_hold_switches_to_nothing(tracker):
     assert OLD == tracker.primary
 
 
+def test_election_of_the_replica_for_which_calls_are_held_ends_the_hold(tracker):
+    tracker.on_event(*PROMOTING, 10.0)
+
+    assert Change.SWITCH is tracker.on_election(Election(NEW, 2, 3, 3), 10.6)
+    assert -inf == tracker.held_until
+
+
 def test_election_without_half_of_the_sentinels_switches_to_nothing(tracker):
     assert Change.NONE is tracker.on_election(Election(NEW, 1, 1, 3), 10.0)
     assert Change.SWITCH is tracker.on_election(Election(NEW, 1, 2, 4), 10.0)
@@ -192,6 +199,43 @@ def test_first_primary_that_is_known_replaces_none():
 
     assert Change.NONE is tracker.on_event(*SWITCH, 10.0)
     assert NEW == tracker.believed(10.0)
+
+
+def test_event_about_a_primary_that_is_none_asks_the_sentinels(tracker):
+    tracker.on_election(Election(THIRD, 3, 3, 3), 10.0)
+
+    assert [Change.ASK] * 2 == [tracker.on_event(*event, 10.1) for event in (SWITCH, PROMOTED)]
+    assert THIRD == tracker.primary
+    assert Change.SWITCH is tracker.on_election(Election(NEW, 2, 3, 3), 10.2)
+
+
+def test_old_event_ends_no_belief(tracker):
+    tracker.on_event(*SWITCH, 10.0)
+    tracker.on_event("+switch-master", "mymaster 10.0.0.2 6379 10.0.0.3 6379", 11.0)
+
+    # The sentinels that lag would say that it is right.
+    assert Change.NONE is tracker.on_event(*SWITCH, 11.1)
+    assert THIRD == tracker.believed(11.1)
+    assert Change.ASK is tracker.on_event(*SWITCH, 11.0 + BELIEF_SECONDS)
+
+
+@pytest.mark.parametrize("event", [SWITCH, PROMOTED])
+def test_failover_back_is_believed_if_its_beginning_was_announced(tracker, event):
+    tracker.on_election(Election(NEW, 3, 3, 3), 10.0)
+    tracker.on_election(Election(OLD, 3, 3, 3), 20.0)
+
+    assert Change.ASK is tracker.on_event(*event, 30.0)
+    assert Change.HOLD is tracker.on_event(*PROMOTING, 30.1)
+    assert Change.SWITCH is tracker.on_event(*event, 30.5)
+    assert NEW == tracker.believed(30.5)
+
+
+def test_failover_back_is_believed_after_the_server_was_a_replica(tracker):
+    tracker.on_election(Election(NEW, 3, 3, 3), 10.0)
+    tracker.on_election(Election(OLD, 3, 3, 3), 20.0)
+    tracker.refute(NEW, 21.0)
+
+    assert Change.SWITCH is tracker.on_event(*SWITCH, 30.0)
 
 
 def test_new_sentinel_is_asked_for(tracker):
