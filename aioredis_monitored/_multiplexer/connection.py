@@ -98,6 +98,8 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self._timer_due = 0.0
         self._last_active = perf_counter()
         self._buffer = bytearray(_BUFFER_BYTES)
+        # asyncio reads each record of TLS into a slice, which would be a copy of the bytearray.
+        self._view = memoryview(self._buffer)
         # It does not decode: a value that cannot be decoded concerns its caller alone.
         self._reader = hiredis.Reader(
             protocolError=InvalidResponse, replyError=DefaultParser.parse_error, notEnoughData=NO_REPLY
@@ -212,9 +214,9 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
 
     # Reading: what asyncio calls.
 
-    def get_buffer(self, _sizehint: int) -> bytearray:
+    def get_buffer(self, _sizehint: int) -> memoryview:
         """Return the buffer for the next bytes."""
-        return self._buffer
+        return self._view
 
     def buffer_updated(self, nbytes: int) -> None:
         """Give the replies that have arrived to their calls."""

@@ -280,3 +280,13 @@ async def test_calls_behind_an_oversized_value_are_not_written_twice(strict_tls_
             acknowledged = [result for result in results if isinstance(result, int)]
             assert len(acknowledged) == len(set(acknowledged))
             assert len(acknowledged) <= await client.llen(f"list:{number}") <= 10
+
+
+async def test_reply_of_several_tls_records_arrives_whole(tls_proxy, pem):
+    # A record has at most 16 KiB; all of these arrive together, and are read into one buffer.
+    value = b"".join(b"%08d" % number for number in range(7_500))
+    async with configured(tls_proxy.url, ssl_ca_certs=pem.authority, retries=0) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set("long", value)
+        for _ in range(30):
+            assert value == await client.get("long")
