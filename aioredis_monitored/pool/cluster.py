@@ -75,6 +75,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             "nodes",
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
+            self._topology_name,
         )
         self.reads_replicas = own["read_from"] == "replica"
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve

@@ -98,6 +98,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
                 "address_map": address_map,
                 **arguments,
             },
+            self._topology_name,
             _problems_of(service),
         )
         self.reads_replicas = own["read_from"] == "replica"

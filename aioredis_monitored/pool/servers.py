@@ -7,6 +7,7 @@ from redis.asyncio import Connection
 
 from aioredis_monitored.config.addresses import Address, read_addresses
 from aioredis_monitored.config.schema import validate_arguments
+from aioredis_monitored.config.url import Topology
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.pool import is_default
 
@@ -15,7 +16,11 @@ _NAMING_A_SERVER: Final = ("host", "port", "path")
 
 
 def validate_servers(
-    name: str, servers: object, arguments: Mapping[str, Any], problems: Sequence[tuple[str, str]] = ()
+    name: str,
+    servers: object,
+    arguments: Mapping[str, Any],
+    topology: Topology,
+    problems: Sequence[tuple[str, str]] = (),
 ) -> tuple[list[Address], dict[str, Any]]:
     """Check the arguments of a pool that finds its servers, all at once.
 
@@ -23,6 +28,7 @@ def validate_servers(
         name: What the argument is called that says where to begin: ``nodes`` or ``sentinels``.
         servers: Its value.
         arguments: All other arguments of the pool.
+        topology: That of the pool.
         problems: What was found in other arguments; default: nothing.
 
     Returns:
@@ -48,7 +54,8 @@ def validate_servers(
         if arguments.get(each) is not None
     ]
     try:
-        read = validate_arguments({each: value for each, value in arguments.items() if not is_default(each, value)})
+        given = {each: value for each, value in arguments.items() if not is_default(each, value)}
+        read = validate_arguments(given, topology)
     except ConfigurationError as error:
         found += error.problems
     if found:

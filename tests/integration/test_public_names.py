@@ -28,8 +28,8 @@ OF_THE_POOL = {
     *("acquire_for_sharing", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
     # For pools whose server changes.
     "is_current",
-    # For pool_from_config.
-    "for_topology",
+    # For pool_from_config, and for the pools that a pool makes for its servers.
+    *("for_topology", "warns_of_arguments"),
     # For routing, which a cluster's pool does.
     *("route", "target", "follow", "is_sharing", "is_asking", "reads_replicas", "silent_seconds", "close_silent"),
     *("is_dedicated_in_use", "answers_within", "close_dedicated"),

@@ -81,7 +81,11 @@ async def test_calls_after_a_switch_have_the_new_primary(make_client, telemetry,
     client = make_client()
     await client.get("key")
     with RedisServer() as other:
-        await until(lambda: sentinel.announce("+switch-master", f"mymaster a 1 {other.host} {other.port}"))
+        await until(
+            lambda: sentinel.announce(
+                "+switch-master", f"mymaster {server.host} {server.port} {other.host} {other.port}"
+            )
+        )
         with telemetry.block() as block:
             await until(lambda: not client.connection_pool.stats().used)
             await client.get("key")
@@ -103,7 +107,11 @@ async def test_call_that_is_retried_has_the_server_that_answered(make_client, te
             reading = asyncio.ensure_future(client.get("key"))
             await until(lambda: client.connection_pool.stats().in_flight)
             sentinel.primary = (server.host, server.port)
-            await until(lambda: sentinel.announce("+switch-master", f"mymaster a 1 {server.host} {server.port}"))
+            await until(
+                lambda: sentinel.announce(
+                    "+switch-master", f"mymaster {other.host} {other.port} {server.host} {server.port}"
+                )
+            )
             await reading
             assert served_by(block, server)
         assert f"GET {server.host}:{server.port}" == telemetry.spans[-1].name
@@ -139,11 +147,15 @@ async def test_asking_sentinels_is_not_recorded(make_client, telemetry):
     assert ["PING"] == [point.attributes["db.operation.name"] for point in telemetry.points(DURATION)]
 
 
-async def test_failover_is_logged(make_client, sentinel, until, caplog):
+async def test_failover_is_logged(make_client, sentinel, server, until, caplog):
     client = make_client()
     await client.ping()
     with RedisServer() as other:
-        await until(lambda: sentinel.announce("+switch-master", f"mymaster a 1 {other.host} {other.port}"))
+        await until(
+            lambda: sentinel.announce(
+                "+switch-master", f"mymaster {server.host} {server.port} {other.host} {other.port}"
+            )
+        )
         await until(lambda: not client.connection_pool.stats().used)
         await client.ping()
         await client.connection_pool.aclose()
