@@ -167,14 +167,16 @@ def chaos(session: nox.Session) -> None:
 
 @nox.session
 def chaos_cluster(session: nox.Session) -> None:
-    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load; then the same to a queue.
+    """Move slots, and kill, freeze, replace, add and remove nodes of a cluster under load.
 
-    Further arguments go to the first program, and leave the second out: ``-- --help``.
+    Then the same to a queue, and failovers of servers under Sentinel, whose figures pytest prints. Further arguments go
+    to the first program, and leave the others out: ``-- --help``.
     """
-    session.install("-e", ".[demo]")
+    install(session, ["-e", ".[demo]"], "tests")
     session.run("python", "-m", "support.cluster_chaos", *session.posargs, env={"PYTHONPATH": "tests"})
     if not session.posargs:
         session.run("python", "-m", "support.cluster_queue_chaos", env={"PYTHONPATH": "tests"})
+        run_pytest(session, "-m", "slow", "-rP", "--timeout", "900", "tests/faults/test_sentinel.py")
 
 
 @nox.session
