@@ -95,6 +95,7 @@ async def test_writes_are_neither_lost_nor_repeated_while_slots_migrate_atomical
         pytest.skip(str(error))
 
 
+@pytest.mark.slow
 async def test_transactions_are_applied_as_a_whole_or_not_at_all_while_slots_migrate(servers, seed):
     figures = await chaos.migrate(servers, seed, calls=CALLS, transactions=True)
 
@@ -108,6 +109,7 @@ async def test_only_writes_in_flight_fail_when_a_primary_is_killed(servers, seed
     assert passes(figures, loses=True, late=MAX_LATE_SECONDS, redirects=False)
 
 
+@pytest.mark.slow
 async def test_only_writes_in_flight_fail_when_a_primary_freezes(servers, seed):
     figures = await chaos.freeze(servers, seed, rounds=1, deadline=LONG_DEADLINE)
 
@@ -118,6 +120,7 @@ async def test_nothing_fails_in_planned_failovers(servers, seed):
     assert passes(await chaos.fail_over(servers, seed, rounds=3))
 
 
+@pytest.mark.slow
 async def test_nothing_fails_and_no_socket_is_left_when_a_node_comes_and_goes(servers, seed):
     assert passes(await chaos.add_and_remove(servers, seed, rounds=1))
 

@@ -30,6 +30,7 @@ async def use(client):
 
 
 @pytest.mark.parametrize("kind", ["unknown-endpoint", "hostname"])
+@pytest.mark.slow
 async def test_redirects_are_followed_when_nodes_announce_no_address(seed, kind):
     arguments = ("--cluster-preferred-endpoint-type", kind)
     with ClusterServers(*arguments, replicas=0, hostnames=lambda _: "localhost") as servers:
@@ -83,6 +84,7 @@ async def test_nodes_behind_address_translation_are_reached_and_their_redirects_
     assert {("localhost", proxy.port) for proxy in proxies.values()} == known
 
 
+@pytest.mark.slow
 async def test_cluster_that_has_started_on_other_ports_is_found_behind_its_endpoint(make_pool):
     with ClusterServers(replicas=0) as before, ClusterServers(replicas=0) as after:
         async with FaultProxy(before.nodes[0].host, before.nodes[0].port) as endpoint:

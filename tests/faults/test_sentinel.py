@@ -188,6 +188,7 @@ async def test_connecting_to_a_machine_that_is_gone_ends_with_the_switch(server,
 # S4: the primary and the first sentinel are gone.
 
 
+@pytest.mark.slow
 async def test_primary_and_first_sentinel_that_are_frozen_are_left(servers, until):
     async with client_of(servers) as client:
         await client.ping()
@@ -304,6 +305,7 @@ async def test_sentinel_that_announces_an_old_failover_moves_no_call(servers, se
     assert (0, 0) == (lost, twice)
 
 
+@pytest.mark.slow
 async def test_announcement_that_most_sentinels_do_not_confirm_is_taken_back(servers, server, until):
     primary = servers.primary()
     lie = f"mymaster {primary.host} {primary.port} {server.host} {server.port}"

@@ -170,7 +170,9 @@ async def test_replica_that_serves_no_stale_data_is_not_asked_for_each_read(serv
 # The primary is gone.
 
 
-@pytest.mark.parametrize("fault", ["failover", "kill", "freeze"])
+@pytest.mark.parametrize(
+    "fault", ["kill", *(pytest.param(each, marks=pytest.mark.slow) for each in ("failover", "freeze"))]
+)
 async def test_reads_go_on_while_the_primary_is_replaced(fault, until):
     with SentinelServers() as servers:
         async with client_of(servers.sentinels, 2, until) as client:

@@ -329,6 +329,7 @@ async def test_scan_sees_every_key_while_a_replica_takes_over(changing):
     assert set(map(str.encode, KEYS)) == seen
 
 
+@pytest.mark.slow
 async def test_scan_sees_every_key_while_slots_move_to_a_new_node(changing):
     cluster, client = changing
     await fill(client)

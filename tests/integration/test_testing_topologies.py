@@ -116,6 +116,7 @@ def test_cluster_raises_when_started_twice(cluster):
         cluster.start()
 
 
+@pytest.mark.slow
 def test_stopped_cluster_leaves_no_process_and_no_files_and_starts_again():
     servers = ClusterServers(replicas=0)
     servers.start()
@@ -177,6 +178,7 @@ def test_migrated_slot_keeps_its_keys_and_their_bytes(own_cluster):
         assert client.get(key) == value
 
 
+@pytest.mark.slow
 def test_primary_without_its_last_slot_can_be_removed(own_cluster):
     node = own_cluster.add_node()
     assert 4 == len(own_cluster.primaries())
@@ -239,6 +241,7 @@ def test_atomic_migration_error_says_which_server_can(cluster):
         cluster.migrate_atomically([SLOT], other_primary(cluster, cluster.owner(SLOT)))
 
 
+@pytest.mark.slow
 def test_failover_promotes_replica_and_back(own_cluster):
     primary = own_cluster.owner(SLOT)
     replica = own_cluster.replica_of(primary)
@@ -257,6 +260,7 @@ def test_failover_to_a_primary_raises(cluster):
         cluster.failover(cluster.nodes[0])
 
 
+@pytest.mark.slow
 def test_killed_primary_is_replaced_and_returns_as_a_replica(own_cluster):
     primary = own_cluster.owner(SLOT)
     replica, known = own_cluster.replica_of(primary), (primary.port, primary.id)
@@ -359,6 +363,7 @@ def test_former_primary_follows_the_new_one_after_a_failover(own_sentinels):
     assert ["slave", "127.0.0.1", primary.port] == former.call("ROLE")[:3]
 
 
+@pytest.mark.slow
 def test_sentinels_replace_a_killed_primary(own_sentinels):
     former = own_sentinels.primary()
     former.kill()

@@ -436,6 +436,7 @@ async def test_command_of_uncovered_slot_is_one_span_with_error_type_and_without
         check(block, ("GET", None, {"error.type": "redis.exceptions.ClusterDownError"}))
 
 
+@pytest.mark.slow
 async def test_calls_after_a_node_was_killed_have_the_new_primary(make_pool, telemetry, until):
     with ClusterServers() as cluster:
         client = MonitoredRedisConnection(connection_pool=make_pool(cluster.url, name="test", socket_timeout=20))
@@ -507,6 +508,7 @@ async def test_connection_gauges_are_those_of_the_nodes(make_pool, cluster, tele
     assert ("test", 6 * 7, 3) == (stats.name, stats.max_connections, stats.used)
 
 
+@pytest.mark.slow
 async def test_gauges_of_a_removed_node_end(make_pool, telemetry, until):
     with ClusterServers(primaries=3, replicas=0) as cluster:
         added = cluster.add_node()
@@ -611,6 +613,7 @@ async def test_sampler_sees_node_and_query_text(cluster):
 # Times.
 
 
+@pytest.mark.slow
 async def test_wait_of_a_call_that_was_retried_is_exact(make_pool, telemetry, until):
     """Nothing listens at first, so that the call's time is pauses between attempts, and connecting."""
     with ClusterServers(primaries=3, replicas=0, node_timeout=60) as cluster:
