@@ -71,7 +71,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         address_map: AddressMap | None = None,
         **arguments: Any,
     ) -> None:
-        self._start_nodes, own = validate_servers(
+        self._start_addresses, own = validate_servers(
             "nodes",
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
@@ -80,7 +80,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self.reads_replicas = own["read_from"] == "replica"
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
         self.cluster_topology = ClusterTopology(
-            self._start_nodes,
+            self._start_addresses,
             self,
             resolve,
             own["topology_refresh"],
@@ -102,7 +102,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return Server({key: value for key, value in attributes.items() if key not in unknown}, None)
 
     def _address_of(self, server: Server) -> str:
-        host, port = self._start_nodes[0]
+        host, port = self._start_addresses[0]
         return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
 
     def _describe_state(self) -> str:
@@ -183,7 +183,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def replicas(self) -> list[ClusterNode]:
         """Return the replicas of these primaries."""
         known = self.cluster_topology.slot_map
-        return [ClusterNode(*address, "replica") for address in known.nodes[len(known.primaries) :]]
+        return [ClusterNode(*address, "replica") for address in known.addresses[len(known.primaries) :]]
 
     def nodes(self) -> list[ClusterNode]:
         """Return all of these, the primaries first."""

@@ -105,7 +105,7 @@ class ClusterTopology:
     are resolved anew.
 
     Args:
-        start_nodes: The nodes that are asked first.
+        start_addresses: Those of the nodes that are asked first.
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
         refresh: Seconds between two regular looks; 0 for none.
@@ -122,14 +122,14 @@ class ClusterTopology:
 
     def __init__(
         self,
-        start_nodes: Sequence[Address],
+        start_addresses: Sequence[Address],
         factory: PoolFactory,
         resolve: Callable[[str, int], Address],
         refresh: float,
         *,
         verifies_names: bool,
     ) -> None:
-        self._start_nodes = start_nodes
+        self._start_addresses = start_addresses
         self._factory = ref(factory)
         self._resolve = resolve
         self._refresh = refresh
@@ -220,7 +220,7 @@ class ClusterTopology:
 
     def known_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
-        return [self.pool_at(each) for each in self.slot_map.nodes]
+        return [self.pool_at(each) for each in self.slot_map.addresses]
 
     def any_primary_pool(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
@@ -332,7 +332,7 @@ class ClusterTopology:
         self._take(found)
 
     def _explanation(self) -> str:
-        asked = ", ".join(f"{host}:{port}" for host, port in self._start_nodes)
+        asked = ", ".join(f"{host}:{port}" for host, port in self._start_addresses)
         return (
             f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.pools)} others; "
             f"the last one: {self._problem or 'no answer yet'}"
@@ -347,7 +347,7 @@ class ClusterTopology:
         """Return all addresses of the start nodes' names."""
         self._problem = self._problem or "its name is being resolved"
         candidates: list[_Candidate] = []
-        for (host, port), found in (await resolve_names(self._start_nodes, _RESOLVE_SECONDS)).items():
+        for (host, port), found in (await resolve_names(self._start_addresses, _RESOLVE_SECONDS)).items():
             if isinstance(found, str):
                 self._problem = f"{host}:{port}: {found}"
                 if not self._is_lost:
@@ -424,7 +424,7 @@ class ClusterTopology:
                 # It was found by a redirect, which does not say what the node is called.
                 if found.names.get(address) != names.get(address):
                     self._remove(address)
-        pools = {address: self.pool_at(address) for address in found.nodes}
+        pools = {address: self.pool_at(address) for address in found.addresses}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
