@@ -46,9 +46,9 @@ def benchmark_servers(settings: set[Setting]) -> Iterator[Servers]:
         alone = stack.enter_context(RedisServer())
         running, clusters = [alone], {}
         for primaries, replicas in {setting[1:] for setting in settings}:
-            nodes = ClusterServers(primaries=primaries, replicas=replicas, node_timeout=NODE_TIMEOUT_SECONDS)
-            running += stack.enter_context(nodes).nodes
-            clusters[primaries, replicas] = f"redis+cluster://{nodes.nodes[0].host}:{nodes.nodes[0].port}"
+            servers = ClusterServers(primaries=primaries, replicas=replicas, node_timeout=NODE_TIMEOUT_SECONDS)
+            running += stack.enter_context(servers).nodes
+            clusters[primaries, replicas] = f"redis+cluster://{servers.nodes[0].host}:{servers.nodes[0].port}"
         clients = [stack.enter_context(redis.Redis.from_url(server.url)) for server in running]
         yield Servers(clusters, alone.url, clients)
 

@@ -60,12 +60,12 @@ class ClusterExecutor(CommandExecutor):
         if options and (targets := options.pop(TARGET_NODES, None)) is not None:
             return self._execute_at(caller, targets, args, options, observer)
         if len(args) > 1 and type(name := args[0]) is str and name in FIRST_KEY:
-            node = self.pool.cluster_topology.slots[key_slot(args[1])]
-            if node is not None and not (self.reads_replicas and may_read_from_replica(args)):
+            chosen = self.pool.cluster_topology.slots[key_slot(args[1])]
+            if chosen is not None and not (self.reads_replicas and may_read_from_replica(args)):
                 if observer is not None:
-                    observer.set_server(node.telemetry.server)
+                    observer.set_server(chosen.telemetry.server)
                 # In Python 3.11, super() would take another tenth of a microsecond.
-                return CommandExecutor.execute(self, caller, node, args, options, observer, seconds, losses)
+                return CommandExecutor.execute(self, caller, chosen, args, options, observer, seconds, losses)
         return self._execute_placed(caller, self.pool, args, options, observer)
 
     def _further_attempts(
@@ -76,7 +76,7 @@ class ClusterExecutor(CommandExecutor):
         options: dict[str, Any],
         observer: Observer | None,
     ) -> tuple[Route, Attempt[Any]]:
-        route = ClusterRoute(self.pool, partial(self.pool.of, args), observer, node=pool)
+        route = ClusterRoute(self.pool, partial(self.pool.of, args), observer, pool=pool)
         return route, partial(self._attempt, caller, route, args, options, observer)
 
     async def _attempt(
@@ -89,8 +89,8 @@ class ClusterExecutor(CommandExecutor):
         seconds: float | None,
         losses: int,
     ) -> Any:
-        node = await route.target()
-        return await super().execute(caller, node, args, options, observer, seconds, losses)
+        pool = await route.target()
+        return await super().execute(caller, pool, args, options, observer, seconds, losses)
 
     async def _execute_placed(
         self,
@@ -112,8 +112,8 @@ class ClusterExecutor(CommandExecutor):
         elif placement.kind in _SEVERAL_NODES:
             (reply,) = await Scatter(cluster, [args], observer, reads_replicas=reads).run()
         elif (found := _client_of(cluster, args)) is not None:
-            node, at_node = found
-            (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
+            pool, command = found
+            (reply,) = await Scatter(cluster, [command], observer, [pool]).run()
         else:
             raise routing_error(args, placement)
         return await _parse(caller, cluster, args, options, reply)
@@ -174,8 +174,8 @@ class ClusterExecutor(CommandExecutor):
                 )
             return await self._execute_at(caller, targets, args, options, observer)
         if self.pin is not None and (found := _client_of(cluster, args)) is not None:
-            node, at_node = found
-            (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
+            pool, command = found
+            (reply,) = await Scatter(cluster, [command], observer, [pool]).run()
             return await _parse(caller, cluster, args, options, reply)
         if self.pin is not None and placement_of(args).kind in _OF_THE_CLUSTER:
             if caller.connection is not None and cluster.will_discard(caller.connection):
@@ -187,7 +187,7 @@ class ClusterExecutor(CommandExecutor):
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
             self.pin.is_identified = True
-            number = cluster.node_number(caller.connection)
+            number = cluster.owner_number(caller.connection)
             return reply if number is None else number << _CLIENT_ID_BITS | reply
         return reply
 
@@ -225,14 +225,14 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     text = argument_text(given, MAX_WORD_LENGTH)
     if not (text.isascii() and text.isdigit()):
         # The server says what is wrong with it.
-        (reply,) = await Scatter(cluster, [args], observer, [topology.any_primary()]).run()
+        (reply,) = await Scatter(cluster, [args], observer, [topology.any_primary_pool()]).run()
         return reply
     cursor, number = divmod(int(text), 1 << _CURSOR_NODE_BITS)
-    while (found := topology.primary_from(number)) is not None:
-        at, node = found
-        at_node = ("SCAN", cursor if at == number else 0, *rest)
-        (reply,) = await Scatter(cluster, [at_node], observer, [node]).run()
-        if isinstance(reply, RedisConnectionError | RedisTimeoutError) and topology.primary_from(at) != found:
+    while (found := topology.primary_pool_from(number)) is not None:
+        at, pool = found
+        command = ("SCAN", cursor if at == number else 0, *rest)
+        (reply,) = await Scatter(cluster, [command], observer, [pool]).run()
+        if isinstance(reply, RedisConnectionError | RedisTimeoutError) and topology.primary_pool_from(at) != found:
             # It was replaced meanwhile.
             number, cursor = at, 0
             continue
@@ -240,11 +240,11 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
             return reply
         cursor, keys = int(reply[0]), reply[1]
         if not cursor:
-            following = topology.primary_from(at + 1)
+            following = topology.primary_pool_from(at + 1)
             if following is None:
                 # Keys that were not seen yet may have moved to a node that is new.
                 await topology.look_unless_recent()
-                following = topology.primary_from(at + 1)
+                following = topology.primary_pool_from(at + 1)
             at = 0 if following is None else following[0]
         return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]
     return [b"0", []]
@@ -253,7 +253,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
 def _client_of(
     cluster: MonitoredClusterPool, args: Sequence[Any]
 ) -> tuple[MonitoredConnectionPool, tuple[Any, ...]] | None:
-    """Return the node of the client that CLIENT UNBLOCK or CLIENT KILL ID names, and the command with the node's id.
+    """Return the pool for a CLIENT UNBLOCK or CLIENT KILL ID that names a client, and the command with the node's id.
 
     ``None`` of any other command, and of an id that no ``client_id()`` of this pool has returned.
     """
@@ -268,5 +268,5 @@ def _client_of(
     if not (text.isascii() and text.isdigit()):
         return None
     number, arguments[position] = divmod(int(text), 1 << _CLIENT_ID_BITS)
-    node = cluster.node_numbered(number)
-    return None if node is None else (node, (call.name, *arguments))
+    pool = cluster.pool_numbered(number)
+    return None if pool is None else (pool, (call.name, *arguments))

@@ -136,7 +136,7 @@ class PinnedConnection:
         self,
         caller: Redis,
         cluster: MonitoredClusterPool,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         commands: Collection[Sequence[Any]],
     ) -> None:
         """Give up a connection to another node of the cluster, if a slot has moved and nothing on it is lost by that.
@@ -144,7 +144,7 @@ class PinnedConnection:
         Args:
             caller: The client or pipeline.
             cluster: Its pool.
-            node: The pool of the node that serves the keys of the call.
+            pool: That of the node that serves the keys of the call.
             commands: What the call sends.
 
         Raises:
@@ -152,12 +152,12 @@ class PinnedConnection:
             PinnedConnectionLostError: The slot has moved, and earlier calls have changed the connection.
         """
         slot, connection = slot_of(commands, is_pinned=True), caller.connection
-        if connection is not None and not node.is_acquired(connection):
+        if connection is not None and not pool.is_acquired(connection):
             # Otherwise its node was removed.
             if cluster.is_acquired(connection) and slot not in self.slots and (self.slots or self.is_identified):
                 raise DedicatedConnectionError(
                     f"this handle keeps to a connection to {cluster.owner_name(connection)}, where its first command "
-                    f"went, and the keys are at {node.name}: make a handle (client()) for each node, and call a "
+                    f"went, and the keys are at {pool.name}: make a handle (client()) for each node, and call a "
                     f"command with a key first"
                 )
             if connection is self._altered or (self.is_identified and not cluster.is_acquired(connection)):

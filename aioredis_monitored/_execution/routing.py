@@ -210,7 +210,7 @@ class CommandExecutor:
         except UnicodeDecodeError as error:
             raise decoding_error(error) from None
         except (AttemptFailed, PoolClosedError) as error:
-            failure = _failed_attempt(error, is_node=pool is not self.pool)
+            failure = _failed_attempt(error, is_node_pool=pool is not self.pool)
         if losses is not None:
             raise failure
         route, attempt = self._further_attempts(caller, pool, args, options, observer)
@@ -454,7 +454,7 @@ def _raise_or_empty(pool: MonitoredConnectionPool, error: Exception, options: di
     raise error if isinstance(error, AttemptFailed) else AttemptFailed(error, may_have_run=True)
 
 
-def _failed_attempt(error: AttemptFailed | PoolClosedError, *, is_node: bool) -> AttemptFailed:
+def _failed_attempt(error: AttemptFailed | PoolClosedError, *, is_node_pool: bool) -> AttemptFailed:
     """Return the failure of an attempt, also if a cluster's node was removed: its slots belong to another one.
 
     Raises:
@@ -462,7 +462,7 @@ def _failed_attempt(error: AttemptFailed | PoolClosedError, *, is_node: bool) ->
     """
     if isinstance(error, AttemptFailed):
         return error
-    if not is_node:
+    if not is_node_pool:
         raise error
     return AttemptFailed(error, may_have_run=False)
 

@@ -40,11 +40,11 @@ class _Command:
 
     Args:
         args: The command.
-        choose: Returns the node that it goes to now.
+        choose: Returns the pool of the node that it goes to now.
         is_for_node: Whether no other node can take its place; default ``False``.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_for_node", "is_pending", "node", "reply")
+    __slots__ = ("args", "choose", "importing", "is_for_node", "is_pending", "pool", "reply")
 
     def __init__(
         self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool], *, is_for_node: bool = False
@@ -54,7 +54,7 @@ class _Command:
         self.is_for_node = is_for_node
         self.importing: MonitoredConnectionPool | None = None
         # That it was sent to last.
-        self.node: MonitoredConnectionPool | None = None
+        self.pool: MonitoredConnectionPool | None = None
         self.is_pending = True
         self.reply: Any = None
 
@@ -92,14 +92,14 @@ class _Sent(NamedTuple):
     """Commands that were sent to one node in one piece.
 
     Attributes:
-        node: The node.
+        pool: The node's pool.
         commands: The commands.
         batch: What was sent, ASKING included.
         replies: The replies, or ``AttemptFailed``.
         retry_safe: Whether all may run twice.
     """
 
-    node: MonitoredConnectionPool
+    pool: MonitoredConnectionPool
     commands: list[_Command]
     batch: Sequence[tuple[Any, ...]]
     replies: asyncio.Future[Any]
@@ -119,7 +119,7 @@ class Scatter:
         cluster: The pool.
         commands: The commands.
         observer: Is given the node, if there is only one; ``None`` for none.
-        nodes: The node that each of the commands goes to first, ``None`` for that of its placement; default: each goes
+        pools: The pool that each of the commands goes to first, ``None`` for that of its placement; default: each goes
             to that.
         reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
     """
@@ -129,14 +129,14 @@ class Scatter:
         cluster: MonitoredClusterPool,
         commands: Iterable[tuple[Any, ...]],
         observer: Observer | None,
-        nodes: Sequence[MonitoredConnectionPool | None] = (),
+        pools: Sequence[MonitoredConnectionPool | None] = (),
         *,
         reads_replicas: bool = False,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
-        self._nodes = nodes or [None] * len(self._given)
+        self._pools = pools or [None] * len(self._given)
         self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
@@ -155,7 +155,7 @@ class Scatter:
             placements = [placement_of(args) for args in self._given]
             if any(map(_needs_nodes, placements)):
                 await nodes_known(self._cluster, self._observer)
-            self._expanded = [self._expand(*each) for each in zip(self._given, placements, self._nodes, strict=True)]
+            self._expanded = [self._expand(*each) for each in zip(self._given, placements, self._pools, strict=True)]
             self._commands = [each for expanded in self._expanded for each in expanded.commands]
             await retry(self, _PENDING, self._attempt, wait, self._observer)
         except RedisError as error:
@@ -175,43 +175,43 @@ class Scatter:
             redis.exceptions.DataError: An argument cannot be sent.
             DedicatedConnectionError: A command counts the writes of its connection.
         """
-        for args, node in zip(self._given, self._nodes, strict=True):
+        for args, pool in zip(self._given, self._pools, strict=True):
             if not _SENDABLE.issuperset(map(type, args)):
                 self._cluster.check_sendable(args)
-            if node is not None:
+            if pool is not None:
                 reject_write_counting(args)
 
     def _report_server(self) -> None:
         """Report the server that was asked last; none if commands went to several."""
         if self._observer is None:
             return
-        nodes = {each.node for each in self._commands if each.node is not None}
-        if nodes:
-            self._observer.set_server((nodes.pop() if len(nodes) == 1 else self._cluster).telemetry.server)
+        pools = {each.pool for each in self._commands if each.pool is not None}
+        if pools:
+            self._observer.set_server((pools.pop() if len(pools) == 1 else self._cluster).telemetry.server)
 
-    def _expand(self, args: tuple[Any, ...], placement: Placement, node: MonitoredConnectionPool | None) -> _Expanded:
+    def _expand(self, args: tuple[Any, ...], placement: Placement, pool: MonitoredConnectionPool | None) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
-        if node is not None:
-            return _Expanded([_Command(args, partial(_this, node), is_for_node=True)])
+        if pool is not None:
+            return _Expanded([_Command(args, partial(_this, pool), is_for_node=True)])
         if kind is Kind.ALL_PRIMARIES:
-            return _Expanded([self._at_primary(args, each) for each in topology.primaries], placement)
+            return _Expanded([self._at_primary(args, each) for each in topology.primary_pools], placement)
         if kind is Kind.ALL_NODES:
-            return _Expanded([self._at_primary(args, each) for each in topology.known_nodes()], placement)
+            return _Expanded([self._at_primary(args, each) for each in topology.known_pools()], placement)
         if kind is Kind.SPLIT:
             parts = split(args)
             return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
-        command = _Command(args, topology.any_primary if slot is None else self._choose_at(slot))
+        command = _Command(args, topology.any_primary_pool if slot is None else self._choose_at(slot))
         if kind is not Kind.SLOT and kind is not Kind.ANY:
             command.settle(routing_error(args, placement))
         return _Expanded([command])
 
-    def _at_primary(self, args: tuple[Any, ...], node: MonitoredConnectionPool) -> _Command:
+    def _at_primary(self, args: tuple[Any, ...], pool: MonitoredConnectionPool) -> _Command:
         """Return a command for a primary, or for the node that has its place by then; a replica has no such node."""
         topology = self._cluster.cluster_topology
-        if node not in topology.slots:
-            return _Command(args, partial(_this, node), is_for_node=True)
-        slot = topology.slots.index(node)
-        return _Command(args, lambda: node if node in topology.primaries else self._cluster.node_of_slot(slot))
+        if pool not in topology.slots:
+            return _Command(args, partial(_this, pool), is_for_node=True)
+        slot = topology.slots.index(pool)
+        return _Command(args, lambda: pool if pool in topology.primary_pools else self._cluster.pool_of_slot(slot))
 
     # The route.
 
@@ -251,11 +251,11 @@ class Scatter:
             observer = None
         under_way: list[_Sent] = []
         try:
-            for node, commands in groups.items():
+            for pool, commands in groups.items():
                 try:
-                    under_way.append(self._send(node, commands, observer, seconds, losses))
+                    under_way.append(self._send(pool, commands, observer, seconds, losses))
                 except PoolClosedError as error:
-                    failure = self._fail(node, commands, AttemptFailed(error, may_have_run=False))
+                    failure = self._fail(pool, commands, AttemptFailed(error, may_have_run=False))
             # A task to await each would take longer than what it awaits.
             for sent in under_way:
                 failure = self._settle(sent, await sent.replies) or failure
@@ -267,21 +267,21 @@ class Scatter:
         self._cluster.retry_policy.server_unreachable = False
 
     def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], AttemptFailed | None]:
-        """Return the pending commands by node, and why some have none."""
+        """Return the pending commands by pool, and why some have none."""
         groups: dict[MonitoredConnectionPool, list[_Command]] = {}
         failure: AttemptFailed | None = None
         for each in self._commands:
             if each.is_pending:
                 try:
-                    each.node = each.importing or each.choose()
-                    groups.setdefault(each.node, []).append(each)
+                    each.pool = each.importing or each.choose()
+                    groups.setdefault(each.pool, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
         return groups, failure
 
     def _send(
         self,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         commands: list[_Command],
         observer: Observer | None,
         seconds: float | None,
@@ -296,48 +296,48 @@ class Scatter:
         traits = traits_of_batch(batch)
         if any(each.importing for each in commands):
             batch = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
-        multiplexer = node.multiplexer
+        multiplexer = pool.multiplexer
         replies: asyncio.Future[Any]
         if multiplexer is not None and traits.shareable and losses < ISOLATE_AFTER:
             shared: BatchFuture = multiplexer.send_batch(batch, observer, losses)
             replies = shared if seconds is None else asyncio.ensure_future(shared.wait_for(seconds))
         else:
             isolated = multiplexer if traits.shareable else None
-            replies = asyncio.ensure_future(self._send_alone(node, isolated, batch, observer, seconds))
-        return _Sent(node, commands, batch, replies, traits.retry_safe)
+            replies = asyncio.ensure_future(self._send_alone(pool, isolated, batch, observer, seconds))
+        return _Sent(pool, commands, batch, replies, traits.retry_safe)
 
     def _settle(self, sent: _Sent, replies: list[Any] | AttemptFailed) -> AttemptFailed | None:
         """Settle the commands that need no further attempt; return why the others do."""
-        node, commands = sent.node, sent.commands
+        pool, commands = sent.pool, sent.commands
         if isinstance(replies, AttemptFailed):
-            return self._fail(node, commands, replies, retry_safe=sent.retry_safe)
-        leave_refusing_server(node, replies)
+            return self._fail(pool, commands, replies, retry_safe=sent.retry_safe)
+        leave_refusing_server(pool, replies)
         if len(replies) > len(commands):
             replies = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING]
         if not any(isinstance(reply, Exception) for reply in replies):
             for each, reply in zip(commands, replies, strict=True):
                 each.settle(reply)
-            node.retry_policy.server_unreachable = False
+            pool.retry_policy.server_unreachable = False
             return None
         failure = None
         # The slots of which later commands have run.
         passed: set[int] = set()
         for each, reply in zip(reversed(commands), reversed(replies), strict=True):
             each.importing = None
-            if self._is_pending(each, reply, node, passed):
+            if self._is_pending(each, reply, pool, passed):
                 failure = AttemptFailed(reply, may_have_run=False)
             else:
                 each.settle(reply)
                 passed |= each.slots()
         return failure
 
-    def _is_pending(self, command: _Command, reply: object, node: MonitoredConnectionPool, passed: set[int]) -> bool:
+    def _is_pending(self, command: _Command, reply: object, pool: MonitoredConnectionPool, passed: set[int]) -> bool:
         """Whether a command has not run, and is to be sent again; take over what its reply says about the nodes."""
         if isinstance(reply, AskError):
-            command.importing = self._redirects.take(reply, node)
+            command.importing = self._redirects.take(reply, pool)
             if isinstance(reply, MovedError):
                 # Also of a node that the caller has named.
-                command.choose = partial(self._cluster.node_of_slot, reply.slot_id)
+                command.choose = partial(self._cluster.pool_of_slot, reply.slot_id)
             self._is_redirected = True
             return True
         if not isinstance(reply, Exception) or passed & command.slots():
@@ -345,20 +345,20 @@ class Scatter:
             return False
         if not is_retryable(reply, may_have_run=True, traits=traits_of(command.args)):
             return False
-        note_failure(self._cluster, reply, node)
+        note_failure(self._cluster, reply, pool)
         return True
 
     def _fail(
-        self, node: MonitoredConnectionPool, commands: list[_Command], failed: AttemptFailed, *, retry_safe: bool = True
+        self, pool: MonitoredConnectionPool, commands: list[_Command], failed: AttemptFailed, *, retry_safe: bool = True
     ) -> AttemptFailed | None:
         """Settle commands that have failed together if they must not be sent again; else return why they are."""
         if is_redirect(self._cluster, failed.error):
             for each in commands:
                 if each.is_for_node:
-                    each.settle(RedisConnectionError(f"{node.name} has left the cluster"))
+                    each.settle(RedisConnectionError(f"{pool.name} has left the cluster"))
             self._is_redirected = any(each.is_pending for each in commands)
             return failed if self._is_redirected else None
-        note_failure(self._cluster, failed.error, node)
+        note_failure(self._cluster, failed.error, pool)
         if failed.may_have_run and not retry_safe:
             for each in commands:
                 each.settle(failed.error)
@@ -367,7 +367,7 @@ class Scatter:
 
     async def _send_alone(
         self,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         isolated: Multiplexer | None,
         batch: Sequence[tuple[Any, ...]],
         observer: Observer | None,
@@ -376,9 +376,9 @@ class Scatter:
         """Send commands on a dedicated connection, isolated if a multiplexer is given."""
         try:
             if isolated is None:
-                return await self._dedicated_replies(node, batch, observer, seconds)
+                return await self._dedicated_replies(pool, batch, observer, seconds)
             async with isolated.isolated(seconds) as left:
-                return await self._dedicated_replies(node, batch, observer, left)
+                return await self._dedicated_replies(pool, batch, observer, left)
         except AttemptFailed as failed:
             return failed
         except PoolClosedError as error:
@@ -386,7 +386,7 @@ class Scatter:
 
     async def _dedicated_replies(
         self,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         sent: Sequence[tuple[Any, ...]],
         observer: Observer | None,
         seconds: float | None,
@@ -395,8 +395,8 @@ class Scatter:
             reject_write_counting(args)
         wait = sum(blocking_timeout(args) or 0 for args in sent)
         replies: list[Any] = []
-        async with dedicated_attempt(node, seconds, dedicated_connection(node, observer), wait) as connection:
-            discard_if_altered(node, connection, [args for args in sent if args is not _ASKING])
+        async with dedicated_attempt(pool, seconds, dedicated_connection(pool, observer), wait) as connection:
+            discard_if_altered(pool, connection, [args for args in sent if args is not _ASKING])
             try:
                 await connection.send_packed_command(connection.pack_commands(sent))
                 while len(replies) < len(sent):
@@ -430,5 +430,5 @@ def _needs_nodes(placement: Placement) -> bool:
     return placement.kind is Kind.ALL_PRIMARIES or placement.kind is Kind.ALL_NODES
 
 
-def _this(node: MonitoredConnectionPool) -> MonitoredConnectionPool:
-    return node
+def _this(pool: MonitoredConnectionPool) -> MonitoredConnectionPool:
+    return pool

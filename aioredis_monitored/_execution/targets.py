@@ -62,7 +62,7 @@ def _node(target: Any) -> ClusterNode:
         raise TypeError(message) from None
 
 
-def resolve_target(cluster: MonitoredClusterPool, targets: object) -> MonitoredConnectionPool:
+def resolve_target_pool(cluster: MonitoredClusterPool, targets: object) -> MonitoredConnectionPool:
     """Return the pool of the node that a caller has named where only one can be: in a pipeline, and for MONITOR.
 
     Raises:

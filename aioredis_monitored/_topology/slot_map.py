@@ -54,7 +54,7 @@ class SlotMap:
         self.names: Mapping[Address, str] = names or {}
 
     @property
-    def nodes(self) -> tuple[Address, ...]:
+    def addresses(self) -> tuple[Address, ...]:
         """The addresses of all nodes, the primaries first."""
         replicas = (address for each in self.replicas.values() for address in each)
         return tuple(dict.fromkeys((*self.primaries, *replicas)))
@@ -69,7 +69,7 @@ class SlotMap:
 
     def with_name(self, host: str, name: str) -> Self:
         """Return the map in which the nodes at a host that have announced no name have this one."""
-        names = {address: name for address in self.nodes if address[0] == host}
+        names = {address: name for address in self.addresses if address[0] == host}
         return type(self)(self.ranges, {**names, **self.names})
 
     @classmethod
@@ -86,10 +86,10 @@ class SlotMap:
         """
         names: dict[Address, str] = {}
 
-        def address(node: Sequence[Any]) -> Address:
-            said = host_of(node[0], asked_host)
-            where = resolve(said, int(node[1]))
-            name = _hostname(node[_METADATA]) if len(node) > _METADATA else None
+        def address(fields: Sequence[Any]) -> Address:
+            said = host_of(fields[0], asked_host)
+            where = resolve(said, int(fields[1]))
+            name = _hostname(fields[_METADATA]) if len(fields) > _METADATA else None
             if name is not None and where[0] == said:
                 names[where] = name
             return where
@@ -100,7 +100,7 @@ class SlotMap:
                     int(entry[0]),
                     int(entry[1]),
                     address(entry[_FIRST_NODE]),
-                    tuple(address(node) for node in entry[_FIRST_NODE + 1 :]),
+                    tuple(address(fields) for fields in entry[_FIRST_NODE + 1 :]),
                 )
                 for entry in reply
             ]

@@ -70,23 +70,23 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         single_connection_client: bool = False,
         **pool_arguments: Any,
     ) -> None:
-        nodes = [(each.host, int(each.port)) for each in startup_nodes or ()]
+        addresses = [(each.host, int(each.port)) for each in startup_nodes or ()]
         if host is not None:
-            nodes.append((host, int(port)))
+            addresses.append((host, int(port)))
         owns_pool = connection_pool is None
         if connection_pool is None:
-            if not nodes:
+            if not addresses:
                 raise TypeError("give host=, startup_nodes= or connection_pool=, or use from_url()")
             if ssl:
                 pool_arguments["connection_class"] = SSLConnection
-            connection_pool = MonitoredClusterPool(nodes, **pool_arguments)
+            connection_pool = MonitoredClusterPool(addresses, **pool_arguments)
         elif not isinstance(connection_pool, MonitoredClusterPool):
             message = (
                 f"connection_pool must be the pool of a cluster, got {type(connection_pool).__name__}: make it from a "
                 f"redis+cluster:// URL, or use MonitoredRedisConnection"
             )
             raise TypeError(message)
-        elif given := [*pool_arguments, *(["host or startup_nodes"] if nodes else ()), *(["ssl"] if ssl else ())]:
+        elif given := [*pool_arguments, *(["host or startup_nodes"] if addresses else ()), *(["ssl"] if ssl else ())]:
             message = f"cannot be combined with connection_pool: {', '.join(given)}"
             raise TypeError(message)
         super().__init__(context_name, server_span, connection_pool, single_connection_client=single_connection_client)

@@ -150,7 +150,7 @@ class _ShardSubscriptions(_NodeSubscriptions):
 
     Args:
         cluster: The pool of the cluster.
-        node: The node's.
+        pool: The node's.
         arrived: As for ``_NodeSubscriptions``.
         replace: Called when channels may be subscribed at another node.
         arguments: Those of ``MonitoredPubSub``.
@@ -159,13 +159,13 @@ class _ShardSubscriptions(_NodeSubscriptions):
     def __init__(
         self,
         cluster: MonitoredClusterPool,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         arrived: asyncio.Event,
         *,
         replace: Callable[[], None],
         **arguments: Any,
     ) -> None:
-        super().__init__(cluster, node, arrived, **arguments)
+        super().__init__(cluster, pool, arrived, **arguments)
         self._replace = replace
         # Of channels that were given up, messages may still be on their way.
         self._given_up: set[Any] = set()
@@ -343,12 +343,12 @@ class MonitoredClusterPubSub(_ShardChannels):
             self._parts[self._cluster] = plain
         return plain
 
-    def _shards(self, node: MonitoredConnectionPool) -> _ShardSubscriptions:
-        part = self._parts.get(node)
+    def _shards(self, pool: MonitoredConnectionPool) -> _ShardSubscriptions:
+        part = self._parts.get(pool)
         if part is None:
             self._cluster.cluster_topology.observers.add(self)
-            part = self._parts[node] = _ShardSubscriptions(
-                self._cluster, node, self._arrived, replace=self.on_nodes_changed, **self._arguments
+            part = self._parts[pool] = _ShardSubscriptions(
+                self._cluster, pool, self._arrived, replace=self.on_nodes_changed, **self._arguments
             )
         return cast("_ShardSubscriptions", part)
 
@@ -384,14 +384,14 @@ class MonitoredClusterPubSub(_ShardChannels):
         cluster, closings = self._cluster, self._closings
 
         async def attempt(route: ClusterRoute, names: Collection[Any], seconds: float | None, _losses: int) -> None:
-            node = await route.target()
+            pool = await route.target()
             self._check_open(closings)
-            part = self._shards(node)
+            part = self._shards(pool)
             self._give_up(names, but_at=part)
             await send(part, names, seconds)
 
         for slot, names in self._by_slot(channels).items():
-            route = ClusterRoute(cluster, partial(cluster.node_of_slot, slot), None)
+            route = ClusterRoute(cluster, partial(cluster.pool_of_slot, slot), None)
             await retry(route, SUBSCRIBING, partial(attempt, route, names), 0, None)
 
     def _give_up(self, channels: Iterable[Any], *, but_at: _ShardSubscriptions | None = None) -> None:
@@ -417,8 +417,8 @@ class MonitoredClusterPubSub(_ShardChannels):
                 self._closing.add(closing)
                 closing.add_done_callback(self._closing.discard)
 
-    def _missing(self, node: MonitoredConnectionPool | None, channels: Iterable[Any]) -> list[Any]:
-        part = None if node is None else self._parts.get(node)
+    def _missing(self, pool: MonitoredConnectionPool | None, channels: Iterable[Any]) -> list[Any]:
+        part = None if pool is None else self._parts.get(pool)
         return [channel for channel in channels if part is None or channel not in part.shard_channels]
 
     async def _move(self, slot: int) -> None:
@@ -427,17 +427,17 @@ class MonitoredClusterPubSub(_ShardChannels):
     async def _move_once(self, slot: int) -> None:
         self._cluster.check_open()
         topology = self._cluster.cluster_topology
-        node = topology.slots[slot]
-        if node is None:
+        pool = topology.slots[slot]
+        if pool is None:
             topology.want_look()
             message = f"no node serves the slot {slot}"
             raise ClusterDownError(message)
-        if missing := self._missing(node, self._by_slot(self._wanted).get(slot, [])):
-            part = self._shards(node)
+        if missing := self._missing(pool, self._by_slot(self._wanted).get(slot, [])):
+            part = self._shards(pool)
             try:
                 await part.subscribe_shards(missing, self._cluster.retry_policy.deadline, is_again=True)
             except AttemptFailed as failed:
-                note_failure(self._cluster, failed.error, node)
+                note_failure(self._cluster, failed.error, pool)
                 if is_redirect(self._cluster, failed.error):
                     # The node was removed: the next attempt goes to another one.
                     raise RedisConnectionError(str(failed.error)) from failed

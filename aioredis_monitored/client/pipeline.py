@@ -29,7 +29,7 @@ from aioredis_monitored._execution.dedicated import DedicatedCall
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
-from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target
+from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target_pool
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
     AttemptFailed,
@@ -202,13 +202,13 @@ class MonitoredRedisPipeline(PipelineCommands):
     async def _scatter(self, pool: MonitoredClusterPool, stack: CommandStackT, raise_on_error: bool) -> list[Any]:
         """Send each command to its node; the results are as those of redis-py's ``_execute_pipeline``."""
         targets = [options.get(TARGET_NODES) for _, options in stack]
-        nodes: list[MonitoredConnectionPool | None] = []
+        pools: list[MonitoredConnectionPool | None] = []
         if any(each is not None for each in targets):
             await nodes_known(pool, self._operation)
-            nodes = [None if each is None else resolve_target(pool, each) for each in targets]
+            pools = [None if each is None else resolve_target_pool(pool, each) for each in targets]
         commands = [tuple(args) for args, _ in stack]
         reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
-        scatter = Scatter(pool, commands, self._operation, nodes, reads_replicas=reads)
+        scatter = Scatter(pool, commands, self._operation, pools, reads_replicas=reads)
         replies = ReplyReader(await scatter.run(), pool.decode_reply)
         results: list[Any] = []
         for args, options in stack:
@@ -444,7 +444,7 @@ class _WatchedConnection(PinnedConnection):
         self,
         caller: Redis,
         cluster: MonitoredClusterPool,
-        node: MonitoredConnectionPool,
+        pool: MonitoredConnectionPool,
         commands: Collection[Sequence[Any]],
     ) -> None:
         pipe, slot = cast("MonitoredRedisPipeline", caller), slot_of(commands, is_pinned=True)
@@ -453,10 +453,10 @@ class _WatchedConnection(PinnedConnection):
                 "a pipeline that watches keys can use keys of their slot alone: give the keys a common hash tag, as in "
                 "{user:1}:name and {user:1}:mail"
             )
-        if pipe.watching and pipe.connection is not None and not node.is_acquired(pipe.connection):
+        if pipe.watching and pipe.connection is not None and not pool.is_acquired(pipe.connection):
             await pipe.connection.disconnect(nowait=True)
             raise WatchError("the slot of the watched keys has moved to another node: begin again with watch()")
-        await super().enter_node(caller, cluster, node, commands)
+        await super().enter_node(caller, cluster, pool, commands)
 
     @asynccontextmanager
     async def in_flight(self, caller: Redis, connection: AbstractConnection, closings: int) -> AsyncIterator[None]:

@@ -26,7 +26,7 @@ from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.metrics import PoolMetrics
-from aioredis_monitored.pool.node import NodePool, ReadingNodePool
+from aioredis_monitored.pool.node_pool import NodePool, ReadingNodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
 from aioredis_monitored.pool.servers import validate_servers
@@ -71,7 +71,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         address_map: AddressMap | None = None,
         **arguments: Any,
     ) -> None:
-        self._start_nodes, own = validate_servers(
+        self._start_addresses, own = validate_servers(
             "nodes",
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
@@ -80,13 +80,13 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self.reads_replicas = own["read_from"] == "replica"
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
         self.cluster_topology = ClusterTopology(
-            self._start_nodes,
+            self._start_addresses,
             self,
             resolve,
             own["topology_refresh"],
             verifies_names=issubclass(arguments.get("connection_class", Connection), SSLConnection),
         )
-        self._node_arguments = {key: value for key, value in arguments.items() if key != "name"}
+        self._node_pool_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
         instruments = self.telemetry.instruments
         self.telemetry.start_counter(instruments.cluster_refreshes)
@@ -102,11 +102,11 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return Server({key: value for key, value in attributes.items() if key not in unknown}, None)
 
     def _address_of(self, server: Server) -> str:
-        host, port = self._start_nodes[0]
+        host, port = self._start_addresses[0]
         return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
 
     def _describe_state(self) -> str:
-        return super()._describe_state() if self.cluster_topology.all_nodes() else "no node known yet"
+        return super()._describe_state() if self.cluster_topology.all_pools() else "no node known yet"
 
     def _make_metrics(self) -> PoolMetrics:
         return _ClusterMetrics(self.name, self.telemetry, self._slots, topology=self.cluster_topology)
@@ -119,19 +119,19 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Whether ordinary commands share the connection of a node."""
         return self._multiplex
 
-    def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
-        """Make the pool of a node; see ``NodeFactory``."""
+    def make_pool(self, address: Address, name: str | None) -> MonitoredConnectionPool:
+        """Make the pool of a node; see ``PoolFactory``."""
         host, port = address
         kind = ReadingNodePool if self.reads_replicas else NodePool
         return kind(
             host=host,
             port=port,
             name=f"{self.name}@{host}:{port}",
-            **self._node_arguments | self._tls_arguments(name),
+            **self._node_pool_arguments | self._tls_arguments(name),
         )
 
     def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
-        """Make a connection to a node that belongs to no pool; see ``NodeFactory``."""
+        """Make a connection to a node that belongs to no pool; see ``PoolFactory``."""
         host, port = address
         return make_safe_connection(self, host=host, port=port, **self._tls_arguments(name))
 
@@ -170,8 +170,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def stats(self) -> PoolStats:
         """Return the sums of all nodes; may be called in any thread."""
-        nodes = [node.stats() for node in self.cluster_topology.all_nodes()]
-        sums = {field: sum(getattr(each, field) for each in nodes) for field in PoolStats._fields if field != "name"}
+        stats = [pool.stats() for pool in self.cluster_topology.all_pools()]
+        sums = {field: sum(getattr(each, field) for each in stats) for field in PoolStats._fields if field != "name"}
         return PoolStats(name=self._metrics.name, **sums)
 
     # Nodes, as callers name them.
@@ -183,7 +183,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     def replicas(self) -> list[ClusterNode]:
         """Return the replicas of these primaries."""
         known = self.cluster_topology.slot_map
-        return [ClusterNode(*address, "replica") for address in known.nodes[len(known.primaries) :]]
+        return [ClusterNode(*address, "replica") for address in known.addresses[len(known.primaries) :]]
 
     def nodes(self) -> list[ClusterNode]:
         """Return all of these, the primaries first."""
@@ -218,34 +218,34 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         commands: Collection[Sequence[Any]],
         pinned: Callable[[], AbstractConnection | None] | None = None,
     ) -> MonitoredConnectionPool:
-        """Return the node of a call, in which commands without keys go to that of the pinned connection."""
+        """Return the pool for a call, in which commands without keys go to the node of the pinned connection."""
         slot = slot_of(commands, is_pinned=pinned is not None)
         if slot is not None:
-            return self.node_of_slot(slot)
+            return self.pool_of_slot(slot)
         connection = None if pinned is None else pinned()
         owner = None if connection is None else self._owner_of(connection)
-        return owner or self.cluster_topology.any_primary()
+        return owner or self.cluster_topology.any_primary_pool()
 
-    def node_of_slot(self, slot: int) -> MonitoredConnectionPool:
+    def pool_of_slot(self, slot: int) -> MonitoredConnectionPool:
         """Return the pool of the node that serves a slot now.
 
         Raises:
             AttemptFailed: None does.
         """
-        node = self.cluster_topology.slots[slot]
-        if node is None:
+        pool = self.cluster_topology.slots[slot]
+        if pool is None:
             self.cluster_topology.want_look()
             raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
-        return node
+        return pool
 
-    def node_number(self, connection: AbstractConnection | None) -> int | None:
-        """Return the number of the node that an acquired connection belongs to; see ``node_numbered``."""
+    def owner_number(self, connection: AbstractConnection | None) -> int | None:
+        """Return the number of the pool that an acquired connection belongs to; see ``pool_numbered``."""
         owner = None if connection is None else self._owner_of(connection)
         return None if owner is None else self.cluster_topology.number_of(owner)
 
-    def node_numbered(self, number: int) -> MonitoredConnectionPool | None:
-        """Return the pool of the node with a number, which no other node gets; ``None`` if it was removed."""
-        return self.cluster_topology.node_numbered(number)
+    def pool_numbered(self, number: int) -> MonitoredConnectionPool | None:
+        """Return the pool with a number, which no other one gets; ``None`` if its node was removed."""
+        return self.cluster_topology.pool_numbered(number)
 
     def check_sendable(self, args: Sequence[Any]) -> None:
         """Check the types of a command's arguments.
@@ -256,16 +256,16 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         self._template.pack_command(*args)
 
     def choose_primary(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
-        """Return what chooses the node of a call."""
-        return partial(self.node_of_slot, slot)
+        """Return what chooses the pool for a call."""
+        return partial(self.pool_of_slot, slot)
 
     def choose_to_read(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
-        """Return what chooses the node of a call that only reads: for its first attempt a replica, if there is one."""
-        nodes = chain([self.cluster_topology.replica_of_slot], repeat(self.node_of_slot))
-        return lambda: next(nodes)(slot) or self.node_of_slot(slot)
+        """Return what chooses the pool for a call that only reads: at its first attempt a replica's, if any."""
+        choosers = chain([self.cluster_topology.replica_pool_of_slot], repeat(self.pool_of_slot))
+        return lambda: next(choosers)(slot) or self.pool_of_slot(slot)
 
     def owner_name(self, connection: AbstractConnection) -> str:
-        """Return the name of the node that an acquired connection belongs to, for errors."""
+        """Return the name of the pool that an acquired connection belongs to, for errors."""
         owner = self._owner_of(connection)
         return "a node that was removed" if owner is None else owner.name
 
@@ -288,8 +288,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
                 with that of this one if no node is known.
         """
         with self._named_errors():
-            node = await self._any_node()
-        await node.ping()
+            pool = await self._any_pool()
+        await pool.ping()
 
     # Connections, which belong to the nodes' pools.
 
@@ -312,25 +312,25 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
-        node = await self._any_node()
+        pool = await self._any_pool()
         try:
-            return await node.acquire(on_waited)
+            return await pool.acquire(on_waited)
         except RedisError as error:
             # The next one is acquired from another node.
-            note_failure(self, error, node)
+            note_failure(self, error, pool)
             raise
 
-    async def _any_node(self) -> MonitoredConnectionPool:
+    async def _any_pool(self) -> MonitoredConnectionPool:
         self.check_open()
         try:
             await self.cluster_topology.known()
-            return self.cluster_topology.any_primary()
+            return self.cluster_topology.any_primary_pool()
         except AttemptFailed as failed:
             error = failed.error
         raise error
 
     def _owner_of(self, connection: AbstractConnection) -> MonitoredConnectionPool | None:
-        return next((node for node in self.cluster_topology.all_nodes() if node.is_acquired(connection)), None)
+        return next((pool for pool in self.cluster_topology.all_pools() if pool.is_acquired(connection)), None)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one of a node whose pool is closed is disconnected."""
@@ -352,7 +352,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def is_connected(self) -> bool:
         """Whether there is a connection on which a node has answered."""
-        return any(node.is_connected() for node in self.cluster_topology.all_nodes())
+        return any(pool.is_connected() for pool in self.cluster_topology.all_pools())
 
     def discard_on_release(self, connection: AbstractConnection) -> None:
         """Mark an acquired connection as altered: it is closed when it is released."""
@@ -373,21 +373,21 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         """Close the connections to all nodes; they connect again when they are used."""
-        for node in self.cluster_topology.all_nodes():
-            await node.disconnect(inuse_connections)
+        for pool in self.cluster_topology.all_pools():
+            await pool.disconnect(inuse_connections)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
-        for node in self.cluster_topology.all_nodes():
-            await node.re_auth_callback(token)
+        for pool in self.cluster_topology.all_pools():
+            await pool.re_auth_callback(token)
 
     def set_retry(self, retry: AbstractRetry[Any]) -> None:
         """Take the number of retries of a policy of redis-py, as the constructor does."""
         super().set_retry(retry)
-        self._node_arguments["retry"] = retry
-        self._node_arguments.pop("retries", None)
-        for node in self.cluster_topology.all_nodes():
-            node.set_retry(retry)
+        self._node_pool_arguments["retry"] = retry
+        self._node_pool_arguments.pop("retries", None)
+        for pool in self.cluster_topology.all_pools():
+            pool.set_retry(retry)
 
     # Opening and closing.
 
@@ -445,4 +445,4 @@ class _ClusterMetrics(PoolMetrics):
 
     def node_count(self) -> int | None:
         """Return the number of nodes that are known."""
-        return len(self._topology.all_nodes())
+        return len(self._topology.all_pools())

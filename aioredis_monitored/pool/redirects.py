@@ -40,19 +40,19 @@ class Redirects:
         self._observer = observer
         self._count = 0
 
-    def take(self, error: Exception, node: MonitoredConnectionPool) -> MonitoredConnectionPool | None:
-        """Take over what a redirect says; return the node that takes over the slot of the call, if it is an ASK."""
+    def take(self, error: Exception, pool: MonitoredConnectionPool) -> MonitoredConnectionPool | None:
+        """Take over what a redirect says; return the pool of the node that takes over the slot, if it is an ASK."""
         topology = self._cluster.cluster_topology
         if not isinstance(error, AskError):
             return None
         if self._observer is not None:
             self._observer.add_redirect()
         if isinstance(error, MovedError):  # a subclass of AskError
-            topology.on_moved(error, node)
+            topology.on_moved(error, pool)
             self._cluster.on_redirect(_MOVED)
             return None
         self._cluster.on_redirect(_ASK)
-        return topology.on_ask(error, node)
+        return topology.on_ask(error, pool)
 
     def delay(self) -> float | None:
         """Return the seconds to wait before the next attempt after a redirect; ``None`` if there were too many."""
@@ -84,10 +84,10 @@ def is_redirect(cluster: Cluster, error: Exception) -> bool:
     return isinstance(error, AskError)
 
 
-def note_failure(cluster: Cluster, error: Exception, node: MonitoredConnectionPool | None) -> None:
+def note_failure(cluster: Cluster, error: Exception, pool: MonitoredConnectionPool | None) -> None:
     """Look at the nodes again if an error says that another one may serve the slot."""
     if isinstance(error, _STALE) and not isinstance(error, PoolClosedError):
-        cluster.cluster_topology.want_look(None if isinstance(error, ClusterDownError) else node)
+        cluster.cluster_topology.want_look(None if isinstance(error, ClusterDownError) else pool)
 
 
 class ClusterRoute:
@@ -95,9 +95,9 @@ class ClusterRoute:
 
     Args:
         cluster: The pool of the cluster.
-        choose: Returns the node for the next attempt; raises ``AttemptFailed`` if there is none now.
+        choose: Returns the pool for the next attempt; raises ``AttemptFailed`` if there is none now.
         observer: Is given the node of each attempt; ``None`` for none.
-        node: The node of the attempt that was made already; default ``None``.
+        pool: The pool of the attempt that was made already; default ``None``.
         follows_ask: Whether an ASK may be followed; default ``True``. A call that keeps to its connection waits
             instead, until the slot has moved.
     """
@@ -108,13 +108,13 @@ class ClusterRoute:
         choose: Callable[[], MonitoredConnectionPool],
         observer: RouteObserver | None,
         *,
-        node: MonitoredConnectionPool | None = None,
+        pool: MonitoredConnectionPool | None = None,
         follows_ask: bool = True,
     ) -> None:
         self._cluster = cluster
         self._choose = choose
         self._observer = observer
-        self._node = node
+        self._pool = pool
         self._follows_ask = follows_ask
         self._importing: MonitoredConnectionPool | None = None
         self._redirects = Redirects(cluster, observer)
@@ -122,11 +122,11 @@ class ClusterRoute:
     @property
     def retry_policy(self) -> RetryPolicy:
         """That of the node that was asked last."""
-        return (self._node or self._cluster).retry_policy
+        return (self._pool or self._cluster).retry_policy
 
     def is_connected(self) -> bool:
         """Whether there is a connection to that node on which it has answered."""
-        return self._node is not None and self._node.is_connected()
+        return self._pool is not None and self._pool.is_connected()
 
     async def target(self) -> MonitoredConnectionPool:
         """Return the pool of the node for the next attempt, which sends ASKING first if a node has asked for that.
@@ -137,19 +137,19 @@ class ClusterRoute:
         self._cluster.check_open()
         await self._cluster.cluster_topology.known()
         importing, self._importing = self._importing, None
-        self._node = node = importing or self._choose()
+        self._pool = pool = importing or self._choose()
         self._cluster.retry_policy.server_unreachable = False
         if self._observer is not None:
-            self._observer.set_server(node.telemetry.server)
-        return node if importing is None else cast("MonitoredConnectionPool", AskingPool(node))
+            self._observer.set_server(pool.telemetry.server)
+        return pool if importing is None else cast("MonitoredConnectionPool", AskingPool(pool))
 
     def follow(self, failure: AttemptFailed, /) -> float | None:
         """Take over what a failure says about the nodes; see ``Route``."""
-        error, node = failure.error, self._node
-        if node is None or not is_redirect(self._cluster, error):
-            note_failure(self._cluster, error, node)
+        error, pool = failure.error, self._pool
+        if pool is None or not is_redirect(self._cluster, error):
+            note_failure(self._cluster, error, pool)
             return None
-        importing = self._redirects.take(error, node)
+        importing = self._redirects.take(error, pool)
         if self._follows_ask:
             self._importing = importing
         delay = self._redirects.delay()
@@ -165,27 +165,27 @@ class AskingPool:
     """The pool of a node that takes over a slot: each command or transaction is sent together with ASKING.
 
     Args:
-        node: The pool, all of whose other attributes are those of this object.
+        pool: The node's pool, all of whose other attributes are those of this object.
     """
 
     is_asking = True
 
-    def __init__(self, node: MonitoredConnectionPool) -> None:
-        self._node = node
-        self.multiplexer = None if node.multiplexer is None else _AskingMultiplexer(node.multiplexer)
+    def __init__(self, pool: MonitoredConnectionPool) -> None:
+        self._pool = pool
+        self.multiplexer = None if pool.multiplexer is None else _AskingMultiplexer(pool.multiplexer)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._node, name)
+        return getattr(self._pool, name)
 
     async def acquire(self, on_waited: Callable[[float, float], object] | None = None) -> AbstractConnection:
         """Acquire a connection whose next command is sent after ASKING."""
-        connection = await self._node.acquire(on_waited)
+        connection = await self._pool.acquire(on_waited)
         try:
             await connection.send_command("ASKING")
             await connection.read_response()
         except BaseException:
             await connection.disconnect(nowait=True)
-            await self._node.release(connection)
+            await self._pool.release(connection)
             raise
         return connection
 

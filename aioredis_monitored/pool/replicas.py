@@ -14,7 +14,7 @@ from redis.exceptions import ResponseError
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
-from aioredis_monitored.pool.node import NodePool
+from aioredis_monitored.pool.node_pool import NodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
@@ -130,7 +130,7 @@ class Primary(Protocol):
     async def target(self) -> MonitoredConnectionPool:
         """Return the pool."""
 
-    def on_replica_failed(self, replica: MonitoredConnectionPool, error: Exception) -> None:
+    def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call that a replica has failed."""
 
 

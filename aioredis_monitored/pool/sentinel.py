@@ -239,21 +239,21 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         self._discovery.refresh(_REPLICAS_SECONDS)
         return self._replicas.choose()
 
-    def on_replica_failed(self, replica: MonitoredConnectionPool, error: Exception) -> None:
+    def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call that a replica has failed."""
-        self._replicas.on_failed(replica, error)
+        self._replicas.on_failed(pool, error)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
         await super().re_auth_callback(token)
-        for replica in self._replicas:
-            await replica.re_auth_callback(token)
+        for pool in self._replicas:
+            await pool.re_auth_callback(token)
 
     async def disconnect(self, inuse_connections: bool = True) -> None:
         """Close all connections; the pool connects again when it is used."""
         await super().disconnect(inuse_connections)
-        for replica in self._replicas:
-            await replica.disconnect(inuse_connections)
+        for pool in self._replicas:
+            await pool.disconnect(inuse_connections)
 
     # Closing.
 

@@ -57,12 +57,12 @@ _SUSPECTED_SECONDS: Final = 3.0
 _REDIRECTED_SECONDS: Final = 30.0
 
 
-class NodeFactory(Protocol):
-    """Makes what connects to a node: the pool of the cluster."""
+class PoolFactory(Protocol):
+    """Makes pools and connections to nodes: the pool of the cluster."""
 
     retry_policy: RetryPolicy
 
-    def make_node(self, address: Address, name: str | None) -> MonitoredConnectionPool:
+    def make_pool(self, address: Address, name: str | None) -> MonitoredConnectionPool:
         """Make the pool of a node, whose certificate is for ``name`` if that is given."""
 
     def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
@@ -105,7 +105,7 @@ class ClusterTopology:
     are resolved anew.
 
     Args:
-        start_nodes: The nodes that are asked first.
+        start_addresses: Those of the nodes that are asked first.
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
         refresh: Seconds between two regular looks; 0 for none.
@@ -113,8 +113,8 @@ class ClusterTopology:
 
     Attributes:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
-        primaries: The pools of the primaries, in the order in which they have become that.
-        nodes: The pools of all nodes that are known.
+        primary_pools: The pools of the primaries, in the order in which they have become that.
+        pools: The pools of all nodes that are known, by address.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
         observers: Are called after each look that has succeeded; they are referenced weakly.
@@ -122,14 +122,14 @@ class ClusterTopology:
 
     def __init__(
         self,
-        start_nodes: Sequence[Address],
-        factory: NodeFactory,
+        start_addresses: Sequence[Address],
+        factory: PoolFactory,
         resolve: Callable[[str, int], Address],
         refresh: float,
         *,
         verifies_names: bool,
     ) -> None:
-        self._start_nodes = start_nodes
+        self._start_addresses = start_addresses
         self._factory = ref(factory)
         self._resolve = resolve
         self._refresh = refresh
@@ -140,16 +140,16 @@ class ClusterTopology:
 
     def _reset(self) -> None:
         self.slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
-        self.primaries: list[MonitoredConnectionPool] = []
-        self.nodes: dict[Address, MonitoredConnectionPool] = {}
+        self.primary_pools: list[MonitoredConnectionPool] = []
+        self.pools: dict[Address, MonitoredConnectionPool] = {}
         self.is_known = False
         self._addresses: dict[MonitoredConnectionPool, Address] = {}
-        # Numbers that are never given twice: to each node, and to each primary when it becomes that.
+        # Numbers that are never given twice: to each pool, and to each when its node becomes a primary.
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._last_number = 0
         self.slot_map = SlotMap(())
-        self._replicas: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
+        self._replica_pools: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         # The last error of the look that waiting does not change, such as a wrong password.
@@ -167,93 +167,93 @@ class ClusterTopology:
         self.is_closed = False
         self._is_lost = False
 
-    # Nodes.
+    # Pools.
 
-    def address_of(self, node: MonitoredConnectionPool) -> Address:
-        """Return the address of a node that was not removed."""
-        return self._addresses[node]
+    def address_of(self, pool: MonitoredConnectionPool) -> Address:
+        """Return the address of a pool's node, which was not removed."""
+        return self._addresses[pool]
 
-    def node_at(self, address: Address) -> MonitoredConnectionPool:
+    def pool_at(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of the node at an address, which may not be known yet."""
-        node = self.nodes.get(address)
-        if node is None:
+        pool = self.pools.get(address)
+        if pool is None:
             factory = self._factory()
             if factory is None:
                 raise RedisConnectionError("the pool of the cluster is gone")
-            node = self.nodes[address] = factory.make_node(address, self.slot_map.names.get(address))
-            self._addresses[node] = address
-            self._numbers[node] = self._next_number()
-        return node
+            pool = self.pools[address] = factory.make_pool(address, self.slot_map.names.get(address))
+            self._addresses[pool] = address
+            self._numbers[pool] = self._next_number()
+        return pool
 
     def visit(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of a node that a caller names; one without slots stays known for a while."""
         self._redirected[address] = monotonic()
-        return self.node_at(address)
+        return self.pool_at(address)
 
     def _next_number(self) -> int:
         self._last_number += 1
         return self._last_number
 
-    def number_of(self, node: MonitoredConnectionPool) -> int | None:
-        """Return the number of a node; ``None`` of one that was removed."""
-        return self._numbers.get(node)
+    def number_of(self, pool: MonitoredConnectionPool) -> int | None:
+        """Return the number of a pool; ``None`` if its node was removed."""
+        return self._numbers.get(pool)
 
-    def node_numbered(self, number: int) -> MonitoredConnectionPool | None:
-        """Return the node with a number, if it was not removed."""
-        return next((node for node, each in self._numbers.items() if each == number), None)
+    def pool_numbered(self, number: int) -> MonitoredConnectionPool | None:
+        """Return the pool with a number; ``None`` if its node was removed."""
+        return next((pool for pool, each in self._numbers.items() if each == number), None)
 
-    def primary_from(self, number: int) -> tuple[int, MonitoredConnectionPool] | None:
-        """Return the primary with the lowest number from this one on, and its number; ``None`` if there is none."""
-        following = ((each, node) for node, each in self._primary_numbers.items() if each >= number)
+    def primary_pool_from(self, number: int) -> tuple[int, MonitoredConnectionPool] | None:
+        """Return the lowest number of a primary from this one on, and the pool; ``None`` if there is none."""
+        following = ((each, pool) for pool, each in self._primary_numbers.items() if each >= number)
         return min(following, key=itemgetter(0), default=None)
 
-    def all_nodes(self) -> list[MonitoredConnectionPool]:
+    def all_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
         return list(self._addresses)
 
-    def replica_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
+    def replica_pool_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
         since = monotonic() - _SUSPECTED_SECONDS
-        replicas = self._replicas.get(self.slots[slot], ())
-        living = [node for node in replicas if self._suspected.get(self._addresses[node], -inf) < since]
+        replicas = self._replica_pools.get(self.slots[slot], ())
+        living = [pool for pool in replicas if self._suspected.get(self._addresses[pool], -inf) < since]
         return _random.choice(living) if living else None
 
-    def known_nodes(self) -> list[MonitoredConnectionPool]:
+    def known_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
-        return [self.node_at(each) for each in self.slot_map.nodes]
+        return [self.pool_at(each) for each in self.slot_map.addresses]
 
-    def any_primary(self) -> MonitoredConnectionPool:
+    def any_primary_pool(self) -> MonitoredConnectionPool:
         """Return the pool of a random primary, one that answers if there is one.
 
         Raises:
             AttemptFailed: No primary is known.
         """
         since = monotonic() - _SUSPECTED_SECONDS
-        living = [node for node in self.primaries if self._suspected.get(self._addresses[node], -inf) < since]
-        if not self.primaries:
+        living = [pool for pool in self.primary_pools if self._suspected.get(self._addresses[pool], -inf) < since]
+        if not self.primary_pools:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
-        return _random.choice(living or self.primaries)
+        return _random.choice(living or self.primary_pools)
 
     # Redirects.
 
     def on_moved(self, error: MovedError, asked: MonitoredConnectionPool) -> None:
         """Take over the slot's new node; look at the others, unless the map says so already."""
-        node = self._redirected_node(error, asked)
-        if self.slots[error.slot_id] is not node:
-            self.slots[error.slot_id] = node
+        pool = self._redirected_pool(error, asked)
+        if self.slots[error.slot_id] is not pool:
+            self.slots[error.slot_id] = pool
             self.want_look()
 
     def on_ask(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
-        """Return the node that a slot moves to."""
-        return self._redirected_node(error, asked)
+        """Return the pool of the node that a slot moves to."""
+        return self._redirected_pool(error, asked)
 
-    def _redirected_node(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
+    def _redirected_pool(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
         # It may be removed meanwhile.
         asked_host = asked.connection_kwargs["host"]
         address = self._resolve(host_of(error.host, asked_host), error.port)
         self._redirected[address] = monotonic()
-        return self.node_at(address)
+        return self.pool_at(address)
 
     # Looking.
 
@@ -289,7 +289,7 @@ class ClusterTopology:
         """Look in the background, if that is not done already.
 
         Args:
-            suspected: A node that did not answer; default ``None``.
+            suspected: The pool of a node that did not answer; default ``None``.
         """
         if suspected is not None and suspected in self._addresses:
             self._suspected[self._addresses[suspected]] = monotonic()
@@ -321,7 +321,7 @@ class ClusterTopology:
         self._looked_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.nodes)]
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.pools)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
             found = await self._ask(await self._start_candidates())
@@ -332,9 +332,9 @@ class ClusterTopology:
         self._take(found)
 
     def _explanation(self) -> str:
-        asked = ", ".join(f"{host}:{port}" for host, port in self._start_nodes)
+        asked = ", ".join(f"{host}:{port}" for host, port in self._start_addresses)
         return (
-            f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.nodes)} others; "
+            f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.pools)} others; "
             f"the last one: {self._problem or 'no answer yet'}"
         )
 
@@ -347,7 +347,7 @@ class ClusterTopology:
         """Return all addresses of the start nodes' names."""
         self._problem = self._problem or "its name is being resolved"
         candidates: list[_Candidate] = []
-        for (host, port), found in (await resolve_names(self._start_nodes, _RESOLVE_SECONDS)).items():
+        for (host, port), found in (await resolve_names(self._start_addresses, _RESOLVE_SECONDS)).items():
             if isinstance(found, str):
                 self._problem = f"{host}:{port}: {found}"
                 if not self._is_lost:
@@ -417,45 +417,47 @@ class ClusterTopology:
         """Replace the map; nodes that are no primaries any more are left, and unknown ones closed."""
         if (factory := self._factory()) is not None:
             factory.on_failovers(self.slot_map.failovers_until(found))
-        before, names = self.primaries, self.slot_map.names
+        before, names = self.primary_pools, self.slot_map.names
         self.slot_map, self.is_known = found, True
         if self._verifies_names:
-            for address in list(self.nodes):
+            for address in list(self.pools):
                 # It was found by a redirect, which does not say what the node is called.
                 if found.names.get(address) != names.get(address):
                     self._remove(address)
-        pools = {address: self.node_at(address) for address in found.nodes}
+        pools = {address: self.pool_at(address) for address in found.addresses}
         slots: list[MonitoredConnectionPool | None] = [None] * SLOTS
         for each in found.ranges:
             slots[each.first : each.last + 1] = [pools[each.primary]] * (each.last - each.first + 1)
         self.slots = slots
-        self._replicas = {pools[each]: [pools[address] for address in found.replicas[each]] for each in found.primaries}
-        primaries = [pools[address] for address in found.primaries]
-        self.primaries = [each for each in before if each in primaries] + [
-            each for each in primaries if each not in before
+        self._replica_pools = {
+            pools[each]: [pools[address] for address in found.replicas[each]] for each in found.primaries
+        }
+        primary_pools = [pools[address] for address in found.primaries]
+        self.primary_pools = [each for each in before if each in primary_pools] + [
+            each for each in primary_pools if each not in before
         ]
         numbers = self._primary_numbers
-        self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primaries}
+        self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primary_pools}
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
-        for address in self.nodes.keys() - pools.keys():
+        for address in self.pools.keys() - pools.keys():
             if self._redirected.get(address, -inf) < since:
                 self._remove(address)
         for observer in list(self.observers):
             observer.on_nodes_changed()
 
     def _remove(self, address: Address) -> None:
-        node = self.nodes.pop(address)
+        pool = self.pools.pop(address)
         self._redirected.pop(address, None)
         self._suspected.pop(address, None)
-        self._silent.discard(node)
-        closing = asyncio.get_running_loop().create_task(node.aclose(), context=Context())
+        self._silent.discard(pool)
+        closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
         self._closing.add(closing)
 
         def on_closed(task: "asyncio.Task[None]") -> None:
             self._closing.discard(task)
-            self._addresses.pop(node, None)
-            self._numbers.pop(node, None)
+            self._addresses.pop(pool, None)
+            self._numbers.pop(pool, None)
             if not task.cancelled():
                 task.exception()
 
@@ -472,34 +474,34 @@ class ClusterTopology:
         self._timer = None
         if self.is_closed:
             return
-        for node in self.primaries:
-            if node.silent_seconds() > _SILENT_SECONDS:
-                self.want_look(node)
+        for pool in self.primary_pools:
+            if pool.silent_seconds() > _SILENT_SECONDS:
+                self.want_look(pool)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
             self.want_look()
         if monotonic() - self._probed_at > _PROBE_SECONDS:
             self._probed_at = monotonic()
-            for node in self.nodes.values():
-                if node.is_dedicated_in_use and node not in self._probing:
-                    self._probe(node)
+            for pool in self.pools.values():
+                if pool.is_dedicated_in_use and pool not in self._probing:
+                    self._probe(pool)
         self._leave_silent()
         self._arm_timer()
 
-    def _probe(self, node: MonitoredConnectionPool) -> None:
+    def _probe(self, pool: MonitoredConnectionPool) -> None:
         """Look if a node that owes nothing does not answer a PING, either."""
-        probing = asyncio.get_running_loop().create_task(node.answers_within(_SILENT_SECONDS), context=Context())
-        self._probing[node] = probing
+        probing = asyncio.get_running_loop().create_task(pool.answers_within(_SILENT_SECONDS), context=Context())
+        self._probing[pool] = probing
 
         def on_done(task: "asyncio.Task[bool]") -> None:
-            self._probing.pop(node, None)
+            self._probing.pop(pool, None)
             if task.cancelled() or self.is_closed:
                 return
             if task.result():
-                self._silent.discard(node)
+                self._silent.discard(pool)
             else:
-                self._silent.add(node)
+                self._silent.add(pool)
                 self._leave_silent()
-                self.want_look(node)
+                self.want_look(pool)
 
         probing.add_done_callback(on_done, context=Context())
 
@@ -508,12 +510,12 @@ class ClusterTopology:
 
         A node that was demoted while it can be reached answers what it owes, with redirects.
         """
-        for node in self.nodes.values():
-            if node not in self.primaries:
-                if node.silent_seconds() > _SILENT_SECONDS / 2:
-                    node.close_silent(_SILENT_SECONDS / 2)
-                if node in self._silent:
-                    node.close_dedicated()
+        for pool in self.pools.values():
+            if pool not in self.primary_pools:
+                if pool.silent_seconds() > _SILENT_SECONDS / 2:
+                    pool.close_silent(_SILENT_SECONDS / 2)
+                if pool in self._silent:
+                    pool.close_dedicated()
 
     # Closing.
 
@@ -523,8 +525,8 @@ class ClusterTopology:
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        nodes, ending = list(self._addresses), self._stop()
-        closing: list[Coroutine[Any, Any, None]] = [node.aclose() for node in nodes]
+        pools, ending = list(self._addresses), self._stop()
+        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in pools]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
         if ending:
             await asyncio.wait(ending)

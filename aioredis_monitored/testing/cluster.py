@@ -37,19 +37,19 @@ class ClusterNode(RedisServer):
         port: int,
         bus_port: int,
         node_timeout: float,
-        nodes: str,
+        nodes_conf: str,
         password: str | None,
         tls: TlsFiles | None,
     ) -> None:
         super().__init__(*arguments, port=port, password=password, tls=tls)
         self._bus_port = bus_port
         self._node_timeout = node_timeout
-        self._nodes = nodes
+        self._nodes_conf = nodes_conf
         self.id = node_id
 
     def _write_files(self, directory: Path) -> None:
         super()._write_files(directory)
-        Path(directory, "nodes.conf").write_text(self._nodes)
+        Path(directory, "nodes.conf").write_text(self._nodes_conf)
 
     def _options(self, port: int) -> dict[str, str]:
         options = super()._options(port) | {
@@ -339,7 +339,7 @@ class ClusterServers(ServerGroup):
                     port=port,
                     bus_port=bus_port,
                     node_timeout=self._node_timeout,
-                    nodes="".join([*lines, f"vars currentEpoch {primaries} lastVoteEpoch 0\n"]),
+                    nodes_conf="".join([*lines, f"vars currentEpoch {primaries} lastVoteEpoch 0\n"]),
                     password=self._password,
                     tls=self._tls,
                 )

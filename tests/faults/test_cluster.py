@@ -240,7 +240,7 @@ async def test_handle_of_a_node_that_is_gone_goes_on_unless_it_was_altered(serve
         node.freeze()
         address = (node.host, node.port)
         await on_cluster.get(HERE)
-        await until(lambda: address not in topology.nodes)
+        await until(lambda: address not in topology.pools)
 
         assert b"1" == await plain.get(HERE)
         with pytest.raises(PinnedConnectionLostError, match="set it again"):
@@ -253,7 +253,7 @@ def test_chaos_check_rejects_each_wrong_figure():
 
     assert [] == chaos.failures(late, late=2)
     assert ["slowest: 3, more than 2"] == chaos.failures(late, late=1)
-    for name in ("duplicates", "lost", "stale", "torn", "wrong", "hung", "errors", "unacknowledged", "nodes_left"):
+    for name in ("duplicates", "lost", "stale", "torn", "wrong", "hung", "errors", "unacknowledged", "pools_left"):
         assert [f"{name}: 1, more than 0"] == chaos.failures(chaos.Figures(**{"calls": 1, "moved": 1, name: 1}))
     assert ["calls: 0, less than 1", "moved: 0, less than 1"] == chaos.failures(chaos.Figures())
 

@@ -75,7 +75,7 @@ async def test_nodes_behind_address_translation_are_reached_and_their_redirects_
                 await load.reach(100)
                 await asyncio.to_thread(servers.migrate, 0, servers.nodes[1], batch=1)
                 await load.reach(100)
-            known = set(pool.cluster_topology.nodes)
+            known = set(pool.cluster_topology.pools)
         found = await chaos.account(load, servers.url)
 
     assert {} == load.errors
@@ -99,7 +99,7 @@ async def test_cluster_that_has_started_on_other_ports_is_found_behind_its_endpo
             await use(client)
 
             assert len(KEYS) == sum(node.call("DBSIZE") for node in after.nodes)
-            assert {node.port for node in after.nodes} == {port for _, port in pool.cluster_topology.nodes}
+            assert {node.port for node in after.nodes} == {port for _, port in pool.cluster_topology.pools}
 
 
 async def test_error_names_the_nodes_that_were_asked_when_none_answers():

@@ -32,7 +32,7 @@ async def test_pool_of_a_cluster_works_again_after_it_was_closed(on_cluster):
         with pytest.raises(PoolClosedError):
             await on_cluster.get("key:0")
 
-        assert ([], {}) == (pool.cluster_topology.all_nodes(), pool.cluster_topology.nodes)
+        assert ([], {}) == (pool.cluster_topology.all_pools(), pool.cluster_topology.pools)
 
 
 async def test_pool_that_is_closed_while_it_looks_at_its_nodes_ends_the_look_and_the_calls(on_cluster):

@@ -51,7 +51,7 @@ async def fill(client):
         await pipe.execute()
 
 
-def nodes_with(cluster, *command):
+def replies_of_nodes(cluster, *command):
     """Return what each node replies to a command of an administrator."""
     return [node.call(*command) for node in cluster.nodes]
 
@@ -112,12 +112,12 @@ async def test_database_of_the_pool_is_sent_or_refused_with_the_servers_word(clu
 
 async def test_settings_and_users_are_changed_at_every_node(client, cluster):
     assert await client.config_set("maxmemory-samples", 6) is True
-    assert [["maxmemory-samples", "6"]] * 6 == nodes_with(cluster, "CONFIG", "GET", "maxmemory-samples")
+    assert [["maxmemory-samples", "6"]] * 6 == replies_of_nodes(cluster, "CONFIG", "GET", "maxmemory-samples")
     assert await client.acl_setuser("bob", enabled=True) is True
-    assert all("bob" in users for users in nodes_with(cluster, "ACL", "USERS"))
+    assert all("bob" in users for users in replies_of_nodes(cluster, "ACL", "USERS"))
     assert (await client.acl_getuser("bob"))["flags"][0] == "on"
     assert await client.acl_deluser("bob") == 1
-    assert not any("bob" in users for users in nodes_with(cluster, "ACL", "USERS"))
+    assert not any("bob" in users for users in replies_of_nodes(cluster, "ACL", "USERS"))
     assert isinstance(await client.acl_log(), list)
     assert await client.acl_log_reset() is True
     assert await client.config_resetstat() is True

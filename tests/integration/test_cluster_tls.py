@@ -66,8 +66,8 @@ async def test_names_of_nodes_are_verified_on_connections_of_a_subclass(tmp_path
     if not has_tls(files):
         pytest.skip("the server has no TLS")
     with ClusterServers(primaries=2, replicas=0, tls=files, hostnames=lambda _: "localhost") as servers:
-        start_nodes = [("localhost", servers.nodes[0].port)]
-        async with MonitoredClusterPool(start_nodes, connection_class=Special, ssl_ca_certs=files.authority) as pool:
+        addresses = [("localhost", servers.nodes[0].port)]
+        async with MonitoredClusterPool(addresses, connection_class=Special, ssl_ca_certs=files.authority) as pool:
             client = MonitoredRedisConnection(connection_pool=pool)
             assert [True] * len(KEYS) == await asyncio.gather(*(client.set(key, key) for key in KEYS))
             for node in pool.nodes():

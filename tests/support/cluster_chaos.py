@@ -58,7 +58,7 @@ class Figures:
         lost_watches: WatchError that were raised.
         descriptors_left: File descriptors of this process beyond those before the fault.
         connections_left: Connections of the nodes beyond those before the fault.
-        nodes_left: Nodes of the pool beyond those before the fault.
+        pools_left: Pools of nodes beyond those before the fault.
         seconds: How long all of it took.
         kinds: The errors, and how many of each there were.
     """
@@ -81,7 +81,7 @@ class Figures:
     lost_watches: int = 0
     descriptors_left: int = 0
     connections_left: int = 0
-    nodes_left: int = 0
+    pools_left: int = 0
     seconds: float = 0.0
     kinds: dict[str, int] = field(default_factory=dict)
 
@@ -96,7 +96,7 @@ def failures(figures, *, loses=False, late=None, redirects=True):
         redirects: Whether there must have been redirects.
     """
     found = asdict(figures)
-    names = ("duplicates", "torn", "wrong", "hung", "descriptors_left", "connections_left", "nodes_left")
+    names = ("duplicates", "torn", "wrong", "hung", "descriptors_left", "connections_left", "pools_left")
     most = dict.fromkeys(names, 0) | {
         "errors": figures.in_flight,
         "unacknowledged": figures.errors,
@@ -304,7 +304,7 @@ async def add_and_remove(cluster, seed, *, rounds, forgotten=False):
             if time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.1)
-        it.figures.descriptors_left, it.figures.connections_left, it.figures.nodes_left = left
+        it.figures.descriptors_left, it.figures.connections_left, it.figures.pools_left = left
     return it.figures
 
 
@@ -312,17 +312,17 @@ async def add_and_remove(cluster, seed, *, rounds, forgotten=False):
 class _Held:
     descriptors: int
     connections: int
-    nodes: int
+    pools: int
 
     @classmethod
     def now(cls, cluster, pool):
         clients = [line for node in cluster.nodes for line in node.call("CLIENT", "LIST").splitlines()]
         connections = sum(f"name={CLIENT_NAME} " in line for line in clients)
-        return cls(len(list(Path("/proc/self/fd").iterdir())), connections, len(pool.cluster_topology.all_nodes()))
+        return cls(len(list(Path("/proc/self/fd").iterdir())), connections, len(pool.cluster_topology.all_pools()))
 
     def beyond(self, other, forgotten):
-        nodes = self.nodes - other.nodes if forgotten else 0
-        return self.descriptors - other.descriptors, self.connections - other.connections, nodes
+        pools = self.pools - other.pools if forgotten else 0
+        return self.descriptors - other.descriptors, self.connections - other.connections, pools
 
 
 def _slots_of(node):

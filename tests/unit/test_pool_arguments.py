@@ -81,7 +81,7 @@ def test_arguments_that_are_ignored_or_unsafe_are_logged_once_for_all_nodes(capl
         connection_class=SSLConnection,
         ssl_cert_reqs="none",
     )
-    nodes = [pool.pool_of(node) for node in NODES]
+    pools = [pool.pool_of(node) for node in NODES]
     logged = [each.getMessage() for each in caplog.records]
 
     assert 2 == len(logged)
@@ -89,7 +89,7 @@ def test_arguments_that_are_ignored_or_unsafe_are_logged_once_for_all_nodes(capl
     assert any("ssl_cert_reqs is none" in text for text in logged)
     pool.set_retry(Retry(NoBackoff(), 7))
     assert 3 == len(caplog.records)
-    assert [7, 7] == [node.get_retry().get_retries() for node in nodes]
+    assert [7, 7] == [each.get_retry().get_retries() for each in pools]
 
 
 def test_pool_of_a_cluster_refuses_to_make_a_connection_and_those_of_its_nodes_do_not():

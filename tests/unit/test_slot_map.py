@@ -12,8 +12,8 @@ def as_said(host, port):
 A, B, C = ("10.0.0.1", 6379), ("10.0.0.2", 6379), ("10.0.0.3", 6379)
 
 
-def entry(first, last, *nodes):
-    return [first, last, *([host, port, b"id", []] for host, port in nodes)]
+def entry(first, last, *addresses):
+    return [first, last, *([host, port, b"id", []] for host, port in addresses)]
 
 
 def test_slot_map_has_primaries_in_the_order_of_their_slots_and_their_replicas():
@@ -27,7 +27,7 @@ def test_slot_map_has_primaries_in_the_order_of_their_slots_and_their_replicas()
 
     assert found.primaries == (A, B)
     assert found.replicas == {A: (C,), B: ()}
-    assert found.nodes == (A, B, C)
+    assert found.addresses == (A, B, C)
     assert found.ranges[0] == SlotRange(0, 100, A, (C,))
 
 
