@@ -24,7 +24,7 @@ from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.integrations.asgi import RedisContextFactory
 from aioredis_monitored.pool.pool import pool_from_config
-from aioredis_monitored.testing import ClusterNode, ClusterServers, RedisServer, TelemetryCapture
+from aioredis_monitored.testing import ClusterServers, NodeServer, RedisServer, TelemetryCapture
 from aioredis_monitored.testing.capture import Recording
 
 _COLLECTOR_SECONDS = 2.0
@@ -157,7 +157,7 @@ async def _disturb(cluster: ClusterServers, shop: Shop) -> None:
     """Move the slot of the product to another node, and kill that node; the shop goes on."""
     slot = key_slot(shop.product_key)
 
-    def begin_migration() -> ClusterNode:
+    def begin_migration() -> NodeServer:
         target = next(node for node in cluster.primaries() if node is not cluster.owner(slot))
         cluster.begin_migration(slot, target)
         while cluster.migrate_keys(slot, target, 1):

@@ -21,7 +21,7 @@ _FAILOVER_SECONDS = 6.0
 _VOTE_MARGIN_SECONDS = 0.1
 
 
-class ClusterNode(RedisServer):
+class NodeServer(RedisServer):
     """A node of a cluster; a killed node that is started again has the same port and id, and is empty.
 
     ``ClusterServers`` makes it.
@@ -110,8 +110,8 @@ class ClusterServers(ServerGroup):
         self._password = password
         self._tls = tls
         self._made = 0
-        self._failed_over_at: dict[ClusterNode, float] = {}
-        self.nodes: list[ClusterNode] = []
+        self._failed_over_at: dict[NodeServer, float] = {}
+        self.nodes: list[NodeServer] = []
 
     @property
     def url(self) -> str:
@@ -119,11 +119,11 @@ class ClusterServers(ServerGroup):
         hosts = ",".join(f"{node.host}:{node.port}" for node in self.nodes)
         return f"redis{'s' if self._tls else ''}+cluster://{hosts}"
 
-    def primaries(self) -> list[ClusterNode]:
+    def primaries(self) -> list[NodeServer]:
         """Return the running nodes that take themselves for primaries."""
         return [node for node in responsive(self.nodes) if "master" in _own_state(node).flags]
 
-    def owner(self, slot_or_key: int | str | bytes) -> ClusterNode:
+    def owner(self, slot_or_key: int | str | bytes) -> NodeServer:
         """Return the running primary of a slot, or of a key's slot.
 
         Raises:
@@ -138,7 +138,7 @@ class ClusterServers(ServerGroup):
         # One that was frozen during a failover claims its former slots until it hears of it.
         return max(claims, key=lambda claim: claim[0])[1]
 
-    def replica_of(self, node: ClusterNode) -> ClusterNode:
+    def replica_of(self, node: NodeServer) -> NodeServer:
         """Return the first running replica of a node.
 
         Raises:
@@ -150,7 +150,7 @@ class ClusterServers(ServerGroup):
         message = f"{node} has no running replica"
         raise LookupError(message)
 
-    def add_node(self) -> ClusterNode:
+    def add_node(self) -> NodeServer:
         """Start a further node and return it when all running nodes know it: a primary without slots."""
         port, bus_port = free_ports(2)
         [node] = self._make_nodes([(port, bus_port)], primaries=0)
@@ -162,7 +162,7 @@ class ClusterServers(ServerGroup):
         self.wait_ok()
         return node
 
-    def remove_node(self, node: ClusterNode) -> None:
+    def remove_node(self, node: NodeServer) -> None:
         """Stop a node without slots, and make all running nodes forget it.
 
         Raises:
@@ -180,13 +180,13 @@ class ClusterServers(ServerGroup):
         finally:
             node.stop()
 
-    def begin_migration(self, slot: int, target: ClusterNode) -> None:
+    def begin_migration(self, slot: int, target: NodeServer) -> None:
         """Let a slot migrate: its owner replies ASK for keys that it does not have, and the target serves ASKING."""
         source = self.owner(slot)
         target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id)
         source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target.id)
 
-    def migrate_keys(self, slot: int, target: ClusterNode, count: int) -> int:
+    def migrate_keys(self, slot: int, target: NodeServer, count: int) -> int:
         """Move up to ``count`` keys of a migrating slot to its target, in one step; return how many were moved."""
         source = self.owner(slot)
         keys = source.call("CLUSTER", "GETKEYSINSLOT", slot, count)
@@ -196,7 +196,7 @@ class ClusterServers(ServerGroup):
             source.call("MIGRATE", *address, *password, "KEYS", *keys)
         return len(keys)
 
-    def end_migration(self, slot: int, target: ClusterNode) -> None:
+    def end_migration(self, slot: int, target: NodeServer) -> None:
         """Give a migrating slot, of which all keys were moved, to its target.
 
         Raises:
@@ -212,7 +212,7 @@ class ClusterServers(ServerGroup):
             with suppress(ResponseError):
                 node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
 
-    def migrate(self, slot: int, target: ClusterNode, *, batch: int = 10, pause: float = 0.0) -> None:
+    def migrate(self, slot: int, target: NodeServer, *, batch: int = 10, pause: float = 0.0) -> None:
         """Move a slot and its keys to another primary while it is in use.
 
         Args:
@@ -226,7 +226,7 @@ class ClusterServers(ServerGroup):
             time.sleep(pause)
         self.end_migration(slot, target)
 
-    def migrate_atomically(self, slots: Collection[int], target: ClusterNode) -> None:
+    def migrate_atomically(self, slots: Collection[int], target: NodeServer) -> None:
         """Move slots of one node by CLUSTER MIGRATESLOTS, which Valkey has since 9.0, and wait for the end.
 
         Raises:
@@ -260,7 +260,7 @@ class ClusterServers(ServerGroup):
 
         wait_while(problem, _OPERATION_SECONDS)
 
-    def failover(self, replica: ClusterNode) -> None:
+    def failover(self, replica: NodeServer) -> None:
         """Make a replica the primary by CLUSTER FAILOVER, and return when it is.
 
         Nodes refuse a second vote about the same primary and replica within twice ``node_timeout``, which would stop
@@ -307,7 +307,7 @@ class ClusterServers(ServerGroup):
         self._made = 0
         self._failed_over_at.clear()
 
-    def _make_nodes(self, ports: list[tuple[int, int]], *, primaries: int) -> list[ClusterNode]:
+    def _make_nodes(self, ports: list[tuple[int, int]], *, primaries: int) -> list[NodeServer]:
         """Make nodes that know each other from the start; without primaries each is alone, and has no slots."""
         first = self._made
         self._made += len(ports)
@@ -332,7 +332,7 @@ class ClusterServers(ServerGroup):
             announced = ("--cluster-announce-hostname", names[index]) if names[index] else ()
             lines = [line(other, index) for other in range(len(ports))]
             nodes.append(
-                ClusterNode(
+                NodeServer(
                     *announced,
                     *self._arguments,
                     node_id=ids[index],
@@ -372,11 +372,11 @@ class ClusterServers(ServerGroup):
         return None
 
 
-def _own_state(node: ClusterNode) -> _NodeState:
+def _own_state(node: NodeServer) -> _NodeState:
     return next(state for state in _states(node) if "myself" in state.flags)
 
 
-def _states(node: ClusterNode) -> Iterator[_NodeState]:
+def _states(node: NodeServer) -> Iterator[_NodeState]:
     for line in node.call("CLUSTER", "NODES").splitlines():
         node_id, _, flags, primary_id, _, _, epoch, link, *slots = line.split()
         yield _NodeState(

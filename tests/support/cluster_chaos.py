@@ -326,10 +326,8 @@ class _Held:
 
 
 def _slots_of(node):
-    for first, last, primary, *_ in node.call("CLUSTER", "SLOTS"):
-        if primary[1] == node.port:
-            return list(range(first, last + 1))
-    raise LookupError(node)
+    ranges = [each for each in node.call("CLUSTER", "SLOTS") if each[2][1] == node.port]
+    return [slot for first, last, *_ in ranges for slot in range(first, last + 1)]
 
 
 def _wait_replicating(node):
