@@ -1,6 +1,6 @@
 """Commands in a cluster: which node each goes to, and what several nodes reply to one command."""
 
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
@@ -103,8 +103,12 @@ class ClusterExecutor(CommandExecutor):
         placement = placement_of(args)
         reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            choose = cluster.choose_to_read(placement.slot) if reads and placement.slot is not None else None
-            route = ClusterRoute(cluster, choose or partial(cluster.of, args), observer)
+            choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+            if placement.slot is not None and reads:
+                choose = cluster.choose_to_read(placement.slot)
+            elif placement.slot is not None and placement.kind is Kind.ANY:
+                choose = partial(cluster.pool_near_slot, placement.slot)
+            route = ClusterRoute(cluster, choose, observer)
             attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:

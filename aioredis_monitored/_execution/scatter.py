@@ -44,7 +44,7 @@ class _Command:
         is_for_node: Whether no other node can take its place; default ``False``.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_for_node", "is_pending", "pool", "reply")
+    __slots__ = ("args", "choose", "importing", "is_first", "is_for_node", "is_pending", "pool", "reply")
 
     def __init__(
         self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool], *, is_for_node: bool = False
@@ -56,6 +56,8 @@ class _Command:
         # That it was sent to last.
         self.pool: MonitoredConnectionPool | None = None
         self.is_pending = True
+        # Whether those of its slot that follow it wait until it has run.
+        self.is_first = False
         self.reply: Any = None
 
     def slots(self) -> set[int]:
@@ -109,7 +111,7 @@ class _Sent(NamedTuple):
 class Scatter:
     """One call whose commands go to several nodes: those for a node in one piece, to all nodes at the same time.
 
-    Commands in one slot keep their order. What a node redirects did not run, and is sent again, to the node that it
+    Commands for one key keep their order. What a node redirects did not run, and is sent again, to the node that it
     names. The commands that were sent to a node whose connection broke are sent again as a whole, if none of them ran
     for certain, or running all twice does no harm; otherwise the error takes the place of their replies.
 
@@ -142,6 +144,8 @@ class Scatter:
         self._commands: list[_Command] = []
         self._redirects = Redirects(cluster, observer)
         self._is_redirected = False
+        # That of the last failure; the failure of one node says nothing about the others.
+        self._failed_pool: MonitoredConnectionPool | None = None
 
     async def run(self) -> list[Any]:
         """Send the commands, and return their replies, as hiredis has parsed them; errors are values.
@@ -173,10 +177,11 @@ class Scatter:
 
         Raises:
             redis.exceptions.DataError: An argument cannot be sent.
+            UnicodeEncodeError: The same, of text.
             DedicatedConnectionError: A command counts the writes of its connection.
         """
         for args, pool in zip(self._given, self._pools, strict=True):
-            if not _SENDABLE.issuperset(map(type, args)):
+            if not (_SENDABLE.issuperset(map(type, args)) and all(map(_is_encodable, args))):
                 self._cluster.check_sendable(args)
             if pool is not None:
                 reject_write_counting(args)
@@ -200,10 +205,12 @@ class Scatter:
         if kind is Kind.SPLIT:
             parts = split(args)
             return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
-        command = _Command(args, topology.any_primary_pool if slot is None else self._choose_at(slot))
         if kind is not Kind.SLOT and kind is not Kind.ANY:
-            command.settle(routing_error(args, placement))
-        return _Expanded([command])
+            raise routing_error(args, placement)
+        if slot is None:
+            return _Expanded([_Command(args, topology.any_primary_pool)])
+        choose = self._choose_at(slot) if kind is Kind.SLOT else partial(self._cluster.pool_near_slot, slot)
+        return _Expanded([_Command(args, choose)])
 
     def _at_primary(self, args: tuple[Any, ...], pool: MonitoredConnectionPool) -> _Command:
         """Return a command for a primary, or for the node that has its place by then; a replica has no such node."""
@@ -217,12 +224,12 @@ class Scatter:
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """That of the cluster's pool."""
-        return self._cluster.retry_policy
+        """That of the node that has failed."""
+        return (self._failed_pool or self._cluster).retry_policy
 
     def is_connected(self) -> bool:
-        """Whether there is a connection on which a node has answered."""
-        return self._cluster.is_connected()
+        """Whether there is a connection to that node on which it has answered."""
+        return (self._failed_pool or self._cluster).is_connected()
 
     async def target(self) -> MonitoredConnectionPool:
         """Return the cluster's pool: each command has a node of its own."""
@@ -242,8 +249,9 @@ class Scatter:
         """
         self._cluster.check_open()
         await self._cluster.cluster_topology.known()
-        self._is_redirected = False
-        groups, failure = self._group()
+        self._cluster.retry_policy.server_unreachable = False
+        self._is_redirected, self._failed_pool = False, None
+        groups, waiting, failure = self._group()
         observer = self._observer
         if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
@@ -264,20 +272,27 @@ class Scatter:
                 sent.replies.cancel()
         if failure is not None:
             raise failure
-        self._cluster.retry_policy.server_unreachable = False
+        if waiting:
+            await self._attempt(seconds, losses)
 
-    def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], AttemptFailed | None]:
-        """Return the pending commands by pool, and why some have none."""
+    def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], bool, AttemptFailed | None]:
+        """Return the pending commands by pool, whether others wait for some of these, and why some have no pool."""
         groups: dict[MonitoredConnectionPool, list[_Command]] = {}
         failure: AttemptFailed | None = None
+        held, waiting = set[int](), False
         for each in self._commands:
             if each.is_pending:
+                if held and held & each.slots():
+                    waiting = True
+                    continue
+                if each.is_first:
+                    held |= each.slots()
                 try:
                     each.pool = each.importing or each.choose()
                     groups.setdefault(each.pool, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
-        return groups, failure
+        return groups, waiting, failure
 
     def _send(
         self,
@@ -325,7 +340,7 @@ class Scatter:
         for each, reply in zip(reversed(commands), reversed(replies), strict=True):
             each.importing = None
             if self._is_pending(each, reply, pool, passed):
-                failure = AttemptFailed(reply, may_have_run=False)
+                self._failed_pool, failure = pool, AttemptFailed(reply, may_have_run=False)
             else:
                 each.settle(reply)
                 passed |= each.slots()
@@ -345,6 +360,8 @@ class Scatter:
             return False
         if not is_retryable(reply, may_have_run=True, traits=traits_of(command.args)):
             return False
+        # A later one that was redirected would overtake it.
+        command.is_first = True
         note_failure(self._cluster, reply, pool)
         return True
 
@@ -363,6 +380,7 @@ class Scatter:
             for each in commands:
                 each.settle(failed.error)
             return None
+        self._failed_pool = pool
         return failed
 
     async def _send_alone(
@@ -420,7 +438,9 @@ async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) 
     route = cluster.route([], observer)
 
     async def attempt(_seconds: float | None, _losses: int) -> None:
-        await route.target()
+        cluster.check_open()
+        await cluster.cluster_topology.known()
+        cluster.retry_policy.server_unreachable = False
 
     await retry(route, _PENDING, attempt, 0, observer)
 
@@ -428,6 +448,11 @@ async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) 
 def _needs_nodes(placement: Placement) -> bool:
     # By identity: the hash of an enumeration's member is computed in Python.
     return placement.kind is Kind.ALL_PRIMARIES or placement.kind is Kind.ALL_NODES
+
+
+def _is_encodable(argument: object) -> bool:
+    # Other text may have surrogates, for instance.
+    return type(argument) is not str or argument.isascii()
 
 
 def _this(pool: MonitoredConnectionPool) -> MonitoredConnectionPool:

@@ -10,9 +10,9 @@ def key_slot(key: object) -> int:
 
     The hash tag is what stands between the first ``{`` and the first ``}`` after it, unless that is empty.
 
-    The key is encoded as redis-py does, except that text is always UTF-8: a client with another ``encoding`` sends keys
-    that are not ASCII to the wrong node first, and the server's MOVED leads to the right one. What redis-py refuses to
-    send, such as ``None``, has slot 0, so that the caller gets redis-py's error.
+    The key is encoded as redis-py does, in UTF-8: the pool of a cluster has no other ``encoding``. What redis-py refuses
+    to send, such as ``None``, has slot 0, so that the caller gets redis-py's error; so has text that only certain
+    ``encoding_errors`` can encode, for which the server's MOVED leads to the right node.
     """
     try:
         data = key.encode() if type(key) is str else key if type(key) is bytes else _encoded(key)

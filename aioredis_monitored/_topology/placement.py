@@ -61,7 +61,7 @@ class Placement(NamedTuple):
 
     Attributes:
         kind: The kind of the placement.
-        slot: The slot of all its keys; only of ``SLOT``.
+        slot: The slot of all its keys, of ``SLOT``; of ``ANY`` the slot whose primary is preferred, if any.
         combination: How replies are combined; only of ``SPLIT``, ``ALL_PRIMARIES`` and ``ALL_NODES``.
         reason: Why, for errors and the documentation; empty if the keys decide.
         is_guess: Whether the slot is that of what may not be a key.
@@ -241,7 +241,7 @@ REVIEWED: dict[str, Placement] = {
     "PING": _any("needs nothing of the node"),
     "PSUBSCRIBE": _any("messages of PUBLISH reach every node"),
     "PSYNC": _own_node("makes the connection a replica's link"),
-    "PUBLISH": _any("messages of PUBLISH reach every node"),
+    "PUBLISH": _any("messages of PUBLISH reach every node; the slot of the channel keeps those of a channel in order"),
     "PUBSUB CHANNELS": _all_nodes(Combination.UNION, "subscribers are connected to any node"),
     "PUBSUB NUMPAT": _all_nodes(_SUM, "subscribers are connected to any node"),
     "PUBSUB NUMSUB": _all_nodes(Combination.SUM_OF_EACH, "subscribers are connected to any node"),
@@ -379,13 +379,17 @@ def _placement_of_parsed(call: ParsedCommand) -> Placement:
 
 
 def routing_error(args: Sequence[Any], placement: Placement) -> ClusterRoutingError:
-    """Return the error to raise for a placement of the kinds ``OWN_NODE``, ``CROSS_SLOT`` and ``REFUSED``."""
+    """Return the error to raise for a command that does not go to one node, where it would have to."""
     name = operation_name(args).upper()
     if placement.kind is Kind.CROSS_SLOT:
         return CrossSlotError(f"{name} has keys in several slots: {placement.reason}")
+    if placement.kind is Kind.SPLIT:
+        return CrossSlotError(f"{name} has keys in several slots, and is to go to one node: {_HASH_TAG_ADVICE}")
     if placement.kind is Kind.OWN_NODE:
         return ClusterRoutingError(f"{name} needs a node: {placement.reason}; name the node by target_nodes=")
-    return ClusterRoutingError(f"{name} is refused in a cluster: {placement.reason}")
+    if placement.kind is Kind.REFUSED:
+        return ClusterRoutingError(f"{name} is refused in a cluster: {placement.reason}")
+    return ClusterRoutingError(f"{name} goes to several nodes: call it outside pipelines and transactions")
 
 
 def split(args: Sequence[Any]) -> list[Part]:
@@ -437,11 +441,13 @@ def batch_slot(commands: Iterable[Sequence[Any]]) -> int | None:
             raise ClusterRoutingError(
                 f"{command} of the transaction would run at the node of its keys only: call it outside the transaction"
             )
+        if placement.kind is Kind.ANY:
+            continue
         if placement.is_guess:
             guess = placement.slot if guess is None else guess
-        elif slot is None and placement.slot is not None:
+        elif slot is None:
             slot, first = placement.slot, command
-        elif placement.slot not in {None, slot}:
+        elif placement.slot != slot:
             raise CrossSlotError(f"{first} and {command} of the transaction have keys in two slots: {_HASH_TAG_ADVICE}")
     return guess if slot is None else slot
 
@@ -527,6 +533,10 @@ def _by_channels(call: ParsedCommand) -> Placement:
     return _at_slot_of(call.name.upper(), call.arguments)
 
 
+def _publish(call: ParsedCommand) -> Placement:
+    return REVIEWED["PUBLISH"]._replace(slot=key_slot(call.arguments[0]) if call.arguments else None)
+
+
 def _by_first_argument(call: ParsedCommand) -> Placement:
     return _at_slot_of(call.name.upper(), call.arguments[:1])
 
@@ -559,6 +569,7 @@ _BY_ARGUMENTS: dict[str, Callable[[ParsedCommand], Placement]] = {
     "CLUSTER FLUSHSLOT": _by_slot_number,
     "CLUSTER GETKEYSINSLOT": _by_slot_number,
     "FT.CURSOR": _by_index_name,
+    "PUBLISH": _publish,
     **dict.fromkeys(_ROUTED_BY_FIRST_ARGUMENT, _by_first_argument),
     "SSUBSCRIBE": _by_channels,
     "SUNSUBSCRIBE": _by_channels,

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Any, ClassVar, Self, overload
+from typing import Any, ClassVar, Final, Self, overload
 
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool, SSLConnection
@@ -20,6 +20,20 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.config.schema import url_arguments
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
+
+# Arguments of redis-py's RedisCluster that have no place here, and what to do.
+_REPLACED: Final = {
+    "address_remap": "use address_map=",
+    "cluster_error_retry_attempts": "use retries=, within socket_timeout",
+    "command_flags": "leave it out: the documentation says where each command goes",
+    "dynamic_startup_nodes": "leave it out: the first nodes are asked again when no other one answers",
+    "load_balancing_strategy": 'use read_from="replica"',
+    "policy_resolver": "leave it out: the documentation says where each command goes",
+    "read_from_replicas": 'use read_from="replica"',
+    "reinitialize_steps": "leave it out: the nodes are looked up when that is needed",
+    "require_full_coverage": "leave it out: slots that are served work",
+    "url": "use from_url()",
+}
 
 
 class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disagree
@@ -77,6 +91,9 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         if connection_pool is None:
             if not addresses:
                 raise TypeError("give host=, startup_nodes= or connection_pool=, or use from_url()")
+            for name in _REPLACED.keys() & pool_arguments.keys():
+                message = f"{name}= is redis-py's: {_REPLACED[name]}"
+                raise TypeError(message)
             if ssl:
                 pool_arguments["connection_class"] = SSLConnection
             connection_pool = MonitoredClusterPool(addresses, **pool_arguments)

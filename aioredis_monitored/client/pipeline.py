@@ -147,7 +147,9 @@ class MonitoredRedisPipeline(PipelineCommands):
             return await self._run_on_plain_connection(raise_on_error)
         pool.bind_event_loop()
         try:
-            if self.scripts:
+            if self.scripts and isinstance(pool, MonitoredClusterPool):
+                stack = self._with_scripts(stack)
+            elif self.scripts:
                 await self.load_scripts()
             if self.connection is None and not self._is_transaction and isinstance(pool, MonitoredClusterPool):
                 return await self._scatter(pool, stack, raise_on_error)
@@ -164,6 +166,16 @@ class MonitoredRedisPipeline(PipelineCommands):
             return await retry(route, traits, attempt, wait, self._operation)
         finally:
             await self.reset()
+
+    def _with_scripts(self, stack: CommandStackT) -> CommandStackT:
+        """Return the commands with the texts of the batch's scripts: who runs them is known when it does."""
+        texts: dict[Any, Any] = {script.sha: script.script for script in self.scripts}
+        return [
+            (("EVAL", texts[args[1]], *args[2:]), options)
+            if args[0] == "EVALSHA" and args[1] in texts
+            else (args, options)
+            for args, options in stack
+        ]
 
     def _blocking_timeout(self, stack: CommandStackT) -> float:
         # Nothing blocks in a transaction.

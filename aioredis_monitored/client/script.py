@@ -10,6 +10,7 @@ from redis.typing import EncodableT, KeyT
 
 from aioredis_monitored._execution.routing import CommandExecutor, executor_of
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 
 
 class MonitoredScript(AsyncScript):
@@ -33,10 +34,20 @@ class MonitoredScript(AsyncScript):
         """
         client = self.registered_client if client is None else client
         executor = executor_of(client)
-        if executor is None or executor.overrides_execute(client) or not executor.recorder.is_enabled():
+        if executor is None:
+            return await super().__call__(keys, args, client)
+        is_on_cluster = isinstance(executor.pool, MonitoredClusterPool)
+        overrides = executor.overrides_execute(client)
+        if not is_on_cluster and (overrides or not executor.recorder.is_enabled()):
             return await super().__call__(keys, args, client)
         keys = keys or ()
-        command = ("EVALSHA", self.sha, len(keys), *keys, *(args or ()))
+        arguments = (len(keys), *keys, *(args or ()))
+        if overrides:
+            try:
+                return await client.evalsha(self.sha, *arguments)
+            except NoScriptError:
+                return await client.eval(self.script, *arguments)
+        command = ("EVALSHA", self.sha, *arguments)
         return await executor.execute_recorded(client, command, {}, partial(self._run, executor, client, command))
 
     async def _run(
@@ -45,6 +56,9 @@ class MonitoredScript(AsyncScript):
         try:
             return await executor.execute_part(client, observer, *command)
         except NoScriptError:
+            if isinstance(executor.pool, MonitoredClusterPool):
+                # SCRIPT LOAD might not reach the node that has answered: a slot's new node may be no known primary yet.
+                return await executor.execute_part(client, observer, "EVAL", self.script, *command[2:])
             loading = NestedCall(observer) if isinstance(observer, Operation) else observer
             # The server's digest counts, as in redis-py: its client may encode the text in another way.
             self.sha = await executor.execute_part(client, loading, "SCRIPT LOAD", self.script)

@@ -1,7 +1,9 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
+import codecs
 import logging
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, repeat
 from typing import Any, Final, Self
@@ -76,6 +78,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
             self._topology_name,
+            _encoding_problems(**arguments),
         )
         self.reads_replicas = own["read_from"] == "replica"
         resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
@@ -237,6 +240,14 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             self.cluster_topology.want_look()
             raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
         return pool
+
+    def pool_near_slot(self, slot: int) -> MonitoredConnectionPool:
+        """Return the pool of the node that serves a slot now, or of any primary if none does.
+
+        Raises:
+            AttemptFailed: No primary is known.
+        """
+        return self.cluster_topology.slots[slot] or self.cluster_topology.any_primary_pool()
 
     def owner_number(self, connection: AbstractConnection | None) -> int | None:
         """Return the number of the pool that an acquired connection belongs to; see ``pool_numbered``."""
@@ -413,6 +424,15 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await super()._disconnect()
 
 
+def _encoding_problems(encoding: str = "utf-8", **_others: Any) -> list[tuple[str, str]]:
+    with suppress(LookupError):  # redis-py's error says that it is unknown
+        if codecs.lookup(encoding).name not in {"ascii", "utf-8"}:
+            return [
+                ("encoding", "must be utf-8 in a cluster: the slots of keys depend on it; pass other text as bytes")
+            ]
+    return []
+
+
 def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> int | None:
     """Return the slot that a call goes to; ``None`` if it has no keys.
 
@@ -427,8 +447,10 @@ def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> 
         return batch_slot(commands)
     (args,) = commands
     placement = placement_of(args)
-    if placement.kind is Kind.SLOT or placement.kind is Kind.ANY:
+    if placement.kind is Kind.SLOT:
         return placement.slot
+    if placement.kind is Kind.ANY:
+        return None
     names_one_node = placement.kind is Kind.OWN_NODE or placement.kind is Kind.REFUSED
     # The scripts of a transaction must be known where it runs.
     if is_pinned and (names_one_node or operation_name(args).upper().startswith("SCRIPT ")):

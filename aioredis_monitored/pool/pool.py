@@ -64,6 +64,7 @@ from aioredis_monitored.errors import (
     PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
+    copied,
     decoding_error,
 )
 from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retry_refused
@@ -82,6 +83,8 @@ PINNED_CONNECTION_LOST: Final = (
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
 # The two shared connections must leave one for commands that need their own.
+# What a redirect means where there is no cluster's pool.
+_OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
@@ -765,8 +768,11 @@ class MonitoredConnectionPool(TypedPool):
         """Return the pool of the server that the next attempt of a call goes to: this one."""
         return self
 
-    def follow(self, _failure: AttemptFailed, /) -> float | None:
+    def follow(self, failure: AttemptFailed, /) -> float | None:
         """Return ``None``: no failed attempt is a redirect to another server that is followed."""
+        if isinstance(failure.error, exceptions.AskError):
+            failure.error = copied(failure.error)
+            failure.error.args = (f"{failure.error}: {_OF_A_CLUSTER}",)
         return None
 
     # The shared connection

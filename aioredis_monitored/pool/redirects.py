@@ -75,6 +75,9 @@ class Cluster(Protocol):
     def on_redirect(self, kind: str) -> None:
         """Count a redirect."""
 
+    def pool_of_slot(self, slot: int) -> MonitoredConnectionPool:
+        """Return the pool of the node that serves a slot now; raise ``AttemptFailed`` if none does."""
+
 
 def is_redirect(cluster: Cluster, error: Exception) -> bool:
     """Whether a call that has failed with this error did not run, and another node is to be asked."""
@@ -117,6 +120,8 @@ class ClusterRoute:
         self._pool = pool
         self._follows_ask = follows_ask
         self._importing: MonitoredConnectionPool | None = None
+        # That a node has named: the slot of a command that is not known may be another one than was guessed.
+        self._slot: int | None = None
         self._redirects = Redirects(cluster, observer)
 
     @property
@@ -136,9 +141,11 @@ class ClusterRoute:
         """
         self._cluster.check_open()
         await self._cluster.cluster_topology.known()
-        importing, self._importing = self._importing, None
-        self._pool = pool = importing or self._choose()
         self._cluster.retry_policy.server_unreachable = False
+        importing, self._importing = self._importing, None
+        self._pool = pool = importing or (
+            self._choose() if self._slot is None else self._cluster.pool_of_slot(self._slot)
+        )
         if self._observer is not None:
             self._observer.set_server(pool.telemetry.server)
         return pool if importing is None else cast("MonitoredConnectionPool", AskingPool(pool))
@@ -150,6 +157,8 @@ class ClusterRoute:
             note_failure(self._cluster, error, pool)
             return None
         importing = self._redirects.take(error, pool)
+        if isinstance(error, MovedError):
+            self._slot = error.slot_id
         if self._follows_ask:
             self._importing = importing
         delay = self._redirects.delay()

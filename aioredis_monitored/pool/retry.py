@@ -104,8 +104,10 @@ class RetryPolicy:
         delay = self.backoff(failures)
         is_late = self.deadline is not None and elapsed + delay >= self.deadline
         is_over = is_late if self.deadline is not None else failures > self._retries
-        if is_over and failures > 1 and (not may_have_run or is_error_reply(error)):
-            # One slow reply, or one attempt after a long wait for a connection, would say nothing about the next call.
+        says_it_is_away = not isinstance(error, ClusterDownError) and (not may_have_run or is_error_reply(error))
+        if is_over and failures > 1 and says_it_is_away:
+            # One slow reply, or one attempt after a long wait for a connection, would say nothing about the next call;
+            # nor does a slot that no node serves about other slots.
             self.server_unreachable = True
         if self.server_unreachable or failures > self._retries or is_late:
             return None

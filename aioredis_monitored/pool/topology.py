@@ -19,7 +19,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.overrides import connect
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address, is_ip_address
@@ -32,6 +32,8 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 # So that clients that begin or fail at the same time spread their calls and looks.
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 
+# The reply of a server that is no node of a cluster.
+_NO_CLUSTER: Final = "cluster support disabled"
 _NODE_TIMEOUT: Final = "cluster-node-timeout"
 # What a look asks, and what the first one asks as well: in one round trip.
 _QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
@@ -67,6 +69,9 @@ class PoolFactory(Protocol):
 
     def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
         """Make a connection to a node that belongs to no pool."""
+
+    def closed_error(self) -> Exception:
+        """Return the error of what is done after the end."""
 
     def on_looked(self) -> None:
         """React to a look that begins."""
@@ -163,7 +168,10 @@ class ClusterTopology:
         self._probing: dict[MonitoredConnectionPool, asyncio.Task[bool]] = {}
         # Those that did not answer the last probe.
         self._silent: set[MonitoredConnectionPool] = set()
+        # When primaries were found to be none any more.
+        self._demoted: dict[MonitoredConnectionPool, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._was_late = False
         self.is_closed = False
         self._is_lost = False
 
@@ -174,12 +182,18 @@ class ClusterTopology:
         return self._addresses[pool]
 
     def pool_at(self, address: Address) -> MonitoredConnectionPool:
-        """Return the pool of the node at an address, which may not be known yet."""
+        """Return the pool of the node at an address, which may not be known yet.
+
+        Raises:
+            PoolClosedError: The cluster's pool is closed.
+        """
         pool = self.pools.get(address)
         if pool is None:
             factory = self._factory()
             if factory is None:
                 raise RedisConnectionError("the pool of the cluster is gone")
+            if self.is_closed:
+                raise factory.closed_error()
             pool = self.pools[address] = factory.make_pool(address, self.slot_map.names.get(address))
             self._addresses[pool] = address
             self._numbers[pool] = self._next_number()
@@ -282,7 +296,7 @@ class ClusterTopology:
 
     async def look_unless_recent(self) -> None:
         """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
-        if monotonic() - self._looked_at > _RECENT_SECONDS:
+        if not self.is_closed and monotonic() - self._looked_at > _RECENT_SECONDS:
             await asyncio.wait([self._look()])
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
@@ -402,6 +416,8 @@ class ClusterTopology:
                     with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
                         factory.on_node_timeout(_node_timeout(await connection.read_response()))
         except (RedisError, OSError, ValueError) as error:
+            if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
+                error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
             self._problem = f"{address[0]}:{address[1]}: {str(error) or type(error).__qualname__}"
             self._suspected[address] = monotonic()
             if isinstance(error, RedisError) and not is_transient(error):
@@ -438,6 +454,8 @@ class ClusterTopology:
         ]
         numbers = self._primary_numbers
         self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primary_pools}
+        demoted = self._demoted | dict.fromkeys(set(before).difference(primary_pools), monotonic())
+        self._demoted = {pool: at for pool, at in demoted.items() if pool not in primary_pools}
         self._leave_silent()
         since = monotonic() - _REDIRECTED_SECONDS
         for address in self.pools.keys() - pools.keys():
@@ -451,6 +469,7 @@ class ClusterTopology:
         self._redirected.pop(address, None)
         self._suspected.pop(address, None)
         self._silent.discard(pool)
+        self._demoted.pop(pool, None)
         closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
         self._closing.add(closing)
 
@@ -465,15 +484,26 @@ class ClusterTopology:
 
     # Silent nodes.
 
-    def _arm_timer(self) -> None:
+    def _arm_timer(self, seconds: float = _CHECK_SECONDS) -> None:
         loop = asyncio.get_running_loop()
-        self._timer = loop.call_later(_CHECK_SECONDS, _check_regularly, ref(self), context=Context())
+        when = loop.time() + seconds
+        self._timer = loop.call_at(when, _check_regularly, ref(self), when, context=Context())
 
-    def check(self) -> None:
-        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent."""
+    def check(self, when: float) -> None:
+        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent.
+
+        Args:
+            when: When the check was due, by the event loop's clock.
+        """
         self._timer = None
         if self.is_closed:
             return
+        if asyncio.get_running_loop().time() - when > LATE_SECONDS and not self._was_late:
+            # What has arrived while the event loop was busy is read first.
+            self._was_late = True
+            self._arm_timer(LATE_SECONDS)
+            return
+        self._was_late = False
         for pool in self.primary_pools:
             if pool.silent_seconds() > _SILENT_SECONDS:
                 self.want_look(pool)
@@ -506,16 +536,18 @@ class ClusterTopology:
         probing.add_done_callback(on_done, context=Context())
 
     def _leave_silent(self) -> None:
-        """Close the connections to nodes that are no primaries and are silent: they owe replies, or answer no probe.
+        """Close the connections to nodes that were demoted and are silent: they owe replies, or answer no probe.
 
-        A node that was demoted while it can be reached answers what it owes, with redirects.
+        A node that was demoted while it can be reached answers what it owes, with redirects. What it was asked later is
+        as with any node.
         """
-        for pool in self.pools.values():
-            if pool not in self.primary_pools:
-                if pool.silent_seconds() > _SILENT_SECONDS / 2:
-                    pool.close_silent(_SILENT_SECONDS / 2)
-                if pool in self._silent:
-                    pool.close_dedicated()
+        now = monotonic()
+        for pool, at in self._demoted.items():
+            seconds = max(_SILENT_SECONDS / 2, now - at)
+            if pool.silent_seconds() > seconds:
+                pool.close_silent(seconds)
+            if pool in self._silent:
+                pool.close_dedicated()
 
     # Closing.
 
@@ -559,7 +591,7 @@ def _node_timeout(reply: Any) -> float:
     return int(milliseconds) / 1000
 
 
-def _check_regularly(topology: "ref[ClusterTopology]") -> None:
+def _check_regularly(topology: "ref[ClusterTopology]", when: float) -> None:
     # A weak reference: the event loop must not keep a forgotten pool alive.
     if (living := topology()) is not None:
-        living.check()
+        living.check(when)
