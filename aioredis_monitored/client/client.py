@@ -492,15 +492,20 @@ class MonitoredRedisConnection(TypedRedis):
 
         See ``MonitoredPubSub``; in a cluster, it is a ``MonitoredClusterPubSub``.
         """
+        return self._make_pubsub(self.connection_pool, self._command_executor.recorder, arguments)
+
+    def _make_pubsub(
+        self, pool: ConnectionPool, recorder: PoolRecorder, arguments: Mapping[str, Any]
+    ) -> MonitoredPubSub:
         arguments = {
-            "recorder": self._command_executor.recorder,
+            "recorder": recorder,
             "server_span": self._command_executor.server_span,
             "event_dispatcher": self._event_dispatcher,
             **arguments,
         }
-        if isinstance(self.connection_pool, MonitoredClusterPool):
-            return MonitoredClusterPubSub(self.connection_pool, **arguments)
-        return MonitoredPubSub(self.connection_pool, **arguments)
+        if isinstance(pool, MonitoredClusterPool):
+            return MonitoredClusterPubSub(pool, **arguments)
+        return MonitoredPubSub(pool, **arguments)
 
     def publish(
         self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any
