@@ -22,6 +22,7 @@ from redis._parsers.hiredis import NOT_ENOUGH_DATA
 from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, RedisCluster, SSLConnection
 from redis.asyncio.client import Monitor, Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.auth.token import SimpleToken
@@ -171,6 +172,14 @@ SIGNATURES = {
     Monitor: {
         "__aenter__": "",
     },
+    AsyncClusterKeyspaceNotifications: {
+        "__init__": "redis_cluster key_prefix ignore_subscribe_messages",
+        "get_message": "ignore_subscribe_messages timeout",
+        "_execute_subscribe": "patterns exact_channels",
+        "_get_all_primary_nodes": "",
+        "_ensure_node_pubsub": "node",
+        "_refresh_subscriptions_on_error": "",
+    },
     Lock: {
         "register_scripts": "",
         "acquire": "blocking blocking_timeout token",
@@ -203,6 +212,10 @@ COROUTINE_FUNCTIONS = [
     (PubSub, "handle_message"),
     (PubSub, "get_message"),
     (PubSub, "run"),
+    (AsyncClusterKeyspaceNotifications, "get_message"),
+    (AsyncClusterKeyspaceNotifications, "_execute_subscribe"),
+    (AsyncClusterKeyspaceNotifications, "_ensure_node_pubsub"),
+    (AsyncClusterKeyspaceNotifications, "_refresh_subscriptions_on_error"),
     (Lock, "do_acquire"),
 ]
 ASYNC_GENERATOR_FUNCTIONS = [
@@ -796,6 +809,34 @@ def test_client_of_a_cluster_has_callbacks_of_its_own(protocol, legacy_responses
         if theirs.response_callbacks.get(name) is not of_one_server.get(name)
     }
     assert {"CLUSTER SHARDS"} == differing, "cluster_callbacks has to have these"
+
+
+async def test_notifications_about_keys_subscribe_at_the_primaries_and_leave_others(address):
+    nodes = [SimpleNamespace(name="one"), SimpleNamespace(name="two")]
+    made = []
+
+    class Notifications(AsyncClusterKeyspaceNotifications):
+        def _get_all_primary_nodes(self):
+            return nodes
+
+        async def _ensure_node_pubsub(self, node):
+            if node.name not in self._node_pubsubs:
+                made.append(node.name)
+                self._node_pubsubs[node.name] = PubSub(ConnectionPool(**address))
+            return self._node_pubsubs[node.name]
+
+    async with Notifications(None) as notifications:
+        await notifications.subscribe_keyspace("key:*")
+        assert notifications.subscribed
+        (former, kept) = notifications._node_pubsubs.values()
+        assert [{b"__keyspace@0__:key:*": None}] * 2 == [former.patterns, kept.patterns]
+        nodes[0] = SimpleNamespace(name="three")
+        await notifications._refresh_subscriptions_on_error()
+        assert notifications._node_pubsubs.keys() == {"two", "three"}
+        assert {b"__keyspace@0__:key:*": None} == notifications._node_pubsubs["three"].patterns
+        assert former.connection is None
+    assert not notifications._node_pubsubs
+    assert ["one", "two", "three"] == made
 
 
 # Subscriptions, MONITOR and locks.
