@@ -115,7 +115,9 @@ def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisSer
     warnings = ["DeprecationWarning", "ResourceWarning", "pytest.PytestUnraisableExceptionWarning"]
     arguments += [f"-Wignore::{warning}" for warning in warnings]
     plugins = ["-p", "replacing", "-p", "no:randomly", "-p", "no:cacheprovider", "-o", "asyncio_mode=auto"]
-    command = [sys.executable, "-m", "pytest", "-q", "--timeout", "60", *plugins, *arguments, *tests]
+    # pytest parses the source that it shows. On Python 3.11 that fails if a finalizer parses as well, and ends pytest.
+    options = ["-q", "--timeout", "60", "--tb", "line"]
+    command = [sys.executable, "-m", "pytest", *options, *plugins, *arguments, *tests]
     subprocess.run(command, cwd=root, env=environment, check=False)  # noqa: S603 - pytest
     return json.loads(written.read_text()) if written.exists() else {}
 
