@@ -545,8 +545,10 @@ async def test_notifications_about_keys_of_all_nodes_arrive_also_after_a_failove
     await until(lambda: not any(node.call("CLIENT", "LIST", "TYPE", "pubsub") for node in servers.nodes))
 
 
-async def test_notifications_about_keys_are_filtered_and_handled(client):
-    await client.config_set("notify-keyspace-events", "KEA")
+async def test_notifications_about_keys_are_filtered_and_handled(servers, client):
+    # Not by the client, whose first use is to subscribe.
+    for node in servers.nodes:
+        node.call("CONFIG", "SET", "notify-keyspace-events", "KEA")
     handled = []
     async with client.keyspace_notifications(key_prefix="mine:") as notifications:
         await notifications.subscribe_keyevent("set", handler=handled.append)
