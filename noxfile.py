@@ -19,7 +19,7 @@ COMPAT = {
     "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
     "bullmq": ["bullmq"],
     "litestar": ["litestar[redis]"],
-    "redis-py-cluster": ["packaging"],
+    "redis-py-cluster": ["coverage", "packaging"],
     "saq": ["saq[redis,web]", "httpx", "psycopg[binary,pool]", "starlette", "time-machine"],
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
 }

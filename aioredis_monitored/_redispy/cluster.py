@@ -9,6 +9,7 @@ from typing import Any, Final
 from redis.cluster import (
     AbstractRedisCluster,
     parse_cluster_shards,
+    parse_cluster_shards_unified,
     parse_cluster_shards_with_str_keys,
     parse_cluster_slots,
 )
@@ -36,11 +37,17 @@ def join_replies(command: str, replies: Mapping[str, Any], options: Mapping[str,
     return replies if len(replies) > 1 else next(iter(replies.values()))
 
 
-def cluster_callbacks(*, is_protocol_given: bool) -> dict[str, Callable[..., Any]]:
+def cluster_callbacks(*, is_protocol_given: bool, has_legacy_responses: bool) -> dict[str, Callable[..., Any]]:
     """Return the response callbacks that a cluster client has in place of those of a client of one server.
 
     Args:
         is_protocol_given: Whether the caller has chosen RESP2 or RESP3.
+        has_legacy_responses: Whether the caller gets what redis-py calls legacy responses, its default.
     """
-    shards = parse_cluster_shards if is_protocol_given else parse_cluster_shards_with_str_keys
+    if not has_legacy_responses:
+        shards = parse_cluster_shards_unified
+    elif is_protocol_given:
+        shards = parse_cluster_shards
+    else:
+        shards = parse_cluster_shards_with_str_keys
     return {"CLUSTER SHARDS": shards, "CLUSTER SLOTS": parse_cluster_slots}

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis, SSLConnection, UnixDomainSocketConnection
 from redis.asyncio.client import ResponseCallbackT
+from redis.asyncio.keyspace_notifications import AbstractAsyncKeyspaceNotifications
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.commands.core import AsyncScript
@@ -32,6 +33,7 @@ from aioredis_monitored._telemetry.spans import server_of
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored._topology.node import TargetNodes
 from aioredis_monitored.client.cluster_pubsub import MonitoredClusterPubSub
+from aioredis_monitored.client.keyspace import MonitoredClusterKeyspaceNotifications
 from aioredis_monitored.client.lock import MonitoredLock
 from aioredis_monitored.client.monitor import MonitoredMonitor
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
@@ -492,15 +494,40 @@ class MonitoredRedisConnection(TypedRedis):
 
         See ``MonitoredPubSub``; in a cluster, it is a ``MonitoredClusterPubSub``.
         """
+        return self._make_pubsub(self.connection_pool, self._command_executor.recorder, arguments)
+
+    def _make_pubsub(
+        self, pool: ConnectionPool, recorder: PoolRecorder, arguments: Mapping[str, Any]
+    ) -> MonitoredPubSub:
         arguments = {
-            "recorder": self._command_executor.recorder,
+            "recorder": recorder,
             "server_span": self._command_executor.server_span,
             "event_dispatcher": self._event_dispatcher,
             **arguments,
         }
-        if isinstance(self.connection_pool, MonitoredClusterPool):
-            return MonitoredClusterPubSub(self.connection_pool, **arguments)
-        return MonitoredPubSub(self.connection_pool, **arguments)
+        if isinstance(pool, MonitoredClusterPool):
+            return MonitoredClusterPubSub(pool, **arguments)
+        return MonitoredPubSub(pool, **arguments)
+
+    def keyspace_notifications(  # type: ignore[override]  # in a cluster, another class of the same base
+        self, key_prefix: str | bytes | None = None, ignore_subscribe_messages: bool = True
+    ) -> AbstractAsyncKeyspaceNotifications:
+        """Subscribe to what happens to keys, as redis-py does; in a cluster, at every primary.
+
+        See ``MonitoredClusterKeyspaceNotifications``.
+
+        Args:
+            key_prefix: Notify of keys with this prefix alone, and show them without it; default ``None``, for all.
+            ignore_subscribe_messages: Whether confirmations are no messages; default ``True``.
+        """
+        if not isinstance(self.connection_pool, MonitoredClusterPool):
+            return super().keyspace_notifications(key_prefix, ignore_subscribe_messages)
+        return MonitoredClusterKeyspaceNotifications(
+            self.connection_pool,
+            lambda pool: self._make_pubsub(pool, pool.telemetry, {}),
+            key_prefix=key_prefix,
+            ignore_subscribe_messages=ignore_subscribe_messages,
+        )
 
     def publish(
         self, channel: ChannelT, message: EncodableT, *, propagate: bool = False, **options: Any

@@ -18,7 +18,9 @@ from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored._topology.node import ClusterNode, TargetNodes
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
+from aioredis_monitored.client.pubsub import MonitoredPubSub
 from aioredis_monitored.config.schema import url_arguments
+from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 
 # Arguments of redis-py's RedisCluster that have no place here, and what to do.
@@ -108,8 +110,12 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             raise TypeError(message)
         super().__init__(context_name, server_span, connection_pool, single_connection_client=single_connection_client)
         self.auto_close_connection_pool = owns_pool
-        is_protocol_given = connection_pool.connection_kwargs.get("protocol") is not None
-        self.response_callbacks.update(redispy.cluster_callbacks(is_protocol_given=is_protocol_given))
+        arguments = connection_pool.connection_kwargs
+        callbacks = redispy.cluster_callbacks(
+            is_protocol_given=arguments.get("protocol") is not None,
+            has_legacy_responses=arguments.get("legacy_responses", True),
+        )
+        self.response_callbacks.update(callbacks)
 
     @classmethod
     def from_url(
@@ -294,3 +300,38 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         make: Any = super().pipeline
         made: MonitoredRedisPipeline = make(name, transaction, shard_hint)
         return made
+
+    def pubsub(
+        self,
+        node: ClusterNode | None = None,
+        host: str | None = None,
+        port: int | None = None,
+        **arguments: Any,
+    ) -> MonitoredPubSub:
+        """Make subscriptions, as ``MonitoredRedisConnection`` does, or such that keep to one node.
+
+        What each node publishes to its own subscribers alone, such as notifications about its keys, needs the latter.
+        They stay at the node also when another one has become the primary of its slots.
+
+        Args:
+            node: The node; default ``None``, for any that lives, and for that of each shard channel.
+            host: Its host, in place of ``node``.
+            port: Its port.
+            arguments: Those of ``MonitoredRedisConnection.pubsub``.
+
+        Raises:
+            ClusterRoutingError: The cluster is not known to have this node.
+            redis.exceptions.DataError: A host is given without a port, or a port without a host.
+        """
+        if node is not None:
+            host, port = node.host, node.port
+        elif host is None and port is None:
+            return super().pubsub(**arguments)
+        if host is None or port is None:
+            raise DataError("pubsub must be given a node, or both host and port, or nothing for any node")
+        found = self.get_node(host, port)
+        if found is None:
+            message = f"the cluster is not known to have a node {host}:{port}: initialize() finds its nodes"
+            raise ClusterRoutingError(message)
+        pool = self._cluster.pool_of(found)
+        return self._make_pubsub(pool, pool.telemetry, arguments)

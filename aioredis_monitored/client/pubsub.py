@@ -93,6 +93,9 @@ class MonitoredPubSub(TypedPubSub):
         arguments: Those of ``redis.asyncio.client.PubSub``.
     """
 
+    # redis-py's finalizer asks for it, also after wrong arguments.
+    connection: Any = None
+
     def __init__(
         self,
         connection_pool: ConnectionPool,

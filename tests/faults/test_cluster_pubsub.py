@@ -504,3 +504,58 @@ async def test_plain_subscriber_whose_node_is_removed_goes_on_at_another_one(fau
 
 def subscribes(node):
     return bool(node.call("CLIENT", "LIST", "TYPE", "pubsub"))
+
+
+# Notifications about keys.
+
+
+async def notified_of(notifications, expected):
+    """Read until all these keys were seen; return all that were."""
+    seen = set()
+    async with asyncio.timeout(30):
+        while not expected <= seen:
+            if (notification := await notifications.get_message(timeout=1)) is not None:
+                seen.add(notification.key)
+    return seen
+
+
+async def test_notifications_about_keys_of_all_nodes_arrive_also_after_a_failover(servers, client, until):
+    keys = {f"key:{number}" for number in range(12)}
+
+    async def write():
+        await asyncio.gather(*(client.set(key, 1) for key in keys))
+
+    await client.config_set("notify-keyspace-events", "KEA")
+    async with client.keyspace_notifications() as notifications:
+        await notifications.subscribe_keyspace("key:*")
+        await write()
+        assert keys == await notified_of(notifications, keys)
+
+        former, replica = (owner := servers.owner("key:0")), servers.replica_of(owner)
+        await asyncio.to_thread(servers.failover, replica)
+        async with asyncio.timeout(30):
+            while (ports := {node.port for node in client.connection_pool.primaries()}) and (
+                former.port in ports or replica.port not in ports
+            ):
+                await look_at_nodes(client.connection_pool)
+        await notifications.get_message(timeout=0)
+        await write()
+        assert keys == await notified_of(notifications, keys)
+
+    await until(lambda: not any(node.call("CLIENT", "LIST", "TYPE", "pubsub") for node in servers.nodes))
+
+
+async def test_notifications_about_keys_are_filtered_and_handled(servers, client):
+    # Not by the client, whose first use is to subscribe.
+    for node in servers.nodes:
+        node.call("CONFIG", "SET", "notify-keyspace-events", "KEA")
+    handled = []
+    async with client.keyspace_notifications(key_prefix="mine:") as notifications:
+        await notifications.subscribe_keyevent("set", handler=handled.append)
+        await client.set("other", 1)
+        for number in range(6):
+            await client.set(f"mine:{number}", 1)
+        async with asyncio.timeout(30):
+            while len(handled) < 6:
+                assert await notifications.get_message(timeout=1) is None
+    assert {str(number) for number in range(6)} == {each.key for each in handled}

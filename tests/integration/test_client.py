@@ -1,6 +1,7 @@
 """The client works as redis-py's: the same calls, results, errors and cancellation."""
 
 import asyncio
+import gc
 
 import pytest
 import redis.asyncio
@@ -190,6 +191,13 @@ async def test_pubsub_delivers_published_messages(client):
         message = await pubsub.get_message(timeout=5)
 
     assert (b"news", b"hello") == (message["channel"], message["data"])
+
+
+def test_unknown_argument_of_subscriptions_is_one_error(client):
+    # What a finalizer raises is a warning, and so an error here.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        client.pubsub(colour="red")
+    gc.collect()
 
 
 async def test_scan_iter_returns_all_keys(client):

@@ -49,6 +49,16 @@ def names(nodes):
     return {node.name for node in nodes}
 
 
+def shape(reply):
+    """Return the types of a reply, and the keys of its dictionaries that are no addresses."""
+    if isinstance(reply, dict):
+        keys = {key for key in reply if not str(key).count(":")}
+        return dict, sorted(map(repr, keys)), {repr(shape(value)) for value in reply.values()}
+    if isinstance(reply, list | tuple):
+        return type(reply), {repr(shape(element)) for element in reply}
+    return type(reply)
+
+
 def addresses(servers):
     return {f"{each.host}:{each.port}" for each in servers}
 
@@ -318,6 +328,53 @@ async def test_transaction_lock_script_and_handle_are_those_of_any_client(client
     assert await client.in_context("other", None).get("count") == b"2"
 
 
+# Subscriptions at one node.
+
+
+@pytest.mark.parametrize("form", ["node", "redis-py's node", "host and port"])
+async def test_subscription_keeps_to_the_node_that_is_named(client, form):
+    for node in client.get_nodes():
+        named = {
+            "node": {"node": node},
+            "redis-py's node": {"node": RedisPyNode(node.host, node.port)},
+            "host and port": {"host": node.host, "port": node.port},
+        }[form]
+        async with client.pubsub(ignore_subscribe_messages=True, **named) as pubsub:
+            await pubsub.subscribe("news")
+            await pubsub.get_message(timeout=30)
+            counted = {each.name: await client.pubsub_numsub("news", target_nodes=each) for each in client.get_nodes()}
+            assert {each: [(b"news", int(each == node.name))] for each in counted} == counted
+            await client.publish("news", "hello")
+            assert b"hello" == (await pubsub.get_message(timeout=30))["data"]
+
+
+async def test_notifications_about_keys_arrive_from_each_primary(client):
+    await client.config_set("notify-keyspace-events", "KEA")
+    seen = {}
+    for node in client.get_primaries():
+        async with client.pubsub(node=node, ignore_subscribe_messages=True) as pubsub:
+            await pubsub.psubscribe("__keyspace@0__:*")
+            await pubsub.get_message(timeout=30)
+            await client.mset_nonatomic(dict.fromkeys(KEYS, 1))
+            expected = {key for key in KEYS if client.get_node_from_key(key) == node}
+            for _ in expected:
+                message = await pubsub.get_message(timeout=30)
+                seen.setdefault(message["channel"].decode().partition(":")[2], []).append(node)
+    assert {key: [client.get_node_from_key(key)] for key in KEYS} == seen
+
+
+@pytest.mark.parametrize("named", [{"node": ClusterNode("127.0.0.1", 1)}, {"host": "nowhere", "port": 6379}])
+async def test_subscription_at_an_unknown_node_is_refused(client, named):
+    with pytest.raises(ClusterRoutingError, match="not known to have a node"):
+        client.pubsub(**named)
+
+
+@pytest.mark.parametrize("named", [{"host": "127.0.0.1"}, {"port": 6379}])
+async def test_subscription_needs_host_and_port_of_its_node(client, named):
+    with pytest.raises(DataError, match="both host and port"):
+        client.pubsub(**named)
+
+
 # Commands about the cluster.
 
 
@@ -337,3 +394,19 @@ async def test_commands_about_the_cluster_have_the_types_of_redis_py(client, clu
     assert isinstance(await client.cluster_links(primary), list)
     assert await client.cluster_save_config("all")
     assert 0 == await client.cluster_count_failure_report(cluster.nodes[1].id)
+
+
+@pytest.mark.parametrize("legacy_responses", [True, False])
+@pytest.mark.parametrize("protocol", [None, 2, 3])
+async def test_replies_about_the_cluster_have_the_form_of_redis_py(cluster, protocol, legacy_responses):
+    arguments = {"protocol": protocol, "legacy_responses": legacy_responses}
+    first = cluster.nodes[0]
+    async with (
+        MonitoredRedisCluster(host=first.host, port=first.port, **arguments, **UNRECORDED) as client,
+        redis.asyncio.RedisCluster(host=first.host, port=first.port, **arguments) as theirs,
+    ):
+        node = client.get_node(first.host, first.port)
+        for command in ("CLUSTER SHARDS", "CLUSTER SLOTS", "CLUSTER LINKS", "CLUSTER NODES"):
+            ours = await client.execute_command(command, target_nodes=node)
+            expected = await theirs.execute_command(command, target_nodes=theirs.get_node(first.host, first.port))
+            assert shape(expected) == shape(ours), command

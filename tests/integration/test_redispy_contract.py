@@ -19,9 +19,10 @@ import redis.exceptions
 import trustme
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
-from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, SSLConnection
+from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, RedisCluster, SSLConnection
 from redis.asyncio.client import Monitor, Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
 from redis.auth.token import SimpleToken
@@ -30,7 +31,7 @@ from redis.commands.core import AsyncScript
 from redis.event import EventDispatcher
 
 from aioredis_monitored._multiplexer import PipelineAdapter
-from aioredis_monitored._redispy import overrides
+from aioredis_monitored._redispy import cluster, overrides
 from aioredis_monitored._redispy.attributes import AttributeFreeParser
 from aioredis_monitored._redispy.connections import (
     SafeConnection,
@@ -39,7 +40,13 @@ from aioredis_monitored._redispy.connections import (
     make_safe_connection,
     with_safe_send,
 )
-from aioredis_monitored._redispy.located import LocatedConnection, NamedSSLConnection, abort_transport, located_class
+from aioredis_monitored._redispy.located import (
+    LocatedConnection,
+    NamedSSLConnection,
+    abort_transport,
+    located_class,
+    named_class,
+)
 from aioredis_monitored._redispy.sockets import (
     abort_socket,
     address_of,
@@ -165,6 +172,14 @@ SIGNATURES = {
     Monitor: {
         "__aenter__": "",
     },
+    AsyncClusterKeyspaceNotifications: {
+        "__init__": "redis_cluster key_prefix ignore_subscribe_messages",
+        "get_message": "ignore_subscribe_messages timeout",
+        "_execute_subscribe": "patterns exact_channels",
+        "_get_all_primary_nodes": "",
+        "_ensure_node_pubsub": "node",
+        "_refresh_subscriptions_on_error": "",
+    },
     Lock: {
         "register_scripts": "",
         "acquire": "blocking blocking_timeout token",
@@ -197,6 +212,10 @@ COROUTINE_FUNCTIONS = [
     (PubSub, "handle_message"),
     (PubSub, "get_message"),
     (PubSub, "run"),
+    (AsyncClusterKeyspaceNotifications, "get_message"),
+    (AsyncClusterKeyspaceNotifications, "_execute_subscribe"),
+    (AsyncClusterKeyspaceNotifications, "_ensure_node_pubsub"),
+    (AsyncClusterKeyspaceNotifications, "_refresh_subscriptions_on_error"),
     (Lock, "do_acquire"),
 ]
 ASYNC_GENERATOR_FUNCTIONS = [
@@ -339,12 +358,53 @@ def test_class_of_located_connections_is_of_both_kinds():
     assert kind is located_class(SSLConnection)
 
 
+async def test_connection_whose_server_was_replaced_meanwhile_is_given_up(address):
+    outdated = asyncio.get_running_loop().create_future()
+    connecting = asyncio.get_running_loop().create_future()
+
+    async def locate():
+        return SimpleNamespace(**address, outdated=outdated)
+
+    class Silent(Connection):
+        async def _connect(self):
+            connecting.set_result(None)
+            await asyncio.get_running_loop().create_future()
+
+    trying = asyncio.ensure_future(overrides.connect(located_class(Silent)(locate=locate)))
+    await connecting
+    outdated.set_result(None)
+    with pytest.raises(redis.exceptions.ConnectionError, match="was replaced while it was connected to"):
+        await trying
+
+
 def test_named_connection_verifies_the_name_in_place_of_the_address():
     arguments = NamedSSLConnection(server_name="redis.example", host="127.0.0.1", port=1)._connection_arguments()
 
     assert {"host": "127.0.0.1", "port": 1, "server_hostname": "redis.example"} == {
         name: value for name, value in arguments.items() if name != "ssl"
     }
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_named_connection_connects_with_these_arguments(is_named):
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("redis.example").configure_cert(server_context)
+    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=server_context) as server:
+        host, port = server.sockets[0].getsockname()
+        trusted = {"ssl_ca_data": authority.cert_pem.bytes().decode(), "retry": Retry(NoBackoff(), 0)}
+        kind = named_class(SSLConnection)
+        connection = kind(server_name="redis.example" if is_named else host, host=host, port=port, **trusted)
+        assert isinstance(connection, (NamedSSLConnection, SSLConnection))
+        assert SSLConnection.__name__ == type(connection).__name__
+        assert kind is named_class(SSLConnection)
+        if is_named:
+            await overrides.connect_socket(connection)
+            assert connection.is_connected
+        else:
+            with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
+                await overrides.connect_socket(connection)
+        await connection.disconnect(nowait=True)
 
 
 async def test_aborted_transport_ends_reads_and_is_seen_as_closed_by_the_peer(connection):
@@ -679,6 +739,104 @@ async def test_iterator_over_a_hash_without_its_values_yields_fields(plain_clien
     except redis.exceptions.ResponseError:
         pytest.skip("this server has no HSCAN NOVALUES")
     assert [b"field"] == fields
+
+
+# Clusters.
+
+# By the name of a command: the replies of two nodes, and what is made of them.
+JOINED = {
+    "CLIENT UNBLOCK": ((0, 1), 1),
+    "CONFIG SET": ((True, False), False),
+    "DBSIZE": ((1, 2), 3),
+    "KEYS": (([b"a", b"b"], [b"b", b"c"]), [b"a", b"b", b"c"]),
+    "PING": ((True, True), True),
+    "PUBSUB CHANNELS": (([b"a"], [b"a", b"b"]), [b"a", b"b"]),
+    "PUBSUB NUMPAT": ((1, 2), 3),
+    "PUBSUB NUMSUB": (([(b"a", 1)], [(b"a", 2)]), [(b"a", 3)]),
+    "PUBSUB SHARDCHANNELS": (([b"a"], [b"b"]), [b"a", b"b"]),
+    "PUBSUB SHARDNUMSUB": (([(b"a", 0)], [(b"a", 2)]), [(b"a", 2)]),
+    "SCAN": (([b"5", [b"a"]], [b"0", [b"b"]]), ({"one": 5, "two": 0}, [b"a", b"b"])),
+    "SCRIPT EXISTS": (([True, True], [True, False]), [True, False]),
+    "SCRIPT FLUSH": ((True, False), False),
+    "SCRIPT LOAD": ((b"sha", b"sha"), b"sha"),
+    "WAIT": ((1, 0), 1),
+}
+UNORDERED = {"KEYS", "PUBSUB CHANNELS", "PUBSUB SHARDCHANNELS"}
+CLUSTER_FLAGS = {
+    "ALL_NODES": cluster.ALL_NODES,
+    "DEFAULT_NODE": cluster.DEFAULT_NODE,
+    "PRIMARIES": cluster.PRIMARIES,
+    "RANDOM": cluster.RANDOM,
+    "REPLICAS": cluster.REPLICAS,
+}
+
+
+@pytest.mark.parametrize("command", JOINED)
+def test_replies_of_nodes_are_joined_by_the_name_of_the_command(command):
+    (one, two), expected = JOINED[command]
+    joined = cluster.join_replies(command, {"one": one, "two": two}, {})
+    assert expected == (sorted(joined) if command in UNORDERED else joined)
+
+
+def test_other_replies_of_nodes_come_by_the_names_of_the_nodes():
+    assert {"one": 1, "two": 2} == cluster.join_replies("LASTSAVE", {"one": 1, "two": 2}, {})
+    assert cluster.join_replies("LASTSAVE", {"one": 1}, {}) == 1
+
+
+def test_joined_replies_of_one_node_have_the_form_of_those_of_several():
+    assert cluster.join_replies("SCAN", {"one": [b"5", [b"a"]]}, {}) == ({"one": 5}, [b"a"])
+    assert cluster.join_replies("DBSIZE", {"one": 1}, {}) == 1
+
+
+def test_flags_of_nodes_are_those_of_redis_py():
+    assert {name: getattr(RedisCluster, name) for name in CLUSTER_FLAGS} == CLUSTER_FLAGS
+    assert set(CLUSTER_FLAGS.values()) == RedisCluster.NODE_FLAGS, "resolve_targets has to know each"
+
+
+@pytest.mark.parametrize("legacy_responses", [True, False])
+@pytest.mark.parametrize("protocol", [None, 2, 3])
+def test_client_of_a_cluster_has_callbacks_of_its_own(protocol, legacy_responses):
+    theirs = RedisCluster("127.0.0.1", protocol=protocol, legacy_responses=legacy_responses)
+    ours = cluster.cluster_callbacks(is_protocol_given=protocol is not None, has_legacy_responses=legacy_responses)
+    assert theirs.response_callbacks["CLUSTER SHARDS"] is ours["CLUSTER SHARDS"]
+    slots = [[0, 16383, ["127.0.0.1", 7000, "id", []], ["127.0.0.1", 7001, "id", []]]]
+    expected = theirs.result_callbacks["CLUSTER SLOTS"]("CLUSTER SLOTS", {"one": slots})
+    assert expected == ours["CLUSTER SLOTS"](slots)
+    of_one_server = Redis(protocol=protocol, legacy_responses=legacy_responses).response_callbacks
+    differing = {
+        name
+        for name in theirs.response_callbacks.keys() | of_one_server.keys()
+        if theirs.response_callbacks.get(name) is not of_one_server.get(name)
+    }
+    assert {"CLUSTER SHARDS"} == differing, "cluster_callbacks has to have these"
+
+
+async def test_notifications_about_keys_subscribe_at_the_primaries_and_leave_others(address):
+    nodes = [SimpleNamespace(name="one"), SimpleNamespace(name="two")]
+    made = []
+
+    class Notifications(AsyncClusterKeyspaceNotifications):
+        def _get_all_primary_nodes(self):
+            return nodes
+
+        async def _ensure_node_pubsub(self, node):
+            if node.name not in self._node_pubsubs:
+                made.append(node.name)
+                self._node_pubsubs[node.name] = PubSub(ConnectionPool(**address))
+            return self._node_pubsubs[node.name]
+
+    async with Notifications(None) as notifications:
+        await notifications.subscribe_keyspace("key:*")
+        assert notifications.subscribed
+        (former, kept) = notifications._node_pubsubs.values()
+        assert [{b"__keyspace@0__:key:*": None}] * 2 == [former.patterns, kept.patterns]
+        nodes[0] = SimpleNamespace(name="three")
+        await notifications._refresh_subscriptions_on_error()
+        assert notifications._node_pubsubs.keys() == {"two", "three"}
+        assert {b"__keyspace@0__:key:*": None} == notifications._node_pubsubs["three"].patterns
+        assert former.connection is None
+    assert not notifications._node_pubsubs
+    assert ["one", "two", "three"] == made
 
 
 # Subscriptions, MONITOR and locks.
