@@ -10,8 +10,8 @@ def key_slot(key: object) -> int:
 
     The hash tag is what stands between the first ``{`` and the first ``}`` after it, unless that is empty.
 
-    The key is encoded as redis-py does, in UTF-8: the pool of a cluster has no other ``encoding``. What redis-py refuses
-    to send, such as ``None``, has slot 0, so that the caller gets redis-py's error; so has text that only certain
+    The key is encoded as redis-py does, in UTF-8: a cluster's pool has no other ``encoding``. What redis-py refuses to
+    send, such as ``None``, has slot 0, so that the caller gets redis-py's error; so has text that only certain
     ``encoding_errors`` can encode, for which the server's MOVED leads to the right node.
     """
     try:
