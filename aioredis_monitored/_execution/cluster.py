@@ -154,7 +154,8 @@ class ClusterExecutor(CommandExecutor):
             redis.exceptions.RedisError: That of the first node that has failed.
         """
         cluster = self.pool
-        await nodes_known(cluster, observer)
+        # A node that has no slots yet can be named, to give it some.
+        await nodes_known(cluster, observer, needs_primary=False)
         nodes = resolve_targets(cluster, targets)
         pools = [cluster.pool_of(node) for node in nodes]
         replies = await Scatter(cluster, [args] * len(pools), observer, pools).run()

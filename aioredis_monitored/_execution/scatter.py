@@ -429,18 +429,25 @@ class Scatter:
         return replies
 
 
-async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None) -> None:
+async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None, *, needs_primary: bool = True) -> None:
     """Return when the nodes of a cluster are known, after as many attempts as the policy allows.
 
+    Args:
+        cluster: The pool.
+        observer: Is given the delays between attempts; ``None`` for none.
+        needs_primary: Whether one of them must serve slots; default ``True``.
+
     Raises:
-        redis.exceptions.RedisError: No node answers.
+        redis.exceptions.RedisError: No node answers, or none serves slots.
     """
     route = cluster.route([], observer)
 
     async def attempt(_seconds: float | None, _losses: int) -> None:
-        cluster.check_open()
-        await cluster.cluster_topology.known()
-        cluster.retry_policy.server_unreachable = False
+        if needs_primary:
+            await route.target()
+        else:
+            cluster.check_open()
+            await cluster.cluster_topology.known()
 
     await retry(route, _PENDING, attempt, 0, observer)
 

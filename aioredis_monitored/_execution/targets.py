@@ -47,7 +47,7 @@ def _flagged(cluster: MonitoredClusterPool, flag: str) -> list[ClusterNode]:
     if flag == ALL_NODES:
         return cluster.nodes()
     if flag == RANDOM:
-        return random.choices(cluster.nodes())  # noqa: S311 - calls are spread
+        return random.sample(cluster.nodes(), min(1, len(cluster.nodes())))
     if flag == DEFAULT_NODE:
         return cluster.primaries()[:1]
     message = f"target_nodes must be one of {', '.join(_FLAGS)}, or nodes, got {flag!r}"
@@ -71,5 +71,5 @@ def resolve_target_pool(cluster: MonitoredClusterPool, targets: object) -> Monit
     """
     nodes = resolve_targets(cluster, targets)
     if len(nodes) > 1:
-        raise ClusterRoutingError(f"a pipeline's command, and MONITOR, can be sent to one node, got {len(nodes)}")
+        raise ClusterRoutingError(f"target_nodes= must name one node here, got {len(nodes)}")
     return cluster.pool_of(nodes[0])

@@ -494,13 +494,9 @@ class MonitoredRedisConnection(TypedRedis):
 
         See ``MonitoredPubSub``; in a cluster, it is a ``MonitoredClusterPubSub``.
         """
-        return self._make_pubsub(self.connection_pool, self._command_executor.recorder, arguments)
-
-    def _make_pubsub(
-        self, pool: ConnectionPool, recorder: PoolRecorder, arguments: Mapping[str, Any]
-    ) -> MonitoredPubSub:
+        pool = self.connection_pool
         arguments = {
-            "recorder": recorder,
+            "recorder": self._command_executor.recorder,
             "server_span": self._command_executor.server_span,
             "event_dispatcher": self._event_dispatcher,
             **arguments,
@@ -524,7 +520,8 @@ class MonitoredRedisConnection(TypedRedis):
             return super().keyspace_notifications(key_prefix, ignore_subscribe_messages)
         return MonitoredClusterKeyspaceNotifications(
             self.connection_pool,
-            lambda pool: self._make_pubsub(pool, pool.telemetry, {}),
+            self._command_executor.server_span,
+            self._event_dispatcher,
             key_prefix=key_prefix,
             ignore_subscribe_messages=ignore_subscribe_messages,
         )

@@ -334,4 +334,10 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             message = f"the cluster is not known to have a node {host}:{port}: initialize() finds its nodes"
             raise ClusterRoutingError(message)
         pool = self._cluster.pool_of(found)
-        return self._make_pubsub(pool, pool.telemetry, arguments)
+        arguments = {
+            "recorder": pool.telemetry,
+            "server_span": self._command_executor.server_span,
+            "event_dispatcher": self._event_dispatcher,
+            **arguments,
+        }
+        return MonitoredPubSub(pool, **arguments)

@@ -1,17 +1,17 @@
 """Notifications about the keys of a cluster, of which each primary sends those about its own."""
 # mypy: disallow-untyped-calls=False
 
-from collections.abc import Callable
 from typing import Any
 
+from opentelemetry.trace import Span
 from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
+from redis.event import EventDispatcher
 from redis.keyspace_notifications import KeyNotification
 
 from aioredis_monitored._execution.scatter import nodes_known
 from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored.client.pubsub import MonitoredPubSub
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 
 class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
@@ -22,20 +22,23 @@ class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
 
     Args:
         pool: The pool of the cluster.
-        make_pubsub: Makes subscriptions on the pool of a node.
+        server_span: The parent of the subscriptions' spans; see ``MonitoredPubSub``.
+        event_dispatcher: The client's.
         options: Those of ``redis.asyncio.Redis.keyspace_notifications``.
     """
 
     def __init__(
         self,
         pool: MonitoredClusterPool,
-        make_pubsub: Callable[[MonitoredConnectionPool], MonitoredPubSub],
+        server_span: Span | None,
+        event_dispatcher: EventDispatcher,
         **options: Any,
     ) -> None:
         cluster: Any = pool
         super().__init__(cluster, **options)
         self._pool = pool
-        self._make_pubsub = make_pubsub
+        self._server_span = server_span
+        self._event_dispatcher = event_dispatcher
 
     async def get_message(
         self,
@@ -57,6 +60,12 @@ class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
     async def _ensure_node_pubsub(self, node: ClusterNode) -> MonitoredPubSub:  # type: ignore[override]  # of our nodes
         pubsub: Any = self._node_pubsubs.get(node.name)
         if pubsub is None:
-            pubsub = self._node_pubsubs[node.name] = self._make_pubsub(self._pool.pool_of(node))
+            pool = self._pool.pool_of(node)
+            pubsub = self._node_pubsubs[node.name] = MonitoredPubSub(
+                pool,
+                recorder=pool.telemetry,
+                server_span=self._server_span,
+                event_dispatcher=self._event_dispatcher,
+            )
         made: MonitoredPubSub = pubsub
         return made

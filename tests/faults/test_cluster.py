@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 
 import pytest
+from redis.exceptions import ClusterDownError, TryAgainError, WatchError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from redis.exceptions import TryAgainError, WatchError
 from support import cluster_chaos as chaos
 
-from aioredis_monitored import MonitoredRedisConnection, PinnedConnectionLostError
+from aioredis_monitored import ClusterNode, ClusterRoutingError, MonitoredRedisConnection, PinnedConnectionLostError
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
@@ -300,9 +300,21 @@ async def test_pool_of_a_cluster_without_slots_waits_until_these_are_given(make_
         calls = [asyncio.create_task(call) for call in (client.set("key", 1), client.ping(), client.dbsize())]
         topology = client.connection_pool.cluster_topology
         await until(lambda: topology.is_known)
-        node.call("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+        named = ClusterNode(node.host, node.port)
+        assert await client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383, target_nodes=named)
 
         assert [True, True] == (await asyncio.gather(*calls))[:2]
+
+
+async def test_cluster_without_slots_raises_when_none_are_given_in_time(make_pool):
+    with ClusterServers(primaries=1, replicas=0) as servers:
+        servers.nodes[0].call("CLUSTER", "FLUSHSLOTS")
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=1))
+        for call in (client.get("key"), client.flushall(), client.config_set("hz", 10), client.publish("channel", "m")):
+            with pytest.raises(ClusterDownError, match="serves"):
+                await call
+        with pytest.raises(ClusterRoutingError, match="no node for target_nodes='random'"):
+            await client.execute_command("PING", target_nodes="random")
 
 
 # Commands for several nodes.

@@ -7,7 +7,15 @@ import warnings
 import pytest
 from support.sharing import warnings_of_forgetting
 
-from aioredis_monitored import EventLoopError, MonitoredConnectionPool, MonitoredRedisConnection, PoolClosedError
+from aioredis_monitored import (
+    ClusterNode,
+    EventLoopError,
+    MonitoredConnectionPool,
+    MonitoredRedisConnection,
+    PoolClosedError,
+)
+from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.testing import ClusterServers
 
 KEYS = [f"key:{number}" for number in range(30)]
 
@@ -91,3 +99,40 @@ def test_event_loop_that_ends_with_calls_in_flight_leaves_nothing(cluster, caplo
 
     assert [] == [str(each.message) for each in caught]
     assert [] == [each.message for each in caplog.records if each.levelname == "ERROR"]
+
+
+async def test_redirect_that_arrives_while_the_pool_closes_leaves_it_closed(make_pool):
+    with ClusterServers("--enable-debug-command", "yes", replicas=0) as servers:
+        pool = make_pool(servers.url)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert await client.set(KEYS[0], 1)
+        source = servers.owner(KEYS[0])
+        servers.migrate(key_slot(KEYS[0]), next(each for each in servers.primaries() if each is not source))
+        sleeping = asyncio.create_task(asyncio.to_thread(source.call, "DEBUG", "SLEEP", "0.5"))
+        calling = asyncio.create_task(client.get(KEYS[0]))
+        await asyncio.sleep(0)
+        await pool.aclose()
+        (outcome,) = await asyncio.gather(calling, return_exceptions=True)
+        await sleeping
+
+        # The reply may have come before the server slept.
+        assert outcome == b"1" or isinstance(outcome, PoolClosedError)
+        with pytest.raises(PoolClosedError):
+            await client.get(KEYS[0])
+        with pytest.raises(PoolClosedError):
+            pool.pool_of(ClusterNode(source.host, source.port))
+        assert ([], {}) == (pool.cluster_topology.all_pools(), pool.cluster_topology.pools)
+
+
+async def test_node_without_slots_that_is_busy_for_a_second_is_waited_for(make_pool):
+    with ClusterServers("--enable-debug-command", "yes", replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=60))
+        target = servers.add_node()
+        servers.begin_migration(key_slot("{moving}"), target)
+        assert 1 == await client.incr("{moving}")
+        sleeping = asyncio.create_task(asyncio.to_thread(target.call, "DEBUG", "SLEEP", "1.5"))
+        pipe = client.pipeline(transaction=False).incr("{moving}:1").incr("{moving}:2")
+        calls = await asyncio.gather(client.incr("{moving}"), client.blpop(["{moving}:list"], 0.5), pipe.execute())
+        await sleeping
+
+        assert [2, None, [1, 1]] == calls

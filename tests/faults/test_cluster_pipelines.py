@@ -1,12 +1,14 @@
 """Pipelines on a cluster that loses a node."""
 
 import asyncio
+import time
 
 import pytest
+from redis.exceptions import ClusterDownError, DataError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import DataError
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored import ClusterRoutingError, MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
 LOST, KEPT = "a", "b"  # at different nodes
@@ -49,3 +51,69 @@ async def test_pipeline_with_an_argument_that_cannot_be_sent_sends_nothing(clust
             await client.pipeline(transaction=False).set(KEPT, 1).set(LOST, None).execute()
 
         assert await client.exists(KEPT, LOST) == 0
+
+
+async def test_pipeline_with_text_that_cannot_be_encoded_sends_nothing(cluster):
+    async with MonitoredConnectionPool.from_url(cluster.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [0, 0] == [await client.exists(LOST), await client.exists(KEPT)]
+        with pytest.raises(UnicodeEncodeError):
+            await client.pipeline(transaction=False).set(KEPT, 1).set(LOST, "\ud800").execute()
+        with pytest.raises(UnicodeEncodeError):
+            await client.mget(KEPT, LOST, "\ud800")
+
+        assert await client.exists(KEPT, LOST) == 0
+
+
+@pytest.mark.parametrize(
+    "refused", [("MSET", KEPT, 1, LOST, 1), ("SCAN", 0), ("CLUSTER", "FAILOVER"), ("SWAPDB", 0, 1)]
+)
+async def test_pipeline_with_a_command_that_is_refused_sends_nothing(cluster, refused):
+    async with MonitoredConnectionPool.from_url(cluster.url) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        for raise_on_error in (True, False):
+            with pytest.raises(ClusterRoutingError):
+                await client.pipeline(transaction=False).set(KEPT, 1).execute_command(*refused).execute(raise_on_error)
+
+        assert await client.exists(KEPT) == 0
+
+
+async def test_commands_for_one_key_keep_their_order_while_its_slot_moves(lonely_primaries, make_pool, until):
+    first, second = "{moving}:first", "{moving}:second"
+    client = MonitoredRedisConnection(connection_pool=make_pool(lonely_primaries.url, socket_timeout=60))
+    await client.set(second, "old")
+    source = lonely_primaries.owner(first)
+    target = next(each for each in lonely_primaries.primaries() if each is not source)
+    # The first key is at neither node, and the other one at the source: TRYAGAIN for both together, ASK for the first.
+    lonely_primaries.begin_migration(key_slot(first), target)
+    pipe = client.pipeline(transaction=False).mset({first: "1", second: "1"})
+    executing = asyncio.ensure_future(pipe.set(first, "2").append(first, "3").execute())
+    await until(lambda: "TRYAGAIN" in source.call("INFO", "errorstats"))
+    lonely_primaries.migrate_keys(key_slot(first), target, 10)
+    lonely_primaries.end_migration(key_slot(first), target)
+
+    assert [True, True, 2] == await executing
+    assert [b"23", b"1"] == await client.mget(first, second)
+
+
+async def test_slot_that_no_node_serves_takes_no_retries_from_pipelines_for_others(make_pool, until):
+    with ClusterServers("--cluster-require-full-coverage", "no") as servers:
+        for node in servers.nodes:
+            node.call("CLUSTER", "DELSLOTS", key_slot(LOST))
+        keys = [f"{{{KEPT}}}:{number}" for number in range(3)]
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        for _ in range(2):
+            began = time.monotonic()
+            with pytest.raises(ClusterDownError):
+                await client.get(LOST)
+            # It waits for a node each time, not only the first one: one attempt would take a millisecond.
+            assert time.monotonic() - began > 0.5
+        pool = make_pool(servers.url, socket_timeout=60)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert [None] * 3 == await client.mget(keys)
+        waiting = asyncio.ensure_future(client.get(LOST))
+        servers.owner(KEPT).kill()
+
+        pipe = client.pipeline(transaction=False)
+        assert [None] * 3 == await pipe.get(keys[0]).get(keys[1]).get(keys[2]).execute()
+        waiting.cancel()

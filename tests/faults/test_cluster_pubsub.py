@@ -328,7 +328,10 @@ async def test_monitor_shows_the_commands_of_the_node_that_is_named(client):
 
 @pytest.mark.parametrize(
     ("target", "error", "text"),
-    [("primaries", ClusterRoutingError, "one node, got 3"), ("somewhere", TypeError, "target_nodes must be one of")],
+    [
+        ("primaries", ClusterRoutingError, "must name one node here, got 3"),
+        ("somewhere", TypeError, "target_nodes must be one of"),
+    ],
 )
 async def test_monitor_refuses_what_names_no_node_or_several(client, target, error, text):
     with pytest.raises(error, match=text):
@@ -559,3 +562,34 @@ async def test_notifications_about_keys_are_filtered_and_handled(servers, client
             while len(handled) < 6:
                 assert await notifications.get_message(timeout=1) is None
     assert {str(number) for number in range(6)} == {each.key for each in handled}
+
+
+async def test_messages_of_one_publisher_arrive_in_order(client):
+    count = 500
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe("news")
+        for number in range(count):
+            await client.publish("news", number)
+        pipe = client.pipeline(transaction=False)
+        for number in range(count, 2 * count):
+            pipe.publish("news", number)
+        await pipe.execute()
+
+        assert list(range(2 * count)) == [int((await next_of(pubsub))["data"]) for _ in range(2 * count)]
+
+
+async def test_publishing_needs_no_slot(make_pool):
+    with ClusterServers("--cluster-require-full-coverage", "no", replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
+        for node in servers.nodes:
+            node.call("CLUSTER", "DELSLOTS", key_slot("news"))
+        async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+            await pubsub.subscribe("news")
+            await client.publish("news", "1")
+            async with client.pipeline() as pipe:
+                await pipe.set("key", 1).publish("news", "2").execute()
+            async with client.client() as handle:
+                await handle.set("key", 2)
+                await handle.publish("news", "3")
+
+            assert [b"1", b"2", b"3"] == [(await next_of(pubsub))["data"] for _ in range(3)]

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from redis.exceptions import ResponseError
+from redis.exceptions import MovedError, ResponseError
 from support.internals import look_at_nodes
 
 from aioredis_monitored import (
@@ -18,6 +18,7 @@ from aioredis_monitored import (
     PoolClosedError,
 )
 from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.testing import ClusterServers
 
 KEYS = [f"key:{number}" for number in range(60)]
 
@@ -195,6 +196,8 @@ async def test_reads_go_to_replicas_where_that_is_wanted(cluster, on_cluster, un
     await asyncio.gather(*(on_cluster.set(key, key) for key in KEYS))
     for node in cluster.primaries():
         await until(lambda node=node: cluster.replica_of(node).call("DBSIZE") == node.call("DBSIZE"))
+    # A node leaves replicas out of its reply until it has heard of what they have replicated.
+    await until(lambda: all(len(each) > 3 for node in cluster.nodes for each in node.call("CLUSTER", "SLOTS")))
     before = [calls_of(node, "get") for node in cluster.primaries()]
     async with MonitoredConnectionPool.from_url(f"{cluster.url}?read_from=replica") as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
@@ -356,3 +359,30 @@ async def test_commands_for_several_nodes_are_refused_on_a_handle_that_is_altere
         await handle.client_setname("named")
         with pytest.raises(ClusterRoutingError, match="use the client that made it"):
             await handle.dbsize()
+
+
+async def test_pool_of_one_server_at_a_node_of_a_cluster_says_which_url_it_needs(cluster, make_client):
+    node = next(each for each in cluster.primaries() if each is not cluster.owner("key"))
+    async with make_client(node.url) as client:
+        for call in (client.get("key"), client.pipeline(transaction=False).get("key").execute()):
+            with pytest.raises(MovedError, match=r"the server is a node of a cluster: use a redis\+cluster://"):
+                await call
+
+
+async def test_clusters_pool_at_a_single_server_says_which_url_it_needs(server, make_pool):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url.replace("redis://", "redis+cluster://")))
+    with pytest.raises(ResponseError, match="cluster support disabled: use redis://"):
+        await client.get("key")
+
+
+async def test_command_that_the_table_does_not_know_is_found_by_its_redirect(make_pool):
+    with ClusterServers("--rename-command", "BITOP", "MYBITOP", replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
+        elsewhere = [f"{{{number}}}" for number in range(20)]
+        elsewhere = [tag for tag in elsewhere if servers.owner(tag) is not servers.owner("AND")]
+        for tag in elsewhere:
+            await client.set(f"{tag}from", "a")
+            command = ("MYBITOP", "AND", f"{tag}to", f"{tag}from")
+            assert 1 == await client.execute_command(*command)
+            assert [1] == await client.pipeline(transaction=False).execute_command(*command).execute()
+            assert [1] == await client.pipeline().execute_command(*command).execute()

@@ -302,7 +302,7 @@ async def test_command_of_a_pipeline_names_its_node(client):
     assert (node.port, b"1") == (found["tcp_port"], value)
     async with client.pipeline() as pipe:
         pipe.execute_command("INFO", target_nodes="all")
-        with pytest.raises(ClusterRoutingError, match="can be sent to one node, got 6"):
+        with pytest.raises(ClusterRoutingError, match="must name one node here, got 6"):
             await pipe.execute()
     async with client.pipeline(transaction=True) as pipe:
         pipe.execute_command("INFO", target_nodes=node)
@@ -410,3 +410,25 @@ async def test_replies_about_the_cluster_have_the_form_of_redis_py(cluster, prot
             ours = await client.execute_command(command, target_nodes=node)
             expected = await theirs.execute_command(command, target_nodes=theirs.get_node(first.host, first.port))
             assert shape(expected) == shape(ours), command
+
+
+@pytest.mark.parametrize(
+    ("argument", "advice"),
+    [
+        ({"address_remap": str}, "use address_map="),
+        ({"read_from_replicas": True}, "use read_from="),
+        ({"reinitialize_steps": 5}, "leave it out"),
+        ({"url": "redis://host"}, "use from_url"),
+    ],
+)
+def test_argument_of_redis_pys_cluster_client_is_refused_with_advice(argument, advice):
+    (name,) = argument
+    with pytest.raises(TypeError, match=f"{name}= is redis-py's: {advice}"):
+        MonitoredRedisCluster(host="host", **argument)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_encoding_on_which_slots_would_depend_is_refused(encoding):
+    with pytest.raises(ConfigurationError, match="encoding: must be utf-8 in a cluster"):
+        MonitoredRedisCluster(host="host", encoding=encoding)
+    assert MonitoredRedisCluster(host="host", encoding="UTF8")
