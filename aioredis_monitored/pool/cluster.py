@@ -73,22 +73,24 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         address_map: AddressMap | None = None,
         **arguments: Any,
     ) -> None:
-        self._start_addresses, own = validate_servers(
+        self._start_addresses, read = validate_servers(
             "nodes",
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
             self._topology_name,
             _encoding_problems(**arguments),
         )
-        self.reads_replicas = own["read_from"] == "replica"
-        resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
+        self.reads_replicas = read["read_from"] == "replica"
+        resolve = (lambda *where: where) if read["address_map"] is None else read["address_map"].resolve
         self.cluster_topology = ClusterTopology(
             self._start_addresses,
             self,
             resolve,
-            own["topology_refresh"],
+            read["topology_refresh"],
             verifies_names=issubclass(arguments.get("connection_class", Connection), SSLConnection),
         )
+        # Read once: the pool of a node must not load the authorities to check them.
+        arguments = {key: read[key] for key in arguments if key in read}
         self._node_pool_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
         instruments = self.telemetry.instruments

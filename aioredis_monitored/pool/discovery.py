@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -156,7 +156,6 @@ class SentinelDiscovery:
         self._resolves_again = True
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
-        self._ssl_context: Any = None
         self._clear()
 
     def _clear(self) -> None:
@@ -249,8 +248,6 @@ class SentinelDiscovery:
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
         asked_at = self._asked_at = monotonic()
-        # Its files may have changed.
-        self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
         await self._resolve()
         answers: list[Answer] = []
@@ -359,10 +356,7 @@ class SentinelDiscovery:
             connection = SSLConnection(**arguments)
         else:
             connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
-        if isinstance(connection, SSLConnection):
-            # Making one for each connection would block the event loop for longer than the sentinels take to answer.
-            self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
-        return with_safe_send(connection)
+        return with_safe_send(with_shared_context(connection))
 
     # Which sentinels there are.
 

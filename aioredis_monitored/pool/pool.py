@@ -36,6 +36,7 @@ from aioredis_monitored._redispy.connections import (
     is_decodable,
     make_safe_connection,
     with_safe_send,
+    with_shared_context,
 )
 from aioredis_monitored._redispy.located import abort_transport
 from aioredis_monitored._redispy.overrides import (
@@ -598,7 +599,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
-        connection = with_safe_send(super().make_connection())
+        connection = with_safe_send(with_shared_context(super().make_connection()))
         register_connect_callback(connection, self._on_connect)
         return connection
 

@@ -84,7 +84,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         name: str | None = None,
         **arguments: Any,
     ) -> None:
-        given, own = validate_servers(
+        given, read = validate_servers(
             "sentinels",
             sentinels,
             {
@@ -101,7 +101,9 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             self._topology_name,
             _problems_of(service),
         )
-        self.reads_replicas = own["read_from"] == "replica"
+        self.reads_replicas = read["read_from"] == "replica"
+        # Read once: the pool of a replica must not load the authorities to check them.
+        arguments = {key: read[key] for key in arguments if key in read}
         kind: Any = connection_class
         super().__init__(
             max_connections,
@@ -112,9 +114,10 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             **arguments,
         )
         deadline = self.retry_policy.deadline
-        credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
-        if own["sentinel_password_file"] is not None:
-            credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
+        username = read["sentinel_username"]
+        credentials: dict[str, Any] = {"username": username, "password": read["sentinel_password"]}
+        if read["sentinel_password_file"] is not None:
+            credentials = {"credential_provider": PasswordFile(read["sentinel_password_file"], username)}
         self.sentinel_credential_provider = credentials.get("credential_provider")
         tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
         self._discovery = SentinelDiscovery(
@@ -122,7 +125,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             given,
             credentials | tls,
             uses_tls=issubclass(kind, SSLConnection),
-            address_map=own["address_map"],
+            address_map=read["address_map"],
             listener=self,
             asks_replicas=self.reads_replicas,
             name=self.name,
