@@ -83,9 +83,9 @@ PINNED_CONNECTION_LOST: Final = (
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
-# The two shared connections must leave one for commands that need their own.
 # What a redirect means where there is no cluster's pool.
 _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
+# The two shared connections must leave one for commands that need their own.
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
