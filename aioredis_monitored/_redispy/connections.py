@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, cast
 from weakref import WeakValueDictionary
 
 from redis._parsers import Encoder
-from redis.asyncio import ConnectionPool
+from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection, DefaultParser, RedisSSLContext
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
@@ -21,10 +21,10 @@ from aioredis_monitored._redispy.sockets import has_socket, is_closed_transport_
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
 
-Connection = TypeVar("Connection", bound=AbstractConnection)
+AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 
 
-def with_safe_send(connection: Connection) -> Connection:
+def with_safe_send(connection: AnyConnection) -> AnyConnection:
     """Change the class of a connection to one without two faults of ``send_packed_command``, and return it.
 
     - redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation in the tick in which the
@@ -42,7 +42,16 @@ def with_safe_send(connection: Connection) -> Connection:
 
 
 class SafeConnection(AbstractConnection):
-    """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone."""
+    """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone.
+
+    Errors have an IPv6 address in brackets, without which its end and the port look the same.
+    """
+
+    def _host_error(self) -> str:
+        match self:
+            case Connection(host=str(host), port=port) if ":" in host:
+                return f"[{host}]:{port}"
+        return super()._host_error()  # type: ignore[safe-super]  # the connection's own class has it
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """Send a packed command, as redis-py does.
@@ -100,7 +109,7 @@ _TLS_SETTINGS: Final = [name for name in RedisSSLContext.__slots__ if name != "c
 _shared_contexts: Final[WeakValueDictionary[tuple[Any, ...], _SharedContext]] = WeakValueDictionary()
 
 
-def with_shared_context(connection: Connection) -> Connection:
+def with_shared_context(connection: AnyConnection) -> AnyConnection:
     """Let a connection have the TLS context of all that have the same settings, and return it.
 
     redis-py loads the system's authorities for each connection, which blocks the event loop for some 50 ms. The context

@@ -21,6 +21,11 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def address_text(host: str, port: int) -> str:
+    """Return a host and a port as text, an IPv6 address in brackets: ``[::1]:6379``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def read_addresses(value: object) -> list[Address]:
     """Return the addresses of servers that are given as pairs of a host and a port, of which there is at least one.
 

@@ -24,7 +24,7 @@ from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.metrics import PoolMetrics
@@ -107,8 +107,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return Server({key: value for key, value in attributes.items() if key not in unknown}, None)
 
     def _address_of(self, server: Server) -> str:
-        host, port = self._start_addresses[0]
-        return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
+        return f"{address_text(*self._start_addresses[0])}/{server.attributes[semconv.DB_NAMESPACE]}"
 
     def _describe_state(self) -> str:
         return super()._describe_state() if self.cluster_topology.all_pools() else "no node known yet"
@@ -128,12 +127,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Make the pool of a node; see ``PoolFactory``."""
         host, port = address
         kind = ReadingNodePool if self.reads_replicas else NodePool
-        return kind(
-            host=host,
-            port=port,
-            name=f"{self.name}@{host}:{port}",
-            **self._node_pool_arguments | self._tls_arguments(name),
-        )
+        return kind(self.name, host, port, **self._node_pool_arguments | self._tls_arguments(name))
 
     def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
         """Make a connection to a node that belongs to no pool; see ``PoolFactory``."""

@@ -34,7 +34,7 @@ from aioredis_monitored._topology.sentinel import (
     elect,
 )
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.retry import exponential_backoff
 
@@ -102,6 +102,9 @@ class _Sentinel:
     identity: str | None = None
     problem: str = ""
     refuses: bool = False
+
+    def __str__(self) -> str:
+        return address_text(self.host, self.port)
 
 
 class SentinelDiscovery:
@@ -412,8 +415,8 @@ class SentinelDiscovery:
 
     def _failure(self, election: Election) -> RedisConnectionError:
         problems = [
-            *(f"{host}:{port}: {reason}" for (host, port), reason in self._unresolved.items()),
-            *(f"{each.host}:{each.port}: {each.problem}" for each in self._sentinels if each.problem),
+            *(f"{address_text(*address)}: {reason}" for address, reason in self._unresolved.items()),
+            *(f"{each}: {each.problem}" for each in self._sentinels if each.problem),
         ]
         text = f"no primary of {self.tracker.service!r} is known: {election.answered} of {election.known} sentinels"
         text += " answered" + (", and none of them knows it" if election.answered else "")
@@ -455,10 +458,9 @@ class SentinelDiscovery:
                 is_refused = isinstance(error, AuthenticationError)
                 if failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
-                        "pool %r: the sentinel %s:%d refuses subscriptions, so that failovers are noticed late: %s",
+                        "pool %r: the sentinel %s refuses subscriptions, so that failovers are noticed late: %s",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        sentinel,
                         error,
                     )
             except Exception:
@@ -467,10 +469,9 @@ class SentinelDiscovery:
                 if not is_logged:
                     is_logged = True
                     _LOGGER.exception(
-                        "pool %r: following the sentinel %s:%d failed; it goes on with a new connection",
+                        "pool %r: following the sentinel %s failed; it goes on with a new connection",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        sentinel,
                     )
             await asyncio.sleep(_REFUSED_SECONDS if is_refused else self._backoff(failures))
 

@@ -259,7 +259,7 @@ class MonitoredConnectionPool(TypedPool):
         self._address = self._address_of(server)
         self.name = name or self._address
         self._metrics = self._make_metrics()
-        self._lifecycle = Lifecycle(self.name, self._slots)
+        self._lifecycle = Lifecycle(self._title, self._slots)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
@@ -326,6 +326,10 @@ class MonitoredConnectionPool(TypedPool):
         if self.multiplexer is not None:
             state += f"; shared: {self.multiplexer.in_flight()} in flight, {self.multiplexer.queued()} waiting"
         return state
+
+    @property
+    def _title(self) -> str:
+        return f"pool {self.name!r}"
 
     @property
     def _label(self) -> str:

@@ -17,7 +17,7 @@ from redis.utils import str_if_bytes
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
@@ -134,7 +134,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             self.name,
             {**arguments, "max_connections": max_connections, "connection_class": kind, **self._brief_timeouts()},
         )
-        self._address = f"{','.join(f'{host}:{port}' for host, port in given)}/{service}/{self._template.db}"
+        self._address = f"{','.join(address_text(*each) for each in given)}/{service}/{self._template.db}"
         # The primary that connections were made to last.
         self._served_by: Address | None = None
         self.telemetry.start_counter(self.telemetry.instruments.failovers)
@@ -179,10 +179,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
     async def _on_connect(self, connection: AbstractConnection) -> None:
         await super()._on_connect(connection)
         location = _location_of(connection)
+        where = address_text(location.host, location.port)
         if await _is_replica(connection):
             self._discovery.refute(location.announced)
             await connection.disconnect(nowait=True)
-            message = f"{location.host}:{location.port} is a replica, and not the primary of {self._service!r}"
+            message = f"{where} is a replica, and not the primary of {self._service!r}"
             raise RedisConnectionError(message)
         if not self.is_current(connection):
             await connection.disconnect(nowait=True)
@@ -190,9 +191,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         before, self._served_by = self._served_by, location.announced
         if before not in {None, location.announced}:
             self.telemetry.record(self.telemetry.instruments.failovers.add, 1)
-            _LOGGER.warning(
-                "pool %r: the primary of %r is %s:%d now", self.name, self._service, location.host, location.port
-            )
+            _LOGGER.warning("pool %r: the primary of %r is %s now", self.name, self._service, where)
 
     @property
     def _service(self) -> str:

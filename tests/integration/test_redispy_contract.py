@@ -19,7 +19,15 @@ import redis.exceptions
 import trustme
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
-from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, RedisCluster, SSLConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    ConnectionPool,
+    Redis,
+    RedisCluster,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.client import Monitor, Pipeline, PubSub
 from redis.asyncio.connection import AbstractConnection, DefaultParser, RedisSSLContext
 from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
@@ -416,6 +424,12 @@ def test_context_is_made_of_settings_that_are_arguments_and_is_the_one_that_a_co
     assert connection.ssl_context is other.ssl_context
     assert connection._connection_arguments()["ssl"] is other._connection_arguments()["ssl"]
     assert ssl.CERT_REQUIRED == connection.cert_reqs
+
+
+def test_host_of_an_error_is_that_of_the_connections_own_class():
+    assert "[::1]:7000" == with_safe_send(Connection(host="::1", port=7000))._host_error()
+    assert "localhost:7000" == with_safe_send(SSLConnection(host="localhost", port=7000))._host_error()
+    assert "/run/redis.sock" == with_safe_send(UnixDomainSocketConnection(path="/run/redis.sock"))._host_error()
 
 
 def test_context_of_another_kind_is_left_to_its_connection():
