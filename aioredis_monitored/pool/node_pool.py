@@ -9,7 +9,7 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 
 
 class NodePool(MonitoredConnectionPool):
-    """A pool whose arguments were given to another one, which has warned of them.
+    """A pool whose arguments were given to another one, which has checked them.
 
     Args:
         owner: The name of the other pool, which the application has made; the name of this one adds ``@``, host and
@@ -19,7 +19,8 @@ class NodePool(MonitoredConnectionPool):
         arguments: All others of ``MonitoredConnectionPool``, except ``name``.
     """
 
-    warns_of_arguments = False
+    # What servers announce is impossible for them alone.
+    checks_arguments = False
 
     def __init__(self, owner: str, host: str, port: int, **arguments: Any) -> None:
         self._owner = owner

@@ -178,10 +178,10 @@ class MonitoredConnectionPool(TypedPool):
     """
 
     # Whether each command must follow ASKING (see AskingPool), whether an application's reads may go to replicas, and
-    # whether arguments that are ignored or unsafe are logged.
+    # whether an application has given the arguments, and is told of what is impossible, ignored or unsafe.
     is_asking = False
     reads_replicas = False
-    warns_of_arguments = True
+    checks_arguments = True
 
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
@@ -235,6 +235,7 @@ class MonitoredConnectionPool(TypedPool):
                 "connection_class": connection_class,
             },
             self._topology_name,
+            checks_server=self.checks_arguments,
         )
         own = {option: arguments.pop(option) for option in own}
         # First, as redis-py's constructor sets attributes that the slots hold.
@@ -264,7 +265,7 @@ class MonitoredConnectionPool(TypedPool):
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
-        if self.warns_of_arguments:
+        if self.checks_arguments:
             self._warn_unverified()
             self._warn_ignored(retry, retry_on_error, retry_on_timeout)
 
@@ -385,7 +386,7 @@ class MonitoredConnectionPool(TypedPool):
             TypeError: It is no retry policy.
         """
         self._set_retries(_retries_of(retry))
-        if self.warns_of_arguments:
+        if self.checks_arguments:
             self._warn_ignored(retry)
 
     def get_retry(self) -> Retry:
