@@ -64,6 +64,9 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         TypeError: An argument is unknown.
     """
 
+    # Connections, and with them the time-outs of those who wait for one, are the nodes' pools'.
+    _counters = ("lock_contended", "lock_lost", "pubsub_reconnects", "cluster_refreshes", "failovers")
+
     def __init__(
         self,
         nodes: Sequence[Address],
@@ -93,11 +96,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         arguments = {key: read[key] for key in arguments if key in read}
         self._node_pool_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
-        instruments = self.telemetry.instruments
-        self.telemetry.start_counter(instruments.cluster_refreshes)
-        self.telemetry.start_counter(instruments.failovers)
         for kind in REDIRECTS:
-            self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
+            self.telemetry.start_counter(
+                self.telemetry.instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind}
+            )
 
     # What a pool of one server does once, and this one does for each node.
 

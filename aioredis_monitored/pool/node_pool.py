@@ -21,6 +21,8 @@ class NodePool(MonitoredConnectionPool):
 
     # What servers announce is impossible for them alone.
     checks_arguments = False
+    # Locks and subscriptions are the other pool's.
+    _counters = ("timeouts",)
 
     def __init__(self, owner: str, host: str, port: int, **arguments: Any) -> None:
         self._owner = owner

@@ -183,6 +183,10 @@ class MonitoredConnectionPool(TypedPool):
     reads_replicas = False
     checks_arguments = True
 
+    # The counters that begin with 0: those of what happens on this pool, and not on one that it has made, or that has
+    # made it.
+    _counters: ClassVar[tuple[str, ...]] = ("timeouts", "lock_contended", "lock_lost", "pubsub_reconnects")
+
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
     _topology_name: ClassVar[Topology] = "standalone"
@@ -265,6 +269,8 @@ class MonitoredConnectionPool(TypedPool):
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
+        for counter in self._counters:
+            self.telemetry.start_counter(getattr(self.telemetry.instruments, counter))
         if self.checks_arguments:
             self._warn_unverified()
             self._warn_ignored(retry, retry_on_error, retry_on_timeout)

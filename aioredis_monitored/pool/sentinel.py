@@ -68,6 +68,8 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         ConfigurationError: A value cannot be used; the error names every such value at once.
     """
 
+    _counters = ("timeouts", "lock_contended", "lock_lost", "pubsub_reconnects", "failovers")
+
     def __init__(
         self,
         sentinels: Sequence[Address],
@@ -137,7 +139,6 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         self._address = f"{','.join(address_text(*each) for each in given)}/{service}/{self._template.db}"
         # The primary that connections were made to last.
         self._served_by: Address | None = None
-        self.telemetry.start_counter(self.telemetry.instruments.failovers)
         # Its tasks would keep on following.
         finalize(self, self._discovery.end)
 
