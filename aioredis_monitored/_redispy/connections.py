@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -121,7 +121,11 @@ def with_shared_context(connection: AnyConnection) -> AnyConnection:
     own: Any = getattr(connection, "ssl_context", None)
     if type(own) is RedisSSLContext:
         settings = {name: getattr(own, name) for name in _TLS_SETTINGS}
-        key = tuple(tuple(value) if isinstance(value, list) else value for value in settings.values())
+        # Flags are collections, which cannot be hashed.
+        key = tuple(
+            tuple(value) if isinstance(value, Collection) and not isinstance(value, str | bytes) else value
+            for value in settings.values()
+        )
         cast("Any", connection).ssl_context = _shared_contexts.setdefault(key, _SharedContext(**settings))
     return connection
 

@@ -420,7 +420,8 @@ def test_context_is_made_of_settings_that_are_arguments_and_is_the_one_that_a_co
     settings = [name for name in RedisSSLContext.__slots__ if name != "context"]
     assert settings == list(inspect.signature(RedisSSLContext).parameters)
 
-    connection, other = (with_shared_context(SSLConnection(ssl_min_version=version)) for version in (None, None))
+    arguments = {"ssl_exclude_verify_flags": [ssl.VerifyFlags.VERIFY_X509_STRICT], "ssl_ca_data": None}
+    connection, other = (with_shared_context(SSLConnection(**arguments)) for _ in range(2))
     assert connection.ssl_context is other.ssl_context
     assert connection._connection_arguments()["ssl"] is other._connection_arguments()["ssl"]
     assert ssl.CERT_REQUIRED == connection.cert_reqs
