@@ -1,24 +1,30 @@
-"""redis-py's connections: sending and the RESP2 handshake without the faults of redis-py 8.1, and decoding."""
+"""redis-py's connections: sending, TLS and the RESP2 handshake without the faults of redis-py 8.1, and decoding."""
 # mypy: disallow-untyped-calls=False
 
 import asyncio
-from collections.abc import Iterable
+import logging
+import ssl
+from collections.abc import Collection, Iterable
 from functools import lru_cache
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import Any, Final, TypeVar, cast
+from weakref import WeakValueDictionary
 
 from redis._parsers import Encoder
-from redis.asyncio import ConnectionPool
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio import Connection, ConnectionPool
+from redis.asyncio.connection import AbstractConnection, DefaultParser, RedisSSLContext
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import has_socket, is_closed_transport_error, parser_of
 
-Connection = TypeVar("Connection", bound=AbstractConnection)
+_LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
+
+AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 
 
-def with_safe_send(connection: Connection) -> Connection:
+def with_safe_send(connection: AnyConnection) -> AnyConnection:
     """Change the class of a connection to one without two faults of ``send_packed_command``, and return it.
 
     - redis-py sends under ``asyncio.wait_for``, which on Python 3.11 swallows a cancellation in the tick in which the
@@ -36,7 +42,16 @@ def with_safe_send(connection: Connection) -> Connection:
 
 
 class SafeConnection(AbstractConnection):
-    """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone."""
+    """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone.
+
+    Errors have an IPv6 address in brackets, without which its end and the port look the same.
+    """
+
+    def _host_error(self) -> str:
+        match self:
+            case Connection(host=str(host), port=port) if ":" in host:
+                return f"[{host}]:{port}"
+        return super()._host_error()  # type: ignore[safe-super]  # the connection's own class has it
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """Send a packed command, as redis-py does.
@@ -64,16 +79,80 @@ class SafeConnection(AbstractConnection):
             raise
 
 
+class _SharedContext(RedisSSLContext):
+    """The settings of TLS connections; their context is made once, and anew when one of their files has changed."""
+
+    _versions: list[tuple[int, int, int] | None] | None = None
+
+    def get(self) -> ssl.SSLContext:
+        """Return the context; the last one while files that have changed cannot be used.
+
+        Raises:
+            OSError: There is no last one.
+        """
+        versions = [_version_of(path) for path in (self.certfile, self.keyfile, self.ca_certs)]
+        if versions == self._versions:
+            return super().get()
+        # A renewed certificate is used without a restart, as when each connection made a context.
+        last, self.context, self._versions = self.context, None, versions
+        try:
+            return super().get()
+        except OSError as error:
+            if last is None:
+                raise
+            self.context = last
+            _LOGGER.warning("the changed files of a TLS certificate cannot be used, and the last ones are: %s", error)
+            return last
+
+
+_TLS_SETTINGS: Final = [name for name in RedisSSLContext.__slots__ if name != "context"]
+_shared_contexts: Final[WeakValueDictionary[tuple[Any, ...], _SharedContext]] = WeakValueDictionary()
+
+
+def with_shared_context(connection: AnyConnection) -> AnyConnection:
+    """Let a connection have the TLS context of all that have the same settings, and return it.
+
+    redis-py loads the system's authorities for each connection, which blocks the event loop for some 50 ms. The context
+    lives as long as one of the connections.
+
+    Args:
+        connection: One of any class. One without TLS, or with a context of another kind, stays unchanged.
+    """
+    own: Any = getattr(connection, "ssl_context", None)
+    if type(own) is RedisSSLContext:
+        settings = {name: getattr(own, name) for name in _TLS_SETTINGS}
+        # Flags are collections, which cannot be hashed.
+        key = tuple(
+            tuple(value) if isinstance(value, Collection) and not isinstance(value, str | bytes) else value
+            for value in settings.values()
+        )
+        cast("Any", connection).ssl_context = _shared_contexts.setdefault(key, _SharedContext(**settings))
+    return connection
+
+
+def _version_of(path: str | None) -> tuple[int, int, int] | None:
+    if path is None:
+        return None
+    try:
+        found = Path(path).stat()
+    except OSError:
+        # Loading it says why.
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
 def make_safe_connection(pool: ConnectionPool, **others: Any) -> AbstractConnection:
-    """Make a connection as redis-py's own pool does, without what its subclasses add, and ``with_safe_send``.
+    """Make a connection as redis-py's own pool does, without what its subclasses add.
+
+    It is ``with_safe_send`` and ``with_shared_context``.
 
     Args:
         pool: The pool.
         others: Replace arguments of the pool's connections, and ``connection_class`` their class.
     """
     arguments = {"connection_class": pool.connection_class, **pool.connection_kwargs, **others}
-    connection: AbstractConnection = with_safe_send(arguments.pop("connection_class")(**arguments))
-    return connection
+    connection: AbstractConnection = arguments.pop("connection_class")(**arguments)
+    return with_safe_send(with_shared_context(connection))
 
 
 def has_standard_io(connection: AbstractConnection) -> bool:

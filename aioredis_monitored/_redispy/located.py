@@ -63,7 +63,7 @@ class LocatedConnection(Connection):
         if not connecting.done():
             await asyncio.wait([connecting])
         if connecting.cancelled():
-            message = f"{place.host}:{place.port} was replaced while it was connected to"
+            message = f"{self._host_error()} was replaced while it was connected to"
             raise RedisConnectionError(message)
         connecting.result()
 

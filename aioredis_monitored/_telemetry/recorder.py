@@ -89,7 +89,7 @@ class PoolRecorder:
         self._prefix_limit = CardinalityLimit(_MAX_ERROR_PREFIXES)
         self._queue_limit = CardinalityLimit(_MAX_QUEUES)
         self.queues: dict[tuple[tuple[str, str], ...], QueueStats] = {}
-        self._further_counters: list[tuple[Counter, dict[str, Any] | None]] = []
+        self._counters: list[tuple[Counter, dict[str, Any] | None]] = []
         warn_native_metrics()
 
     def is_enabled(self) -> bool:
@@ -115,22 +115,20 @@ class PoolRecorder:
         self._start_counters()
 
     def start_counter(self, counter: Counter, attributes: dict[str, Any] | None = None) -> None:
-        """Start a counter that only some pools have; ``attributes`` are those of its points."""
-        self._further_counters.append((counter, attributes))
-        self.record(counter.add, 0, attributes)
+        """Let a counter begin with 0, once: one that begins with its first event shows no increase by it.
+
+        Args:
+            counter: The counter.
+            attributes: Those of its points beside the pool's name; default ``None``.
+        """
+        if (counter, attributes) not in self._counters:
+            self._counters.append((counter, attributes))
+            self.record(counter.add, 0, attributes)
 
     def _start_counters(self) -> None:
-        # A counter that begins with its first event shows no increase by it.
-        instruments = self.instruments
-        for counter in (
-            instruments.timeouts,
-            instruments.lock_contended,
-            instruments.lock_lost,
-            instruments.pubsub_reconnects,
-        ):
-            self.record(counter.add, 0)
-        for counter, attributes in self._further_counters:
+        for counter, attributes in self._counters:
             self.record(counter.add, 0, attributes)
+        instruments = self.instruments
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
             for queue in self.queues.values():
                 self.record(counter.add, 0, queue.attributes)

@@ -27,6 +27,7 @@ from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
+from aioredis_monitored.config.addresses import address_text
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.errors import MonitoredRedisError, cause_of
 
@@ -116,7 +117,7 @@ def _address_of(host: str, port: int) -> tuple[dict[str, Any], str]:
     address: dict[str, Any] = {semconv.SERVER_ADDRESS: host}
     if port != _DEFAULT_PORT:
         address[semconv.SERVER_PORT] = port
-    return address, f"{host}:{port}"
+    return address, address_text(host, port)
 
 
 @dataclass(frozen=True, slots=True)  # its attributes are read faster than those of a NamedTuple

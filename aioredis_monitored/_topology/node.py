@@ -4,6 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from aioredis_monitored.config.addresses import address_text
+
 
 @dataclass(frozen=True, slots=True)
 class ClusterNode:
@@ -21,8 +23,8 @@ class ClusterNode:
 
     @property
     def name(self) -> str:
-        """Its host and port, as in ``127.0.0.1:7000``."""
-        return f"{self.host}:{self.port}"
+        """Its host and port, as in ``127.0.0.1:7000`` or ``[::1]:7000``."""
+        return address_text(self.host, self.port)
 
 
 # What ``target_nodes=`` takes: one of redis-py's flags, a node, or several. Any object with a host and a port will do,

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from aioredis_monitored._telemetry import semconv_ext
+from aioredis_monitored.config.addresses import address_text
 from aioredis_monitored.testing.capture import Recording
 
 _NANOSECONDS = 1e6  # in a millisecond
@@ -79,7 +80,7 @@ def _label(span: ReadableSpan) -> str:
 
 def _server(point: Any) -> str:
     address, port = (point.attributes.get(name, "") for name in ("server.address", "server.port"))
-    return f"{address}:{port}" if port else str(address)
+    return address_text(str(address), port) if port else str(address)
 
 
 def _remark(span: ReadableSpan) -> str:

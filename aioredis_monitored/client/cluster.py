@@ -19,6 +19,7 @@ from aioredis_monitored._topology.node import ClusterNode, TargetNodes
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.pipeline import MonitoredRedisPipeline
 from aioredis_monitored.client.pubsub import MonitoredPubSub
+from aioredis_monitored.config.addresses import address_text
 from aioredis_monitored.config.schema import url_arguments
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
@@ -201,7 +202,7 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         Raises:
             redis.exceptions.DataError: Neither is given.
         """
-        name = f"{host}:{port}" if host and port else node_name
+        name = address_text(host, port) if host and port else node_name
         if not name:
             raise DataError("get_node must be given host and port, or node_name")
         return next((node for node in self.get_nodes() if node.name == name), None)
@@ -331,7 +332,9 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             raise DataError("pubsub must be given a node, or both host and port, or nothing for any node")
         found = self.get_node(host, port)
         if found is None:
-            message = f"the cluster is not known to have a node {host}:{port}: initialize() finds its nodes"
+            message = (
+                f"the cluster is not known to have a node {address_text(host, port)}: initialize() finds its nodes"
+            )
             raise ClusterRoutingError(message)
         pool = self._cluster.pool_of(found)
         arguments = {

@@ -129,6 +129,9 @@ class MonitoredLock(TypedLock):
         return await operation.observe(acquiring)
 
     async def _acquire_recorded(self, recorder: PoolRecorder, operation: Operation, *arguments: Any) -> bool:
+        # On the pool of one node of a cluster, they have not begun.
+        recorder.start_counter(recorder.instruments.lock_contended)
+        recorder.start_counter(recorder.instruments.lock_lost)
         polling = _Polling(self, recorder)
         acquired: bool = False
         started = perf_counter()

@@ -3,13 +3,19 @@
 import re
 from collections.abc import Iterable
 from ipaddress import IPv6Address, ip_address
-from typing import Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 Address = tuple[str, int]
 
 MAX_PORT: Final = 65_535
-_HOST_NAME: Final = re.compile(r"[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+# What a host and a port must be, as arguments.
+HOST: Final = "a name, an IPv4 address or an IPv6 address without brackets"
+PORT: Final = f"a whole number from 1 to {MAX_PORT:,}"
+_PAIRS: Final = "must be pairs of a host and a port, such as ('cache.example', 6379) or ('::1', 6379)"
+_HOST_NAME: Final = re.compile(r"(?=.{1,254}$)[\w-]{1,63}(?:\.[\w-]{1,63})*\.?")
+# What looks like an IPv4 address is none with 256 in it; name servers would be asked for it.
+_LIKE_IPV4: Final = re.compile(r"[0-9]+(?:\.[0-9]+){3}")
 
 
 def is_ip_address(host: str) -> bool:
@@ -21,24 +27,52 @@ def is_ip_address(host: str) -> bool:
     return True
 
 
+def address_text(host: str, port: int) -> str:
+    """Return a host and a port as text, an IPv6 address in brackets: ``[::1]:6379``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
 def read_addresses(value: object) -> list[Address]:
     """Return the addresses of servers that are given as pairs of a host and a port, of which there is at least one.
 
     Raises:
-        ValueError: The value is something else; the text says what it must be.
+        ValueError: The value is something else; the text says what it must be, and repeats nothing of it.
     """
-    pairs = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
+    pairs: list[Any] = list(value) if isinstance(value, Iterable) and not isinstance(value, str | bytes) else [value]
+    if not pairs:
+        message = f"{_PAIRS}, got none"
+        raise ValueError(message)
     addresses: list[Address] = []
-    for each in pairs:
+    problems: list[str] = []
+    for number, each in enumerate(pairs, 1):
         match each:
-            case (str(host), int(port)) if host and 0 < port <= MAX_PORT:
+            case (host, port):
+                if not is_host(host):
+                    problems.append(f"the host of pair {number} must be {HOST}")
+                if not is_port(port):
+                    problems.append(f"the port of pair {number} must be {PORT}")
                 addresses.append((host, port))
             case _:
-                message = f"must be pairs of a host and a port from 1 to {MAX_PORT:,}, got {type(each).__name__}"
+                message = f"{_PAIRS}, got {type(each).__name__}"
                 raise ValueError(message)
-    if not addresses:
-        raise ValueError("must be pairs of a host and a port, got none")
+    if problems:
+        message = f"{_PAIRS}: {', '.join(problems)}"
+        raise ValueError(message)
     return addresses
+
+
+def is_host(value: object) -> bool:
+    """Whether a value may be a host as connections take it, an IPv6 address without brackets."""
+    if not isinstance(value, str):
+        return False
+    if ":" in value or _LIKE_IPV4.fullmatch(value):
+        return is_ip_address(value)
+    return _HOST_NAME.fullmatch(value) is not None
+
+
+def is_port(value: object) -> bool:
+    """Whether a value is the number of a TCP port."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MAX_PORT
 
 
 def read_host(text: str) -> str:
@@ -49,7 +83,7 @@ def read_host(text: str) -> str:
     """
     if text.startswith("["):
         return str(IPv6Address(unquote(text[1:-1])))
-    if not _HOST_NAME.fullmatch(text):
+    if ":" in text or not is_host(text):
         raise ValueError
     return text
 
@@ -60,6 +94,6 @@ def read_port(text: str) -> int:
     Raises:
         ValueError: The text is no number from 1 to 65,535.
     """
-    if re.fullmatch("[0-9]{1,5}", text) and 0 < int(text) <= MAX_PORT:
+    if re.fullmatch("[0-9]{1,5}", text) and is_port(int(text)):
         return int(text)
     raise ValueError

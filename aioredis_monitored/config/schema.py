@@ -18,7 +18,7 @@ from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnect
 
 from aioredis_monitored.config import readers
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address, read_port
+from aioredis_monitored.config.addresses import HOST, PORT, Address, is_host, is_port, read_port
 from aioredis_monitored.config.url import RedisUrl, Topology, parse_url, scheme_of
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
@@ -460,7 +460,9 @@ _POOL_OPTIONS: Final = frozenset(_IN_URL) - _text_arguments(SSLConnection)
 _URL_OPTIONS: Final = _POOL_OPTIONS | _text_arguments(SSLConnection)
 
 
-def validate_arguments(arguments: Mapping[str, Any], topology: Topology | None = None) -> dict[str, Any]:
+def validate_arguments(
+    arguments: Mapping[str, Any], topology: Topology | None = None, *, checks_server: bool = False
+) -> dict[str, Any]:
     """Read those keyword arguments of a pool that are options; return them together with all others.
 
     As in redis-py, an empty name or password counts as None, and bytes count as text. Values of a ``RedisConfig`` pass:
@@ -469,6 +471,7 @@ def validate_arguments(arguments: Mapping[str, Any], topology: Topology | None =
     Args:
         arguments: The keyword arguments.
         topology: The topology that each option must apply to; default ``None``, for any.
+        checks_server: Whether ``host`` and ``port`` of TCP connections are checked as well; default ``False``.
 
     Raises:
         ConfigurationError: Some of them cannot be used; no value is repeated.
@@ -486,6 +489,7 @@ def validate_arguments(arguments: Mapping[str, Any], topology: Topology | None =
                 read[name] = _read_argument(option, value)
             except ValueError as error:
                 problems.append((name, str(error)))
+    problems += _server_problems(**read) if checks_server else []
     for file, *others in _PASSWORDS:
         if read.get(file) is not None:
             beside = (name for name in others if read.get(name) is not None)
@@ -493,6 +497,23 @@ def validate_arguments(arguments: Mapping[str, Any], topology: Topology | None =
     if problems:
         raise ConfigurationError(*problems)
     return read
+
+
+def _server_problems(
+    host: object = None, port: object = None, connection_class: object = Connection, **_others: object
+) -> list[tuple[str, str]]:
+    if not (isinstance(connection_class, type) and issubclass(connection_class, Connection)):
+        # What these are to connections of another kind is unknown.
+        return []
+    problems = []
+    # An empty host is this machine, as in redis-py.
+    if isinstance(host, str) and host and not is_host(host):
+        problems.append(("host", f"must be {HOST}"))
+    # As in redis-py, text will do.
+    number = int(port) if isinstance(port, str) and port.strip().isdecimal() else port
+    if number is not None and not is_port(number):
+        problems.append(("port", f"must be {PORT}"))
+    return problems
 
 
 def _read_argument(option: Option, value: object) -> Any:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal
 from urllib.parse import parse_qsl, unquote
 
-from aioredis_monitored.config.addresses import MAX_PORT, Address, read_host, read_port
+from aioredis_monitored.config.addresses import MAX_PORT, Address, is_ip_address, read_host, read_port
 
 Topology = Literal["standalone", "cluster", "sentinel"]
 
@@ -127,13 +127,13 @@ def _unreadable(url: str) -> str | None:
 
 
 def _refusal(scheme: str) -> str:
-    # Other clients have redis-sentinel://, sentinel:// or redis-cluster:// and their forms with TLS.
+    # Other clients have redis-sentinel://, sentinel:// or redis-cluster:// and their forms with TLS, and redis+tls://.
     topology: Topology = "standalone"
     if "cluster" in scheme:
         topology = "cluster"
     elif "sentinel" in scheme:
         topology = "sentinel"
-    is_encrypted = topology != "standalone" and re.search("rediss|valkeys|ssl|tls", scheme)
+    is_encrypted = re.search("rediss|valkeys|ssl|tls", scheme)
     return f"unknown scheme '{scheme}': {_form(topology, 'rediss' if is_encrypted else 'redis')}"
 
 
@@ -159,6 +159,9 @@ def _read_addresses(parsed: RedisUrl, text: str, *, strict: bool) -> None:
 
 
 def _read_address(parsed: RedisUrl, address: str, *, strict: bool) -> tuple[str | None, int | None]:
+    if address.count(":") > 1 and any(is_ip_address(unquote(each)) for each in (address, address.rpartition(":")[0])):
+        parsed.problems.append("an IPv6 address must be in brackets, as in [::1]:6379")
+        return None, None
     match = _ADDRESS.fullmatch(address)
     if match is None or not (match["host"] or (parsed.topology == "standalone" and not strict)):
         parsed.problems.append(f"no host: {_form(parsed.topology, parsed.scheme)}")

@@ -24,7 +24,7 @@ from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored._topology.placement import Kind, batch_slot, placement_of, routing_error
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.metrics import PoolMetrics
@@ -64,6 +64,9 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         TypeError: An argument is unknown.
     """
 
+    # Connections, and with them the time-outs of those who wait for one, are the nodes' pools'.
+    _counters = ("lock_contended", "lock_lost", "pubsub_reconnects", "cluster_refreshes", "failovers")
+
     def __init__(
         self,
         nodes: Sequence[Address],
@@ -73,29 +76,30 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         address_map: AddressMap | None = None,
         **arguments: Any,
     ) -> None:
-        self._start_addresses, own = validate_servers(
+        self._start_addresses, read = validate_servers(
             "nodes",
             nodes,
             {"read_from": read_from, "topology_refresh": topology_refresh, "address_map": address_map, **arguments},
             self._topology_name,
             _encoding_problems(**arguments),
         )
-        self.reads_replicas = own["read_from"] == "replica"
-        resolve = (lambda *where: where) if own["address_map"] is None else own["address_map"].resolve
+        self.reads_replicas = read["read_from"] == "replica"
+        resolve = (lambda *where: where) if read["address_map"] is None else read["address_map"].resolve
         self.cluster_topology = ClusterTopology(
             self._start_addresses,
             self,
             resolve,
-            own["topology_refresh"],
+            read["topology_refresh"],
             verifies_names=issubclass(arguments.get("connection_class", Connection), SSLConnection),
         )
+        # Read once: the pool of a node must not load the authorities to check them.
+        arguments = {key: read[key] for key in arguments if key in read}
         self._node_pool_arguments = {key: value for key, value in arguments.items() if key != "name"}
         super().__init__(**arguments)
-        instruments = self.telemetry.instruments
-        self.telemetry.start_counter(instruments.cluster_refreshes)
-        self.telemetry.start_counter(instruments.failovers)
         for kind in REDIRECTS:
-            self.telemetry.start_counter(instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind})
+            self.telemetry.start_counter(
+                self.telemetry.instruments.cluster_redirects, {semconv_ext.CLUSTER_REDIRECT: kind}
+            )
 
     # What a pool of one server does once, and this one does for each node.
 
@@ -105,8 +109,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         return Server({key: value for key, value in attributes.items() if key not in unknown}, None)
 
     def _address_of(self, server: Server) -> str:
-        host, port = self._start_addresses[0]
-        return f"{host}:{port}/{server.attributes[semconv.DB_NAMESPACE]}"
+        return f"{address_text(*self._start_addresses[0])}/{server.attributes[semconv.DB_NAMESPACE]}"
 
     def _describe_state(self) -> str:
         return super()._describe_state() if self.cluster_topology.all_pools() else "no node known yet"
@@ -126,12 +129,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """Make the pool of a node; see ``PoolFactory``."""
         host, port = address
         kind = ReadingNodePool if self.reads_replicas else NodePool
-        return kind(
-            host=host,
-            port=port,
-            name=f"{self.name}@{host}:{port}",
-            **self._node_pool_arguments | self._tls_arguments(name),
-        )
+        return kind(self.name, host, port, **self._node_pool_arguments | self._tls_arguments(name))
 
     def make_connection_to(self, address: Address, name: str | None) -> AbstractConnection:
         """Make a connection to a node that belongs to no pool; see ``PoolFactory``."""

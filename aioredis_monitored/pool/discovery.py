@@ -17,7 +17,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send
+from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -34,7 +34,7 @@ from aioredis_monitored._topology.sentinel import (
     elect,
 )
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.retry import exponential_backoff
 
@@ -103,6 +103,9 @@ class _Sentinel:
     problem: str = ""
     refuses: bool = False
 
+    def __str__(self) -> str:
+        return address_text(self.host, self.port)
+
 
 class SentinelDiscovery:
     """Knows all sentinels of one service: those that are given, all addresses of a name, and those that these know.
@@ -156,7 +159,6 @@ class SentinelDiscovery:
         self._resolves_again = True
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
-        self._ssl_context: Any = None
         self._clear()
 
     def _clear(self) -> None:
@@ -249,8 +251,6 @@ class SentinelDiscovery:
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
         asked_at = self._asked_at = monotonic()
-        # Its files may have changed.
-        self._ssl_context = None
         deadline = loop.time() + _ASK_SECONDS
         await self._resolve()
         answers: list[Answer] = []
@@ -359,10 +359,7 @@ class SentinelDiscovery:
             connection = SSLConnection(**arguments)
         else:
             connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
-        if isinstance(connection, SSLConnection):
-            # Making one for each connection would block the event loop for longer than the sentinels take to answer.
-            self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
-        return with_safe_send(connection)
+        return with_safe_send(with_shared_context(connection))
 
     # Which sentinels there are.
 
@@ -418,8 +415,8 @@ class SentinelDiscovery:
 
     def _failure(self, election: Election) -> RedisConnectionError:
         problems = [
-            *(f"{host}:{port}: {reason}" for (host, port), reason in self._unresolved.items()),
-            *(f"{each.host}:{each.port}: {each.problem}" for each in self._sentinels if each.problem),
+            *(f"{address_text(*address)}: {reason}" for address, reason in self._unresolved.items()),
+            *(f"{each}: {each.problem}" for each in self._sentinels if each.problem),
         ]
         text = f"no primary of {self.tracker.service!r} is known: {election.answered} of {election.known} sentinels"
         text += " answered" + (", and none of them knows it" if election.answered else "")
@@ -461,10 +458,9 @@ class SentinelDiscovery:
                 is_refused = isinstance(error, AuthenticationError)
                 if failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
-                        "pool %r: the sentinel %s:%d refuses subscriptions, so that failovers are noticed late: %s",
+                        "pool %r: the sentinel %s refuses subscriptions, so that failovers are noticed late: %s",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        sentinel,
                         error,
                     )
             except Exception:
@@ -473,10 +469,9 @@ class SentinelDiscovery:
                 if not is_logged:
                     is_logged = True
                     _LOGGER.exception(
-                        "pool %r: following the sentinel %s:%d failed; it goes on with a new connection",
+                        "pool %r: following the sentinel %s failed; it goes on with a new connection",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        sentinel,
                     )
             await asyncio.sleep(_REFUSED_SECONDS if is_refused else self._backoff(failures))
 

@@ -22,7 +22,7 @@ class Lifecycle:
     A pool that is garbage-collected with open connections closes them, with a ``ResourceWarning``.
 
     Args:
-        name: The pool's name, for errors.
+        title: What errors and warnings call the pool.
         slots: The connections of the pool.
 
     Attributes:
@@ -30,13 +30,13 @@ class Lifecycle:
         background_tasks: Tasks that go on when their callers have left; closing the pool waits for them.
     """
 
-    def __init__(self, name: str, slots: Slots[AbstractConnection]) -> None:
-        self._name = name
+    def __init__(self, title: str, slots: Slots[AbstractConnection]) -> None:
+        self._title = title
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
         self.is_closed = False
         self.background_tasks: set[asyncio.Task[Any]] = set()
-        self._leak_guard = LeakGuard(name, slots)
+        self._leak_guard = LeakGuard(title, slots)
         # Not __del__: in a reference cycle, that of asyncio's transports might come first, with warnings of their own.
         finalize(self, self._leak_guard.warn)
 
@@ -63,12 +63,12 @@ class Lifecycle:
             self._loop = loop
             self._leak_guard.bind(loop)
         elif self._loop is not loop:
-            message = f"pool {self._name!r} belongs to another event loop: make one pool for each loop"
+            message = f"{self._title} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
 
     def closed_error(self) -> PoolClosedError:
         """Return what a call raises that the pool's closing has ended or refused."""
-        return PoolClosedError(f"pool {self._name!r} {'is' if self.is_closed else 'was'} closed")
+        return PoolClosedError(f"{self._title} {'is' if self.is_closed else 'was'} closed")
 
     def is_loop_closed(self) -> bool:
         """Whether the event loop that the pool belongs to is closed."""
@@ -106,7 +106,7 @@ class Lifecycle:
         if self._closing is None:
             self._closing = asyncio.create_task(self._close(disconnect, grace))
             self._closing.add_done_callback(partial(self._on_closed, reset))
-        with cleaning_up(f"pool {self._name!r}: closing it"):
+        with cleaning_up(f"{self._title}: closing it"):
             await asyncio.shield(self._closing)
 
     async def _close(self, disconnect: Callable[[], Coroutine[Any, Any, None]], grace: float) -> None:
@@ -143,16 +143,16 @@ class LeakGuard:
     """Closes the connections of a pool that was garbage-collected without being closed, and outlives it for that.
 
     Args:
-        name: The pool's name.
+        title: What the warning calls the pool.
         slots: The connections of the pool.
 
     Attributes:
         loop: The event loop that the pool belongs to.
     """
 
-    def __init__(self, name: str, slots: Slots[AbstractConnection]) -> None:
+    def __init__(self, title: str, slots: Slots[AbstractConnection]) -> None:
         self.loop: asyncio.AbstractEventLoop | None = None
-        self._name = name
+        self._title = title
         self._slots = slots
         self._process = 0
 
@@ -163,7 +163,7 @@ class LeakGuard:
     def warn(self) -> None:
         """Close what is open, with a ``ResourceWarning``."""
         if self.abort():
-            text = f"pool {self._name!r} was never closed: use 'async with' or aclose()"
+            text = f"{self._title} was never closed: use 'async with' or aclose()"
             warnings.warn(text, ResourceWarning, stacklevel=2)
 
     def abort(self) -> int:

@@ -36,6 +36,7 @@ from aioredis_monitored._redispy.connections import (
     is_decodable,
     make_safe_connection,
     with_safe_send,
+    with_shared_context,
 )
 from aioredis_monitored._redispy.located import abort_transport
 from aioredis_monitored._redispy.overrides import (
@@ -82,9 +83,9 @@ PINNED_CONNECTION_LOST: Final = (
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
-# The two shared connections must leave one for commands that need their own.
 # What a redirect means where there is no cluster's pool.
 _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
+# The two shared connections must leave one for commands that need their own.
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
@@ -177,10 +178,14 @@ class MonitoredConnectionPool(TypedPool):
     """
 
     # Whether each command must follow ASKING (see AskingPool), whether an application's reads may go to replicas, and
-    # whether arguments that are ignored or unsafe are logged.
+    # whether an application has given the arguments, and is told of what is impossible, ignored or unsafe.
     is_asking = False
     reads_replicas = False
-    warns_of_arguments = True
+    checks_arguments = True
+
+    # The counters that begin with 0: those of what happens on this pool, and not on one that it has made, or that has
+    # made it.
+    _counters: ClassVar[tuple[str, ...]] = ("timeouts", "lock_contended", "lock_lost", "pubsub_reconnects")
 
     # The classes of the pools for other topologies: their modules import this one.
     _topology_classes: ClassVar[dict[Topology, type["MonitoredConnectionPool"]]] = {}
@@ -234,6 +239,7 @@ class MonitoredConnectionPool(TypedPool):
                 "connection_class": connection_class,
             },
             self._topology_name,
+            checks_server=self.checks_arguments,
         )
         own = {option: arguments.pop(option) for option in own}
         # First, as redis-py's constructor sets attributes that the slots hold.
@@ -258,12 +264,14 @@ class MonitoredConnectionPool(TypedPool):
         self._address = self._address_of(server)
         self.name = name or self._address
         self._metrics = self._make_metrics()
-        self._lifecycle = Lifecycle(self.name, self._slots)
+        self._lifecycle = Lifecycle(self._title, self._slots)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
         self._metrics.register()
-        if self.warns_of_arguments:
+        for counter in self._counters:
+            self.telemetry.start_counter(getattr(self.telemetry.instruments, counter))
+        if self.checks_arguments:
             self._warn_unverified()
             self._warn_ignored(retry, retry_on_error, retry_on_timeout)
 
@@ -327,6 +335,10 @@ class MonitoredConnectionPool(TypedPool):
         return state
 
     @property
+    def _title(self) -> str:
+        return f"pool {self.name!r}"
+
+    @property
     def _label(self) -> str:
         return repr(self.name) if self.name == self._address else f"{self.name!r} ({self._address})"
 
@@ -380,7 +392,7 @@ class MonitoredConnectionPool(TypedPool):
             TypeError: It is no retry policy.
         """
         self._set_retries(_retries_of(retry))
-        if self.warns_of_arguments:
+        if self.checks_arguments:
             self._warn_ignored(retry)
 
     def get_retry(self) -> Retry:
@@ -598,7 +610,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def make_connection(self) -> AbstractConnection:
         """Make a connection that asks this pool whether it may connect."""
-        connection = with_safe_send(super().make_connection())
+        connection = with_safe_send(with_shared_context(super().make_connection()))
         register_connect_callback(connection, self._on_connect)
         return connection
 

@@ -63,9 +63,7 @@ class Replicas:
             self._closing[closing] = pool
             closing.add_done_callback(self._on_closed, context=Context())
         for host, port in addresses - self._pools.keys():
-            self._pools[host, port] = NodePool(
-                host=host, port=port, name=f"{self._name}@{host}:{port}", **self._arguments
-            )
+            self._pools[host, port] = NodePool(self._name, host, port, **self._arguments)
 
     def _on_closed(self, closing: "asyncio.Task[None]") -> None:
         self._closing.pop(closing, None)

@@ -17,7 +17,7 @@ from redis.utils import str_if_bytes
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
-from aioredis_monitored.config.addresses import Address
+from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
@@ -68,6 +68,8 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         ConfigurationError: A value cannot be used; the error names every such value at once.
     """
 
+    _counters = ("timeouts", "lock_contended", "lock_lost", "pubsub_reconnects", "failovers")
+
     def __init__(
         self,
         sentinels: Sequence[Address],
@@ -84,7 +86,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         name: str | None = None,
         **arguments: Any,
     ) -> None:
-        given, own = validate_servers(
+        given, read = validate_servers(
             "sentinels",
             sentinels,
             {
@@ -101,7 +103,9 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             self._topology_name,
             _problems_of(service),
         )
-        self.reads_replicas = own["read_from"] == "replica"
+        self.reads_replicas = read["read_from"] == "replica"
+        # Read once: the pool of a replica must not load the authorities to check them.
+        arguments = {key: read[key] for key in arguments if key in read}
         kind: Any = connection_class
         super().__init__(
             max_connections,
@@ -112,9 +116,10 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             **arguments,
         )
         deadline = self.retry_policy.deadline
-        credentials: dict[str, Any] = {"username": own["sentinel_username"], "password": own["sentinel_password"]}
-        if own["sentinel_password_file"] is not None:
-            credentials = {"credential_provider": PasswordFile(own["sentinel_password_file"], own["sentinel_username"])}
+        username = read["sentinel_username"]
+        credentials: dict[str, Any] = {"username": username, "password": read["sentinel_password"]}
+        if read["sentinel_password_file"] is not None:
+            credentials = {"credential_provider": PasswordFile(read["sentinel_password_file"], username)}
         self.sentinel_credential_provider = credentials.get("credential_provider")
         tls = {name: value for name, value in self.connection_kwargs.items() if name.startswith("ssl_")}
         self._discovery = SentinelDiscovery(
@@ -122,7 +127,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             given,
             credentials | tls,
             uses_tls=issubclass(kind, SSLConnection),
-            address_map=own["address_map"],
+            address_map=read["address_map"],
             listener=self,
             asks_replicas=self.reads_replicas,
             name=self.name,
@@ -131,10 +136,9 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             self.name,
             {**arguments, "max_connections": max_connections, "connection_class": kind, **self._brief_timeouts()},
         )
-        self._address = f"{','.join(f'{host}:{port}' for host, port in given)}/{service}/{self._template.db}"
+        self._address = f"{','.join(address_text(*each) for each in given)}/{service}/{self._template.db}"
         # The primary that connections were made to last.
         self._served_by: Address | None = None
-        self.telemetry.start_counter(self.telemetry.instruments.failovers)
         # Its tasks would keep on following.
         finalize(self, self._discovery.end)
 
@@ -176,10 +180,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
     async def _on_connect(self, connection: AbstractConnection) -> None:
         await super()._on_connect(connection)
         location = _location_of(connection)
+        where = address_text(location.host, location.port)
         if await _is_replica(connection):
             self._discovery.refute(location.announced)
             await connection.disconnect(nowait=True)
-            message = f"{location.host}:{location.port} is a replica, and not the primary of {self._service!r}"
+            message = f"{where} is a replica, and not the primary of {self._service!r}"
             raise RedisConnectionError(message)
         if not self.is_current(connection):
             await connection.disconnect(nowait=True)
@@ -187,9 +192,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         before, self._served_by = self._served_by, location.announced
         if before not in {None, location.announced}:
             self.telemetry.record(self.telemetry.instruments.failovers.add, 1)
-            _LOGGER.warning(
-                "pool %r: the primary of %r is %s:%d now", self.name, self._service, location.host, location.port
-            )
+            _LOGGER.warning("pool %r: the primary of %r is %s now", self.name, self._service, where)
 
     @property
     def _service(self) -> str:

@@ -22,7 +22,7 @@ from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
-from aioredis_monitored.config.addresses import Address, is_ip_address
+from aioredis_monitored.config.addresses import Address, address_text, is_ip_address
 from aioredis_monitored.errors import copied
 from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
@@ -62,6 +62,7 @@ _REDIRECTED_SECONDS: Final = 30.0
 class PoolFactory(Protocol):
     """Makes pools and connections to nodes: the pool of the cluster."""
 
+    name: str
     retry_policy: RetryPolicy
 
     def make_pool(self, address: Address, name: str | None) -> MonitoredConnectionPool:
@@ -323,7 +324,7 @@ class ClusterTopology:
         error = None if looking.cancelled() else looking.exception()
         if error is not None and not self._is_lost:
             # Once, and not with each look until one succeeds.
-            _LOGGER.warning("%s", error)
+            _LOGGER.warning("%s: a look at the nodes of the cluster failed: %s", self._title(), error)
         self._is_lost = error is not None
         if self._timer is None and not self.is_closed:
             self._arm_timer()
@@ -345,8 +346,12 @@ class ClusterTopology:
             raise RedisConnectionError(self._explanation())
         self._take(found)
 
+    def _title(self) -> str:
+        factory = self._factory()
+        return "the pool of a cluster" if factory is None else f"pool {factory.name!r}"
+
     def _explanation(self) -> str:
-        asked = ", ".join(f"{host}:{port}" for host, port in self._start_addresses)
+        asked = ", ".join(address_text(*each) for each in self._start_addresses)
         return (
             f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.pools)} others; "
             f"the last one: {self._problem or 'no answer yet'}"
@@ -363,9 +368,10 @@ class ClusterTopology:
         candidates: list[_Candidate] = []
         for (host, port), found in (await resolve_names(self._start_addresses, _RESOLVE_SECONDS)).items():
             if isinstance(found, str):
-                self._problem = f"{host}:{port}: {found}"
+                where = address_text(host, port)
+                self._problem = f"{where}: {found}"
                 if not self._is_lost:
-                    _LOGGER.warning("cluster: the start node %s cannot be resolved: %s", host, found)
+                    _LOGGER.warning("%s: the start node %s cannot be resolved: %s", self._title(), where, found)
             else:
                 name = None if is_ip_address(host) else host
                 candidates += [_Candidate(address, name) for address in found]
@@ -418,9 +424,10 @@ class ClusterTopology:
         except (RedisError, OSError, ValueError) as error:
             if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
                 error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
-            self._problem = f"{address[0]}:{address[1]}: {str(error) or type(error).__qualname__}"
+            self._problem = f"{address_text(*address)}: {str(error) or type(error).__qualname__}"
             self._suspected[address] = monotonic()
             if isinstance(error, RedisError) and not is_transient(error):
+                error.args = (self._problem, *error.args[1:])
                 self._refusal = error
             return None
         finally:

@@ -102,15 +102,20 @@ async def test_cluster_that_has_started_on_other_ports_is_found_behind_its_endpo
             assert {node.port for node in after.nodes} == {port for _, port in pool.cluster_topology.pools}
 
 
-async def test_error_names_the_nodes_that_were_asked_when_none_answers():
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+async def test_error_names_the_nodes_that_were_asked_when_none_answers(host, caplog):
     ports = free_ports(2)
-    asked = [f"127.0.0.1:{port}" for port in ports]
+    asked = [f"{host}:{port}" for port in ports]
     loop = asyncio.get_running_loop()
-    async with MonitoredConnectionPool.from_url(f"redis+cluster://{','.join(asked)}", socket_timeout=1) as pool:
+    url = f"redis+cluster://{','.join(asked)}"
+    async with MonitoredConnectionPool.from_url(url, name="mine", socket_timeout=1) as pool:
         began = loop.time()
         with pytest.raises(RedisConnectionError) as caught:
             await MonitoredRedisConnection(connection_pool=pool).get("key")
 
         assert all(address in str(caught.value) for address in asked)
+        [warning] = caplog.messages
+        assert warning.startswith("pool 'mine': a look at the nodes of the cluster failed: ")
+        assert all(address in warning for address in asked)
         # Not at once: a cluster may start later than its clients.
         assert loop.time() - began >= 0.4

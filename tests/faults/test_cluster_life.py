@@ -62,18 +62,23 @@ def test_forgotten_pool_of_a_cluster_warns_for_each_node(cluster):
     warned = warnings_of_forgetting(make_pool, asyncio.new_event_loop)
 
     assert warned
-    assert all(
-        text.startswith("pool 'forgotten@") and text.endswith("was never closed: use 'async with' or aclose()")
-        for text in warned
-    ), warned
+    assert set(warned) <= {
+        f"pool 'forgotten' (connections to {node.host}:{node.port}) was never closed: use 'async with' or aclose()"
+        for node in cluster.nodes
+    }
 
 
 def test_pool_of_a_cluster_refuses_a_second_event_loop(cluster):
-    client = MonitoredRedisConnection.from_url(cluster.url)
+    client = MonitoredRedisConnection(connection_pool=MonitoredConnectionPool.from_url(cluster.url, name="mine"))
+    owner = cluster.owner("key:0")
     with asyncio.Runner() as first, asyncio.Runner() as second:
         first.run(client.set("key:0", 1))
-        with pytest.raises(EventLoopError, match="make one pool for each loop"):
-            second.run(client.get("key:0"))
+        for call, title in (
+            (client.get, rf"pool 'mine' \(connections to {owner.host}:{owner.port}\)"),
+            (client.blpop, "pool 'mine'"),
+        ):
+            with pytest.raises(EventLoopError, match=f"^{title} belongs to another .* make one pool for each loop$"):
+                second.run(call("key:0"))
         first.run(client.aclose())
         first.run(client.connection_pool.aclose())
 

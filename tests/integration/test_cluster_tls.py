@@ -100,11 +100,15 @@ async def test_password_is_sent_to_every_node():
 
 
 @pytest.mark.parametrize("credentials", [{"password": "wrong"}, {}], ids=["wrong", "none"])
-async def test_wrong_password_is_an_error_at_once_that_says_so(credentials):
+async def test_wrong_password_is_an_error_at_once_that_says_so_and_where(credentials, caplog):
     with ClusterServers(primaries=2, replicas=0, password=SECRET) as servers:
         loop = asyncio.get_running_loop()
         began = loop.time()
-        with pytest.raises(AuthenticationError):
-            await use(servers.url, socket_timeout=LONG_TIMEOUT, **credentials)
+        with pytest.raises(AuthenticationError) as caught:
+            await use(servers.url, name="mine", socket_timeout=LONG_TIMEOUT, **credentials)
 
         assert loop.time() - began < MAX_FAILURE_SECONDS
+        asked, _, reason = str(caught.value).partition(": ")
+        assert asked in {f"{node.host}:{node.port}" for node in servers.nodes}
+        assert reason
+        assert [f"pool 'mine': a look at the nodes of the cluster failed: {asked}: {reason}"] == caplog.messages

@@ -29,7 +29,7 @@ OF_THE_POOL = {
     # For pools whose server changes.
     "is_current",
     # For pool_from_config, and for the pools that a pool makes for its servers.
-    *("for_topology", "warns_of_arguments"),
+    *("for_topology", "checks_arguments"),
     # For routing, which a cluster's pool does.
     *("route", "target", "follow", "is_sharing", "is_asking", "reads_replicas", "silent_seconds", "close_silent"),
     *("is_dedicated_in_use", "answers_within", "close_dedicated"),

@@ -19,9 +19,17 @@ import redis.exceptions
 import trustme
 from redis._parsers import _AsyncHiredisParser
 from redis._parsers.hiredis import NOT_ENOUGH_DATA
-from redis.asyncio import BlockingConnectionPool, Connection, ConnectionPool, Redis, RedisCluster, SSLConnection
+from redis.asyncio import (
+    BlockingConnectionPool,
+    Connection,
+    ConnectionPool,
+    Redis,
+    RedisCluster,
+    SSLConnection,
+    UnixDomainSocketConnection,
+)
 from redis.asyncio.client import Monitor, Pipeline, PubSub
-from redis.asyncio.connection import AbstractConnection, DefaultParser
+from redis.asyncio.connection import AbstractConnection, DefaultParser, RedisSSLContext
 from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
 from redis.asyncio.lock import Lock
 from redis.asyncio.retry import Retry
@@ -39,6 +47,7 @@ from aioredis_monitored._redispy.connections import (
     has_standard_io,
     make_safe_connection,
     with_safe_send,
+    with_shared_context,
 )
 from aioredis_monitored._redispy.located import (
     LocatedConnection,
@@ -405,6 +414,32 @@ async def test_named_connection_connects_with_these_arguments(is_named):
             with pytest.raises(ssl.SSLCertVerificationError, match="certificate verify failed"):
                 await overrides.connect_socket(connection)
         await connection.disconnect(nowait=True)
+
+
+def test_context_is_made_of_settings_that_are_arguments_and_is_the_one_that_a_connection_uses():
+    settings = [name for name in RedisSSLContext.__slots__ if name != "context"]
+    assert settings == list(inspect.signature(RedisSSLContext).parameters)
+
+    arguments = {"ssl_exclude_verify_flags": [ssl.VerifyFlags.VERIFY_X509_STRICT], "ssl_ca_data": None}
+    connection, other = (with_shared_context(SSLConnection(**arguments)) for _ in range(2))
+    assert connection.ssl_context is other.ssl_context
+    assert connection._connection_arguments()["ssl"] is other._connection_arguments()["ssl"]
+    assert ssl.CERT_REQUIRED == connection.cert_reqs
+
+
+def test_host_of_an_error_is_that_of_the_connections_own_class():
+    assert "[::1]:7000" == with_safe_send(Connection(host="::1", port=7000))._host_error()
+    assert "localhost:7000" == with_safe_send(SSLConnection(host="localhost", port=7000))._host_error()
+    assert "/run/redis.sock" == with_safe_send(UnixDomainSocketConnection(path="/run/redis.sock"))._host_error()
+
+
+def test_context_of_another_kind_is_left_to_its_connection():
+    class OwnContext(RedisSSLContext):
+        pass
+
+    connection = SSLConnection()
+    connection.ssl_context = context = OwnContext()
+    assert context is with_shared_context(connection).ssl_context
 
 
 async def test_aborted_transport_ends_reads_and_is_seen_as_closed_by_the_peer(connection):

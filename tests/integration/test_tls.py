@@ -3,20 +3,27 @@
 import asyncio
 import concurrent.futures
 import gc
+import shutil
 import ssl
 import threading
 import warnings
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from types import SimpleNamespace
 
 import pytest
 import redis
 import trustme
-from support.internals import forwarding_tasks_of
+from redis.asyncio import SSLConnection
+from support.internals import forwarding_tasks_of, look_at_nodes, replicas_of
 from support.sharing import warnings_of_forgetting
 
-from aioredis_monitored import MonitoredRedisConnection, pool_from_config
-from aioredis_monitored.testing import FaultProxy, RedisServer
+from aioredis_monitored import (
+    MonitoredClusterPool,
+    MonitoredRedisConnection,
+    MonitoredSentinelPool,
+    pool_from_config,
+)
+from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer, SentinelServers
 
 HOST = "127.0.0.1"
 # Errors without a known reason are retried until then.
@@ -290,3 +297,167 @@ async def test_reply_of_several_tls_records_arrives_whole(tls_proxy, pem):
         await client.set("long", value)
         for _ in range(30):
             assert value == await client.get("long")
+
+
+# --- How often the authorities are loaded ---
+
+
+@pytest.fixture
+def contexts(monkeypatch):
+    """Return the contexts that redis-py has made for connections, each of which loads the system's authorities."""
+    made, make = [], ssl.create_default_context
+
+    def create(*arguments, **options):
+        made.append(make(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(ssl, "create_default_context", create)
+    return made
+
+
+@pytest.fixture
+def own_authority(pem, tmp_path):
+    """Return a file with the authority that no pool has used before: those that have may be alive."""
+    shutil.copy(pem.authority, tmp_path / "authority")
+    return str(tmp_path / "authority")
+
+
+@pytest.fixture
+def loaded_files(monkeypatch):
+    """Return the files of authorities that were loaded, also those that were only to be checked."""
+    loaded, load = [], ssl.SSLContext.load_verify_locations
+
+    def loading(self, cafile=None, *others, **options):
+        loaded.append(cafile)
+        return load(self, cafile, *others, **options)
+
+    monkeypatch.setattr(ssl.SSLContext, "load_verify_locations", loading)
+    return loaded
+
+
+@asynccontextmanager
+async def encrypted(servers, context):
+    """Yield proxies with TLS in front of all servers, and the map from these to those."""
+    async with AsyncExitStack() as stack:
+        proxies = [await stack.enter_async_context(FaultProxy(each.host, each.port, tls=context)) for each in servers]
+        pairs = zip(servers, proxies, strict=True)
+        yield proxies, {f"{each.host}:{each.port}": f"{proxy.host}:{proxy.port}" for each, proxy in pairs}
+
+
+async def test_pool_makes_one_context_for_all_its_connections(tls_proxy, own_authority, contexts):
+    async with configured(tls_proxy.url, ssl_ca_certs=own_authority) as pool:
+        contexts.clear()
+        client = MonitoredRedisConnection(connection_pool=pool)
+        for _ in range(3):
+            await client.get("k")
+            await asyncio.gather(*(client.blpop(["empty"], 0.01) for _ in range(3)))
+            await pool.disconnect()
+
+    assert 1 == len(contexts)
+
+
+async def test_cluster_pool_makes_one_context_for_all_looks_nodes_and_reconnections(
+    identity, own_authority, contexts, loaded_files
+):
+    context = identity()
+    with ClusterServers(replicas=1) as servers:
+        async with encrypted(servers.nodes, context) as (proxies, address_map):
+            contexts.clear()
+            loaded_files.clear()
+            async with MonitoredClusterPool(
+                [(proxies[0].host, proxies[0].port)],
+                connection_class=SSLConnection,
+                ssl_ca_certs=own_authority,
+                address_map=address_map,
+            ) as pool:
+                client = MonitoredRedisConnection(connection_pool=pool)
+                for _ in range(3):
+                    assert [True] * 30 == await asyncio.gather(*(client.set(f"k:{n}", "v") for n in range(30)))
+                    assert await client.blpop(["empty"], 0.01) is None
+                    for node in pool.nodes():
+                        await pool.pool_of(node).ping()
+                    await look_at_nodes(pool)
+                    await pool.disconnect()
+                accepted = sum(proxy.accepted for proxy in proxies)
+
+    assert 6 + 3 <= accepted
+    assert 1 == len(contexts)
+    # To check it, and to use it.
+    assert [own_authority] * 2 == loaded_files
+
+
+async def test_sentinel_pool_makes_one_context_for_sentinels_and_servers(
+    identity, own_authority, contexts, loaded_files, until
+):
+    context = identity()
+    with SentinelServers(replicas=2) as servers:
+        everything = [*servers.data, *servers.sentinels]
+        async with encrypted(everything, context) as (proxies, address_map):
+            sentinels = proxies[len(servers.data) :]
+            contexts.clear()
+            loaded_files.clear()
+            async with MonitoredSentinelPool(
+                [(each.host, each.port) for each in sentinels],
+                "mymaster",
+                connection_class=SSLConnection,
+                ssl_ca_certs=own_authority,
+                address_map=address_map,
+                read_from="replica",
+            ) as pool:
+                client = MonitoredRedisConnection(connection_pool=pool)
+                for _ in range(3):
+                    assert await client.set("k", "v")
+                    await until(lambda: 2 == len(replicas_of(pool)))
+                    await asyncio.gather(*(client.get("k") for _ in range(30)))
+                    await pool.disconnect()
+                await until(lambda: all(1 < each.accepted for each in sentinels))
+
+    assert 1 == len(contexts)
+    assert [own_authority] * 2 == loaded_files
+
+
+async def test_pools_with_other_settings_have_other_contexts(tls_proxy, own_authority, contexts):
+    async with AsyncExitStack() as stack:
+        contexts.clear()
+        for options in ({}, {"ssl_min_version": "1.3"}, {"ssl_check_hostname": "false"}):
+            pool = await stack.enter_async_context(configured(tls_proxy.url, ssl_ca_certs=own_authority, **options))
+            await pool.ping()
+
+    assert 3 == len(contexts)
+    assert [True, True, False] == [each.check_hostname for each in contexts]
+    assert ssl.TLSVersion.TLSv1_3 == contexts[1].minimum_version
+
+
+async def test_renewed_certificate_is_used_without_a_restart(server, identity, authority, pem, tmp_path, caplog):
+    def issue(issuer):
+        return issuer.issue_cert("client@example.org").private_key_and_cert_chain_pem.bytes()
+
+    (certificate := tmp_path / "client.pem").write_bytes(issue(trustme.CA()))
+    async with (
+        FaultProxy(server.host, server.port, tls=identity(ask_client=True)) as proxy,
+        configured(proxy.url, CONNECT_TIMEOUT, ssl_ca_certs=pem.authority, ssl_certfile=str(certificate)) as pool,
+    ):
+        with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)):
+            await pool.ping()
+        certificate.write_bytes(issue(authority))
+        await pool.ping()
+        assert [] == caplog.messages
+
+        # Only a part of it was written so far.
+        certificate.write_bytes(issue(authority)[:100])
+        for _ in range(2):
+            await pool.disconnect()
+            await pool.ping()
+
+        assert ["aioredis_monitored.credentials"] == [record.name for record in caplog.records]
+        assert "cannot be used" in caplog.text
+
+
+async def test_certificate_that_is_gone_before_it_was_used_is_an_error(tls_proxy, pem, tmp_path):
+    certificate = tmp_path / "client.pem"
+    shutil.copy(pem.both, certificate)
+    async with configured(tls_proxy.url, CONNECT_TIMEOUT, ssl_certfile=str(certificate)) as pool:
+        certificate.unlink()
+        for _ in range(2):
+            with pytest.raises(redis.exceptions.ConnectionError, match="No such file"):
+                await pool.ping()

@@ -15,6 +15,7 @@ from aioredis_monitored import (
     CrossSlotError,
     MessageQueue,
     MonitoredConnectionPool,
+    MonitoredRedisCluster,
     MonitoredRedisConnection,
     RedisContextFactory,
     TelemetryOptions,
@@ -506,6 +507,42 @@ async def test_connection_gauges_are_those_of_the_nodes(make_pool, cluster, tele
         assert asked == telemetry.tally(f"db.client.connection.{histogram}", POOL).keys()
     stats = client.connection_pool.stats()
     assert ("test", 6 * 7, 3) == (stats.name, stats.max_connections, stats.used)
+
+
+TIMEOUTS = "db.client.connection.timeouts"
+LOCKS = ("aioredis_monitored.lock.contended", "aioredis_monitored.lock.lost")
+RECONNECTS = "aioredis_monitored.pubsub.reconnects"
+
+
+def names_of_pools(telemetry, metric):
+    return telemetry.tally(metric, POOL).keys()
+
+
+async def test_each_counter_is_that_of_the_pool_on_which_it_counts(client, cluster, telemetry):
+    nodes = {f"test@{node.host}:{node.port}" for node in cluster.nodes}
+    async with client.lock("lock", timeout=60), client.pubsub() as pubsub:
+        await pubsub.subscribe("channel")
+
+    # Without what it can never count: each series of each node of each process costs.
+    assert nodes == names_of_pools(telemetry, TIMEOUTS)
+    for counter in (*LOCKS, RECONNECTS, REFRESHES, REDIRECTED, FAILOVERS):
+        assert {"test"} == names_of_pools(telemetry, counter)
+
+
+async def test_counters_begin_with_zero_on_a_nodes_pool_that_is_used_itself(client, cluster, telemetry):
+    pool = client.connection_pool
+    first, second, _ = pool.primaries()
+    async with MonitoredRedisCluster(connection_pool=pool) as redis_cluster:
+        async with redis_cluster.pubsub(node=first) as pubsub:
+            await pubsub.subscribe("channel")
+        assert {"test": 0, f"test@{first.name}": 0} == telemetry.tally(RECONNECTS, POOL)
+    key = next(key for node, key in keys_of(cluster).items() if node.port == second.port)
+    on_node = MonitoredRedisConnection(connection_pool=pool.pool_of(second))
+    async with on_node.lock(key, timeout=60):
+        for counter in LOCKS:
+            assert {"test": 0, f"test@{second.name}": 0} == telemetry.tally(counter, POOL)
+        assert not await on_node.lock(key, timeout=60, blocking=False).acquire()
+    assert {"test": 0, f"test@{second.name}": 1} == telemetry.tally(LOCKS[0], POOL)
 
 
 @pytest.mark.slow

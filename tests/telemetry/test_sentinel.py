@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 import redis.exceptions
+from support.internals import replicas_of
 from support.sentinels import FakeSentinel
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, MonitoredSentinelPool
@@ -11,6 +12,7 @@ from aioredis_monitored.testing import RedisServer, SentinelServers
 
 DURATION = "db.client.operation.duration"
 FAILOVERS = "aioredis_monitored.failovers"
+POOL = "db.client.connection.pool.name"
 
 
 @pytest.fixture
@@ -138,6 +140,19 @@ async def test_pool_without_sentinels_counts_no_failovers(client, telemetry):
     await client.ping()
 
     assert [] == telemetry.points(FAILOVERS)
+
+
+async def test_each_counter_is_that_of_the_pool_on_which_it_counts(telemetry, sentinels, until):
+    given = [(each.host, each.port) for each in sentinels.sentinels]
+    async with MonitoredSentinelPool(given, "mymaster", read_from="replica", **telemetry.providers) as pool:
+        await pool.ping()
+        await until(lambda: 2 == len(replicas_of(pool)))
+        primary = sentinels.primary()
+        replicas = {f"mymaster@{each.host}:{each.port}" for each in sentinels.data if each is not primary}
+
+        assert {"mymaster", *replicas} == telemetry.tally("db.client.connection.timeouts", POOL).keys()
+        for counter in ("lock.contended", "lock.lost", "pubsub.reconnects", "failovers"):
+            assert {"mymaster"} == telemetry.tally(f"aioredis_monitored.{counter}", POOL).keys()
 
 
 async def test_asking_sentinels_is_not_recorded(make_client, telemetry):

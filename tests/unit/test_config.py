@@ -31,6 +31,7 @@ EXPECTED = "expected redis://[[username]:password@]host[:port][/db]"
 EXPECTED_CLUSTER = "expected redis+cluster://[[username]:password@]host[:6379][,host2[:port]][/db]"
 EXPECTED_SENTINEL = "expected redis+sentinel://[[username]:password@]host[:26379][,host2[:port]]/service[/db]"
 BAD_HOST = "the host must be a name, an IPv4 address or an IPv6 address in brackets"
+BAD_IPV6 = "an IPv6 address must be in brackets, as in [::1]:6379"
 BAD_PORT = "the port must be a number from 1 to 65535"
 BAD_PATH = f"nothing but the number of a database may follow the host: {EXPECTED}"
 BAD_CLUSTER_PATH = f"nothing but the number of a database may follow the host: {EXPECTED_CLUSTER}"
@@ -123,11 +124,17 @@ def test_url_sets_host_port_db_and_credentials(url, config):
         ("rédis://h", f"not a Redis URL: {EXPECTED}"),
         (f"x{'x' * 20}://h", f"not a Redis URL: {EXPECTED}"),
         ("HTTP://h", f"unknown scheme 'http': {EXPECTED}"),
-        ("redis+tls://h", f"unknown scheme 'redis+tls': {EXPECTED}"),
         ("redis://", f"no host: {EXPECTED}"),
         ("redis://:6379", f"no host: {EXPECTED}"),
         ("redis://u:p@", f"no host: {EXPECTED}"),
-        ("redis://::1", f"no host: {EXPECTED}"),
+        ("redis://::1", BAD_IPV6),
+        ("redis://::1:6379", BAD_IPV6),
+        ("redis://u:p@2001:db8::1", BAD_IPV6),
+        ("redis://1:2:3:4:5:6:7:8:6379", BAD_IPV6),
+        ("redis://fe80::1%25eth0", BAD_IPV6),
+        ("redis://256.0.0.1", BAD_HOST),
+        ("redis://10.0.0.01", BAD_HOST),
+        ("redis://" + ".".join(["a" * 60] * 5), BAD_HOST),
         ("redis://a,b", SEVERAL_HOSTS),
         ("valkeys://a:1,b:2/0", "several hosts need rediss+cluster:// or rediss+sentinel://"),
         ("redis://a..b", BAD_HOST),
@@ -262,10 +269,8 @@ NO_SERVICE = f"no service after the hosts: {EXPECTED_SENTINEL}"
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        *(
-            (f"redis+cluster://{hosts}", NO_NODE)
-            for hosts in ("", ":1", "u:p@", ",", "a,", ",a", "a,,b", "::1", "a,:1")
-        ),
+        *((f"redis+cluster://{hosts}", NO_NODE) for hosts in ("", ":1", "u:p@", ",", "a,", ",a", "a,,b", "a,:1")),
+        *((f"redis+cluster://{hosts}", BAD_IPV6) for hosts in ("::1", "a,::1:7000", "a:1,2001:db8::1,b")),
         *((f"redis+cluster://{hosts}", BAD_HOST) for hosts in ("a,.b", "[h]", "a;b", "a,b..c,.d", "%68", "*")),
         *(
             (f"redis+cluster://{hosts}", BAD_PORT)
@@ -299,6 +304,11 @@ def test_topology_url_raises_config_error_when_invalid(url, reason):
         (f"sentinel://:{SECRET}@a:1;sentinel://:{SECRET}@b:2", EXPECTED_SENTINEL),
         ("rediss-sentinel://a:1#main", EXPECTED_SENTINEL.replace("redis+", "rediss+")),
         ("redis+sentinel+ssl://a", EXPECTED_SENTINEL.replace("redis+", "rediss+")),
+        ("redis+tls://h", EXPECTED.replace("redis:", "rediss:")),
+        ("rediss+ssl://h", EXPECTED.replace("redis:", "rediss:")),
+        ("valkey-tls://h", EXPECTED.replace("redis:", "rediss:")),
+        ("tls://h", EXPECTED.replace("redis:", "rediss:")),
+        ("redis+cluster+tls://a", EXPECTED_CLUSTER.replace("redis+", "rediss+")),
         ("redis-cluster://a:1,b:2", EXPECTED_CLUSTER),
         ("cluster://a", EXPECTED_CLUSTER),
         ("async+redis+cluster://a", EXPECTED_CLUSTER),

@@ -475,7 +475,7 @@ def test_decode_responses_false_in_url_is_false():
         ("redis://a,b", "url: several hosts need redis+cluster:// or redis+sentinel://"),
         ("redis://%2Frun%2Fredis", "url: the host must be a name"),
         ("redis://h:0", "url: the port must be a number"),
-        ("redis://::1", "url: the port must be a number"),
+        ("redis://::1", "url: an IPv6 address must be in brackets"),
         ("redis://h:99999", "url: the port must be a number"),
         ("http://h", "url: unknown scheme 'http'"),
         ("redis+sentinel://h", "url: no service after the hosts"),
