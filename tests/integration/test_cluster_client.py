@@ -331,6 +331,16 @@ async def test_transaction_lock_script_and_handle_are_those_of_any_client(client
 # Subscriptions at one node.
 
 
+async def test_subscription_without_a_node_is_at_any_of_them(client):
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe("news")
+        assert await pubsub.get_sharded_message() is None
+        await client.publish("news", "hello")
+        while (message := await pubsub.get_message(timeout=30)) is None:
+            pass
+        assert b"hello" == message["data"]
+
+
 @pytest.mark.parametrize("form", ["node", "redis-py's node", "host and port"])
 async def test_subscription_keeps_to_the_node_that_is_named(client, form):
     for node in client.get_nodes():
