@@ -55,6 +55,11 @@ async def look_at_nodes(pool):
     await pool.cluster_topology._look()
 
 
+def let_look_be_old(pool):
+    """Have a cluster's pool take its last look at the nodes for one of a minute ago."""
+    pool.cluster_topology._looked_at -= 60
+
+
 def set_time_for_asking_nodes(monkeypatch, seconds):
     """Replace the time that asking the nodes of a cluster may take."""
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
