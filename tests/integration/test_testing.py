@@ -104,6 +104,20 @@ def test_server_error_shows_output_when_startup_fails():
         RedisServer("--no-such-option", "1").start()
 
 
+def test_server_that_cannot_be_executed_leaves_no_files(monkeypatch, tmp_path):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    no_program = tmp_path / "redis-server"
+    no_program.write_bytes(b"no program")
+    no_program.chmod(0o755)
+    monkeypatch.setenv(server.BINARY_VARIABLE, str(no_program))
+    with pytest.raises(OSError, match="Exec format error"):
+        RedisServer().start()
+
+    assert [no_program] == list(tmp_path.iterdir())
+
+
 def test_server_avoids_long_temporary_directories_for_its_unix_socket(monkeypatch, tmp_path):
     import tempfile
 
