@@ -141,7 +141,9 @@ async def test_commands_that_a_node_does_not_serve_fail_and_the_others_have_thei
 
 async def test_pipeline_to_a_node_that_takes_no_connection_times_out_and_a_later_one_runs(make_pool):
     with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
-        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=1))
+        client = MonitoredRedisConnection(
+            connection_pool=make_pool(servers.url, socket_timeout=1, socket_connect_timeout=0.3)
+        )
         await client.ping()
         frozen = servers.owner(LOST)
         frozen.freeze()
@@ -159,15 +161,24 @@ async def test_pipeline_whose_connections_are_lost_twice_is_sent_on_one_that_no_
         await client.pfadd("log", 1)
         # These only read, and wait for the end of the pause all the same.
         node.call("CLIENT", "PAUSE", 60_000, "WRITE")
-        executing = asyncio.ensure_future(client.pipeline(transaction=False).pfcount("log").get(KEPT).execute())
-        for _ in range(2):
-            await until(lambda: is_paused(node))
-            node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        pipes = [client.pipeline(transaction=False).pfcount("log").get(KEPT) for _ in range(2)]
+
+        async def executing_after(losses, pipe):
+            executing = asyncio.ensure_future(pipe.execute())
+            for _ in range(losses):
+                await until(lambda: is_paused(node))
+                node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                await until(lambda: not is_paused(node) or executing.done())
+            return executing
+
+        # The pipeline itself may be what the server cannot survive.
+        with pytest.raises(RedisConnectionError):
+            await (await executing_after(3, pipes[0]))
+        executing = await executing_after(2, pipes[1])
         await until(lambda: is_paused(node))
-        stats = client.connection_pool.stats()
-        # Another caller has the shared connection.
+        # The shared connection is for others.
+        assert 0 == client.connection_pool.stats().in_flight
         assert await client.get(KEPT) is None
-        assert 0 == stats.in_flight
         node.call("CLIENT", "UNPAUSE")
 
         assert [1, None] == await executing

@@ -451,10 +451,10 @@ async def test_clients_are_killed_by_their_address_and_by_other_filters(client):
         assert 1 <= await client.client_kill_filter(_type="normal", skipme=True)
 
 
-@pytest.mark.parametrize("number", ["text", "-1"])
-async def test_id_that_is_no_number_is_refused(client, number):
+@pytest.mark.parametrize("filters", [("ID", "text"), ("ID", "-1"), ("TYPE", "normal", "ID", "1")])
+async def test_filter_that_names_no_client_of_a_node_is_refused(client, filters):
     with pytest.raises(ClusterRoutingError, match="ids repeat across nodes"):
-        await client.execute_command("CLIENT", "KILL", "ID", number)
+        await client.execute_command("CLIENT", "KILL", *filters)
 
 
 async def test_scan_ends_where_there_is_no_further_node_and_raises_the_error_of_a_node(client):

@@ -108,7 +108,9 @@ class Streaming(StreamingCredentialProvider):
 def counted(node, *names):
     """Return how often these commands were called, and how often they have failed."""
     lines = [line for line in node.call("INFO", "commandstats").splitlines() if line.startswith(names)]
-    return [sum(int(line.split(f"{what}=")[1].partition(",")[0]) for line in lines) for what in ("calls", "failed_calls")]
+    return [
+        sum(int(line.split(f"{what}=")[1].partition(",")[0]) for line in lines) for what in ("calls", "failed_calls")
+    ]
 
 
 async def test_pushed_credentials_reach_the_connections_to_every_node():

@@ -512,3 +512,35 @@ async def test_pool_sends_no_client_info_when_client_info_is_off(server, inspect
         await pool.ping()
 
     assert [] == [name for name in inspector.info("commandstats") if name.startswith("cmdstat_client")]
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+async def test_pool_raises_what_closing_a_connection_raises_and_closes_the_others(server, cluster, kind):
+    broken = []
+
+    class Breaking(redis.asyncio.Connection):
+        async def disconnect(self, nowait=False, **options):
+            await super().disconnect(nowait=nowait, **options)
+            if self in broken:
+                raise redis.exceptions.ConnectionError("cannot be closed")
+
+    url = server.url if kind == "server" else cluster.url
+    pool = MonitoredConnectionPool.from_url(url, connection_class=Breaking, multiplex=False, **UNRECORDED)
+    acquired = [await pool.get_connection() for _ in range(3)]
+    for connection in acquired:
+        await pool.release(connection)
+    broken.append(acquired[0])
+
+    with pytest.raises(redis.exceptions.ConnectionError, match="cannot be closed"):
+        await pool.aclose()
+    assert not any(connection.is_connected for connection in acquired)
+    await pool.aclose()
+
+
+async def test_pool_that_is_closed_twice_at_a_time_is_closed_once(make_pool, server):
+    pool = make_pool(server.url)
+    await pool.ping()
+    await asyncio.gather(pool.aclose(), pool.aclose())
+
+    with pytest.raises(PoolClosedError):
+        await pool.ping()

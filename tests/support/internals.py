@@ -291,6 +291,16 @@ def original_of(method):
     return coexistence._original(method)
 
 
+def queue_spec_of(queue):
+    """Return what a queue says of its fetches in the terms of the conventions."""
+    return queue._pop.messaging
+
+
+def cached_messaging_specs_of(recorder):
+    """Return the specs and the attributes of the messaging operations that a recorder has seen."""
+    return recorder._messaging_specs, recorder._message_attributes
+
+
 def cached_command_specs_of(recorder):
     """Return the names and attributes that a recorder keeps for repeated commands."""
     return recorder._specs
