@@ -13,7 +13,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import cluster_chaos as chaos
 from support.internals import let_look_be_old
 
-from aioredis_monitored import ClusterNode, ClusterRoutingError, MonitoredRedisConnection, PinnedConnectionLostError
+from aioredis_monitored import (
+    ClusterNode,
+    ClusterRoutingError,
+    MonitoredRedisConnection,
+    PinnedConnectionLostError,
+    PoolClosedError,
+)
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
@@ -385,8 +391,18 @@ async def test_call_that_is_redirected_to_a_frozen_node_times_out(servers, make_
         target.thaw()
 
 
-async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(servers, make_pool):
-    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, multiplex=False)
+async def read_by_command(client):
+    return await client.get(HERE)
+
+
+async def read_by_pipeline(client):
+    return (await client.pipeline(transaction=False).get(HERE).execute())[0]
+
+
+@pytest.mark.parametrize("read", [read_by_command, read_by_pipeline])
+async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(servers, make_pool, read):
+    # Some wait for a connection when the pool of the node is closed.
+    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, multiplex=False, max_connections=4)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.set(HERE, 1)
     await asyncio.to_thread(wait_replicated, servers)
@@ -394,7 +410,7 @@ async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(server
     frozen.freeze()
     began = time.monotonic()
     try:
-        assert await asyncio.gather(*(client.get(HERE) for _ in range(8))) == [b"1"] * 8
+        assert await asyncio.gather(*(read(client) for _ in range(8))) == [b"1"] * 8
         assert time.monotonic() - began < LONG_DEADLINE - 5
     finally:
         frozen.thaw()
@@ -488,7 +504,7 @@ async def test_slots_are_looked_up_regularly_without_any_call(servers, make_pool
 
 async def test_scan_ends_with_nodes_that_have_become_primaries_meanwhile(make_pool):
     with ClusterServers("--cluster-require-full-coverage", "no", primaries=2, replicas=0) as servers:
-        full, empty = servers.nodes
+        empty = servers.nodes[1]
         empty.call("CLUSTER", "FLUSHSLOTS")
         keys = [key for key in (f"key:{number}" for number in range(200)) if key_slot(key) < 8192]
         pool = make_pool(servers.url)
@@ -504,3 +520,38 @@ async def test_scan_ends_with_nodes_that_have_become_primaries_meanwhile(make_po
             seen.update(found)
 
         assert set(map(str.encode, keys)) == seen
+
+
+def is_probing():
+    """Whether a node that owes nothing is asked whether it lives."""
+    return any(each.get_coro().__qualname__.endswith(".answers_within") for each in asyncio.all_tasks())
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_call_that_blocks_at_a_living_node_is_left_alone(servers, make_pool, telemetry, until, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, multiplex=multiplex))
+    waiting = asyncio.create_task(client.blpop([HERE], 60))
+    await until(is_probing)
+    await until(lambda: not is_probing())
+    assert 1 == await client.rpush(HERE, "element")
+
+    assert (HERE.encode(), b"element") == tuple(await waiting)
+    assert {1} == set(telemetry.tally("aioredis_monitored.cluster.refreshes").values())
+
+
+async def test_pool_that_is_closed_while_it_asks_whether_a_node_lives_leaves_no_task(servers, make_pool, until):
+    before = asyncio.all_tasks()
+    pool = make_pool(servers.url, multiplex=False)
+    waiting = asyncio.create_task(MonitoredRedisConnection(connection_pool=pool).blpop([HERE], 60))
+    owner = servers.owner(SLOT)
+    await until(lambda: "blocked_clients:1" in owner.call("INFO", "clients"))
+    owner.freeze()
+    try:
+        await until(is_probing)
+        await pool.aclose()
+        (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+    finally:
+        owner.thaw()
+
+    assert isinstance(outcome, PoolClosedError)
+    await until(lambda: asyncio.all_tasks() <= before)
