@@ -494,8 +494,8 @@ async def test_channel_whose_new_node_does_not_answer_is_subscribed_when_that_do
     slot = key_slot("moving")
     source, target = faulty.owner(slot), another_primary(faulty, slot)
     leaving = client.pubsub()
-    async with client.pubsub() as pubsub:
-        for each in (pubsub, leaving):
+    async with client.pubsub() as pubsub, client.pubsub() as ending:
+        for each in (pubsub, leaving, ending):
             await each.ssubscribe("moving")
             await confirmed(each, 1)
         faulty.begin_migration(slot, target)
@@ -506,9 +506,14 @@ async def test_channel_whose_new_node_does_not_answer_is_subscribed_when_that_do
         await until(lambda: topology.address_of(topology.slots[slot]) == (target.host, target.port))
         # Of one that is closed meanwhile, no attempt goes on.
         await leaving.aclose()
+        unsubscribing = asyncio.create_task(ending.sunsubscribe("moving"))
+        await asyncio.sleep(0)
         target.start()
 
         assert [b"moving"] == await confirmed(pubsub, 1)
+        await unsubscribing
+        assert b"moving" == (await next_of(ending, "sunsubscribe"))["channel"]
+        assert {} == ending.shard_channels
         await asyncio.to_thread(faulty.wait_ok)
         await client.spublish("moving", "message")
         assert b"message" == (await next_of(pubsub))["data"]

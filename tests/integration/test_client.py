@@ -360,7 +360,7 @@ async def test_error_of_a_response_callback_is_raised_as_it_is(make_pool, server
     client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex, socket_timeout=5))
     client.set_response_callback("GET", fail)
     for call in (client.get("key"), client.pipeline().get("key").execute()):
-        with pytest.raises(type(error), match="^mine$"):
+        with pytest.raises(type(error), match="mine"):
             await call
     assert await client.set("key", 1) is True
 

@@ -13,6 +13,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from support.internals import set_stop_time
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture, server
@@ -39,8 +40,8 @@ def test_server_raises_when_started_twice(own_server):
         own_server.start()
 
 
-@pytest.mark.slow
-async def test_server_stops_although_a_script_ignores_the_signal():
+async def test_server_stops_although_a_script_ignores_the_signal(monkeypatch):
+    set_stop_time(monkeypatch, 0.1)
     running = RedisServer()
     running.start()
     client = redis.asyncio.Redis.from_url(running.url)

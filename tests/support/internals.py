@@ -16,6 +16,7 @@ from aioredis_monitored.components import store
 from aioredis_monitored.pool import discovery, replicas, sentinel, topology
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
+from aioredis_monitored.testing import server
 
 # Pool.
 
@@ -63,6 +64,14 @@ def let_look_be_old(pool):
 def set_time_for_asking_nodes(monkeypatch, seconds):
     """Replace the time that asking the nodes of a cluster may take."""
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
+
+
+# Servers.
+
+
+def set_stop_time(monkeypatch, seconds):
+    """Replace the time that a server has to stop by itself."""
+    monkeypatch.setattr(server, "_STOP_SECONDS", seconds)
 
 
 # Shared connection.
