@@ -16,6 +16,7 @@ from support.sharing import UNRECORDED, warnings_of_forgetting
 from aioredis_monitored import (
     ConfigurationError,
     EventLoopError,
+    MessageQueue,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolClosedError,
@@ -219,6 +220,31 @@ async def test_acquire_raises_pool_closed_error_when_pool_closes_while_connectin
 
     with pytest.raises(PoolClosedError):
         await connecting
+
+
+async def test_calls_that_begin_while_the_pool_closes_are_refused(own_server, make_pool, until):
+    pool = make_pool(own_server.url, socket_timeout=60)
+    client, queue = MonitoredRedisConnection(connection_pool=pool), MessageQueue("mail", pool)
+    await client.ping()
+    own_server.freeze()
+    in_flight = asyncio.create_task(client.get("key"))
+    await until(lambda: pool.stats().in_flight == 1)
+    closing = asyncio.create_task(pool.aclose())
+    await until(lambda: not pool.is_sharing)
+    for call in (
+        client.get("key"),
+        client.pipeline().get("key").execute(),
+        client.lock("job").acquire(),
+        queue.get(0),
+        queue.put(b"message"),
+    ):
+        with pytest.raises(PoolClosedError):
+            await asyncio.wait_for(call, 30)
+    own_server.thaw()
+    await closing
+
+    # What was sent before has its reply.
+    assert await in_flight is None
 
 
 async def test_caller_whose_turn_comes_while_the_pool_closes_does_not_connect(own_server, make_pool, until):

@@ -66,7 +66,14 @@ def set_time_for_asking_nodes(monkeypatch, seconds):
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 
-# Servers.
+# Demo and servers.
+
+
+def demo_termination():
+    """Return the context manager in which signals end the demo."""
+    from aioredis_monitored.cli import demo
+
+    return demo._Termination()
 
 
 def set_stop_time(monkeypatch, seconds):
