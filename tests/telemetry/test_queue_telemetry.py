@@ -300,7 +300,7 @@ async def test_worker_spans_have_no_parent(queue, telemetry, until):
 
 @pytest.mark.parametrize("sent_at", ["-1e300", "nan", "text"])
 async def test_time_in_an_envelope_that_is_no_time_is_not_recorded(queue, client, telemetry, sent_at):
-    await client.rpush("mail", seal(b"message", {"aioredis_monitored-sent-at": sent_at}))
+    await client.rpush("mail", seal(b"message", {"aioredis-monitored-sent-at": sent_at}))
 
     assert b"message" == await queue.get(5)
     assert [] == telemetry.points(TIME)
