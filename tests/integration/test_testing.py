@@ -2,9 +2,9 @@
 
 import asyncio
 import math
-import os
 from concurrent.futures import ThreadPoolExecutor
 from inspect import cleandoc
+from pathlib import Path
 
 import pytest
 import redis
@@ -23,8 +23,6 @@ DURATION = "db.client.operation.duration"
 
 
 def test_server_starts_and_stops_without_leaving_files():
-    from pathlib import Path
-
     with RedisServer() as running:
         directory = Path(running.unix_socket_path).parent
         with redis.Redis.from_url(running.url) as client:
@@ -119,7 +117,7 @@ def test_server_that_cannot_be_executed_leaves_no_files(monkeypatch, tmp_path):
         with pytest.raises(OSError, match="Exec format error"):
             RedisServer().start()
 
-        assert [] == os.listdir(folder)
+        assert [] == list(Path(folder).iterdir())
 
 
 def test_server_avoids_long_temporary_directories_for_its_unix_socket(monkeypatch, tmp_path):
