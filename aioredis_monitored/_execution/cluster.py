@@ -122,16 +122,6 @@ class ClusterExecutor(CommandExecutor):
             raise routing_error(args, placement)
         return await _parse(caller, cluster, args, options, reply)
 
-    def execute_part(
-        self, caller: Redis, observer: Observer | None, *args: Any, **options: Any
-    ) -> Coroutine[Any, Any, Any]:
-        """Execute one command that is part of an operation, never at a replica; see ``CommandExecutor``."""
-        executor = self
-        if self.reads_replicas:
-            executor = self.copied()
-            executor.reads_replicas = False
-        return CommandExecutor.execute_part(executor, caller, observer, *args, **options)
-
     async def connect(self, caller: Redis) -> None:  # noqa: ARG002 - the interface
         """Find the nodes of the cluster: a client that keeps to one connection gets it by its first key."""
         await nodes_known(self.pool, None)

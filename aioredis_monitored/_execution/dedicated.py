@@ -19,7 +19,6 @@ from aioredis_monitored._cancellation import wait_shielded
 from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored._execution.attempts import (
     AcquireConnection,
-    acquire_from,
     dedicated_attempt,
     dedicated_connection,
     reject_write_counting,
@@ -74,9 +73,6 @@ class DedicatedCall(NamedTuple):
 class DedicatedConnections(Protocol):
     """The connections of a pool that one call has at a time."""
 
-    async def acquire(self, observer: Observer | None) -> AbstractConnection:
-        """Acquire a connection that the pool's ``release`` gives back, and report it to the observer of a call."""
-
     async def run(
         self,
         caller: Redis,
@@ -119,9 +115,6 @@ class MonitoredConnections:
 
     def __init__(self, pool: MonitoredConnectionPool) -> None:
         self.pool = pool
-
-    async def acquire(self, observer: Observer | None) -> AbstractConnection:
-        return await acquire_from(self.pool, observer)
 
     def for_attempts(
         self,
@@ -222,7 +215,7 @@ class PlainConnections:
         self.pool = pool
 
     async def acquire(self, observer: Observer | None) -> AbstractConnection:
-        """Acquire a connection that ``pool.release`` gives back.
+        """Acquire a connection that ``pool.release`` gives back, and report it to the observer of a call.
 
         A task of its own does it: the connection may have to be made, and redis-py may swallow a cancellation then (see
         ``with_safe_send``).

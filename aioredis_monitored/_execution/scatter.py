@@ -235,9 +235,9 @@ class Scatter:
         """Return the cluster's pool: each command has a node of its own."""
         return self._cluster
 
-    def follow(self, _failure: AttemptFailed, /) -> float | None:
+    def follow(self, failure: AttemptFailed, /) -> float | None:
         """Return the seconds to wait before what was redirected is sent again; ``None`` if nothing was."""
-        return self._redirects.delay() if self._is_redirected else None
+        return self._redirects.delay(failure) if self._is_redirected else None
 
     # Attempts.
 

@@ -25,7 +25,7 @@ from aioredis_monitored._execution.attempts import (
     leave_refusing_server,
     retry,
 )
-from aioredis_monitored._execution.dedicated import DedicatedCall
+from aioredis_monitored._execution.dedicated import DedicatedCall, PlainConnections
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
@@ -186,7 +186,8 @@ class MonitoredRedisPipeline(PipelineCommands):
             await self.load_scripts()
         stack, execute = self.command_stack, self._execute_batch
         # The batch is kept if there is no connection, as in redis-py.
-        await self._pin.acquire(self, self._executor.dedicated.acquire, self._operation, self._pin.closings)
+        acquire = PlainConnections(self.connection_pool).acquire
+        await self._pin.acquire(self, acquire, self._operation, self._pin.closings)
         try:
             replies: list[Any] = await self._run_dedicated(
                 (),

@@ -246,6 +246,8 @@ class MonitoredConnectionPool(TypedPool):
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
+        # What ends the making of a connection when the pool closes.
+        self._interrupts: set[asyncio.Timeout] = set()
         super().__init__(**_completed(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self._make_template()
@@ -455,8 +457,11 @@ class MonitoredConnectionPool(TypedPool):
             await self._disconnect_all()
 
     async def _disconnect_all(self) -> None:
-        acquired, idle = self._slots.acquired, self._slots.idle
+        acquired, idle, interrupts = self._slots.acquired, self._slots.idle, self._interrupts
         self._reset()
+        for each in interrupts:
+            # A connection that is being made may have no socket yet that could be closed.
+            each.reschedule(asyncio.get_running_loop().time())
         try:
             for connection in acquired:
                 # To wait for the end of what another task reads from could take as long as that task does.
@@ -474,6 +479,7 @@ class MonitoredConnectionPool(TypedPool):
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
         self._lifecycle.reset()
         connections = self._slots.reset(self.closed_error)
+        self._interrupts = set()
         self._metrics.unregister()
         # redis-py's, which belongs to an event loop.
         self._lock = asyncio.Lock()
@@ -626,6 +632,9 @@ class MonitoredConnectionPool(TypedPool):
             raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
 
     async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
+        if not self.is_acquired(connection):
+            # The pool was closed after its slot had become free, and before this caller went on.
+            raise self.closed_error()
         connecting = self._slots.connecting
         connecting.add(connection)
         try:
@@ -683,17 +692,33 @@ class MonitoredConnectionPool(TypedPool):
     async def _connect_with(
         self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
     ) -> None:
-        started = None if connection.is_connected else perf_counter()
         try:
-            await connect()
-            if started is not None:
-                _check_not_closed(connection)
-                self._metrics.on_created(perf_counter() - started)
+            if connection.is_connected:
+                await connect()
+                return
+            started = perf_counter()
+            await self._unless_closed(connect)
+            _check_not_closed(connection)
+            self._metrics.on_created(perf_counter() - started)
         except BaseException as error:
             await connection.disconnect(nowait=True)
             if isinstance(error, UnicodeDecodeError):
                 raise decoding_error(error) from None
             raise
+
+    async def _unless_closed(self, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Await what connects; closing the pool ends that at once."""
+        interrupts, interrupt = self._interrupts, asyncio.timeout(None)
+        interrupts.add(interrupt)
+        try:
+            async with interrupt:
+                await connect()
+        except TimeoutError:
+            if not interrupt.expired():
+                raise
+            raise self.closed_error() from None
+        finally:
+            interrupts.discard(interrupt)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""

@@ -54,10 +54,15 @@ class Redirects:
         self._cluster.on_redirect(_ASK)
         return topology.on_ask(error, pool)
 
-    def delay(self) -> float | None:
-        """Return the seconds to wait before the next attempt after a redirect; ``None`` if there were too many."""
+    def delay(self, failure: AttemptFailed) -> float | None:
+        """Return the seconds to wait before the attempt after a redirect; ``None`` if there were too many.
+
+        The failure says so then.
+        """
         self._count += 1
         if self._count > _MAX_REDIRECTS:
+            error = ClusterDownError(f"redirected {_MAX_REDIRECTS} times: the nodes do not agree on the slot")
+            error.__cause__, failure.error = failure.error, error
             return None
         again = self._count - _IMMEDIATE_REDIRECTS
         return 0.0 if again <= 0 else self._cluster.retry_policy.backoff(again)
@@ -161,10 +166,7 @@ class ClusterRoute:
             self._slot = error.slot_id
         if self._follows_ask:
             self._importing = importing
-        delay = self._redirects.delay()
-        if delay is None:
-            failure.error = ClusterDownError(f"redirected {_MAX_REDIRECTS} times: the nodes do not agree on the slot")
-            failure.error.__cause__ = error
+        delay = self._redirects.delay(failure)
         if importing is not None and not self._follows_ask and delay is not None:
             delay = max(delay, self._cluster.retry_policy.backoff(1))
         return delay

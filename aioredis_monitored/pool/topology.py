@@ -503,8 +503,6 @@ class ClusterTopology:
             when: When the check was due, by the event loop's clock.
         """
         self._timer = None
-        if self.is_closed:
-            return
         if asyncio.get_running_loop().time() - when > LATE_SECONDS and not self._was_late:
             # What has arrived while the event loop was busy is read first.
             self._was_late = True

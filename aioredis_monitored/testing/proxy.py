@@ -5,7 +5,7 @@ import socket
 import ssl
 import struct
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 from aioredis_monitored._cancellation import shielded
 
@@ -69,19 +69,18 @@ class FaultProxy:
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._server.close()
-            self.cut()
-            with shielded():
-                await asyncio.gather(*self._tasks, return_exceptions=True)
-                await self._server.wait_closed()
+        server = cast("asyncio.Server", self._server)
+        server.close()
+        self.cut()
+        with shielded():
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            await server.wait_closed()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
-        task = asyncio.current_task()
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+        task = cast("asyncio.Task[None]", asyncio.current_task())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         try:
             server_reader, server_writer = await asyncio.open_connection(*self._upstream)
         except OSError:

@@ -9,10 +9,17 @@ from pathlib import Path
 
 import pytest
 from redis.exceptions import ClusterDownError, TryAgainError, WatchError
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import cluster_chaos as chaos
+from support.internals import let_look_be_old
 
-from aioredis_monitored import ClusterNode, ClusterRoutingError, MonitoredRedisConnection, PinnedConnectionLostError
+from aioredis_monitored import (
+    ClusterNode,
+    ClusterRoutingError,
+    MonitoredRedisConnection,
+    PinnedConnectionLostError,
+)
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
@@ -384,8 +391,18 @@ async def test_call_that_is_redirected_to_a_frozen_node_times_out(servers, make_
         target.thaw()
 
 
-async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(servers, make_pool):
-    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, multiplex=False)
+async def read_by_command(client):
+    return await client.get(HERE)
+
+
+async def read_by_pipeline(client):
+    return (await client.pipeline(transaction=False).get(HERE).execute())[0]
+
+
+@pytest.mark.parametrize("read", [read_by_command, read_by_pipeline])
+async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(servers, make_pool, read):
+    # Some wait for a connection when the pool of the node is closed.
+    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, multiplex=False, max_connections=4)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.set(HERE, 1)
     await asyncio.to_thread(wait_replicated, servers)
@@ -393,7 +410,149 @@ async def test_reads_without_a_shared_connection_outlive_a_frozen_primary(server
     frozen.freeze()
     began = time.monotonic()
     try:
-        assert await asyncio.gather(*(client.get(HERE) for _ in range(8))) == [b"1"] * 8
+        assert await asyncio.gather(*(read(client) for _ in range(8))) == [b"1"] * 8
         assert time.monotonic() - began < LONG_DEADLINE - 5
     finally:
         frozen.thaw()
+
+
+# Redirects that lead nowhere.
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.incr(THERE),
+        lambda client: client.pipeline().incr(THERE).execute(),
+        lambda client: client.pipeline(transaction=False).incr(THERE).execute(),
+    ],
+    ids=["command", "transaction", "pipeline"],
+)
+async def test_call_that_is_redirected_for_ever_says_so(servers, make_pool, call):
+    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE, retries=0, retry_backoff=0.001)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    source, target = servers.owner(SLOT), target_of(servers)
+    # The target does not know that it takes the slot over, and redirects back.
+    source.call("CLUSTER", "SETSLOT", SLOT, "MIGRATING", target.id)
+    try:
+        with pytest.raises(ClusterDownError, match="the nodes do not agree on the slot"):
+            await call(client)
+    finally:
+        source.call("CLUSTER", "SETSLOT", SLOT, "STABLE")
+    assert 1 == await client.incr(THERE)
+
+
+async def test_handle_waits_until_a_slot_has_moved(servers, on_cluster, until):
+    target = target_of(servers)
+    async with on_cluster.client() as handle:
+        await handle.set(HERE, 1)
+        servers.begin_migration(SLOT, target)
+        forget_refusals(servers)
+        writing = asyncio.create_task(handle.incr(THERE))
+        try:
+            await until(lambda: refusals(servers, "ASK") > 0)
+        finally:
+            servers.migrate_keys(SLOT, target, 10)
+            servers.end_migration(SLOT, target)
+
+        assert 1 == await writing
+        assert b"1" == await handle.get(HERE)
+
+
+async def test_watch_ends_when_its_slot_has_moved(servers, on_cluster):
+    await on_cluster.set(HERE, 1)
+    async with on_cluster.pipeline() as pipe:
+        await pipe.watch(HERE)
+        await asyncio.to_thread(servers.migrate, SLOT, target_of(servers))
+        # This call learns where the slot is.
+        assert b"1" == await on_cluster.get(HERE)
+        with pytest.raises(WatchError, match="has moved to another node: begin again with watch"):
+            await pipe.get(HERE)
+        await pipe.watch(HERE)
+        pipe.multi()
+        assert [2] == await pipe.incr(HERE).execute()
+
+
+async def test_node_that_takes_a_slot_over_and_freezes_keeps_no_connection(servers, make_pool):
+    pool = make_pool(servers.url, socket_timeout=1, multiplex=False)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    target = target_of(servers)
+    key = next(key for key in map(str, range(100)) if servers.owner(key) is target)
+    assert [None, None] == [await client.get(key), await client.get(HERE)]
+    servers.begin_migration(SLOT, target)
+    target.freeze()
+    try:
+        # ASKING is sent on the idle connection.
+        with pytest.raises(RedisTimeoutError):
+            await client.incr(THERE)
+        assert 0 == pool.stats().used
+    finally:
+        target.thaw()
+        servers.end_migration(SLOT, target)
+    assert 1 == await client.incr(THERE)
+
+
+async def test_slots_are_looked_up_regularly_without_any_call(servers, make_pool, until):
+    pool = make_pool(servers.url, topology_refresh=0.1)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.get(HERE)
+    target = target_of(servers)
+    await asyncio.to_thread(servers.migrate, SLOT, target)
+
+    await until(lambda: target.port in [node.port for node in pool.nodes_of_slot(SLOT)])
+
+
+async def test_scan_ends_with_nodes_that_have_become_primaries_meanwhile(make_pool):
+    with ClusterServers("--cluster-require-full-coverage", "no", primaries=2, replicas=0) as servers:
+        empty = servers.nodes[1]
+        empty.call("CLUSTER", "FLUSHSLOTS")
+        keys = [key for key in (f"key:{number}" for number in range(200)) if key_slot(key) < 8192]
+        pool = make_pool(servers.url)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await asyncio.gather(*(client.set(key, 1) for key in keys))
+        cursor, found = await client.scan(count=5)
+        seen = set(found)
+        moved = next(key for key in keys if key.encode() not in seen)
+        await asyncio.to_thread(servers.migrate, key_slot(moved), empty)
+        let_look_be_old(pool)
+        while cursor:
+            cursor, found = await client.scan(cursor, count=50)
+            seen.update(found)
+
+        assert set(map(str.encode, keys)) == seen
+
+
+def is_probing():
+    """Whether a node that owes nothing is asked whether it lives."""
+    return any(each.get_coro().__qualname__.endswith(".answers_within") for each in asyncio.all_tasks())
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_call_that_blocks_at_a_living_node_is_left_alone(servers, make_pool, telemetry, until, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, multiplex=multiplex))
+    waiting = asyncio.create_task(client.blpop([HERE], 60))
+    await until(is_probing)
+    await until(lambda: not is_probing())
+    assert 1 == await client.rpush(HERE, "element")
+
+    assert (HERE.encode(), b"element") == tuple(await waiting)
+    assert {1} == set(telemetry.tally("aioredis_monitored.cluster.refreshes").values())
+
+
+async def test_pool_that_is_closed_while_it_asks_whether_a_node_lives_leaves_no_task(servers, make_pool, until):
+    before = asyncio.all_tasks()
+    pool = make_pool(servers.url, multiplex=False)
+    waiting = asyncio.create_task(MonitoredRedisConnection(connection_pool=pool).blpop([HERE], 60))
+    owner = servers.owner(SLOT)
+    await until(lambda: "blocked_clients:1" in owner.call("INFO", "clients"))
+    owner.freeze()
+    try:
+        await until(is_probing)
+        await pool.aclose()
+        (outcome,) = await asyncio.gather(waiting, return_exceptions=True)
+    finally:
+        owner.thaw()
+
+    # It may have taken an element.
+    assert isinstance(outcome, RedisConnectionError)
+    await until(lambda: asyncio.all_tasks() <= before)

@@ -104,6 +104,16 @@ async def test_look_ends_in_time_however_many_addresses_are_silent(silent_nodes,
     assert seconds < MAX_LOOK_SECONDS
 
 
+async def test_look_at_a_single_node_that_is_silent_ends_in_time(own_server, make_pool):
+    own_server.freeze()
+    pool = make_pool(f"redis+cluster://{own_server.host}:{own_server.port}", socket_timeout=STALL_SECONDS, retries=0)
+    error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+    own_server.thaw()
+
+    assert "no node of the cluster says which node serves which slots" in str(error)
+    assert seconds < MAX_LOOK_SECONDS
+
+
 async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, make_pool, monkeypatch):
     set_time_for_asking_nodes(monkeypatch, STALL_SECONDS)
     pool = make_pool(silent_nodes, socket_timeout=0.5)

@@ -6,6 +6,8 @@ import time
 import pytest
 from redis.exceptions import ClusterDownError, DataError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from support.internals import look_at_nodes
 
 from aioredis_monitored import ClusterRoutingError, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -117,3 +119,84 @@ async def test_slot_that_no_node_serves_takes_no_retries_from_pipelines_for_othe
         pipe = client.pipeline(transaction=False)
         assert [None] * 3 == await pipe.get(keys[0]).get(keys[1]).get(keys[2]).execute()
         waiting.cancel()
+
+
+async def test_commands_that_a_node_does_not_serve_fail_and_the_others_have_their_replies(make_pool):
+    with ClusterServers("--cluster-require-full-coverage", "no", replicas=0, node_timeout=60) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=1))
+        pipe = client.pipeline(transaction=False)
+        assert [None, None] == await client.mget(LOST, KEPT)
+        lost = servers.owner(LOST)
+
+        lost.freeze()
+        results = await pipe.get(LOST).get(KEPT).execute(raise_on_error=False)
+        assert [RedisTimeoutError, type(None)] == [type(result) for result in results]
+        lost.thaw()
+        for node in servers.nodes:
+            node.call("CLUSTER", "DELSLOTS", key_slot(LOST))
+        await look_at_nodes(client.connection_pool)
+        results = await pipe.get(LOST).get(KEPT).execute(raise_on_error=False)
+        assert [ClusterDownError, type(None)] == [type(result) for result in results]
+
+
+async def test_pipeline_to_a_node_that_takes_no_connection_times_out_and_a_later_one_runs(make_pool):
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
+        pool = make_pool(servers.url, socket_timeout=1, socket_connect_timeout=0.3)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.ping()
+        frozen = servers.owner(LOST)
+        frozen.freeze()
+        with pytest.raises(RedisTimeoutError):
+            await client.pipeline(transaction=False).get(LOST).execute()
+        frozen.thaw()
+
+        assert [None] == await client.pipeline(transaction=False).get(LOST).execute()
+
+
+async def test_pipeline_whose_connections_are_lost_twice_is_sent_on_one_that_no_other_call_uses(make_pool, until):
+    with ClusterServers(primaries=1, replicas=0) as servers:
+        [node] = servers.nodes
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=60))
+        await client.pfadd("log", 1)
+        # These only read, and wait for the end of the pause all the same.
+        node.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        pipes = [client.pipeline(transaction=False).pfcount("log").get(KEPT) for _ in range(2)]
+
+        async def executing_after(losses, pipe):
+            executing = asyncio.ensure_future(pipe.execute())
+            for _ in range(losses):
+                await until(lambda: is_paused(node))
+                node.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+                await until(lambda: not is_paused(node) or executing.done())
+            return executing
+
+        # The pipeline itself may be what the server cannot survive.
+        with pytest.raises(RedisConnectionError):
+            await (await executing_after(3, pipes[0]))
+        executing = await executing_after(2, pipes[1])
+        await until(lambda: is_paused(node))
+        # The shared connection is for others.
+        assert 0 == client.connection_pool.stats().in_flight
+        assert await client.get(KEPT) is None
+        node.call("CLIENT", "UNPAUSE")
+
+        assert [1, None] == await executing
+
+
+def is_paused(node):
+    return any("cmd=pfcount" in line for line in node.call("CLIENT", "LIST").splitlines())
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_cancelled_pipeline_that_blocks_leaves_its_replies_to_no_later_call(cluster, make_pool, until, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(cluster.url, multiplex=multiplex))
+    owner = cluster.owner(KEPT)
+    executing = asyncio.ensure_future(client.pipeline(transaction=False).blpop(f"{{{KEPT}}}list", 0).execute())
+    await until(lambda: "blocked_clients:0" not in owner.call("INFO", "clients"))
+    executing.cancel()
+    await asyncio.wait([executing])
+
+    await until(lambda: "blocked_clients:0" in owner.call("INFO", "clients"))
+    assert [1, b"element"] == await client.pipeline(transaction=False).rpush(f"{{{KEPT}}}list", "element").lpop(
+        f"{{{KEPT}}}list"
+    ).execute()

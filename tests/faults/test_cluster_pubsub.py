@@ -411,6 +411,134 @@ async def test_unsubscribing_at_the_node_that_a_slot_has_left_is_confirmed(fault
         assert b"heard" == (await next_of(pubsub))["data"]
 
 
+async def test_subscribing_that_is_cancelled_subscribes_to_nothing_later(faulty, client):
+    owner, elsewhere = faulty.owner("shard"), another_primary(faulty, key_slot("shard"))
+    channel, other = [each for each in SHARDED if faulty.owner(each) is elsewhere][:2]
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(channel)
+        await confirmed(pubsub, 1)
+        owner.freeze()
+        # It succeeds at one node, and connects to the frozen one then.
+        subscribing = asyncio.ensure_future(pubsub.ssubscribe(other, "shard"))
+        await asyncio.wait([subscribing], timeout=0.05)
+        assert not subscribing.done()
+        subscribing.cancel()
+        await asyncio.wait([subscribing])
+        owner.thaw()
+        await asyncio.to_thread(faulty.wait_ok)
+        for _ in range(2):
+            await look_at_nodes(client.connection_pool)
+
+        await client.spublish(other, "unheard")
+        await client.spublish(channel, "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+        assert 0 == await client.spublish("shard", "unheard")
+
+
+async def kill_subscribers(nodes):
+    return sum([await asyncio.to_thread(node.call, "CLIENT", "KILL", "TYPE", "pubsub") for node in nodes])
+
+
+async def test_shard_subscriber_whose_connection_is_cut_subscribes_again_at_the_node(faulty, client, telemetry):
+    calls = []
+    async with client.pubsub(on_reconnect=lambda: calls.append(1)) as pubsub:
+        await pubsub.ssubscribe(*SHARDED)
+        await confirmed(pubsub, len(SHARDED))
+        assert 3 == await kill_subscribers(faulty.primaries())
+
+        assert sorted(SHARDED) == sorted(each.decode() for each in await confirmed(pubsub, len(SHARDED)))
+        for channel in SHARDED:
+            assert 1 == await client.spublish(channel, channel)
+        assert sorted(SHARDED) == sorted([(await next_of(pubsub))["data"].decode() for _ in SHARDED])
+
+    assert 3 == len(calls) == sum(telemetry.tally(RECONNECTS).values())
+
+
+async def test_unsubscribing_whose_connection_is_cut_is_confirmed(faulty, client):
+    owner = faulty.owner("{cut}a")
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe("{cut}a", "{cut}b")
+        await confirmed(pubsub, 2)
+        owner.freeze()
+        await pubsub.sunsubscribe("{cut}a")
+        # The command is lost with its connection.
+        owner.kill()
+        owner.start()
+
+        assert b"{cut}a" == (await next_of(pubsub, "sunsubscribe"))["channel"]
+        assert [b"{cut}b"] == await confirmed(pubsub, 1)
+        assert [b"{cut}b"] == list(pubsub.shard_channels)
+
+
+async def test_messages_of_a_node_that_a_channel_has_left_do_not_follow_those_of_the_new_one(faulty, client):
+    slot = key_slot("{moving}")
+    source = faulty.owner(slot)
+    stays = next(channel for channel in SHARDED if faulty.owner(channel) is source and key_slot(channel) != slot)
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe("{moving}", stays)
+        await confirmed(pubsub, 2)
+        # While the first message is not taken, what follows it is not read.
+        await client.spublish(stays, "first")
+        await client.spublish("{moving}", "of the former node")
+        await asyncio.to_thread(migrated, faulty, slot)
+        await look_at_nodes(client.connection_pool)
+        async with asyncio.timeout(30):
+            while not await client.spublish("{moving}", "of the new node"):
+                await asyncio.sleep(0.01)
+        await client.spublish(stays, "last")
+
+        received = [(await next_of(pubsub))["data"] for _ in range(3)]
+    assert {b"first", b"of the new node", b"last"} == set(received)
+
+
+async def test_channel_whose_new_node_does_not_answer_is_subscribed_when_that_does(faulty, client, until):
+    slot = key_slot("moving")
+    source, target = faulty.owner(slot), another_primary(faulty, slot)
+    leaving = client.pubsub()
+    async with client.pubsub() as pubsub, client.pubsub() as ending:
+        for each in (pubsub, leaving, ending):
+            await each.ssubscribe("moving")
+            await confirmed(each, 1)
+        faulty.begin_migration(slot, target)
+        target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        target.kill()
+        source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        topology = client.connection_pool.cluster_topology
+        await until(lambda: topology.address_of(topology.slots[slot]) == (target.host, target.port))
+        # Of one that is closed meanwhile, no attempt goes on.
+        await leaving.aclose()
+        unsubscribing = asyncio.create_task(ending.sunsubscribe("moving"))
+        await asyncio.sleep(0)
+        target.start()
+
+        assert [b"moving"] == await confirmed(pubsub, 1)
+        await unsubscribing
+        assert b"moving" == (await next_of(ending, "sunsubscribe"))["channel"]
+        assert {} == ending.shard_channels
+        await asyncio.to_thread(faulty.wait_ok)
+        await client.spublish("moving", "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+
+
+async def test_channel_of_a_node_that_was_removed_is_subscribed_where_its_slot_is_served_again(make_pool, until):
+    with ClusterServers("--cluster-require-full-coverage", "no", primaries=2, replicas=0, node_timeout=60) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
+        gone = servers.owner("shard")
+        [kept] = [node for node in servers.nodes if node is not gone]
+        async with client.pubsub() as pubsub:
+            await pubsub.ssubscribe("shard")
+            await confirmed(pubsub, 1)
+            gone.freeze()
+            kept.call("CLUSTER", "FORGET", gone.id)
+            topology = client.connection_pool.cluster_topology
+            topology.want_look()
+            await until(lambda: len(topology.pools) == 1)
+            kept.call("CLUSTER", "ADDSLOTS", key_slot("shard"))
+
+            assert [b"shard"] == await confirmed(pubsub, 1)
+            assert ["shard", 1] == kept.call("PUBSUB", "SHARDNUMSUB", "shard")
+
+
 # C8: the node dies.
 
 

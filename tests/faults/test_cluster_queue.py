@@ -312,3 +312,20 @@ async def test_waiting_take_leaves_nothing_at_the_target_of_a_migration(faulty, 
     await queue.put(b"second")
     async with asyncio.timeout(30):
         assert await taking == b"second"
+
+
+async def test_message_that_may_not_be_put_back_in_a_cluster_is_counted(make_pool, telemetry, until):
+    with ClusterServers(primaries=1, replicas=0) as servers:
+        [node] = servers.nodes
+        node.call("ACL", "SETUSER", "taker", "on", "nopass", "~*", "&*", "+@all", "-lpush", "-eval")
+        queue = MessageQueue(NAME, make_pool(servers.url, username="taker", password="any"))
+        assert [] == await queue.dead()
+        node.call("RPUSH", NAME, "message")
+        node.call("CLIENT", "PAUSE", 600_000, "WRITE")
+        getting = asyncio.ensure_future(queue.get(5))
+        await until(lambda: "cmd=lpop" in node.call("CLIENT", "LIST"))
+        getting.cancel()
+        node.call("CLIENT", "UNPAUSE")
+        await asyncio.wait([getting])
+
+        await until(lambda: {1} == set(telemetry.tally("aioredis_monitored.queue.unsettled").values()))

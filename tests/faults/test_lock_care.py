@@ -469,12 +469,16 @@ async def test_pool_close_waits_for_lock_undo(make_pool, server, inspector, mult
     assert is_deleted(inspector)()
 
 
-async def test_pool_close_ends_lock_undo_on_frozen_server(make_pool, own_server, multiplex, caplog):
+async def test_pool_close_ends_lock_undo_on_frozen_server(make_pool, own_server, multiplex, monkeypatch):
+    set_lock_undo_time(monkeypatch, 600)
     pool = make_pool(own_server.url, **UNRECORDED, multiplex=multiplex, socket_timeout=0.2)
     client = MonitoredRedisConnection(connection_pool=pool)
+    # On a connection, on which the acquisition is sent.
+    await client.ping()
     async with frozen(own_server), asyncio.timeout(15):
         with pytest.raises(redis.exceptions.TimeoutError):
             await client.lock("job").acquire()
+        assert background_tasks()
         await pool.aclose()
         assert [] == background_tasks()
 

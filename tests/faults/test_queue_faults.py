@@ -371,3 +371,21 @@ async def test_cancelled_get_restores_message_with_limited_permissions(
 
         assert [] == caplog.messages
         assert [str(number).encode() for number in range(count)] == received + root.lrange("mail", 0, -1)
+
+
+async def test_message_that_may_not_be_put_back_is_counted(make_pool, server, inspector, telemetry, until, caplog):
+    commands = ["+@all", "-lpush", "-eval"]
+    inspector.acl_setuser("taker", enabled=True, nopass=True, keys=["*"], channels=["*"], commands=commands)
+    queue = MessageQueue("mail", make_pool(server.url, username="taker", password="any"))
+    assert [] == await queue.dead()
+    inspector.rpush("mail", "message")
+    inspector.client_pause(600_000, all=False)
+    getting = asyncio.ensure_future(queue.get(5))
+    await until(lambda: any(each["cmd"] == "lpop" for each in inspector.client_list()))
+    getting.cancel()
+    inspector.client_unpause()
+    await asyncio.wait([getting])
+
+    await until(lambda: {1} == set(telemetry.tally("aioredis_monitored.queue.unsettled").values()))
+    assert ["queue 'mail': a message that a cancelled get() was receiving may be lost"] == caplog.messages
+    inspector.acl_deluser("taker")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from support.internals import demo_termination
 
 from aioredis_monitored.cli import main
 
@@ -181,3 +182,12 @@ def test_cli_prints_usage_without_a_command(monkeypatch, capsys):
 
     assert 2 == exited.value.code
     assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_signal_before_the_demo_runs_ends_it_as_ctrl_c_does(number):
+    before = signal.getsignal(number)
+    with pytest.raises(KeyboardInterrupt), demo_termination():
+        signal.raise_signal(number)
+
+    assert before is signal.getsignal(number)

@@ -347,3 +347,31 @@ async def test_write_with_a_lost_reply_is_not_retried(client, proxy, make_pool):
         await through.rpush("list", "once")
 
     assert 1 == await client.llen("list")
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("mine"), AttributeError("mine")], ids=lambda error: type(error).__name__
+)
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_error_of_a_response_callback_is_raised_as_it_is(make_pool, server, multiplex, error):
+    def fail(_reply, **_options):
+        raise error
+
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex, socket_timeout=5))
+    client.set_response_callback("GET", fail)
+    for call in (client.get("key"), client.pipeline().get("key").execute()):
+        with pytest.raises(type(error), match="mine"):
+            await call
+    assert await client.set("key", 1) is True
+
+
+async def test_pipeline_on_a_plain_pool_loads_its_scripts(server, inspector):
+    pool = redis.asyncio.ConnectionPool.from_url(server.url)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    script = client.register_script("return redis.call('INCR', KEYS[1])")
+    inspector.script_flush()
+    pipe = client.pipeline(transaction=False)
+    await script(keys=["counter"], client=pipe)
+
+    assert [1] == await pipe.execute()
+    await pool.aclose()

@@ -331,6 +331,16 @@ async def test_transaction_lock_script_and_handle_are_those_of_any_client(client
 # Subscriptions at one node.
 
 
+async def test_subscription_without_a_node_is_at_any_of_them(client):
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        await pubsub.subscribe("news")
+        assert await pubsub.get_sharded_message() is None
+        await client.publish("news", "hello")
+        while (message := await pubsub.get_message(timeout=30)) is None:
+            pass
+        assert b"hello" == message["data"]
+
+
 @pytest.mark.parametrize("form", ["node", "redis-py's node", "host and port"])
 async def test_subscription_keeps_to_the_node_that_is_named(client, form):
     for node in client.get_nodes():
@@ -432,3 +442,30 @@ def test_encoding_on_which_slots_would_depend_is_refused(encoding):
     with pytest.raises(ConfigurationError, match="encoding: must be utf-8 in a cluster"):
         MonitoredRedisCluster(host="host", encoding=encoding)
     assert MonitoredRedisCluster(host="host", encoding="UTF8")
+
+
+async def test_notifications_are_subscribed_one_after_the_other(client, cluster):
+    await client.config_set("notify-keyspace-events", "KEA")
+    async with client.keyspace_notifications() as notifications:
+        for prefix in ("a", "b"):
+            await notifications.subscribe_keyspace(f"{prefix}:*")
+        keys = {f"{prefix}:{number}" for prefix in ("a", "b") for number in range(6)}
+        await asyncio.gather(*(client.set(key, 1) for key in keys))
+        seen = set()
+        async with asyncio.timeout(30):
+            while seen != keys:
+                if (notification := await notifications.get_message(timeout=1)) is not None:
+                    seen.add(notification.key)
+        # One connection for each node.
+        assert [1, 1, 1] == [
+            node.call("CLIENT", "LIST", "TYPE", "pubsub").count("psub=2 ") for node in cluster.nodes[:3]
+        ]
+
+
+async def test_client_that_parses_replies_itself_names_nodes(cluster):
+    class Own(MonitoredRedisCluster):
+        async def parse_response(self, connection, command_name, **options):
+            return await super().parse_response(connection, command_name, **options)
+
+    async with Own.from_url(cluster.url, **UNRECORDED) as client:
+        assert addresses(cluster.nodes[:3]) == (await client.echo("hi", target_nodes="primaries")).keys()

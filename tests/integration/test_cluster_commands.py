@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from redis.client import EMPTY_RESPONSE, NEVER_DECODE
 from redis.crc import key_slot
 from redis.exceptions import NoScriptError, ResponseError
 from support.sharing import UNRECORDED
@@ -13,6 +14,7 @@ from aioredis_monitored import (
     CrossSlotError,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
+    ReplyDecodingError,
 )
 from aioredis_monitored.testing import ClusterServers
 
@@ -414,3 +416,74 @@ async def test_handle_keeps_to_the_node_of_its_first_key(client, cluster):
         await handle.set("key", 1)
         assert (await handle.info("server"))["tcp_port"] == cluster.owner("key").port
         assert await handle.wait(0, 1) >= 0
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_pipeline_takes_commands_that_any_node_answers(cluster, multiplex):
+    async with MonitoredRedisConnection.from_url(cluster.url, multiplex=multiplex, **UNRECORDED) as client:
+        pipe = client.pipeline(transaction=False)
+        pipe.ping().set("a", 1).spublish("channel", "message").publish("channel", "message").get("a")
+
+        assert [True, True, 0, 0, b"1"] == await pipe.execute()
+
+
+async def test_handle_unblocks_a_client_of_another_node(client, cluster, until):
+    blocked, blocked_id = await handle_on(client, "key-0")
+    elsewhere = next(key for key in KEYS if cluster.owner(key) is not cluster.owner("key-0"))
+    owner = cluster.owner("key-0")
+    async with client.client() as handle:
+        await handle.get(elsewhere)
+        waiting = asyncio.ensure_future(blocked.blpop("{key-0}list", 60))
+        await until(lambda: "blocked_clients:1" in owner.call("INFO", "clients"))
+
+        assert 1 == await handle.client_unblock(blocked_id)
+        assert await waiting is None
+    await blocked.aclose()
+
+
+async def test_clients_are_killed_by_their_address_and_by_other_filters(client):
+    async with client.client() as handle:
+        await handle.get("key")
+        address = (await handle.client_info())["addr"]
+
+        assert await client.client_kill(address) is True
+        assert await handle.get("key") is None
+        assert 1 <= await client.client_kill_filter(_type="normal", skipme=True)
+
+
+@pytest.mark.parametrize("filters", [("ID", "text"), ("ID", "-1"), ("USER", str(1 << 48), "ID", "1")])
+async def test_filter_that_names_no_client_of_a_node_is_refused(client, filters):
+    with pytest.raises(ClusterRoutingError, match="ids repeat across nodes"):
+        await client.execute_command("CLIENT", "KILL", *filters)
+
+
+async def test_scan_ends_where_there_is_no_further_node_and_raises_the_error_of_a_node(client):
+    await client.set("key", 1)
+
+    assert (0, []) == await client.scan(10_000)
+    with pytest.raises(ResponseError, match="syntax error"):
+        await client.execute_command("SCAN", 0, "NONSENSE", 1)
+
+
+@pytest.mark.usefixtures("client")
+async def test_reply_of_several_nodes_that_is_no_text_is_refused_or_returned_as_it_is(cluster):
+    async with MonitoredRedisConnection.from_url(cluster.url, decode_responses=True, **UNRECORDED) as client:
+        await client.set(b"\xff", 1)
+        with pytest.raises(ReplyDecodingError):
+            await client.keys()
+        assert [b"\xff"] == await client.execute_command("KEYS", "*", **{NEVER_DECODE: True})
+        assert [] == await client.execute_command("SCRIPT EXISTS", **{EMPTY_RESPONSE: []})
+
+
+async def test_command_names_its_nodes_on_a_pool_without_shared_connections(cluster):
+    async with MonitoredRedisConnection.from_url(cluster.url, multiplex=False, **UNRECORDED) as client:
+        assert len(cluster.primaries()) == len(await client.echo("hi", target_nodes="primaries"))
+
+
+async def test_pool_names_no_node_for_keys_of_several(client):
+    of = client.connection_pool.of
+    assert of(("GET", "key")) is of(("SET", "key", 1))
+    with pytest.raises(CrossSlotError, match="MGET has keys in several slots, and is to go to one node"):
+        of(("MGET", "a", "b"))
+    with pytest.raises(ClusterRoutingError, match="FLUSHALL"):
+        of(("FLUSHALL",))

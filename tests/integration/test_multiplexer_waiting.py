@@ -167,3 +167,24 @@ async def test_multiplexer_remembers_a_bounded_number_of_large_keys(client):
 
     assert 1024 == len(large_keys_of(client))
     assert ("GET", "1999") in large_keys_of(client)
+
+
+async def test_argument_that_becomes_invalid_while_its_call_waits_fails_that_call_alone(make_pool, server):
+    class Number(int):
+        is_valid = True
+
+        def __repr__(self):
+            if not Number.is_valid:
+                raise ValueError("changed")
+            return "1"
+
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url))
+    calls = [asyncio.create_task(client.set(key, value)) for key, value in (("a", Number(1)), ("b", 2))]
+    await asyncio.sleep(0)
+    # They wait for the connection, and are packed when it is there.
+    Number.is_valid = False
+    failure, result = await asyncio.gather(*calls, return_exceptions=True)
+
+    assert (ValueError, "changed") == (type(failure), str(failure))
+    assert result is True
+    assert await client.get("a") is None

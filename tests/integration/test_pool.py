@@ -2,18 +2,21 @@
 
 import asyncio
 import gc
+import socket
 import warnings
+from contextlib import ExitStack
 
 import pytest
 import redis.asyncio
 import redis.exceptions
 import uvloop
-from support.internals import acquired_connections_of, idle_connections_of, unread_bytes_of
+from support.internals import acquired_connections_of, idle_connections_of, unread_bytes_of, waiters_of
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
 from aioredis_monitored import (
     ConfigurationError,
     EventLoopError,
+    MessageQueue,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     PoolClosedError,
@@ -217,6 +220,77 @@ async def test_acquire_raises_pool_closed_error_when_pool_closes_while_connectin
 
     with pytest.raises(PoolClosedError):
         await connecting
+
+
+async def test_calls_that_begin_while_the_pool_closes_are_refused(own_server, make_pool, until):
+    pool = make_pool(own_server.url, socket_timeout=60)
+    client, queue = MonitoredRedisConnection(connection_pool=pool), MessageQueue("mail", pool)
+    await client.ping()
+    own_server.freeze()
+    in_flight = asyncio.create_task(client.get("key"))
+    await until(lambda: pool.stats().in_flight == 1)
+    closing = asyncio.create_task(pool.aclose())
+    await until(lambda: not pool.is_sharing)
+    for call in (
+        client.get("key"),
+        client.pipeline().get("key").execute(),
+        client.lock("job").acquire(),
+        queue.get(0),
+        queue.put(b"message"),
+    ):
+        with pytest.raises(PoolClosedError):
+            await asyncio.wait_for(call, 30)
+    again = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0)
+    own_server.thaw()
+    await asyncio.gather(closing, again)
+
+    # What was sent before has its reply.
+    assert await in_flight is None
+
+
+async def test_caller_whose_turn_comes_while_the_pool_closes_does_not_connect(own_server, make_pool, until):
+    pool = make_pool(own_server.url, max_connections=1, socket_timeout=600)
+    connection = await pool.get_connection()
+    waiting = asyncio.create_task(pool.get_connection())
+    await until(lambda: len(waiters_of(pool)) == 1)
+    await connection.disconnect()
+    own_server.freeze()
+    closing = asyncio.create_task(pool.aclose())
+    await asyncio.sleep(0)
+    # Between the call and the end of closing.
+    await pool.release(connection)
+    await closing
+
+    with pytest.raises(PoolClosedError):
+        await asyncio.wait_for(waiting, 30)
+
+
+@pytest.fixture
+def unreachable():
+    """Yield the port of a listening socket that takes no further connection, whose clients wait for that."""
+    with socket.socket() as listening, ExitStack() as waiting:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        for _ in range(3):
+            filler = waiting.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listening.getsockname())
+        yield listening.getsockname()[1]
+
+
+@pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])
+async def test_calls_that_wait_for_the_network_end_when_the_pool_closes(unreachable, make_pool, multiplex):
+    pool = make_pool(f"redis://127.0.0.1:{unreachable}", socket_connect_timeout=600, multiplex=multiplex)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    calls = [asyncio.create_task(each) for each in (client.get("key"), client.blpop("list"), pool.get_connection())]
+    done, _ = await asyncio.wait(calls, timeout=0.1)
+    assert not done
+    await pool.aclose()
+
+    async with asyncio.timeout(30):
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert [PoolClosedError] * len(calls) == [type(each) for each in outcomes]
 
 
 async def test_pool_closing_completes_when_its_caller_is_cancelled(make_pool, server, until):
@@ -512,3 +586,26 @@ async def test_pool_sends_no_client_info_when_client_info_is_off(server, inspect
         await pool.ping()
 
     assert [] == [name for name in inspector.info("commandstats") if name.startswith("cmdstat_client")]
+
+
+@pytest.mark.parametrize("kind", ["server", "cluster"])
+async def test_pool_raises_what_closing_a_connection_raises_and_closes_the_others(server, cluster, kind):
+    broken = []
+
+    class Breaking(redis.asyncio.Connection):
+        async def disconnect(self, nowait=False, **options):
+            await super().disconnect(nowait=nowait, **options)
+            if self in broken:
+                raise redis.exceptions.ConnectionError("cannot be closed")
+
+    url = server.url if kind == "server" else cluster.url
+    pool = MonitoredConnectionPool.from_url(url, connection_class=Breaking, multiplex=False, **UNRECORDED)
+    acquired = [await pool.get_connection() for _ in range(3)]
+    for connection in acquired:
+        await pool.release(connection)
+    broken.append(acquired[0])
+
+    with pytest.raises(redis.exceptions.ConnectionError, match="cannot be closed"):
+        await pool.aclose()
+    assert not any(connection.is_connected for connection in acquired)
+    await pool.aclose()

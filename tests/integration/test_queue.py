@@ -174,3 +174,9 @@ async def test_queue_commands_are_recorded_without_payloads(queue, telemetry):
         "BLPOP db.query.text=BLPOP mail ?",
     ] == telemetry.tree("db.query.text").splitlines()
     assert "<MessageQueue 'mail' on <MonitoredConnectionPool 'test'" in repr(queue)
+
+
+@pytest.mark.parametrize("name", [b"mail", 1])
+def test_queue_name_must_be_text(pool, name):
+    with pytest.raises(TypeError, match=f"name must be text, got {type(name).__name__}"):
+        MessageQueue(name, pool)

@@ -440,3 +440,20 @@ async def test_worker_loses_no_message_when_the_event_loop_ends(server, inspecto
         [*handled, *inspector.lrange("mail", 0, -1)], key=int
     )
     assert [] == held(inspector)
+
+
+async def test_worker_goes_on_after_a_message_whose_lease_was_lost(queue, inspector, consume, until, caplog):
+    handled = []
+
+    async def handle(message):
+        if message == b"lost":
+            # Another consumer has taken it over.
+            inspector.delete(*inspector.keys("{mail}:p:*"))
+        handled.append(message)
+
+    await queue.put(b"lost")
+    consume(queue, handle)
+    await until(lambda: any("the acknowledgement failed: queue 'mail': 1 of 1" in each for each in caplog.messages))
+    await queue.put(b"next")
+
+    await until(lambda: handled == [b"lost", b"next"])

@@ -4,6 +4,7 @@ import asyncio
 import math
 from concurrent.futures import ThreadPoolExecutor
 from inspect import cleandoc
+from pathlib import Path
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 from opentelemetry.trace import SpanKind
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from support.internals import set_stop_time
 
 from aioredis_monitored import MonitoredRedisConnection
 from aioredis_monitored.testing import FaultProxy, RedisServer, TelemetryCapture, server
@@ -21,8 +23,6 @@ DURATION = "db.client.operation.duration"
 
 
 def test_server_starts_and_stops_without_leaving_files():
-    from pathlib import Path
-
     with RedisServer() as running:
         directory = Path(running.unix_socket_path).parent
         with redis.Redis.from_url(running.url) as client:
@@ -39,8 +39,8 @@ def test_server_raises_when_started_twice(own_server):
         own_server.start()
 
 
-@pytest.mark.slow
-async def test_server_stops_although_a_script_ignores_the_signal():
+async def test_server_stops_although_a_script_ignores_the_signal(monkeypatch):
+    set_stop_time(monkeypatch, 0.1)
     running = RedisServer()
     running.start()
     client = redis.asyncio.Redis.from_url(running.url)
@@ -102,6 +102,22 @@ def test_free_ports_are_different_and_not_in_use(own_server, monkeypatch):
 def test_server_error_shows_output_when_startup_fails():
     with pytest.raises(RuntimeError, match=r"(?s)did not start:.*no-such-option"):
         RedisServer("--no-such-option", "1").start()
+
+
+def test_server_that_cannot_be_executed_leaves_no_files(monkeypatch, tmp_path):
+    import tempfile
+
+    no_program = tmp_path / "redis-server"
+    no_program.write_bytes(b"no program")
+    no_program.chmod(0o755)
+    monkeypatch.setenv(server.BINARY_VARIABLE, str(no_program))
+    # A short path, as that of a Unix socket must be.
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        with pytest.raises(OSError, match="Exec format error"):
+            RedisServer().start()
+
+        assert [] == list(Path(folder).iterdir())
 
 
 def test_server_avoids_long_temporary_directories_for_its_unix_socket(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import redis
 import trustme
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.exceptions import ResponseError
 from redis.retry import Retry
 
 from aioredis_monitored.testing import ClusterServers, RedisServer, SentinelServers, TlsFiles
@@ -260,6 +261,22 @@ def test_failover_to_a_primary_raises(cluster):
         cluster.failover(cluster.nodes[0])
 
 
+def test_cluster_error_says_which_node_is_missing_or_still_needed():
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        owner = servers.owner(SLOT)
+        with pytest.raises(LookupError, match="has no running replica"):
+            servers.replica_of(owner)
+        with pytest.raises(ValueError, match=r"must have no slots, got 8192: migrate them first"):
+            servers.remove_node(owner)
+        assert owner in servers.nodes
+        if moves_atomically(servers):
+            with pytest.raises(ResponseError, match=r"(?i)target node|already|myself|itself"):
+                servers.migrate_atomically([SLOT], owner)
+        owner.freeze()
+        with pytest.raises(LookupError, match=f"no running node has slot {SLOT}"):
+            servers.owner(SLOT)
+
+
 @pytest.mark.slow
 def test_killed_primary_is_replaced_and_returns_as_a_replica(own_cluster):
     primary = own_cluster.owner(SLOT)
@@ -401,6 +418,23 @@ def test_servers_under_sentinel_with_tls_agree(tls):
         ) as client:
             assert client.ping()
         assert servers.failover() is servers.data[1]
+
+
+def test_wait_ok_error_says_on_what_sentinels_do_not_agree():
+    # Sentinel itself takes nothing for down in that time.
+    with SentinelServers(replicas=1, sentinels=1, quorum=1, down_after=60) as servers:
+        primary = servers.primary()
+        [replica] = [server for server in servers.data if server is not primary]
+        replica.freeze()
+        with pytest.raises(TimeoutError, match="does not see the replicas"):
+            servers.wait_ok(0)
+        replica.thaw()
+        replica.call("REPLICAOF", "NO", "ONE")
+        with pytest.raises(TimeoutError, match="is not a connected replica of"):
+            servers.wait_ok(0)
+        primary.freeze()
+        with pytest.raises(TimeoutError, match="the primary, does not run"):
+            servers.wait_ok(0)
 
 
 def test_primary_is_unknown_without_sentinels():

@@ -16,6 +16,7 @@ from aioredis_monitored.components import store
 from aioredis_monitored.pool import discovery, replicas, sentinel, topology
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import worker
+from aioredis_monitored.testing import server
 
 # Pool.
 
@@ -55,9 +56,29 @@ async def look_at_nodes(pool):
     await pool.cluster_topology._look()
 
 
+def let_look_be_old(pool):
+    """Have a cluster's pool take its last look at the nodes for one of a minute ago."""
+    pool.cluster_topology._looked_at -= 60
+
+
 def set_time_for_asking_nodes(monkeypatch, seconds):
     """Replace the time that asking the nodes of a cluster may take."""
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
+
+
+# Demo and servers.
+
+
+def demo_termination():
+    """Return the context manager in which signals end the demo."""
+    from aioredis_monitored.cli import demo
+
+    return demo._Termination()
+
+
+def set_stop_time(monkeypatch, seconds):
+    """Replace the time that a server has to stop by itself."""
+    monkeypatch.setattr(server, "_STOP_SECONDS", seconds)
 
 
 # Shared connection.
@@ -284,6 +305,16 @@ def forget_native_metrics_warning(monkeypatch):
 def original_of(method):
     """Return redis-py's method behind a tool's patch; ``None`` if the patch does not show it."""
     return coexistence._original(method)
+
+
+def queue_spec_of(queue):
+    """Return what a queue says of its fetches in the terms of the conventions."""
+    return queue._pop.messaging
+
+
+def cached_messaging_specs_of(recorder):
+    """Return the specs and the attributes of the messaging operations that a recorder has seen."""
+    return recorder._messaging_specs, recorder._message_attributes
 
 
 def cached_command_specs_of(recorder):

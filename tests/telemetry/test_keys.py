@@ -1,9 +1,15 @@
 """Keys in telemetry: shown, hidden or as templates; and hot keys."""
 
 import pytest
-from support.internals import cached_command_specs_of, forget_logged_failures, recorder_of
+from support.internals import (
+    cached_command_specs_of,
+    cached_messaging_specs_of,
+    forget_logged_failures,
+    queue_spec_of,
+    recorder_of,
+)
 
-from aioredis_monitored import MonitoredRedisConnection, TelemetryOptions
+from aioredis_monitored import MessageQueue, MonitoredRedisConnection, TelemetryOptions
 
 DURATION = "db.client.operation.duration"
 TEMPLATE = "aioredis_monitored.key.template"
@@ -168,3 +174,28 @@ async def test_hot_keys_send_no_extra_commands(make, inspector):
         name: after[name]["calls"] - before.get(name, {"calls": 0})["calls"] for name in after if name != "cmdstat_info"
     }
     assert {"cmdstat_get": 10} == {name: calls for name, calls in called.items() if calls}
+
+
+async def test_hot_keys_count_no_key_whose_template_cannot_be_made(make):
+    def failing(key):
+        if key.startswith("secret:"):
+            raise ValueError(key)
+        return key
+
+    client = make(hot_keys=1.0, key_template=failing)
+    for key in ("secret:1", "user:1"):
+        await client.get(key)
+
+    assert ["user:1"] == [each.key for each in client.connection_pool.telemetry.hot_keys.top(10)]
+
+
+async def test_messaging_spec_caches_are_bounded(make):
+    client = make()
+    recorder = recorder_of(client)
+    for number in range(2_100):
+        queue = MessageQueue(f"queue:{number}", client.connection_pool)
+        spec = queue_spec_of(queue)
+        assert f"queue:{number}" in str(recorder.messaging_spec(("LPOP", "key"), spec).span_attributes)
+        assert recorder.message_attributes(spec)
+
+    assert all(len(each) <= 2_000 for each in cached_messaging_specs_of(recorder))

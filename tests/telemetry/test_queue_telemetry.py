@@ -6,10 +6,11 @@ import inspect
 
 import pytest
 import redis.asyncio
-from opentelemetry.trace import SpanKind
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
 from support.sharing import begun
 
 from aioredis_monitored import LeaseLostError, MessageQueue, MonitoredRedisConnection, TelemetryOptions, TimedOutError
+from aioredis_monitored.envelope import seal
 
 OPERATION, QUEUE, ERROR = "messaging.operation.name", "messaging.destination.name", "error.type"
 COUNT = "messaging.batch.message_count"
@@ -295,3 +296,20 @@ async def test_worker_spans_have_no_parent(queue, telemetry, until):
 
     parents = {span.name.partition(" ")[0]: span.parent for span in telemetry.spans}
     assert {"startup": None, "RPUSH": None, "receive": None, "process": None, "ack": None} == parents
+
+
+@pytest.mark.parametrize("sent_at", ["-1e300", "nan", "text"])
+async def test_time_in_an_envelope_that_is_no_time_is_not_recorded(queue, client, telemetry, sent_at):
+    await client.rpush("mail", seal(b"message", {"aioredis-monitored-sent-at": sent_at}))
+
+    assert b"message" == await queue.get(5)
+    assert [] == telemetry.points(TIME)
+
+
+async def test_queue_is_measured_while_nothing_is_traced(make_pool, server, telemetry):
+    queue = MessageQueue("mail", make_pool(server.url, tracer_provider=NoOpTracerProvider()), propagate=True)
+    await queue.put(b"message")
+
+    assert b"message" == await queue.get(5)
+    assert 1 == telemetry.point(TIME).count
+    assert () == telemetry.spans

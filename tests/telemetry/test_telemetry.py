@@ -496,6 +496,30 @@ def test_keyboard_interrupt_in_span_processor_propagates(server, telemetry, comm
         asyncio.run(main())
 
 
+def test_keyboard_interrupt_in_a_log_handler_propagates(server, telemetry, monkeypatch):
+    class Failing(SpanProcessor):
+        def on_start(self, span, parent_context=None):
+            raise LookupError
+
+    class Interrupting(logging.Handler):
+        def emit(self, record):
+            raise KeyboardInterrupt
+
+    async def main():
+        async with MonitoredRedisConnection.from_url(server.url, **telemetry.providers) as client:
+            await client.get("key")
+
+    forget_logged_failures(monkeypatch)
+    telemetry.tracer_provider.add_span_processor(Failing())
+    logger, handler = logging.getLogger("aioredis_monitored.telemetry"), Interrupting()
+    logger.addHandler(handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(main())
+    finally:
+        logger.removeHandler(handler)
+
+
 async def test_exporter_failure_log_does_not_quote_command_error(client, telemetry, caplog):
     class Exporter(SpanExporter):
         def export(self, spans):

@@ -497,3 +497,10 @@ def test_read_may_go_to_a_replica(command):
 )
 def test_what_is_not_the_same_at_a_replica_goes_to_the_primary(command):
     assert not may_read_from_replica(command.split())
+
+
+@pytest.mark.parametrize("name", ["SPUBLISH", "spublish", b"SPUBLISH"], ids=repr)
+def test_message_for_a_shard_channel_goes_to_the_slot_of_the_channel(name):
+    placement = placement_of((name, "{channel}", "message"))
+
+    assert (Kind.SLOT, key_slot("channel")) == (placement.kind, placement.slot)
