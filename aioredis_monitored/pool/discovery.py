@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+import random
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from math import inf
@@ -39,6 +40,7 @@ from aioredis_monitored.pool.names import resolve_names
 from aioredis_monitored.pool.retry import exponential_backoff
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+_random: Final = random.Random()  # noqa: S311 - nothing secret
 
 # Seconds that sentinels get to answer; those that take longer count as unreachable.
 _ASK_SECONDS: Final = 0.5
@@ -49,6 +51,8 @@ _PING_SECONDS: Final = 5.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
 # Seconds until credentials that a sentinel has refused are sent again to follow it: too many refusals lock an account.
 _REFUSED_SECONDS: Final = 30.0
+# The longest pause between two connections that are made to see whether they reach another sentinel.
+_MAX_STRANGER_BACKOFF_SECONDS: Final = 30.0
 _RESP2: Final = 2
 
 
@@ -85,13 +89,15 @@ class ServiceListener(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Sentinel:
-    """An address of a sentinel.
+    """An address of a sentinel: one that others announce for it, or a given one, where any may be reached.
 
     Attributes:
         host: Where to connect to.
         port: The TCP port.
         given_as: The name or address under which the application has given it; ``None`` if another sentinel has.
-        identity: Which sentinel it is; ``None`` as long as that is unknown.
+        identity: Which sentinel it is that is announced there, or that was reached there last at a given address;
+            ``None`` as long as that is unknown.
+        is_announced: Whether other sentinels announce the address.
         problem: Why it did not answer last.
         refuses: Whether that is because of the credentials.
     """
@@ -100,8 +106,22 @@ class _Sentinel:
     port: int
     given_as: Address | None = None
     identity: str | None = None
+    is_announced: bool = False
     problem: str = ""
     refuses: bool = False
+
+    @property
+    def unknown_identity(self) -> str:
+        """What stands for the identity of a sentinel that does not say it, as those before 6.2."""
+        return f"{self.host}:{self.port}"
+
+    def on_answer(self) -> None:
+        """Take that it is there."""
+        self.problem, self.refuses = "", False
+
+    def on_failure(self, error: Exception) -> None:
+        """Take why it does not answer."""
+        self.problem, self.refuses = str(error) or type(error).__qualname__, isinstance(error, AuthenticationError)
 
 
 class SentinelDiscovery:
@@ -148,6 +168,7 @@ class SentinelDiscovery:
             **arguments,
         }
         self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
+        self._strangers_backoff = exponential_backoff(0.05, _MAX_STRANGER_BACKOFF_SECONDS)
         self._sentinels: list[_Sentinel] = []
         # The addresses of the given names.
         self._resolved: dict[Address, list[Address]] = {}
@@ -165,6 +186,8 @@ class SentinelDiscovery:
         # An event loop keeps no task alive.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
+        # By identity, of each sentinel that is followed: done when it is not any more.
+        self._followed: dict[str | None, asyncio.Future[None]] = {}
         self._asking: asyncio.Task[Election] | None = None
         self._asked_at = -inf
         # When the sentinels were asked whose answers were taken last.
@@ -259,11 +282,11 @@ class SentinelDiscovery:
         election = elect(answers, self._known())
         try:
             while not election.is_certain:
-                for sentinel in self._sentinels:
-                    if sentinel not in asked:
-                        # Those that another one has named are asked as well.
-                        asked.add(sentinel)
-                        pending[self._start(self._ask(sentinel))] = sentinel
+                for sentinel in self._unasked(asked, answers):
+                    # Those that another one has named are asked as well.
+                    asked.add(sentinel)
+                    for place in self._places(sentinel):
+                        pending[self._start(self._ask(place))] = place
                 if not pending:
                     break
                 done, _ = await asyncio.wait(
@@ -271,7 +294,7 @@ class SentinelDiscovery:
                 )
                 if not done:
                     for sentinel in pending.values():
-                        sentinel.problem, sentinel.refuses = f"no answer in {_ASK_SECONDS} s", False
+                        sentinel.on_failure(TimeoutError(f"no answer in {_ASK_SECONDS} s"))
                     break
                 for task in done:
                     sentinel = pending.pop(task)
@@ -309,6 +332,23 @@ class SentinelDiscovery:
             each for each in self._sentinels if each.given_as != given or (each.host, each.port) in addresses
         ]
 
+    def _unasked(self, asked: set[_Sentinel], answers: Iterable[Answer]) -> list[_Sentinel]:
+        """Return where no sentinel was asked yet, or where one is announced that has answered elsewhere."""
+        answered = {answer.sentinel for answer in answers}
+        return [
+            each
+            for each in self._sentinels
+            if each not in asked and (each.given_as is not None or each.identity not in answered)
+        ]
+
+    def _places(self, sentinel: _Sentinel) -> list[_Sentinel]:
+        """Return where to reach a sentinel: also behind a given address, if its own could not be reached last."""
+        if sentinel.given_as is not None or not sentinel.problem:
+            return [sentinel]
+        # A given address that is announced is that of one sentinel; any other may be one in front of several.
+        shared = [each for each in self._sentinels if each.given_as and each.identity and not each.is_announced]
+        return [sentinel, _random.choice(shared)] if shared else [sentinel]
+
     async def _ask(self, sentinel: _Sentinel) -> Answer | None:
         service = self.tracker.service
         commands = [
@@ -324,14 +364,13 @@ class SentinelDiscovery:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await _read(connection) for _ in commands]
         except (RedisError, OSError) as error:
-            sentinel.problem, sentinel.refuses = str(error), isinstance(error, AuthenticationError)
+            sentinel.on_failure(error)
             return None
         if isinstance(replies[0], ResponseError):
-            sentinel.problem, sentinel.refuses = str(replies[0]), False
+            sentinel.on_failure(replies[0])
             return None
-        sentinel.problem, sentinel.refuses = "", False
-        # Sentinels before 6.2 have no MYID.
-        return answer_of(identity if isinstance(identity, str) else f"{sentinel.host}:{sentinel.port}", *replies)
+        sentinel.on_answer()
+        return answer_of(_identity_in(identity, sentinel), *replies)
 
     @asynccontextmanager
     async def _connected(self, sentinel: _Sentinel, seconds: float) -> AsyncIterator[Connection]:
@@ -366,19 +405,19 @@ class SentinelDiscovery:
 
     # Which sentinels there are.
 
-    def _learn(self, sentinel: _Sentinel, answer: Answer) -> None:
-        sentinel.identity = answer.sentinel
-        by_address = {(each.host, each.port): each for each in self._sentinels}
+    def _learn(self, place: _Sentinel, answer: Answer) -> None:
+        if place.given_as is not None:
+            place.identity = answer.sentinel
         for identity, announced in answer.others.items():
             host, port = self.reachable(announced)
-            if (known := by_address.get((host, port))) is not None:
-                known.identity = known.identity or identity
-            elif all(each.identity != identity for each in self._sentinels):
-                self._sentinels.append(_Sentinel(host, port, identity=identity))
-        # One that was given by another address than the one that it announces.
-        self._sentinels = [
-            each for each in self._sentinels if each.given_as or each is sentinel or each.identity != answer.sentinel
-        ]
+            known = [each for each in self._sentinels if (each.host, each.port) == (host, port)]
+            for each in known:
+                if each.identity in {None, each.unknown_identity}:
+                    each.identity = identity
+                each.is_announced = each.is_announced or each.identity == identity
+            # Also one that is known at another address: it may have moved, or be reached there by chance.
+            if all(each.identity != identity for each in known):
+                self._sentinels.append(_Sentinel(host, port, identity=identity, is_announced=True))
 
     def _known(self) -> int:
         """How many sentinels there are: a given name without the address of one that is known counts as another."""
@@ -395,8 +434,7 @@ class SentinelDiscovery:
             # The names may have other addresses by now.
             self._resolves_again = True
         elif election.is_representative:
-            listed = {identity for answer in answers for identity in (answer.sentinel, *answer.others)}
-            self._sentinels = [each for each in self._sentinels if each.given_as or each.identity in listed]
+            self._forget_unlisted(answers)
         if election.primary is not None and election.is_representative != self._was_representative:
             self._was_representative = election.is_representative
             if not election.is_representative:
@@ -415,6 +453,23 @@ class SentinelDiscovery:
         listener = self._listener()
         if self._asks_replicas and election.primary is not None and listener is not None:
             listener.on_replicas(frozenset(self.reachable(each) for each in election.replicas))
+
+    def _forget_unlisted(self, answers: Iterable[Answer]) -> None:
+        """Forget the addresses at which no sentinel that has answered announces another one, unless they are given."""
+        listed: dict[str | None, set[Address]] = {}
+        for answer in answers:
+            # One that has answered alone is where it was announced before.
+            listed.setdefault(answer.sentinel, set())
+            for identity, announced in answer.others.items():
+                listed.setdefault(identity, set()).add(self.reachable(announced))
+        kept = []
+        for each in self._sentinels:
+            addresses = listed.get(each.identity)
+            is_listed = addresses is not None and (not addresses or (each.host, each.port) in addresses)
+            each.is_announced = each.is_announced and is_listed
+            if is_listed or each.given_as is not None:
+                kept.append(each)
+        self._sentinels = kept
 
     def _failure(self, election: Election) -> RedisConnectionError:
         problems = [
@@ -440,45 +495,84 @@ class SentinelDiscovery:
                 self._followers[sentinel] = self._start(self._follow(sentinel))
 
     async def _follow(self, sentinel: _Sentinel) -> None:
-        failures, is_logged = 0, False
+        failures, strangers, pause, is_logged = 0, 0, 0.0, False
+        # When an address in front of several sentinels may be tried again: each connection may reach another one.
+        shared_at = -inf
         while True:
-            is_refused = False
+            await asyncio.sleep(pause)
+            await self._wait_unfollowed(sentinel)
+            *_, place = self._places(sentinel) if failures and monotonic() >= shared_at else [sentinel]
+            if place is not sentinel:
+                strangers += 1
+                shared_at = monotonic() + self._strangers_backoff(strangers)
             try:
-                async with self._connected(sentinel, _FOLLOW_SECONDS) as connection:
-                    await connection.send_packed_command(
-                        connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
-                    )
-                    unconfirmed = 1 + len(self._events)
-                    while unconfirmed:
-                        await connection.read_response()
-                        unconfirmed -= 1
-                    failures = 0
-                    # Events may have been missed until now.
-                    self._ask_anew()
-                    await self._take_events(connection)
+                async with self._connected(place, _FOLLOW_SECONDS) as connection:
+                    await connection.send_command("SENTINEL", "MYID")
+                    identity = _identity_in(await _read(connection), place)
+                    if place.given_as is not None:
+                        place.identity = identity
+                    if sentinel.identity != identity:
+                        strangers += place is sentinel
+                        pause = self._strangers_backoff(strangers) if place is sentinel else self._backoff(failures)
+                    elif identity in self._followed:
+                        pause = 0.0
+                    else:
+                        with self._following(identity):
+                            await self._subscribe(connection)
+                            place.on_answer()
+                            failures = strangers = 0
+                            # Events may have been missed until now.
+                            self._ask_anew()
+                            await self._take_events(connection)
+                        pause = self._backoff(failures)
             except (RedisError, OSError) as error:
                 failures += 1
-                is_refused = isinstance(error, AuthenticationError)
+                place.on_failure(error)
+                pause = _REFUSED_SECONDS if place.refuses else self._backoff(failures)
                 if failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
                         "pool %r: the sentinel %s:%d refuses subscriptions, so that failovers are noticed late: %s",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        place.host,
+                        place.port,
                         error,
                     )
             except Exception:
                 # Whatever it is, the next event counts.
                 failures += 1
+                pause = self._backoff(failures)
                 if not is_logged:
                     is_logged = True
                     _LOGGER.exception(
                         "pool %r: following the sentinel %s:%d failed; it goes on with a new connection",
                         self._name,
-                        sentinel.host,
-                        sentinel.port,
+                        place.host,
+                        place.port,
                     )
-            await asyncio.sleep(_REFUSED_SECONDS if is_refused else self._backoff(failures))
+
+    async def _wait_unfollowed(self, sentinel: _Sentinel) -> None:
+        """Wait while a sentinel is followed at another address."""
+        while (followed := self._followed.get(sentinel.identity)) is not None:
+            await asyncio.wait([followed])
+
+    @contextmanager
+    def _following(self, identity: str) -> Iterator[None]:
+        """Have all others wait until the end of the block who would follow the same sentinel."""
+        followed, loop = self._followed, asyncio.get_running_loop()
+        ended = followed[identity] = loop.create_future()
+        try:
+            yield
+        finally:
+            del followed[identity]
+            if not loop.is_closed():
+                ended.set_result(None)
+
+    async def _subscribe(self, connection: Connection) -> None:
+        await connection.send_packed_command(
+            connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
+        )
+        for _ in range(1 + len(self._events)):
+            await connection.read_response()
 
     async def _take_events(self, connection: Connection) -> None:
         is_awaited = False
@@ -579,6 +673,11 @@ def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, re
     resumed.set()
     for task in tasks:
         task.cancel()
+
+
+def _identity_in(reply: object, place: _Sentinel) -> str:
+    """Return the identity in the reply to ``SENTINEL MYID``, or without one what was announced for the address."""
+    return reply if isinstance(reply, str) else place.identity or place.unknown_identity
 
 
 async def _read(connection: Connection, seconds: float | None = None) -> Any:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import signal
 import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
@@ -14,6 +15,7 @@ from support.sharing import UNRECORDED
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, MonitoredSentinelPool
 from aioredis_monitored._topology.sentinel import EVENTS
 from aioredis_monitored.testing import SentinelServers
+from aioredis_monitored.testing.server import free_ports
 
 DOWN_AFTER = 0.5
 # Far longer than a promotion takes: what fails then does so because it may have run.
@@ -49,6 +51,13 @@ async def client_of(servers, sentinels=None, **arguments):
 def is_followed(server):
     """Whether the events of a sentinel, which has no PUBSUB, are subscribed to."""
     return f"sub={len(EVENTS)} psub=1 " in server.call("CLIENT", "LIST")
+
+
+def restart_elsewhere(sentinel):
+    """Restart a sentinel on another port, with the identity that it has written to its configuration."""
+    sentinel.kill(signal.SIGTERM)
+    [sentinel.port] = free_ports(1)
+    sentinel.start()
 
 
 async def until_written(writers, count, until):
@@ -96,9 +105,9 @@ async def test_primary_that_is_gone_fails_no_more_than_what_was_in_flight(fault,
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("given", [1, 3])
+@pytest.mark.parametrize(("given", "moves"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
-async def test_planned_failover_loses_no_acknowledged_write(given, rounds, until, caplog):
+async def test_planned_failover_loses_no_acknowledged_write(given, moves, rounds, until, caplog):
     conclusive = 0
     for _ in range(rounds * ATTEMPTS):
         caplog.clear()
@@ -106,6 +115,11 @@ async def test_planned_failover_loses_no_acknowledged_write(given, rounds, until
             async with client_of(servers, servers.sentinels[:given]) as client:
                 await client.ping()
                 await until_followed(servers, until)
+                if moves:
+                    # The one that leads.
+                    await asyncio.to_thread(restart_elsewhere, servers.sentinels[0])
+                    await asyncio.to_thread(servers.wait_ok)
+                    await until_followed(servers, until)
                 former = servers.primary()
                 async with Writers.writing(client, 100, 4_000, former) as writers:
                     await until_written(writers, 1_000, until)

@@ -410,6 +410,11 @@ def number_of_sentinels_known_to(pool):
     return pool._discovery._known()
 
 
+async def ask_sentinels_of(pool):
+    """Ask the sentinels that a pool knows, and return what their answers amount to."""
+    return await pool._discovery._ask_once()
+
+
 def failovers_begun_of(pool):
     """Return how many failovers were announced to a pool."""
     return pool._discovery.tracker.generation

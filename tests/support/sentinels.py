@@ -1,11 +1,15 @@
-"""A sentinel that says what a test wants, as no real one can be made to lie; and writers that count what is lost."""
+"""Sentinels behind one address, or one that says what a test wants, as no real one can be made to lie.
+
+And writers that count what is lost.
+"""
 
 import asyncio
 import re
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import cycle
 
 import hiredis
 import redis.exceptions
@@ -107,6 +111,46 @@ class FakeSentinel:
                 ],
             }[f"{name} {arguments[0]}" if name == "SENTINEL" else name]
         ]
+
+
+class SharedAddress:
+    """One address in front of several servers, each connection to which reaches the next one.
+
+    Attributes:
+        host: The host on which it listens.
+        port: The port on which it listens.
+        accepted: How many connections it has accepted.
+    """
+
+    def __init__(self, servers):
+        self._next = cycle(servers)
+        self._ends = set()
+        self.host, self.port = "127.0.0.1", 0
+        self.accepted = 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *raised):
+        self._server.close()
+        for end in self._ends:
+            end.transport.abort()
+
+    async def _accept(self, reader, writer):
+        self.accepted += 1
+        server = next(self._next)
+        server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
+        self._ends |= {writer, server_writer}
+        await asyncio.gather(_forward(reader, server_writer), _forward(server_reader, writer))
+
+
+async def _forward(reader, writer):
+    with suppress(ConnectionError):
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+    writer.transport.abort()
 
 
 def _listed(fields):
