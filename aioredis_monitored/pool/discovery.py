@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
-from redis.asyncio import Connection, SSLConnection
+from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -22,6 +22,7 @@ from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored._topology.sentinel import (
     ABORT_EVENTS,
     BELIEF_SECONDS,
@@ -36,14 +37,15 @@ from aioredis_monitored._topology.sentinel import (
 )
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address
-from aioredis_monitored.pool.names import resolve_names
+from aioredis_monitored.pool.names import addresses_of
 from aioredis_monitored.pool.retry import exponential_backoff
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 
-# Seconds that sentinels get to answer; those that take longer count as unreachable.
-_ASK_SECONDS: Final = 0.5
+# Seconds that sentinels get to answer; those that take longer count as unreachable. At most half of what calls have, so
+# that there is time to connect to the primary.
+_MAX_ASK_SECONDS: Final = 0.5
 # Seconds for connecting to a sentinel whose events are followed.
 _FOLLOW_SECONDS: Final = 2.0
 # Seconds without an event after which a sentinel must show that it is there, and seconds that it gets for that.
@@ -135,6 +137,7 @@ class SentinelDiscovery:
         address_map: Maps the addresses that sentinels announce; ``None`` to use them as they are.
         listener: Is told of failovers and replicas; it is referenced weakly, as tasks keep this object alive.
         asks_replicas: Whether the sentinels are also asked which replicas are in sync.
+        deadline: Seconds in which the primary must be found; ``None`` for any time.
         name: The pool's name, for messages.
     """
 
@@ -148,6 +151,7 @@ class SentinelDiscovery:
         address_map: AddressMap | None,
         listener: ServiceListener,
         asks_replicas: bool,
+        deadline: float | None,
         name: str,
     ) -> None:
         self.tracker = tracker
@@ -157,6 +161,8 @@ class SentinelDiscovery:
         self._listener = ref(listener)
         self._asks_replicas = asks_replicas
         self._events = (*EVENTS, *REPLICA_EVENTS) if asks_replicas else EVENTS
+        self._deadline = deadline
+        self._ask_seconds = _MAX_ASK_SECONDS if deadline is None else min(_MAX_ASK_SECONDS, deadline / 2)
         self._name = name
         self._arguments = {
             # Subscriptions of RESP2 need no handler for pushed messages, and its connections no HELLO.
@@ -170,11 +176,9 @@ class SentinelDiscovery:
         self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
         self._strangers_backoff = exponential_backoff(0.05, _MAX_STRANGER_BACKOFF_SECONDS)
         self._sentinels: list[_Sentinel] = []
-        # The addresses of the given names.
+        # The addresses of the given names, and why names could not be resolved.
         self._resolved: dict[Address, list[Address]] = {}
-        # Why names could not be resolved; and whether they are to be resolved again.
         self._unresolved: dict[Address, str] = {}
-        self._resolves_again = True
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
         self._ssl_context: Any = None
@@ -188,6 +192,8 @@ class SentinelDiscovery:
         self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
         # By identity, of each sentinel that is followed: done when it is not any more.
         self._followed: dict[str | None, asyncio.Future[None]] = {}
+        # Of the given names.
+        self._resolving: dict[Address, asyncio.Task[None]] = {}
         self._asking: asyncio.Task[Election] | None = None
         self._asked_at = -inf
         # When the sentinels were asked whose answers were taken last.
@@ -207,10 +213,17 @@ class SentinelDiscovery:
 
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
-            redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+            redis.exceptions.ConnectionError: No sentinel that answers knows the service, or none answers in time.
         """
         if self._loop is None:
             self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        try:
+            async with lag_tolerant_timeout(self._deadline):
+                return await self._locate()
+        except TimeoutError:
+            raise self._failure(elect((), self._known())) from None
+
+    async def _locate(self) -> Location:
         resumed, tracker = self._resumed, self.tracker
         while True:
             await resumed.wait()
@@ -274,51 +287,88 @@ class SentinelDiscovery:
         asked_at = self._asked_at = monotonic()
         # Its files may have changed.
         self._ssl_context = None
-        deadline = loop.time() + _ASK_SECONDS
-        await self._resolve()
         answers: list[Answer] = []
         asked: set[_Sentinel] = set()
-        pending: dict[asyncio.Task[Answer | None], _Sentinel] = {}
+        pending: dict[asyncio.Task[Any], _Sentinel | None] = dict.fromkeys(self._resolve_all())
+        # As long as there is no address, there is nothing to do but to wait for one.
+        deadline = inf
         election = elect(answers, self._known())
         try:
             while not election.is_certain:
-                for sentinel in self._unasked(asked, answers):
-                    # Those that another one has named are asked as well.
-                    asked.add(sentinel)
-                    for place in self._places(sentinel):
-                        pending[self._start(self._ask(place))] = place
+                # Those that another one has named are asked as well.
+                pending |= self._ask_further(asked, answers)
                 if not pending:
                     break
+                if asked and deadline == inf:
+                    asked_at, deadline = monotonic(), loop.time() + self._ask_seconds
                 done, _ = await asyncio.wait(
-                    pending, timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
+                    pending,
+                    timeout=None if deadline == inf else max(0.0, deadline - loop.time()),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not done:
-                    for sentinel in pending.values():
-                        sentinel.on_failure(TimeoutError(f"no answer in {_ASK_SECONDS} s"))
+                    self._on_silence(pending.values())
                     break
                 for task in done:
                     sentinel = pending.pop(task)
-                    if (answer := task.result()) is not None:
+                    if sentinel is not None and (answer := task.result()) is not None:
                         answers.append(answer)
                         self._learn(sentinel, answer)
                 election = elect(answers, self._known())
         finally:
-            for task in pending:
-                task.cancel()
+            for task, sentinel in pending.items():
+                if sentinel is not None:
+                    task.cancel()
         self._on_election(election, answers, asked_at)
         return election
 
-    async def _resolve(self) -> None:
-        """Resolve the given names, to all their addresses; anew when no sentinel has answered."""
-        if not self._resolves_again:
+    def _on_silence(self, pending: Iterable[_Sentinel | None]) -> None:
+        for sentinel in pending:
+            if sentinel is not None:
+                sentinel.on_failure(TimeoutError(f"no answer in {self._ask_seconds:g} s"))
+
+    def _ask_further(self, asked: set[_Sentinel], answers: Iterable[Answer]) -> "dict[asyncio.Task[Any], _Sentinel]":
+        """Ask where no sentinel was asked yet, unless the one that is announced there has answered elsewhere."""
+        answered = {answer.sentinel for answer in answers}
+        further = [
+            each
+            for each in self._sentinels
+            if each not in asked and (each.given_as is not None or each.identity not in answered)
+        ]
+        asked.update(further)
+        return {self._start(self._ask(place)): place for each in further for place in self._places(each)}
+
+    def _resolve_all(self) -> "list[asyncio.Task[None]]":
+        """Resolve the names that may have other addresses by now; return what to wait for before sentinels are counted.
+
+        That is not what an earlier call has begun, if there are sentinels to ask: it may never end.
+        """
+        running = {given: task for given, task in self._resolving.items() if not task.done()}
+        begun = {
+            given: self._start(self._resolve(given))
+            for given in self._given
+            if given not in running and self._may_have_moved(given)
+        }
+        self._resolving = running | begun
+        return list((begun if self._sentinels else self._resolving).values())
+
+    def _may_have_moved(self, given: Address) -> bool:
+        addresses = self._resolved.get(given, ())
+        return not addresses or any(each.problem for each in self._sentinels if (each.host, each.port) in addresses)
+
+    async def _resolve(self, given: Address) -> None:
+        if given not in self._resolved:
+            self._unresolved.setdefault(given, "its name is being resolved")
+        try:
+            addresses = await addresses_of(*given)
+        except OSError as error:
+            self._unresolved[given] = str(error)
             return
-        for given, found in (await resolve_names(self._given, _ASK_SECONDS / 2)).items():
-            if isinstance(found, str):
-                self._unresolved[given] = found
-            else:
-                self._unresolved.pop(given, None)
-                self._set_addresses(given, found)
-        self._resolves_again = bool(self._unresolved)
+        self._unresolved.pop(given, None)
+        self._set_addresses(given, addresses)
+        if self._asking is None or self._asking.done():
+            # Those who have asked did not wait.
+            self._follow_all()
 
     def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
         self._resolved[given] = addresses
@@ -330,15 +380,6 @@ class SentinelDiscovery:
                 self._sentinels.append(_Sentinel(host, port, given))
         self._sentinels = [
             each for each in self._sentinels if each.given_as != given or (each.host, each.port) in addresses
-        ]
-
-    def _unasked(self, asked: set[_Sentinel], answers: Iterable[Answer]) -> list[_Sentinel]:
-        """Return where no sentinel was asked yet, or where one is announced that has answered elsewhere."""
-        answered = {answer.sentinel for answer in answers}
-        return [
-            each
-            for each in self._sentinels
-            if each not in asked and (each.given_as is not None or each.identity not in answered)
         ]
 
     def _places(self, sentinel: _Sentinel) -> list[_Sentinel]:
@@ -360,7 +401,7 @@ class SentinelDiscovery:
         if self._asks_replicas:
             commands.append(("SENTINEL", "REPLICAS", service))
         try:
-            async with self._connected(sentinel, _ASK_SECONDS) as connection:
+            async with self._connected(sentinel, self._ask_seconds) as connection:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await _read(connection) for _ in commands]
         except (RedisError, OSError) as error:
@@ -374,33 +415,42 @@ class SentinelDiscovery:
 
     @asynccontextmanager
     async def _connected(self, sentinel: _Sentinel, seconds: float) -> AsyncIterator[Connection]:
-        connection = self._connection_to(sentinel, seconds)
-        self._connections.add(connection)
         try:
-            await connect(connection)
-            yield connection
-        finally:
-            self._connections.discard(connection)
-            await connection.disconnect(nowait=True)
+            async with asyncio.timeout(seconds):
+                addresses = await addresses_of(sentinel.host, sentinel.port)
+        except TimeoutError:
+            message = f"its name was not resolved in {seconds:g} s"
+            raise TimeoutError(message) from None
+        for number, (address, _) in enumerate(addresses, 1):
+            connection = self._connection_to(sentinel, address, seconds)
+            self._connections.add(connection)
+            try:
+                try:
+                    await connect(connection)
+                except (RedisError, OSError) as error:
+                    if number == len(addresses) or isinstance(error, AuthenticationError):
+                        raise
+                    continue
+                yield connection
+                return
+            finally:
+                self._connections.discard(connection)
+                await connection.disconnect(nowait=True)
 
-    def _connection_to(self, sentinel: _Sentinel, timeout: float) -> Connection:
+    def _connection_to(self, sentinel: _Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
             **self._arguments,
-            "host": sentinel.host,
+            "host": address,
             "port": sentinel.port,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
         }
-        connection: Connection
         if not self._uses_tls:
-            connection = Connection(**arguments)
-        elif sentinel.given_as is None:
-            connection = SSLConnection(**arguments)
-        else:
-            connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
-        if isinstance(connection, SSLConnection):
-            # Making one for each connection would block the event loop for longer than the sentinels take to answer.
-            self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
+            return with_safe_send(Connection(**arguments))
+        name, _ = sentinel.given_as or (sentinel.host, sentinel.port)
+        connection = NamedSSLConnection(server_name=name, **arguments)
+        # Making one for each connection would block the event loop for longer than the sentinels take to answer.
+        self._ssl_context = connection.ssl_context = self._ssl_context or connection.ssl_context
         return with_safe_send(connection)
 
     # Which sentinels there are.
@@ -430,10 +480,7 @@ class SentinelDiscovery:
         if self._loop is None:
             # The pool was closed meanwhile.
             return
-        if not election.answered:
-            # The names may have other addresses by now.
-            self._resolves_again = True
-        elif election.is_representative:
+        if election.answered and election.is_representative:
             self._forget_unlisted(answers)
         if election.primary is not None and election.is_representative != self._was_representative:
             self._was_representative = election.is_representative

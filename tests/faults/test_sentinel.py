@@ -8,7 +8,8 @@ import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import pytest
-from support.internals import failovers_begun_of
+import redis.exceptions
+from support.internals import failovers_begun_of, set_time_for_asking_sentinels
 from support.sentinels import FakeSentinel, Writers
 from support.sharing import UNRECORDED
 
@@ -224,6 +225,23 @@ async def test_client_that_starts_with_a_frozen_sentinel_connects(servers):
     servers.sentinels[0].freeze()
     async with client_of(servers) as client:
         assert await client.set("key", "value")
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_call_waits_for_frozen_sentinels_no_longer_than_for_a_reply(servers, monkeypatch, multiplex):
+    set_time_for_asking_sentinels(monkeypatch, 100.0)
+    for sentinel in servers.sentinels:
+        sentinel.freeze()
+    loop = asyncio.get_running_loop()
+    async with client_of(servers, socket_timeout=0.3, multiplex=multiplex) as client:
+        began = loop.time()
+        with pytest.raises(redis.exceptions.ConnectionError, match=r"0 of 3 sentinels answered .*no answer in 0\.15 s"):
+            await client.set("key", "value")
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await client.blpop(["list"], 0.1)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await client.connection_pool.ping()
+        assert loop.time() - began < 20
 
 
 # S5: sentinels that disagree, and one that lies.

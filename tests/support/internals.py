@@ -420,6 +420,11 @@ def failovers_begun_of(pool):
     return pool._discovery.tracker.generation
 
 
+def set_time_for_asking_sentinels(monkeypatch, seconds):
+    """Replace the time that sentinels get to answer, of which the deadline of calls allows less."""
+    monkeypatch.setattr(discovery, "_MAX_ASK_SECONDS", seconds)
+
+
 def shorten_ping_of_sentinels(monkeypatch, seconds):
     """Shorten the time after which a silent sentinel is asked whether it is there."""
     monkeypatch.setattr(discovery, "_PING_SECONDS", seconds)
