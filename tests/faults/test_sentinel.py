@@ -429,7 +429,40 @@ async def test_pinned_client_goes_on_at_the_new_primary(servers, until):
         assert "1" == promoted.call("GET", "key")
 
 
-# The message queue.
+# What blocks, and the message queue.
+
+
+@pytest.mark.parametrize("call", ["blpop", "xread", "get", "take"])
+@pytest.mark.parametrize("fault", ["failover", "freeze"])
+async def test_blocked_call_raises_when_the_primary_is_replaced(servers, until, call, fault):
+    async with client_of(servers) as client:
+        queue = MessageQueue("work", client)
+
+        async def take():
+            async with queue.take(timeout=DEADLINE) as message:
+                return message
+
+        blocks = {
+            "blpop": lambda: client.blpop(["list"], DEADLINE),
+            "xread": lambda: client.xread({"stream": "$"}, block=round(DEADLINE * 1000)),
+            "get": lambda: queue.get(timeout=DEADLINE),
+            "take": take,
+        }
+        await client.ping()
+        await until_followed(servers, until)
+        former = servers.primary()
+        blocked = asyncio.ensure_future(blocks[call]())
+        await until(lambda: "blocked_clients:1" in former.call("INFO", "clients"))
+        if fault == "freeze":
+            former.freeze()
+        else:
+            await asyncio.to_thread(servers.failover)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await blocked
+
+        await queue.put(b"message")
+        assert b"message" == await queue.get(timeout=DEADLINE)
+        await queue.aclose()
 
 
 @pytest.mark.parametrize("is_lease", [True, False])
