@@ -366,13 +366,15 @@ class SentinelDiscovery:
             return
         self._unresolved.pop(given, None)
         self._set_addresses(given, addresses)
-        if self._asking is None or self._asking.done():
+        if self._loop is not None and (self._asking is None or self._asking.done()):
             # Those who have asked did not wait.
             self._follow_all()
 
     def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
         self._resolved[given] = addresses
-        known = {(each.host, each.port): each for each in self._sentinels}
+        # The given ones last: several may be announced where one is given.
+        in_order = sorted(self._sentinels, key=lambda each: each.given_as is not None)
+        known = {(each.host, each.port): each for each in in_order}
         for host, port in addresses:
             if (host, port) in known:
                 known[host, port].given_as = given
