@@ -53,8 +53,10 @@ _PING_SECONDS: Final = 5.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
 # Seconds until credentials that a sentinel has refused are sent again to follow it: too many refusals lock an account.
 _REFUSED_SECONDS: Final = 30.0
-# The longest pause between two connections that are made to see whether they reach another sentinel.
+# The longest pause between two connections that are made to see whether they reach another sentinel, and how many are
+# made before the pause doubles: which one is reached may be random.
 _MAX_STRANGER_BACKOFF_SECONDS: Final = 30.0
+_STRANGERS_PER_BACKOFF: Final = 4
 _RESP2: Final = 2
 
 
@@ -174,7 +176,7 @@ class SentinelDiscovery:
             **arguments,
         }
         self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
-        self._strangers_backoff = exponential_backoff(0.05, _MAX_STRANGER_BACKOFF_SECONDS)
+        self._stranger_backoff = exponential_backoff(0.05, _MAX_STRANGER_BACKOFF_SECONDS)
         self._sentinels: list[_Sentinel] = []
         # The addresses of the given names, and why names could not be resolved.
         self._resolved: dict[Address, list[Address]] = {}
@@ -553,7 +555,7 @@ class SentinelDiscovery:
             *_, place = self._places(sentinel) if failures and monotonic() >= shared_at else [sentinel]
             if place is not sentinel:
                 strangers += 1
-                shared_at = monotonic() + self._strangers_backoff(strangers)
+                shared_at = monotonic() + self._stranger_backoff(strangers // _STRANGERS_PER_BACKOFF)
             try:
                 async with self._connected(place, _FOLLOW_SECONDS) as connection:
                     await connection.send_command("SENTINEL", "MYID")
@@ -562,7 +564,8 @@ class SentinelDiscovery:
                         place.identity = identity
                     if sentinel.identity != identity:
                         strangers += place is sentinel
-                        pause = self._strangers_backoff(strangers) if place is sentinel else self._backoff(failures)
+                        count = strangers // _STRANGERS_PER_BACKOFF if place is sentinel else 0
+                        pause = self._stranger_backoff(count)
                     elif identity in self._followed:
                         pause = 0.0
                     else:
