@@ -460,7 +460,8 @@ class SentinelDiscovery:
     # Which sentinels there are.
 
     def _learn(self, place: _Sentinel, answer: Answer) -> None:
-        if place.given_as is not None:
+        if place.given_as is not None and place.identity not in self._followed:
+            # The one that is followed at the address is not forgotten for another one that was reached there since.
             place.identity = answer.sentinel
         for identity, announced in answer.others.items():
             host, port = self.reachable(announced)
@@ -558,10 +559,11 @@ class SentinelDiscovery:
                 shared_at = monotonic() + self._stranger_backoff(strangers // _STRANGERS_PER_BACKOFF)
             try:
                 async with self._connected(place, _FOLLOW_SECONDS) as connection:
-                    await connection.send_command("SENTINEL", "MYID")
-                    identity = _identity_in(await _read(connection), place)
-                    if place.given_as is not None:
-                        place.identity = identity
+                    answer = await self._ask_who(connection, place)
+                    identity = answer.sentinel
+                    if sentinel.given_as is not None:
+                        sentinel.identity = identity
+                    self._learn(place, answer)
                     if sentinel.identity != identity:
                         strangers += place is sentinel
                         count = strangers // _STRANGERS_PER_BACKOFF if place is sentinel else 0
@@ -601,6 +603,14 @@ class SentinelDiscovery:
                         place.host,
                         place.port,
                     )
+
+    async def _ask_who(self, connection: Connection, place: _Sentinel) -> Answer:
+        """Ask which sentinel a connection has reached, and for the others: those who are asked may never name it."""
+        await connection.send_packed_command(
+            connection.pack_commands([("SENTINEL", "MYID"), ("SENTINEL", "SENTINELS", self.tracker.service)])
+        )
+        identity, others = [await _read(connection) for _ in range(2)]
+        return answer_of(_identity_in(identity, place), None, None, others)
 
     async def _wait_unfollowed(self, sentinel: _Sentinel) -> None:
         """Wait while a sentinel is followed at another address."""

@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 import warnings
+from itertools import chain, cycle, repeat
 
 import pytest
 import redis.exceptions
@@ -234,7 +235,7 @@ async def test_sentinel_that_has_moved_unannounced_is_followed_when_the_primary_
 @pytest.mark.parametrize("reached", ["all of them", "one of them"])
 async def test_each_sentinel_behind_one_address_is_followed_once(servers, make_pool, until, reached):
     behind = servers.sentinels if reached == "all of them" else servers.sentinels[:1]
-    async with SharedAddress(behind) as shared, make_pool(sentinels=[(shared.host, shared.port)]) as pool:
+    async with SharedAddress(cycle(behind)) as shared, make_pool(sentinels=[(shared.host, shared.port)]) as pool:
         await pool.ping()
         await until(lambda: [1, 1, 1] == [followers_at(each) for each in servers.sentinels])
         assert 3 == number_of_sentinels_known_to(pool)
@@ -244,7 +245,7 @@ async def test_each_sentinel_behind_one_address_is_followed_once(servers, make_p
 async def test_sentinels_that_can_be_reached_at_one_address_alone_are_followed_once(
     servers, make_pool, until, announced
 ):
-    async with SharedAddress(servers.sentinels) as shared:
+    async with SharedAddress(cycle(servers.sentinels)) as shared:
         place = "127.0.0.1:1" if announced == "unreachable" else f"{shared.host}:{shared.port}"
         mapped = {f"{each.host}:{each.port}": place for each in servers.sentinels}
         async with make_pool(sentinels=[(shared.host, shared.port)], address_map=mapped) as pool:
@@ -262,6 +263,23 @@ async def test_sentinels_that_can_be_reached_at_one_address_alone_are_followed_o
                 assert loop.time() < until_then
     # It takes about ten for each round; the pause before the next try grows to half a minute.
     assert shared.accepted < 200
+
+
+async def test_sentinel_that_only_the_follower_of_another_one_hears_of_is_followed(servers, make_pool, until):
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as first,
+        FakeSentinel("b" * 40, first.primary) as second,
+        # All that ask reach the first one, which does not name itself; one that follows reaches the second.
+        SharedAddress(chain([first, second], repeat(first))) as shared,
+    ):
+        first.others, second.others = {second.identity: ("10.0.0.2", 26379)}, {first.identity: ("10.0.0.1", 26379)}
+        async with make_pool(
+            sentinels=[(shared.host, shared.port)],
+            address_map={"10.0.0.1:26379": "127.0.0.1:1", "10.0.0.2:26379": "127.0.0.1:1"},
+        ) as pool:
+            await pool.ping()
+            await until(lambda: first.subscriptions() and second.subscriptions())
+            assert 2 == number_of_sentinels_known_to(pool)
 
 
 async def test_sentinel_that_the_others_have_forgotten_is_left(servers, make_pool, until):

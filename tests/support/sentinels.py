@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import cycle
+from itertools import chain
 
 import hiredis
 import redis.exceptions
@@ -43,6 +43,8 @@ class FakeSentinel:
         self.pong, self.pings = ["pong", ""], 0
         self.credentials, self.refuses_credentials = [], False
         self._subscribers = set()
+        # The tasks that serve connections, each with what it writes to.
+        self._serving = {}
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
@@ -55,8 +57,7 @@ class FakeSentinel:
 
     async def __aexit__(self, *raised):
         self._server.close()
-        for writer in list(self._subscribers):
-            writer.close()
+        await _end(self._serving)
 
     @property
     def address(self):
@@ -70,6 +71,7 @@ class FakeSentinel:
         return len(self._subscribers)
 
     async def _serve(self, reader, writer):
+        self._serving[asyncio.current_task()] = [writer]
         requests = hiredis.Reader(encoding="utf-8")
         try:
             while chunk := await reader.read(65536):
@@ -81,6 +83,7 @@ class FakeSentinel:
         finally:
             self._subscribers.discard(writer)
             writer.close()
+            del self._serving[asyncio.current_task()]
 
     def _replies(self, request, writer):
         name, *arguments = request
@@ -114,7 +117,7 @@ class FakeSentinel:
 
 
 class SharedAddress:
-    """One address in front of several servers, each connection to which reaches the next one.
+    """One address in front of several servers.
 
     Attributes:
         host: The host on which it listens.
@@ -122,9 +125,10 @@ class SharedAddress:
         accepted: How many connections it has accepted.
     """
 
-    def __init__(self, servers):
-        self._next = cycle(servers)
-        self._ends = set()
+    def __init__(self, reached):
+        # The server that each connection reaches.
+        self._reached = iter(reached)
+        self._serving = {}
         self.host, self.port = "127.0.0.1", 0
         self.accepted = 0
 
@@ -135,15 +139,22 @@ class SharedAddress:
 
     async def __aexit__(self, *raised):
         self._server.close()
-        for end in self._ends:
-            end.transport.abort()
+        await _end(self._serving)
 
     async def _accept(self, reader, writer):
         self.accepted += 1
-        server = next(self._next)
+        server = next(self._reached)
         server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
-        self._ends |= {writer, server_writer}
+        self._serving[asyncio.current_task()] = [writer, server_writer]
         await asyncio.gather(_forward(reader, server_writer), _forward(server_reader, writer))
+        del self._serving[asyncio.current_task()]
+
+
+async def _end(serving):
+    """End connections, and wait for the tasks that serve them: a cancelled one is an error to asyncio."""
+    for writer in chain.from_iterable(serving.values()):
+        writer.transport.abort()
+    await asyncio.gather(*serving)
 
 
 async def _forward(reader, writer):
