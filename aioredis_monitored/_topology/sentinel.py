@@ -15,7 +15,8 @@ from typing import Final, NamedTuple
 from aioredis_monitored.config.addresses import Address
 
 # The events that ``PrimaryTracker`` acts on, as channels, and as a pattern of further channels.
-EVENTS: Final = ("+switch-master", "+promoted-slave", "+failover-state-send-slaveof-noone", "+sentinel")
+_SENTINEL_EVENTS: Final = ("+sentinel", "+sentinel-address-switch")
+EVENTS: Final = ("+switch-master", "+promoted-slave", "+failover-state-send-slaveof-noone", *_SENTINEL_EVENTS)
 ABORT_EVENTS: Final = "-failover-abort-*"
 # Further channels, for pools that read from replicas: after these, others may be in sync.
 REPLICA_EVENTS: Final = ("+slave", "+slave-reconf-done", "+reboot", "+sdown", "-sdown")
@@ -151,8 +152,8 @@ class Change(Enum):
         HOLD: Begin no call on a present connection, and make no new one.
         RESUME: Make connections again.
         SWITCH: End all connections to other servers than the primary; make connections again.
-        ASK: Ask the sentinels: there is a new one, or a replica has come, left or started again, or one of them has
-            announced a primary that may be out of date.
+        ASK: Ask the sentinels: one is new or has moved, a replica has come, left or started again, or a primary was
+            announced that may be out of date.
     """
 
     NONE = auto()
@@ -211,7 +212,7 @@ class PrimaryTracker:
             return self._on_promoting(_address_in(words[2:4]), now)
         if channel.startswith(_ABORT_PREFIX):
             return self._resume(now)
-        return Change.ASK if channel == "+sentinel" or channel in REPLICA_EVENTS else Change.NONE
+        return Change.ASK if channel in _SENTINEL_EVENTS or channel in REPLICA_EVENTS else Change.NONE
 
     def _on_promoting(self, candidate: Address | None, now: float) -> Change:
         # Once for a failover: another sentinel's connection may tell of it again, or when it is over.

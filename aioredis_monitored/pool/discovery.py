@@ -3,8 +3,9 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
-from contextlib import asynccontextmanager
+import random
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from math import inf
@@ -12,7 +13,7 @@ from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
-from redis.asyncio import Connection, SSLConnection
+from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
@@ -21,6 +22,7 @@ from aioredis_monitored._redispy.connections import with_safe_send, with_shared_
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
+from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored._topology.sentinel import (
     ABORT_EVENTS,
     BELIEF_SECONDS,
@@ -35,13 +37,15 @@ from aioredis_monitored._topology.sentinel import (
 )
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address, address_text
-from aioredis_monitored.pool.names import resolve_names
+from aioredis_monitored.pool.names import addresses_of
 from aioredis_monitored.pool.retry import exponential_backoff
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
+_random: Final = random.Random()  # noqa: S311 - nothing secret
 
-# Seconds that sentinels get to answer; those that take longer count as unreachable.
-_ASK_SECONDS: Final = 0.5
+# Seconds that sentinels get to answer; those that take longer count as unreachable. At most half of what calls have, so
+# that there is time to connect to the primary.
+_MAX_ASK_SECONDS: Final = 0.5
 # Seconds for connecting to a sentinel whose events are followed.
 _FOLLOW_SECONDS: Final = 2.0
 # Seconds without an event after which a sentinel must show that it is there, and seconds that it gets for that.
@@ -49,6 +53,10 @@ _PING_SECONDS: Final = 5.0
 _MAX_BACKOFF_SECONDS: Final = 1.0
 # Seconds until credentials that a sentinel has refused are sent again to follow it: too many refusals lock an account.
 _REFUSED_SECONDS: Final = 30.0
+# The longest pause between two connections that are made to see whether they reach another sentinel, and how many are
+# made before the pause doubles: which one is reached may be random.
+_MAX_STRANGER_BACKOFF_SECONDS: Final = 30.0
+_STRANGERS_PER_BACKOFF: Final = 4
 _RESP2: Final = 2
 
 
@@ -85,13 +93,15 @@ class ServiceListener(Protocol):
 
 @dataclass(eq=False, slots=True)
 class _Sentinel:
-    """An address of a sentinel.
+    """An address of a sentinel: one that others announce for it, or a given one, where any may be reached.
 
     Attributes:
         host: Where to connect to.
         port: The TCP port.
         given_as: The name or address under which the application has given it; ``None`` if another sentinel has.
-        identity: Which sentinel it is; ``None`` as long as that is unknown.
+        identity: Which sentinel it is that is announced there, or that was reached there last at a given address;
+            ``None`` as long as that is unknown.
+        is_announced: Whether other sentinels announce the address.
         problem: Why it did not answer last.
         refuses: Whether that is because of the credentials.
     """
@@ -100,11 +110,25 @@ class _Sentinel:
     port: int
     given_as: Address | None = None
     identity: str | None = None
+    is_announced: bool = False
     problem: str = ""
     refuses: bool = False
 
     def __str__(self) -> str:
         return address_text(self.host, self.port)
+
+    @property
+    def unknown_identity(self) -> str:
+        """What stands for the identity of a sentinel that does not say it, as those before 6.2."""
+        return f"{self.host}:{self.port}"
+
+    def on_answer(self) -> None:
+        """Take that it is there."""
+        self.problem, self.refuses = "", False
+
+    def on_failure(self, error: Exception) -> None:
+        """Take why it does not answer."""
+        self.problem, self.refuses = str(error) or type(error).__qualname__, isinstance(error, AuthenticationError)
 
 
 class SentinelDiscovery:
@@ -118,6 +142,7 @@ class SentinelDiscovery:
         address_map: Maps the addresses that sentinels announce; ``None`` to use them as they are.
         listener: Is told of failovers and replicas; it is referenced weakly, as tasks keep this object alive.
         asks_replicas: Whether the sentinels are also asked which replicas are in sync.
+        deadline: Seconds in which the primary must be found; ``None`` for any time.
         name: The pool's name, for messages.
     """
 
@@ -131,6 +156,7 @@ class SentinelDiscovery:
         address_map: AddressMap | None,
         listener: ServiceListener,
         asks_replicas: bool,
+        deadline: float | None,
         name: str,
     ) -> None:
         self.tracker = tracker
@@ -140,6 +166,8 @@ class SentinelDiscovery:
         self._listener = ref(listener)
         self._asks_replicas = asks_replicas
         self._events = (*EVENTS, *REPLICA_EVENTS) if asks_replicas else EVENTS
+        self._deadline = deadline
+        self._ask_seconds = _MAX_ASK_SECONDS if deadline is None else min(_MAX_ASK_SECONDS, deadline / 2)
         self._name = name
         self._arguments = {
             # Subscriptions of RESP2 need no handler for pushed messages, and its connections no HELLO.
@@ -151,12 +179,11 @@ class SentinelDiscovery:
             **arguments,
         }
         self._backoff = exponential_backoff(0.05, _MAX_BACKOFF_SECONDS)
+        self._stranger_backoff = exponential_backoff(0.05, _MAX_STRANGER_BACKOFF_SECONDS)
         self._sentinels: list[_Sentinel] = []
-        # The addresses of the given names.
+        # The addresses of the given names, and why names could not be resolved.
         self._resolved: dict[Address, list[Address]] = {}
-        # Why names could not be resolved; and whether they are to be resolved again.
         self._unresolved: dict[Address, str] = {}
-        self._resolves_again = True
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
         self._clear()
@@ -167,6 +194,10 @@ class SentinelDiscovery:
         # An event loop keeps no task alive.
         self._tasks: set[asyncio.Task[Any]] = set()
         self._followers: dict[_Sentinel, asyncio.Task[None]] = {}
+        # By identity, of each sentinel that is followed: done when it is not any more.
+        self._followed: dict[str | None, asyncio.Future[None]] = {}
+        # Of the given names.
+        self._resolving: dict[Address, asyncio.Task[None]] = {}
         self._asking: asyncio.Task[Election] | None = None
         self._asked_at = -inf
         # When the sentinels were asked whose answers were taken last.
@@ -186,10 +217,17 @@ class SentinelDiscovery:
 
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
-            redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+            redis.exceptions.ConnectionError: No sentinel that answers knows the service, or none answers in time.
         """
         if self._loop is None:
             self._loop, self._process = asyncio.get_running_loop(), os.getpid()
+        try:
+            async with lag_tolerant_timeout(self._deadline):
+                return await self._locate()
+        except TimeoutError:
+            raise self._failure(elect((), self._known())) from None
+
+    async def _locate(self) -> Location:
         resumed, tracker = self._resumed, self.tracker
         while True:
             await resumed.wait()
@@ -251,55 +289,94 @@ class SentinelDiscovery:
     async def _ask_all(self) -> Election:
         loop = asyncio.get_running_loop()
         asked_at = self._asked_at = monotonic()
-        deadline = loop.time() + _ASK_SECONDS
-        await self._resolve()
         answers: list[Answer] = []
         asked: set[_Sentinel] = set()
-        pending: dict[asyncio.Task[Answer | None], _Sentinel] = {}
+        pending: dict[asyncio.Task[Any], _Sentinel | None] = dict.fromkeys(self._resolve_all())
+        # As long as there is no address, there is nothing to do but to wait for one.
+        deadline = inf
         election = elect(answers, self._known())
         try:
             while not election.is_certain:
-                for sentinel in self._sentinels:
-                    if sentinel not in asked:
-                        # Those that another one has named are asked as well.
-                        asked.add(sentinel)
-                        pending[self._start(self._ask(sentinel))] = sentinel
+                # Those that another one has named are asked as well.
+                pending |= self._ask_further(asked, answers)
                 if not pending:
                     break
+                if asked and deadline == inf:
+                    asked_at, deadline = monotonic(), loop.time() + self._ask_seconds
                 done, _ = await asyncio.wait(
-                    pending, timeout=max(0.0, deadline - loop.time()), return_when=asyncio.FIRST_COMPLETED
+                    pending,
+                    timeout=None if deadline == inf else max(0.0, deadline - loop.time()),
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
                 if not done:
-                    for sentinel in pending.values():
-                        sentinel.problem, sentinel.refuses = f"no answer in {_ASK_SECONDS} s", False
+                    self._on_silence(pending.values())
                     break
                 for task in done:
                     sentinel = pending.pop(task)
-                    if (answer := task.result()) is not None:
+                    if sentinel is not None and (answer := task.result()) is not None:
                         answers.append(answer)
                         self._learn(sentinel, answer)
                 election = elect(answers, self._known())
         finally:
-            for task in pending:
-                task.cancel()
+            for task, sentinel in pending.items():
+                if sentinel is not None:
+                    task.cancel()
         self._on_election(election, answers, asked_at)
         return election
 
-    async def _resolve(self) -> None:
-        """Resolve the given names, to all their addresses; anew when no sentinel has answered."""
-        if not self._resolves_again:
+    def _on_silence(self, pending: Iterable[_Sentinel | None]) -> None:
+        for sentinel in pending:
+            if sentinel is not None:
+                sentinel.on_failure(TimeoutError(f"no answer in {self._ask_seconds:g} s"))
+
+    def _ask_further(self, asked: set[_Sentinel], answers: Iterable[Answer]) -> "dict[asyncio.Task[Any], _Sentinel]":
+        """Ask where no sentinel was asked yet, unless the one that is announced there has answered elsewhere."""
+        answered = {answer.sentinel for answer in answers}
+        further = [
+            each
+            for each in self._sentinels
+            if each not in asked and (each.given_as is not None or each.identity not in answered)
+        ]
+        asked.update(further)
+        return {self._start(self._ask(place)): place for each in further for place in self._places(each)}
+
+    def _resolve_all(self) -> "list[asyncio.Task[None]]":
+        """Resolve the names that may have other addresses by now; return what to wait for before sentinels are counted.
+
+        That is not what an earlier call has begun, if there are sentinels to ask: it may never end.
+        """
+        running = {given: task for given, task in self._resolving.items() if not task.done()}
+        begun = {
+            given: self._start(self._resolve(given))
+            for given in self._given
+            if given not in running and self._may_have_moved(given)
+        }
+        self._resolving = running | begun
+        return list((begun if self._sentinels else self._resolving).values())
+
+    def _may_have_moved(self, given: Address) -> bool:
+        addresses = self._resolved.get(given, ())
+        return not addresses or any(each.problem for each in self._sentinels if (each.host, each.port) in addresses)
+
+    async def _resolve(self, given: Address) -> None:
+        if given not in self._resolved:
+            self._unresolved.setdefault(given, "its name is being resolved")
+        try:
+            addresses = await addresses_of(*given)
+        except OSError as error:
+            self._unresolved[given] = str(error)
             return
-        for given, found in (await resolve_names(self._given, _ASK_SECONDS / 2)).items():
-            if isinstance(found, str):
-                self._unresolved[given] = found
-            else:
-                self._unresolved.pop(given, None)
-                self._set_addresses(given, found)
-        self._resolves_again = bool(self._unresolved)
+        self._unresolved.pop(given, None)
+        self._set_addresses(given, addresses)
+        if self._loop is not None and (self._asking is None or self._asking.done()):
+            # Those who have asked did not wait.
+            self._follow_all()
 
     def _set_addresses(self, given: Address, addresses: list[Address]) -> None:
         self._resolved[given] = addresses
-        known = {(each.host, each.port): each for each in self._sentinels}
+        # The given ones last: several may be announced where one is given.
+        in_order = sorted(self._sentinels, key=lambda each: each.given_as is not None)
+        known = {(each.host, each.port): each for each in in_order}
         for host, port in addresses:
             if (host, port) in known:
                 known[host, port].given_as = given
@@ -308,6 +385,14 @@ class SentinelDiscovery:
         self._sentinels = [
             each for each in self._sentinels if each.given_as != given or (each.host, each.port) in addresses
         ]
+
+    def _places(self, sentinel: _Sentinel) -> list[_Sentinel]:
+        """Return where to reach a sentinel: also behind a given address, if its own could not be reached last."""
+        if sentinel.given_as is not None or not sentinel.problem:
+            return [sentinel]
+        # A given address that is announced is that of one sentinel; any other may be one in front of several.
+        shared = [each for each in self._sentinels if each.given_as and each.identity and not each.is_announced]
+        return [sentinel, _random.choice(shared)] if shared else [sentinel]
 
     async def _ask(self, sentinel: _Sentinel) -> Answer | None:
         service = self.tracker.service
@@ -320,62 +405,71 @@ class SentinelDiscovery:
         if self._asks_replicas:
             commands.append(("SENTINEL", "REPLICAS", service))
         try:
-            async with self._connected(sentinel, _ASK_SECONDS) as connection:
+            async with self._connected(sentinel, self._ask_seconds) as connection:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await _read(connection) for _ in commands]
         except (RedisError, OSError) as error:
-            sentinel.problem, sentinel.refuses = str(error), isinstance(error, AuthenticationError)
+            sentinel.on_failure(error)
             return None
         if isinstance(replies[0], ResponseError):
-            sentinel.problem, sentinel.refuses = str(replies[0]), False
+            sentinel.on_failure(replies[0])
             return None
-        sentinel.problem, sentinel.refuses = "", False
-        # Sentinels before 6.2 have no MYID.
-        return answer_of(identity if isinstance(identity, str) else f"{sentinel.host}:{sentinel.port}", *replies)
+        sentinel.on_answer()
+        return answer_of(_identity_in(identity, sentinel), *replies)
 
     @asynccontextmanager
     async def _connected(self, sentinel: _Sentinel, seconds: float) -> AsyncIterator[Connection]:
-        connection = self._connection_to(sentinel, seconds)
-        self._connections.add(connection)
         try:
-            await connect(connection)
-            yield connection
-        finally:
-            self._connections.discard(connection)
-            await connection.disconnect(nowait=True)
+            async with asyncio.timeout(seconds):
+                addresses = await addresses_of(sentinel.host, sentinel.port)
+        except TimeoutError:
+            message = f"its name was not resolved in {seconds:g} s"
+            raise TimeoutError(message) from None
+        for number, (address, _) in enumerate(addresses, 1):
+            connection = self._connection_to(sentinel, address, seconds)
+            self._connections.add(connection)
+            try:
+                try:
+                    await connect(connection)
+                except (RedisError, OSError) as error:
+                    if number == len(addresses) or isinstance(error, AuthenticationError):
+                        raise
+                    continue
+                yield connection
+                return
+            finally:
+                self._connections.discard(connection)
+                await connection.disconnect(nowait=True)
 
-    def _connection_to(self, sentinel: _Sentinel, timeout: float) -> Connection:
+    def _connection_to(self, sentinel: _Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
             **self._arguments,
-            "host": sentinel.host,
+            "host": address,
             "port": sentinel.port,
             "socket_timeout": timeout,
             "socket_connect_timeout": timeout,
         }
-        connection: Connection
         if not self._uses_tls:
-            connection = Connection(**arguments)
-        elif sentinel.given_as is None:
-            connection = SSLConnection(**arguments)
-        else:
-            connection = NamedSSLConnection(server_name=sentinel.given_as[0], **arguments)
-        return with_safe_send(with_shared_context(connection))
+            return with_safe_send(Connection(**arguments))
+        name, _ = sentinel.given_as or (sentinel.host, sentinel.port)
+        return with_safe_send(with_shared_context(NamedSSLConnection(server_name=name, **arguments)))
 
     # Which sentinels there are.
 
-    def _learn(self, sentinel: _Sentinel, answer: Answer) -> None:
-        sentinel.identity = answer.sentinel
-        by_address = {(each.host, each.port): each for each in self._sentinels}
+    def _learn(self, place: _Sentinel, answer: Answer) -> None:
+        if place.given_as is not None and place.identity not in self._followed:
+            # The one that is followed at the address is not forgotten for another one that was reached there since.
+            place.identity = answer.sentinel
         for identity, announced in answer.others.items():
             host, port = self.reachable(announced)
-            if (known := by_address.get((host, port))) is not None:
-                known.identity = known.identity or identity
-            elif all(each.identity != identity for each in self._sentinels):
-                self._sentinels.append(_Sentinel(host, port, identity=identity))
-        # One that was given by another address than the one that it announces.
-        self._sentinels = [
-            each for each in self._sentinels if each.given_as or each is sentinel or each.identity != answer.sentinel
-        ]
+            known = [each for each in self._sentinels if (each.host, each.port) == (host, port)]
+            for each in known:
+                if each.identity in {None, each.unknown_identity}:
+                    each.identity = identity
+                each.is_announced = each.is_announced or each.identity == identity
+            # Also one that is known at another address: it may have moved, or be reached there by chance.
+            if all(each.identity != identity for each in known):
+                self._sentinels.append(_Sentinel(host, port, identity=identity, is_announced=True))
 
     def _known(self) -> int:
         """How many sentinels there are: a given name without the address of one that is known counts as another."""
@@ -388,12 +482,8 @@ class SentinelDiscovery:
         if self._loop is None:
             # The pool was closed meanwhile.
             return
-        if not election.answered:
-            # The names may have other addresses by now.
-            self._resolves_again = True
-        elif election.is_representative:
-            listed = {identity for answer in answers for identity in (answer.sentinel, *answer.others)}
-            self._sentinels = [each for each in self._sentinels if each.given_as or each.identity in listed]
+        if election.answered and election.is_representative:
+            self._forget_unlisted(answers)
         if election.primary is not None and election.is_representative != self._was_representative:
             self._was_representative = election.is_representative
             if not election.is_representative:
@@ -412,6 +502,23 @@ class SentinelDiscovery:
         listener = self._listener()
         if self._asks_replicas and election.primary is not None and listener is not None:
             listener.on_replicas(frozenset(self.reachable(each) for each in election.replicas))
+
+    def _forget_unlisted(self, answers: Iterable[Answer]) -> None:
+        """Forget the addresses at which no sentinel that has answered announces another one, unless they are given."""
+        listed: dict[str | None, set[Address]] = {}
+        for answer in answers:
+            # One that has answered alone is where it was announced before.
+            listed.setdefault(answer.sentinel, set())
+            for identity, announced in answer.others.items():
+                listed.setdefault(identity, set()).add(self.reachable(announced))
+        kept = []
+        for each in self._sentinels:
+            addresses = listed.get(each.identity)
+            is_listed = addresses is not None and (not addresses or (each.host, each.port) in addresses)
+            each.is_announced = each.is_announced and is_listed
+            if is_listed or each.given_as is not None:
+                kept.append(each)
+        self._sentinels = kept
 
     def _failure(self, election: Election) -> RedisConnectionError:
         problems = [
@@ -437,43 +544,92 @@ class SentinelDiscovery:
                 self._followers[sentinel] = self._start(self._follow(sentinel))
 
     async def _follow(self, sentinel: _Sentinel) -> None:
-        failures, is_logged = 0, False
+        failures, strangers, pause, is_logged = 0, 0, 0.0, False
+        # When an address in front of several sentinels may be tried again: each connection may reach another one.
+        shared_at = -inf
         while True:
-            is_refused = False
+            await asyncio.sleep(pause)
+            await self._wait_unfollowed(sentinel)
+            *_, place = self._places(sentinel) if failures and monotonic() >= shared_at else [sentinel]
+            if place is not sentinel:
+                strangers += 1
+                shared_at = monotonic() + self._stranger_backoff(strangers // _STRANGERS_PER_BACKOFF)
             try:
-                async with self._connected(sentinel, _FOLLOW_SECONDS) as connection:
-                    await connection.send_packed_command(
-                        connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
-                    )
-                    unconfirmed = 1 + len(self._events)
-                    while unconfirmed:
-                        await connection.read_response()
-                        unconfirmed -= 1
-                    failures = 0
-                    # Events may have been missed until now.
-                    self._ask_anew()
-                    await self._take_events(connection)
+                async with self._connected(place, _FOLLOW_SECONDS) as connection:
+                    answer = await self._ask_who(connection, place)
+                    identity = answer.sentinel
+                    if sentinel.given_as is not None:
+                        sentinel.identity = identity
+                    self._learn(place, answer)
+                    if sentinel.identity != identity:
+                        strangers += place is sentinel
+                        count = strangers // _STRANGERS_PER_BACKOFF if place is sentinel else 0
+                        pause = self._stranger_backoff(count)
+                    elif identity in self._followed:
+                        pause = 0.0
+                    else:
+                        with self._following(identity):
+                            await self._subscribe(connection)
+                            place.on_answer()
+                            failures = strangers = 0
+                            # Events may have been missed until now.
+                            self._ask_anew()
+                            await self._take_events(connection)
+                        pause = self._backoff(failures)
             except (RedisError, OSError) as error:
                 failures += 1
-                is_refused = isinstance(error, AuthenticationError)
+                place.on_failure(error)
+                pause = _REFUSED_SECONDS if place.refuses else self._backoff(failures)
                 if failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
                         "pool %r: the sentinel %s refuses subscriptions, so that failovers are noticed late: %s",
                         self._name,
-                        sentinel,
+                        place,
                         error,
                     )
             except Exception:
                 # Whatever it is, the next event counts.
                 failures += 1
+                pause = self._backoff(failures)
                 if not is_logged:
                     is_logged = True
                     _LOGGER.exception(
                         "pool %r: following the sentinel %s failed; it goes on with a new connection",
                         self._name,
-                        sentinel,
+                        place,
                     )
-            await asyncio.sleep(_REFUSED_SECONDS if is_refused else self._backoff(failures))
+
+    async def _ask_who(self, connection: Connection, place: _Sentinel) -> Answer:
+        """Ask which sentinel a connection has reached, and for the others: those who are asked may never name it."""
+        await connection.send_packed_command(
+            connection.pack_commands([("SENTINEL", "MYID"), ("SENTINEL", "SENTINELS", self.tracker.service)])
+        )
+        identity, others = [await _read(connection) for _ in range(2)]
+        return answer_of(_identity_in(identity, place), None, None, others)
+
+    async def _wait_unfollowed(self, sentinel: _Sentinel) -> None:
+        """Wait while a sentinel is followed at another address."""
+        while (followed := self._followed.get(sentinel.identity)) is not None:
+            await asyncio.wait([followed])
+
+    @contextmanager
+    def _following(self, identity: str) -> Iterator[None]:
+        """Have all others wait until the end of the block who would follow the same sentinel."""
+        followed, loop = self._followed, asyncio.get_running_loop()
+        ended = followed[identity] = loop.create_future()
+        try:
+            yield
+        finally:
+            del followed[identity]
+            if not loop.is_closed():
+                ended.set_result(None)
+
+    async def _subscribe(self, connection: Connection) -> None:
+        await connection.send_packed_command(
+            connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
+        )
+        for _ in range(1 + len(self._events)):
+            await connection.read_response()
 
     async def _take_events(self, connection: Connection) -> None:
         is_awaited = False
@@ -574,6 +730,11 @@ def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, re
     resumed.set()
     for task in tasks:
         task.cancel()
+
+
+def _identity_in(reply: object, place: _Sentinel) -> str:
+    """Return the identity in the reply to ``SENTINEL MYID``, or without one what was announced for the address."""
+    return reply if isinstance(reply, str) else place.identity or place.unknown_identity
 
 
 async def _read(connection: Connection, seconds: float | None = None) -> Any:

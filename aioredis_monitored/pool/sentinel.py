@@ -130,6 +130,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             address_map=read["address_map"],
             listener=self,
             asks_replicas=self.reads_replicas,
+            deadline=self._template.socket_connect_timeout if deadline is None else deadline,
             name=self.name,
         )
         self._replicas = Replicas(

@@ -24,7 +24,7 @@ from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address, address_text, is_ip_address
 from aioredis_monitored.errors import copied
-from aioredis_monitored.pool.names import resolve_names
+from aioredis_monitored.pool.names import addresses_of
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
@@ -42,10 +42,10 @@ _MIN_INTERVAL_SECONDS: Final = 0.5
 # How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
 _LOOK_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
-# How long asking the nodes that are known may take, however many there are, and as long asking the start nodes; and how
-# long resolving the names of these may take.
+# How long asking the nodes that are known may take, however many there are, and as long asking the start nodes. Until a
+# name of these is resolved, there is nothing to do but to wait, for the deadline of calls, or without one for so long.
 _ASK_SECONDS: Final = 2 * _LOOK_SECONDS
-_RESOLVE_SECONDS: Final = 1.0
+_RESOLVE_SECONDS: Final = 10.0
 # How old what is known may be where a caller waits for what is newer.
 _RECENT_SECONDS: Final = 1.0
 # A node that owes replies for so long makes us look; how often that is checked.
@@ -339,7 +339,8 @@ class ClusterTopology:
         candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.pools)]
         found = await self._ask(candidates) if candidates else None
         if found is None:
-            found = await self._ask(await self._start_candidates())
+            self._problem = self._problem or "its name is being resolved"
+            found = await self._ask((), self._start_addresses)
         if found is None and self._refusal is not None:
             raise self._refusal
         if found is None:
@@ -362,48 +363,65 @@ class ClusterTopology:
         since = monotonic() - _SUSPECTED_SECONDS
         return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, _random.random()))
 
-    async def _start_candidates(self) -> list[_Candidate]:
-        """Return all addresses of the start nodes' names."""
-        self._problem = self._problem or "its name is being resolved"
-        candidates: list[_Candidate] = []
-        for (host, port), found in (await resolve_names(self._start_addresses, _RESOLVE_SECONDS)).items():
-            if isinstance(found, str):
-                where = address_text(host, port)
-                self._problem = f"{where}: {found}"
-                if not self._is_lost:
-                    _LOGGER.warning("%s: the start node %s cannot be resolved: %s", self._title(), where, found)
-            else:
-                name = None if is_ip_address(host) else host
-                candidates += [_Candidate(address, name) for address in found]
-        _random.shuffle(candidates)
-        return candidates
+    async def _start_candidates(self, host: str, port: int) -> list[_Candidate]:
+        """Return all addresses of a start node's name."""
+        try:
+            found = await addresses_of(host, port)
+        except OSError as error:
+            where = address_text(host, port)
+            self._problem = f"{where}: {error}"
+            if not self._is_lost:
+                _LOGGER.warning("%s: the start node %s cannot be resolved: %s", self._title(), where, error)
+            return []
+        return [_Candidate(address, None if is_ip_address(host) else host) for address in found]
 
-    async def _ask(self, candidates: Sequence[_Candidate]) -> SlotMap | None:
+    async def _ask(self, candidates: Sequence[_Candidate], names: Sequence[Address] = ()) -> SlotMap | None:
         """Return the slot map of the first node that answers; ``None`` if none does in time.
 
         A further node is asked when one has not answered for a while: a frozen one takes connections.
+
+        Args:
+            candidates: Those to ask.
+            names: Names whose addresses are asked as well, as soon as they are resolved; default none.
         """
+        loop = asyncio.get_running_loop()
         waiting, asking = list(candidates), set[asyncio.Task[SlotMap | None]]()
+        resolving = {asyncio.ensure_future(self._start_candidates(*each)) for each in names}
+        is_due = True
         try:
-            async with asyncio.timeout(_ASK_SECONDS):
-                while waiting or asking:
-                    if waiting:
+            async with asyncio.timeout(_ASK_SECONDS if waiting else self._resolve_seconds()) as limit:
+                while waiting or asking or resolving:
+                    if waiting and (is_due or not asking):
                         asking.add(asyncio.ensure_future(self._ask_one(waiting.pop(0))))
-                    done, asking = await asyncio.wait(
-                        asking, timeout=_HEDGE_SECONDS if waiting else None, return_when=asyncio.FIRST_COMPLETED
+                    await asyncio.wait(
+                        asking | resolving,
+                        timeout=_HEDGE_SECONDS if waiting else None,
+                        return_when=asyncio.FIRST_COMPLETED,
                     )
-                    for each in done:
-                        if (found := each.result()) is not None:
+                    for each in asking:
+                        if each.done() and (found := each.result()) is not None:
                             return found
+                    resolved = {each for each in resolving if each.done()}
+                    further = [candidate for each in resolved for candidate in each.result()]
+                    if further and not waiting and not asking:
+                        limit.reschedule(loop.time() + _ASK_SECONDS)
+                    waiting += _random.sample(further, len(further))
+                    is_due = not resolved
+                    asking, resolving = {each for each in asking if not each.done()}, resolving - resolved
         except TimeoutError:
             pass
         finally:
-            for each in asking:
-                each.cancel()
-            if asking:
+            for task in (*asking, *resolving):
+                task.cancel()
+            if asking or resolving:
                 # They close their connections.
-                await asyncio.wait(asking)
+                await asyncio.wait(asking | resolving)
         return None
+
+    def _resolve_seconds(self) -> float:
+        factory = self._factory()
+        deadline = None if factory is None else factory.retry_policy.deadline
+        return _RESOLVE_SECONDS if deadline is None else deadline
 
     async def _ask_one(self, candidate: _Candidate) -> SlotMap | None:
         factory = self._factory()

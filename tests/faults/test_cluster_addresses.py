@@ -1,7 +1,6 @@
 """Nodes that announce no address, a name or one that cannot be reached; names with several addresses; new addresses."""
 
 import asyncio
-import os
 import socket
 from contextlib import AsyncExitStack
 
@@ -40,7 +39,6 @@ async def test_redirects_are_followed_when_nodes_announce_no_address(seed, kind)
     assert 0 < figures.asked
 
 
-@pytest.mark.skipif("AIOREDIS_MONITORED_UVLOOP" in os.environ, reason="uvloop does not resolve names in Python")
 async def test_all_addresses_of_a_start_name_are_tried(cluster, make_pool, monkeypatch):
     resolve = socket.getaddrinfo
 

@@ -3,17 +3,20 @@
 import asyncio
 import logging
 import re
+import signal
 import socket
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, suppress
 
 import pytest
-from support.internals import failovers_begun_of
+import redis.exceptions
+from support.internals import failovers_begun_of, set_time_for_asking_sentinels
 from support.sentinels import FakeSentinel, Writers
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredRedisConnection, MonitoredSentinelPool
 from aioredis_monitored._topology.sentinel import EVENTS
 from aioredis_monitored.testing import SentinelServers
+from aioredis_monitored.testing.server import free_ports
 
 DOWN_AFTER = 0.5
 # Far longer than a promotion takes: what fails then does so because it may have run.
@@ -49,6 +52,13 @@ async def client_of(servers, sentinels=None, **arguments):
 def is_followed(server):
     """Whether the events of a sentinel, which has no PUBSUB, are subscribed to."""
     return f"sub={len(EVENTS)} psub=1 " in server.call("CLIENT", "LIST")
+
+
+def restart_elsewhere(sentinel):
+    """Restart a sentinel on another port, with the identity that it has written to its configuration."""
+    sentinel.kill(signal.SIGTERM)
+    [sentinel.port] = free_ports(1)
+    sentinel.start()
 
 
 async def until_written(writers, count, until):
@@ -96,9 +106,9 @@ async def test_primary_that_is_gone_fails_no_more_than_what_was_in_flight(fault,
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("given", [1, 3])
+@pytest.mark.parametrize(("given", "moves"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.slow)])
-async def test_planned_failover_loses_no_acknowledged_write(given, rounds, until, caplog):
+async def test_planned_failover_loses_no_acknowledged_write(given, moves, rounds, until, caplog):
     conclusive = 0
     for _ in range(rounds * ATTEMPTS):
         caplog.clear()
@@ -106,6 +116,11 @@ async def test_planned_failover_loses_no_acknowledged_write(given, rounds, until
             async with client_of(servers, servers.sentinels[:given]) as client:
                 await client.ping()
                 await until_followed(servers, until)
+                if moves:
+                    # The one that leads.
+                    await asyncio.to_thread(restart_elsewhere, servers.sentinels[0])
+                    await asyncio.to_thread(servers.wait_ok)
+                    await until_followed(servers, until)
                 former = servers.primary()
                 async with Writers.writing(client, 100, 4_000, former) as writers:
                     await until_written(writers, 1_000, until)
@@ -210,6 +225,23 @@ async def test_client_that_starts_with_a_frozen_sentinel_connects(servers):
     servers.sentinels[0].freeze()
     async with client_of(servers) as client:
         assert await client.set("key", "value")
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_call_waits_for_frozen_sentinels_no_longer_than_for_a_reply(servers, monkeypatch, multiplex):
+    set_time_for_asking_sentinels(monkeypatch, 100.0)
+    for sentinel in servers.sentinels:
+        sentinel.freeze()
+    loop = asyncio.get_running_loop()
+    async with client_of(servers, socket_timeout=0.3, multiplex=multiplex) as client:
+        began = loop.time()
+        with pytest.raises(redis.exceptions.ConnectionError, match=r"0 of 3 sentinels answered .*no answer in 0\.15 s"):
+            await client.set("key", "value")
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await client.blpop(["list"], 0.1)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await client.connection_pool.ping()
+        assert loop.time() - began < 20
 
 
 # S5: sentinels that disagree, and one that lies.
@@ -397,7 +429,40 @@ async def test_pinned_client_goes_on_at_the_new_primary(servers, until):
         assert "1" == promoted.call("GET", "key")
 
 
-# The message queue.
+# What blocks, and the message queue.
+
+
+@pytest.mark.parametrize("call", ["blpop", "xread", "get", "take"])
+@pytest.mark.parametrize("fault", ["failover", "freeze"])
+async def test_blocked_call_raises_when_the_primary_is_replaced(servers, until, call, fault):
+    async with client_of(servers) as client:
+        queue = MessageQueue("work", client)
+
+        async def take():
+            async with queue.take(timeout=DEADLINE) as message:
+                return message
+
+        blocks = {
+            "blpop": lambda: client.blpop(["list"], DEADLINE),
+            "xread": lambda: client.xread({"stream": "$"}, block=round(DEADLINE * 1000)),
+            "get": lambda: queue.get(timeout=DEADLINE),
+            "take": take,
+        }
+        await client.ping()
+        await until_followed(servers, until)
+        former = servers.primary()
+        blocked = asyncio.ensure_future(blocks[call]())
+        await until(lambda: "blocked_clients:1" in former.call("INFO", "clients"))
+        if fault == "freeze":
+            former.freeze()
+        else:
+            await asyncio.to_thread(servers.failover)
+        with pytest.raises(redis.exceptions.ConnectionError):
+            await blocked
+
+        await queue.put(b"message")
+        assert b"message" == await queue.get(timeout=DEADLINE)
+        await queue.aclose()
 
 
 @pytest.mark.parametrize("is_lease", [True, False])

@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import warnings
+from itertools import chain, cycle, repeat
 
 import pytest
 import redis.exceptions
 import trustme
 from redis.asyncio import Connection, SSLConnection, UnixDomainSocketConnection
 from support.internals import (
+    ask_sentinels_of,
     failovers_begun_of,
     followers_of,
     number_of_sentinels_known_to,
@@ -19,7 +21,7 @@ from support.internals import (
     sentinels_of,
     shorten_ping_of_sentinels,
 )
-from support.sentinels import FakeSentinel, reads_at
+from support.sentinels import FakeSentinel, SharedAddress, reads_at
 from support.sharing import UNRECORDED, warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -84,9 +86,14 @@ def address_of_primary(servers):
     return primary.host, primary.port
 
 
+def followers_at(sentinel):
+    """Return how many connections have subscribed to the events of a sentinel, which has no PUBSUB."""
+    return sentinel.call("CLIENT", "LIST").count(f"sub={len(EVENTS)} psub=1 ")
+
+
 def is_followed(sentinel):
-    """Whether the events of a sentinel, which has no PUBSUB, are subscribed to."""
-    return f"sub={len(EVENTS)} psub=1 " in sentinel.call("CLIENT", "LIST")
+    """Whether the events of a sentinel are subscribed to."""
+    return followers_at(sentinel) > 0
 
 
 # What works on such a pool.
@@ -207,6 +214,74 @@ async def test_sentinel_that_is_met_later_is_followed(servers, make_pool, until)
         assert 2 == len(sentinels_of(pool))
 
 
+async def test_sentinel_that_has_moved_unannounced_is_followed_when_the_primary_is_looked_up(servers, make_pool, until):
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as first,
+        FakeSentinel("b" * 40, first.primary) as second,
+        make_pool(sentinels=[first.address]) as pool,
+    ):
+        first.others = {second.identity: ("127.0.0.1", 1)}
+        await pool.ping()
+        await until(lambda: 2 == number_of_sentinels_known_to(pool))
+        await until(first.subscriptions)
+        first.others = {second.identity: second.address}
+        await pool.disconnect()
+        await pool.ping()
+
+        await until(second.subscriptions)
+        assert [first.address, second.address] == addresses(sentinels_of(pool))
+
+
+@pytest.mark.parametrize("reached", ["all of them", "one of them"])
+async def test_each_sentinel_behind_one_address_is_followed_once(servers, make_pool, until, reached):
+    behind = servers.sentinels if reached == "all of them" else servers.sentinels[:1]
+    async with SharedAddress(cycle(behind)) as shared, make_pool(sentinels=[(shared.host, shared.port)]) as pool:
+        await pool.ping()
+        await until(lambda: [1, 1, 1] == [followers_at(each) for each in servers.sentinels])
+        assert 3 == number_of_sentinels_known_to(pool)
+
+
+@pytest.mark.parametrize("announced", ["unreachable", "mapped to it"])
+async def test_sentinels_that_can_be_reached_at_one_address_alone_are_followed_once(
+    servers, make_pool, until, announced
+):
+    async with SharedAddress(cycle(servers.sentinels)) as shared:
+        place = "127.0.0.1:1" if announced == "unreachable" else f"{shared.host}:{shared.port}"
+        mapped = {f"{each.host}:{each.port}": place for each in servers.sentinels}
+        async with make_pool(sentinels=[(shared.host, shared.port)], address_map=mapped) as pool:
+            for _ in range(3):
+                await pool.ping()
+                await until(lambda: [1, 1, 1] == [followers_at(each) for each in servers.sentinels])
+                assert 3 == number_of_sentinels_known_to(pool)
+                # Who reaches another sentinel than the one before goes on until each is followed again.
+                for each in servers.sentinels:
+                    each.call("CLIENT", "KILL", "TYPE", "pubsub")
+            # Two may reach the same one.
+            loop = asyncio.get_running_loop()
+            until_then = loop.time() + DEADLINE
+            while (await ask_sentinels_of(pool)).answered < 2:
+                assert loop.time() < until_then
+    # It takes about ten for each round; the pause before the next try grows to half a minute.
+    assert shared.accepted < 200
+
+
+async def test_sentinel_that_only_the_follower_of_another_one_hears_of_is_followed(servers, make_pool, until):
+    async with (
+        FakeSentinel("a" * 40, address_of_primary(servers)) as first,
+        FakeSentinel("b" * 40, first.primary) as second,
+        # All that ask reach the first one, which does not name itself; one that follows reaches the second.
+        SharedAddress(chain([first, second], repeat(first))) as shared,
+    ):
+        first.others, second.others = {second.identity: ("10.0.0.2", 26379)}, {first.identity: ("10.0.0.1", 26379)}
+        async with make_pool(
+            sentinels=[(shared.host, shared.port)],
+            address_map={"10.0.0.1:26379": "127.0.0.1:1", "10.0.0.2:26379": "127.0.0.1:1"},
+        ) as pool:
+            await pool.ping()
+            await until(lambda: first.subscriptions() and second.subscriptions())
+            assert 2 == number_of_sentinels_known_to(pool)
+
+
 async def test_sentinel_that_the_others_have_forgotten_is_left(servers, make_pool, until):
     primary = servers.primary()
     async with (
@@ -319,7 +394,7 @@ async def test_follower_that_has_ended_is_replaced_when_the_primary_is_looked_up
         await pool.disconnect()
         await pool.ping()
 
-        await until(sentinel.subscriptions)
+        await until(lambda: sentinel.subscriptions() - before)
 
 
 async def test_user_of_sentinels_who_may_not_subscribe_is_named_in_a_warning(servers, make_pool, until, caplog):

@@ -441,9 +441,19 @@ def number_of_sentinels_known_to(pool):
     return pool._discovery._known()
 
 
+async def ask_sentinels_of(pool):
+    """Ask the sentinels that a pool knows, and return what their answers amount to."""
+    return await pool._discovery._ask_once()
+
+
 def failovers_begun_of(pool):
     """Return how many failovers were announced to a pool."""
     return pool._discovery.tracker.generation
+
+
+def set_time_for_asking_sentinels(monkeypatch, seconds):
+    """Replace the time that sentinels get to answer, of which the deadline of calls allows less."""
+    monkeypatch.setattr(discovery, "_MAX_ASK_SECONDS", seconds)
 
 
 def shorten_ping_of_sentinels(monkeypatch, seconds):

@@ -1,11 +1,15 @@
-"""A sentinel that says what a test wants, as no real one can be made to lie; and writers that count what is lost."""
+"""Sentinels behind one address, or one that says what a test wants, as no real one can be made to lie.
+
+And writers that count what is lost.
+"""
 
 import asyncio
 import re
 import time
 from collections import Counter
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import hiredis
 import redis.exceptions
@@ -39,6 +43,8 @@ class FakeSentinel:
         self.pong, self.pings = ["pong", ""], 0
         self.credentials, self.refuses_credentials = [], False
         self._subscribers = set()
+        # The tasks that serve connections, each with what it writes to.
+        self._serving = {}
 
     async def __aenter__(self):
         self._server = await asyncio.start_server(self._serve, self.host, self.port)
@@ -51,8 +57,7 @@ class FakeSentinel:
 
     async def __aexit__(self, *raised):
         self._server.close()
-        for writer in list(self._subscribers):
-            writer.close()
+        await _end(self._serving)
 
     @property
     def address(self):
@@ -66,6 +71,7 @@ class FakeSentinel:
         return len(self._subscribers)
 
     async def _serve(self, reader, writer):
+        self._serving[asyncio.current_task()] = [writer]
         requests = hiredis.Reader(encoding="utf-8")
         try:
             while chunk := await reader.read(65536):
@@ -77,6 +83,7 @@ class FakeSentinel:
         finally:
             self._subscribers.discard(writer)
             writer.close()
+            del self._serving[asyncio.current_task()]
 
     def _replies(self, request, writer):
         name, *arguments = request
@@ -107,6 +114,54 @@ class FakeSentinel:
                 ],
             }[f"{name} {arguments[0]}" if name == "SENTINEL" else name]
         ]
+
+
+class SharedAddress:
+    """One address in front of several servers.
+
+    Attributes:
+        host: The host on which it listens.
+        port: The port on which it listens.
+        accepted: How many connections it has accepted.
+    """
+
+    def __init__(self, reached):
+        # The server that each connection reaches.
+        self._reached = iter(reached)
+        self._serving = {}
+        self.host, self.port = "127.0.0.1", 0
+        self.accepted = 0
+
+    async def __aenter__(self):
+        self._server = await asyncio.start_server(self._accept, self.host, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *raised):
+        self._server.close()
+        await _end(self._serving)
+
+    async def _accept(self, reader, writer):
+        self.accepted += 1
+        server = next(self._reached)
+        server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
+        self._serving[asyncio.current_task()] = [writer, server_writer]
+        await asyncio.gather(_forward(reader, server_writer), _forward(server_reader, writer))
+        del self._serving[asyncio.current_task()]
+
+
+async def _end(serving):
+    """End connections, and wait for the tasks that serve them: a cancelled one is an error to asyncio."""
+    for writer in chain.from_iterable(serving.values()):
+        writer.transport.abort()
+    await asyncio.gather(*serving)
+
+
+async def _forward(reader, writer):
+    with suppress(ConnectionError):
+        while chunk := await reader.read(65536):
+            writer.write(chunk)
+    writer.transport.abort()
 
 
 def _listed(fields):

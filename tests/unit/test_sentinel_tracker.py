@@ -21,6 +21,7 @@ PROMOTING = ("+failover-state-send-slaveof-noone", "slave 10.0.0.2:6379 10.0.0.2
 PROMOTED = ("+promoted-slave", "slave 10.0.0.2:6379 10.0.0.2 6379 @ mymaster 10.0.0.1 6379")
 ABORTED = ("-failover-abort-slave-timeout", "master mymaster 10.0.0.1 6379")
 NEW_SENTINEL = ("+sentinel", "sentinel 8f1 10.0.0.9 26379 @ mymaster 10.0.0.1 6379")
+MOVED_SENTINEL = ("+sentinel-address-switch", "master mymaster 10.0.0.1 6379 ip 10.0.0.9 port 26379 for 8f1")
 
 
 def answer(sentinel, primary, epoch=0):
@@ -238,8 +239,9 @@ def test_failover_back_is_believed_after_the_server_was_a_replica(tracker):
     assert Change.SWITCH is tracker.on_event(*SWITCH, 30.0)
 
 
-def test_new_sentinel_is_asked_for(tracker):
-    assert Change.ASK is tracker.on_event(*NEW_SENTINEL, 10.0)
+@pytest.mark.parametrize("event", [NEW_SENTINEL, MOVED_SENTINEL])
+def test_sentinels_are_asked_when_one_is_new_or_has_moved(tracker, event):
+    assert Change.ASK is tracker.on_event(*event, 10.0)
 
 
 @pytest.mark.parametrize("channel", REPLICA_EVENTS)
@@ -250,7 +252,7 @@ def test_replicas_are_asked_for_after_an_event_about_one(tracker, channel):
     assert Change.NONE is tracker.on_event(channel, event.replace("mymaster", "other"), 10.0)
 
 
-@pytest.mark.parametrize("event", [SWITCH, PROMOTED, PROMOTING, ABORTED, NEW_SENTINEL])
+@pytest.mark.parametrize("event", [SWITCH, PROMOTED, PROMOTING, ABORTED, NEW_SENTINEL, MOVED_SENTINEL])
 def test_event_about_another_service_changes_nothing(tracker, event):
     channel, data = event
 
