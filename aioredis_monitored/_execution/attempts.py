@@ -121,7 +121,7 @@ async def connection_in_use(pool: MonitoredConnectionPool, connection: AbstractC
 
 
 def leave_refusing_server(
-    pool: MonitoredConnectionPool, outcome: object, connection: AbstractConnection | None = None, *, since: float = 0.0
+    pool: MonitoredConnectionPool, outcome: object, connection: AbstractConnection | None = None, *, since: float = inf
 ) -> None:
     """Leave a connection whose server refuses writes, or has refused a request and hangs up.
 
@@ -132,7 +132,8 @@ def leave_refusing_server(
         pool: The connection's pool.
         outcome: An error, or the results of a pipeline.
         connection: An acquired connection; default: the shared one.
-        since: When the attempt began, by the monotonic clock.
+        since: When the attempt began, by the monotonic clock: a shared connection that was made later stays; default:
+            none stays.
     """
     results = outcome if isinstance(outcome, list) else (outcome,)
     if not any(

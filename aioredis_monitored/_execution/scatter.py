@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from time import monotonic
 from typing import Any, Final, NamedTuple
 
 from redis.exceptions import AskError, MovedError, RedisError, ResponseError
@@ -97,6 +98,7 @@ class _Sent(NamedTuple):
         pool: The node's pool.
         commands: The commands.
         batch: What was sent, ASKING included.
+        began: When, by the monotonic clock.
         replies: The replies, or ``AttemptFailed``.
         retry_safe: Whether all may run twice.
     """
@@ -104,6 +106,7 @@ class _Sent(NamedTuple):
     pool: MonitoredConnectionPool
     commands: list[_Command]
     batch: Sequence[tuple[Any, ...]]
+    began: float
     replies: asyncio.Future[Any]
     retry_safe: bool
 
@@ -251,7 +254,19 @@ class Scatter:
         await self._cluster.cluster_topology.known()
         self._cluster.retry_policy.server_unreachable = False
         self._is_redirected, self._failed_pool = False, None
-        groups, waiting, failure = self._group()
+        began = monotonic()
+        left = seconds
+        # Again for those that had to wait until others of their slot had run.
+        while any(each.is_pending for each in self._commands):
+            failure = await self._send_pending(left, losses)
+            if failure is not None:
+                raise failure
+            if seconds is not None:
+                left = max(0.0, began + seconds - monotonic())
+
+    async def _send_pending(self, seconds: float | None, losses: int) -> AttemptFailed | None:
+        """Send what is pending and need not wait; return why some of it still is."""
+        groups, failure = self._group()
         observer = self._observer
         if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
@@ -263,28 +278,22 @@ class Scatter:
                 try:
                     under_way.append(self._send(pool, commands, observer, seconds, losses))
                 except PoolClosedError as error:
-                    failure = self._fail(pool, commands, AttemptFailed(error, may_have_run=False))
+                    failure = self._fail(pool, commands, AttemptFailed(error, may_have_run=False)) or failure
             # A task to await each would take longer than what it awaits.
             for sent in under_way:
                 failure = self._settle(sent, await sent.replies) or failure
         finally:
             for sent in under_way:
                 sent.replies.cancel()
-        if failure is not None:
-            raise failure
-        if waiting:
-            await self._attempt(seconds, losses)
+        return failure
 
-    def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], bool, AttemptFailed | None]:
-        """Return the pending commands by pool, whether others wait for some of these, and why some have no pool."""
+    def _group(self) -> tuple[dict[MonitoredConnectionPool, list[_Command]], AttemptFailed | None]:
+        """Return the pending commands that need not wait for another one, by pool, and why some have no pool."""
         groups: dict[MonitoredConnectionPool, list[_Command]] = {}
         failure: AttemptFailed | None = None
-        held, waiting = set[int](), False
+        held = set[int]()
         for each in self._commands:
-            if each.is_pending:
-                if held and held & each.slots():
-                    waiting = True
-                    continue
+            if each.is_pending and not (held and held & each.slots()):
                 if each.is_first:
                     held |= each.slots()
                 try:
@@ -292,7 +301,7 @@ class Scatter:
                     groups.setdefault(each.pool, []).append(each)
                 except AttemptFailed as failed:
                     failure = failed
-        return groups, waiting, failure
+        return groups, failure
 
     def _send(
         self,
@@ -311,6 +320,10 @@ class Scatter:
         traits = traits_of_batch(batch)
         if any(each.importing for each in commands):
             batch = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
+            # Once: if that node fails, the one that serves the slot says which has it by then.
+            for each in commands:
+                each.importing = None
+        began = monotonic()
         multiplexer = pool.multiplexer
         replies: asyncio.Future[Any]
         if multiplexer is not None and traits.shareable and losses < ISOLATE_AFTER:
@@ -319,14 +332,14 @@ class Scatter:
         else:
             isolated = multiplexer if traits.shareable else None
             replies = asyncio.ensure_future(self._send_alone(pool, isolated, batch, observer, seconds))
-        return _Sent(pool, commands, batch, replies, traits.retry_safe)
+        return _Sent(pool, commands, batch, began, replies, traits.retry_safe)
 
     def _settle(self, sent: _Sent, replies: list[Any] | AttemptFailed) -> AttemptFailed | None:
         """Settle the commands that need no further attempt; return why the others do."""
         pool, commands = sent.pool, sent.commands
         if isinstance(replies, AttemptFailed):
             return self._fail(pool, commands, replies, retry_safe=sent.retry_safe)
-        leave_refusing_server(pool, replies)
+        leave_refusing_server(pool, replies, since=sent.began)
         if len(replies) > len(commands):
             replies = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING]
         if not any(isinstance(reply, Exception) for reply in replies):
@@ -338,7 +351,6 @@ class Scatter:
         # The slots of which later commands have run.
         passed: set[int] = set()
         for each, reply in zip(reversed(commands), reversed(replies), strict=True):
-            each.importing = None
             if self._is_pending(each, reply, pool, passed):
                 self._failed_pool, failure = pool, AttemptFailed(reply, may_have_run=False)
             else:
@@ -348,14 +360,16 @@ class Scatter:
 
     def _is_pending(self, command: _Command, reply: object, pool: MonitoredConnectionPool, passed: set[int]) -> bool:
         """Whether a command has not run, and is to be sent again; take over what its reply says about the nodes."""
-        if isinstance(reply, AskError):
+        has_passed = bool(passed & command.slots())
+        # A slot that is moving has some of its keys at each node, so an ASK says nothing about those of later commands.
+        if isinstance(reply, AskError) and not (has_passed and isinstance(reply, MovedError)):
             command.importing = self._redirects.take(reply, pool)
             if isinstance(reply, MovedError):
                 # Also of a node that the caller has named.
                 command.choose = partial(self._cluster.pool_of_slot, reply.slot_id)
             self._is_redirected = True
             return True
-        if not isinstance(reply, Exception) or passed & command.slots():
+        if not isinstance(reply, Exception) or has_passed:
             # After what was called later, it would undo that.
             return False
         if not is_retryable(reply, may_have_run=True, traits=traits_of(command.args)):
@@ -373,8 +387,9 @@ class Scatter:
             for each in commands:
                 if each.is_for_node:
                     each.settle(RedisConnectionError(f"{pool.name} has left the cluster"))
-            self._is_redirected = any(each.is_pending for each in commands)
-            return failed if self._is_redirected else None
+            is_pending = any(each.is_pending for each in commands)
+            self._is_redirected = self._is_redirected or is_pending
+            return failed if is_pending else None
         note_failure(self._cluster, failed.error, pool)
         if failed.may_have_run and not retry_safe:
             for each in commands:
@@ -409,8 +424,6 @@ class Scatter:
         observer: Observer | None,
         seconds: float | None,
     ) -> list[Any]:
-        for args in sent:
-            reject_write_counting(args)
         wait = sum(blocking_timeout(args) or 0 for args in sent)
         replies: list[Any] = []
         async with dedicated_attempt(pool, seconds, dedicated_connection(pool, observer), wait) as connection:
@@ -426,6 +439,7 @@ class Scatter:
                 # Replies that are not read belong to no later call.
                 await connection.disconnect(nowait=True)
                 raise
+            leave_refusing_server(pool, replies, connection)
         return replies
 
 
