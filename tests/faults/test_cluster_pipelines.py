@@ -4,12 +4,12 @@ import asyncio
 import time
 
 import pytest
-from redis.exceptions import ClusterDownError, DataError
+from redis.exceptions import ClusterDownError, DataError, MovedError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support.internals import look_at_nodes
 
-from aioredis_monitored import ClusterRoutingError, MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored import ClusterNode, ClusterRoutingError, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
 
@@ -200,3 +200,82 @@ async def test_cancelled_pipeline_that_blocks_leaves_its_replies_to_no_later_cal
     assert [1, b"element"] == await client.pipeline(transaction=False).rpush(f"{{{KEPT}}}list", "element").lpop(
         f"{{{KEPT}}}list"
     ).execute()
+
+
+async def test_command_for_a_slot_without_a_node_fails_although_another_node_is_removed_meanwhile(make_pool, until):
+    with ClusterServers("--cluster-require-full-coverage", "no") as servers:
+        pool = make_pool(servers.url, socket_timeout=3)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set(LOST, "value")
+        removed = servers.replica_of(servers.owner(KEPT))
+        for node in servers.nodes:
+            node.call("CLUSTER", "DELSLOTS", key_slot(LOST))
+        removed.kill()
+        pipe = client.pipeline(transaction=False).config_set("maxmemory-samples", 5).get(LOST)
+        executing = asyncio.ensure_future(pipe.execute(raise_on_error=False))
+        await until(lambda: len(pool.nodes()) == len(servers.nodes))
+        for node in servers.nodes:
+            if node is not removed:
+                node.call("CLUSTER", "FORGET", removed.id)
+
+        _, error = await executing
+        assert isinstance(error, ClusterDownError)
+
+
+async def test_calls_go_on_when_the_node_that_should_take_their_slot_over_has_died(lonely_primaries, make_pool, until):
+    source, target = lonely_primaries.owner(LOST), lonely_primaries.owner(KEPT)
+    for node in lonely_primaries.nodes:
+        node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+    elsewhere = next(f"{{{tag}}}" for tag in range(999) if lonely_primaries.owner(f"{{{tag}}}") not in {source, target})
+    pool = make_pool(lonely_primaries.url, socket_timeout=20)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.set(elsewhere, "value")
+    lonely_primaries.begin_migration(key_slot(LOST), target)
+    target.kill()
+    calls = (client.get(LOST), client.mget(LOST, elsewhere), client.pipeline(transaction=False).incr(LOST).execute())
+    asking = asyncio.gather(*calls)
+    await until(lambda: "ASK" in source.call("INFO", "errorstats"))
+    source.call("CLUSTER", "SETSLOT", key_slot(LOST), "STABLE")
+
+    found, (lost, kept), [count] = await asking
+    assert {None, b"1"} >= {found, lost}
+    assert (b"value", 1) == (kept, count)
+
+
+async def test_command_that_was_redirected_does_not_run_after_those_called_later(lonely_primaries, make_pool):
+    client = MonitoredRedisConnection(connection_pool=make_pool(lonely_primaries.url))
+    await client.get(LOST)
+    server = lonely_primaries.owner(KEPT)
+    node = ClusterNode(server.host, server.port)
+    # The node becomes the one that serves the slot while it runs the pipeline.
+    pipe = client.pipeline(transaction=False)
+    for command in (
+        ("SET", LOST, "first"),
+        ("CLUSTER", "SETSLOT", key_slot(LOST), "NODE", server.id),
+        ("SET", LOST, "second"),
+    ):
+        pipe.execute_command(*command, target_nodes=node)
+    first, *others = await pipe.execute(raise_on_error=False)
+
+    assert isinstance(first, MovedError)
+    assert ["OK", True] == [other.decode() if isinstance(other, bytes) else other for other in others]
+    assert "second" == server.call("GET", LOST)
+
+
+async def test_shared_connection_leaves_a_node_that_refuses_writes(cluster, make_pool, until):
+    def shared():
+        clients = replica.call("CLIENT", "LIST").splitlines()
+        return {line.split()[0] for line in clients if "lib-name=redis-py(aioredis_monitored" in line}
+
+    replica = cluster.replica_of(cluster.owner(KEPT))
+    node = ClusterNode(replica.host, replica.port)
+    client = MonitoredRedisConnection(connection_pool=make_pool(cluster.url, retries=0))
+    others = shared()
+    await client.pipeline(transaction=False).execute_command("DBSIZE", target_nodes=node).execute()
+    left = shared() - others
+    assert len(left) == 1
+    pipe = client.pipeline(transaction=False).execute_command("FUNCTION", "FLUSH", target_nodes=node)
+    (error,) = await pipe.execute(raise_on_error=False)
+
+    assert isinstance(error, ReadOnlyError)
+    await until(lambda: left.isdisjoint(shared()))
