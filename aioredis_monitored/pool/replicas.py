@@ -132,7 +132,7 @@ class Primary(Protocol):
 
 
 class ReplicaRoute:
-    """Where the attempts of a call go after the first one, which was made at a replica: to the primary; see ``FailureRoute``.
+    """Where attempts of a call go after the first one, at a replica: to the primary; see ``FailureRoute``.
 
     Whatever the replica has answered or not, the primary has the last word: a replica may be behind, not serve now, or
     know fewer users.
