@@ -18,7 +18,7 @@ from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored.errors import DedicatedConnectionError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_connection_loss, is_transient
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ def reject_write_counting(args: Sequence[Any]) -> None:
 # The loop over attempts.
 
 
-async def retry(route: Route, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None) -> T:
+async def retry(route: FailureRoute, traits: Traits, attempt: Attempt[T], wait: float, observer: Observer | None) -> T:
     """Make a call, in as many attempts as the route's policy allows; the arguments are those of ``retry_failed``."""
     started = monotonic()
     try:
@@ -179,7 +179,7 @@ async def retry(route: Route, traits: Traits, attempt: Attempt[T], wait: float, 
 
 
 async def retry_failed(
-    route: Route,
+    route: FailureRoute,
     traits: Traits,
     attempt: Attempt[T],
     failure: AttemptFailed,
@@ -233,7 +233,7 @@ class _RetriedCall(Generic[T]):
 
     def __init__(
         self,
-        route: Route,
+        route: FailureRoute,
         traits: Traits,
         attempt: Attempt[T],
         started: float,

@@ -23,7 +23,7 @@ from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored._topology.placement import FIRST_KEY, Kind, may_read_from_replica, placement_of, routing_error
 from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
@@ -75,7 +75,7 @@ class ClusterExecutor(CommandExecutor):
         args: tuple[Any, ...],
         options: dict[str, Any],
         observer: Observer | None,
-    ) -> tuple[Route, Attempt[Any]]:
+    ) -> tuple[FailureRoute, Attempt[Any]]:
         route = ClusterRoute(self.pool, partial(self.pool.of, args), observer, pool=pool)
         return route, partial(self._attempt, caller, route, args, options, observer)
 

@@ -9,7 +9,7 @@ from aioredis_monitored._execution.attempts import Attempt
 from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.placement import may_read_from_replica
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import ReplicaRoute
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 
@@ -53,7 +53,7 @@ class ReplicaExecutor(CommandExecutor):
         args: tuple[Any, ...],
         options: dict[str, Any],
         observer: Observer | None,
-    ) -> tuple[Route, Attempt[Any]]:
+    ) -> tuple[FailureRoute, Attempt[Any]]:
         primary = self.pool
         route, attempt = super()._further_attempts(caller, primary, args, options, observer)
         return (route if pool is primary else ReplicaRoute(primary, pool, observer)), attempt

@@ -15,7 +15,7 @@ from copy import copy
 from functools import partial
 from inspect import isawaitable
 from time import monotonic
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool, Redis
@@ -51,7 +51,7 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.errors import PoolClosedError, decoding_error
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
 
 T = TypeVar("T")
 
@@ -223,7 +223,7 @@ class CommandExecutor:
         args: tuple[Any, ...],
         options: dict[str, Any],
         observer: Observer | None,
-    ) -> tuple[Route, Attempt[Any]]:
+    ) -> tuple[FailureRoute, Attempt[Any]]:
         """Return where a command goes after its first attempt has failed, and what makes an attempt."""
         return pool, partial(self.execute, caller, pool, args, options, observer)
 
@@ -407,15 +407,8 @@ def executor_of(client: object) -> CommandExecutor | None:
 
 
 def require_executor(client: object) -> CommandExecutor:
-    """Return the executor of a client of this package.
-
-    Raises:
-        TypeError: It is another client.
-    """
-    if (executor := executor_of(client)) is None:
-        message = f"the client must be a MonitoredRedisConnection, got {type(client).__name__}"
-        raise TypeError(message)
-    return executor
+    """Return the executor of a client that is known to be of this package."""
+    return cast("CommandExecutor", executor_of(client))
 
 
 def unpinned_copy(client: Redis) -> Redis:

@@ -118,7 +118,7 @@ class Scatter:
     names. The commands that were sent to a node whose connection broke are sent again as a whole, if none of them ran
     for certain, or running all twice does no harm; otherwise the error takes the place of their replies.
 
-    It is the route of the call: see ``Route``.
+    It decides about failures of the call: see ``FailureRoute``.
 
     Args:
         cluster: The pool.
@@ -233,10 +233,6 @@ class Scatter:
     def is_connected(self) -> bool:
         """Whether there is a connection to that node on which it has answered."""
         return (self._failed_pool or self._cluster).is_connected()
-
-    async def target(self) -> MonitoredConnectionPool:
-        """Return the cluster's pool: each command has a node of its own."""
-        return self._cluster
 
     def follow(self, failure: AttemptFailed, /) -> float | None:
         """Return the seconds to wait before what was redirected is sent again; ``None`` if nothing was."""

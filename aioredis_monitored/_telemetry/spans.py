@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self, cast
 
 from opentelemetry.trace import SpanKind
 from redis import exceptions
@@ -273,13 +273,10 @@ class SpanNamer:
         return self.template_of(key) or PLACEHOLDER if self._options.show_keys else PLACEHOLDER
 
     def template_of(self, key: object) -> str | None:
-        """Return the template of a key; ``None`` if the application has no ``key_template``, or if that raises."""
-        if self._options.key_template is None:
-            return None
+        """Return the template of a key, where the application has a ``key_template``; ``None`` if that raises."""
+        make = cast("Callable[[str], str]", self._options.key_template)
         with guarded:
-            return escape_surrogates(
-                str.__getitem__(self._options.key_template(argument_text(key, _MAX_KEY_LENGTH)), slice(MAX_WORD_LENGTH))
-            )
+            return escape_surrogates(str.__getitem__(make(argument_text(key, _MAX_KEY_LENGTH)), slice(MAX_WORD_LENGTH)))
         return None
 
     def destination_of(self, channel: object) -> tuple[dict[str, str], str | None]:

@@ -106,8 +106,8 @@ class RouteObserver(Protocol):
         """Count an attempt that a server has redirected to another one."""
 
 
-class Route(Protocol):
-    """Where the attempts of one call go; a ``MonitoredConnectionPool`` is the route of every call to its server."""
+class FailureRoute(Protocol):
+    """What decides about one call whose attempt has failed."""
 
     @property
     def retry_policy(self) -> RetryPolicy:
@@ -116,19 +116,23 @@ class Route(Protocol):
     def is_connected(self) -> bool:
         """Whether there is a connection to that server on which it has answered."""
 
+    def follow(self, failure: AttemptFailed, /) -> float | None:
+        """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
+
+        Returns:
+            ``None`` if it is no redirect that may be followed: the policy decides.
+        """
+
+
+class Route(FailureRoute, Protocol):
+    """Where the attempts of one call go; a ``MonitoredConnectionPool`` is the route of every call to its server."""
+
     async def target(self) -> "MonitoredConnectionPool":
         """Return the pool of the server that the next attempt goes to.
 
         Raises:
             AttemptFailed: It is not known now.
             PoolClosedError, EventLoopError: The pool cannot be used.
-        """
-
-    def follow(self, failure: AttemptFailed, /) -> float | None:
-        """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
-
-        Returns:
-            ``None`` if it is no redirect that may be followed: the policy decides.
         """
 
 

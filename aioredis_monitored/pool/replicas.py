@@ -125,15 +125,12 @@ class Primary(Protocol):
     def is_connected(self) -> bool:
         """Whether there is a connection on which the primary has answered."""
 
-    async def target(self) -> MonitoredConnectionPool:
-        """Return the pool."""
-
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call that a replica has failed."""
 
 
 class ReplicaRoute:
-    """Where the attempts of a call go after the first one, which was made at a replica: to the primary; see ``Route``.
+    """Where attempts of a call go after the first one, at a replica: to the primary; see ``FailureRoute``.
 
     Whatever the replica has answered or not, the primary has the last word: a replica may be behind, not serve now, or
     know fewer users.
@@ -157,10 +154,6 @@ class ReplicaRoute:
     def is_connected(self) -> bool:
         """Whether there is a connection on which the primary has answered."""
         return self._primary.is_connected()
-
-    async def target(self) -> MonitoredConnectionPool:
-        """Return the pool of the primary."""
-        return await self._primary.target()
 
     def follow(self, failure: AttemptFailed, /) -> float | None:
         """Return 0 after the attempt at the replica: the primary is asked at once; else ``None``."""

@@ -141,7 +141,7 @@ async def test_commands_that_a_node_does_not_serve_fail_and_the_others_have_thei
 
 async def test_pipeline_to_a_node_that_takes_no_connection_times_out_and_a_later_one_runs(make_pool):
     with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
-        pool = make_pool(servers.url, socket_timeout=1, socket_connect_timeout=0.3)
+        pool = make_pool(servers.url, socket_timeout=1, socket_connect_timeout=0.6)
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.ping()
         frozen = servers.owner(LOST)

@@ -2,6 +2,9 @@
 
 import asyncio
 import math
+import os
+import signal
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from inspect import cleandoc
 from pathlib import Path
@@ -51,6 +54,25 @@ async def test_server_stops_although_a_script_ignores_the_signal(monkeypatch):
     await client.aclose()
     running.stop()
     running.stop()
+
+
+def test_interrupted_stop_kills_the_server(own_server):
+    def interrupt(_number, _frame):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, interrupt)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            # It ends no process: the server is waited for.
+            own_server.kill(signal.SIGCONT)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+    with pytest.raises(redis.exceptions.ConnectionError):
+        redis.Redis.from_url(own_server.url).ping()
 
 
 def test_killed_server_restarts_on_its_port(own_server):
