@@ -52,6 +52,15 @@ def _cleaner(server):
 
 
 @pytest.fixture(autouse=True)
+def _empties_cluster(request):
+    """Leave a cluster that tests share without keys."""
+    shared = request.getfixturevalue("cluster") if "cluster" in request.fixturenames else None
+    yield
+    for node in [] if shared is None else shared.primaries():
+        node.call("FLUSHALL")
+
+
+@pytest.fixture(autouse=True)
 def leaves_nothing(_cleaner):
     """Start every test on an empty server, and check at its end that it has left no connection."""
     yield
@@ -105,7 +114,7 @@ def own_server():
 
 @pytest.fixture(scope="session")
 def cluster():
-    """Yield a cluster of three primaries and three replicas that tests share, and leave without keys and in order."""
+    """Yield a cluster of three primaries and three replicas that tests share, and leave in order."""
     with ClusterServers() as running:
         yield running
 

@@ -20,13 +20,6 @@ from aioredis_monitored.testing import ClusterServers
 KEYS = [f"key:{number}" for number in range(30)]
 
 
-@pytest.fixture(autouse=True)
-def _leaves_no_key(cluster):
-    yield
-    for node in cluster.primaries():
-        node.call("FLUSHALL")
-
-
 @pytest.fixture
 def on_cluster(cluster, make_pool):
     return MonitoredRedisConnection(connection_pool=make_pool(cluster.url))
