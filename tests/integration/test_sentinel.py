@@ -229,7 +229,7 @@ async def test_sentinel_that_has_moved_unannounced_is_followed_when_the_primary_
         await pool.ping()
 
         await until(second.subscriptions)
-        assert [first.address, second.address] == addresses(sentinels_of(pool))
+        await until(lambda: [first.address, second.address] == addresses(sentinels_of(pool)))
 
 
 @pytest.mark.parametrize("reached", ["all of them", "one of them"])
