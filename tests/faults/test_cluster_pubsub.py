@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import logging
+import re
 import time
 from types import SimpleNamespace
 
@@ -209,6 +210,23 @@ async def test_subscribing_while_subscriptions_are_closed_raises_and_leaves_noth
         await look_at_nodes(client.connection_pool)
         assert await confirmed(pubsub, 1) == [b"used again"]
         assert 1 == sum(subscribes(node) for node in servers.nodes)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
+async def test_cancelled_subscription_ends_no_other_one_to_the_same_channel(client, turns):
+    # The nodes are known then.
+    await client.ping()
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        leaving, staying = (asyncio.create_task(pubsub.ssubscribe("shard")) for _ in range(2))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await staying
+        await client.spublish("shard", "message")
+
+        assert leaving.cancelled()
+        assert b"message" == (await next_of(pubsub))["data"]
 
 
 async def test_closed_subscriptions_do_not_follow_slots_until_they_are_used_again(client):
@@ -429,10 +447,72 @@ async def test_subscribing_that_is_cancelled_subscribes_to_nothing_later(faulty,
         for _ in range(2):
             await look_at_nodes(client.connection_pool)
 
-        await client.spublish(other, "unheard")
+        assert 0 == await client.spublish(other, "unheard")
         await client.spublish(channel, "message")
         assert b"message" == (await next_of(pubsub))["data"]
         assert 0 == await client.spublish("shard", "unheard")
+
+
+async def test_subscribing_again_after_what_failed_or_ended_is_no_reconnection(faulty, client, telemetry, until):
+    owner, elsewhere = faulty.owner("shard"), another_primary(faulty, key_slot("shard"))
+    channel, other = [each for each in SHARDED if faulty.owner(each) is elsewhere][:2]
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(channel)
+        await confirmed(pubsub, 1)
+        owner.freeze()
+        subscribing = asyncio.ensure_future(pubsub.ssubscribe(other, "shard"))
+        await until(lambda: subscribers_of(other, elsewhere))
+        again = asyncio.ensure_future(pubsub.ssubscribe(other))
+        await asyncio.sleep(0)
+        subscribing.cancel()
+        await again
+        owner.thaw()
+        # The confirmations of these do not say that the slot has left the node.
+        await pubsub.sunsubscribe(other)
+        await pubsub.ssubscribe(other)
+
+        await until(lambda: subscribers_of(other, elsewhere))
+        await client.spublish(other, "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+        for _ in range(2):
+            await look_at_nodes(client.connection_pool)
+        assert await pubsub.get_message(timeout=0) is None
+    assert 0 == sum(telemetry.tally(RECONNECTS).values())
+    await asyncio.to_thread(faulty.wait_ok)
+
+
+def subscribers_of(channel, node):
+    _, count = node.call("PUBSUB", "SHARDNUMSUB", channel)
+    return count
+
+
+async def test_nodes_that_redirect_to_each_other_are_asked_after_growing_delays(make_pool):
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
+        source, slot = servers.owner("shard"), key_slot("shard")
+        target = another_primary(servers, slot)
+        async with client.pubsub() as pubsub:
+            await pubsub.ssubscribe("shard")
+            await confirmed(pubsub, 1)
+            # The target does not know yet, and says that the source has the slot.
+            source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+            began = time.monotonic()
+            while time.monotonic() < began + 2:
+                await pubsub.get_message(timeout=0.1)
+            redirects = sum(commands_refused(node, "ssubscribe") for node in servers.nodes)
+            print(f"{redirects} redirects in 2 s")
+            target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+            assert [b"shard"] == await confirmed(pubsub, 1)
+            assert 1 == subscribers_of("shard", target)
+        # Without delays, there are some two thousand.
+        assert 2 <= redirects <= 100
+
+
+def commands_refused(node, command):
+    """Return how many calls of a command a node has refused, with a redirect for instance."""
+    found = re.search(rf"cmdstat_{command}:.*rejected_calls=(\d+)", node.call("INFO", "commandstats"))
+    return 0 if found is None else int(found[1])
 
 
 async def kill_subscribers(nodes):
