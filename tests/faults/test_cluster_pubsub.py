@@ -749,11 +749,55 @@ async def test_notifications_about_keys_of_all_nodes_arrive_also_after_a_failove
                 former.port in ports or replica.port not in ports
             ):
                 await look_at_nodes(client.connection_pool)
-        await notifications.get_message(timeout=0)
-        await write()
-        assert keys == await notified_of(notifications, keys)
+        seen = set()
+        async with asyncio.timeout(30):
+            while not keys <= seen:
+                await write()
+                while (notification := await notifications.get_message(timeout=0.1)) is not None:
+                    seen.add(notification.key)
+        assert keys == seen
 
     await until(lambda: not any(node.call("CLIENT", "LIST", "TYPE", "pubsub") for node in servers.nodes))
+
+
+async def test_notifications_about_keys_are_read_in_time_while_a_primary_does_not_answer(make_pool, caplog):
+    caplog.set_level(logging.WARNING)
+    with ClusterServers("--cluster-require-full-coverage", "no", replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        await client.config_set("notify-keyspace-events", "KEA")
+        frozen = servers.owner("frozen")
+        living = next(key for key in SHARDED if servers.owner(key) is not frozen)
+        async with client.keyspace_notifications() as notifications:
+            frozen.freeze()
+            await notifications.subscribe_keyspace("*")
+            began = time.monotonic()
+            for _ in range(20):
+                await client.set(living, 1)
+                assert {living} == await notified_of(notifications, {living})
+                assert await notifications.get_message(timeout=0.01) is None
+            took = time.monotonic() - began
+            print(f"{took:.2f} s")
+            warnings = [record.message for record in caplog.records if "subscribe" in record.message]
+            frozen.thaw()
+
+            async with asyncio.timeout(30):
+                while (notification := await notifications.get_message(timeout=0.1)) is None:
+                    await asyncio.to_thread(frozen.call, "SET", "frozen", 1)
+            assert "frozen" == notification.key
+        # Each attempt to subscribe at the frozen node takes 2 s.
+        assert took <= 10 * 0.5 + 5
+        assert 1 == len(warnings), warnings
+
+
+async def test_notifications_about_keys_end_with_the_pool(servers):
+    pool = MonitoredConnectionPool.from_url(servers.url)
+    async with MonitoredRedisConnection(connection_pool=pool).keyspace_notifications() as notifications:
+        await notifications.subscribe_keyspace("*")
+        await pool.aclose()
+
+        for _ in range(2):
+            with pytest.raises(PoolClosedError):
+                await notifications.get_message(timeout=1)
 
 
 async def test_notifications_about_keys_are_filtered_and_handled(servers, client):
