@@ -344,7 +344,7 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             raise ClusterRoutingError(message)
         pool = self._cluster.pool_of(found)
         arguments = {
-            "recorder": self._cluster.telemetry,
+            "recorder": pool.telemetry,
             "server_span": self._command_executor.server_span,
             "event_dispatcher": self._event_dispatcher,
             **arguments,

@@ -113,9 +113,10 @@ class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
         self._has_warned = False
 
     async def _subscribe_at(self, node: ClusterNode) -> None:
+        pool = self._pool.pool_of(node)
         pubsub = MonitoredPubSub(
-            self._pool.pool_of(node),
-            recorder=self._pool.telemetry,
+            pool,
+            recorder=pool.telemetry,
             server_span=self._server_span,
             event_dispatcher=self._event_dispatcher,
         )

@@ -112,7 +112,7 @@ class MonitoredPubSub(TypedPubSub):
         # A plain pool's subscriptions reconnect as redis-py does.
         self._pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
         if self._pool is not None:
-            # On the pool of one node of a cluster, it has not begun.
+            # That of one node of a cluster begins with the first subscription that keeps to the node.
             recorder.start_counter(recorder.instruments.pubsub_reconnects)
         # How often it was closed. A call that began earlier must not acquire a connection later, as nothing would give
         # that back.
