@@ -320,6 +320,9 @@ class MonitoredClusterPubSub(_ShardChannels):
     published while a channel was subscribed nowhere is lost, which is logged and counted, and ``on_reconnect`` called,
     as on one server.
 
+    Calls that subscribe to shard channels, or end that, wait for each other. If one that subscribes fails or is
+    cancelled, none of its channels that are new stays subscribed.
+
     Args:
         connection_pool: The pool of the cluster.
         recorder: Where to record.

@@ -9,6 +9,7 @@ from opentelemetry.trace import Span
 from redis.asyncio.client import PubSub
 from redis.asyncio.keyspace_notifications import AsyncClusterKeyspaceNotifications
 from redis.event import EventDispatcher
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.keyspace_notifications import KeyNotification
 
@@ -17,8 +18,9 @@ from aioredis_monitored._execution.scatter import nodes_known
 from aioredis_monitored._telemetry.context import without_span
 from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored.client.pubsub import MonitoredPubSub, reconnect_backoff
-from aioredis_monitored.errors import PinnedConnectionLostError
+from aioredis_monitored.errors import PinnedConnectionLostError, PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
+from aioredis_monitored.pool.redirects import is_redirect
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
@@ -122,8 +124,11 @@ class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
         )
         try:
             await _subscribe(pubsub, self._subscribed_patterns, self._subscribed_channels)
-        except BaseException:
+        except BaseException as error:
             await pubsub.aclose()
+            if isinstance(error, PoolClosedError) and is_redirect(self._pool, error):
+                # The node was removed: the next attempt goes to the primaries of then.
+                raise RedisConnectionError(str(error)) from error
             raise
         if self._closed:
             await pubsub.aclose()

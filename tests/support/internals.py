@@ -192,7 +192,7 @@ def is_background_acquisition(task):
 
 def set_reconnect_backoff(monkeypatch, backoff):
     """Replace the function that returns the delay after a number of failed reconnects."""
-    monkeypatch.setattr(pubsub, "_reconnect_backoff", backoff)
+    monkeypatch.setattr(pubsub, "reconnect_backoff", backoff)
 
 
 def reconnect_failures_of(subscriptions):
