@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import NoPermissionError
-from support.internals import look_at_nodes
+from support.internals import forget_removed_nodes_at_once, look_at_nodes
 
 from aioredis_monitored import (
     ClusterRoutingError,
@@ -787,6 +787,30 @@ async def test_notifications_about_keys_are_read_in_time_while_a_primary_does_no
         # Each attempt to subscribe at the frozen node takes 2 s.
         assert took <= 10 * 0.5 + 5
         assert 1 == len(warnings), warnings
+
+
+async def test_notifications_about_keys_go_on_when_a_primary_that_does_not_answer_is_removed(
+    make_pool, monkeypatch, until
+):
+    forget_removed_nodes_at_once(monkeypatch)
+    with ClusterServers("--cluster-require-full-coverage", "no", primaries=2, replicas=0, node_timeout=60) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        await client.config_set("notify-keyspace-events", "KEA")
+        gone = servers.owner("gone")
+        [kept] = [node for node in servers.nodes if node is not gone]
+        key = next(each for each in SHARDED if servers.owner(each) is kept)
+        async with client.keyspace_notifications() as notifications:
+            gone.freeze()
+            await notifications.subscribe_keyspace("*")
+            # It is subscribed at in the background.
+            assert await notifications.get_message(timeout=0) is None
+            kept.call("CLUSTER", "FORGET", gone.id)
+            topology = client.connection_pool.cluster_topology
+            topology.want_look()
+            await until(lambda: len(topology.pools) == 1)
+            for _ in range(5):
+                await client.set(key, 1)
+                assert {key} == await notified_of(notifications, {key})
 
 
 async def test_notifications_about_keys_end_with_the_pool(servers):

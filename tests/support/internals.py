@@ -66,6 +66,11 @@ def set_time_for_asking_nodes(monkeypatch, seconds):
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 
+def forget_removed_nodes_at_once(monkeypatch):
+    """Have a cluster's pool forget a node that a caller or another node has named with the next look."""
+    monkeypatch.setattr(topology, "_REDIRECTED_SECONDS", 0.0)
+
+
 # Demo and servers.
 
 
