@@ -51,6 +51,11 @@ def forget_topology_classes(monkeypatch):
     monkeypatch.setattr(MonitoredConnectionPool, "_topology_classes", {})
 
 
+def forget_removed_nodes_at_once(monkeypatch):
+    """Have a cluster's pool forget a node that a caller or another node has named with the next look."""
+    monkeypatch.setattr(topology, "_REDIRECTED_SECONDS", 0.0)
+
+
 async def look_at_nodes(pool):
     """Have a cluster's pool ask which node serves which slots, and return when it knows."""
     await pool.cluster_topology._look()
@@ -64,11 +69,6 @@ def let_look_be_old(pool):
 def set_time_for_asking_nodes(monkeypatch, seconds):
     """Replace the time that asking the nodes of a cluster may take."""
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
-
-
-def forget_removed_nodes_at_once(monkeypatch):
-    """Have a cluster's pool forget a node that a caller or another node has named with the next look."""
-    monkeypatch.setattr(topology, "_REDIRECTED_SECONDS", 0.0)
 
 
 # Demo and servers.
