@@ -1,6 +1,6 @@
 """Commands in a cluster: which node each goes to, and what several nodes reply to one command."""
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from inspect import isawaitable
 from typing import Any, Final
@@ -30,6 +30,9 @@ from aioredis_monitored.pool.redirects import ClusterRoute
 _CURSOR_NODE_BITS: Final = 16
 # The bits of a client's id that are the server's; those above them name the node. A server counts from 1 on.
 _CLIENT_ID_BITS: Final = 48
+# Commands that name a client by its id, and those of their options that have no value.
+_NAMES_CLIENTS: Final = frozenset({"CLIENT KILL", "CLIENT LIST", "CLIENT TRACKING", "CLIENT UNBLOCK"})
+_CLIENT_FLAGS: Final = frozenset({"ON", "OFF", "BCAST", "OPTIN", "OPTOUT", "NOLOOP"})  # codespell:ignore
 # What means the same on a handle as on its client.
 _OF_THE_CLUSTER: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES, Kind.CURSOR})
 _ONE_NODE: Final = frozenset({Kind.SLOT, Kind.ANY})
@@ -66,7 +69,7 @@ class ClusterExecutor(CommandExecutor):
                     observer.set_server(chosen.telemetry.server)
                 # In Python 3.11, super() would take another tenth of a microsecond.
                 return CommandExecutor.execute(self, caller, chosen, args, options, observer, seconds, losses)
-        return self._execute_placed(caller, self.pool, args, options, observer)
+        return self._execute_placed(caller, args, options, observer)
 
     def _further_attempts(
         self,
@@ -95,12 +98,11 @@ class ClusterExecutor(CommandExecutor):
     async def _execute_placed(
         self,
         caller: Redis,
-        cluster: MonitoredClusterPool,
         args: tuple[Any, ...],
         options: dict[str, Any],
         observer: Observer | None,
     ) -> Any:
-        placement = placement_of(args)
+        cluster, placement = self.pool, placement_of(args)
         reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
             choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
@@ -124,7 +126,7 @@ class ClusterExecutor(CommandExecutor):
 
     async def connect(self, caller: Redis) -> None:  # noqa: ARG002 - the interface
         """Find the nodes of the cluster: a client that keeps to one connection gets it by its first key."""
-        await nodes_known(self.pool, None)
+        await nodes_known(self.pool, None, needs_primary=False)
 
     async def _execute_at(
         self,
@@ -144,11 +146,11 @@ class ClusterExecutor(CommandExecutor):
             redis.exceptions.RedisError: That of the first node that has failed.
         """
         cluster = self.pool
-        # A node that has no slots yet can be named, to give it some.
-        await nodes_known(cluster, observer, needs_primary=False)
-        nodes = resolve_targets(cluster, targets)
+        nodes = await resolve_targets(cluster, targets, observer)
         pools = [cluster.pool_of(node) for node in nodes]
-        replies = await Scatter(cluster, [args] * len(pools), observer, pools).run()
+        found = _client_of(cluster, args)
+        commands = [args if found is None or found[0] is not pool else found[1] for pool in pools]
+        replies = await Scatter(cluster, commands, observer, pools).run()
         parsed = [await _parse(caller, cluster, args, options, reply) for reply in replies]
         named = {node.name: reply for node, reply in zip(nodes, parsed, strict=True)}
         for_parsing = {option: value for option, value in options.items() if option not in NOT_FOR_PARSING}
@@ -170,6 +172,13 @@ class ClusterExecutor(CommandExecutor):
             return await self._execute_at(caller, targets, args, options, observer)
         if self.pin is not None and (found := _client_of(cluster, args)) is not None:
             pool, command = found
+            if command[0] == "CLIENT TRACKING":
+                if caller.connection is None or not pool.is_acquired(caller.connection):
+                    raise ClusterRoutingError(
+                        f"REDIRECT names a client at {pool.name}, and this handle keeps to no connection there: call a "
+                        f"command with the same key on both handles first"
+                    )
+                return await super().execute_dedicated(caller, command, options, observer)
             (reply,) = await Scatter(cluster, [command], observer, [pool]).run()
             return await _parse(caller, cluster, args, options, reply)
         if self.pin is not None and placement_of(args).kind in _OF_THE_CLUSTER:
@@ -178,7 +187,7 @@ class ClusterExecutor(CommandExecutor):
                     f"{operation_name(args).upper()} concerns several nodes, and this handle has altered its "
                     f"connection to one of them: use the client that made it"
                 )
-            return await self._execute_placed(caller, cluster, args, options, observer)
+            return await self._execute_placed(caller, args, options, observer)
         reply = await super().execute_dedicated(caller, args, options, observer)
         if self.pin is not None and isinstance(reply, int) and parse_command(args).name.upper() == "CLIENT ID":
             self.pin.is_identified = True
@@ -218,7 +227,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     await nodes_known(cluster, observer)
     given, *rest = parse_command(args).arguments or [""]
     text = argument_text(given, MAX_WORD_LENGTH)
-    if not (text.isascii() and text.isdigit()):
+    if not _is_number(text):
         # The server says what is wrong with it.
         (reply,) = await Scatter(cluster, [args], observer, [topology.any_primary_pool()]).run()
         return reply
@@ -248,20 +257,45 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
 def _client_of(
     cluster: MonitoredClusterPool, args: Sequence[Any]
 ) -> tuple[MonitoredConnectionPool, tuple[Any, ...]] | None:
-    """Return the pool for a CLIENT UNBLOCK or CLIENT KILL ID that names a client, and the command with the node's id.
+    """Return the pool of the node of the client that a command names by its id, and the command with the node's id.
 
-    ``None`` of any other command, and of an id that no ``client_id()`` of this pool has returned.
+    ``None`` of a command that names none, and of ids that no ``client_id()`` of this pool has returned.
+
+    Raises:
+        ClusterRoutingError: It names clients of several nodes.
     """
     call = parse_command(args)
-    arguments = list(call.arguments)
-    position = {"CLIENT UNBLOCK": 0, "CLIENT KILL": 1}.get(call.name.upper())
-    if position is None or len(arguments) <= position:
+    name, arguments = call.name.upper(), list(call.arguments)
+    if name not in _NAMES_CLIENTS:
         return None
-    if position and argument_text(arguments[0], MAX_WORD_LENGTH).upper() != "ID":
-        return None
-    text = argument_text(arguments[position], MAX_WORD_LENGTH)
-    if not (text.isascii() and text.isdigit()):
-        return None
-    number, arguments[position] = divmod(int(text), 1 << _CLIENT_ID_BITS)
-    pool = cluster.pool_numbered(number)
-    return None if pool is None else (pool, (call.name, *arguments))
+    words = [argument_text(each, MAX_WORD_LENGTH).upper() for each in arguments]
+    pools: list[MonitoredConnectionPool] = []
+    for position in [0] if name == "CLIENT UNBLOCK" else _id_positions(words):
+        if not _is_number(words[position]):
+            return None
+        number, arguments[position] = divmod(int(words[position]), 1 << _CLIENT_ID_BITS)
+        if (pool := cluster.pool_numbered(number)) is None:
+            return None
+        pools.append(pool)
+    if len(set(pools)) > 1:
+        raise ClusterRoutingError(f"{name} names clients of several nodes: make a call for each of them")
+    return (pools[0], (name, *arguments)) if pools else None
+
+
+def _id_positions(words: Sequence[str]) -> Iterator[int]:
+    """Yield where the ids are among the words of a CLIENT command that has options."""
+    position = 0
+    while position < len(words):
+        option = words[position]
+        position += 1
+        if option in {"ID", "REDIRECT"}:
+            while position < len(words) and _is_number(words[position]):
+                yield position
+                position += 1
+        elif option not in _CLIENT_FLAGS:
+            # Its value may be any word.
+            position += 1
+
+
+def _is_number(word: str) -> bool:
+    return word.isascii() and word.isdigit()

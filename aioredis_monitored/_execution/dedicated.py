@@ -116,7 +116,7 @@ class MonitoredConnections:
     def __init__(self, pool: MonitoredConnectionPool) -> None:
         self.pool = pool
 
-    def for_attempts(
+    def _for_attempts(
         self,
         caller: Redis,
         pin: PinnedConnection | None,
@@ -178,7 +178,7 @@ class MonitoredConnections:
         attempt: AttemptOn[T],
         observer: Observer | None,
     ) -> T:
-        acquire = self.for_attempts(caller, pin, call.commands, observer)
+        acquire = self._for_attempts(caller, pin, call.commands, observer)
         route = self._route(caller, pin, call.commands, observer)
 
         async def attempt_once(seconds: float | None, _losses: int) -> T:
@@ -191,7 +191,7 @@ class MonitoredConnections:
     async def fetch(
         self, caller: Redis, pin: PinnedConnection | None, fetch: Fetch, seconds: float, observer: Observer | None
     ) -> Any:
-        acquire = self.for_attempts(caller, pin, [fetch.poll_command()], observer)
+        acquire = self._for_attempts(caller, pin, [fetch.poll_command()], observer)
 
         async def fetch_once(wait: float) -> Any:
             route = self._route(caller, pin, [fetch.poll_command()], observer)

@@ -103,7 +103,7 @@ class PinnedConnection:
 
         Args:
             caller: The client or pipeline.
-            pool: Its pool.
+            pool: That of the connection: in a cluster, the node's.
             commands: What the attempt sends.
             observer: Is given the connection, and the time that it takes to get it.
             closings: How often the caller had been closed when the call began.

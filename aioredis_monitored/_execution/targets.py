@@ -4,7 +4,9 @@ import random
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from aioredis_monitored._execution.scatter import nodes_known
 from aioredis_monitored._redispy.cluster import ALL_NODES, DEFAULT_NODE, PRIMARIES, RANDOM, REPLICAS
+from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.node import ClusterNode
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
@@ -15,17 +17,22 @@ TARGET_NODES = "target_nodes"
 _FLAGS = (PRIMARIES, REPLICAS, ALL_NODES, RANDOM, DEFAULT_NODE)
 
 
-def resolve_targets(cluster: MonitoredClusterPool, targets: object) -> list[ClusterNode]:
-    """Return the nodes that a caller has named, in its order; those of the cluster must be known.
+async def resolve_targets(
+    cluster: MonitoredClusterPool, targets: object, observer: Observer | None
+) -> list[ClusterNode]:
+    """Return the nodes that a caller has named, in its order, when those of the cluster are known.
 
     Args:
         cluster: The pool.
-        targets: See ``TargetNodes``.
+        targets: See ``TargetNodes``. A node that has no slots yet can be named, to give it some.
+        observer: Is given the delays between attempts to find the nodes; ``None`` for none.
 
     Raises:
+        redis.exceptions.RedisError: No node answers.
         ClusterRoutingError: The cluster has no such nodes now.
         TypeError: It names no nodes.
     """
+    await nodes_known(cluster, observer, needs_primary=False)
     if isinstance(targets, str):
         nodes = _flagged(cluster, targets)
     elif isinstance(targets, Mapping):
@@ -62,14 +69,17 @@ def _node(target: Any) -> ClusterNode:
         raise TypeError(message) from None
 
 
-def resolve_target_pool(cluster: MonitoredClusterPool, targets: object) -> MonitoredConnectionPool:
+async def resolve_target_pool(
+    cluster: MonitoredClusterPool, targets: object, observer: Observer | None
+) -> MonitoredConnectionPool:
     """Return the pool of the node that a caller has named where only one can be: in a pipeline, and for MONITOR.
 
     Raises:
+        redis.exceptions.RedisError: No node answers.
         ClusterRoutingError: The cluster has no such node now, or several.
         TypeError: It names no nodes.
     """
-    nodes = resolve_targets(cluster, targets)
+    nodes = await resolve_targets(cluster, targets, observer)
     if len(nodes) > 1:
         raise ClusterRoutingError(f"target_nodes= must name one node here, got {len(nodes)}")
     return cluster.pool_of(nodes[0])

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import AsyncGenerator, Iterable, Mapping
-from typing import Any, ClassVar, Final, Self, overload
+from typing import Any, ClassVar, Final, Self, cast, overload
 
 from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool, SSLConnection
@@ -158,9 +158,7 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
 
     @property
     def _cluster(self) -> MonitoredClusterPool:
-        pool: Any = self.connection_pool
-        found: MonitoredClusterPool = pool
-        return found
+        return cast("MonitoredClusterPool", self.connection_pool)
 
     async def initialize(self) -> Self:
         """Find the nodes of the cluster, as the first command would.
@@ -257,8 +255,7 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             async for key in super().scan_iter(match, count, _type, **kwargs):
                 yield key
             return
-        await self.initialize()
-        for node in resolve_targets(self._cluster, target_nodes):
+        for node in await resolve_targets(self._cluster, target_nodes, None):
             cursor = 0
             while True:
                 reply: Any = await self.scan(cursor, match, count, _type, target_nodes=node, **kwargs)
@@ -268,6 +265,20 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
                 cursor = cursors[node.name]
                 if not cursor:
                     break
+
+    async def client_tracking_on(self, *args: Any, target_nodes: TargetNodes | None = None, **kwargs: Any) -> Any:
+        """Have the server report the keys that a handle (``client()``) reads, as on one server.
+
+        Args:
+            args: Those of ``redis.asyncio.Redis.client_tracking_on``.
+            target_nodes: The nodes; default ``None``, for the handle's: of other connections, none outlives the call.
+            kwargs: Those of ``redis.asyncio.Redis.client_tracking_on``.
+        """
+        return await super().client_tracking_on(*args, target_nodes=target_nodes, **kwargs)
+
+    async def client_tracking_off(self, *args: Any, target_nodes: TargetNodes | None = None, **kwargs: Any) -> Any:
+        """End what ``client_tracking_on`` has begun; the arguments are the same."""
+        return await super().client_tracking_off(*args, target_nodes=target_nodes, **kwargs)
 
     async def mget_nonatomic(self, keys: KeysT, *args: KeyT) -> list[Any]:
         """Return the values of keys in any slots, in the order of the keys, as ``mget`` does on a cluster."""
@@ -327,7 +338,7 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
             arguments: Those of ``MonitoredRedisConnection.pubsub``.
 
         Raises:
-            ClusterRoutingError: The cluster is not known to have this node.
+            ClusterRoutingError: The cluster is not known to have this node, or the node has no slots.
             redis.exceptions.DataError: A host is given without a port, or a port without a host.
         """
         if node is not None:
@@ -339,7 +350,8 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         found = self.get_node(host, port)
         if found is None:
             message = (
-                f"the cluster is not known to have a node {address_text(host, port)}: initialize() finds its nodes"
+                f"the cluster is not known to have a node {address_text(host, port)} that serves slots, or replicates "
+                f"one that does: initialize() finds these"
             )
             raise ClusterRoutingError(message)
         pool = self._cluster.pool_of(found)

@@ -2,8 +2,9 @@
 
 import asyncio
 import builtins
-from collections import defaultdict, deque
-from collections.abc import Callable, Collection, Iterable
+from asyncio import sleep  # see _execution/attempts.py
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, cast
@@ -29,7 +30,8 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute, Redirects, is_redirect, note_failure
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, exponential_backoff
 
-# Seconds before the next attempt to subscribe at the node that a slot has moved to.
+# Seconds before the next attempt to subscribe at the node that a slot has moved to, after failures and after redirects:
+# two nodes may redirect to each other until both know which of them has the slot.
 _move_backoff = exponential_backoff(0.05, MAX_DELAY_SECONDS)
 
 
@@ -39,8 +41,11 @@ class _ShardChannels(MonitoredPubSub):
     def _by_slot(self, channels: Iterable[Any]) -> dict[int, list[Any]]:
         slots: dict[int, list[Any]] = defaultdict(list)
         for channel in channels:
-            slots[key_slot(self.encoder.encode(channel))].append(channel)
+            slots[self._slot(channel)].append(channel)
         return slots
+
+    def _slot(self, channel: Any) -> int:
+        return key_slot(self.encoder.encode(channel))
 
 
 class _NodeSubscriptions(_ShardChannels):
@@ -152,6 +157,7 @@ class _ShardSubscriptions(_NodeSubscriptions):
         cluster: The pool of the cluster.
         pool: The node's.
         arrived: As for ``_NodeSubscriptions``.
+        redirects: By slot, how often a node has redirected since one has confirmed a subscription.
         replace: Called when channels may be subscribed at another node.
         arguments: Those of ``MonitoredPubSub``.
     """
@@ -162,13 +168,17 @@ class _ShardSubscriptions(_NodeSubscriptions):
         pool: MonitoredConnectionPool,
         arrived: asyncio.Event,
         *,
+        redirects: Counter[int],
         replace: Callable[[], None],
         **arguments: Any,
     ) -> None:
         super().__init__(cluster, pool, arrived, **arguments)
+        self._redirects = redirects
         self._replace = replace
         # Of channels that were given up, messages may still be on their way.
         self._given_up: set[Any] = set()
+        # How many confirmations are answers to SUNSUBSCRIBE: others say that a slot has left the node.
+        self._ending: Counter[Any] = Counter()
 
     async def subscribe_shards(self, channels: Collection[Any], seconds: float | None, *, is_again: bool) -> None:
         """Subscribe to channels of one slot, in one attempt.
@@ -183,12 +193,13 @@ class _ShardSubscriptions(_NodeSubscriptions):
         """
         self._given_up.difference_update(channels)
         self.pending_unsubscribe_shard_channels.difference_update(channels)
+        new = dict.fromkeys(each for each in channels if each not in self.shard_channels)
         # First, as a reply may be read before the sending task goes on.
-        self.shard_channels.update(dict.fromkeys(channels))
+        self.shard_channels.update(new)
         try:
             await self._send_once_to_node("SSUBSCRIBE", channels, seconds)
         except BaseException:
-            self.give_up(channels)
+            self.give_up(new)
             raise
         if is_again:
             self._expect_confirmations(len(channels))
@@ -200,7 +211,26 @@ class _ShardSubscriptions(_NodeSubscriptions):
             AttemptFailed: The attempt failed.
         """
         self.pending_unsubscribe_shard_channels.update(channels)
-        await self._send_once_to_node("SUNSUBSCRIBE", channels, seconds)
+        await self._end(channels, seconds)
+
+    async def end_given_up(self, channels: Iterable[Any], seconds: float | None) -> None:
+        """Unsubscribe from channels that were given up and are not subscribed again, without a response for the caller.
+
+        If the attempt fails, they end with the connection, or their messages are dropped.
+        """
+        for names in self._by_slot(self._given_up.intersection(channels)).values():
+            if self.connection is not None:
+                with suppress(AttemptFailed):
+                    await self._end(names, seconds)
+
+    async def _end(self, channels: Collection[Any], seconds: float | None) -> None:
+        self._ending.update(channels)
+        try:
+            await self._send_once_to_node("SUNSUBSCRIBE", channels, seconds)
+        except BaseException:
+            # It was not written, or the connection that it was written to is closed.
+            self._ending -= Counter(channels)
+            raise
 
     async def _send_once_to_node(self, command: str, channels: Iterable[Any], seconds: float | None) -> None:
         send = partial(TypedPubSub.execute_command, self, command, *channels)
@@ -217,6 +247,7 @@ class _ShardSubscriptions(_NodeSubscriptions):
     async def on_connect(self, connection: Connection) -> None:
         """Subscribe again; see ``MonitoredPubSub``."""
         ended = set(self.pending_unsubscribe_shard_channels)
+        self._ending.clear()
         await super().on_connect(connection)
         self._confirm_ended(ended)
 
@@ -239,25 +270,36 @@ class _ShardSubscriptions(_NodeSubscriptions):
             self._replace()
             return None
         kind = str_if_bytes(response[0]) if isinstance(response, list) else None
-        channel = response[1] if kind in {"smessage", "sunsubscribe"} else None
-        if kind == "smessage" and channel in self._given_up:
-            return None
-        if kind == "sunsubscribe":
-            was_subscribed = channel in self.shard_channels
-            self.shard_channels.pop(channel, None)
-            if channel not in self.pending_unsubscribe_shard_channels:
-                # The slot has left the node.
-                if was_subscribed:
-                    self._replace()
-                return None
+        if kind == "smessage":
+            return None if response[1] in self._given_up else response
+        if kind == "ssubscribe":
+            self._redirects.pop(self._slot(response[1]), None)
+        return self._on_unsubscribed(response) if kind == "sunsubscribe" else response
+
+    def _on_unsubscribed(self, response: list[Any]) -> list[Any] | None:
+        """Return a confirmation if the caller has asked for it, else ``None``."""
+        channel = response[1]
+        is_answer = channel in self._ending
+        self._ending -= Counter((channel,))
+        self._given_up.discard(channel)
+        if channel in self.pending_unsubscribe_shard_channels:
             self.pending_unsubscribe_shard_channels.discard(channel)
-        return response
+            self.shard_channels.pop(channel, None)
+            return response
+        if not is_answer and channel in self.shard_channels:
+            # The slot has left the node.
+            del self.shard_channels[channel]
+            self._replace()
+        return None
 
     def _follow(self, moved: AskError) -> None:
         """Leave a slot to the node that MOVED names."""
         Redirects(self.cluster, None).take(moved, self.pool)
         gone = self._by_slot(self.shard_channels).get(moved.slot_id, [])
         ended = self._by_slot(self.pending_unsubscribe_shard_channels).get(moved.slot_id, [])
+        for channel in self._by_slot(self._ending).get(moved.slot_id, []):
+            del self._ending[channel]
+        self._redirects[moved.slot_id] += 1
         self._expect_confirmations(-len(gone))
         self.give_up(gone)
         self.pending_unsubscribe_shard_channels.difference_update(ended)
@@ -277,6 +319,9 @@ class MonitoredClusterPubSub(_ShardChannels):
     at the slot's new node. Messages of all of these arrive through ``get_message``, ``listen`` and ``run``. What was
     published while a channel was subscribed nowhere is lost, which is logged and counted, and ``on_reconnect`` called,
     as on one server.
+
+    Calls that subscribe to shard channels, or end that, wait for each other. If one that subscribes fails or is
+    cancelled, none of its channels that are new stays subscribed.
 
     Args:
         connection_pool: The pool of the cluster.
@@ -305,8 +350,14 @@ class MonitoredClusterPubSub(_ShardChannels):
         self._arrived = asyncio.Event()
         # The shard channels that are to be subscribed.
         self._wanted: set[Any] = set()
+        # A call for shard channels waits until the one before it has ended: what fails is undone.
+        self._turn = asyncio.Lock()
         # By slot: each subscribes the slot's channels at its new node.
         self._moving: dict[int, asyncio.Task[None]] = {}
+        # By slot: how often a node has redirected since one has confirmed a subscription.
+        self._redirects: Counter[int] = Counter()
+        # They end what was subscribed by calls that have failed.
+        self._undoing: set[asyncio.Task[None]] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
 
@@ -320,11 +371,15 @@ class MonitoredClusterPubSub(_ShardChannels):
 
     async def execute_command(self, *args: EncodableT) -> None:
         """Send a command to the nodes of its shard channels, or to the one for plain channels."""
-        name, *channels = args
+        name, *given = args
+        channels, closings = self._normalized(given), self._closings
         if name == "SSUBSCRIBE":
-            await self._subscribe_shards(self._normalized(channels))
+            async with self._turn:
+                await self._subscribe_shards(channels, closings)
         elif name == "SUNSUBSCRIBE":
-            await self._unsubscribe_shards(self._normalized(channels) or list(self.shard_channels))
+            channels = channels or list(self.shard_channels)
+            async with self._turn:
+                await self._unsubscribe_shards(channels, closings)
         else:
             plain = self._plain()
             await plain.execute_command(*args)
@@ -348,22 +403,34 @@ class MonitoredClusterPubSub(_ShardChannels):
         if part is None:
             self._cluster.cluster_topology.observers.add(self)
             part = self._parts[pool] = _ShardSubscriptions(
-                self._cluster, pool, self._arrived, replace=self.on_nodes_changed, **self._arguments
+                self._cluster,
+                pool,
+                self._arrived,
+                redirects=self._redirects,
+                replace=self.on_nodes_changed,
+                **self._arguments,
             )
         return cast("_ShardSubscriptions", part)
 
     def _all_shards(self) -> list[_ShardSubscriptions]:
         return [part for part in self._parts.values() if isinstance(part, _ShardSubscriptions)]
 
-    async def _subscribe_shards(self, channels: Collection[Any]) -> None:
-        new, closings = set(channels) - self._wanted, self._closings
+    async def _subscribe_shards(self, channels: Collection[Any], closings: int) -> None:
+        new = set(channels) - self._wanted
         try:
-            await self._at_slots(channels, self._subscribe_at)
+            await self._at_slots(channels, closings, self._subscribe_at)
         except BaseException:
             if closings == self._closings:
                 self._wanted -= new
                 self._give_up(new)
+                _begin(self._undoing, self._end_given_up(new))
             raise
+
+    async def _end_given_up(self, channels: Collection[Any]) -> None:
+        async with self._turn:
+            for part in self._all_shards():
+                await part.end_given_up(channels, self._cluster.retry_policy.deadline)
+        self.on_nodes_changed()
 
     async def _subscribe_at(self, part: _ShardSubscriptions, channels: Collection[Any], seconds: float | None) -> None:
         # Not earlier: a look in the meantime would subscribe them as well.
@@ -375,13 +442,13 @@ class MonitoredClusterPubSub(_ShardChannels):
             self._wanted -= new
             raise
 
-    async def _unsubscribe_shards(self, channels: Collection[Any]) -> None:
+    async def _unsubscribe_shards(self, channels: Collection[Any], closings: int) -> None:
         self._wanted.difference_update(channels)
-        await self._at_slots(channels, _ShardSubscriptions.unsubscribe_shards)
+        await self._at_slots(channels, closings, _ShardSubscriptions.unsubscribe_shards)
 
-    async def _at_slots(self, channels: Collection[Any], send: Callable[..., Any]) -> None:
+    async def _at_slots(self, channels: Collection[Any], closings: int, send: Callable[..., Any]) -> None:
         """Send a command for the channels of one slot after the other, at its node, with the retries of any call."""
-        cluster, closings = self._cluster, self._closings
+        cluster = self._cluster
 
         async def attempt(route: ClusterRoute, names: Collection[Any], seconds: float | None, _losses: int) -> None:
             pool = await route.target()
@@ -413,15 +480,15 @@ class MonitoredClusterPubSub(_ShardChannels):
             is_needed = part.shard_channels or part.pending_unsubscribe_shard_channels or part.responses
             if not is_needed and not part.is_busy() and len(self._parts) > 1:
                 del self._parts[part.pool]
-                closing = asyncio.create_task(part.aclose(), context=without_span())
-                self._closing.add(closing)
-                closing.add_done_callback(self._closing.discard)
+                _begin(self._closing, part.aclose())
 
     def _missing(self, pool: MonitoredConnectionPool | None, channels: Iterable[Any]) -> list[Any]:
         part = None if pool is None else self._parts.get(pool)
         return [channel for channel in channels if part is None or channel not in part.shard_channels]
 
     async def _move(self, slot: int) -> None:
+        if (again := self._redirects[slot] - 1) > 0:
+            await sleep(_move_backoff(again))
         await retry_until_answered(partial(self._move_once, slot), _move_backoff)
 
     async def _move_once(self, slot: int) -> None:
@@ -517,14 +584,21 @@ class MonitoredClusterPubSub(_ShardChannels):
 
     async def _close(self) -> None:
         self._cluster.cluster_topology.observers.discard(self)
-        for moving in self._moving.values():
-            moving.cancel()
+        for task in (*self._moving.values(), *self._undoing):
+            task.cancel()
         parts = list(self._parts.values())
         self._parts.clear()
         self._moving.clear()
+        self._redirects.clear()
         self._wanted.clear()
         self._failure = None
         # Calls that wait see that it is closed.
         self._arrived.set()
         await asyncio.gather(*self._closing, *(part.aclose() for part in parts), return_exceptions=True)
         await super()._close()
+
+
+def _begin(tasks: set[asyncio.Task[None]], work: Coroutine[Any, Any, None]) -> None:
+    task = asyncio.create_task(work, context=without_span())
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)

@@ -9,7 +9,6 @@ from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._commands.traits import traits_of
 from aioredis_monitored._execution.attempts import acquire_from, dedicated_attempt, retry
-from aioredis_monitored._execution.scatter import nodes_known
 from aioredis_monitored._execution.targets import resolve_target_pool
 from aioredis_monitored._redispy.overrides import TypedMonitor
 from aioredis_monitored._topology.node import TargetNodes
@@ -41,8 +40,7 @@ class MonitoredMonitor(TypedMonitor):
     async def __aenter__(self) -> Self:
         pool = self.connection_pool
         if isinstance(pool, MonitoredClusterPool):
-            await nodes_known(pool, None)
-            pool = resolve_target_pool(pool, self._target_node)
+            pool = await resolve_target_pool(pool, self._target_node, None)
         if isinstance(pool, MonitoredConnectionPool):
             await retry(pool, _MONITOR, partial(self._enter_once, pool), 0, None)
         else:

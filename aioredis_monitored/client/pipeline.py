@@ -28,7 +28,7 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.dedicated import DedicatedCall, PlainConnections
 from aioredis_monitored._execution.pinned import PinnedConnection, discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor
-from aioredis_monitored._execution.scatter import Scatter, nodes_known
+from aioredis_monitored._execution.scatter import Scatter
 from aioredis_monitored._execution.targets import TARGET_NODES, resolve_target_pool
 from aioredis_monitored._multiplexer import (
     ISOLATE_AFTER,
@@ -217,8 +217,9 @@ class MonitoredRedisPipeline(PipelineCommands):
         targets = [options.get(TARGET_NODES) for _, options in stack]
         pools: list[MonitoredConnectionPool | None] = []
         if any(each is not None for each in targets):
-            await nodes_known(pool, self._operation)
-            pools = [None if each is None else resolve_target_pool(pool, each) for each in targets]
+            pools = [
+                None if each is None else await resolve_target_pool(pool, each, self._operation) for each in targets
+            ]
         commands = [tuple(args) for args, _ in stack]
         reads = self._executor.reads_replicas and all(map(may_read_from_replica, commands))
         scatter = Scatter(pool, commands, self._operation, pools, reads_replicas=reads)

@@ -49,7 +49,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to reconnect while a message is waited for.
-_reconnect_backoff = exponential_backoff(0.1, 5.0)
+reconnect_backoff = exponential_backoff(0.1, 5.0)
 # The same after credentials were refused that may be renewed meanwhile: too many attempts lock an account.
 _auth_backoff = exponential_backoff(0.1, 30.0)
 # How long closing waits for an attempt to connect, after its task is cancelled.
@@ -112,7 +112,7 @@ class MonitoredPubSub(TypedPubSub):
         # A plain pool's subscriptions reconnect as redis-py does.
         self._pool = connection_pool if isinstance(connection_pool, MonitoredConnectionPool) else None
         if self._pool is not None:
-            # On the pool of one node of a cluster, it has not begun.
+            # That of one node of a cluster begins with the first subscription that keeps to the node.
             recorder.start_counter(recorder.instruments.pubsub_reconnects)
         # How often it was closed. A call that began earlier must not acquire a connection later, as nothing would give
         # that back.
@@ -257,7 +257,7 @@ class MonitoredPubSub(TypedPubSub):
             raise decoding_error(error) from None
 
     def _backoff(self, failures: int) -> float:
-        return _reconnect_backoff(failures)
+        return reconnect_backoff(failures)
 
     def _next_delay(self, delays: Callable[[int], float], _: int) -> float:
         # Counted here: a call with a short timeout sees one failure of many.

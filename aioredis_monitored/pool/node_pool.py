@@ -21,7 +21,7 @@ class NodePool(MonitoredConnectionPool):
 
     # What servers announce is impossible for them alone.
     checks_arguments = False
-    # Locks and subscriptions are the other pool's.
+    # Locks are the other pool's, and so are subscriptions, but those that keep to one node.
     _counters = ("timeouts",)
 
     def __init__(self, owner: str, host: str, port: int, **arguments: Any) -> None:

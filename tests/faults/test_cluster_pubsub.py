@@ -3,12 +3,13 @@
 import asyncio
 import gc
 import logging
+import re
 import time
 from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import NoPermissionError
-from support.internals import look_at_nodes
+from support.internals import forget_removed_nodes_at_once, look_at_nodes
 
 from aioredis_monitored import (
     ClusterRoutingError,
@@ -209,6 +210,23 @@ async def test_subscribing_while_subscriptions_are_closed_raises_and_leaves_noth
         await look_at_nodes(client.connection_pool)
         assert await confirmed(pubsub, 1) == [b"used again"]
         assert 1 == sum(subscribes(node) for node in servers.nodes)
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3, 5, 8])
+async def test_cancelled_subscription_ends_no_other_one_to_the_same_channel(client, turns):
+    # The nodes are known then.
+    await client.ping()
+    async with client.pubsub(ignore_subscribe_messages=True) as pubsub:
+        leaving, staying = (asyncio.create_task(pubsub.ssubscribe("shard")) for _ in range(2))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.wait([leaving])
+        await staying
+        await client.spublish("shard", "message")
+
+        assert leaving.cancelled()
+        assert b"message" == (await next_of(pubsub))["data"]
 
 
 async def test_closed_subscriptions_do_not_follow_slots_until_they_are_used_again(client):
@@ -429,10 +447,72 @@ async def test_subscribing_that_is_cancelled_subscribes_to_nothing_later(faulty,
         for _ in range(2):
             await look_at_nodes(client.connection_pool)
 
-        await client.spublish(other, "unheard")
+        assert 0 == await client.spublish(other, "unheard")
         await client.spublish(channel, "message")
         assert b"message" == (await next_of(pubsub))["data"]
         assert 0 == await client.spublish("shard", "unheard")
+
+
+async def test_subscribing_again_after_what_failed_or_ended_is_no_reconnection(faulty, client, telemetry, until):
+    owner, elsewhere = faulty.owner("shard"), another_primary(faulty, key_slot("shard"))
+    channel, other = [each for each in SHARDED if faulty.owner(each) is elsewhere][:2]
+    async with client.pubsub() as pubsub:
+        await pubsub.ssubscribe(channel)
+        await confirmed(pubsub, 1)
+        owner.freeze()
+        subscribing = asyncio.ensure_future(pubsub.ssubscribe(other, "shard"))
+        await until(lambda: subscribers_of(other, elsewhere))
+        again = asyncio.ensure_future(pubsub.ssubscribe(other))
+        await asyncio.sleep(0)
+        subscribing.cancel()
+        await again
+        owner.thaw()
+        # The confirmations of these do not say that the slot has left the node.
+        await pubsub.sunsubscribe(other)
+        await pubsub.ssubscribe(other)
+
+        await until(lambda: subscribers_of(other, elsewhere))
+        await client.spublish(other, "message")
+        assert b"message" == (await next_of(pubsub))["data"]
+        for _ in range(2):
+            await look_at_nodes(client.connection_pool)
+        assert await pubsub.get_message(timeout=0) is None
+    assert 0 == sum(telemetry.tally(RECONNECTS).values())
+    await asyncio.to_thread(faulty.wait_ok)
+
+
+def subscribers_of(channel, node):
+    _, count = node.call("PUBSUB", "SHARDNUMSUB", channel)
+    return count
+
+
+async def test_nodes_that_redirect_to_each_other_are_asked_after_growing_delays(make_pool):
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
+        source, slot = servers.owner("shard"), key_slot("shard")
+        target = another_primary(servers, slot)
+        async with client.pubsub() as pubsub:
+            await pubsub.ssubscribe("shard")
+            await confirmed(pubsub, 1)
+            # The target does not know yet, and says that the source has the slot.
+            source.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+            began = time.monotonic()
+            while time.monotonic() < began + 2:
+                await pubsub.get_message(timeout=0.1)
+            redirects = sum(commands_refused(node, "ssubscribe") for node in servers.nodes)
+            print(f"{redirects} redirects in 2 s")
+            target.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+
+            assert [b"shard"] == await confirmed(pubsub, 1)
+            assert 1 == subscribers_of("shard", target)
+        # Without delays, there are some two thousand.
+        assert 2 <= redirects <= 100
+
+
+def commands_refused(node, command):
+    """Return how many calls of a command a node has refused, with a redirect for instance."""
+    found = re.search(rf"cmdstat_{command}:.*rejected_calls=(\d+)", node.call("INFO", "commandstats"))
+    return 0 if found is None else int(found[1])
 
 
 async def kill_subscribers(nodes):
@@ -669,11 +749,79 @@ async def test_notifications_about_keys_of_all_nodes_arrive_also_after_a_failove
                 former.port in ports or replica.port not in ports
             ):
                 await look_at_nodes(client.connection_pool)
-        await notifications.get_message(timeout=0)
-        await write()
-        assert keys == await notified_of(notifications, keys)
+        seen = set()
+        async with asyncio.timeout(30):
+            while not keys <= seen:
+                await write()
+                while (notification := await notifications.get_message(timeout=0.1)) is not None:
+                    seen.add(notification.key)
+        assert keys == seen
 
     await until(lambda: not any(node.call("CLIENT", "LIST", "TYPE", "pubsub") for node in servers.nodes))
+
+
+async def test_notifications_about_keys_are_read_in_time_while_a_primary_does_not_answer(make_pool, caplog):
+    caplog.set_level(logging.WARNING)
+    with ClusterServers("--cluster-require-full-coverage", "no", replicas=0) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        await client.config_set("notify-keyspace-events", "KEA")
+        frozen = servers.owner("frozen")
+        living = next(key for key in SHARDED if servers.owner(key) is not frozen)
+        async with client.keyspace_notifications() as notifications:
+            frozen.freeze()
+            await notifications.subscribe_keyspace("*")
+            began = time.monotonic()
+            for _ in range(20):
+                await client.set(living, 1)
+                assert {living} == await notified_of(notifications, {living})
+                assert await notifications.get_message(timeout=0.01) is None
+            took = time.monotonic() - began
+            print(f"{took:.2f} s")
+            warnings = [record.message for record in caplog.records if "subscribe" in record.message]
+            frozen.thaw()
+
+            async with asyncio.timeout(30):
+                while (notification := await notifications.get_message(timeout=0.1)) is None:
+                    await asyncio.to_thread(frozen.call, "SET", "frozen", 1)
+            assert "frozen" == notification.key
+        # Each attempt to subscribe at the frozen node takes 2 s.
+        assert took <= 10 * 0.5 + 5
+        assert 1 == len(warnings), warnings
+
+
+async def test_notifications_about_keys_go_on_when_a_primary_that_does_not_answer_is_removed(
+    make_pool, monkeypatch, until
+):
+    forget_removed_nodes_at_once(monkeypatch)
+    with ClusterServers("--cluster-require-full-coverage", "no", primaries=2, replicas=0, node_timeout=60) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        await client.config_set("notify-keyspace-events", "KEA")
+        gone = servers.owner("gone")
+        [kept] = [node for node in servers.nodes if node is not gone]
+        key = next(each for each in SHARDED if servers.owner(each) is kept)
+        async with client.keyspace_notifications() as notifications:
+            gone.freeze()
+            await notifications.subscribe_keyspace("*")
+            # It is subscribed at in the background.
+            assert await notifications.get_message(timeout=0) is None
+            kept.call("CLUSTER", "FORGET", gone.id)
+            topology = client.connection_pool.cluster_topology
+            topology.want_look()
+            await until(lambda: len(topology.pools) == 1)
+            for _ in range(5):
+                await client.set(key, 1)
+                assert {key} == await notified_of(notifications, {key})
+
+
+async def test_notifications_about_keys_end_with_the_pool(servers):
+    pool = MonitoredConnectionPool.from_url(servers.url)
+    async with MonitoredRedisConnection(connection_pool=pool).keyspace_notifications() as notifications:
+        await notifications.subscribe_keyspace("*")
+        await pool.aclose()
+
+        for _ in range(2):
+            with pytest.raises(PoolClosedError):
+                await notifications.get_message(timeout=1)
 
 
 async def test_notifications_about_keys_are_filtered_and_handled(servers, client):

@@ -19,7 +19,7 @@ from aioredis_monitored import (
     MonitoredRedisConnection,
     MonitoredRedisPipeline,
 )
-from aioredis_monitored.testing import ClusterServers
+from aioredis_monitored.testing import ClusterServers, RedisServer
 
 KEYS = [f"key-{number}" for number in range(60)]
 
@@ -328,6 +328,21 @@ async def test_transaction_lock_script_and_handle_are_those_of_any_client(client
     assert await client.in_context("other", None).get("count") == b"2"
 
 
+async def test_node_is_named_before_the_cluster_has_slots():
+    with RedisServer("--cluster-enabled", "yes") as server:
+        node = ClusterNode(server.host, server.port)
+        async with MonitoredRedisCluster.from_url(server.url, **UNRECORDED) as client:
+            assert [True] == await client.pipeline().execute_command("PING", target_nodes=node).execute()
+            assert [] == [key async for key in client.scan_iter(target_nodes=node)]
+            async with client.monitor(target_node=node) as monitor:
+                await client.echo("seen", target_nodes=node)
+                async with asyncio.timeout(30):
+                    while "ECHO seen" not in (await monitor.next_command())["command"]:
+                        pass
+            with pytest.raises(ClusterRoutingError, match="serves slots"):
+                client.pubsub(node=node)
+
+
 # Subscriptions at one node.
 
 
@@ -383,6 +398,17 @@ async def test_subscription_at_an_unknown_node_is_refused(client, named):
 async def test_subscription_needs_host_and_port_of_its_node(client, named):
     with pytest.raises(DataError, match="both host and port"):
         client.pubsub(**named)
+
+
+async def test_handle_has_its_connection_tracked_as_on_one_server(client):
+    async with client.client() as handle:
+        await handle.get("key")
+        with pytest.warns(DeprecationWarning, match="client_tracking"):
+            assert b"OK" == await handle.client_tracking_on(bcast=True, prefix=["{key}"])
+        assert {b"on", b"bcast"} == set((await handle.client_trackinginfo())[1])
+        with pytest.warns(DeprecationWarning, match="client_tracking"):
+            assert b"OK" == await handle.client_tracking_off()
+        assert [b"off"] == (await handle.client_trackinginfo())[1]
 
 
 # Commands about the cluster.

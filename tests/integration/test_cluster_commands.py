@@ -402,6 +402,56 @@ async def test_kill_by_id_reaches_the_node_of_the_id(client, cluster):
     await handle.aclose()
 
 
+@pytest.mark.parametrize(
+    "filters",
+    [
+        {"_type": "normal"},
+        {"_type": "normal", "skipme": True},
+        {"skipme": False, "user": "default"},
+        pytest.param({"user": "id"}, id="a user who is called as the option"),
+    ],
+)
+async def test_kill_by_id_and_other_filters_reaches_the_node_of_the_id(client, cluster, filters):
+    if user := filters.get("user"):
+        for node in cluster.nodes:
+            node.call("ACL", "SETUSER", user, "on", "nopass", "+@all", "~*")
+    handle, client_id = await handle_on(client, "key")
+    assert int(user != "id") == await client.client_kill_filter(_id=client_id, **filters)
+    await handle.aclose()
+
+
+async def test_list_by_id_reaches_the_node_of_the_id(client, cluster):
+    (handle, client_id), (second, second_id) = await handle_on(client, "key"), await handle_on(client, "key")
+    elsewhere = next(key for key in KEYS if cluster.owner(key) is not cluster.owner("key"))
+    other, other_id = await handle_on(client, elsewhere)
+    raw = {str(each & RAW_ID) for each in (client_id, second_id)}
+
+    for caller in (client, handle, other):
+        assert raw == {each["id"] for each in await caller.client_list(client_id=[client_id, second_id])}
+        with pytest.raises(ClusterRoutingError, match="clients of several nodes"):
+            await caller.client_list(client_id=[client_id, other_id])
+    # Named nodes take the number as well, and the one of them that it is about finds the client.
+    listed = await client.execute_command("CLIENT LIST", "ID", client_id, target_nodes="primaries")
+    assert [1, 0, 0] == sorted((len(clients) for clients in listed.values()), reverse=True)
+    for each in (handle, second, other):
+        await each.aclose()
+
+
+async def test_tracking_is_redirected_to_a_client_of_the_same_node_alone(client, cluster):
+    receiver, receiver_id = await handle_on(client, "key")
+    elsewhere = next(key for key in KEYS if cluster.owner(key) is not cluster.owner("key"))
+    async with client.client() as handle:
+        tracking = ("CLIENT", "TRACKING", "ON", "BCAST", "PREFIX", "redirect", "REDIRECT", receiver_id, "NOLOOP")
+        await handle.get("key")
+        assert b"OK" == await handle.execute_command(*tracking)
+        assert receiver_id & RAW_ID == await handle.client_getredir()
+    async with client.client() as handle:
+        await handle.get(elsewhere)
+        with pytest.raises(ClusterRoutingError, match="keeps to no connection there"):
+            await handle.execute_command(*tracking)
+    await receiver.aclose()
+
+
 async def test_raw_id_works_at_a_named_node(client, cluster):
     handle, client_id = await handle_on(client, "key")
     owner = cluster.owner("key")

@@ -846,32 +846,49 @@ def test_client_of_a_cluster_has_callbacks_of_its_own(protocol, legacy_responses
     assert {"CLUSTER SHARDS"} == differing, "cluster_callbacks has to have these"
 
 
-async def test_notifications_about_keys_subscribe_at_the_primaries_and_leave_others(address):
-    nodes = [SimpleNamespace(name="one"), SimpleNamespace(name="two")]
-    made = []
-
+async def test_notifications_about_keys_are_read_from_the_subscriptions_of_the_nodes(address, inspector):
     class Notifications(AsyncClusterKeyspaceNotifications):
-        def _get_all_primary_nodes(self):
-            return nodes
+        failed = 0
 
-        async def _ensure_node_pubsub(self, node):
-            if node.name not in self._node_pubsubs:
-                made.append(node.name)
-                self._node_pubsubs[node.name] = PubSub(ConnectionPool(**address))
-            return self._node_pubsubs[node.name]
+        async def _execute_subscribe(self, patterns, exact_channels):
+            for name in ("one", "two"):
+                pubsub = self._node_pubsubs[name] = PubSub(ConnectionPool(**address))
+                await pubsub.psubscribe(**patterns)
+            assert not self.subscribed
+            # As redis-py does when this returns.
+            self._track_subscribe(patterns, exact_channels)
+            assert self.subscribed
+
+        async def _refresh_subscriptions_on_error(self):
+            self.failed += 1
+            for name, pubsub in list(self._node_pubsubs.items()):
+                if not self._is_pubsub_connected(pubsub):
+                    await self._cleanup_node(name)
 
     async with Notifications(None) as notifications:
         await notifications.subscribe_keyspace("key:*")
-        assert notifications.subscribed
-        (former, kept) = notifications._node_pubsubs.values()
-        assert [{b"__keyspace@0__:key:*": None}] * 2 == [former.patterns, kept.patterns]
-        nodes[0] = SimpleNamespace(name="three")
-        await notifications._refresh_subscriptions_on_error()
-        assert notifications._node_pubsubs.keys() == {"two", "three"}
-        assert {b"__keyspace@0__:key:*": None} == notifications._node_pubsubs["three"].patterns
-        assert former.connection is None
+        assert [["__keyspace@0__:key:*"], []] == [
+            [*notifications._subscribed_patterns],
+            [*notifications._subscribed_channels],
+        ]
+        async with notifications._refresh_lock:
+            pass
+        kept, broken = notifications._node_pubsubs.values()
+        assert {b"__keyspace@0__:key:*": None} == kept.patterns
+        broken.connection_pool.reset()
+        await broken.connection.disconnect()
+        broken.connection.host = "255.255.255.255"
+        inspector.publish("__keyspace@0__:key:1", "set")
+        async with asyncio.timeout(30):
+            while (found := await notifications.get_message(timeout=1)) is None:
+                pass
+        assert "key:1" == found.key
+        async with asyncio.timeout(30):
+            while not notifications.failed:
+                await notifications.get_message(timeout=0.1)
+        assert {"one": kept} == notifications._node_pubsubs
+    assert notifications._closed
     assert not notifications._node_pubsubs
-    assert ["one", "two", "three"] == made
 
 
 # Subscriptions, MONITOR and locks.

@@ -51,6 +51,11 @@ def forget_topology_classes(monkeypatch):
     monkeypatch.setattr(MonitoredConnectionPool, "_topology_classes", {})
 
 
+def forget_removed_nodes_at_once(monkeypatch):
+    """Have a cluster's pool forget a node that a caller or another node has named with the next look."""
+    monkeypatch.setattr(topology, "_REDIRECTED_SECONDS", 0.0)
+
+
 async def look_at_nodes(pool):
     """Have a cluster's pool ask which node serves which slots, and return when it knows."""
     await pool.cluster_topology._look()
@@ -192,7 +197,7 @@ def is_background_acquisition(task):
 
 def set_reconnect_backoff(monkeypatch, backoff):
     """Replace the function that returns the delay after a number of failed reconnects."""
-    monkeypatch.setattr(pubsub, "_reconnect_backoff", backoff)
+    monkeypatch.setattr(pubsub, "reconnect_backoff", backoff)
 
 
 def reconnect_failures_of(subscriptions):
