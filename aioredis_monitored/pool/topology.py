@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
 from math import inf
@@ -107,8 +107,9 @@ class ClusterTopology:
     """The nodes of one cluster, as the last look and the redirects since have shown them.
 
     Looking is done in the background, one look at a time: at first use, when a node redirects, cannot be reached, or is
-    silent, and regularly. The nodes that are known are asked; when none of them answers, the start nodes, whose names
-    are resolved anew.
+    silent, and regularly. The nodes that serve slots and their replicas are asked; when none of them names a node that
+    serves slots, the start nodes are, whose names are resolved anew. Nodes without slots are not asked: one that a
+    caller has named may be in no cluster, or in another one.
 
     Args:
         start_addresses: Those of the nodes that are asked first.
@@ -160,6 +161,8 @@ class ClusterTopology:
         self._looked_at = -_MIN_INTERVAL_SECONDS
         # The last error of the look that waiting does not change, such as a wrong password.
         self._refusal: RedisError | None = None
+        # Where start nodes are or were, those whose names were resolved.
+        self._start_places: set[Address] = set(self._start_addresses)
         # Why a node has not answered it.
         self._problem = ""
         self._suspected: dict[Address, float] = {}
@@ -228,9 +231,8 @@ class ClusterTopology:
 
     def replica_pool_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
-        since = monotonic() - _SUSPECTED_SECONDS
         replicas = self._replica_pools.get(self.slots[slot], ())
-        living = [pool for pool in replicas if self._suspected.get(self._addresses[pool], -inf) < since]
+        living = [pool for pool in replicas if not self._is_suspected(self._addresses[pool])]
         return _random.choice(living) if living else None
 
     def known_pools(self) -> list[MonitoredConnectionPool]:
@@ -243,8 +245,7 @@ class ClusterTopology:
         Raises:
             AttemptFailed: No primary is known.
         """
-        since = monotonic() - _SUSPECTED_SECONDS
-        living = [pool for pool in self.primary_pools if self._suspected.get(self._addresses[pool], -inf) < since]
+        living = [pool for pool in self.primary_pools if not self._is_suspected(self._addresses[pool])]
         if not self.primary_pools:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
@@ -336,15 +337,15 @@ class ClusterTopology:
         self._looked_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.pools)]
+        in_order = sorted(self._serving(), key=lambda each: (self._is_suspected(each), _random.random()))
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in in_order]
         found = await self._ask(candidates) if candidates else None
-        if found is None:
+        if found is None or not found.ranges:
             self._problem = self._problem or "its name is being resolved"
-            found = await self._ask((), self._start_addresses)
-        if found is None and self._refusal is not None:
-            raise self._refusal
-        if found is None:
-            raise RedisConnectionError(self._explanation())
+            found = await self._ask((), self._start_addresses) or found
+        # A map without slots says nothing about those that are known: these may be at nodes that did not answer.
+        if found is None or (self.slot_map.ranges and not found.ranges):
+            raise self._refusal or RedisConnectionError(self._explanation())
         self._take(found)
 
     def _title(self) -> str:
@@ -353,15 +354,19 @@ class ClusterTopology:
 
     def _explanation(self) -> str:
         asked = ", ".join(address_text(*each) for each in self._start_addresses)
+        others = len(self._serving() - self._start_places)
         return (
-            f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.pools)} others; "
-            f"the last one: {self._problem or 'no answer yet'}"
+            f"no node of the cluster says which node serves which slots: asked {asked}"
+            f"{f' and {others} others' if others else ''}; the last one: {self._problem or 'no answer yet'}"
         )
 
-    def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
-        """Return the addresses in random order, those of suspected nodes last."""
-        since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, _random.random()))
+    def _serving(self) -> set[Address]:
+        """Return the addresses of the nodes that the last look has found, and of those that serve slots since."""
+        return {self._addresses[pool] for pool in set(self.slots) if pool is not None}.union(self.slot_map.addresses)
+
+    def _is_suspected(self, address: Address) -> bool:
+        """Whether a node did not answer lately."""
+        return monotonic() - self._suspected.get(address, -inf) < _SUSPECTED_SECONDS
 
     async def _start_candidates(self, host: str, port: int) -> list[_Candidate]:
         """Return all addresses of a start node's name."""
@@ -373,12 +378,14 @@ class ClusterTopology:
             if not self._is_lost:
                 _LOGGER.warning("%s: the start node %s cannot be resolved: %s", self._title(), where, error)
             return []
+        self._start_places.update(found)
         return [_Candidate(address, None if is_ip_address(host) else host) for address in found]
 
     async def _ask(self, candidates: Sequence[_Candidate], names: Sequence[Address] = ()) -> SlotMap | None:
-        """Return the slot map of the first node that answers; ``None`` if none does in time.
+        """Return the slot map of the first node that names one that serves slots.
 
-        A further node is asked when one has not answered for a while: a frozen one takes connections.
+        Without such a node, an empty map is returned if one has answered in time, or else ``None``. A further node is
+        asked when one has not answered for a while: a frozen one takes connections.
 
         Args:
             candidates: Those to ask.
@@ -387,7 +394,7 @@ class ClusterTopology:
         loop = asyncio.get_running_loop()
         waiting, asking = list(candidates), set[asyncio.Task[SlotMap | None]]()
         resolving = {asyncio.ensure_future(self._start_candidates(*each)) for each in names}
-        is_due = True
+        is_due, empty = True, None
         try:
             async with asyncio.timeout(_ASK_SECONDS if waiting else self._resolve_seconds()) as limit:
                 while waiting or asking or resolving:
@@ -400,7 +407,9 @@ class ClusterTopology:
                     )
                     for each in asking:
                         if each.done() and (found := each.result()) is not None:
-                            return found
+                            if found.ranges:
+                                return found
+                            empty = found
                     resolved = {each for each in resolving if each.done()}
                     further = [candidate for each in resolved for candidate in each.result()]
                     if further and not waiting and not asking:
@@ -416,7 +425,7 @@ class ClusterTopology:
             if asking or resolving:
                 # They close their connections.
                 await asyncio.wait(asking | resolving)
-        return None
+        return empty
 
     def _resolve_seconds(self) -> float:
         factory = self._factory()
@@ -451,6 +460,8 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
+        if not found.ranges:
+            self._problem = f"{address_text(*address)}: it knows no node that serves a slot"
         # The certificate of a node that does not say what it is called is for the name that was connected to.
         return found if name is None else found.with_name(address[0], name)
 
