@@ -16,6 +16,7 @@ from aioredis_monitored._execution.attempts import Attempt, retry
 from aioredis_monitored._execution.routing import NOT_FOR_PARSING, CommandExecutor, apply_callback
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._execution.targets import TARGET_NODES, resolve_targets
+from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 from aioredis_monitored._redispy.cluster import join_replies
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
@@ -25,6 +26,7 @@ from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.replicas import ClusterReplicaRoute
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
 _CURSOR_NODE_BITS: Final = 16
@@ -92,6 +94,25 @@ class ClusterExecutor(CommandExecutor):
         pool = await route.target()
         return await super().execute(caller, pool, args, options, observer, seconds, losses)
 
+    async def _attempt_to_read(
+        self,
+        caller: Redis,
+        route: ClusterReplicaRoute,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+        seconds: float | None,
+        losses: int,
+    ) -> Any:
+        pool = await route.target()
+        bound = route.bound(seconds)
+        try:
+            return await super().execute(caller, pool, args, options, observer, bound, losses)
+        except DeadlineExceeded as late:
+            if bound == seconds:
+                raise
+            raise AttemptFailed(late.error, may_have_run=late.may_have_run) from None
+
     async def _execute_placed(
         self,
         caller: Redis,
@@ -103,13 +124,16 @@ class ClusterExecutor(CommandExecutor):
         placement = placement_of(args)
         reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+            route: ClusterRoute
             if placement.slot is not None and reads:
-                choose = cluster.choose_to_read(placement.slot)
-            elif placement.slot is not None and placement.kind is Kind.ANY:
-                choose = partial(cluster.pool_near_slot, placement.slot)
-            route = ClusterRoute(cluster, choose, observer)
-            attempt = partial(self._attempt, caller, route, args, options, observer)
+                route = reading = ClusterReplicaRoute(cluster, cluster.choose_to_read(placement.slot), observer)
+                attempt = partial(self._attempt_to_read, caller, reading, args, options, observer)
+            else:
+                choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+                if placement.slot is not None and placement.kind is Kind.ANY:
+                    choose = partial(cluster.pool_near_slot, placement.slot)
+                route = ClusterRoute(cluster, choose, observer)
+                attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:
             reply = await _scan(cluster, args, observer)

@@ -24,6 +24,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
+from aioredis_monitored.pool.replicas import on_replica_failed, seconds_at_replica
 from aioredis_monitored.pool.retry import RetryPolicy, is_retryable
 
 _ASKING: Final = ("ASKING",)
@@ -139,6 +140,9 @@ class Scatter:
         self._given = list(commands)
         self._observer = observer
         self._pools = pools or [None] * len(self._given)
+        self._reads_replicas = reads_replicas
+        # Those that the attempt goes to: after it, their commands go to primaries.
+        self._replicas = set[MonitoredConnectionPool]()
         self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
@@ -252,6 +256,7 @@ class Scatter:
         self._cluster.retry_policy.server_unreachable = False
         self._is_redirected, self._failed_pool = False, None
         groups, waiting, failure = self._group()
+        self._replicas = set(filter(self._cluster.cluster_topology.is_replica, groups if self._reads_replicas else ()))
         observer = self._observer
         if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
@@ -311,6 +316,8 @@ class Scatter:
         traits = traits_of_batch(batch)
         if any(each.importing for each in commands):
             batch = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
+        if pool in self._replicas:
+            seconds = seconds_at_replica(self._cluster.retry_policy, seconds)
         multiplexer = pool.multiplexer
         replies: asyncio.Future[Any]
         if multiplexer is not None and traits.shareable and losses < ISOLATE_AFTER:
@@ -348,6 +355,9 @@ class Scatter:
 
     def _is_pending(self, command: _Command, reply: object, pool: MonitoredConnectionPool, passed: set[int]) -> bool:
         """Whether a command has not run, and is to be sent again; take over what its reply says about the nodes."""
+        if isinstance(reply, Exception) and not isinstance(reply, AskError) and pool in self._replicas:
+            self._leave_replica(pool, reply)
+            return True
         if isinstance(reply, AskError):
             command.importing = self._redirects.take(reply, pool)
             if isinstance(reply, MovedError):
@@ -375,6 +385,9 @@ class Scatter:
                     each.settle(RedisConnectionError(f"{pool.name} has left the cluster"))
             self._is_redirected = any(each.is_pending for each in commands)
             return failed if self._is_redirected else None
+        if pool in self._replicas:
+            self._leave_replica(pool, failed.error)
+            return AttemptFailed(failed.error, may_have_run=failed.may_have_run)
         note_failure(self._cluster, failed.error, pool)
         if failed.may_have_run and not retry_safe:
             for each in commands:
@@ -382,6 +395,12 @@ class Scatter:
             return None
         self._failed_pool = pool
         return failed
+
+    def _leave_replica(self, pool: MonitoredConnectionPool, error: Exception) -> None:
+        """Have commands that a replica has failed sent to the primary, which has the last word."""
+        note_failure(self._cluster, error, pool)
+        on_replica_failed(pool, error)
+        self._is_redirected = True
 
     async def _send_alone(
         self,

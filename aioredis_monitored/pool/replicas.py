@@ -1,4 +1,4 @@
-"""The pools of the replicas of a service, and the route of a call that is sent to one of them first."""
+"""The pools of the replicas of a service, and the routes of calls that are sent to a replica first."""
 
 import asyncio
 import random
@@ -16,6 +16,7 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.node_pool import NodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
 _random: Final = random.Random()  # noqa: S311 - nothing secret
@@ -99,8 +100,7 @@ class Replicas:
 
     def on_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call; unless that is about the command, the replica gets no further one for a while."""
-        # The next reply that is no error resets it.
-        pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
+        on_replica_failed(pool, error)
         self._suspend(pool)
 
     async def aclose(self) -> None:
@@ -114,6 +114,19 @@ class Replicas:
         outcomes = await asyncio.gather(*(pool.aclose() for pool in pools), return_exceptions=True)
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
+
+
+def seconds_at_replica(policy: RetryPolicy, seconds: float | None) -> float | None:
+    """Return how long an attempt at a replica may take: no more than half of the deadline, as the primary is next."""
+    if policy.deadline is None:
+        return seconds
+    return policy.deadline / 2 if seconds is None else min(seconds, policy.deadline / 2)
+
+
+def on_replica_failed(pool: MonitoredConnectionPool, error: Exception) -> None:
+    """Take the error of a call; unless that is about the command, one call at a time tries the replica again."""
+    # The next reply that is no error resets it.
+    pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
 
 
 class Primary(Protocol):
@@ -130,6 +143,37 @@ class Primary(Protocol):
 
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call that a replica has failed."""
+
+
+class ClusterReplicaRoute(ClusterRoute):
+    """Where the attempts of a call that reads a slot go: first to a replica, and then to the primary; see ``Route``.
+
+    As of ``ReplicaRoute``, the primary has the last word.
+    """
+
+    # That the attempt goes to; it may have left the cluster by the end of that.
+    _replica: MonitoredConnectionPool | None = None
+
+    async def target(self) -> MonitoredConnectionPool:
+        """Return the pool of the node for the next attempt, at first that of a replica; see ``ClusterRoute``."""
+        self._replica = None
+        pool = await super().target()
+        if self._cluster.cluster_topology.is_replica(pool):
+            self._replica = pool
+        return pool
+
+    def bound(self, seconds: float | None) -> float | None:
+        """Return how long the next attempt may take, of which the argument is what is left of the deadline."""
+        return seconds if self._replica is None else seconds_at_replica(self._cluster.retry_policy, seconds)
+
+    def follow(self, failure: AttemptFailed, /) -> float | None:
+        """Take over what a failure says about the nodes; after the attempt at the replica, the primary is asked."""
+        delay = super().follow(failure)
+        if delay is not None or self._replica is None:
+            return delay
+        on_replica_failed(self._replica, failure.error)
+        # The replica may have become the primary: that must not go on for ever.
+        return self._redirects.delay(failure)
 
 
 class ReplicaRoute:

@@ -233,7 +233,17 @@ class ClusterTopology:
         """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
         replicas = self._replica_pools.get(self.slots[slot], ())
         living = [pool for pool in replicas if not self._is_suspected(self._addresses[pool])]
-        return _random.choice(living) if living else None
+        if not living:
+            return None
+        chosen = _random.choice(living)
+        if chosen.retry_policy.server_unreachable:
+            # This call tries it.
+            self._suspected[self._addresses[chosen]] = monotonic()
+        return chosen
+
+    def is_replica(self, pool: MonitoredConnectionPool) -> bool:
+        """Whether a node was a replica when the last look found it."""
+        return any(pool in replicas for replicas in self._replica_pools.values())
 
     def known_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
@@ -526,7 +536,7 @@ class ClusterTopology:
         self._timer = loop.call_at(when, _check_regularly, ref(self), when, context=Context())
 
     def check(self, when: float) -> None:
-        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent.
+        """Look if a node is silent, or the last look is long ago; leave demoted nodes that are silent.
 
         Args:
             when: When the check was due, by the event loop's clock.
@@ -538,7 +548,7 @@ class ClusterTopology:
             self._arm_timer(LATE_SECONDS)
             return
         self._was_late = False
-        for pool in self.primary_pools:
+        for pool in self.known_pools():
             if pool.silent_seconds() > _SILENT_SECONDS:
                 self.want_look(pool)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
