@@ -718,7 +718,8 @@ class SentinelDiscovery:
 
     async def wait_ended(self) -> None:
         """Wait until the tasks that ``end`` has cancelled have closed their connections."""
-        ended, self._ended = self._ended, []
+        # Those of an event loop that is closed never end.
+        ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
 

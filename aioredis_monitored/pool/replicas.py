@@ -4,11 +4,13 @@ import asyncio
 import random
 from collections.abc import Iterator, Mapping
 from contextvars import Context
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -47,7 +49,8 @@ class Replicas:
         # Those that answer, as far as the last check has shown.
         self._living: list[MonitoredConnectionPool] = []
         self._checked_at = -inf
-        self._closing: dict[asyncio.Task[None], MonitoredConnectionPool] = {}
+        # Those that are being closed, and what does that in the background.
+        self._leaving: dict[MonitoredConnectionPool, asyncio.Task[None] | None] = {}
 
     def __iter__(self) -> Iterator[MonitoredConnectionPool]:
         return iter(list(self._pools.values()))
@@ -61,14 +64,14 @@ class Replicas:
             pool.close_silent(_SILENT_SECONDS / 2)
             # In a context of its own: no call has asked for it.
             closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
-            self._closing[closing] = pool
-            closing.add_done_callback(self._on_closed, context=Context())
+            self._leaving[pool] = closing
+            closing.add_done_callback(partial(self._on_closed, pool), context=Context())
         for host, port in addresses - self._pools.keys():
             self._pools[host, port] = NodePool(self._name, host, port, **self._arguments)
 
-    def _on_closed(self, closing: "asyncio.Task[None]") -> None:
-        self._closing.pop(closing, None)
+    def _on_closed(self, pool: MonitoredConnectionPool, closing: "asyncio.Task[None]") -> None:
         if not closing.cancelled():
+            self._leaving.pop(pool, None)
             # Retrieved, for asyncio: nothing depends on how the connections of a replica that has left have ended.
             closing.exception()
 
@@ -109,11 +112,21 @@ class Replicas:
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        pools = [*self._pools.values(), *self._closing.values()]
-        self._pools, self._living = {}, []
-        outcomes = await asyncio.gather(*(pool.aclose() for pool in pools), return_exceptions=True)
+        self._leave_all()
+        outcomes = await asyncio.gather(*(pool.aclose() for pool in self._leaving), return_exceptions=True)
+        self._leaving = {}
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
+
+    def _leave_all(self) -> None:
+        self._leaving = dict.fromkeys(self._pools.values()) | self._leaving
+        self._pools, self._living = {}, []
+
+    def detach_connections(self) -> list[AbstractConnection]:
+        """Forget all replicas; return the connections to them, which are not closed by this."""
+        self._leave_all()
+        leaving, self._leaving = self._leaving, {}
+        return [connection for pool in leaving for connection in pool.detach_connections()]
 
 
 def seconds_at_replica(policy: RetryPolicy, seconds: float | None) -> float | None:

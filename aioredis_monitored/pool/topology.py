@@ -521,9 +521,9 @@ class ClusterTopology:
 
         def on_closed(task: "asyncio.Task[None]") -> None:
             self._closing.discard(task)
-            self._addresses.pop(pool, None)
             self._numbers.pop(pool, None)
             if not task.cancelled():
+                self._addresses.pop(pool, None)
                 task.exception()
 
         closing.add_done_callback(on_closed, context=Context())
@@ -601,16 +601,23 @@ class ClusterTopology:
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        pools, ending = list(self._addresses), self._stop()
-        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in pools]
+        ending = self._stop()
+        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in self._addresses]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        self._addresses = {}
         if ending:
             await asyncio.wait(ending)
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
 
+    def detach_connections(self) -> list[AbstractConnection]:
+        """Stop looking, and forget all nodes; return the connections to them, which are not closed by this."""
+        self._stop()
+        pools, self._addresses = self._addresses, {}
+        return [connection for pool in pools for connection in pool.detach_connections()]
+
     def _stop(self) -> list[asyncio.Task[Any]]:
-        """Stop looking, and forget all nodes; return the tasks that are about to end."""
+        """Stop looking, and forget all nodes but their pools; return the tasks that are about to end."""
         if self._timer is not None:
             self._timer.cancel()
         looking = () if self._looking is None else (self._looking,)
@@ -620,7 +627,10 @@ class ClusterTopology:
         closing = [each for each in self._closing if not each.get_loop().is_closed()]
         for each in cancelled:
             each.cancel()
+        addresses = self._addresses
         self._reset()
+        # An event loop that ends may keep them from being closed.
+        self._addresses = addresses
         self.is_closed = True
         return [*cancelled, *closing]
 

@@ -66,6 +66,11 @@ def set_time_for_asking_nodes(monkeypatch, seconds):
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 
+def set_suspicion_of_nodes(monkeypatch, seconds):
+    """Replace how long a node of a cluster that did not answer is passed over."""
+    monkeypatch.setattr(topology, "_SUSPECTED_SECONDS", seconds)
+
+
 # Demo and servers.
 
 
