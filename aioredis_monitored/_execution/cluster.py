@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from inspect import isawaitable
+from time import monotonic
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -28,8 +29,9 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
 from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.replicas import ClusterReplicaRoute
 
-# The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
-_CURSOR_NODE_BITS: Final = 16
+# The bits of SCAN's cursor that name the node; the server's own cursor stands above them. A million nodes may become
+# primaries while a pool lives.
+_CURSOR_NODE_BITS: Final = 20
 # The bits of a client's id that are the server's; those above them name the node. A server counts from 1 on.
 _CLIENT_ID_BITS: Final = 48
 # What means the same on a handle as on its client.
@@ -238,7 +240,8 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     A node that becomes a primary while a scan goes on is scanned at its end: its keys may have been at one that was not
     scanned to the end.
     """
-    topology = cluster.cluster_topology
+    topology, deadline = cluster.cluster_topology, cluster.retry_policy.deadline
+    ends_at = None if deadline is None else monotonic() + deadline
     await nodes_known(cluster, observer)
     given, *rest = parse_command(args).arguments or [""]
     text = argument_text(given, MAX_WORD_LENGTH)
@@ -262,7 +265,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
             following = topology.primary_pool_from(at + 1)
             if following is None:
                 # Keys that were not seen yet may have moved to a node that is new.
-                await topology.look_unless_recent()
+                await topology.look_unless_recent(ends_at)
                 following = topology.primary_pool_from(at + 1)
             at = 0 if following is None else following[0]
         return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
+from itertools import count
 from math import inf
 from operator import itemgetter
 from time import monotonic
@@ -122,6 +123,7 @@ class ClusterTopology:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
         primary_pools: The pools of the primaries, in the order in which they have become that.
         pools: The pools of all nodes that are known, by address.
+        slot_map: What the last look has found.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
         observers: Are called after each look that has succeeded; they are referenced weakly.
@@ -151,10 +153,10 @@ class ClusterTopology:
         self.pools: dict[Address, MonitoredConnectionPool] = {}
         self.is_known = False
         self._addresses: dict[MonitoredConnectionPool, Address] = {}
-        # Numbers that are never given twice: to each pool, and to each when its node becomes a primary.
+        # Numbers that are never given twice: to each pool, and apart from these to each that becomes a primary's.
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
-        self._last_number = 0
+        self._next_number, self._next_primary_number = count(1), count(1)
         self.slot_map = SlotMap(())
         self._replica_pools: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
@@ -200,17 +202,13 @@ class ClusterTopology:
                 raise factory.closed_error()
             pool = self.pools[address] = factory.make_pool(address, self.slot_map.names.get(address))
             self._addresses[pool] = address
-            self._numbers[pool] = self._next_number()
+            self._numbers[pool] = next(self._next_number)
         return pool
 
     def visit(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of a node that a caller names; one without slots stays known for a while."""
         self._redirected[address] = monotonic()
         return self.pool_at(address)
-
-    def _next_number(self) -> int:
-        self._last_number += 1
-        return self._last_number
 
     def number_of(self, pool: MonitoredConnectionPool) -> int | None:
         """Return the number of a pool; ``None`` if its node was removed."""
@@ -306,10 +304,15 @@ class ClusterTopology:
         if failure is not None:
             raise AttemptFailed(copied(cast("Exception", failure)), may_have_run=False)
 
-    async def look_unless_recent(self) -> None:
-        """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
+    async def look_unless_recent(self, ends_at: float | None) -> None:
+        """Return when the nodes are known as they were at most a second ago, or none of them says which there are.
+
+        Args:
+            ends_at: Until when that is waited for, by the monotonic clock; ``None`` for any time.
+        """
         if not self.is_closed and monotonic() - self._looked_at > _RECENT_SECONDS:
-            await asyncio.wait([self._look()])
+            seconds = None if ends_at is None else max(0.0, ends_at - monotonic())
+            await asyncio.wait([self._look()], timeout=seconds)
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -499,7 +502,9 @@ class ClusterTopology:
             each for each in primary_pools if each not in before
         ]
         numbers = self._primary_numbers
-        self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primary_pools}
+        self._primary_numbers = {
+            each: numbers.get(each) or next(self._next_primary_number) for each in self.primary_pools
+        }
         demoted = self._demoted | dict.fromkeys(set(before).difference(primary_pools), monotonic())
         self._demoted = {pool: at for pool, at in demoted.items() if pool not in primary_pools}
         self._leave_silent()
