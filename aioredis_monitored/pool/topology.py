@@ -461,7 +461,7 @@ class ClusterTopology:
                     self._has_asked_more = True
                     with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
                         factory.on_node_timeout(_node_timeout(await connection.read_response()))
-        except (RedisError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever has happened at one node, others may answer
             if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
                 error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
             self._problem = f"{address_text(*address)}: {str(error) or type(error).__qualname__}"

@@ -6,6 +6,7 @@ import socket
 import threading
 
 import pytest
+from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support.internals import look_at_nodes, set_time_for_asking_nodes
@@ -201,6 +202,21 @@ async def test_each_caller_of_a_look_that_fails_gets_an_error_of_its_own(make_po
     assert {RedisConnectionError} == {type(each) for each in errors}
     assert 20 == len({id(each) for each in errors})
     assert all(str(error).count("no node of the cluster") == 1 for error in errors)
+
+
+class Forgetful(CredentialProvider):
+    def get_credentials(self):
+        raise LookupError("no credentials today")
+
+
+async def test_look_that_a_credential_provider_fails_says_at_which_node_and_why(cluster, make_pool, caplog):
+    pool = make_pool(cluster.url, socket_timeout=1, credential_provider=Forgetful())
+    error, _ = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert RedisConnectionError is type(error)
+    assert str(error).startswith("no node of the cluster says which node serves which slots: asked ")
+    assert str(error).endswith(": no credentials today")
+    assert [] == [each.message for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def test_readiness_check_that_finds_no_node_names_the_pool(make_pool):
