@@ -3,6 +3,7 @@
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from functools import partial
 from inspect import isawaitable
+from time import monotonic
 from typing import Any, Final
 
 from redis.asyncio import Redis
@@ -16,6 +17,7 @@ from aioredis_monitored._execution.attempts import Attempt, retry
 from aioredis_monitored._execution.routing import NOT_FOR_PARSING, CommandExecutor, apply_callback
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._execution.targets import TARGET_NODES, resolve_targets
+from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 from aioredis_monitored._redispy.cluster import join_replies
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
@@ -25,9 +27,11 @@ from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
+from aioredis_monitored.pool.replicas import ClusterReplicaRoute
 
-# The bits of SCAN's cursor that name the node; the server's own cursor stands above them.
-_CURSOR_NODE_BITS: Final = 16
+# The bits of SCAN's cursor that name the node; the server's own cursor stands above them. A million nodes may become
+# primaries while a pool lives.
+_CURSOR_NODE_BITS: Final = 20
 # The bits of a client's id that are the server's; those above them name the node. A server counts from 1 on.
 _CLIENT_ID_BITS: Final = 48
 # Commands that name a client by its id, and those of their options that have no value.
@@ -95,6 +99,25 @@ class ClusterExecutor(CommandExecutor):
         pool = await route.target()
         return await super().execute(caller, pool, args, options, observer, seconds, losses)
 
+    async def _attempt_to_read(
+        self,
+        caller: Redis,
+        route: ClusterReplicaRoute,
+        args: tuple[Any, ...],
+        options: dict[str, Any],
+        observer: Observer | None,
+        seconds: float | None,
+        losses: int,
+    ) -> Any:
+        pool = await route.target()
+        bound = route.bound(seconds)
+        try:
+            return await super().execute(caller, pool, args, options, observer, bound, losses)
+        except DeadlineExceeded as late:
+            if bound == seconds:
+                raise
+            raise AttemptFailed(late.error, may_have_run=late.may_have_run) from None
+
     async def _execute_placed(
         self,
         caller: Redis,
@@ -105,13 +128,16 @@ class ClusterExecutor(CommandExecutor):
         cluster, placement = self.pool, placement_of(args)
         reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+            route: ClusterRoute
             if placement.slot is not None and reads:
-                choose = cluster.choose_to_read(placement.slot)
-            elif placement.slot is not None and placement.kind is Kind.ANY:
-                choose = partial(cluster.pool_near_slot, placement.slot)
-            route = ClusterRoute(cluster, choose, observer)
-            attempt = partial(self._attempt, caller, route, args, options, observer)
+                route = reading = ClusterReplicaRoute(cluster, cluster.choose_to_read(placement.slot), observer)
+                attempt = partial(self._attempt_to_read, caller, reading, args, options, observer)
+            else:
+                choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+                if placement.slot is not None and placement.kind is Kind.ANY:
+                    choose = partial(cluster.pool_near_slot, placement.slot)
+                route = ClusterRoute(cluster, choose, observer)
+                attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:
             reply = await _scan(cluster, args, observer)
@@ -223,7 +249,8 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     A node that becomes a primary while a scan goes on is scanned at its end: its keys may have been at one that was not
     scanned to the end.
     """
-    topology = cluster.cluster_topology
+    topology, deadline = cluster.cluster_topology, cluster.retry_policy.deadline
+    ends_at = None if deadline is None else monotonic() + deadline
     await nodes_known(cluster, observer)
     given, *rest = parse_command(args).arguments or [""]
     text = argument_text(given, MAX_WORD_LENGTH)
@@ -247,7 +274,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
             following = topology.primary_pool_from(at + 1)
             if following is None:
                 # Keys that were not seen yet may have moved to a node that is new.
-                await topology.look_unless_recent()
+                await topology.look_unless_recent(ends_at)
                 following = topology.primary_pool_from(at + 1)
             at = 0 if following is None else following[0]
         return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]

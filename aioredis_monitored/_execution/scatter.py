@@ -25,6 +25,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
+from aioredis_monitored.pool.replicas import on_replica_failed, seconds_at_replica
 from aioredis_monitored.pool.retry import RetryPolicy, is_retryable
 
 _ASKING: Final = ("ASKING",)
@@ -142,6 +143,9 @@ class Scatter:
         self._given = list(commands)
         self._observer = observer
         self._pools = pools or [None] * len(self._given)
+        self._reads_replicas = reads_replicas
+        # Those that the attempt goes to: after it, their commands go to primaries.
+        self._replicas = set[MonitoredConnectionPool]()
         self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
         self._expanded: list[_Expanded] = []
         self._commands: list[_Command] = []
@@ -263,6 +267,7 @@ class Scatter:
     async def _send_pending(self, seconds: float | None, losses: int) -> AttemptFailed | None:
         """Send what is pending and need not wait; return why some of it still is."""
         groups, failure = self._group()
+        self._replicas = set(filter(self._cluster.cluster_topology.is_replica, groups if self._reads_replicas else ()))
         observer = self._observer
         if observer is not None and len(groups) == 1:
             observer.set_server(next(iter(groups)).telemetry.server)
@@ -319,6 +324,8 @@ class Scatter:
             # Once: if that node fails, the one that serves the slot says which has it by then.
             for each in commands:
                 each.importing = None
+        if pool in self._replicas:
+            seconds = seconds_at_replica(self._cluster.retry_policy, seconds)
         began = monotonic()
         multiplexer = pool.multiplexer
         replies: asyncio.Future[Any]
@@ -357,6 +364,9 @@ class Scatter:
     def _is_pending(self, command: _Command, reply: object, pool: MonitoredConnectionPool, passed: set[int]) -> bool:
         """Whether a command has not run, and is to be sent again; take over what its reply says about the nodes."""
         has_passed = bool(passed & command.slots())
+        if isinstance(reply, Exception) and not isinstance(reply, AskError) and pool in self._replicas:
+            self._leave_replica(pool, reply)
+            return True
         # A slot that is moving has some of its keys at each node, so an ASK says nothing about those of later commands.
         if isinstance(reply, AskError) and not (has_passed and isinstance(reply, MovedError)):
             command.importing = self._redirects.take(reply, pool)
@@ -386,6 +396,9 @@ class Scatter:
             is_pending = any(each.is_pending for each in commands)
             self._is_redirected = self._is_redirected or is_pending
             return failed if is_pending else None
+        if pool in self._replicas:
+            self._leave_replica(pool, failed.error)
+            return AttemptFailed(failed.error, may_have_run=failed.may_have_run)
         note_failure(self._cluster, failed.error, pool)
         if failed.may_have_run and not retry_safe:
             for each in commands:
@@ -393,6 +406,12 @@ class Scatter:
             return None
         self._failed_pool = pool
         return failed
+
+    def _leave_replica(self, pool: MonitoredConnectionPool, error: Exception) -> None:
+        """Have commands that a replica has failed sent to the primary, which has the last word."""
+        note_failure(self._cluster, error, pool)
+        on_replica_failed(pool, error)
+        self._is_redirected = True
 
     async def _send_alone(
         self,

@@ -33,13 +33,14 @@ class SlotMap:
 
     Args:
         ranges: The slots that are served.
-        names: The names that certificates of nodes are for, where a node has announced one beside its address.
+        names: The names that certificates of nodes are for, by address.
 
     Attributes:
         ranges: The slots that are served.
         primaries: The addresses of all nodes that serve slots, in the order of their first slots.
         replicas: The addresses of the replicas, by that of their primary.
-        names: The names of nodes that have announced one beside their address.
+        names: The names that certificates of nodes are for, by address: those that nodes have announced beside their
+            address, or that ``with_name`` has given them.
     """
 
     __slots__ = ("names", "primaries", "ranges", "replicas")

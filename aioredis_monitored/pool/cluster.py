@@ -2,10 +2,11 @@
 
 import codecs
 import logging
-from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain, repeat
+from time import perf_counter
 from typing import Any, Final, Self
 
 from redis.asyncio import Connection, SSLConnection
@@ -298,7 +299,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """
         with self._named_errors():
             pool = await self._any_pool()
-        await pool.ping()
+        with self._noting_failure(pool):
+            await pool.ping()
 
     # Connections, which belong to the nodes' pools.
 
@@ -321,11 +323,27 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         Args:
             on_waited: Called with total and connecting seconds, also on failure.
         """
-        pool = await self._any_pool()
+        connecting = 0.0
+
+        def on_pool_waited(_: float, seconds: float) -> None:
+            nonlocal connecting
+            connecting = seconds
+
+        asked = perf_counter()
         try:
-            return await pool.acquire(on_waited)
+            pool = await self._any_pool()
+            with self._noting_failure(pool):
+                return await pool.acquire(on_pool_waited)
+        finally:
+            if on_waited is not None:
+                on_waited(perf_counter() - asked, connecting)
+
+    @contextmanager
+    def _noting_failure(self, pool: MonitoredConnectionPool) -> Iterator[None]:
+        """Have the next call that may go to any node go to another one than this, if the block fails there."""
+        try:
+            yield
         except RedisError as error:
-            # The next one is acquired from another node.
             note_failure(self, error, pool)
             raise
 
@@ -420,6 +438,10 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await self.cluster_topology.aclose()
         finally:
             await super()._disconnect()
+
+    def detach_connections(self) -> tuple[AbstractConnection, ...]:
+        """Make the pool like new, and closed; return the connections to all nodes, which are not closed by this."""
+        return (*self.cluster_topology.detach_connections(), *super().detach_connections())
 
 
 def _encoding_problems(encoding: str = "utf-8", **_others: Any) -> list[tuple[str, str]]:

@@ -408,14 +408,15 @@ class SentinelDiscovery:
             async with self._connected(sentinel, self._ask_seconds) as connection:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await _read(connection) for _ in commands]
-        except (RedisError, OSError) as error:
+            if isinstance(replies[0], ResponseError):
+                sentinel.on_failure(replies[0])
+                return None
+            answer = answer_of(_identity_in(identity, sentinel), *replies)
+        except Exception as error:  # noqa: BLE001 - whatever one has answered, the others count
             sentinel.on_failure(error)
             return None
-        if isinstance(replies[0], ResponseError):
-            sentinel.on_failure(replies[0])
-            return None
         sentinel.on_answer()
-        return answer_of(_identity_in(identity, sentinel), *replies)
+        return answer
 
     @asynccontextmanager
     async def _connected(self, sentinel: _Sentinel, seconds: float) -> AsyncIterator[Connection]:
@@ -718,7 +719,8 @@ class SentinelDiscovery:
 
     async def wait_ended(self) -> None:
         """Wait until the tasks that ``end`` has cancelled have closed their connections."""
-        ended, self._ended = self._ended, []
+        # Those of an event loop that is closed never end.
+        ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
 

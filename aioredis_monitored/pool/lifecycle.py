@@ -76,7 +76,7 @@ class Lifecycle:
 
     async def open(self) -> None:
         """Accept calls again; a close that is under way ends first."""
-        if self._closing is not None:
+        if self._closing is not None and not self.is_loop_closed():
             # Its caller was cancelled; it would close what is opened now.
             await asyncio.wait([self._closing])
         self.is_closed = False

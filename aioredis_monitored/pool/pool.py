@@ -450,7 +450,7 @@ class MonitoredConnectionPool(TypedPool):
             EventLoopError: The pool belongs to another event loop, which is not closed yet.
         """
         grace = self._template.socket_timeout or _CLOSE_GRACE_SECONDS
-        await self._lifecycle.close(self._disconnect, self._reset, grace)
+        await self._lifecycle.close(self._disconnect, self.detach_connections, grace)
 
     async def _disconnect(self) -> None:
         multiplexer, self.multiplexer, self._metrics.multiplexer = self.multiplexer, None, None
@@ -462,7 +462,7 @@ class MonitoredConnectionPool(TypedPool):
 
     async def _disconnect_all(self) -> None:
         acquired, idle, interrupts = self._slots.acquired, self._slots.idle, self._interrupts
-        self._reset()
+        connections = self.detach_connections()
         for each in interrupts:
             # A connection that is being made may have no socket yet that could be closed.
             each.reschedule(asyncio.get_running_loop().time())
@@ -474,12 +474,12 @@ class MonitoredConnectionPool(TypedPool):
             outcomes = await asyncio.gather(*closing, return_exceptions=True)
         finally:
             # At the end of the event loop, all of that may be cancelled before it begins.
-            for connection in (*acquired, *idle):
+            for connection in connections:
                 close_now(connection)
         if errors := [outcome for outcome in outcomes if outcome is not None]:
             raise errors[0]
 
-    def _reset(self) -> tuple[AbstractConnection, ...]:
+    def detach_connections(self) -> tuple[AbstractConnection, ...]:
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
         self._lifecycle.reset()
         connections = self._slots.reset(self.closed_error)

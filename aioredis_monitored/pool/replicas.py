@@ -1,14 +1,16 @@
-"""The pools of the replicas of a service, and the route of a call that is sent to one of them first."""
+"""The pools of the replicas of a service, and the routes of calls that are sent to a replica first."""
 
 import asyncio
 import random
 from collections.abc import Iterator, Mapping
 from contextvars import Context
+from functools import partial
 from math import inf
 from time import monotonic
 from typing import Any, Final, Protocol
 from weakref import WeakKeyDictionary
 
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._multiplexer import AttemptFailed
@@ -16,6 +18,7 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.node_pool import NodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
 _random: Final = random.Random()  # noqa: S311 - nothing secret
@@ -46,7 +49,8 @@ class Replicas:
         # Those that answer, as far as the last check has shown.
         self._living: list[MonitoredConnectionPool] = []
         self._checked_at = -inf
-        self._closing: dict[asyncio.Task[None], MonitoredConnectionPool] = {}
+        # Those that are being closed, and what does that in the background.
+        self._leaving: dict[MonitoredConnectionPool, asyncio.Task[None] | None] = {}
 
     def __iter__(self) -> Iterator[MonitoredConnectionPool]:
         return iter(list(self._pools.values()))
@@ -60,14 +64,14 @@ class Replicas:
             pool.close_silent(_SILENT_SECONDS / 2)
             # In a context of its own: no call has asked for it.
             closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
-            self._closing[closing] = pool
-            closing.add_done_callback(self._on_closed, context=Context())
+            self._leaving[pool] = closing
+            closing.add_done_callback(partial(self._on_closed, pool), context=Context())
         for host, port in addresses - self._pools.keys():
             self._pools[host, port] = NodePool(self._name, host, port, **self._arguments)
 
-    def _on_closed(self, closing: "asyncio.Task[None]") -> None:
-        self._closing.pop(closing, None)
+    def _on_closed(self, pool: MonitoredConnectionPool, closing: "asyncio.Task[None]") -> None:
         if not closing.cancelled():
+            self._leaving.pop(pool, None)
             # Retrieved, for asyncio: nothing depends on how the connections of a replica that has left have ended.
             closing.exception()
 
@@ -99,8 +103,7 @@ class Replicas:
 
     def on_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call; unless that is about the command, the replica gets no further one for a while."""
-        # The next reply that is no error resets it.
-        pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
+        on_replica_failed(pool, error)
         self._suspend(pool)
 
     async def aclose(self) -> None:
@@ -109,11 +112,34 @@ class Replicas:
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        pools = [*self._pools.values(), *self._closing.values()]
-        self._pools, self._living = {}, []
-        outcomes = await asyncio.gather(*(pool.aclose() for pool in pools), return_exceptions=True)
+        self._leave_all()
+        outcomes = await asyncio.gather(*(pool.aclose() for pool in self._leaving), return_exceptions=True)
+        self._leaving = {}
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
+
+    def _leave_all(self) -> None:
+        self._leaving = dict.fromkeys(self._pools.values()) | self._leaving
+        self._pools, self._living = {}, []
+
+    def detach_connections(self) -> list[AbstractConnection]:
+        """Forget all replicas; return the connections to them, which are not closed by this."""
+        self._leave_all()
+        leaving, self._leaving = self._leaving, {}
+        return [connection for pool in leaving for connection in pool.detach_connections()]
+
+
+def seconds_at_replica(policy: RetryPolicy, seconds: float | None) -> float | None:
+    """Return how long an attempt at a replica may take: no more than half of the deadline, as the primary is next."""
+    if policy.deadline is None:
+        return seconds
+    return policy.deadline / 2 if seconds is None else min(seconds, policy.deadline / 2)
+
+
+def on_replica_failed(pool: MonitoredConnectionPool, error: Exception) -> None:
+    """Take the error of a call; unless that is about the command, one call at a time tries the replica again."""
+    # The next reply that is no error resets it.
+    pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
 
 
 class Primary(Protocol):
@@ -127,6 +153,37 @@ class Primary(Protocol):
 
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call that a replica has failed."""
+
+
+class ClusterReplicaRoute(ClusterRoute):
+    """Where the attempts of a call that reads a slot go: first to a replica, and then to the primary; see ``Route``.
+
+    As of ``ReplicaRoute``, the primary has the last word.
+    """
+
+    # That the attempt goes to; it may have left the cluster by the end of that.
+    _replica: MonitoredConnectionPool | None = None
+
+    async def target(self) -> MonitoredConnectionPool:
+        """Return the pool of the node for the next attempt, at first that of a replica; see ``ClusterRoute``."""
+        self._replica = None
+        pool = await super().target()
+        if self._cluster.cluster_topology.is_replica(pool):
+            self._replica = pool
+        return pool
+
+    def bound(self, seconds: float | None) -> float | None:
+        """Return how long the next attempt may take, of which the argument is what is left of the deadline."""
+        return seconds if self._replica is None else seconds_at_replica(self._cluster.retry_policy, seconds)
+
+    def follow(self, failure: AttemptFailed, /) -> float | None:
+        """Take over what a failure says about the nodes; after the attempt at the replica, the primary is asked."""
+        delay = super().follow(failure)
+        if delay is not None or self._replica is None:
+            return delay
+        on_replica_failed(self._replica, failure.error)
+        # The replica may have become the primary: that must not go on for ever.
+        return self._redirects.delay(failure)
 
 
 class ReplicaRoute:

@@ -280,10 +280,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             finally:
                 await self._discovery.wait_ended()
 
-    def _reset(self) -> tuple[AbstractConnection, ...]:
+    def detach_connections(self) -> tuple[AbstractConnection, ...]:
+        """Make the pool like new, and closed; return all connections to servers, which are not closed by this."""
         self._served_by = None
         self._discovery.end()
-        return super()._reset()
+        return (*self._replicas.detach_connections(), *super().detach_connections())
 
 
 async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:

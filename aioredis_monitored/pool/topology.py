@@ -3,9 +3,10 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from contextvars import Context
+from itertools import count
 from math import inf
 from operator import itemgetter
 from time import monotonic
@@ -107,8 +108,9 @@ class ClusterTopology:
     """The nodes of one cluster, as the last look and the redirects since have shown them.
 
     Looking is done in the background, one look at a time: at first use, when a node redirects, cannot be reached, or is
-    silent, and regularly. The nodes that are known are asked; when none of them answers, the start nodes, whose names
-    are resolved anew.
+    silent, and regularly. The nodes that serve slots and their replicas are asked; when none of them names a node that
+    serves slots, the start nodes are, whose names are resolved anew. Nodes without slots are not asked: one that a
+    caller has named may be in no cluster, or in another one.
 
     Args:
         start_addresses: Those of the nodes that are asked first.
@@ -121,6 +123,7 @@ class ClusterTopology:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
         primary_pools: The pools of the primaries, in the order in which they have become that.
         pools: The pools of all nodes that are known, by address.
+        slot_map: What the last look has found.
         is_known: Whether a look has succeeded.
         is_closed: Whether the cluster's pool is closed.
         observers: Are called after each look that has succeeded; they are referenced weakly.
@@ -150,16 +153,18 @@ class ClusterTopology:
         self.pools: dict[Address, MonitoredConnectionPool] = {}
         self.is_known = False
         self._addresses: dict[MonitoredConnectionPool, Address] = {}
-        # Numbers that are never given twice: to each pool, and to each when its node becomes a primary.
+        # Numbers that are never given twice: to each pool, and apart from these to each that becomes a primary's.
         self._numbers: dict[MonitoredConnectionPool, int] = {}
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
-        self._last_number = 0
+        self._next_number, self._next_primary_number = count(1), count(1)
         self.slot_map = SlotMap(())
         self._replica_pools: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = -_MIN_INTERVAL_SECONDS
         # The last error of the look that waiting does not change, such as a wrong password.
         self._refusal: RedisError | None = None
+        # Where start nodes are or were, those whose names were resolved.
+        self._start_places: set[Address] = set(self._start_addresses)
         # Why a node has not answered it.
         self._problem = ""
         self._suspected: dict[Address, float] = {}
@@ -197,17 +202,13 @@ class ClusterTopology:
                 raise factory.closed_error()
             pool = self.pools[address] = factory.make_pool(address, self.slot_map.names.get(address))
             self._addresses[pool] = address
-            self._numbers[pool] = self._next_number()
+            self._numbers[pool] = next(self._next_number)
         return pool
 
     def visit(self, address: Address) -> MonitoredConnectionPool:
         """Return the pool of a node that a caller names; one without slots stays known for a while."""
         self._redirected[address] = monotonic()
         return self.pool_at(address)
-
-    def _next_number(self) -> int:
-        self._last_number += 1
-        return self._last_number
 
     def number_of(self, pool: MonitoredConnectionPool) -> int | None:
         """Return the number of a pool; ``None`` if its node was removed."""
@@ -228,10 +229,19 @@ class ClusterTopology:
 
     def replica_pool_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
-        since = monotonic() - _SUSPECTED_SECONDS
         replicas = self._replica_pools.get(self.slots[slot], ())
-        living = [pool for pool in replicas if self._suspected.get(self._addresses[pool], -inf) < since]
-        return _random.choice(living) if living else None
+        living = [pool for pool in replicas if not self._is_suspected(self._addresses[pool])]
+        if not living:
+            return None
+        chosen = _random.choice(living)
+        if chosen.retry_policy.server_unreachable:
+            # This call tries it.
+            self._suspected[self._addresses[chosen]] = monotonic()
+        return chosen
+
+    def is_replica(self, pool: MonitoredConnectionPool) -> bool:
+        """Whether a node was a replica when the last look found it."""
+        return any(pool in replicas for replicas in self._replica_pools.values())
 
     def known_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of the nodes that the last look has found, the primaries first."""
@@ -243,8 +253,7 @@ class ClusterTopology:
         Raises:
             AttemptFailed: No primary is known.
         """
-        since = monotonic() - _SUSPECTED_SECONDS
-        living = [pool for pool in self.primary_pools if self._suspected.get(self._addresses[pool], -inf) < since]
+        living = [pool for pool in self.primary_pools if not self._is_suspected(self._addresses[pool])]
         if not self.primary_pools:
             self.want_look()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
@@ -295,10 +304,15 @@ class ClusterTopology:
         if failure is not None:
             raise AttemptFailed(copied(cast("Exception", failure)), may_have_run=False)
 
-    async def look_unless_recent(self) -> None:
-        """Return when the nodes are known as they were at most a second ago, or none of them says which there are."""
+    async def look_unless_recent(self, ends_at: float | None) -> None:
+        """Return when the nodes are known as they were at most a second ago, or none of them says which there are.
+
+        Args:
+            ends_at: Until when that is waited for, by the monotonic clock; ``None`` for any time.
+        """
         if not self.is_closed and monotonic() - self._looked_at > _RECENT_SECONDS:
-            await asyncio.wait([self._look()])
+            seconds = None if ends_at is None else max(0.0, ends_at - monotonic())
+            await asyncio.wait([self._look()], timeout=seconds)
 
     def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
         """Look in the background, if that is not done already.
@@ -336,15 +350,15 @@ class ClusterTopology:
         self._looked_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_looked()
-        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in self._in_order(self.pools)]
+        in_order = sorted(self._serving(), key=lambda each: (self._is_suspected(each), _random.random()))
+        candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in in_order]
         found = await self._ask(candidates) if candidates else None
-        if found is None:
+        if found is None or not found.ranges:
             self._problem = self._problem or "its name is being resolved"
-            found = await self._ask((), self._start_addresses)
-        if found is None and self._refusal is not None:
-            raise self._refusal
-        if found is None:
-            raise RedisConnectionError(self._explanation())
+            found = await self._ask((), self._start_addresses) or found
+        # A map without slots says nothing about those that are known: these may be at nodes that did not answer.
+        if found is None or (self.slot_map.ranges and not found.ranges):
+            raise self._refusal or RedisConnectionError(self._explanation())
         self._take(found)
 
     def _title(self) -> str:
@@ -353,15 +367,19 @@ class ClusterTopology:
 
     def _explanation(self) -> str:
         asked = ", ".join(address_text(*each) for each in self._start_addresses)
+        others = len(self._serving() - self._start_places)
         return (
-            f"no node of the cluster says which node serves which slots: asked {asked} and {len(self.pools)} others; "
-            f"the last one: {self._problem or 'no answer yet'}"
+            f"no node of the cluster says which node serves which slots: asked {asked}"
+            f"{f' and {others} others' if others else ''}; the last one: {self._problem or 'no answer yet'}"
         )
 
-    def _in_order(self, addresses: Iterable[Address]) -> list[Address]:
-        """Return the addresses in random order, those of suspected nodes last."""
-        since = monotonic() - _SUSPECTED_SECONDS
-        return sorted(addresses, key=lambda each: (self._suspected.get(each, -inf) > since, _random.random()))
+    def _serving(self) -> set[Address]:
+        """Return the addresses of the nodes that the last look has found, and of those that serve slots since."""
+        return {self._addresses[pool] for pool in set(self.slots) if pool is not None}.union(self.slot_map.addresses)
+
+    def _is_suspected(self, address: Address) -> bool:
+        """Whether a node did not answer lately."""
+        return monotonic() - self._suspected.get(address, -inf) < _SUSPECTED_SECONDS
 
     async def _start_candidates(self, host: str, port: int) -> list[_Candidate]:
         """Return all addresses of a start node's name."""
@@ -373,12 +391,14 @@ class ClusterTopology:
             if not self._is_lost:
                 _LOGGER.warning("%s: the start node %s cannot be resolved: %s", self._title(), where, error)
             return []
+        self._start_places.update(found)
         return [_Candidate(address, None if is_ip_address(host) else host) for address in found]
 
     async def _ask(self, candidates: Sequence[_Candidate], names: Sequence[Address] = ()) -> SlotMap | None:
-        """Return the slot map of the first node that answers; ``None`` if none does in time.
+        """Return the slot map of the first node that names one that serves slots.
 
-        A further node is asked when one has not answered for a while: a frozen one takes connections.
+        Without such a node, an empty map is returned if one has answered in time, or else ``None``. A further node is
+        asked when one has not answered for a while: a frozen one takes connections.
 
         Args:
             candidates: Those to ask.
@@ -387,7 +407,7 @@ class ClusterTopology:
         loop = asyncio.get_running_loop()
         waiting, asking = list(candidates), set[asyncio.Task[SlotMap | None]]()
         resolving = {asyncio.ensure_future(self._start_candidates(*each)) for each in names}
-        is_due = True
+        is_due, empty = True, None
         try:
             async with asyncio.timeout(_ASK_SECONDS if waiting else self._resolve_seconds()) as limit:
                 while waiting or asking or resolving:
@@ -400,7 +420,9 @@ class ClusterTopology:
                     )
                     for each in asking:
                         if each.done() and (found := each.result()) is not None:
-                            return found
+                            if found.ranges:
+                                return found
+                            empty = found
                     resolved = {each for each in resolving if each.done()}
                     further = [candidate for each in resolved for candidate in each.result()]
                     if further and not waiting and not asking:
@@ -416,7 +438,7 @@ class ClusterTopology:
             if asking or resolving:
                 # They close their connections.
                 await asyncio.wait(asking | resolving)
-        return None
+        return empty
 
     def _resolve_seconds(self) -> float:
         factory = self._factory()
@@ -439,7 +461,7 @@ class ClusterTopology:
                     self._has_asked_more = True
                     with suppress(ResponseError, ValueError):  # the user may not ask that, or the server not say it
                         factory.on_node_timeout(_node_timeout(await connection.read_response()))
-        except (RedisError, OSError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever has happened at one node, others may answer
             if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
                 error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
             self._problem = f"{address_text(*address)}: {str(error) or type(error).__qualname__}"
@@ -451,6 +473,8 @@ class ClusterTopology:
         finally:
             await connection.disconnect(nowait=True)
         self._suspected.pop(address, None)
+        if not found.ranges:
+            self._problem = f"{address_text(*address)}: it knows no node that serves a slot"
         # The certificate of a node that does not say what it is called is for the name that was connected to.
         return found if name is None else found.with_name(address[0], name)
 
@@ -478,7 +502,9 @@ class ClusterTopology:
             each for each in primary_pools if each not in before
         ]
         numbers = self._primary_numbers
-        self._primary_numbers = {each: numbers.get(each) or self._next_number() for each in self.primary_pools}
+        self._primary_numbers = {
+            each: numbers.get(each) or next(self._next_primary_number) for each in self.primary_pools
+        }
         demoted = self._demoted | dict.fromkeys(set(before).difference(primary_pools), monotonic())
         self._demoted = {pool: at for pool, at in demoted.items() if pool not in primary_pools}
         self._leave_silent()
@@ -500,9 +526,9 @@ class ClusterTopology:
 
         def on_closed(task: "asyncio.Task[None]") -> None:
             self._closing.discard(task)
-            self._addresses.pop(pool, None)
             self._numbers.pop(pool, None)
             if not task.cancelled():
+                self._addresses.pop(pool, None)
                 task.exception()
 
         closing.add_done_callback(on_closed, context=Context())
@@ -515,7 +541,7 @@ class ClusterTopology:
         self._timer = loop.call_at(when, _check_regularly, ref(self), when, context=Context())
 
     def check(self, when: float) -> None:
-        """Look if a primary is silent, or the last look is long ago; leave demoted nodes that are silent.
+        """Look if a node is silent, or the last look is long ago; leave demoted nodes that are silent.
 
         Args:
             when: When the check was due, by the event loop's clock.
@@ -527,7 +553,7 @@ class ClusterTopology:
             self._arm_timer(LATE_SECONDS)
             return
         self._was_late = False
-        for pool in self.primary_pools:
+        for pool in self.known_pools():
             if pool.silent_seconds() > _SILENT_SECONDS:
                 self.want_look(pool)
         if self._refresh and monotonic() - self._looked_at > self._refresh:
@@ -580,16 +606,23 @@ class ClusterTopology:
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
-        pools, ending = list(self._addresses), self._stop()
-        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in pools]
+        ending = self._stop()
+        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in self._addresses]
         outcomes = await asyncio.gather(*closing, return_exceptions=True)
+        self._addresses = {}
         if ending:
             await asyncio.wait(ending)
         if errors := [each for each in outcomes if each is not None]:
             raise errors[0]
 
+    def detach_connections(self) -> list[AbstractConnection]:
+        """Stop looking, and forget all nodes; return the connections to them, which are not closed by this."""
+        self._stop()
+        pools, self._addresses = self._addresses, {}
+        return [connection for pool in pools for connection in pool.detach_connections()]
+
     def _stop(self) -> list[asyncio.Task[Any]]:
-        """Stop looking, and forget all nodes; return the tasks that are about to end."""
+        """Stop looking, and forget all nodes but their pools; return the tasks that are about to end."""
         if self._timer is not None:
             self._timer.cancel()
         looking = () if self._looking is None else (self._looking,)
@@ -599,7 +632,10 @@ class ClusterTopology:
         closing = [each for each in self._closing if not each.get_loop().is_closed()]
         for each in cancelled:
             each.cancel()
+        addresses = self._addresses
         self._reset()
+        # An event loop that ends may keep them from being closed.
+        self._addresses = addresses
         self.is_closed = True
         return [*cancelled, *closing]
 

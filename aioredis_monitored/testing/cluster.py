@@ -12,13 +12,15 @@ from redis.exceptions import ResponseError
 
 from aioredis_monitored._topology.hash_slots import SLOTS, key_slot
 from aioredis_monitored.testing.group import ServerGroup, responsive, start_together, wait_while
-from aioredis_monitored.testing.server import RedisServer, TlsFiles, free_ports
+from aioredis_monitored.testing.server import RedisServer, TlsFiles, free_ports, server_binary, server_version
 
 _OPERATION_SECONDS = 30.0
 _MIGRATE_MILLISECONDS = 5000
 # Redis gives a failover up after 5 s.
 _FAILOVER_SECONDS = 6.0
 _VOTE_MARGIN_SECONDS = 0.1
+# Of Redis, and of Valkey, which goes on from there.
+_FIRST_WITH_SHARD_IDS = (7, 2)
 
 
 class NodeServer(RedisServer):
@@ -314,13 +316,16 @@ class ClusterServers(ServerGroup):
         ids = [f"{first + index + 1:040x}" for index in range(len(ports))]
         bounds = [round(SLOTS * index / primaries) for index in range(primaries + 1)] if primaries else []
         shares = [f" {start}-{end - 1}" for start, end in pairwise(bounds)]
+        knows_shards = server_version(server_binary()) >= _FIRST_WITH_SHARD_IDS
         names = [self._hostnames(first + index) if self._hostnames else "" for index in range(len(ports))]
 
         def line(index: int, myself: int) -> str:
             port, bus_port = ports[index]
             primary = index % primaries if primaries else index
             is_replica = index != primary
-            address = f"127.0.0.1:{port}@{bus_port}{',' if names[index] else ''}{names[index]}"
+            # Without its shard's id, Valkey 9 crashes at SPUBLISH; servers that know none take it for a host name.
+            name = f"{names[index]},shard-id={ids[primary]}" if knows_shards else names[index]
+            address = f"127.0.0.1:{port}@{bus_port}{',' if name else ''}{name}"
             flags = f"{'myself,' if index == myself else ''}{'slave' if is_replica else 'master'}"
             epoch = primary + 1 if primaries else 0
             slots = shares[index] if index < primaries else ""

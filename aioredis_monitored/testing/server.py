@@ -1,6 +1,7 @@
 """A temporary Redis server for tests and the demo: the embedded one, or any other binary."""
 
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -48,6 +50,14 @@ def server_binary() -> str:
         message = f'no Redis server: install "aioredis_monitored[demo]" or set {BINARY_VARIABLE} to a redis-server'
         raise FileNotFoundError(message) from None
     return str(_binary.get_binary_path())
+
+
+@cache
+def server_version(binary: str) -> tuple[int, ...]:
+    """Return the version that a server's binary states, such as ``(7, 0, 15)``; empty if it states none."""
+    said = subprocess.run([binary, "--version"], capture_output=True, text=True, check=False).stdout  # noqa: S603 - the one that is started
+    found = re.search(r"\bv=([0-9.]+[0-9])", said)
+    return tuple(map(int, found[1].split("."))) if found else ()
 
 
 class TlsFiles(NamedTuple):

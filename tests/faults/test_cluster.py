@@ -12,7 +12,7 @@ from redis.exceptions import ClusterDownError, TryAgainError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import cluster_chaos as chaos
-from support.internals import let_look_be_old
+from support.internals import let_look_be_old, let_looks_take, number_pools_from
 
 from aioredis_monitored import (
     ClusterNode,
@@ -525,6 +525,37 @@ async def test_scan_ends_with_nodes_that_have_become_primaries_meanwhile(make_po
 def is_probing():
     """Whether a node that owes nothing is asked whether it lives."""
     return any(each.get_coro().__qualname__.endswith(".answers_within") for each in asyncio.all_tasks())
+
+
+async def test_scan_does_not_wait_for_a_look_beyond_its_deadline(make_pool, monkeypatch):
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
+        pool = make_pool(servers.url, socket_timeout=2)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        cursor, _ = await client.scan(count=100)
+        # In the order in which they are scanned.
+        ports = [pool.cluster_topology.address_of(each)[1] for each in pool.cluster_topology.primary_pools]
+        frozen, last = sorted(servers.nodes, key=lambda node: ports.index(node.port))
+        # Neither says which nodes there are.
+        last.call("ACL", "SETUSER", "default", "-cluster|slots")
+        frozen.freeze()
+        let_looks_take(monkeypatch, 100)
+        let_look_be_old(pool)
+        began = time.monotonic()
+
+        assert (0, []) == await client.scan(cursor)
+        assert time.monotonic() - began < 25
+        frozen.thaw()
+
+
+async def test_scan_sees_every_key_however_many_pools_there_were(servers, make_pool):
+    pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE)
+    number_pools_from(pool, 2**20)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    keys = {b"%d" % number for number in range(100)}
+    for key in keys:
+        await client.set(key, 1)
+
+    assert keys == {key async for key in client.scan_iter()}
 
 
 @pytest.mark.parametrize("multiplex", [True, False], ids=["multiplexed", "pooled"])

@@ -2,9 +2,13 @@
 
 import asyncio
 import gc
+import subprocess
+import sys
 import warnings
 
 import pytest
+from redis.exceptions import ConnectionError as RedisConnectionError
+from support.internals import set_suspicion_of_nodes
 from support.sharing import warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -16,7 +20,37 @@ from aioredis_monitored import (
 )
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.testing import ClusterServers
+from aioredis_monitored.testing.server import free_ports
 
+# A pool is used in two event loops, the first of which is closed while tasks are pending; in the end by itself.
+LEFT_TASKS = """
+import asyncio, os, sys
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+
+pool = MonitoredConnectionPool.from_url(sys.argv[1])
+client = MonitoredRedisConnection(connection_pool=pool)
+loop = asyncio.new_event_loop()
+loop.run_until_complete(client.ping())
+if "closing" in sys.argv:
+    pool.background_tasks.add(loop.create_future())
+    closing = loop.create_task(pool.aclose())
+    loop.run_until_complete(asyncio.sleep(0.05))
+loop.close()
+
+async def use_again():
+    if "closing" in sys.argv:
+        async with pool:
+            pass
+    await pool.aclose()
+    async with pool:
+        pass
+    async with pool:
+        answer = await client.ping()
+    return answer
+
+print(asyncio.run(asyncio.wait_for(use_again(), 60)), flush=True)
+os._exit(0)
+"""
 KEYS = [f"key:{number}" for number in range(30)]
 
 
@@ -97,6 +131,63 @@ def test_event_loop_that_ends_with_calls_in_flight_leaves_nothing(cluster, caplo
 
     assert [] == [str(each.message) for each in caught]
     assert [] == [each.message for each in caplog.records if each.levelname == "ERROR"]
+
+
+@pytest.mark.parametrize("ticks", range(5))
+@pytest.mark.parametrize("servers", ["cluster", "sentinels"])
+def test_pool_whose_closing_is_cancelled_by_the_end_of_the_event_loop_leaves_no_connection(request, servers, ticks):
+    url = request.getfixturevalue(servers).url
+
+    async def use_and_leave():
+        pool = MonitoredConnectionPool.from_url(f"{url}?read_from=replica")
+        client = MonitoredRedisConnection(connection_pool=pool)
+        for _ in range(2):
+            await asyncio.gather(client.ping(), *(client.get(key) for key in KEYS))
+        closing.append(asyncio.ensure_future(pool.aclose()))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+
+    closing = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        asyncio.run(use_and_leave())
+        closing.clear()
+        gc.collect()
+
+    assert [] == [str(each.message) for each in caught]
+
+
+@pytest.mark.parametrize("servers", ["cluster", "sentinels"])
+@pytest.mark.parametrize("is_closing", [True, False])
+def test_pool_of_an_event_loop_that_was_closed_with_its_tasks_is_used_in_another_one(request, servers, is_closing):
+    url = request.getfixturevalue(servers).url
+    # In a process of its own: what is left of those tasks is reported when they are garbage.
+    command = [sys.executable, "-c", LEFT_TASKS, url, *["closing"][:is_closing]]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
+
+    assert ended.stdout == "True\n", ended.stderr
+
+
+async def test_readiness_check_fails_at_most_once_for_a_node_that_has_died(make_pool, monkeypatch):
+    set_suspicion_of_nodes(monkeypatch, 3600)
+    with ClusterServers(replicas=0, node_timeout=60) as servers:
+        pool = make_pool(servers.url)
+        await pool.ping()
+        servers.nodes[0].kill()
+        outcomes = [await asyncio.gather(pool.ping(), return_exceptions=True) for _ in range(60)]
+
+    assert 1 == sum(outcome != [None] for outcome in outcomes)
+
+
+async def test_acquiring_reports_how_long_it_has_waited_when_no_node_answers(make_pool):
+    pool = make_pool(f"redis+cluster://127.0.0.1:{free_ports(1)[0]}", socket_timeout=1)
+    reported = []
+    with pytest.raises(RedisConnectionError):
+        await pool.acquire(lambda *seconds: reported.append(seconds))
+    [(total, connecting)] = reported
+
+    assert total > 0
+    assert 0 == connecting
 
 
 async def test_redirect_that_arrives_while_the_pool_closes_leaves_it_closed(make_pool):

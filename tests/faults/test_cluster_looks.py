@@ -6,12 +6,14 @@ import socket
 import threading
 
 import pytest
+from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from support.internals import set_time_for_asking_nodes
+from support.internals import look_at_nodes, set_time_for_asking_nodes
 from support.names import replace_name_servers
 
-from aioredis_monitored import MonitoredRedisConnection
+from aioredis_monitored import ClusterNode, MonitoredRedisConnection
+from aioredis_monitored.testing import ClusterServers, RedisServer
 from aioredis_monitored.testing.server import free_ports
 
 # Far beyond the bounds of looks, of which none takes more than 6 s.
@@ -79,12 +81,15 @@ async def test_name_that_is_not_resolved_keeps_no_other_from_being_asked(cluster
     assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None
 
 
-async def test_start_node_whose_name_cannot_be_resolved_is_named_in_the_log(cluster, make_pool, caplog, until):
-    url = f"redis+cluster://nowhere.invalid,localhost:{cluster.nodes[0].port}"
-    pool = make_pool(url, name="mine", socket_timeout=30)
+async def test_start_node_whose_name_cannot_be_resolved_is_named_in_the_log(make_pool, monkeypatch, caplog):
+    def answer(_):
+        raise socket.gaierror("no such name")
 
-    assert await MonitoredRedisConnection(connection_pool=pool).get("key") is None
-    await until(lambda: "pool 'mine': the start node nowhere.invalid:6379 cannot be resolved: " in caplog.text)
+    replace_name_servers(monkeypatch, answer)
+    pool = make_pool(f"redis+cluster://nowhere.example,127.0.0.1:{free_ports(1)[0]}", name="mine", retries=0)
+    await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert "pool 'mine': the start node nowhere.example:6379 cannot be resolved: no such name" in caplog.text
 
 
 async def test_look_ends_in_time_however_many_addresses_are_silent(silent_nodes, make_pool):
@@ -117,6 +122,72 @@ async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, ma
     assert seconds < MAX_LOOK_SECONDS
 
 
+# Nodes that serve no slots, or not of this cluster.
+
+
+@pytest.fixture
+def stranger():
+    """Yield a node of no cluster, which knows no node that serves a slot."""
+    with RedisServer("--cluster-enabled", "yes") as running:
+        yield running
+
+
+async def test_node_outside_the_cluster_that_was_named_is_not_asked_for_the_slots(cluster, make_pool, stranger):
+    pool = make_pool(cluster.url, socket_timeout=30)
+    client = MonitoredRedisConnection(connection_pool=pool)
+    await client.get("key")
+    known = pool.nodes()
+    assert await client.execute_command("PING", target_nodes=ClusterNode(stranger.host, stranger.port))
+    for node in known:
+        # All others would be asked first.
+        pool.cluster_topology.want_look(pool.pool_of(node))
+    await look_at_nodes(pool)
+
+    assert known == pool.nodes()
+    assert 0 == stranger.call("INFO", "commandstats").count("cmdstat_cluster")
+
+
+async def test_start_node_outside_the_cluster_is_passed_over(cluster, make_pool, stranger):
+    node = cluster.nodes[0]
+    for _ in range(10):  # they are asked in random order
+        pool = make_pool(f"redis+cluster://{stranger.host}:{stranger.port},{node.host}:{node.port}", socket_timeout=30)
+        await look_at_nodes(pool)
+
+        assert 3 == len(pool.primaries())
+
+
+async def test_node_without_slots_is_not_believed_while_those_with_slots_are_silent(make_pool, stranger):
+    with ClusterServers(replicas=0, node_timeout=60) as servers:
+        pool = make_pool(f"{servers.url},{stranger.host}:{stranger.port}", socket_timeout=30)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set("key", "value")
+        for node in servers.nodes:
+            node.freeze()
+        with pytest.raises(RedisConnectionError, match="no node of the cluster says"):
+            await look_at_nodes(pool)
+        for node in servers.nodes:
+            node.thaw()
+
+        assert 3 == len(pool.primaries())
+        assert b"value" == await client.get("key")
+
+
+async def test_look_that_fails_counts_each_node_once(make_pool):
+    with ClusterServers(replicas=0) as servers:
+        # One by its address, one by a name, and one that is found.
+        given = f"127.0.0.1:{servers.nodes[0].port},localhost:{servers.nodes[1].port}"
+        pool = make_pool(f"redis+cluster://{given}", socket_timeout=30)
+        await MonitoredRedisConnection(connection_pool=pool).get("key")
+        for node in servers.nodes:
+            node.kill()
+        # The first one finds out what the name stands for.
+        for _ in range(2):
+            with pytest.raises(RedisConnectionError) as caught:
+                await look_at_nodes(pool)
+
+    assert f": asked {given.replace(',', ', ')} and 1 others; the last one: " in str(caught.value)
+
+
 # What callers get.
 
 
@@ -131,6 +202,21 @@ async def test_each_caller_of_a_look_that_fails_gets_an_error_of_its_own(make_po
     assert {RedisConnectionError} == {type(each) for each in errors}
     assert 20 == len({id(each) for each in errors})
     assert all(str(error).count("no node of the cluster") == 1 for error in errors)
+
+
+class Forgetful(CredentialProvider):
+    def get_credentials(self):
+        raise LookupError("no credentials today")
+
+
+async def test_look_that_a_credential_provider_fails_says_at_which_node_and_why(cluster, make_pool, caplog):
+    pool = make_pool(cluster.url, socket_timeout=1, credential_provider=Forgetful())
+    error, _ = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
+
+    assert RedisConnectionError is type(error)
+    assert str(error).startswith("no node of the cluster says which node serves which slots: asked ")
+    assert str(error).endswith(": no credentials today")
+    assert [] == [each.message for each in caplog.records if each.levelname == "ERROR"]
 
 
 async def test_readiness_check_that_finds_no_node_names_the_pool(make_pool):

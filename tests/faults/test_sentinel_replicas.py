@@ -207,3 +207,17 @@ async def test_reads_go_on_while_the_primary_is_replaced(fault, until):
             no_replicas = {servers.primary().port} if fault == "failover" else {servers.primary().port, former.port}
             assert ports
             assert not ports & no_replicas
+
+
+# Answers that make no sense.
+
+
+async def test_sentinel_whose_answer_cannot_be_read_is_passed_over(server, until):
+    server.call("SET", "key", "value")
+    async with (
+        FakeSentinel("e" * 40, (server.host, server.port)) as odd,
+        FakeSentinel("f" * 40, (server.host, server.port)) as sentinel,
+    ):
+        odd.replicas = {(server.host, server.port): {"flags": ["no", "text"]}}
+        async with client_of([odd, sentinel], 0, until) as client:
+            assert b"value" == await client.get("key")

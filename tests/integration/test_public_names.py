@@ -32,7 +32,7 @@ OF_THE_POOL = {
     *("for_topology", "checks_arguments"),
     # For routing, which a cluster's pool does.
     *("route", "target", "follow", "is_sharing", "is_asking", "reads_replicas", "silent_seconds", "close_silent"),
-    *("is_dedicated_in_use", "answers_within", "close_dedicated"),
+    *("is_dedicated_in_use", "answers_within", "close_dedicated", "detach_connections"),
 }
 
 

@@ -141,6 +141,20 @@ def test_group_error_shows_output_when_startup_fails(group):
     servers.stop()
 
 
+def announced(servers):
+    """Return what the first node says of each primary beside its address."""
+    return [primary[3] for _, _, primary, *_ in sorted(servers.nodes[0].call("CLUSTER", "SLOTS"))]
+
+
+@pytest.mark.parametrize("hostnames", [None, lambda index: f"node-{index}.example"])
+def test_cluster_without_replicas_takes_messages_in_shard_channels(hostnames):
+    with ClusterServers(replicas=0, hostnames=hostnames) as servers:
+        assert [0] * 3 == [servers.owner(channel).call("SPUBLISH", channel, "message") for channel in ("a", "b", "c")]
+        names = [fields[fields.index("hostname") + 1] if "hostname" in fields else "" for fields in announced(servers)]
+
+        assert [hostnames(index) if hostnames else "" for index in range(3)] == names
+
+
 def test_migrating_slot_is_asked_for_at_its_target(own_cluster):
     source = own_cluster.owner(SLOT)
     target = other_primary(own_cluster, source)

@@ -1,5 +1,7 @@
 """The private parts that tests read or replace: the package's, redis-py's, asyncio's and OpenTelemetry's."""
 
+import itertools
+
 import redis.asyncio.observability.recorder
 import redis.observability.recorder
 from opentelemetry import context, trace
@@ -69,6 +71,22 @@ def let_look_be_old(pool):
 def set_time_for_asking_nodes(monkeypatch, seconds):
     """Replace the time that asking the nodes of a cluster may take."""
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
+
+
+def let_looks_take(monkeypatch, seconds):
+    """Replace the time that a node has to answer a look, and that of a whole look."""
+    monkeypatch.setattr(topology, "_LOOK_SECONDS", seconds)
+    monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
+
+
+def number_pools_from(pool, number):
+    """Have a cluster's pool go on with a number, as if it had made that number of pools of nodes."""
+    pool.cluster_topology._next_number = itertools.count(number)
+
+
+def set_suspicion_of_nodes(monkeypatch, seconds):
+    """Replace how long a node of a cluster that did not answer is passed over."""
+    monkeypatch.setattr(topology, "_SUSPECTED_SECONDS", seconds)
 
 
 # Demo and servers.
