@@ -80,11 +80,7 @@ def let_looks_take(monkeypatch, seconds):
 
 
 def number_pools_from(pool, number):
-<<<<<<< HEAD
     """Have a cluster's pool go on with a number, as if it had made that number of pools of nodes."""
-=======
-    """Have a cluster's pool go on with a number, as if it had made pools of nodes up to that one."""
->>>>>>> pools
     pool.cluster_topology._next_number = itertools.count(number)
 
 
