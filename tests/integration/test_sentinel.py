@@ -7,6 +7,7 @@ import os
 import socket
 import warnings
 from itertools import chain, cycle, repeat
+from pathlib import Path
 
 import pytest
 import redis.exceptions
@@ -637,6 +638,30 @@ def tls_servers(tmp_path):
     servers.stop()
 
 
+@pytest.fixture
+async def _tls_connections_end(tls_servers, until):
+    """Wait until the connections of a test have ended: closing TLS goes on for a moment after the pool is closed."""
+    servers, _ = tls_servers
+    for each in (*servers.sentinels, *servers.data):
+        # This keeps a connection.
+        each.call("PING")
+    before = _descriptors()
+    yield
+    await until(lambda: _descriptors() <= before)
+
+
+def _descriptors():
+    return len([*Path("/proc/self/fd").iterdir()])
+
+
+_NOT_ON_UVLOOP = pytest.mark.skipif(
+    "AIOREDIS_MONITORED_UVLOOP" in os.environ,
+    reason="uvloop fails to close an event loop in which TLS connections are being closed",
+)
+
+
+@_NOT_ON_UVLOOP
+@pytest.mark.usefixtures("_tls_connections_end")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_tls_is_used_for_servers_and_sentinels(tls_servers, host, until):
     servers, files = tls_servers
@@ -648,6 +673,8 @@ async def test_tls_is_used_for_servers_and_sentinels(tls_servers, host, until):
         await until(lambda: all(map(is_followed, servers.sentinels)))
 
 
+@_NOT_ON_UVLOOP
+@pytest.mark.usefixtures("_tls_connections_end")
 async def test_tls_is_used_for_replicas_whose_names_are_verified(tls_servers, until):
     servers, files = tls_servers
     arguments = {"connection_class": SSLConnection, "ssl_ca_certs": files.authority, "read_from": "replica"}
