@@ -225,7 +225,8 @@ async def test_cancelled_subscription_ends_no_other_one_to_the_same_channel(clie
         await staying
         await client.spublish("shard", "message")
 
-        assert leaving.cancelled()
+        # After more turns it may have subscribed already.
+        assert leaving.cancelled() or turns > 2
         assert b"message" == (await next_of(pubsub))["data"]
 
 
