@@ -182,7 +182,7 @@ class MonitoredConnectionPool(TypedPool):
     """
 
     # Whether each command must follow ASKING (see AskingPool), whether an application's reads may go to replicas, and
-    # whether an application has given the arguments, and is told of what is impossible, ignored or unsafe.
+    # whether an application has given the arguments, which are checked then.
     is_asking = False
     reads_replicas = False
     checks_arguments = True

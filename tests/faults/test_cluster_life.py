@@ -34,7 +34,7 @@ loop.run_until_complete(client.ping())
 if "closing" in sys.argv:
     pool.background_tasks.add(loop.create_future())
     closing = loop.create_task(pool.aclose())
-    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.run_until_complete(asyncio.sleep(0))
 loop.close()
 
 async def use_again():
