@@ -9,8 +9,9 @@ from aioredis_monitored._execution.attempts import Attempt
 from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.placement import may_read_from_replica
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import ReplicaRoute
+from aioredis_monitored.pool.routes import FailureRoute
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 
 

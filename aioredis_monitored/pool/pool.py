@@ -10,7 +10,7 @@ from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 from weakref import ref
 
 from opentelemetry._logs import LoggerProvider
@@ -72,6 +72,7 @@ from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retr
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
+from aioredis_monitored.pool.routes import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -94,46 +95,6 @@ _DEFAULT_MAX_CONNECTIONS: Final = 50
 _DEFAULT_RETRIES: Final = 20
 # Arguments for which None means the default.
 _NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
-
-
-class RouteObserver(Protocol):
-    """Learns where a call goes."""
-
-    def set_server(self, server: Server) -> object:
-        """Take the server of the next attempt."""
-
-    def add_redirect(self) -> object:
-        """Count an attempt that a server has redirected to another one."""
-
-
-class FailureRoute(Protocol):
-    """What decides about one call whose attempt has failed."""
-
-    @property
-    def retry_policy(self) -> RetryPolicy:
-        """The policy of the server that was asked last."""
-
-    def is_connected(self) -> bool:
-        """Whether there is a connection to that server on which it has answered."""
-
-    def follow(self, failure: AttemptFailed, /) -> float | None:
-        """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
-
-        Returns:
-            ``None`` if it is no redirect that may be followed: the policy decides.
-        """
-
-
-class Route(FailureRoute, Protocol):
-    """Where the attempts of one call go; a ``MonitoredConnectionPool`` is the route of every call to its server."""
-
-    async def target(self) -> "MonitoredConnectionPool":
-        """Return the pool of the server that the next attempt goes to.
-
-        Raises:
-            AttemptFailed: It is not known now.
-            PoolClosedError, EventLoopError: The pool cannot be used.
-        """
 
 
 class MonitoredConnectionPool(TypedPool):
@@ -797,7 +758,7 @@ class MonitoredConnectionPool(TypedPool):
         _observer: RouteObserver | None,
         _pinned: Callable[[], AbstractConnection | None] | None = None,
         /,
-    ) -> Route:
+    ) -> "Route[MonitoredConnectionPool]":
         """Return where the attempts of a call go.
 
         Its arguments are what the call sends; what is given the server of each attempt, if that is not always the same;

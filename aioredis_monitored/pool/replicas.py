@@ -17,9 +17,10 @@ from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.node_pool import NodePool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
+from aioredis_monitored.pool.routes import RouteObserver
 
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 
