@@ -1,8 +1,6 @@
 """The connection pool: made from configuration, shared by clients, connecting and closing what its slots hold."""
 
 import asyncio
-import logging
-import ssl
 import sys
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,22 +15,18 @@ from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis import exceptions
-from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
-from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.exceptions import AuthenticationError, RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
-from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
+from aioredis_monitored._redispy.attributes import is_between_replies
 from aioredis_monitored._redispy.connections import (
     decode_reply,
-    handshake,
     is_decodable,
     make_safe_connection,
     with_safe_send,
@@ -50,13 +44,11 @@ from aioredis_monitored._redispy.overrides import (
 )
 from aioredis_monitored._redispy.sockets import close_now, is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry import semconv
-from aioredis_monitored._telemetry.instruments import SCOPE
 from aioredis_monitored._telemetry.operation import Operation, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server, server_of
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
-from aioredis_monitored._version import __version__
 from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
@@ -68,33 +60,32 @@ from aioredis_monitored.errors import (
     copied,
     decoding_error,
 )
-from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retry_refused
+from aioredis_monitored.pool.arguments import (
+    retries_of,
+    warn_ignored,
+    warn_unverified,
+    with_own_defaults,
+    without_defaults,
+)
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
 from aioredis_monitored.pool.routes import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
 
-_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
-
 PINNED_CONNECTION_LOST: Final = (
     "the connection of this handle is lost, and with it what was set there, such as the database: "
     "make a new handle (client() or pipeline()), and set it again"
 )
 
-# Once: redis-py would read its version from disk for every connection, in the event loop.
-_DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
 # What a redirect means where there is no cluster's pool.
 _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
 # The two shared connections must leave one for commands that need their own.
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
-_RESP2: Final = 2
 _DEFAULT_MAX_CONNECTIONS: Final = 50
 _DEFAULT_RETRIES: Final = 20
-# Arguments for which None means the default.
-_NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
 
 
 class MonitoredConnectionPool(TypedPool):
@@ -200,7 +191,7 @@ class MonitoredConnectionPool(TypedPool):
                 "max_connections": _DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections,
                 "timeout": timeout,
                 **own,
-                **{name: value for name, value in connection_arguments.items() if not is_default(name, value)},
+                **without_defaults(connection_arguments),
                 "connection_class": connection_class,
             },
             self._topology_name,
@@ -213,13 +204,13 @@ class MonitoredConnectionPool(TypedPool):
         )
         # What ends the making of a connection when the pool closes.
         self._interrupts: set[asyncio.Timeout] = set()
-        super().__init__(**_completed(arguments, client_info=own["client_info"]))
+        super().__init__(**with_own_defaults(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self._make_template()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and supports_multiplexing(self._template)
         self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
-        self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
+        self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else retries_of(retry))
         server = self._describe_server()
         self.telemetry = PoolRecorder(
             server,
@@ -239,8 +230,8 @@ class MonitoredConnectionPool(TypedPool):
         for counter in self._counters:
             self.telemetry.start_counter(getattr(self.telemetry.instruments, counter))
         if self.checks_arguments:
-            self._warn_unverified()
-            self._warn_ignored(retry, retry_on_error, retry_on_timeout)
+            warn_unverified(self.name, self._template)
+            warn_ignored(self.name, self._retries, retry, retry_on_error, retry_on_timeout)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
@@ -358,9 +349,9 @@ class MonitoredConnectionPool(TypedPool):
         Raises:
             TypeError: It is no retry policy.
         """
-        self._set_retries(_retries_of(retry))
+        self._set_retries(retries_of(retry))
         if self.checks_arguments:
-            self._warn_ignored(retry)
+            warn_ignored(self.name, self._retries, retry)
 
     def get_retry(self) -> Retry:
         """Return how calls are retried, as a policy of redis-py: how often, and with which delays."""
@@ -371,26 +362,6 @@ class MonitoredConnectionPool(TypedPool):
         # A negative number is redis-py's for any number.
         most = sys.maxsize if retries < 0 else retries
         self.retry_policy = RetryPolicy(most, self._retry_backoff, self._template.socket_timeout)
-
-    def _warn_unverified(self) -> None:
-        if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
-            _LOGGER.warning(
-                "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
-                "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
-                self.name,
-            )
-
-    def _warn_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
-        is_policy = isinstance(retry, AbstractRetry) and self._retries != 0
-        given = {"retry": is_policy, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
-        if ignored := [name for name, value in given.items() if value]:
-            _LOGGER.warning(
-                "pool %r: of %s, only a number of retries counts (%d now): a call is retried only if it certainly did "
-                "not run, whatever its error, and after delays of retry_backoff",
-                self.name,
-                ", ".join(ignored),
-                self._retries,
-            )
 
     # Opening and closing
 
@@ -880,49 +851,9 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return pool_class(**{"name": prefix.removesuffix("."), **override(config.pool_arguments(), kwargs)})
 
 
-def is_default(name: str, value: object) -> bool:
-    """Whether an argument is given that means no more than an omitted one, as wrappers of redis-py pass them."""
-    return value is SENTINEL or (value is None and name in _NONE_IS_DEFAULT)
-
-
-def _completed(arguments: dict[str, Any], *, client_info: bool) -> dict[str, Any]:
-    """Return redis-py's arguments, with defaults of this package where none are given.
-
-    Args:
-        arguments: Those that are given, validated.
-        client_info: Whether connections report this package to the server.
-    """
-    completed = dict(arguments)
-    # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
-    completed.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
-    library = {name: completed.pop(name) for name in ("lib_name", "lib_version") if name in completed}
-    if library:
-        completed.setdefault("driver_info", resolve_driver_info(**library))
-    completed.setdefault("driver_info", _DRIVER_INFO if client_info else None)
-    # hiredis counts attributes, which only RESP3 has, as replies.
-    completed.setdefault("parser_class", AttributeFreeParser)
-    if completed.get("protocol") == _RESP2:
-        completed.setdefault("redis_connect_func", handshake)
-    if (path := completed.pop("password_file", None)) is not None:
-        completed["credential_provider"] = PasswordFile(path, completed.pop("username", None))
-    if is_renewable(completed.get("credential_provider")):
-        connect_func = completed.get("redis_connect_func") or AbstractConnection.on_connect
-        completed["redis_connect_func"] = retry_refused(connect_func)
-    return completed
-
-
 def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
     # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
     return cast("MonitoredConnectionPool", pool()).make_connection()
-
-
-def _retries_of(retry: object) -> int:
-    if retry is None:
-        return 0
-    if not isinstance(retry, AbstractRetry):
-        message = f"retry must be a redis.asyncio.retry.Retry, got {type(retry).__name__}"
-        raise TypeError(message)
-    return retry.get_retries()
 
 
 def _check_not_closed(connection: AbstractConnection) -> None:
