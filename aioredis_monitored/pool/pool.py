@@ -2,7 +2,7 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import inf
@@ -19,12 +19,11 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
-from redis.exceptions import AuthenticationError, RedisError
+from redis.exceptions import RedisError
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
-from aioredis_monitored._redispy.attributes import is_between_replies
 from aioredis_monitored._redispy.connections import (
     decode_reply,
     is_decodable,
@@ -38,11 +37,10 @@ from aioredis_monitored._redispy.overrides import (
     announce_release,
     connect,
     forget_re_auth_token,
-    re_auth,
     register_connect_callback,
     should_reconnect,
 )
-from aioredis_monitored._redispy.sockets import close_now, is_closed_by_peer, is_readable
+from aioredis_monitored._redispy.sockets import close_now
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.operation import Operation, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
@@ -54,11 +52,9 @@ from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
 from aioredis_monitored.errors import (
     ConfigurationError,
-    PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
     copied,
-    decoding_error,
 )
 from aioredis_monitored.pool.arguments import (
     retries_of,
@@ -67,16 +63,12 @@ from aioredis_monitored.pool.arguments import (
     with_own_defaults,
     without_defaults,
 )
+from aioredis_monitored.pool.connecting import Connector
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
 from aioredis_monitored.pool.routes import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
-
-PINNED_CONNECTION_LOST: Final = (
-    "the connection of this handle is lost, and with it what was set there, such as the database: "
-    "make a new handle (client() or pipeline()), and set it again"
-)
 
 # What a redirect means where there is no cluster's pool.
 _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
@@ -202,8 +194,6 @@ class MonitoredConnectionPool(TypedPool):
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
-        # What ends the making of a connection when the pool closes.
-        self._interrupts: set[asyncio.Timeout] = set()
         super().__init__(**with_own_defaults(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self._make_template()
@@ -223,6 +213,7 @@ class MonitoredConnectionPool(TypedPool):
         self.name = name or self._address
         self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self._title, self._slots)
+        self._connector = Connector(self._slots, self._metrics, self._lifecycle.closed_error)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
@@ -266,6 +257,8 @@ class MonitoredConnectionPool(TypedPool):
             raise ConfigurationError(("url", f"must be a {expected} URL for {cls.__name__}, got {actual}"))
         return cast("type[Self]", cls._topology_classes[topology])
 
+    # What it is called, and how it is
+
     def _describe_server(self) -> Server:
         return server_of(self)
 
@@ -303,6 +296,8 @@ class MonitoredConnectionPool(TypedPool):
     def stats(self) -> PoolStats:
         """Return how many connections and calls there are now, as the gauges do; may be called in any thread."""
         return self._metrics.stats()
+
+    # The readiness check
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
@@ -342,6 +337,8 @@ class MonitoredConnectionPool(TypedPool):
             finally:
                 await self.release(connection)
         self.retry_policy.server_unreachable = False
+
+    # How calls are retried
 
     def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one works as well
         """Take the number of retries of a policy of redis-py, as the constructor does.
@@ -393,11 +390,9 @@ class MonitoredConnectionPool(TypedPool):
             await self._disconnect_all()
 
     async def _disconnect_all(self) -> None:
-        acquired, idle, interrupts = self._slots.acquired, self._slots.idle, self._interrupts
+        acquired, idle = self._slots.acquired, self._slots.idle
+        self._connector.interrupt()
         connections = self.detach_connections()
-        for each in interrupts:
-            # A connection that is being made may have no socket yet that could be closed.
-            each.reschedule(asyncio.get_running_loop().time())
         try:
             for connection in acquired:
                 # To wait for the end of what another task reads from could take as long as that task does.
@@ -415,7 +410,7 @@ class MonitoredConnectionPool(TypedPool):
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
         self._lifecycle.reset()
         connections = self._slots.reset(self.closed_error)
-        self._interrupts = set()
+        self._connector.reset()
         self._metrics.unregister()
         # redis-py's, which belongs to an event loop.
         self._lock = asyncio.Lock()
@@ -508,7 +503,7 @@ class MonitoredConnectionPool(TypedPool):
             if connection is None:
                 connection = await self._wait_for_slot()
             assigned = perf_counter()
-            await self._connect(connection)
+            await self._connector.connect(connection, self)
         finally:
             now = perf_counter()
             if on_waited is not None:
@@ -530,7 +525,7 @@ class MonitoredConnectionPool(TypedPool):
         connection = self._slots.acquire(reserved=reserved)
         if connection is None:
             connection = await self._wait_for_slot(reserved=reserved)
-        await self._connect(connection, anew=True)
+        await self._connector.connect(connection, self, anew=True)
         return connection
 
     async def _wait_for_slot(self, *, reserved: bool = False) -> AbstractConnection:
@@ -547,6 +542,8 @@ class MonitoredConnectionPool(TypedPool):
                 raise PoolExhaustedError(message) from error
             raise
 
+    # Connecting: redis-py's methods, which its own code and tools call as well
+
     def _make_template(self) -> AbstractConnection:
         return self.make_connection()
 
@@ -557,52 +554,12 @@ class MonitoredConnectionPool(TypedPool):
         return connection
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
-        # redis-py reconnects whenever it is asked to send. A connection that was acquired when the pool closed would
-        # come back to life: a WATCH would be forgotten, a subscription would outlive the pool. An altered one would
-        # lose what its caller has set.
-        if not self.is_acquired(connection) and connection not in self._slots.idle:
-            await connection.disconnect(nowait=True)
-            raise self.closed_error()
-        if self.will_discard(connection):
-            await connection.disconnect(nowait=True)
-            raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
-
-    async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
-        if not self.is_acquired(connection):
-            # The pool was closed after its slot had become free, and before this caller went on.
-            raise self.closed_error()
-        connecting = self._slots.connecting
-        connecting.add(connection)
-        try:
-            if anew:
-                await connection.disconnect(nowait=True)
-            await self.ensure_connection(connection)
-            if anew:
-                await self._re_authenticate(connection)
-        except BaseException as error:
-            is_closed = not self.is_acquired(connection)
-            await self.release(connection)
-            if is_closed and isinstance(error, Exception):
-                raise self.closed_error() from error
-            raise
-        finally:
-            connecting.discard(connection)
-
-    async def _re_authenticate(self, connection: AbstractConnection) -> None:
-        """Send credentials that have changed while it was being connected."""
-        try:
-            await re_auth(connection)
-        except AuthenticationError:
-            # The credentials that it was connected with may still be good; redis-py has closed it.
-            forget_re_auth_token(connection)
-            await self.ensure_connection(connection)
+        """Check a connection after each handshake; subclasses add to that."""
+        await self._connector.check_connectable(connection)
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Connect, and leave no connection half-connected, such as one without its AUTH and SELECT."""
-        if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
-            # No reply is due on an idle connection: this is its end, or a reply that no call awaits, or a part of one.
-            await connection.disconnect(nowait=True)
-        await self._connect_with(connection, partial(super().ensure_connection, connection))
+        await self._connector.ensure(connection, super().ensure_connection)
 
     async def reconnect(self, connection: AbstractConnection) -> None:
         """Connect an acquired connection anew; it stays acquired, also if that fails.
@@ -610,51 +567,7 @@ class MonitoredConnectionPool(TypedPool):
         Raises:
             redis.exceptions.RedisError: As ``get_connection``.
         """
-        if not self.is_acquired(connection):
-            raise self.closed_error()
-        connecting = self._slots.connecting
-        self._slots.mark_reconnected(connection)
-        connecting.add(connection)
-        try:
-            await connection.disconnect(nowait=True)
-            await self._connect_with(connection, connection.connect)
-        except Exception as error:
-            if not self.is_acquired(connection):
-                raise self.closed_error() from error
-            raise
-        finally:
-            connecting.discard(connection)
-
-    async def _connect_with(
-        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        try:
-            if connection.is_connected:
-                await connect()
-                return
-            started = perf_counter()
-            await self._unless_closed(connect)
-            _check_not_closed(connection)
-            self._metrics.on_created(perf_counter() - started)
-        except BaseException as error:
-            await connection.disconnect(nowait=True)
-            if isinstance(error, UnicodeDecodeError):
-                raise decoding_error(error) from None
-            raise
-
-    async def _unless_closed(self, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Await what connects; closing the pool ends that at once."""
-        interrupts, interrupt = self._interrupts, asyncio.timeout(None)
-        interrupts.add(interrupt)
-        try:
-            async with interrupt:
-                await connect()
-        except TimeoutError:
-            if not interrupt.expired():
-                raise
-            raise self.closed_error() from None
-        finally:
-            interrupts.discard(interrupt)
+        await self._connector.reconnect(connection)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
@@ -693,8 +606,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""
-        connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting
-        return any(connection.is_connected for connection in connections)
+        return self._connector.is_connected()
 
     def discard_on_release(self, connection: AbstractConnection) -> None:
         """Mark an acquired connection as altered: it is closed when it is released."""
@@ -854,12 +766,3 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
 def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
     # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
     return cast("MonitoredConnectionPool", pool()).make_connection()
-
-
-def _check_not_closed(connection: AbstractConnection) -> None:
-    """Raise if the server has closed a connection since it was connected.
-
-    redis-py has read that, and would look at it only after it has written; a shared connection would wait in vain.
-    """
-    if is_closed_by_peer(connection):
-        raise exceptions.ConnectionError("Connection closed by server.")

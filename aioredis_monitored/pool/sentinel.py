@@ -1,7 +1,7 @@
 """The pool of a service that Redis Sentinel looks after: connections to its primary, and to replicas for reading."""
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -167,15 +167,24 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         """
         return await self._discovery.locate()
 
-    async def _connect_with(
-        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, and leave no connection half-connected, such as one without its AUTH and SELECT."""
         try:
-            await super()._connect_with(connection, connect)
+            await super().ensure_connection(connection)
         except RedisConnectionError as error:
-            # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
-            if isinstance(error.__cause__, AuthenticationError):
-                raise error.__cause__ from None
+            _raise_refusal(error)
+            raise
+
+    async def reconnect(self, connection: AbstractConnection) -> None:
+        """Connect an acquired connection anew; it stays acquired, also if that fails.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        try:
+            await super().reconnect(connection)
+        except RedisConnectionError as error:
+            _raise_refusal(error)
             raise
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
@@ -289,6 +298,12 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
 async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:
     return await cast("MonitoredSentinelPool", pool()).locate()
+
+
+def _raise_refusal(error: RedisConnectionError) -> None:
+    # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
+    if isinstance(error.__cause__, AuthenticationError):
+        raise error.__cause__ from None
 
 
 def _problems_of(service: object) -> list[tuple[str, str]]:
