@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
+from aioredis_monitored._redispy.connections import close_connection, with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -440,7 +440,7 @@ class SentinelDiscovery:
                 return
             finally:
                 self._connections.discard(connection)
-                await connection.disconnect(nowait=True)
+                await close_connection(connection)
 
     def _connection_to(self, sentinel: _Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
@@ -714,7 +714,10 @@ class SentinelDiscovery:
             for connection in connections:
                 if connection.is_connected:
                     abort_socket(connection, loop, forked=is_forked)
-        if not loop.is_closed():
+        if asyncio._get_running_loop() is loop:  # noqa: SLF001 - 
+            # At once: what goes on for another tick may start what nothing would end.
+            _end(tasks, timer, resumed)
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(_end, tasks, timer, resumed)
 
     async def wait_ended(self) -> None:
