@@ -471,7 +471,7 @@ def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> 
         return placement.slot
     if placement.kind is Kind.ANY:
         return None
-    names_one_node = placement.kind is Kind.OWN_NODE or placement.kind is Kind.REFUSED
+    names_one_node = placement.kind is Kind.NAMED_NODE or placement.kind is Kind.REFUSED
     # The scripts of a transaction must be known where it runs.
     if is_pinned and (names_one_node or operation_name(args).upper().startswith("SCRIPT ")):
         return None
