@@ -118,7 +118,8 @@ async def wait_closed(connections: Iterable[AbstractConnection]) -> None:
     """Wait until the sockets of disconnected connections are closed; those for which that takes over 1 s are aborted.
 
     redis-py does not wait when it disconnects after an error or a cancellation, and TLS has a closing handshake. If the
-    event loop ends before it, asyncio warns of an open transport, and uvloop fails to close the loop.
+    event loop ends before it, asyncio warns of an open transport, and uvloop fails to close the loop. A connection that
+    was cancelled in the very tick in which its first handshake ended is closed by asyncio, which tells nobody when.
     """
     loop = asyncio.get_running_loop()
     closing: dict[asyncio.Future[Any], asyncio.Transport] = {}

@@ -714,7 +714,7 @@ class SentinelDiscovery:
             for connection in connections:
                 if connection.is_connected:
                     abort_socket(connection, loop, forked=is_forked)
-        if asyncio._get_running_loop() is loop:  # noqa: SLF001 - 
+        if _is_running_here(loop):
             # At once: what goes on for another tick may start what nothing would end.
             _end(tasks, timer, resumed)
         elif not loop.is_closed():
@@ -726,6 +726,13 @@ class SentinelDiscovery:
         ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, resumed: asyncio.Event) -> None:
