@@ -44,7 +44,8 @@ class Connector:
         """Begin anew: the connections that there were belong to the pool no longer."""
         # New objects: a call that began before goes on with the old ones.
         self._connecting: set[AbstractConnection] = set()
-        self._interrupts: set[asyncio.Timeout] = set()
+        # For each, a future that is done when the connection has been made, or has not.
+        self._interrupts: dict[asyncio.Timeout, asyncio.Future[None]] = {}
 
     async def connect(self, connection: AbstractConnection, pool: ConnectionPool, *, anew: bool = False) -> None:
         """Connect a connection that a caller has just got a slot for; if that fails, it is released.
@@ -131,7 +132,7 @@ class Connector:
     ) -> None:
         """Await what connects; closing the pool ends that at once."""
         interrupts, interrupt = self._interrupts, asyncio.timeout(None)
-        interrupts.add(interrupt)
+        ended = interrupts[interrupt] = asyncio.get_running_loop().create_future()
         try:
             async with interrupt:
                 await connect(connection)
@@ -140,7 +141,8 @@ class Connector:
                 raise
             raise self._closed_error() from None
         finally:
-            interrupts.discard(interrupt)
+            del interrupts[interrupt]
+            ended.set_result(None)
 
     async def check_connectable(self, connection: AbstractConnection) -> None:
         """Check that a connection may connect, and close it if not.
@@ -160,12 +162,17 @@ class Connector:
             await connection.disconnect(nowait=True)
             raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
 
-    def interrupt(self) -> None:
-        """End the making of connections at once; those who asked for them get the ``closed_error``."""
+    def interrupt(self) -> list[asyncio.Future[None]]:
+        """End the making of connections at once; those who asked for them get the ``closed_error``.
+
+        Returns:
+            A future of each, which is done when that has ended.
+        """
         # They may have no socket yet that could be closed.
         now = asyncio.get_running_loop().time()
         for each in self._interrupts:
             each.reschedule(now)
+        return list(self._interrupts.values())
 
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""

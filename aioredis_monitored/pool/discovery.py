@@ -18,7 +18,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
+from aioredis_monitored._redispy.connections import close_connection, with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -60,7 +60,7 @@ _STRANGERS_PER_BACKOFF: Final = 4
 _RESP2: Final = 2
 
 
-class Location(NamedTuple):
+class PrimaryLocation(NamedTuple):
     """Where the primary is.
 
     Attributes:
@@ -212,7 +212,7 @@ class SentinelDiscovery:
 
     # Looking the primary up.
 
-    async def locate(self) -> Location:
+    async def locate(self) -> PrimaryLocation:
         """Return where the primary is, as soon as calls are not held; begin to follow the sentinels.
 
         Raises:
@@ -227,7 +227,7 @@ class SentinelDiscovery:
         except TimeoutError:
             raise self._failure(elect((), self._known())) from None
 
-    async def _locate(self) -> Location:
+    async def _locate(self) -> PrimaryLocation:
         resumed, tracker = self._resumed, self.tracker
         while True:
             await resumed.wait()
@@ -243,7 +243,7 @@ class SentinelDiscovery:
             if generation == tracker.generation and resumed.is_set():
                 if self._outdated is None:
                     self._outdated = asyncio.get_running_loop().create_future()
-                return Location(*self.reachable(primary), self._outdated, primary, generation)
+                return PrimaryLocation(*self.reachable(primary), self._outdated, primary, generation)
 
     def _check_open(self, resumed: asyncio.Event) -> None:
         if resumed is not self._resumed:
@@ -267,7 +267,7 @@ class SentinelDiscovery:
         await asyncio.wait([asking])
         return elect((), self._known()) if asking.cancelled() else asking.result()
 
-    def refresh(self, seconds: float) -> None:
+    def ask_unless_recent(self, seconds: float) -> None:
         """Ask in the background, if sentinels are followed in this event loop, and were not asked for so long."""
         now = monotonic()
         if now - self._asked_at > seconds and self._loop is asyncio.get_running_loop():
@@ -440,7 +440,7 @@ class SentinelDiscovery:
                 return
             finally:
                 self._connections.discard(connection)
-                await connection.disconnect(nowait=True)
+                await close_connection(connection)
 
     def _connection_to(self, sentinel: _Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
@@ -714,7 +714,10 @@ class SentinelDiscovery:
             for connection in connections:
                 if connection.is_connected:
                     abort_socket(connection, loop, forked=is_forked)
-        if not loop.is_closed():
+        if _is_running_here(loop):
+            # At once: what goes on for another tick may start what nothing would end.
+            _end(tasks, timer, resumed)
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(_end, tasks, timer, resumed)
 
     async def wait_ended(self) -> None:
@@ -723,6 +726,13 @@ class SentinelDiscovery:
         ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, resumed: asyncio.Event) -> None:

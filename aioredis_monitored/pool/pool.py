@@ -25,9 +25,11 @@ from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.connections import (
+    close_connection,
     decode_reply,
     is_decodable,
     make_safe_connection,
+    wait_closed,
     with_safe_send,
     with_shared_context,
 )
@@ -390,21 +392,18 @@ class MonitoredConnectionPool(TypedPool):
             await self._disconnect_all()
 
     async def _disconnect_all(self) -> None:
-        acquired, idle = self._slots.acquired, self._slots.idle
-        self._connector.interrupt()
+        interrupted = self._connector.interrupt()
         connections = self.detach_connections()
         try:
-            for connection in acquired:
-                # To wait for the end of what another task reads from could take as long as that task does.
+            for connection in connections:
                 await connection.disconnect(nowait=True)
-            closing = (connection.disconnect() for connection in idle)
-            outcomes = await asyncio.gather(*closing, return_exceptions=True)
         finally:
-            # At the end of the event loop, all of that may be cancelled before it begins.
+            # At the end of the event loop, that may be cancelled before it begins.
             for connection in connections:
                 close_now(connection)
-        if errors := [outcome for outcome in outcomes if outcome is not None]:
-            raise errors[0]
+            if interrupted:
+                await asyncio.wait(interrupted, timeout=1)
+            await wait_closed(connections)
 
     def detach_connections(self) -> tuple[AbstractConnection, ...]:
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
@@ -698,7 +697,7 @@ class MonitoredConnectionPool(TypedPool):
                 try:
                     await connect(connection)
                 finally:
-                    await connection.disconnect(nowait=True)
+                    await close_connection(connection)
                 return True
         except (RedisError, OSError):
             return False

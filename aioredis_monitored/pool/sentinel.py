@@ -20,7 +20,7 @@ from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
-from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
+from aioredis_monitored.pool.discovery import PrimaryLocation, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
 from aioredis_monitored.pool.servers import validate_servers
@@ -158,13 +158,17 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
     # Connecting.
 
-    async def locate(self) -> Location:
+    async def locate(self) -> PrimaryLocation:
         """Return where the primary is, waiting while a failover is about to replace it.
 
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+            PoolClosedError: The pool was closed meanwhile.
         """
+        # Connections are still made until they notice that the pool has closed; they must not ask the sentinels again.
+        if self._lifecycle.is_closed:
+            raise self.closed_error()
         return await self._discovery.locate()
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
@@ -249,7 +253,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
     def choose_replica(self) -> MonitoredConnectionPool | None:
         """Return the pool of the replica for a call that only reads; ``None`` if none is in sync and answers."""
-        self._discovery.refresh(_REPLICAS_SECONDS)
+        self._discovery.ask_unless_recent(_REPLICAS_SECONDS)
         return self._replicas.choose()
 
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
@@ -296,7 +300,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         return (*self._replicas.detach_connections(), *super().detach_connections())
 
 
-async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:
+async def _locate(pool: "ref[MonitoredSentinelPool]") -> PrimaryLocation:
     return await cast("MonitoredSentinelPool", pool()).locate()
 
 
@@ -312,8 +316,8 @@ def _problems_of(service: object) -> list[tuple[str, str]]:
     return [("service", "must be the name under which sentinels know the service")]
 
 
-def _location_of(connection: AbstractConnection) -> Location:
-    return cast("Location", cast("LocatedConnection", connection).place)
+def _location_of(connection: AbstractConnection) -> PrimaryLocation:
+    return cast("PrimaryLocation", cast("LocatedConnection", connection).location)
 
 
 def _address_of(connection: AbstractConnection) -> Address:

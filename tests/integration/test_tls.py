@@ -14,8 +14,8 @@ import pytest
 import redis
 import trustme
 from redis.asyncio import SSLConnection
-from support.internals import forwarding_tasks_of, look_at_nodes, replicas_of
-from support.sharing import warnings_of_forgetting
+from support.internals import forwarding_tasks_of, refresh_topology, replicas_of
+from support.sharing import close_while_blocked, warnings_after, warnings_of_forgetting
 
 from aioredis_monitored import (
     MonitoredClusterPool,
@@ -264,6 +264,13 @@ def test_unclosed_tls_pool_only_warns_when_collected_while_its_event_loop_is_pau
     assert [] == caplog.messages
 
 
+def test_event_loop_may_end_as_soon_as_a_pool_is_closed_of_which_connections_are_in_use(tls_url, pem):
+    async def use():
+        await close_while_blocked(configured(tls_url, ssl_ca_certs=pem.authority))
+
+    assert [] == warnings_after(use)
+
+
 @pytest.fixture
 async def strict_tls_proxy(identity):
     with RedisServer("--proto-max-bulk-len", "1mb") as server:
@@ -356,7 +363,7 @@ async def test_pool_makes_one_context_for_all_its_connections(tls_proxy, own_aut
     assert 1 == len(contexts)
 
 
-async def test_cluster_pool_makes_one_context_for_all_looks_nodes_and_reconnections(
+async def test_cluster_pool_makes_one_context_for_all_refreshes_nodes_and_reconnections(
     identity, own_authority, contexts, loaded_files
 ):
     context = identity()
@@ -376,7 +383,7 @@ async def test_cluster_pool_makes_one_context_for_all_looks_nodes_and_reconnecti
                     assert await client.blpop(["empty"], 0.01) is None
                     for node in pool.nodes():
                         await pool.pool_of(node).ping()
-                    await look_at_nodes(pool)
+                    await refresh_topology(pool)
                     await pool.disconnect()
                 accepted = sum(proxy.accepted for proxy in proxies)
 
