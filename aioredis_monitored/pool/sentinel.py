@@ -127,7 +127,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             given,
             credentials | tls,
             uses_tls=issubclass(kind, SSLConnection),
-            address_map=read["address_map"],
+            map_address=(lambda *where: where) if read["address_map"] is None else read["address_map"].resolve,
             listener=self,
             asks_replicas=self.reads_replicas,
             deadline=self._template.socket_connect_timeout if deadline is None else deadline,
