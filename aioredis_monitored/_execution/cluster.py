@@ -274,7 +274,7 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
             following = topology.primary_pool_from(at + 1)
             if following is None:
                 # Keys that were not seen yet may have moved to a node that is new.
-                await topology.look_unless_recent(ends_at)
+                await topology.refresh_unless_recent(ends_at)
                 following = topology.primary_pool_from(at + 1)
             at = 0 if following is None else following[0]
         return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]

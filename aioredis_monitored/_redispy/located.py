@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from aioredis_monitored._redispy.sockets import transport_of
 
 
-class Place(Protocol):
+class Location(Protocol):
     """Where to connect to."""
 
     @property
@@ -30,7 +30,7 @@ class Place(Protocol):
 
     @property
     def outdated(self) -> "asyncio.Future[None]":
-        """Done when another place is to be connected to."""
+        """Done when another location is to be connected to."""
 
 
 class LocatedConnection(Connection):
@@ -41,23 +41,23 @@ class LocatedConnection(Connection):
         arguments: Those of the connection class.
 
     Attributes:
-        place: What ``locate`` has returned last; ``None`` before the first connect.
+        location: What ``locate`` has returned last; ``None`` before the first connect.
     """
 
-    def __init__(self, *, locate: Callable[[], Awaitable[Place]], **arguments: Any) -> None:
+    def __init__(self, *, locate: Callable[[], Awaitable[Location]], **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.place: Place | None = None
+        self.location: Location | None = None
         self._locate = locate
 
     async def _connect(self) -> None:
-        self.place = place = await self._locate()
-        self.host, self.port = place.host, place.port
+        self.location = location = await self._locate()
+        self.host, self.port = location.host, location.port
         # A machine that is gone does not answer, and connecting would go on for socket_connect_timeout.
         connecting = asyncio.ensure_future(super()._connect())
         # Of a caller that leaves meanwhile, its error is not looked at.
         connecting.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
-            await asyncio.wait([connecting, place.outdated], return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait([connecting, location.outdated], return_when=asyncio.FIRST_COMPLETED)
         finally:
             connecting.cancel()
         if not connecting.done():

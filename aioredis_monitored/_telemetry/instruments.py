@@ -291,7 +291,7 @@ def _used_and_idle(stats: PoolStats) -> Values:
 
 
 def _nodes(pool: MeasuredPool) -> Values:
-    # Before the first look, the number is unknown.
+    # Before the first refresh, the number is unknown.
     count = pool.node_count()
     return ((count, {}),) if count else ()
 

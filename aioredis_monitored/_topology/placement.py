@@ -37,7 +37,7 @@ class Kind(Enum):
     ALL_PRIMARIES = "all primaries"
     ALL_NODES = "all nodes"
     CURSOR = "one primary after the other; the cursor names it"
-    OWN_NODE = "the node that the caller names"
+    NAMED_NODE = "the node that the caller names"
     CROSS_SLOT = "raises `CrossSlotError`"
     REFUSED = "raises `ClusterRoutingError`"
 
@@ -100,8 +100,8 @@ def _all_nodes(combination: Combination, reason: str) -> Placement:
     return Placement(Kind.ALL_NODES, combination=combination, reason=reason)
 
 
-def _own_node(reason: str) -> Placement:
-    return Placement(Kind.OWN_NODE, reason=reason)
+def _named_node(reason: str) -> Placement:
+    return Placement(Kind.NAMED_NODE, reason=reason)
 
 
 def _refused(reason: str) -> Placement:
@@ -138,7 +138,7 @@ REVIEWED: dict[str, Placement] = {
     "CLIENT CAPA": _any("alters its connection"),
     "CLIENT GETNAME": _any("reports about its connection"),
     "CLIENT GETREDIR": _any("reports about its connection"),
-    "CLIENT ID": _own_node("ids repeat across nodes, so an id without its node may be another client's"),
+    "CLIENT ID": _named_node("ids repeat across nodes, so an id without its node may be another client's"),
     "CLIENT IMPORT-SOURCE": _any("alters its connection"),
     "CLIENT INFO": _any("reports about its connection"),
     "CLIENT KILL": _all_nodes(_SUM, "clients are connected to any node; with ID, the caller names the node"),
@@ -151,41 +151,41 @@ REVIEWED: dict[str, Placement] = {
     "CLIENT SETNAME": _any("alters its connection"),
     "CLIENT TRACKING": _any("alters its connection"),
     "CLIENT TRACKINGINFO": _any("reports about its connection"),
-    "CLIENT UNBLOCK": _own_node("ids repeat across nodes, so it might end the wait of another client"),
+    "CLIENT UNBLOCK": _named_node("ids repeat across nodes, so it might end the wait of another client"),
     "CLIENT UNPAUSE": _all_nodes(_FIRST, "clients are connected to any node"),
-    "CLUSTER ADDSLOTS": _own_node("gives slots to the node"),
-    "CLUSTER ADDSLOTSRANGE": _own_node("gives slots to the node"),
-    "CLUSTER BUMPEPOCH": _own_node("changes the node's epoch"),
-    "CLUSTER CANCELSLOTMIGRATIONS": _own_node("cancels migrations of the node"),
+    "CLUSTER ADDSLOTS": _named_node("gives slots to the node"),
+    "CLUSTER ADDSLOTSRANGE": _named_node("gives slots to the node"),
+    "CLUSTER BUMPEPOCH": _named_node("changes the node's epoch"),
+    "CLUSTER CANCELSLOTMIGRATIONS": _named_node("cancels migrations of the node"),
     "CLUSTER COUNT-FAILURE-REPORTS": _any("reports what the node knows of another"),
     "CLUSTER COUNTKEYSINSLOT": _slot("the argument is the slot"),
-    "CLUSTER DELSLOTS": _own_node("makes the node forget slots"),
-    "CLUSTER DELSLOTSRANGE": _own_node("makes the node forget slots"),
-    "CLUSTER FAILOVER": _own_node("makes the node a primary"),
+    "CLUSTER DELSLOTS": _named_node("makes the node forget slots"),
+    "CLUSTER DELSLOTSRANGE": _named_node("makes the node forget slots"),
+    "CLUSTER FAILOVER": _named_node("makes the node a primary"),
     "CLUSTER FLUSHSLOT": _slot("the argument is the slot"),
-    "CLUSTER FLUSHSLOTS": _own_node("makes the node forget slots"),
-    "CLUSTER FORGET": _own_node("makes the node forget another"),
+    "CLUSTER FLUSHSLOTS": _named_node("makes the node forget slots"),
+    "CLUSTER FORGET": _named_node("makes the node forget another"),
     "CLUSTER GETKEYSINSLOT": _slot("the argument is the slot"),
-    "CLUSTER GETSLOTMIGRATIONS": _own_node("reports migrations of the node"),
+    "CLUSTER GETSLOTMIGRATIONS": _named_node("reports migrations of the node"),
     "CLUSTER INFO": _any("every node knows the cluster"),
     "CLUSTER KEYSLOT": _any("every node computes the same"),
-    "CLUSTER LINKS": _own_node("reports the node's links"),
+    "CLUSTER LINKS": _named_node("reports the node's links"),
     "CLUSTER MEET": _any("the node passes it on to the others"),
-    "CLUSTER MIGRATESLOTS": _own_node("moves slots away from the node"),
-    "CLUSTER MYID": _own_node("reports the node's id"),
-    "CLUSTER MYSHARDID": _own_node("reports the id of the node's shard"),
+    "CLUSTER MIGRATESLOTS": _named_node("moves slots away from the node"),
+    "CLUSTER MYID": _named_node("reports the node's id"),
+    "CLUSTER MYSHARDID": _named_node("reports the id of the node's shard"),
     "CLUSTER NODES": _any("every node knows the cluster"),
     "CLUSTER REPLICAS": _any("every node knows the cluster"),
-    "CLUSTER REPLICATE": _own_node("makes the node a replica"),
-    "CLUSTER RESET": _own_node("makes the node leave the cluster"),
-    "CLUSTER SAVECONFIG": _own_node("writes the node's file"),
-    "CLUSTER SET-CONFIG-EPOCH": _own_node("changes the node's epoch"),
-    "CLUSTER SETSLOT": _own_node("source and target of a migration get different ones"),
+    "CLUSTER REPLICATE": _named_node("makes the node a replica"),
+    "CLUSTER RESET": _named_node("makes the node leave the cluster"),
+    "CLUSTER SAVECONFIG": _named_node("writes the node's file"),
+    "CLUSTER SET-CONFIG-EPOCH": _named_node("changes the node's epoch"),
+    "CLUSTER SETSLOT": _named_node("source and target of a migration get different ones"),
     "CLUSTER SHARDS": _any("every node knows the cluster"),
     "CLUSTER SLAVES": _any("every node knows the cluster"),
-    "CLUSTER SLOT-STATS": _own_node("reports, and ranks, slots of the node"),
+    "CLUSTER SLOT-STATS": _named_node("reports, and ranks, slots of the node"),
     "CLUSTER SLOTS": _any("every node knows the cluster"),
-    "CLUSTER SYNCSLOTS": _own_node("makes the connection a link between nodes"),
+    "CLUSTER SYNCSLOTS": _named_node("makes the connection a link between nodes"),
     "COMMAND": _any("every node has the same commands"),
     "COMMAND COUNT": _any("every node has the same commands"),
     "COMMAND DOCS": _any("every node has the same commands"),
@@ -201,7 +201,7 @@ REVIEWED: dict[str, Placement] = {
     "CONFIG REWRITE": _all_nodes(_FIRST, "each node has its own file"),
     "CONFIG SET": _all_nodes(_FIRST, "each node has its own settings"),
     "DBSIZE": _all_primaries(_SUM, "each primary has a part of the keys"),
-    "DEBUG": _own_node("its sub-commands are about the node"),
+    "DEBUG": _named_node("its sub-commands are about the node"),
     "DISCARD": _any("belongs to a transaction, whose keys choose the node"),
     "ECHO": _any("needs nothing of the node"),
     "EXEC": _any("belongs to a transaction, whose keys choose the node"),
@@ -232,15 +232,15 @@ REVIEWED: dict[str, Placement] = {
     "MEMORY PURGE": _all_nodes(_FIRST, "each node has its own memory"),
     "MEMORY STATS": _any("reports about one node"),
     "MODULE LIST": _any("modules are the same everywhere"),
-    "MODULE LOAD": _own_node("loads a file of the node's machine"),
-    "MODULE LOADEX": _own_node("loads a file of the node's machine"),
-    "MODULE UNLOAD": _own_node("unloads a module of the node"),
-    "MONITOR": _own_node("shows the commands of the node"),
+    "MODULE LOAD": _named_node("loads a file of the node's machine"),
+    "MODULE LOADEX": _named_node("loads a file of the node's machine"),
+    "MODULE UNLOAD": _named_node("unloads a module of the node"),
+    "MONITOR": _named_node("shows the commands of the node"),
     "MULTI": _any("belongs to a transaction, whose keys choose the node"),
     "PFSELFTEST": _any("needs nothing of the node"),
     "PING": _any("needs nothing of the node"),
     "PSUBSCRIBE": _any("messages of PUBLISH reach every node"),
-    "PSYNC": _own_node("makes the connection a replica's link"),
+    "PSYNC": _named_node("makes the connection a replica's link"),
     "PUBLISH": _any("messages of PUBLISH reach every node; the slot of the channel keeps those of a channel in order"),
     "PUBSUB CHANNELS": _all_nodes(Combination.UNION, "subscribers are connected to any node"),
     "PUBSUB NUMPAT": _all_nodes(_SUM, "subscribers are connected to any node"),
@@ -252,7 +252,7 @@ REVIEWED: dict[str, Placement] = {
     "RANDOMKEY": _any("a key of one node, as in redis-py"),
     "READONLY": _any("alters its connection"),
     "READWRITE": _any("alters its connection"),
-    "REPLCONF": _own_node("makes the connection a replica's link"),
+    "REPLCONF": _named_node("makes the connection a replica's link"),
     "REPLICAOF": _refused("the nodes choose their primaries; use CLUSTER REPLICATE"),
     "RESET": _any("alters its connection"),
     "ROLE": _any("reports about one node"),
@@ -265,7 +265,7 @@ REVIEWED: dict[str, Placement] = {
     "SCRIPT LOAD": _all_primaries(_FIRST, "any of them may get the EVALSHA"),
     "SCRIPT SHOW": _any("scripts are the same everywhere"),
     "SELECT": _any("alters its connection"),
-    "SHUTDOWN": _own_node("ends the node"),
+    "SHUTDOWN": _named_node("ends the node"),
     "SLAVEOF": _refused("the nodes choose their primaries; use CLUSTER REPLICATE"),
     "SLOWLOG GET": _all_nodes(Combination.CONCATENATED, "each node has its own log"),
     "SLOWLOG LEN": _all_nodes(_SUM, "each node has its own log"),
@@ -274,7 +274,7 @@ REVIEWED: dict[str, Placement] = {
     "SUBSCRIBE": _any("messages of PUBLISH reach every node"),
     "SUNSUBSCRIBE": _slot("a shard channel has a slot, as a key"),
     "SWAPDB": _refused("each node would swap its own databases only"),
-    "SYNC": _own_node("makes the connection a replica's link"),
+    "SYNC": _named_node("makes the connection a replica's link"),
     "TIME": _any("reports about one node"),
     "UNSUBSCRIBE": _any("messages of PUBLISH reach every node"),
     "UNWATCH": _any("belongs to a transaction, whose keys choose the node"),
@@ -385,7 +385,7 @@ def routing_error(args: Sequence[Any], placement: Placement) -> ClusterRoutingEr
         return CrossSlotError(f"{name} has keys in several slots: {placement.reason}")
     if placement.kind is Kind.SPLIT:
         return CrossSlotError(f"{name} has keys in several slots, and is to go to one node: {_HASH_TAG_ADVICE}")
-    if placement.kind is Kind.OWN_NODE:
+    if placement.kind is Kind.NAMED_NODE:
         return ClusterRoutingError(f"{name} needs a node: {placement.reason}; name the node by target_nodes=")
     if placement.kind is Kind.REFUSED:
         return ClusterRoutingError(f"{name} is refused in a cluster: {placement.reason}")
@@ -544,7 +544,7 @@ def _by_first_argument(call: ParsedCommand) -> Placement:
 def _by_client_filter(call: ParsedCommand) -> Placement:
     name = call.name.upper()
     if {"ID", "NOT-ID"}.intersection(_words(call.arguments[::2])):
-        return _own_node("ids repeat across nodes, so an id without its node may be another client's")
+        return _named_node("ids repeat across nodes, so an id without its node may be another client's")
     if name == "CLIENT KILL" and call.total == 1:
         # The old form, CLIENT KILL address, fails where no client has the address.
         return REVIEWED[name]._replace(combination=Combination.ONE_SUCCEEDED)

@@ -34,7 +34,7 @@ _REPLACED: Final = {
     "load_balancing_strategy": 'use read_from="replica"',
     "policy_resolver": "leave it out: the documentation says where each command goes",
     "read_from_replicas": 'use read_from="replica"',
-    "reinitialize_steps": "leave it out: the nodes are looked up when that is needed",
+    "reinitialize_steps": "leave it out: the slot map is refreshed when that is needed",
     "require_full_coverage": "leave it out: slots that are served work",
     "url": "use from_url()",
 }

@@ -307,7 +307,7 @@ class _ShardSubscriptions(_NodeSubscriptions):
         self._replace()
 
     def _backoff(self, failures: int) -> float:
-        self.cluster.cluster_topology.want_look(self.pool)
+        self.cluster.cluster_topology.request_refresh(self.pool)
         return super()._backoff(failures)
 
 
@@ -433,7 +433,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         self.on_nodes_changed()
 
     async def _subscribe_at(self, part: _ShardSubscriptions, channels: Collection[Any], seconds: float | None) -> None:
-        # Not earlier: a look in the meantime would subscribe them as well.
+        # Not earlier: a refresh in the meantime would subscribe them as well.
         new = set(channels) - self._wanted
         self._wanted |= new
         try:
@@ -496,7 +496,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         topology = self._cluster.cluster_topology
         pool = topology.slots[slot]
         if pool is None:
-            topology.want_look()
+            topology.request_refresh()
             message = f"no node serves the slot {slot}"
             raise ClusterDownError(message)
         if missing := self._missing(pool, self._by_slot(self._wanted).get(slot, [])):

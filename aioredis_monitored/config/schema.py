@@ -195,8 +195,8 @@ _ROWS: Final = (
         parse_timespan,
         _TIMESPAN,
         "60 s",
-        "How long the nodes of a cluster are relied on before they are looked up again; 0 looks them up only when one "
-        "of them fails or redirects a call.",
+        "How long a cluster's slot map is relied on before it is refreshed; 0 refreshes it only when a node fails or "
+        "redirects a call.",
     ),
     Option(
         "address_map",

@@ -45,8 +45,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
     """The pool of a Redis Cluster: a ``MonitoredConnectionPool`` for each node, and the map of the slots.
 
     Every client on it routes: a ``MonitoredRedisConnection``, a ``MessageQueue`` or whatever takes a pool. Nothing
-    connects before the first command. The nodes are looked up in the background: at first use, when a node redirects,
-    cannot be reached, or is silent, and every ``topology_refresh`` seconds.
+    connects before the first command. A refresh asks for the slot map in the background: at first use, when a node
+    redirects, cannot be reached, or is silent, and every ``topology_refresh`` seconds.
 
     Args:
         nodes: Host and port of some nodes, of which one must answer; a name stands for all of its addresses. While no
@@ -54,7 +54,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         read_from: ``primary``, or ``replica`` to send an application's calls that only read to replicas, which may lag
             behind: never SCAN and its like, scripts, pipelines with a write, or what locks, queues and ``ConfigStore``
             read. A slot without a replica is read at its primary. Default ``primary``.
-        topology_refresh: Seconds between two regular looks at the nodes, 0 for none; default 60.
+        topology_refresh: Seconds between two regular refreshes, 0 for none; default 60.
         address_map: Where nodes are connected to, in place of the addresses that they announce; default ``None``, for
             where they say.
         arguments: Those of ``MonitoredConnectionPool`` but ``host`` and ``port``, for each node: ``max_connections``
@@ -143,8 +143,8 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             return {}
         return {"connection_class": named_class(kind), "server_name": name}
 
-    def on_looked(self) -> None:
-        """Count a look at the nodes."""
+    def on_refresh(self) -> None:
+        """Count a refresh."""
         self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
 
     def on_failovers(self, count: int) -> None:
@@ -236,7 +236,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
         """
         pool = self.cluster_topology.slots[slot]
         if pool is None:
-            self.cluster_topology.want_look()
+            self.cluster_topology.request_refresh()
             raise AttemptFailed(ClusterDownError(f"no node serves the slot {slot}"), may_have_run=False)
         return pool
 
@@ -471,7 +471,7 @@ def slot_of(commands: Collection[Sequence[Any]], *, is_pinned: bool = False) -> 
         return placement.slot
     if placement.kind is Kind.ANY:
         return None
-    names_one_node = placement.kind is Kind.OWN_NODE or placement.kind is Kind.REFUSED
+    names_one_node = placement.kind is Kind.NAMED_NODE or placement.kind is Kind.REFUSED
     # The scripts of a transaction must be known where it runs.
     if is_pinned and (names_one_node or operation_name(args).upper().startswith("SCRIPT ")):
         return None

@@ -54,7 +54,7 @@ _miss_backoff: Final = exponential_backoff(0.05, 30.0)
 _RESP2: Final = 2
 
 
-class Location(NamedTuple):
+class PrimaryLocation(NamedTuple):
     """Where the primary is.
 
     Attributes:
@@ -160,7 +160,7 @@ class SentinelDiscovery:
 
     # Looking the primary up.
 
-    async def locate(self) -> Location:
+    async def locate(self) -> PrimaryLocation:
         """Return where the primary is, as soon as calls are not held; begin to follow the sentinels.
 
         Raises:
@@ -175,7 +175,7 @@ class SentinelDiscovery:
         except TimeoutError:
             raise self._failure(elect((), self._known.count())) from None
 
-    async def _locate(self) -> Location:
+    async def _locate(self) -> PrimaryLocation:
         resumed, tracker = self._resumed, self.tracker
         while True:
             await resumed.wait()
@@ -191,7 +191,7 @@ class SentinelDiscovery:
             if generation == tracker.generation and resumed.is_set():
                 if self._outdated is None:
                     self._outdated = asyncio.get_running_loop().create_future()
-                return Location(*self._map_address(*primary), self._outdated, primary, generation)
+                return PrimaryLocation(*self._map_address(*primary), self._outdated, primary, generation)
 
     def _check_open(self, resumed: asyncio.Event) -> None:
         if resumed is not self._resumed:
@@ -222,7 +222,7 @@ class SentinelDiscovery:
         await asyncio.wait([asking])
         return elect((), self._known.count()) if asking.cancelled() else asking.result()
 
-    def refresh(self, seconds: float) -> None:
+    def ask_unless_recent(self, seconds: float) -> None:
         """Ask in the background, if sentinels are followed in this event loop, and were not asked for so long."""
         now = monotonic()
         if now - self._asked_at > seconds and self._loop is asyncio.get_running_loop():

@@ -93,9 +93,9 @@ def is_redirect(cluster: Cluster, error: Exception) -> bool:
 
 
 def note_failure(cluster: Cluster, error: Exception, pool: MonitoredConnectionPool | None) -> None:
-    """Look at the nodes again if an error says that another one may serve the slot."""
+    """Request a refresh if an error says that another one may serve the slot."""
     if isinstance(error, _STALE) and not isinstance(error, PoolClosedError):
-        cluster.cluster_topology.want_look(None if isinstance(error, ClusterDownError) else pool)
+        cluster.cluster_topology.request_refresh(None if isinstance(error, ClusterDownError) else pool)
 
 
 class ClusterRoute:

@@ -20,7 +20,7 @@ from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
-from aioredis_monitored.pool.discovery import Location, SentinelDiscovery
+from aioredis_monitored.pool.discovery import PrimaryLocation, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
 from aioredis_monitored.pool.servers import validate_servers
@@ -158,7 +158,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
     # Connecting.
 
-    async def locate(self) -> Location:
+    async def locate(self) -> PrimaryLocation:
         """Return where the primary is, waiting while a failover is about to replace it.
 
         Raises:
@@ -240,7 +240,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
     def choose_replica(self) -> MonitoredConnectionPool | None:
         """Return the pool of the replica for a call that only reads; ``None`` if none is in sync and answers."""
-        self._discovery.refresh(_REPLICAS_SECONDS)
+        self._discovery.ask_unless_recent(_REPLICAS_SECONDS)
         return self._replicas.choose()
 
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
@@ -287,7 +287,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         return (*self._replicas.detach_connections(), *super().detach_connections())
 
 
-async def _locate(pool: "ref[MonitoredSentinelPool]") -> Location:
+async def _locate(pool: "ref[MonitoredSentinelPool]") -> PrimaryLocation:
     return await cast("MonitoredSentinelPool", pool()).locate()
 
 
@@ -297,8 +297,8 @@ def _problems_of(service: object) -> list[tuple[str, str]]:
     return [("service", "must be the name under which sentinels know the service")]
 
 
-def _location_of(connection: AbstractConnection) -> Location:
-    return cast("Location", cast("LocatedConnection", connection).place)
+def _location_of(connection: AbstractConnection) -> PrimaryLocation:
+    return cast("PrimaryLocation", cast("LocatedConnection", connection).location)
 
 
 def _address_of(connection: AbstractConnection) -> Address:

@@ -1,4 +1,4 @@
-"""The nodes of a cluster: a pool for each, which of them serves a slot, and the looks that keep this up to date."""
+"""The nodes of a cluster: a pool for each, which of them serves a slot, and the refreshes that keep this up to date."""
 
 import asyncio
 import logging
@@ -30,26 +30,27 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
-# So that clients that begin or fail at the same time spread their calls and looks.
+# So that clients that begin or fail at the same time spread their calls and refreshes.
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 
 # The reply of a server that is no node of a cluster.
 _NO_CLUSTER: Final = "cluster support disabled"
 _NODE_TIMEOUT: Final = "cluster-node-timeout"
-# What a look asks, and what the first one asks as well: in one round trip.
+# What a refresh asks, and what the first one asks as well: in one round trip.
 _QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
-# Between the beginnings of two looks, up to half as much again: clients that lose the same node must not look at once.
+# Between the beginnings of two refreshes, up to half as much again: clients that lose the same node must not all ask
+# the others at once.
 _MIN_INTERVAL_SECONDS: Final = 0.5
-# How long one node may take to answer a look, and how long the first one may take before a further one is asked, too.
-_LOOK_SECONDS: Final = 1.0
+# How long one node may take to answer, and how long the first one may take before a further one is asked, too.
+_ANSWER_SECONDS: Final = 1.0
 _HEDGE_SECONDS: Final = 0.25
 # How long asking the nodes that are known may take, however many there are, and as long asking the start nodes. Until a
 # name of these is resolved, there is nothing to do but to wait, for the deadline of calls, or without one for so long.
-_ASK_SECONDS: Final = 2 * _LOOK_SECONDS
+_ASK_SECONDS: Final = 2 * _ANSWER_SECONDS
 _RESOLVE_SECONDS: Final = 10.0
 # How old what is known may be where a caller waits for what is newer.
 _RECENT_SECONDS: Final = 1.0
-# A node that owes replies for so long makes us look; how often that is checked.
+# A node that owes replies for so long makes us refresh; how often that is checked.
 _SILENT_SECONDS: Final = 0.75
 _CHECK_SECONDS: Final = _SILENT_SECONDS / 3
 # How often a node is probed that a caller waits for on a connection of its own: a blocked call owes nothing for long.
@@ -75,11 +76,11 @@ class PoolFactory(Protocol):
     def closed_error(self) -> Exception:
         """Return the error of what is done after the end."""
 
-    def on_looked(self) -> None:
-        """React to a look that begins."""
+    def on_refresh(self) -> None:
+        """React to a refresh that begins."""
 
     def on_failovers(self, count: int) -> None:
-        """React to primaries whose place replicas have taken since the look before."""
+        """React to primaries whose place replicas have taken since the refresh before."""
 
     def on_node_timeout(self, seconds: float) -> None:
         """Take the seconds of silence after which the cluster replaces a node; called once, if a node says it."""
@@ -89,7 +90,7 @@ class TopologyObserver(Protocol):
     """Learns when the nodes may have changed."""
 
     def on_nodes_changed(self) -> object:
-        """React to a look that has succeeded."""
+        """React to a refresh that has succeeded."""
 
 
 class _Candidate(NamedTuple):
@@ -105,28 +106,28 @@ class _Candidate(NamedTuple):
 
 
 class ClusterTopology:
-    """The nodes of one cluster, as the last look and the redirects since have shown them.
+    """The nodes of one cluster, as the last refresh and the redirects since have shown them.
 
-    Looking is done in the background, one look at a time: at first use, when a node redirects, cannot be reached, or is
-    silent, and regularly. The nodes that serve slots and their replicas are asked; when none of them names a node that
-    serves slots, the start nodes are, whose names are resolved anew. Nodes without slots are not asked: one that a
-    caller has named may be in no cluster, or in another one.
+    A refresh asks for the slot map. It is done in the background, one at a time: at first use, when a node redirects,
+    cannot be reached, or is silent, and regularly. The nodes that serve slots and their replicas are asked; when none
+    of them names a node that serves slots, the start nodes are, whose names are resolved anew. Nodes without slots are
+    not asked: one that a caller has named may be in no cluster, or in another one.
 
     Args:
         start_addresses: Those of the nodes that are asked first.
         factory: Makes pools and connections; it is referenced weakly.
         resolve: Maps an address that a node says to the one that is connected to.
-        refresh: Seconds between two regular looks; 0 for none.
+        refresh_seconds: Seconds between two regular refreshes; 0 for none.
         verifies_names: Whether a node must prove its name with a certificate.
 
     Attributes:
         slots: The pool of the primary of each slot; ``None`` for a slot that is not served.
         primary_pools: The pools of the primaries, in the order in which they have become that.
         pools: The pools of all nodes that are known, by address.
-        slot_map: What the last look has found.
-        is_known: Whether a look has succeeded.
+        slot_map: What the last refresh has found.
+        is_known: Whether a refresh has succeeded.
         is_closed: Whether the cluster's pool is closed.
-        observers: Are called after each look that has succeeded; they are referenced weakly.
+        observers: Are called after each refresh that has succeeded; they are referenced weakly.
     """
 
     def __init__(
@@ -134,14 +135,14 @@ class ClusterTopology:
         start_addresses: Sequence[Address],
         factory: PoolFactory,
         resolve: Callable[[str, int], Address],
-        refresh: float,
+        refresh_seconds: float,
         *,
         verifies_names: bool,
     ) -> None:
         self._start_addresses = start_addresses
         self._factory = ref(factory)
         self._resolve = resolve
-        self._refresh = refresh
+        self._refresh_seconds = refresh_seconds
         self._verifies_names = verifies_names
         self._has_asked_more = False
         self.observers: WeakSet[TopologyObserver] = WeakSet()
@@ -159,9 +160,9 @@ class ClusterTopology:
         self._next_number, self._next_primary_number = count(1), count(1)
         self.slot_map = SlotMap(())
         self._replica_pools: dict[MonitoredConnectionPool | None, list[MonitoredConnectionPool]] = {}
-        self._looking: asyncio.Task[None] | None = None
-        self._looked_at = -_MIN_INTERVAL_SECONDS
-        # The last error of the look that waiting does not change, such as a wrong password.
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = -_MIN_INTERVAL_SECONDS
+        # The last error of the refresh that waiting does not change, such as a wrong password.
         self._refusal: RedisError | None = None
         # Where start nodes are or were, those whose names were resolved.
         self._start_places: set[Address] = set(self._start_addresses)
@@ -240,11 +241,11 @@ class ClusterTopology:
         return chosen
 
     def is_replica(self, pool: MonitoredConnectionPool) -> bool:
-        """Whether a node was a replica when the last look found it."""
+        """Whether a node was a replica when the last refresh found it."""
         return any(pool in replicas for replicas in self._replica_pools.values())
 
     def known_pools(self) -> list[MonitoredConnectionPool]:
-        """Return the pools of the nodes that the last look has found, the primaries first."""
+        """Return the pools of the nodes that the last refresh has found, the primaries first."""
         return [self.pool_at(each) for each in self.slot_map.addresses]
 
     def any_primary_pool(self) -> MonitoredConnectionPool:
@@ -255,18 +256,18 @@ class ClusterTopology:
         """
         living = [pool for pool in self.primary_pools if not self._is_suspected(self._addresses[pool])]
         if not self.primary_pools:
-            self.want_look()
+            self.request_refresh()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
         return _random.choice(living or self.primary_pools)
 
     # Redirects.
 
     def on_moved(self, error: MovedError, asked: MonitoredConnectionPool) -> None:
-        """Take over the slot's new node; look at the others, unless the map says so already."""
+        """Take over the slot's new node, and request a refresh, unless the map says so already."""
         pool = self._redirected_pool(error, asked)
         if self.slots[error.slot_id] is not pool:
             self.slots[error.slot_id] = pool
-            self.want_look()
+            self.request_refresh()
 
     def on_ask(self, error: AskError, asked: MonitoredConnectionPool) -> MonitoredConnectionPool:
         """Return the pool of the node that a slot moves to."""
@@ -279,7 +280,7 @@ class ClusterTopology:
         self._redirected[address] = monotonic()
         return self.pool_at(address)
 
-    # Looking.
+    # Refreshing.
 
     async def known(self) -> None:
         """Return when the nodes are known, for which an attempt waits no longer than the deadline of calls.
@@ -289,33 +290,33 @@ class ClusterTopology:
         """
         if self.is_known:
             return
-        looking, factory = self._look(), self._factory()
+        refresh, factory = self._start_refresh(), self._factory()
         seconds = None if factory is None else factory.retry_policy.deadline
         failure: BaseException | None
         try:
             async with lag_tolerant_timeout(seconds):
                 # Not awaited itself: closing the pool cancels it, and not the calls that wait.
-                await asyncio.wait([looking])
+                await asyncio.wait([refresh])
         except TimeoutError:
-            # The look before it may have ended with an error that explains more.
+            # The refresh before it may have ended with an error that explains more.
             failure = self._refusal or RedisTimeoutError(f"no answer in {seconds:g} s: {self._explanation()}")
         else:
-            failure = RedisConnectionError("the nodes were not found") if looking.cancelled() else looking.exception()
+            failure = RedisConnectionError("the nodes were not found") if refresh.cancelled() else refresh.exception()
         if failure is not None:
             raise AttemptFailed(copied(cast("Exception", failure)), may_have_run=False)
 
-    async def look_unless_recent(self, ends_at: float | None) -> None:
+    async def refresh_unless_recent(self, ends_at: float | None) -> None:
         """Return when the nodes are known as they were at most a second ago, or none of them says which there are.
 
         Args:
             ends_at: Until when that is waited for, by the monotonic clock; ``None`` for any time.
         """
-        if not self.is_closed and monotonic() - self._looked_at > _RECENT_SECONDS:
+        if not self.is_closed and monotonic() - self._refreshed_at > _RECENT_SECONDS:
             seconds = None if ends_at is None else max(0.0, ends_at - monotonic())
-            await asyncio.wait([self._look()], timeout=seconds)
+            await asyncio.wait([self._start_refresh()], timeout=seconds)
 
-    def want_look(self, suspected: MonitoredConnectionPool | None = None) -> None:
-        """Look in the background, if that is not done already.
+    def request_refresh(self, suspected: MonitoredConnectionPool | None = None) -> None:
+        """Refresh in the background, if that is not done already.
 
         Args:
             suspected: The pool of a node that did not answer; default ``None``.
@@ -323,33 +324,34 @@ class ClusterTopology:
         if suspected is not None and suspected in self._addresses:
             self._suspected[self._addresses[suspected]] = monotonic()
         if not self.is_closed:
-            self._look()
+            self._start_refresh()
 
-    def _look(self) -> "asyncio.Task[None]":
-        if self._looking is None:
+    def _start_refresh(self) -> "asyncio.Task[None]":
+        """Return the refresh that is under way, or begin one."""
+        if self._refreshing is None:
             # In an empty context: no call has asked for it alone.
-            self._looking = asyncio.get_running_loop().create_task(self._look_once(), context=Context())
-            self._looking.add_done_callback(self._on_look_done, context=Context())
-        return self._looking
+            self._refreshing = asyncio.get_running_loop().create_task(self._refresh_once(), context=Context())
+            self._refreshing.add_done_callback(self._on_refresh_done, context=Context())
+        return self._refreshing
 
-    def _on_look_done(self, looking: "asyncio.Task[None]") -> None:
-        if looking is self._looking:
-            self._looking = None
-        error = None if looking.cancelled() else looking.exception()
+    def _on_refresh_done(self, refresh: "asyncio.Task[None]") -> None:
+        if refresh is self._refreshing:
+            self._refreshing = None
+        error = None if refresh.cancelled() else refresh.exception()
         if error is not None and not self._is_lost:
-            # Once, and not with each look until one succeeds.
-            _LOGGER.warning("%s: a look at the nodes of the cluster failed: %s", self._title(), error)
+            # Once, and not with each refresh until one succeeds.
+            _LOGGER.warning("%s: a topology refresh failed: %s", self._title(), error)
         self._is_lost = error is not None
         if self._timer is None and not self.is_closed:
             self._arm_timer()
 
-    async def _look_once(self) -> None:
-        wait = self._looked_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
+    async def _refresh_once(self) -> None:
+        wait = self._refreshed_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        self._looked_at, self._refusal, self._problem = monotonic(), None, ""
+        self._refreshed_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
-            factory.on_looked()
+            factory.on_refresh()
         in_order = sorted(self._serving(), key=lambda each: (self._is_suspected(each), _random.random()))
         candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in in_order]
         found = await self._ask(candidates) if candidates else None
@@ -374,7 +376,7 @@ class ClusterTopology:
         )
 
     def _serving(self) -> set[Address]:
-        """Return the addresses of the nodes that the last look has found, and of those that serve slots since."""
+        """Return the addresses of the nodes that the last refresh has found, and of those that serve slots since."""
         return {self._addresses[pool] for pool in set(self.slots) if pool is not None}.union(self.slot_map.addresses)
 
     def _is_suspected(self, address: Address) -> bool:
@@ -452,7 +454,7 @@ class ClusterTopology:
         address, name = candidate
         connection = factory.make_connection_to(address, name)
         try:
-            async with asyncio.timeout(_LOOK_SECONDS):
+            async with asyncio.timeout(_ANSWER_SECONDS):
                 await connect(connection)
                 asks_more = not self._has_asked_more
                 await connection.send_packed_command(connection.pack_commands(_QUERIES[: 1 + asks_more]))
@@ -541,7 +543,7 @@ class ClusterTopology:
         self._timer = loop.call_at(when, _check_regularly, ref(self), when, context=Context())
 
     def check(self, when: float) -> None:
-        """Look if a node is silent, or the last look is long ago; leave demoted nodes that are silent.
+        """Refresh if a node is silent, or the last refresh is long ago; leave demoted nodes that are silent.
 
         Args:
             when: When the check was due, by the event loop's clock.
@@ -555,9 +557,9 @@ class ClusterTopology:
         self._was_late = False
         for pool in self.known_pools():
             if pool.silent_seconds() > _SILENT_SECONDS:
-                self.want_look(pool)
-        if self._refresh and monotonic() - self._looked_at > self._refresh:
-            self.want_look()
+                self.request_refresh(pool)
+        if self._refresh_seconds and monotonic() - self._refreshed_at > self._refresh_seconds:
+            self.request_refresh()
         if monotonic() - self._probed_at > _PROBE_SECONDS:
             self._probed_at = monotonic()
             for pool in self.pools.values():
@@ -567,7 +569,7 @@ class ClusterTopology:
         self._arm_timer()
 
     def _probe(self, pool: MonitoredConnectionPool) -> None:
-        """Look if a node that owes nothing does not answer a PING, either."""
+        """Refresh if a node that owes nothing does not answer a PING, either."""
         probing = asyncio.get_running_loop().create_task(pool.answers_within(_SILENT_SECONDS), context=Context())
         self._probing[pool] = probing
 
@@ -580,7 +582,7 @@ class ClusterTopology:
             else:
                 self._silent.add(pool)
                 self._leave_silent()
-                self.want_look(pool)
+                self.request_refresh(pool)
 
         probing.add_done_callback(on_done, context=Context())
 
@@ -601,7 +603,7 @@ class ClusterTopology:
     # Closing.
 
     async def aclose(self) -> None:
-        """Stop looking, close the pools of all nodes, and forget them.
+        """Stop refreshing, close the pools of all nodes, and forget them.
 
         Raises:
             redis.exceptions.RedisError: One of them cannot be closed.
@@ -616,17 +618,17 @@ class ClusterTopology:
             raise errors[0]
 
     def detach_connections(self) -> list[AbstractConnection]:
-        """Stop looking, and forget all nodes; return the connections to them, which are not closed by this."""
+        """Stop refreshing, and forget all nodes; return the connections to them, which are not closed by this."""
         self._stop()
         pools, self._addresses = self._addresses, {}
         return [connection for pool in pools for connection in pool.detach_connections()]
 
     def _stop(self) -> list[asyncio.Task[Any]]:
-        """Stop looking, and forget all nodes but their pools; return the tasks that are about to end."""
+        """Stop refreshing, and forget all nodes but their pools; return the tasks that are about to end."""
         if self._timer is not None:
             self._timer.cancel()
-        looking = () if self._looking is None else (self._looking,)
-        background: list[asyncio.Task[Any]] = [*looking, *self._probing.values()]
+        refreshing = () if self._refreshing is None else (self._refreshing,)
+        background: list[asyncio.Task[Any]] = [*refreshing, *self._probing.values()]
         # Those of an event loop that is closed have ended with it.
         cancelled = [each for each in background if not each.get_loop().is_closed()]
         closing = [each for each in self._closing if not each.get_loop().is_closed()]
@@ -640,7 +642,7 @@ class ClusterTopology:
         return [*cancelled, *closing]
 
     def open(self) -> None:
-        """Look again, at next use."""
+        """Refresh again, at next use."""
         self.is_closed = False
 
 

@@ -12,7 +12,7 @@ from redis.exceptions import ClusterDownError, TryAgainError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import cluster_chaos as chaos
-from support.internals import let_look_be_old, let_looks_take, number_pools_from
+from support.internals import let_refresh_be_old, let_refreshes_take, number_pools_from
 
 from aioredis_monitored import (
     ClusterNode,
@@ -492,7 +492,7 @@ async def test_node_that_takes_a_slot_over_and_freezes_keeps_no_connection(serve
     assert 1 == await client.incr(THERE)
 
 
-async def test_slots_are_looked_up_regularly_without_any_call(servers, make_pool, until):
+async def test_slots_are_refreshed_regularly_without_any_call(servers, make_pool, until):
     pool = make_pool(servers.url, topology_refresh=0.1)
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.get(HERE)
@@ -514,7 +514,7 @@ async def test_scan_ends_with_nodes_that_have_become_primaries_meanwhile(make_po
         seen = set(found)
         moved = next(key for key in keys if key.encode() not in seen)
         await asyncio.to_thread(servers.migrate, key_slot(moved), empty)
-        let_look_be_old(pool)
+        let_refresh_be_old(pool)
         while cursor:
             cursor, found = await client.scan(cursor, count=50)
             seen.update(found)
@@ -527,9 +527,9 @@ def is_probing():
     return any(each.get_coro().__qualname__.endswith(".answers_within") for each in asyncio.all_tasks())
 
 
-async def test_scan_does_not_wait_for_a_look_beyond_its_deadline(make_pool, monkeypatch, caplog):
+async def test_scan_does_not_wait_for_a_refresh_beyond_its_deadline(make_pool, monkeypatch, caplog):
     with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
-        # A look takes twice that: as long for the nodes that are known as for the start nodes.
+        # A refresh takes twice that: as long for the nodes that are known as for the start nodes.
         pool = make_pool(servers.url, socket_timeout=4)
         client = MonitoredRedisConnection(connection_pool=pool)
         cursor, _ = await client.scan(count=100)
@@ -539,11 +539,11 @@ async def test_scan_does_not_wait_for_a_look_beyond_its_deadline(make_pool, monk
         # Neither says which nodes there are.
         last.call("ACL", "SETUSER", "default", "-cluster|slots")
         frozen.freeze()
-        let_looks_take(monkeypatch, 100)
-        let_look_be_old(pool)
+        let_refreshes_take(monkeypatch, 100)
+        let_refresh_be_old(pool)
 
         assert (0, []) == await client.scan(cursor)
-        assert "a look at the nodes of the cluster failed" not in caplog.text
+        assert "a topology refresh failed" not in caplog.text
         frozen.thaw()
 
 
@@ -563,7 +563,7 @@ async def test_scan_sees_every_key_however_many_pools_there_were(servers, make_p
 async def test_call_that_blocks_at_a_living_node_is_left_alone(servers, make_pool, telemetry, until, multiplex):
     client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, multiplex=multiplex))
     waiting = asyncio.create_task(client.blpop([HERE], 60))
-    # A look would follow the first one before the second one.
+    # A refresh would follow the first one before the second one.
     for _ in range(2):
         await until(is_probing)
         await until(lambda: not is_probing())

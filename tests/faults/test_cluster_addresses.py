@@ -113,7 +113,7 @@ async def test_error_names_the_nodes_that_were_asked_when_none_answers(host, cap
 
         assert all(address in str(caught.value) for address in asked)
         [warning] = caplog.messages
-        assert warning.startswith("pool 'mine': a look at the nodes of the cluster failed: ")
+        assert warning.startswith("pool 'mine': a topology refresh failed: ")
         assert all(address in warning for address in asked)
         # Not at once: a cluster may start later than its clients.
         assert loop.time() - began >= 0.4

@@ -70,7 +70,7 @@ async def test_pool_of_a_cluster_works_again_after_it_was_closed(on_cluster):
         assert ([], {}) == (pool.cluster_topology.all_pools(), pool.cluster_topology.pools)
 
 
-async def test_pool_that_is_closed_while_it_looks_at_its_nodes_ends_the_look_and_the_calls(on_cluster):
+async def test_pool_that_is_closed_during_a_refresh_ends_the_refresh_and_the_calls(on_cluster):
     before = asyncio.all_tasks()
     calls = [asyncio.create_task(on_cluster.get(key)) for key in KEYS]
     await asyncio.sleep(0)

@@ -7,7 +7,7 @@ import pytest
 from redis.exceptions import ClusterDownError, DataError, MovedError, ReadOnlyError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from support.internals import look_at_nodes
+from support.internals import refresh_topology
 
 from aioredis_monitored import ClusterNode, ClusterRoutingError, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -134,7 +134,7 @@ async def test_commands_that_a_node_does_not_serve_fail_and_the_others_have_thei
         lost.thaw()
         for node in servers.nodes:
             node.call("CLUSTER", "DELSLOTS", key_slot(LOST))
-        await look_at_nodes(client.connection_pool)
+        await refresh_topology(client.connection_pool)
         results = await pipe.get(LOST).get(KEPT).execute(raise_on_error=False)
         assert [ClusterDownError, type(None)] == [type(result) for result in results]
 

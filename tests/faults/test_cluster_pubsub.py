@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from redis.exceptions import NoPermissionError
-from support.internals import forget_removed_nodes_at_once, look_at_nodes
+from support.internals import forget_removed_nodes_at_once, refresh_topology
 
 from aioredis_monitored import (
     ClusterRoutingError,
@@ -204,10 +204,10 @@ async def test_subscribing_while_subscriptions_are_closed_raises_and_leaves_noth
     await until(lambda: not any(subscribes(node) for node in servers.nodes))
     await until(lambda: asyncio.all_tasks() <= others)
 
-    # What it was to subscribe to is forgotten, also after the next look at the nodes.
+    # What it was to subscribe to is forgotten, also after the next refresh.
     async with pubsub:
         await pubsub.ssubscribe("used again")
-        await look_at_nodes(client.connection_pool)
+        await refresh_topology(client.connection_pool)
         assert await confirmed(pubsub, 1) == [b"used again"]
         assert 1 == sum(subscribes(node) for node in servers.nodes)
 
@@ -446,7 +446,7 @@ async def test_subscribing_that_is_cancelled_subscribes_to_nothing_later(faulty,
         owner.thaw()
         await asyncio.to_thread(faulty.wait_ok)
         for _ in range(2):
-            await look_at_nodes(client.connection_pool)
+            await refresh_topology(client.connection_pool)
 
         assert 0 == await client.spublish(other, "unheard")
         await client.spublish(channel, "message")
@@ -476,7 +476,7 @@ async def test_subscribing_again_after_what_failed_or_ended_is_no_reconnection(f
         await client.spublish(other, "message")
         assert b"message" == (await next_of(pubsub))["data"]
         for _ in range(2):
-            await look_at_nodes(client.connection_pool)
+            await refresh_topology(client.connection_pool)
         assert await pubsub.get_message(timeout=0) is None
     assert 0 == sum(telemetry.tally(RECONNECTS).values())
     await asyncio.to_thread(faulty.wait_ok)
@@ -562,7 +562,7 @@ async def test_messages_of_a_node_that_a_channel_has_left_do_not_follow_those_of
         await client.spublish(stays, "first")
         await client.spublish("{moving}", "of the former node")
         await asyncio.to_thread(migrated, faulty, slot)
-        await look_at_nodes(client.connection_pool)
+        await refresh_topology(client.connection_pool)
         async with asyncio.timeout(30):
             while not await client.spublish("{moving}", "of the new node"):
                 await asyncio.sleep(0.01)
@@ -612,7 +612,7 @@ async def test_channel_of_a_node_that_was_removed_is_subscribed_where_its_slot_i
             gone.freeze()
             kept.call("CLUSTER", "FORGET", gone.id)
             topology = client.connection_pool.cluster_topology
-            topology.want_look()
+            topology.request_refresh()
             await until(lambda: len(topology.pools) == 1)
             kept.call("CLUSTER", "ADDSLOTS", key_slot("shard"))
 
@@ -702,9 +702,9 @@ async def test_plain_subscriber_whose_node_is_removed_goes_on_at_another_one(fau
             await confirmed(pubsub, 1)
             if subscribes(node):
                 break
-            # Another node was chosen; the new one is found by a look.
+            # Another node was chosen; the new one is found by a refresh.
             await pubsub.aclose()
-            client.connection_pool.cluster_topology.want_look()
+            client.connection_pool.cluster_topology.request_refresh()
     async with pubsub:
         await asyncio.to_thread(faulty.migrate, slot, home)
         await asyncio.to_thread(faulty.remove_node, node)
@@ -749,7 +749,7 @@ async def test_notifications_about_keys_of_all_nodes_arrive_also_after_a_failove
             while (ports := {node.port for node in client.connection_pool.primaries()}) and (
                 former.port in ports or replica.port not in ports
             ):
-                await look_at_nodes(client.connection_pool)
+                await refresh_topology(client.connection_pool)
         seen = set()
         async with asyncio.timeout(30):
             while not keys <= seen:
@@ -807,7 +807,7 @@ async def test_notifications_about_keys_go_on_when_a_primary_that_does_not_answe
             assert await notifications.get_message(timeout=0) is None
             kept.call("CLUSTER", "FORGET", gone.id)
             topology = client.connection_pool.cluster_topology
-            topology.want_look()
+            topology.request_refresh()
             await until(lambda: len(topology.pools) == 1)
             for _ in range(5):
                 await client.set(key, 1)

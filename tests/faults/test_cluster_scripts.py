@@ -79,7 +79,7 @@ async def test_script_runs_at_the_node_that_a_failover_has_promoted(servers, cli
     assert await lock.acquire()
     for node in servers.nodes:
         node.call("SCRIPT", "FLUSH")
-    # No look has found the new primary yet.
+    # No refresh has found the new primary yet.
     servers.failover(servers.replica_of(servers.owner(KEY)))
 
     assert 1 == await call(client, lock)

@@ -16,7 +16,7 @@ from aioredis_monitored.pool.names import addresses_of
 
 # What is expected takes three seconds.
 DEADLINE = 60.0
-# Longer than a look at a cluster's nodes waits for a start node, and than sentinels get for an answer.
+# Longer than a refresh of a cluster's topology waits for a start node, and than sentinels get for an answer.
 SLOW_SECONDS = 2.5
 # More than an event loop has threads.
 MANY = 40

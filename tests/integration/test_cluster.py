@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from redis.exceptions import MovedError, ResponseError
-from support.internals import look_at_nodes
+from support.internals import refresh_topology
 
 from aioredis_monitored import (
     ClusterRoutingError,
@@ -223,19 +223,19 @@ async def test_ping_of_the_pool_returns_if_a_node_answers(cluster_pool):
     await cluster_pool.ping()
 
 
-async def test_redirects_that_confirm_the_map_start_no_look(cluster, on_cluster, telemetry, until):
+async def test_redirects_that_confirm_the_map_start_no_refresh(cluster, on_cluster, telemetry, until):
     slot, (target, *_) = key_slot("{moved}"), cluster.primaries()
     if cluster.owner(slot) is target:
         _, target, *_ = cluster.primaries()
     await on_cluster.set("{moved}", 1)
-    looks = telemetry.tally("aioredis_monitored.cluster.refreshes")
+    refreshes = telemetry.tally("aioredis_monitored.cluster.refreshes")
     cluster.migrate(slot, target)
 
     assert await asyncio.gather(*(on_cluster.get("{moved}") for _ in range(50))) == [b"1"] * 50
-    await until(lambda: telemetry.tally("aioredis_monitored.cluster.refreshes") != looks)
+    await until(lambda: telemetry.tally("aioredis_monitored.cluster.refreshes") != refreshes)
     redirects = telemetry.tally("aioredis_monitored.cluster.redirects", "aioredis_monitored.cluster.redirect")
     assert redirects["moved"] == 50
-    (now,), (before,) = telemetry.tally("aioredis_monitored.cluster.refreshes").values(), looks.values()
+    (now,), (before,) = telemetry.tally("aioredis_monitored.cluster.refreshes").values(), refreshes.values()
     assert now == before + 1
 
 
@@ -277,7 +277,7 @@ async def test_deadline_that_is_over_before_a_failed_node_is_replaced_is_logged_
     async with MonitoredConnectionPool.from_url(cluster.url, name="short", protocol=protocol) as pool:
         client = MonitoredRedisConnection(connection_pool=pool)
         await client.ping()
-        await look_at_nodes(pool)
+        await refresh_topology(pool)
 
     (message,) = caplog.messages
     assert message.startswith(

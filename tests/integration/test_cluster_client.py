@@ -25,8 +25,8 @@ KEYS = [f"key-{number}" for number in range(60)]
 
 
 def knows_all(pool, cluster):
-    """Look anew until a node shows all replicas: it does when it has heard from them."""
-    pool.cluster_topology.want_look()
+    """Refresh until a node shows all replicas: it does when it has heard from them."""
+    pool.cluster_topology.request_refresh()
     return len(pool.nodes()) == len(cluster.nodes)
 
 

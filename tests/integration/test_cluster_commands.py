@@ -25,8 +25,8 @@ RAW_ID = (1 << 48) - 1
 
 
 def knows_all(pool, cluster):
-    """Look anew until a node shows all replicas: it does when it has heard from them."""
-    pool.cluster_topology.want_look()
+    """Refresh until a node shows all replicas: it does when it has heard from them."""
+    pool.cluster_topology.request_refresh()
     return len(pool.nodes()) == len(cluster.nodes)
 
 

@@ -111,4 +111,4 @@ async def test_wrong_password_is_an_error_at_once_that_says_so_and_where(credent
         asked, _, reason = str(caught.value).partition(": ")
         assert asked in {f"{node.host}:{node.port}" for node in servers.nodes}
         assert reason
-        assert [f"pool 'mine': a look at the nodes of the cluster failed: {asked}: {reason}"] == caplog.messages
+        assert [f"pool 'mine': a topology refresh failed: {asked}: {reason}"] == caplog.messages

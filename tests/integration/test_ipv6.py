@@ -6,7 +6,7 @@ import socket
 
 import pytest
 import redis.exceptions
-from support.internals import look_at_nodes
+from support.internals import refresh_topology
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisCluster, MonitoredRedisConnection
 from aioredis_monitored._topology.hash_slots import key_slot
@@ -110,7 +110,7 @@ async def test_names_and_messages_have_ipv6_addresses_in_brackets_and_attributes
     with pytest.raises(redis.exceptions.ConnectionError, match=rf"\[::1\]:{owner.port}"):
         await pool.pool_of(node).ping()
     with pytest.raises(redis.exceptions.ConnectionError, match=rf"asked \[::1\]:{first.port} and"):
-        await look_at_nodes(pool)
+        await refresh_topology(pool)
 
 
 @needs_ipv6

@@ -14,7 +14,7 @@ import pytest
 import redis
 import trustme
 from redis.asyncio import SSLConnection
-from support.internals import forwarding_tasks_of, look_at_nodes, replicas_of
+from support.internals import forwarding_tasks_of, refresh_topology, replicas_of
 from support.sharing import warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -356,7 +356,7 @@ async def test_pool_makes_one_context_for_all_its_connections(tls_proxy, own_aut
     assert 1 == len(contexts)
 
 
-async def test_cluster_pool_makes_one_context_for_all_looks_nodes_and_reconnections(
+async def test_cluster_pool_makes_one_context_for_all_refreshes_nodes_and_reconnections(
     identity, own_authority, contexts, loaded_files
 ):
     context = identity()
@@ -376,7 +376,7 @@ async def test_cluster_pool_makes_one_context_for_all_looks_nodes_and_reconnecti
                     assert await client.blpop(["empty"], 0.01) is None
                     for node in pool.nodes():
                         await pool.pool_of(node).ping()
-                    await look_at_nodes(pool)
+                    await refresh_topology(pool)
                     await pool.disconnect()
                 accepted = sum(proxy.accepted for proxy in proxies)
 

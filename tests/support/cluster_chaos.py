@@ -52,7 +52,7 @@ class Figures:
         hung: Calls that took more than a minute and a half.
         slowest: Seconds of the slowest call from the fault on.
         promotion: Seconds until another node took over; the longest of all rounds.
-        looks: CLUSTER SLOTS that the nodes have answered after the first one, in a second, from the fault on.
+        refreshes: CLUSTER SLOTS that the nodes have answered after the first one, in a second, from the fault on.
         moved: MOVED that were followed.
         asked: ASK that were followed.
         lost_watches: WatchError that were raised.
@@ -75,7 +75,7 @@ class Figures:
     hung: int = 0
     slowest: float = 0.0
     promotion: float = 0.0
-    looks: float = 0.0
+    refreshes: float = 0.0
     moved: int = 0
     asked: int = 0
     lost_watches: int = 0
@@ -100,7 +100,7 @@ def failures(figures, *, loses=False, late=None, redirects=True):
     most = dict.fromkeys(names, 0) | {
         "errors": figures.in_flight,
         "unacknowledged": figures.errors,
-        "looks": 2,
+        "refreshes": 2,
     }
     if not loses:
         most |= {"lost": 0, "stale": 0}
@@ -127,13 +127,13 @@ class Trial:
     def __init__(self, cluster, pool, load):
         self.cluster, self.pool, self.load = cluster, pool, load
         self.figures = Figures()
-        self.looked = Counter()
+        self.refreshes_before = Counter()
 
     def watch(self):
         """Measure from here on."""
         self.load.begin_watching()
         self.watched_at = time.monotonic()
-        self.looked = self._looks()
+        self.refreshes_before = self._refreshes()
 
     def conclude(self, broken=()):
         """Add what was measured since ``watch``.
@@ -147,11 +147,11 @@ class Trial:
         if first is not None:
             # A call that has begun after the fault was written to the broken connection as well, until that ended.
             figures.in_flight += sum(each.slot in broken and each.began <= first for each in load.ended)
-        since = self._looks()
-        looks = sum(max(0, count - self.looked[node]) for node, count in since.items())
-        figures.looks = max(figures.looks, max(0, looks - 1) / (time.monotonic() - self.watched_at))
+        since = self._refreshes()
+        refreshes = sum(max(0, count - self.refreshes_before[node]) for node, count in since.items())
+        figures.refreshes = max(figures.refreshes, max(0, refreshes - 1) / (time.monotonic() - self.watched_at))
 
-    def _looks(self):
+    def _refreshes(self):
         counts = Counter()
         for node in self.cluster.nodes:
             if node.is_running and not node.is_frozen:

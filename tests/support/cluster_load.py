@@ -24,7 +24,7 @@ SLOTS = 16384
 
 
 class CountingPool(MonitoredClusterPool):
-    """A cluster's pool that counts redirects and looks."""
+    """A cluster's pool that counts redirects and refreshes."""
 
     def __init__(self, *arguments, **options):
         self.counts = Counter()
@@ -34,9 +34,9 @@ class CountingPool(MonitoredClusterPool):
         self.counts[kind] += 1
         super().on_redirect(kind)
 
-    def on_looked(self):
-        self.counts["looks"] += 1
-        super().on_looked()
+    def on_refresh(self):
+        self.counts["refreshes"] += 1
+        super().on_refresh()
 
 
 class Ended(NamedTuple):

@@ -54,18 +54,18 @@ def forget_topology_classes(monkeypatch):
 
 
 def forget_removed_nodes_at_once(monkeypatch):
-    """Have a cluster's pool forget a node that a caller or another node has named with the next look."""
+    """Have a cluster's pool forget a node that a caller or another node has named with the next refresh."""
     monkeypatch.setattr(topology, "_REDIRECTED_SECONDS", 0.0)
 
 
-async def look_at_nodes(pool):
+async def refresh_topology(pool):
     """Have a cluster's pool ask which node serves which slots, and return when it knows."""
-    await pool.cluster_topology._look()
+    await pool.cluster_topology._start_refresh()
 
 
-def let_look_be_old(pool):
-    """Have a cluster's pool take its last look at the nodes for one of a minute ago."""
-    pool.cluster_topology._looked_at -= 60
+def let_refresh_be_old(pool):
+    """Have a cluster's pool take its last refresh for one of a minute ago."""
+    pool.cluster_topology._refreshed_at -= 60
 
 
 def set_time_for_asking_nodes(monkeypatch, seconds):
@@ -73,9 +73,9 @@ def set_time_for_asking_nodes(monkeypatch, seconds):
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 
-def let_looks_take(monkeypatch, seconds):
-    """Replace the time that a node has to answer a look, and that of a whole look."""
-    monkeypatch.setattr(topology, "_LOOK_SECONDS", seconds)
+def let_refreshes_take(monkeypatch, seconds):
+    """Replace the time that a node has to answer a refresh, and that of a whole refresh."""
+    monkeypatch.setattr(topology, "_ANSWER_SECONDS", seconds)
     monkeypatch.setattr(topology, "_ASK_SECONDS", seconds)
 
 

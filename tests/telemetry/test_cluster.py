@@ -8,7 +8,7 @@ import redis.exceptions
 from opentelemetry import trace
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.sdk.trace.sampling import ALWAYS_ON, Sampler
-from support.internals import look_at_nodes
+from support.internals import refresh_topology
 from support.sharing import frozen
 
 from aioredis_monitored import (
@@ -44,7 +44,7 @@ def pool(make_pool, cluster):
 
 @pytest.fixture
 async def client(pool):
-    """Return a client whose pool has looked at the nodes, so that tests see what follows."""
+    """Return a client whose pool knows the nodes, so that tests see what follows."""
     client = MonitoredRedisConnection(connection_pool=pool)
     await client.ping()
     return client
@@ -473,7 +473,7 @@ async def test_failed_call_has_the_node_that_did_not_answer(make_pool, telemetry
 # Metrics of the pool.
 
 
-async def test_looks_at_the_nodes_are_counted_and_make_neither_span_nor_point(make_pool, cluster, telemetry, until):
+async def test_refreshes_are_counted_and_make_neither_span_nor_point(make_pool, cluster, telemetry, until):
     pool = make_pool(cluster.url, name="test")
     assert {"test": 0} == telemetry.tally(REFRESHES, POOL)
     assert {} == telemetry.tally(NODES, POOL)
@@ -482,7 +482,7 @@ async def test_looks_at_the_nodes_are_counted_and_make_neither_span_nor_point(ma
     assert {"test": 1} == telemetry.tally(REFRESHES, POOL)
     assert {"test": 6} == telemetry.tally(NODES, POOL)
     with telemetry.block() as block:
-        await look_at_nodes(pool)
+        await refresh_topology(pool)
 
     assert {"test": 2} == telemetry.tally(REFRESHES, POOL)
     assert () == block.spans
@@ -555,7 +555,7 @@ async def test_gauges_of_a_removed_node_end(make_pool, telemetry, until):
         assert {"test": 4} == telemetry.tally(NODES, POOL)
         cluster.migrate(1, cluster.nodes[0])
         cluster.remove_node(added)
-        await look_at_nodes(pool)
+        await refresh_topology(pool)
 
         await until(lambda: telemetry.tally(NODES, POOL) == {"test": 3})
         assert f"test@{added.host}:{added.port}" not in telemetry.tally("db.client.connection.max", POOL)

@@ -100,7 +100,7 @@ def test_placement_never_raises_on_any_arguments(args):
     keys_in_order(args)
     if placement.kind is Kind.SPLIT:
         split(args)
-    if placement.kind in {Kind.CROSS_SLOT, Kind.OWN_NODE, Kind.REFUSED}:
+    if placement.kind in {Kind.CROSS_SLOT, Kind.NAMED_NODE, Kind.REFUSED}:
         routing_error(args, placement)
 
 
@@ -237,13 +237,13 @@ def test_command_without_keys_goes_to_any_primary(args):
         ("PUBSUB NUMSUB a", Kind.ALL_NODES, Combination.SUM_OF_EACH),
         ("CLIENT LIST", Kind.ALL_NODES, Combination.CONCATENATED),
         ("CLIENT LIST TYPE normal", Kind.ALL_NODES, Combination.CONCATENATED),
-        ("CLIENT LIST ID 1 2", Kind.OWN_NODE, None),
+        ("CLIENT LIST ID 1 2", Kind.NAMED_NODE, None),
         ("CLIENT KILL 127.0.0.1:1", Kind.ALL_NODES, Combination.ONE_SUCCEEDED),
         ("CLIENT KILL USER id", Kind.ALL_NODES, Combination.SUM),
-        ("CLIENT KILL TYPE normal id 5", Kind.OWN_NODE, None),
-        ("CLIENT KILL NOT-ID 5", Kind.OWN_NODE, None),
-        ("CLIENT UNBLOCK 5", Kind.OWN_NODE, None),
-        ("CLIENT ID", Kind.OWN_NODE, None),
+        ("CLIENT KILL TYPE normal id 5", Kind.NAMED_NODE, None),
+        ("CLIENT KILL NOT-ID 5", Kind.NAMED_NODE, None),
+        ("CLIENT UNBLOCK 5", Kind.NAMED_NODE, None),
+        ("CLIENT ID", Kind.NAMED_NODE, None),
         ("SCAN 0", Kind.CURSOR, None),
         ("WAIT 1 0", Kind.REFUSED, None),
         ("SWAPDB 0 1", Kind.REFUSED, None),

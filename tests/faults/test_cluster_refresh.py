@@ -1,4 +1,4 @@
-"""Looks at the nodes of a cluster of which none answers: how long they take, what callers get, and how they end."""
+"""Refreshes of a cluster of which no node answers: how long they take, what callers get, and how they end."""
 
 import asyncio
 import secrets
@@ -9,16 +9,16 @@ import pytest
 from redis.credentials import CredentialProvider
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
-from support.internals import look_at_nodes, set_time_for_asking_nodes
+from support.internals import refresh_topology, set_time_for_asking_nodes
 from support.names import replace_name_servers
 
 from aioredis_monitored import ClusterNode, MonitoredRedisConnection
 from aioredis_monitored.testing import ClusterServers, RedisServer
 from aioredis_monitored.testing.server import free_ports
 
-# Far beyond the bounds of looks, of which none takes more than 6 s.
+# Far beyond the bounds of refreshes, of which none takes more than 6 s.
 STALL_SECONDS = 100.0
-MAX_LOOK_SECONDS = 65.0
+MAX_REFRESH_SECONDS = 65.0
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ async def test_call_fails_in_time_while_names_are_not_resolved(make_pool, url, t
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
 
     assert "its name is being resolved" in str(error)
-    assert seconds < MAX_LOOK_SECONDS
+    assert seconds < MAX_REFRESH_SECONDS
 
 
 @pytest.mark.usefixtures("_slow_name_servers")
@@ -92,25 +92,25 @@ async def test_start_node_whose_name_cannot_be_resolved_is_named_in_the_log(make
     assert "pool 'mine': the start node nowhere.example:6379 cannot be resolved: no such name" in caplog.text
 
 
-async def test_look_ends_in_time_however_many_addresses_are_silent(silent_nodes, make_pool):
+async def test_refresh_ends_in_time_however_many_addresses_are_silent(silent_nodes, make_pool):
     pool = make_pool(silent_nodes, socket_timeout=STALL_SECONDS, retries=0)
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
 
     assert "no node of the cluster says which node serves which slots: asked cluster.example:" in str(error)
-    assert seconds < MAX_LOOK_SECONDS
+    assert seconds < MAX_REFRESH_SECONDS
 
 
-async def test_look_at_a_single_node_that_is_silent_ends_in_time(own_server, make_pool):
+async def test_refresh_of_a_single_node_that_is_silent_ends_in_time(own_server, make_pool):
     own_server.freeze()
     pool = make_pool(f"redis+cluster://{own_server.host}:{own_server.port}", socket_timeout=STALL_SECONDS, retries=0)
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
     own_server.thaw()
 
     assert "no node of the cluster says which node serves which slots" in str(error)
-    assert seconds < MAX_LOOK_SECONDS
+    assert seconds < MAX_REFRESH_SECONDS
 
 
-async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, make_pool, monkeypatch):
+async def test_call_waits_for_a_refresh_no_longer_than_for_a_reply(silent_nodes, make_pool, monkeypatch):
     set_time_for_asking_nodes(monkeypatch, STALL_SECONDS)
     pool = make_pool(silent_nodes, socket_timeout=0.5)
     error, seconds = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
@@ -119,7 +119,7 @@ async def test_call_waits_for_a_look_no_longer_than_for_a_reply(silent_nodes, ma
     assert str(error).startswith(
         "no answer in 0.5 s: no node of the cluster says which node serves which slots: asked "
     )
-    assert seconds < MAX_LOOK_SECONDS
+    assert seconds < MAX_REFRESH_SECONDS
 
 
 # Nodes that serve no slots, or not of this cluster.
@@ -140,8 +140,8 @@ async def test_node_outside_the_cluster_that_was_named_is_not_asked_for_the_slot
     assert await client.execute_command("PING", target_nodes=ClusterNode(stranger.host, stranger.port))
     for node in known:
         # All others would be asked first.
-        pool.cluster_topology.want_look(pool.pool_of(node))
-    await look_at_nodes(pool)
+        pool.cluster_topology.request_refresh(pool.pool_of(node))
+    await refresh_topology(pool)
 
     assert known == pool.nodes()
     assert 0 == stranger.call("INFO", "commandstats").count("cmdstat_cluster")
@@ -151,7 +151,7 @@ async def test_start_node_outside_the_cluster_is_passed_over(cluster, make_pool,
     node = cluster.nodes[0]
     for _ in range(10):  # they are asked in random order
         pool = make_pool(f"redis+cluster://{stranger.host}:{stranger.port},{node.host}:{node.port}", socket_timeout=30)
-        await look_at_nodes(pool)
+        await refresh_topology(pool)
 
         assert 3 == len(pool.primaries())
 
@@ -164,7 +164,7 @@ async def test_node_without_slots_is_not_believed_while_those_with_slots_are_sil
         for node in servers.nodes:
             node.freeze()
         with pytest.raises(RedisConnectionError, match="no node of the cluster says"):
-            await look_at_nodes(pool)
+            await refresh_topology(pool)
         for node in servers.nodes:
             node.thaw()
 
@@ -172,7 +172,7 @@ async def test_node_without_slots_is_not_believed_while_those_with_slots_are_sil
         assert b"value" == await client.get("key")
 
 
-async def test_look_that_fails_counts_each_node_once(make_pool):
+async def test_refresh_that_fails_counts_each_node_once(make_pool):
     with ClusterServers(replicas=0) as servers:
         # One by its address, one by a name, and one that is found.
         given = f"127.0.0.1:{servers.nodes[0].port},localhost:{servers.nodes[1].port}"
@@ -183,7 +183,7 @@ async def test_look_that_fails_counts_each_node_once(make_pool):
         # The first one finds out what the name stands for.
         for _ in range(2):
             with pytest.raises(RedisConnectionError) as caught:
-                await look_at_nodes(pool)
+                await refresh_topology(pool)
 
     assert f": asked {given.replace(',', ', ')} and 1 others; the last one: " in str(caught.value)
 
@@ -191,7 +191,7 @@ async def test_look_that_fails_counts_each_node_once(make_pool):
 # What callers get.
 
 
-async def test_each_caller_of_a_look_that_fails_gets_an_error_of_its_own(make_pool):
+async def test_each_caller_of_a_refresh_that_fails_gets_an_error_of_its_own(make_pool):
     client = MonitoredRedisConnection(
         connection_pool=make_pool(f"redis+cluster://127.0.0.1:{free_ports(1)[0]}", socket_timeout=1)
     )
@@ -209,7 +209,7 @@ class Forgetful(CredentialProvider):
         raise LookupError("no credentials today")
 
 
-async def test_look_that_a_credential_provider_fails_says_at_which_node_and_why(cluster, make_pool, caplog):
+async def test_refresh_that_a_credential_provider_fails_says_at_which_node_and_why(cluster, make_pool, caplog):
     pool = make_pool(cluster.url, socket_timeout=1, credential_provider=Forgetful())
     error, _ = await failure_of(MonitoredRedisConnection(connection_pool=pool).get("key"))
 
@@ -230,12 +230,12 @@ async def test_readiness_check_that_finds_no_node_names_the_pool(make_pool):
 # Closing.
 
 
-async def test_topology_that_is_closed_while_nodes_are_silent_waits_for_the_end_of_the_look(
+async def test_topology_that_is_closed_while_nodes_are_silent_waits_for_the_end_of_the_refresh(
     silent_nodes, make_pool, until
 ):
     before = asyncio.all_tasks()
     pool = make_pool(silent_nodes, socket_timeout=STALL_SECONDS)
-    pool.cluster_topology.want_look()
+    pool.cluster_topology.request_refresh()
     # Its own task, and those that ask nodes.
     await until(lambda: len(asyncio.all_tasks() - before) > 2)
     # Closing the pool goes on for some ticks after that, in which the tasks might end by themselves.
