@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import os
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from contextvars import Context
 from math import inf
 from time import monotonic
@@ -14,30 +14,23 @@ from weakref import ref
 from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
-from aioredis_monitored._redispy.located import NamedSSLConnection
-from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._redispy.sockets import abort_socket
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored._topology.follow_schedule import FollowSchedule
 from aioredis_monitored._topology.known_sentinels import KnownSentinels, Sentinel
 from aioredis_monitored._topology.sentinel import (
-    ABORT_EVENTS,
     BELIEF_SECONDS,
-    EVENTS,
-    REPLICA_EVENTS,
     Answer,
     Change,
     Election,
     PrimaryTracker,
-    answer_of,
     elect,
 )
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.names import addresses_of
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.pool.sentinel_connections import SentinelConnections, read_reply
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
@@ -48,10 +41,10 @@ _MAX_ASK_SECONDS: Final = 0.5
 _FOLLOW_SECONDS: Final = 2.0
 # Seconds without an event after which a sentinel must show that it is there, and seconds that it gets for that.
 _PING_SECONDS: Final = 5.0
+# Between connections to follow a sentinel that fail.
 _follow_backoff: Final = exponential_backoff(0.05, 1.0)
-# Between connections that are made to see whether they reach another sentinel.
+# Between those that are made to see whether they reach another sentinel.
 _miss_backoff: Final = exponential_backoff(0.05, 30.0)
-_RESP2: Final = 2
 
 
 class PrimaryLocation(NamedTuple):
@@ -86,16 +79,14 @@ class ServiceListener(Protocol):
 
 
 class SentinelDiscovery:
-    """Knows all sentinels of one service: those that are given, all addresses of a name, and those that these know.
+    """Finds the servers of one service by asking all its sentinels, and follows what each of them announces.
 
     Args:
         tracker: What is believed about the primary.
         given: The names or addresses of sentinels, each with its port.
-        arguments: Arguments of the connections to sentinels, such as credentials and those for TLS.
-        uses_tls: Whether the connections to sentinels are encrypted.
+        connections: Connects to the sentinels, and asks them.
         map_address: Maps an address that a sentinel announces to the one that is connected to.
         listener: Is told of failovers and replicas; it is referenced weakly, as tasks keep this object alive.
-        asks_replicas: Whether the sentinels are also asked which replicas are in sync.
         deadline: Seconds in which the primary must be found; ``None`` for any time.
         name: The pool's name, for messages.
     """
@@ -104,34 +95,21 @@ class SentinelDiscovery:
         self,
         tracker: PrimaryTracker,
         given: Iterable[Address],
-        arguments: Mapping[str, Any],
+        connections: SentinelConnections,
         *,
-        uses_tls: bool,
         map_address: Callable[[str, int], Address],
         listener: ServiceListener,
-        asks_replicas: bool,
         deadline: float | None,
         name: str,
     ) -> None:
         self.tracker = tracker
         self._known = KnownSentinels(given, map_address)
         self._map_address = map_address
-        self._uses_tls = uses_tls
+        self._connections = connections
         self._listener = ref(listener)
-        self._asks_replicas = asks_replicas
-        self._events = (*EVENTS, *REPLICA_EVENTS) if asks_replicas else EVENTS
         self._deadline = deadline
         self._ask_seconds = _MAX_ASK_SECONDS if deadline is None else min(_MAX_ASK_SECONDS, deadline / 2)
         self._name = name
-        self._arguments = {
-            # Subscriptions of RESP2 need no handler for pushed messages, and its connections no HELLO.
-            "protocol": _RESP2,
-            "decode_responses": True,
-            "encoding_errors": "replace",
-            "driver_info": None,
-            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
-            **arguments,
-        }
         self._was_representative = True
         self._ended: list[asyncio.Task[Any]] = []
         self._clear()
@@ -156,7 +134,6 @@ class SentinelDiscovery:
         self._hold_timer: asyncio.TimerHandle | None = None
         # Done, and replaced, when locations that were given out are outdated.
         self._outdated: asyncio.Future[None] | None = None
-        self._connections: set[Connection] = set()
 
     # Looking the primary up.
 
@@ -287,7 +264,7 @@ class SentinelDiscovery:
         ]
         asked.update(further)
         places = [place for each in further for place in (each, self._known.shared_place(each)) if place is not None]
-        return {self._start(self._ask(place)): place for place in places}
+        return {self._start(self._connections.ask(place, self._ask_seconds)): place for place in places}
 
     def _resolve_names(self) -> "list[asyncio.Task[None]]":
         """Resolve the names that may have other addresses by now; return what to wait for before sentinels are counted.
@@ -315,30 +292,6 @@ class SentinelDiscovery:
             # Those who have asked did not wait.
             self._follow_all()
 
-    async def _ask(self, sentinel: Sentinel) -> Answer | None:
-        service = self.tracker.service
-        commands = [
-            ("SENTINEL", "MYID"),
-            ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", service),
-            ("SENTINEL", "MASTER", service),
-            ("SENTINEL", "SENTINELS", service),
-        ]
-        if self._asks_replicas:
-            commands.append(("SENTINEL", "REPLICAS", service))
-        try:
-            async with self._connected(sentinel, self._ask_seconds) as connection:
-                await connection.send_packed_command(connection.pack_commands(commands))
-                identity, *replies = [await _read(connection) for _ in commands]
-            if isinstance(replies[0], ResponseError):
-                sentinel.on_failure(replies[0])
-                return None
-            answer = answer_of(sentinel.identity_in(identity), *replies)
-        except Exception as error:  # noqa: BLE001 - whatever one has answered, the others count
-            sentinel.on_failure(error)
-            return None
-        sentinel.on_answer()
-        return answer
-
     def _on_election(self, election: Election, answers: Iterable[Answer], asked_at: float) -> None:
         if self._loop is None:
             # The pool was closed meanwhile.
@@ -361,47 +314,8 @@ class SentinelDiscovery:
             self._elected_at = asked_at
             self._apply(self.tracker.on_election(election, monotonic()))
         listener = self._listener()
-        if self._asks_replicas and election.primary is not None and listener is not None:
+        if self._connections.asks_replicas and election.primary is not None and listener is not None:
             listener.on_replicas(frozenset(self._map_address(*each) for each in election.replicas))
-
-    # Connecting to a sentinel.
-
-    @asynccontextmanager
-    async def _connected(self, sentinel: Sentinel, seconds: float) -> AsyncIterator[Connection]:
-        try:
-            async with asyncio.timeout(seconds):
-                addresses = await addresses_of(sentinel.host, sentinel.port)
-        except TimeoutError:
-            message = f"its name was not resolved in {seconds:g} s"
-            raise TimeoutError(message) from None
-        for number, (address, _) in enumerate(addresses, 1):
-            connection = self._connection_to(sentinel, address, seconds)
-            self._connections.add(connection)
-            try:
-                try:
-                    await connect(connection)
-                except (RedisError, OSError) as error:
-                    if number == len(addresses) or isinstance(error, AuthenticationError):
-                        raise
-                    continue
-                yield connection
-                return
-            finally:
-                self._connections.discard(connection)
-                await connection.disconnect(nowait=True)
-
-    def _connection_to(self, sentinel: Sentinel, address: str, timeout: float) -> Connection:
-        arguments = {
-            **self._arguments,
-            "host": address,
-            "port": sentinel.port,
-            "socket_timeout": timeout,
-            "socket_connect_timeout": timeout,
-        }
-        if not self._uses_tls:
-            return with_safe_send(Connection(**arguments))
-        name, _ = sentinel.given_as or (sentinel.host, sentinel.port)
-        return with_safe_send(with_shared_context(NamedSSLConnection(server_name=name, **arguments)))
 
     # Following what sentinels announce.
 
@@ -421,7 +335,7 @@ class SentinelDiscovery:
             await self._wait_unfollowed(sentinel)
             place = schedule.choose(sentinel, self._known.shared_place(sentinel), monotonic())
             try:
-                async with self._connected(place, _FOLLOW_SECONDS) as connection:
+                async with self._connections.connected(place, _FOLLOW_SECONDS) as connection:
                     await self._follow_over(connection, sentinel, place, schedule)
             except (RedisError, OSError) as error:
                 place.on_failure(error)
@@ -448,8 +362,8 @@ class SentinelDiscovery:
         self, connection: Connection, sentinel: Sentinel, place: Sentinel, schedule: FollowSchedule
     ) -> None:
         """Follow a sentinel until its connection ends, if that has reached it and it is not followed elsewhere."""
-        answer = await self._ask_who(connection, place)
-        # At its own address, whichever is reached is followed.
+        answer = await self._connections.identify(connection, place)
+        # At a given address, its own follower takes whichever is reached.
         keeps_identity = place is not sentinel and place.identity in self._followed
         self._known.learn(place, answer, keeps_identity=keeps_identity)
         if answer.sentinel != sentinel.identity:
@@ -458,20 +372,12 @@ class SentinelDiscovery:
             schedule.on_followed_elsewhere()
         else:
             with self._following(answer.sentinel):
-                await self._subscribe(connection)
+                await self._connections.subscribe(connection)
                 place.on_answer()
                 schedule.on_followed()
                 # Events may have been missed until now.
                 self._ask_anew()
                 await self._take_events(connection)
-
-    async def _ask_who(self, connection: Connection, place: Sentinel) -> Answer:
-        """Ask which sentinel a connection has reached, and for the others: those who are asked may never name it."""
-        await connection.send_packed_command(
-            connection.pack_commands([("SENTINEL", "MYID"), ("SENTINEL", "SENTINELS", self.tracker.service)])
-        )
-        identity, others = [await _read(connection) for _ in range(2)]
-        return answer_of(place.identity_in(identity), None, None, others)
 
     async def _wait_unfollowed(self, sentinel: Sentinel) -> None:
         """Wait while a sentinel is followed at another address."""
@@ -490,18 +396,11 @@ class SentinelDiscovery:
             if not loop.is_closed():
                 ended.set_result(None)
 
-    async def _subscribe(self, connection: Connection) -> None:
-        await connection.send_packed_command(
-            connection.pack_commands([("PSUBSCRIBE", ABORT_EVENTS), ("SUBSCRIBE", *self._events)])
-        )
-        for _ in range(1 + len(self._events)):
-            await connection.read_response()
-
     async def _take_events(self, connection: Connection) -> None:
         is_awaited = False
         while True:
             # Users who may not call PING get an error, which shows that the sentinel is there as well.
-            response = await _read(connection, _PING_SECONDS)
+            response = await read_reply(connection, _PING_SECONDS)
             match response:
                 case None if is_awaited:
                     return
@@ -576,7 +475,7 @@ class SentinelDiscovery:
 
     def end(self) -> None:
         """Follow the sentinels no longer, until the primary is looked up again; may be called in any thread."""
-        loop, connections, is_forked = self._loop, self._connections, os.getpid() != self._process
+        loop, connections, is_forked = self._loop, self._connections.detach(), os.getpid() != self._process
         tasks, timer, resumed = list(self._tasks), self._hold_timer, self._resumed
         self._clear()
         self.tracker.forget()
@@ -606,11 +505,3 @@ def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, re
     resumed.set()
     for task in tasks:
         task.cancel()
-
-
-async def _read(connection: Connection, seconds: float | None = None) -> Any:
-    """Return a reply, errors as well; ``None`` if ``seconds`` pass without one."""
-    try:
-        return await connection.read_response(timeout=seconds)
-    except ResponseError as error:
-        return error
