@@ -24,7 +24,7 @@ from aioredis_monitored._cancellation import SETTLE_SECONDS, run_to_completion, 
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.connections import close_connection, make_safe_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
@@ -137,7 +137,7 @@ async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -
     except (RedisError, OSError) as error:
         return error
     finally:
-        await connection.disconnect(nowait=True)
+        await close_connection(connection)
 
 
 def is_success(reply: "asyncio.Future[Any]") -> bool:

@@ -487,7 +487,10 @@ class SentinelDiscovery:
             for connection in connections:
                 if connection.is_connected:
                     abort_socket(connection, loop, forked=is_forked)
-        if not loop.is_closed():
+        if _is_running_here(loop):
+            # At once: what goes on for another tick may start what nothing would end.
+            _end(tasks, timer, resumed)
+        elif not loop.is_closed():
             loop.call_soon_threadsafe(_end, tasks, timer, resumed)
 
     async def wait_ended(self) -> None:
@@ -496,6 +499,13 @@ class SentinelDiscovery:
         ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
+
+
+def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def _end(tasks: "list[asyncio.Task[Any]]", timer: asyncio.TimerHandle | None, resumed: asyncio.Event) -> None:

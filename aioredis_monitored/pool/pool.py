@@ -31,10 +31,12 @@ from redis.utils import SENTINEL
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
 from aioredis_monitored._redispy.connections import (
+    close_connection,
     decode_reply,
     handshake,
     is_decodable,
     make_safe_connection,
+    wait_closed,
     with_safe_send,
     with_shared_context,
 )
@@ -251,7 +253,7 @@ class MonitoredConnectionPool(TypedPool):
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
         # What ends the making of a connection when the pool closes.
-        self._interrupts: set[asyncio.Timeout] = set()
+        self._interrupts: dict[asyncio.Timeout, asyncio.Future[None]] = {}
         super().__init__(**_completed(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self._make_template()
@@ -461,29 +463,27 @@ class MonitoredConnectionPool(TypedPool):
             await self._disconnect_all()
 
     async def _disconnect_all(self) -> None:
-        acquired, idle, interrupts = self._slots.acquired, self._slots.idle, self._interrupts
+        interrupts = self._interrupts
         connections = self.detach_connections()
         for each in interrupts:
             # A connection that is being made may have no socket yet that could be closed.
             each.reschedule(asyncio.get_running_loop().time())
         try:
-            for connection in acquired:
-                # To wait for the end of what another task reads from could take as long as that task does.
+            for connection in connections:
                 await connection.disconnect(nowait=True)
-            closing = (connection.disconnect() for connection in idle)
-            outcomes = await asyncio.gather(*closing, return_exceptions=True)
         finally:
-            # At the end of the event loop, all of that may be cancelled before it begins.
+            # At the end of the event loop, that may be cancelled before it begins.
             for connection in connections:
                 close_now(connection)
-        if errors := [outcome for outcome in outcomes if outcome is not None]:
-            raise errors[0]
+            if interrupts:
+                await asyncio.wait(interrupts.values(), timeout=1)
+            await wait_closed(connections)
 
     def detach_connections(self) -> tuple[AbstractConnection, ...]:
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
         self._lifecycle.reset()
         connections = self._slots.reset(self.closed_error)
-        self._interrupts = set()
+        self._interrupts = {}
         self._metrics.unregister()
         # redis-py's, which belongs to an event loop.
         self._lock = asyncio.Lock()
@@ -713,7 +713,7 @@ class MonitoredConnectionPool(TypedPool):
     async def _unless_closed(self, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Await what connects; closing the pool ends that at once."""
         interrupts, interrupt = self._interrupts, asyncio.timeout(None)
-        interrupts.add(interrupt)
+        ended = interrupts[interrupt] = asyncio.get_running_loop().create_future()
         try:
             async with interrupt:
                 await connect()
@@ -722,7 +722,8 @@ class MonitoredConnectionPool(TypedPool):
                 raise
             raise self.closed_error() from None
         finally:
-            interrupts.discard(interrupt)
+            del interrupts[interrupt]
+            ended.set_result(None)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
@@ -854,7 +855,7 @@ class MonitoredConnectionPool(TypedPool):
                 try:
                     await connect(connection)
                 finally:
-                    await connection.disconnect(nowait=True)
+                    await close_connection(connection)
                 return True
         except (RedisError, OSError):
             return False

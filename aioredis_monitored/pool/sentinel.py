@@ -168,7 +168,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+            PoolClosedError: The pool was closed meanwhile.
         """
+        # Connections are still made until they notice that the pool has closed; they must not ask the sentinels again.
+        if self._lifecycle.is_closed:
+            raise self.closed_error()
         return await self._discovery.locate()
 
     async def _connect_with(

@@ -9,7 +9,7 @@ from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import with_safe_send, with_shared_context
+from aioredis_monitored._redispy.connections import close_connection, with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._topology.known_sentinels import Sentinel
@@ -81,7 +81,7 @@ class SentinelConnections:
                 return
             finally:
                 self._connections.discard(connection)
-                await connection.disconnect(nowait=True)
+                await close_connection(connection)
 
     def _connection_to(self, sentinel: Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
