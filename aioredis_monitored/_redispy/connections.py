@@ -119,7 +119,7 @@ async def wait_closed(connections: Iterable[AbstractConnection]) -> None:
 
     redis-py does not wait when it disconnects after an error or a cancellation, and TLS has a closing handshake. If the
     event loop ends before it, asyncio warns of an open transport, and uvloop fails to close the loop. A connection that
-    was cancelled in the very tick in which its first handshake ended is closed by asyncio, which tells nobody when.
+    was cancelled in the very tick in which its first handshake ended is closed by asyncio, which does not say when.
     """
     loop = asyncio.get_running_loop()
     closing: dict[asyncio.Future[Any], asyncio.Transport] = {}

@@ -23,6 +23,7 @@ from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import PrimaryLocation, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
+from aioredis_monitored.pool.sentinel_connections import SentinelConnections
 from aioredis_monitored.pool.servers import validate_servers
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -125,11 +126,14 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         self._discovery = SentinelDiscovery(
             PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),
             given,
-            credentials | tls,
-            uses_tls=issubclass(kind, SSLConnection),
-            address_map=read["address_map"],
+            SentinelConnections(
+                service,
+                credentials | tls,
+                uses_tls=issubclass(kind, SSLConnection),
+                asks_replicas=self.reads_replicas,
+            ),
+            map_address=(lambda *where: where) if read["address_map"] is None else read["address_map"].resolve,
             listener=self,
-            asks_replicas=self.reads_replicas,
             deadline=self._template.socket_connect_timeout if deadline is None else deadline,
             name=self.name,
         )
