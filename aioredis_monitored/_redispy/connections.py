@@ -74,11 +74,16 @@ class SafeConnection(AbstractConnection):
         super()._close()
 
     def _note_closing(self) -> None:
-        if self.is_connected:
-            closed, transport = closing_of(self)
-            if closed not in self.closing:
-                self.closing[closed] = transport
-                closed.add_done_callback(self.closing.pop, context=Context())
+        closing = closing_of(self)
+        if closing is not None and closing[0] not in self.closing:
+            closed, self.closing[closed] = closing
+            closed.add_done_callback(self._on_closed, context=Context())
+
+    def _on_closed(self, closed: asyncio.Future[Any]) -> None:
+        del self.closing[closed]
+        if not closed.cancelled():
+            # Retrieved, for asyncio: how the socket has ended makes no difference.
+            closed.exception()
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """Send a packed command, as redis-py does.

@@ -66,10 +66,14 @@ def transport_of(connection: AbstractConnection) -> asyncio.Transport:
     return transport
 
 
-def closing_of(connection: AbstractConnection) -> "tuple[asyncio.Future[Any], asyncio.Transport]":
-    """Return what is done when the socket of a connected connection is closed, and its transport."""
+def closing_of(connection: AbstractConnection) -> "tuple[asyncio.Future[Any], asyncio.Transport] | None":
+    """Return what is done when the socket of a connection is closed, and its transport.
+
+    ``None`` if it is not connected, and for a stand-in for a socket.
+    """
     writer: Any = connection._writer
-    return writer._protocol._get_close_waiter(writer), writer.transport
+    protocol = getattr(writer, "_protocol", None)
+    return None if protocol is None else (protocol._get_close_waiter(writer), writer.transport)
 
 
 def parser_of(connection: AbstractConnection) -> Any:
