@@ -18,8 +18,9 @@ from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
 from aioredis_monitored.errors import DedicatedConnectionError
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_connection_loss, is_transient
+from aioredis_monitored.pool.routes import FailureRoute
 
 T = TypeVar("T")
 

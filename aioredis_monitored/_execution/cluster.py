@@ -25,9 +25,10 @@ from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored._topology.placement import FIRST_KEY, Kind, may_read_from_replica, placement_of, routing_error
 from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.replicas import seconds_at_replica
+from aioredis_monitored.pool.routes import FailureRoute
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them. A million nodes may become
 # primaries while a pool lives.

@@ -38,7 +38,8 @@ from aioredis_monitored._redispy.connections import with_safe_send
 from aioredis_monitored._redispy.overrides import connect, get_connection, should_reconnect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.routes import Route
 
 T = TypeVar("T")
 
@@ -165,7 +166,7 @@ class MonitoredConnections:
         pin: PinnedConnection | None,
         commands: Collection[Sequence[Any]],
         observer: Observer | None,
-    ) -> Route:
+    ) -> Route[MonitoredConnectionPool]:
         if pin is None:
             return self.pool.route(commands, observer)
         return self.pool.route(commands, observer, lambda: caller.connection)

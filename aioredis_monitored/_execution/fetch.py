@@ -24,14 +24,15 @@ from aioredis_monitored._cancellation import SETTLE_SECONDS, run_to_completion, 
 from aioredis_monitored._commands.traits import traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import AcquireConnection, dedicated_attempt, leave_refusing_server, retry
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.connections import close_connection, make_safe_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff
+from aioredis_monitored.pool.routes import Route
 
 # What a server has told to ask another one for, that takes over the slot of the keys: by the number of commands that
 # were sent together, the positions of those that it has not run.
@@ -137,7 +138,7 @@ async def _send_on_spare_connection(pool: ConnectionPool, args: Sequence[Any]) -
     except (RedisError, OSError) as error:
         return error
     finally:
-        await connection.disconnect(nowait=True)
+        await close_connection(connection)
 
 
 def is_success(reply: "asyncio.Future[Any]") -> bool:
@@ -166,7 +167,7 @@ async def fetch_shared(pool: MonitoredConnectionPool, fetch: Fetch, observer: Ob
 
 async def _poll_shared(
     whole: MonitoredConnectionPool,
-    route: Route,
+    route: Route[MonitoredConnectionPool],
     fetch: Fetch,
     args: tuple[Any, ...],
     observer: Observer | None,
@@ -215,7 +216,7 @@ async def fetch_in_turns(fetch_once: Callable[[float], Awaitable[Any]], fetch: F
 
 async def fetch_blocking(
     pool: MonitoredConnectionPool,
-    route: Route,
+    route: Route[MonitoredConnectionPool],
     fetch: Fetch,
     wait: float,
     observer: Observer | None,

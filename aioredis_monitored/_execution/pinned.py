@@ -22,7 +22,8 @@ from aioredis_monitored._redispy.overrides import should_reconnect, single_conne
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import DedicatedConnectionError, PinnedConnectionLostError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
-from aioredis_monitored.pool.pool import PINNED_CONNECTION_LOST, MonitoredConnectionPool
+from aioredis_monitored.pool.connecting import PINNED_CONNECTION_LOST
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply
 
 # Acquires a connection of some pool, and reports it to the observer of the call.

@@ -16,8 +16,9 @@ from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import ReplicaRoute
+from aioredis_monitored.pool.routes import FailureRoute
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 
 

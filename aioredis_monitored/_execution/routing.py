@@ -51,7 +51,8 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, MessagingSpec
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.errors import PoolClosedError, decoding_error
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.routes import FailureRoute
 
 T = TypeVar("T")
 

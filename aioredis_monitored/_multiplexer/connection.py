@@ -79,7 +79,6 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self.is_open = True
         self.connected_at = monotonic()
         self.closing: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.closed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._context = Context()
@@ -266,8 +265,6 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
         self.close(lambda: RedisConnectionError(reason))
         # redis-py waits for it.
         self._stream_protocol.connection_lost(exc)
-        if not self.closed.done():
-            self.closed.set_result(None)
 
     def _drain_socket(self) -> None:
         """Read what has arrived on a closed connection: after a failed write, both event loops discard it.
@@ -391,11 +388,6 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
             self._owner.on_retired(self)
         # The next connection does not need this one's internal commands.
         self._owner.on_closed(self, [call for call in unwritten if not call.is_internal])
-
-    def abort(self) -> None:
-        """Close the socket without TLS's closing handshake, if it is not closed yet."""
-        if not self.closed.done():
-            self._transport.abort()
 
     def _address(self) -> str:
         return address_of(self.connection)

@@ -26,8 +26,6 @@ _DRAIN_SECONDS: Final = 5.0
 # Seconds that a temporary connection stays open without a call. Calls that failed together are repeated within a few
 # pauses; after that, an isolated call may need the connection's slot.
 _LINGER_SECONDS: Final = 0.1
-# Seconds for the closing handshake of TLS.
-_TLS_CLOSE_SECONDS: Final = 1.0
 
 
 class ConnectionSource(Protocol):
@@ -365,7 +363,3 @@ class ConnectionManager:
                     await asyncio.wait(closing)
         for connection in connections:
             connection.close(lambda: RedisConnectionError("closed before the reply came"))
-        if connections:
-            await asyncio.wait([connection.closed for connection in connections], timeout=_TLS_CLOSE_SECONDS)
-        for connection in connections:
-            connection.abort()

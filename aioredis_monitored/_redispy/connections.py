@@ -5,6 +5,7 @@ import asyncio
 import logging
 import ssl
 from collections.abc import Collection, Iterable
+from contextvars import Context
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -17,9 +18,12 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from aioredis_monitored._redispy.sockets import has_socket, is_closed_transport_error, parser_of
+from aioredis_monitored._redispy.sockets import closing_of, has_socket, is_closed_transport_error, parser_of
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
+
+# How long the closing handshakes of TLS may take; a server that is frozen answers none.
+_CLOSE_SECONDS: Final = 1.0
 
 AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 
@@ -38,6 +42,7 @@ def with_safe_send(connection: AnyConnection) -> AnyConnection:
     kind = type(connection)
     if getattr(kind, "send_packed_command", None) is AbstractConnection.send_packed_command:
         connection.__class__ = _safe_class(cast("Any", kind))
+        cast("SafeConnection", connection).closing = {}
     return connection
 
 
@@ -45,13 +50,35 @@ class SafeConnection(AbstractConnection):
     """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone.
 
     Errors have an IPv6 address in brackets, without which its end and the port look the same.
+
+    Attributes:
+        closing: The transports of sockets that it has closed, as long as these are still being closed, each with what
+            is done by then.
     """
+
+    closing: dict[asyncio.Future[Any], asyncio.Transport]
 
     def _host_error(self) -> str:
         match self:
             case Connection(host=str(host), port=port) if ":" in host:
                 return f"[{host}]:{port}"
         return super()._host_error()  # type: ignore[safe-super]  # the connection's own class has it
+
+    async def disconnect(self, *arguments: Any, **options: Any) -> None:
+        """Disconnect, as redis-py does."""
+        self._note_closing()
+        await super().disconnect(*arguments, **options)
+
+    def _close(self) -> None:
+        self._note_closing()
+        super()._close()
+
+    def _note_closing(self) -> None:
+        if self.is_connected:
+            closed, transport = closing_of(self)
+            if closed not in self.closing:
+                self.closing[closed] = transport
+                closed.add_done_callback(self.closing.pop, context=Context())
 
     async def send_packed_command(self, command: bytes | str | Iterable[bytes], check_health: bool = True) -> None:
         """Send a packed command, as redis-py does.
@@ -77,6 +104,37 @@ class SafeConnection(AbstractConnection):
             if isinstance(error, OSError) or is_closed_transport_error(error):
                 raise RedisConnectionError(f"Error while writing to socket: {error}") from error
             raise
+
+
+async def close_connection(connection: AbstractConnection) -> None:
+    """Disconnect a connection, and wait for that; see ``wait_closed``."""
+    try:
+        await connection.disconnect(nowait=True)
+    finally:
+        await wait_closed([connection])
+
+
+async def wait_closed(connections: Iterable[AbstractConnection]) -> None:
+    """Wait until the sockets of disconnected connections are closed; those for which that takes over 1 s are aborted.
+
+    redis-py does not wait when it disconnects after an error or a cancellation, and TLS has a closing handshake. If the
+    event loop ends before it, asyncio warns of an open transport, and uvloop fails to close the loop. A connection that
+    was cancelled in the very tick in which its first handshake ended is closed by asyncio, which does not say when.
+    """
+    loop = asyncio.get_running_loop()
+    closing: dict[asyncio.Future[Any], asyncio.Transport] = {}
+    for connection in connections:
+        closing |= getattr(connection, "closing", {})
+    pending = {closed for closed in closing if closed.get_loop() is loop}
+    if not pending:
+        return
+    try:
+        _, pending = await asyncio.wait(pending, timeout=_CLOSE_SECONDS)
+    finally:
+        for closed in pending:
+            closing[closed].abort()
+    if pending:
+        await asyncio.wait(pending, timeout=_CLOSE_SECONDS)
 
 
 class _SharedContext(RedisSSLContext):

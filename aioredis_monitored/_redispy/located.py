@@ -59,9 +59,9 @@ class LocatedConnection(Connection):
         try:
             await asyncio.wait([connecting, location.outdated], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            connecting.cancel()
-        if not connecting.done():
-            await asyncio.wait([connecting])
+            if connecting.cancel():
+                # Its socket is closed by then.
+                await asyncio.wait([connecting])
         if connecting.cancelled():
             message = f"{self._host_error()} was replaced while it was connected to"
             raise RedisConnectionError(message)

@@ -52,16 +52,24 @@ def close_now(connection: AbstractConnection) -> None:
     connection._close()
 
 
-def close_all_now(pool: ConnectionPool) -> None:
-    """Close the sockets of all connections of a plain redis-py pool without awaiting."""
-    for connection in (*pool._available_connections, *pool._in_use_connections):
+def close_all_now(pool: ConnectionPool) -> list[AbstractConnection]:
+    """Close the sockets of all connections of a plain redis-py pool without awaiting; return the connections."""
+    connections = [*pool._available_connections, *pool._in_use_connections]
+    for connection in connections:
         close_now(connection)
+    return connections
 
 
 def transport_of(connection: AbstractConnection) -> asyncio.Transport:
     """Return the transport of a connected connection."""
     transport: asyncio.Transport = cast("Any", connection._writer).transport
     return transport
+
+
+def closing_of(connection: AbstractConnection) -> "tuple[asyncio.Future[Any], asyncio.Transport]":
+    """Return what is done when the socket of a connected connection is closed, and its transport."""
+    writer: Any = connection._writer
+    return writer._protocol._get_close_waiter(writer), writer.transport
 
 
 def parser_of(connection: AbstractConnection) -> Any:

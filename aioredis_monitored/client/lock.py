@@ -39,8 +39,9 @@ from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored.errors import PinnedConnectionLostError
-from aioredis_monitored.pool.pool import Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
+from aioredis_monitored.pool.routes import Route
 
 T = TypeVar("T")
 
@@ -369,7 +370,7 @@ class _Acquisition:
 
     async def _attempt_shared(
         self,
-        route: Route,
+        route: Route[MonitoredConnectionPool],
         command: tuple[Any, ...],
         operation: Operation | None,
         seconds: float | None,

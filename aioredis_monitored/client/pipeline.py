@@ -46,8 +46,9 @@ from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, Route
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_error_reply, is_refused_by_cluster
+from aioredis_monitored.pool.routes import Route
 
 if TYPE_CHECKING:
     from aioredis_monitored.client.pipeline_commands import PipelineCommand
@@ -240,7 +241,7 @@ class MonitoredRedisPipeline(PipelineCommands):
 
     async def _attempt_batch(
         self,
-        route: Route,
+        route: Route[MonitoredConnectionPool],
         traits: Traits,
         stack: CommandStackT,
         raise_on_error: bool,

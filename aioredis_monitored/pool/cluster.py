@@ -30,8 +30,9 @@ from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.errors import ClusterRoutingError
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.node_pool import NodePool, ReadingNodePool
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import REDIRECTS, ClusterRoute, note_failure
+from aioredis_monitored.pool.routes import RouteObserver
 from aioredis_monitored.pool.servers import validate_servers
 from aioredis_monitored.pool.topology import ClusterTopology
 

@@ -1,40 +1,35 @@
 """The connection pool: made from configuration, shared by clients, connecting and closing what its slots hold."""
 
 import asyncio
-import logging
-import ssl
 import sys
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import inf
 from time import perf_counter
 from types import TracebackType
-from typing import Any, ClassVar, Final, Protocol, Self, cast
+from typing import Any, ClassVar, Final, Self, cast
 from weakref import ref
 
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.metrics import MeterProvider
 from opentelemetry.trace import TracerProvider
 from redis import exceptions
-from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
-from redis.driver_info import DriverInfo, resolve_driver_info
-from redis.exceptions import AuthenticationError, RedisError
-from redis.maint_notifications import MaintNotificationsConfig
+from redis.exceptions import RedisError
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
-from aioredis_monitored._redispy.attributes import AttributeFreeParser, is_between_replies
 from aioredis_monitored._redispy.connections import (
+    close_connection,
     decode_reply,
-    handshake,
     is_decodable,
     make_safe_connection,
+    wait_closed,
     with_safe_send,
     with_shared_context,
 )
@@ -44,96 +39,47 @@ from aioredis_monitored._redispy.overrides import (
     announce_release,
     connect,
     forget_re_auth_token,
-    re_auth,
     register_connect_callback,
     should_reconnect,
 )
-from aioredis_monitored._redispy.sockets import close_now, is_closed_by_peer, is_readable
+from aioredis_monitored._redispy.sockets import close_now
 from aioredis_monitored._telemetry import semconv
-from aioredis_monitored._telemetry.instruments import SCOPE
 from aioredis_monitored._telemetry.operation import Operation, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server, server_of
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
-from aioredis_monitored._version import __version__
 from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
 from aioredis_monitored.errors import (
     ConfigurationError,
-    PinnedConnectionLostError,
     PoolClosedError,
     PoolExhaustedError,
     copied,
-    decoding_error,
 )
-from aioredis_monitored.pool.credentials import PasswordFile, is_renewable, retry_refused
+from aioredis_monitored.pool.arguments import (
+    retries_of,
+    warn_ignored,
+    warn_unverified,
+    with_own_defaults,
+    without_defaults,
+)
+from aioredis_monitored.pool.connecting import Connector
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
+from aioredis_monitored.pool.routes import Route, RouteObserver
 from aioredis_monitored.pool.slots import Slots
 
-_LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
-
-PINNED_CONNECTION_LOST: Final = (
-    "the connection of this handle is lost, and with it what was set there, such as the database: "
-    "make a new handle (client() or pipeline()), and set it again"
-)
-
-# Once: redis-py would read its version from disk for every connection, in the event loop.
-_DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
 # What a redirect means where there is no cluster's pool.
 _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:// or rediss+cluster:// URL"
 # The two shared connections must leave one for commands that need their own.
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
-_RESP2: Final = 2
 _DEFAULT_MAX_CONNECTIONS: Final = 50
 _DEFAULT_RETRIES: Final = 20
-# Arguments for which None means the default.
-_NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
-
-
-class RouteObserver(Protocol):
-    """Learns where a call goes."""
-
-    def set_server(self, server: Server) -> object:
-        """Take the server of the next attempt."""
-
-    def add_redirect(self) -> object:
-        """Count an attempt that a server has redirected to another one."""
-
-
-class FailureRoute(Protocol):
-    """What decides about one call whose attempt has failed."""
-
-    @property
-    def retry_policy(self) -> RetryPolicy:
-        """The policy of the server that was asked last."""
-
-    def is_connected(self) -> bool:
-        """Whether there is a connection to that server on which it has answered."""
-
-    def follow(self, failure: AttemptFailed, /) -> float | None:
-        """Take the failure of an attempt; return the seconds to wait before the next one if it is a redirect.
-
-        Returns:
-            ``None`` if it is no redirect that may be followed: the policy decides.
-        """
-
-
-class Route(FailureRoute, Protocol):
-    """Where the attempts of one call go; a ``MonitoredConnectionPool`` is the route of every call to its server."""
-
-    async def target(self) -> "MonitoredConnectionPool":
-        """Return the pool of the server that the next attempt goes to.
-
-        Raises:
-            AttemptFailed: It is not known now.
-            PoolClosedError, EventLoopError: The pool cannot be used.
-        """
 
 
 class MonitoredConnectionPool(TypedPool):
@@ -239,7 +185,7 @@ class MonitoredConnectionPool(TypedPool):
                 "max_connections": _DEFAULT_MAX_CONNECTIONS if max_connections is None else max_connections,
                 "timeout": timeout,
                 **own,
-                **{name: value for name, value in connection_arguments.items() if not is_default(name, value)},
+                **without_defaults(connection_arguments),
                 "connection_class": connection_class,
             },
             self._topology_name,
@@ -250,15 +196,13 @@ class MonitoredConnectionPool(TypedPool):
         self._slots: Slots[AbstractConnection] = Slots(
             arguments["max_connections"], partial(_make_connection, ref(self))
         )
-        # What ends the making of a connection when the pool closes.
-        self._interrupts: set[asyncio.Timeout] = set()
-        super().__init__(**_completed(arguments, client_info=own["client_info"]))
+        super().__init__(**with_own_defaults(arguments, client_info=own["client_info"]))
         # Never connected. Without it, the first command would be the first to notice an unknown argument.
         self._template = self._make_template()
         self._multiplex = own["multiplex"] and self.max_connections > 1 and supports_multiplexing(self._template)
         self.decodes_replies = self._template.encoder.decode_responses
         self._retry_backoff: float = own["retry_backoff"]
-        self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else _retries_of(retry))
+        self._set_retries(own["retries"] if retries is not None or retry is SENTINEL else retries_of(retry))
         server = self._describe_server()
         self.telemetry = PoolRecorder(
             server,
@@ -271,6 +215,7 @@ class MonitoredConnectionPool(TypedPool):
         self.name = name or self._address
         self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self._title, self._slots)
+        self._connector = Connector(self._slots, self._metrics, self._lifecycle.closed_error)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
@@ -278,8 +223,8 @@ class MonitoredConnectionPool(TypedPool):
         for counter in self._counters:
             self.telemetry.start_counter(getattr(self.telemetry.instruments, counter))
         if self.checks_arguments:
-            self._warn_unverified()
-            self._warn_ignored(retry, retry_on_error, retry_on_timeout)
+            warn_unverified(self.name, self._template)
+            warn_ignored(self.name, self._retries, retry, retry_on_error, retry_on_timeout)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
@@ -313,6 +258,8 @@ class MonitoredConnectionPool(TypedPool):
             expected, actual = scheme_of(cls._topology_name), scheme_of(topology)
             raise ConfigurationError(("url", f"must be a {expected} URL for {cls.__name__}, got {actual}"))
         return cast("type[Self]", cls._topology_classes[topology])
+
+    # What it is called, and how it is
 
     def _describe_server(self) -> Server:
         return server_of(self)
@@ -351,6 +298,8 @@ class MonitoredConnectionPool(TypedPool):
     def stats(self) -> PoolStats:
         """Return how many connections and calls there are now, as the gauges do; may be called in any thread."""
         return self._metrics.stats()
+
+    # The readiness check
 
     async def ping(self) -> None:
         """Return if the server answers ``PING``: the readiness check, in one attempt.
@@ -391,15 +340,17 @@ class MonitoredConnectionPool(TypedPool):
                 await self.release(connection)
         self.retry_policy.server_unreachable = False
 
+    # How calls are retried
+
     def set_retry(self, retry: AbstractRetry[Any]) -> None:  # a blocking one works as well
         """Take the number of retries of a policy of redis-py, as the constructor does.
 
         Raises:
             TypeError: It is no retry policy.
         """
-        self._set_retries(_retries_of(retry))
+        self._set_retries(retries_of(retry))
         if self.checks_arguments:
-            self._warn_ignored(retry)
+            warn_ignored(self.name, self._retries, retry)
 
     def get_retry(self) -> Retry:
         """Return how calls are retried, as a policy of redis-py: how often, and with which delays."""
@@ -410,26 +361,6 @@ class MonitoredConnectionPool(TypedPool):
         # A negative number is redis-py's for any number.
         most = sys.maxsize if retries < 0 else retries
         self.retry_policy = RetryPolicy(most, self._retry_backoff, self._template.socket_timeout)
-
-    def _warn_unverified(self) -> None:
-        if isinstance(self._template, SSLConnection) and self._template.cert_reqs == ssl.CERT_NONE:
-            _LOGGER.warning(
-                "pool %r: ssl_cert_reqs is none, so that anyone on the network can pose as the server and read the "
-                "password; leave it out, and give ssl_ca_certs if the server's authority is not the system's",
-                self.name,
-            )
-
-    def _warn_ignored(self, retry: object, on_error: object = None, on_timeout: object = False) -> None:
-        is_policy = isinstance(retry, AbstractRetry) and self._retries != 0
-        given = {"retry": is_policy, "retry_on_error": on_error, "retry_on_timeout": on_timeout}
-        if ignored := [name for name, value in given.items() if value]:
-            _LOGGER.warning(
-                "pool %r: of %s, only a number of retries counts (%d now): a call is retried only if it certainly did "
-                "not run, whatever its error, and after delays of retry_backoff",
-                self.name,
-                ", ".join(ignored),
-                self._retries,
-            )
 
     # Opening and closing
 
@@ -461,29 +392,24 @@ class MonitoredConnectionPool(TypedPool):
             await self._disconnect_all()
 
     async def _disconnect_all(self) -> None:
-        acquired, idle, interrupts = self._slots.acquired, self._slots.idle, self._interrupts
+        interrupted = self._connector.interrupt()
         connections = self.detach_connections()
-        for each in interrupts:
-            # A connection that is being made may have no socket yet that could be closed.
-            each.reschedule(asyncio.get_running_loop().time())
         try:
-            for connection in acquired:
-                # To wait for the end of what another task reads from could take as long as that task does.
+            for connection in connections:
                 await connection.disconnect(nowait=True)
-            closing = (connection.disconnect() for connection in idle)
-            outcomes = await asyncio.gather(*closing, return_exceptions=True)
         finally:
-            # At the end of the event loop, all of that may be cancelled before it begins.
+            # At the end of the event loop, that may be cancelled before it begins.
             for connection in connections:
                 close_now(connection)
-        if errors := [outcome for outcome in outcomes if outcome is not None]:
-            raise errors[0]
+            if interrupted:
+                await asyncio.wait(interrupted, timeout=1)
+            await wait_closed(connections)
 
     def detach_connections(self) -> tuple[AbstractConnection, ...]:
         """Make the pool like new, and closed; return the connections that it had, which are not closed by this."""
         self._lifecycle.reset()
         connections = self._slots.reset(self.closed_error)
-        self._interrupts = set()
+        self._connector.reset()
         self._metrics.unregister()
         # redis-py's, which belongs to an event loop.
         self._lock = asyncio.Lock()
@@ -576,7 +502,7 @@ class MonitoredConnectionPool(TypedPool):
             if connection is None:
                 connection = await self._wait_for_slot()
             assigned = perf_counter()
-            await self._connect(connection)
+            await self._connector.connect(connection, self)
         finally:
             now = perf_counter()
             if on_waited is not None:
@@ -598,7 +524,7 @@ class MonitoredConnectionPool(TypedPool):
         connection = self._slots.acquire(reserved=reserved)
         if connection is None:
             connection = await self._wait_for_slot(reserved=reserved)
-        await self._connect(connection, anew=True)
+        await self._connector.connect(connection, self, anew=True)
         return connection
 
     async def _wait_for_slot(self, *, reserved: bool = False) -> AbstractConnection:
@@ -615,6 +541,8 @@ class MonitoredConnectionPool(TypedPool):
                 raise PoolExhaustedError(message) from error
             raise
 
+    # Connecting: redis-py's methods, which its own code and tools call as well
+
     def _make_template(self) -> AbstractConnection:
         return self.make_connection()
 
@@ -625,52 +553,12 @@ class MonitoredConnectionPool(TypedPool):
         return connection
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
-        # redis-py reconnects whenever it is asked to send. A connection that was acquired when the pool closed would
-        # come back to life: a WATCH would be forgotten, a subscription would outlive the pool. An altered one would
-        # lose what its caller has set.
-        if not self.is_acquired(connection) and connection not in self._slots.idle:
-            await connection.disconnect(nowait=True)
-            raise self.closed_error()
-        if self.will_discard(connection):
-            await connection.disconnect(nowait=True)
-            raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
-
-    async def _connect(self, connection: AbstractConnection, *, anew: bool = False) -> None:
-        if not self.is_acquired(connection):
-            # The pool was closed after its slot had become free, and before this caller went on.
-            raise self.closed_error()
-        connecting = self._slots.connecting
-        connecting.add(connection)
-        try:
-            if anew:
-                await connection.disconnect(nowait=True)
-            await self.ensure_connection(connection)
-            if anew:
-                await self._re_authenticate(connection)
-        except BaseException as error:
-            is_closed = not self.is_acquired(connection)
-            await self.release(connection)
-            if is_closed and isinstance(error, Exception):
-                raise self.closed_error() from error
-            raise
-        finally:
-            connecting.discard(connection)
-
-    async def _re_authenticate(self, connection: AbstractConnection) -> None:
-        """Send credentials that have changed while it was being connected."""
-        try:
-            await re_auth(connection)
-        except AuthenticationError:
-            # The credentials that it was connected with may still be good; redis-py has closed it.
-            forget_re_auth_token(connection)
-            await self.ensure_connection(connection)
+        """Check a connection after each handshake; subclasses add to that."""
+        await self._connector.check_connectable(connection)
 
     async def ensure_connection(self, connection: AbstractConnection) -> None:
         """Connect, and leave no connection half-connected, such as one without its AUTH and SELECT."""
-        if connection.is_connected and (is_readable(connection) or not is_between_replies(connection)):
-            # No reply is due on an idle connection: this is its end, or a reply that no call awaits, or a part of one.
-            await connection.disconnect(nowait=True)
-        await self._connect_with(connection, partial(super().ensure_connection, connection))
+        await self._connector.ensure(connection, super().ensure_connection)
 
     async def reconnect(self, connection: AbstractConnection) -> None:
         """Connect an acquired connection anew; it stays acquired, also if that fails.
@@ -678,51 +566,7 @@ class MonitoredConnectionPool(TypedPool):
         Raises:
             redis.exceptions.RedisError: As ``get_connection``.
         """
-        if not self.is_acquired(connection):
-            raise self.closed_error()
-        connecting = self._slots.connecting
-        self._slots.mark_reconnected(connection)
-        connecting.add(connection)
-        try:
-            await connection.disconnect(nowait=True)
-            await self._connect_with(connection, connection.connect)
-        except Exception as error:
-            if not self.is_acquired(connection):
-                raise self.closed_error() from error
-            raise
-        finally:
-            connecting.discard(connection)
-
-    async def _connect_with(
-        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        try:
-            if connection.is_connected:
-                await connect()
-                return
-            started = perf_counter()
-            await self._unless_closed(connect)
-            _check_not_closed(connection)
-            self._metrics.on_created(perf_counter() - started)
-        except BaseException as error:
-            await connection.disconnect(nowait=True)
-            if isinstance(error, UnicodeDecodeError):
-                raise decoding_error(error) from None
-            raise
-
-    async def _unless_closed(self, connect: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Await what connects; closing the pool ends that at once."""
-        interrupts, interrupt = self._interrupts, asyncio.timeout(None)
-        interrupts.add(interrupt)
-        try:
-            async with interrupt:
-                await connect()
-        except TimeoutError:
-            if not interrupt.expired():
-                raise
-            raise self.closed_error() from None
-        finally:
-            interrupts.discard(interrupt)
+        await self._connector.reconnect(connection)
 
     async def release(self, connection: AbstractConnection) -> None:
         """Give an acquired connection back; one that was acquired before the pool closed is disconnected."""
@@ -761,8 +605,7 @@ class MonitoredConnectionPool(TypedPool):
 
     def is_connected(self) -> bool:
         """Whether there is a connection on which the server has answered, acquired or idle."""
-        connections = {*self._slots.acquired, *self._slots.idle} - self._slots.connecting
-        return any(connection.is_connected for connection in connections)
+        return self._connector.is_connected()
 
     def discard_on_release(self, connection: AbstractConnection) -> None:
         """Mark an acquired connection as altered: it is closed when it is released."""
@@ -797,7 +640,7 @@ class MonitoredConnectionPool(TypedPool):
         _observer: RouteObserver | None,
         _pinned: Callable[[], AbstractConnection | None] | None = None,
         /,
-    ) -> Route:
+    ) -> "Route[MonitoredConnectionPool]":
         """Return where the attempts of a call go.
 
         Its arguments are what the call sends; what is given the server of each attempt, if that is not always the same;
@@ -854,7 +697,7 @@ class MonitoredConnectionPool(TypedPool):
                 try:
                     await connect(connection)
                 finally:
-                    await connection.disconnect(nowait=True)
+                    await close_connection(connection)
                 return True
         except (RedisError, OSError):
             return False
@@ -919,55 +762,6 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     return pool_class(**{"name": prefix.removesuffix("."), **override(config.pool_arguments(), kwargs)})
 
 
-def is_default(name: str, value: object) -> bool:
-    """Whether an argument is given that means no more than an omitted one, as wrappers of redis-py pass them."""
-    return value is SENTINEL or (value is None and name in _NONE_IS_DEFAULT)
-
-
-def _completed(arguments: dict[str, Any], *, client_info: bool) -> dict[str, Any]:
-    """Return redis-py's arguments, with defaults of this package where none are given.
-
-    Args:
-        arguments: Those that are given, validated.
-        client_info: Whether connections report this package to the server.
-    """
-    completed = dict(arguments)
-    # redis-py 8.1's default skips its check for unread replies, and hands one caller another's reply.
-    completed.setdefault("maint_notifications_config", MaintNotificationsConfig(enabled=False))
-    library = {name: completed.pop(name) for name in ("lib_name", "lib_version") if name in completed}
-    if library:
-        completed.setdefault("driver_info", resolve_driver_info(**library))
-    completed.setdefault("driver_info", _DRIVER_INFO if client_info else None)
-    # hiredis counts attributes, which only RESP3 has, as replies.
-    completed.setdefault("parser_class", AttributeFreeParser)
-    if completed.get("protocol") == _RESP2:
-        completed.setdefault("redis_connect_func", handshake)
-    if (path := completed.pop("password_file", None)) is not None:
-        completed["credential_provider"] = PasswordFile(path, completed.pop("username", None))
-    if is_renewable(completed.get("credential_provider")):
-        connect_func = completed.get("redis_connect_func") or AbstractConnection.on_connect
-        completed["redis_connect_func"] = retry_refused(connect_func)
-    return completed
-
-
 def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:
     # A weak reference makes no cycle, in which a forgotten pool would be noticed later.
     return cast("MonitoredConnectionPool", pool()).make_connection()
-
-
-def _retries_of(retry: object) -> int:
-    if retry is None:
-        return 0
-    if not isinstance(retry, AbstractRetry):
-        message = f"retry must be a redis.asyncio.retry.Retry, got {type(retry).__name__}"
-        raise TypeError(message)
-    return retry.get_retries()
-
-
-def _check_not_closed(connection: AbstractConnection) -> None:
-    """Raise if the server has closed a connection since it was connected.
-
-    redis-py has read that, and would look at it only after it has written; a shared connection would wait in vain.
-    """
-    if is_closed_by_peer(connection):
-        raise exceptions.ConnectionError("Connection closed by server.")

@@ -10,8 +10,9 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, ReplyObserver
 from aioredis_monitored.errors import PoolClosedError
-from aioredis_monitored.pool.pool import MonitoredConnectionPool, RouteObserver
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import RetryPolicy
+from aioredis_monitored.pool.routes import RouteObserver
 from aioredis_monitored.pool.topology import ClusterTopology
 
 _MOVED: Final = "moved"

@@ -12,8 +12,9 @@ from redis.exceptions import ResponseError
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored.config.addresses import Address
 from aioredis_monitored.pool.node_pool import ClosingPools, NodePool
-from aioredis_monitored.pool.pool import FailureRoute, MonitoredConnectionPool
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
+from aioredis_monitored.pool.routes import FailureRoute
 
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 

@@ -1,7 +1,7 @@
 """The pool of a service that Redis Sentinel looks after: connections to its primary, and to replicas for reading."""
 
 import logging
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -23,6 +23,7 @@ from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import PrimaryLocation, SentinelDiscovery
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
+from aioredis_monitored.pool.sentinel_connections import SentinelConnections
 from aioredis_monitored.pool.servers import validate_servers
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -125,11 +126,14 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         self._discovery = SentinelDiscovery(
             PrimaryTracker(service, MAX_HOLD_SECONDS if deadline is None else min(MAX_HOLD_SECONDS, deadline / 2)),
             given,
-            credentials | tls,
-            uses_tls=issubclass(kind, SSLConnection),
-            address_map=read["address_map"],
+            SentinelConnections(
+                service,
+                credentials | tls,
+                uses_tls=issubclass(kind, SSLConnection),
+                asks_replicas=self.reads_replicas,
+            ),
+            map_address=(lambda *where: where) if read["address_map"] is None else read["address_map"].resolve,
             listener=self,
-            asks_replicas=self.reads_replicas,
             deadline=self._template.socket_connect_timeout if deadline is None else deadline,
             name=self.name,
         )
@@ -164,18 +168,31 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
+            PoolClosedError: The pool was closed meanwhile.
         """
+        # Connections are still made until they notice that the pool has closed; they must not ask the sentinels again.
+        if self._lifecycle.is_closed:
+            raise self.closed_error()
         return await self._discovery.locate()
 
-    async def _connect_with(
-        self, connection: AbstractConnection, connect: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
+    async def ensure_connection(self, connection: AbstractConnection) -> None:
+        """Connect, and leave no connection half-connected, such as one without its AUTH and SELECT."""
         try:
-            await super()._connect_with(connection, connect)
+            await super().ensure_connection(connection)
         except RedisConnectionError as error:
-            # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
-            if isinstance(error.__cause__, AuthenticationError):
-                raise error.__cause__ from None
+            _raise_refusal(error)
+            raise
+
+    async def reconnect(self, connection: AbstractConnection) -> None:
+        """Connect an acquired connection anew; it stays acquired, also if that fails.
+
+        Raises:
+            redis.exceptions.RedisError: As ``get_connection``.
+        """
+        try:
+            await super().reconnect(connection)
+        except RedisConnectionError as error:
+            _raise_refusal(error)
             raise
 
     async def _on_connect(self, connection: AbstractConnection) -> None:
@@ -289,6 +306,12 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
 async def _locate(pool: "ref[MonitoredSentinelPool]") -> PrimaryLocation:
     return await cast("MonitoredSentinelPool", pool()).locate()
+
+
+def _raise_refusal(error: RedisConnectionError) -> None:
+    # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
+    if isinstance(error.__cause__, AuthenticationError):
+        raise error.__cause__ from None
 
 
 def _problems_of(service: object) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from aioredis_monitored.config.addresses import Address, read_addresses
 from aioredis_monitored.config.schema import validate_arguments
 from aioredis_monitored.config.url import Topology
 from aioredis_monitored.errors import ConfigurationError
-from aioredis_monitored.pool.pool import is_default
+from aioredis_monitored.pool.arguments import without_defaults
 
 # Arguments that name one server.
 _NAMING_A_SERVER: Final = ("host", "port", "path")
@@ -54,8 +54,7 @@ def validate_servers(
         if arguments.get(each) is not None
     ]
     try:
-        given = {each: value for each, value in arguments.items() if not is_default(each, value)}
-        read = validate_arguments(given, topology)
+        read = validate_arguments(without_defaults(arguments), topology)
     except ConfigurationError as error:
         found += error.problems
     if found:

@@ -25,7 +25,6 @@ class Slots(Generic[C]):
         max_connections: The number of slots (see ``resize``).
         idle: The connections that no caller has; the last one is acquired next.
         acquired: The connections that callers have, the shared ones included.
-        connecting: Those of ``acquired`` that are being connected, the shared ones included.
         waiters: The callers that wait for a slot, the oldest first.
         reserved_waiters: The callers that wait with ``reserved``, the oldest first.
     """
@@ -39,7 +38,6 @@ class Slots(Generic[C]):
         # New objects: a call that began before goes on with the old ones.
         self.idle: list[C] = []
         self.acquired: set[C] = set()
-        self.connecting: set[C] = set()
         self.waiters: deque[asyncio.Future[C]] = deque()
         self.reserved_waiters: deque[asyncio.Future[C]] = deque()
         self._discarded: set[C] = set()

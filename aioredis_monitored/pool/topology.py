@@ -19,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed
+from aioredis_monitored._redispy.connections import close_connection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored._topology.hash_slots import SLOTS
@@ -466,7 +467,7 @@ class ClusterTopology:
                 self._refusal = error
             return None
         finally:
-            await connection.disconnect(nowait=True)
+            await close_connection(connection)
         self._suspected.discard(address)
         if not found.ranges:
             self._problem = f"{address_text(*address)}: it knows no node that serves a slot"

@@ -13,7 +13,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._commands.table import argument_text
-from aioredis_monitored._redispy.connections import make_safe_connection
+from aioredis_monitored._redispy.connections import make_safe_connection, wait_closed
 from aioredis_monitored._redispy.overrides import execute_command
 from aioredis_monitored._redispy.sockets import close_all_now
 from aioredis_monitored._telemetry.context import suppressed
@@ -213,4 +213,4 @@ async def _available_client(client: MonitoredRedisConnection) -> AsyncIterator[R
             yield Redis(connection_pool=own)
     finally:
         # Cancelled once more while it closes them, as at the end of an event loop, redis-py's pool leaves some open.
-        close_all_now(own)
+        await wait_closed(close_all_now(own))

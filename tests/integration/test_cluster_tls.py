@@ -7,6 +7,7 @@ import trustme
 from redis.asyncio import SSLConnection
 from redis.exceptions import AuthenticationError
 from redis.exceptions import ConnectionError as RedisConnectionError
+from support.sharing import close_while_blocked, warnings_after
 
 from aioredis_monitored import MonitoredClusterPool, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored.testing import ClusterServers, RedisServer, TlsFiles
@@ -89,6 +90,22 @@ async def test_certificates_of_an_unknown_authority_are_refused_at_once(tmp_path
             await use(servers.url, ssl_ca_certs=other.authority, socket_timeout=LONG_TIMEOUT)
 
         assert loop.time() - began < MAX_FAILURE_SECONDS
+
+
+def test_event_loop_may_end_as_soon_as_the_pool_is_closed(tmp_path):
+    files = tls_files(tmp_path, "127.0.0.1")
+    if not has_tls(files):
+        pytest.skip("the server has no TLS")
+    with ClusterServers(primaries=2, replicas=0, tls=files) as servers:
+        (first, *_) = servers.nodes
+
+        async def use():
+            pool = MonitoredConnectionPool.from_url(
+                f"rediss+cluster://127.0.0.1:{first.port}", ssl_ca_certs=files.authority
+            )
+            await close_while_blocked(pool)
+
+        assert [] == warnings_after(use)
 
 
 async def test_password_is_sent_to_every_node():

@@ -61,6 +61,7 @@ from aioredis_monitored._redispy.sockets import (
     address_of,
     close_all_now,
     close_now,
+    closing_of,
     is_closed_by_peer,
     parser_of,
     peer_address,
@@ -293,6 +294,20 @@ async def test_disconnect_nowait_closes_the_transport_before_its_first_await(con
         disconnecting.send(None)
     assert transport.is_closing()
     disconnecting.close()
+
+
+@pytest.mark.parametrize("is_aborted", [True, False])
+async def test_end_of_a_socket_is_known_from_its_writer(connection, is_aborted):
+    closed, transport = closing_of(connection)
+    assert transport is transport_of(connection)
+    assert not closed.done()
+    if is_aborted:
+        transport.abort()
+    else:
+        close_now(connection)
+    await asyncio.wait([closed], timeout=60)
+    assert closed.done()
+    assert transport.is_closing()
 
 
 async def test_asyncio_transport_exposes_its_socket(connection):

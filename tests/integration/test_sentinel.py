@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 import warnings
+from contextlib import AsyncExitStack
 from itertools import chain, cycle, repeat
-from pathlib import Path
 
 import pytest
 import redis.exceptions
@@ -23,7 +23,7 @@ from support.internals import (
     shorten_ping_of_sentinels,
 )
 from support.sentinels import FakeSentinel, SharedAddress, reads_at
-from support.sharing import UNRECORDED, warnings_of_forgetting
+from support.sharing import UNRECORDED, close_while_blocked, warnings_after, warnings_of_forgetting
 
 from aioredis_monitored import (
     Components,
@@ -638,30 +638,6 @@ def tls_servers(tmp_path):
     servers.stop()
 
 
-@pytest.fixture
-async def _tls_connections_end(tls_servers, until):
-    """Wait until the connections of a test have ended: closing TLS goes on for a moment after the pool is closed."""
-    servers, _ = tls_servers
-    for each in (*servers.sentinels, *servers.data):
-        # This keeps a connection.
-        each.call("PING")
-    before = _descriptors()
-    yield
-    await until(lambda: _descriptors() <= before)
-
-
-def _descriptors():
-    return len([*Path("/proc/self/fd").iterdir()])
-
-
-_NOT_ON_UVLOOP = pytest.mark.skipif(
-    "AIOREDIS_MONITORED_UVLOOP" in os.environ,
-    reason="uvloop fails to close an event loop in which TLS connections are being closed",
-)
-
-
-@_NOT_ON_UVLOOP
-@pytest.mark.usefixtures("_tls_connections_end")
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_tls_is_used_for_servers_and_sentinels(tls_servers, host, until):
     servers, files = tls_servers
@@ -673,8 +649,6 @@ async def test_tls_is_used_for_servers_and_sentinels(tls_servers, host, until):
         await until(lambda: all(map(is_followed, servers.sentinels)))
 
 
-@_NOT_ON_UVLOOP
-@pytest.mark.usefixtures("_tls_connections_end")
 async def test_tls_is_used_for_replicas_whose_names_are_verified(tls_servers, until):
     servers, files = tls_servers
     arguments = {"connection_class": SSLConnection, "ssl_ca_certs": files.authority, "read_from": "replica"}
@@ -688,6 +662,36 @@ async def test_tls_is_used_for_replicas_whose_names_are_verified(tls_servers, un
 
 
 # What is left behind.
+
+
+@pytest.mark.parametrize("read_from", ["primary", "replica"])
+def test_event_loop_may_end_as_soon_as_the_pool_is_closed(tls_servers, read_from):
+    servers, files = tls_servers
+
+    async def use():
+        arguments = {"connection_class": SSLConnection, "ssl_ca_certs": files.authority, "read_from": read_from}
+        await close_while_blocked(MonitoredSentinelPool(addresses(servers.sentinels), "mymaster", **arguments))
+
+    assert [] == warnings_after(use)
+
+
+def test_pool_is_closed_in_bounded_time_when_all_servers_are_frozen_that_have_tls(tls_servers):
+    servers, files = tls_servers
+    arguments = {"connection_class": SSLConnection, "ssl_ca_certs": files.authority}
+
+    async def use():
+        pool = MonitoredSentinelPool(addresses(servers.sentinels), "mymaster", **arguments)
+        async with AsyncExitStack() as stack:
+            async with pool:
+                await pool.ping()
+                for server in (*servers.data, *servers.sentinels):
+                    server.freeze()
+                    stack.callback(server.thaw)
+                # asyncio's own limit is 30 s.
+                limit = await stack.enter_async_context(asyncio.timeout(15))
+            limit.reschedule(None)
+
+    assert [] == warnings_after(use, times=1)
 
 
 async def test_closed_pool_follows_no_sentinel_and_can_be_opened_again(make_pool, servers, until):

@@ -15,7 +15,7 @@ import redis
 import trustme
 from redis.asyncio import SSLConnection
 from support.internals import forwarding_tasks_of, refresh_topology, replicas_of
-from support.sharing import warnings_of_forgetting
+from support.sharing import close_while_blocked, warnings_after, warnings_of_forgetting
 
 from aioredis_monitored import (
     MonitoredClusterPool,
@@ -262,6 +262,13 @@ def test_unclosed_tls_pool_only_warns_when_collected_while_its_event_loop_is_pau
 
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == warned
     assert [] == caplog.messages
+
+
+def test_event_loop_may_end_as_soon_as_a_pool_is_closed_of_which_connections_are_in_use(tls_url, pem):
+    async def use():
+        await close_while_blocked(configured(tls_url, ssl_ca_certs=pem.authority))
+
+    assert [] == warnings_after(use)
 
 
 @pytest.fixture

@@ -446,7 +446,7 @@ def awaited_future_of(task):
 
 def sentinels_of(pool):
     """Return the sentinels that a pool knows."""
-    return pool._discovery._sentinels
+    return pool._discovery._known.sentinels
 
 
 def followers_of(pool):
@@ -456,7 +456,7 @@ def followers_of(pool):
 
 def number_of_sentinels_known_to(pool):
     """Return how many sentinels a pool counts."""
-    return pool._discovery._known()
+    return pool._discovery._known.count()
 
 
 async def ask_sentinels_of(pool):

@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import warnings
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import redis.exceptions
 from opentelemetry.metrics import NoOpMeterProvider
@@ -86,3 +86,38 @@ def warnings_of_forgetting(make_pool, new_loop):
         runner.run(asyncio.sleep(0))
         gc.collect()
     return [str(warning.message) for warning in caught]
+
+
+def warnings_after(use, times=5):
+    """Run a coroutine function in event loops that are closed as soon as it has ended; return what was warned of."""
+    # What earlier tests have left.
+    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(times):
+            loop = asyncio.new_event_loop()
+            loop.run_until_complete(use())
+            loop.close()
+            gc.collect()
+    return [str(each.message) for each in caught]
+
+
+async def close_while_blocked(pool):
+    """Use a pool's shared connection and dedicated ones, and close it while a caller is blocked and one subscribed."""
+    async with pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        assert await client.set("key", "value")
+        async with client.pubsub() as subscription:
+            await subscription.subscribe("channel")
+            blocked = asyncio.ensure_future(client.blpop("list", 0))
+            async with asyncio.timeout(60):
+                await until_any_blocked(client)
+            await pool.aclose()
+        with suppress(redis.exceptions.ConnectionError):
+            await blocked
+
+
+async def until_any_blocked(client):
+    """Wait until a client of the same server is blocked."""
+    while not (await client.info("clients"))["blocked_clients"]:
+        await asyncio.sleep(0.001)
