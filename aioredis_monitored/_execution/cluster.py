@@ -14,10 +14,10 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, operation_name, parse_command
 from aioredis_monitored._commands.traits import blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import Attempt, retry
+from aioredis_monitored._execution.replicas import ReplicaExecutor
 from aioredis_monitored._execution.routing import NOT_FOR_PARSING, CommandExecutor, apply_callback
 from aioredis_monitored._execution.scatter import Scatter, nodes_known
 from aioredis_monitored._execution.targets import TARGET_NODES, resolve_targets
-from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 from aioredis_monitored._redispy.cluster import join_replies
 from aioredis_monitored._redispy.overrides import EMPTY_RESPONSE, NEVER_DECODE
 from aioredis_monitored._telemetry.operation import Observer
@@ -27,7 +27,7 @@ from aioredis_monitored.errors import ClusterRoutingError, decoding_error
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
-from aioredis_monitored.pool.replicas import ClusterReplicaRoute
+from aioredis_monitored.pool.replicas import seconds_at_replica
 from aioredis_monitored.pool.routes import FailureRoute
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them. A million nodes may become
@@ -44,7 +44,7 @@ _ONE_NODE: Final = frozenset({Kind.SLOT, Kind.ANY})
 _SEVERAL_NODES: Final = frozenset({Kind.SPLIT, Kind.ALL_PRIMARIES, Kind.ALL_NODES})
 
 
-class ClusterExecutor(CommandExecutor):
+class ClusterExecutor(ReplicaExecutor):
     """Executes the commands of one client on a ``MonitoredClusterPool``; see ``CommandExecutor``."""
 
     __slots__ = ()
@@ -100,25 +100,6 @@ class ClusterExecutor(CommandExecutor):
         pool = await route.target()
         return await super().execute(caller, pool, args, options, observer, seconds, losses)
 
-    async def _attempt_to_read(
-        self,
-        caller: Redis,
-        route: ClusterReplicaRoute,
-        args: tuple[Any, ...],
-        options: dict[str, Any],
-        observer: Observer | None,
-        seconds: float | None,
-        losses: int,
-    ) -> Any:
-        pool = await route.target()
-        bound = route.bound(seconds)
-        try:
-            return await super().execute(caller, pool, args, options, observer, bound, losses)
-        except DeadlineExceeded as late:
-            if bound == seconds:
-                raise
-            raise AttemptFailed(late.error, may_have_run=late.may_have_run) from None
-
     async def _execute_placed(
         self,
         caller: Redis,
@@ -129,16 +110,17 @@ class ClusterExecutor(CommandExecutor):
         cluster, placement = self.pool, placement_of(args)
         reads = self.reads_replicas and may_read_from_replica(args)
         if placement.kind in _ONE_NODE:
-            route: ClusterRoute
             if placement.slot is not None and reads:
-                route = reading = ClusterReplicaRoute(cluster, cluster.choose_to_read(placement.slot), observer)
-                attempt = partial(self._attempt_to_read, caller, reading, args, options, observer)
-            else:
-                choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
-                if placement.slot is not None and placement.kind is Kind.ANY:
-                    choose = partial(cluster.pool_near_slot, placement.slot)
-                route = ClusterRoute(cluster, choose, observer)
-                attempt = partial(self._attempt, caller, route, args, options, observer)
+                if not cluster.cluster_topology.is_known:
+                    await nodes_known(cluster, observer, needs_primary=False)
+                if (replica := cluster.choose_replica(placement.slot)) is not None:
+                    seconds = seconds_at_replica(cluster.retry_policy)
+                    return await self._read(caller, replica, args, options, observer, seconds)
+            choose: Callable[[], MonitoredConnectionPool] = partial(cluster.of, args)
+            if placement.slot is not None and placement.kind is Kind.ANY:
+                choose = partial(cluster.pool_near_slot, placement.slot)
+            route = ClusterRoute(cluster, choose, observer)
+            attempt = partial(self._attempt, caller, route, args, options, observer)
             return await retry(route, traits_of(args), attempt, blocking_timeout(args) or 0, observer)
         if placement.kind is Kind.CURSOR:
             reply = await _scan(cluster, args, observer)

@@ -5,7 +5,7 @@ from typing import Any
 from redis.asyncio import ConnectionPool
 
 from aioredis_monitored._execution.cluster import ClusterExecutor
-from aioredis_monitored._execution.replicas import ReplicaExecutor
+from aioredis_monitored._execution.replicas import SentinelExecutor
 from aioredis_monitored._execution.routing import CommandExecutor
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
@@ -17,5 +17,5 @@ def executor_for(connection_pool: ConnectionPool, *arguments: Any, **options: An
     if isinstance(connection_pool, MonitoredClusterPool):
         kind = ClusterExecutor
     elif isinstance(connection_pool, MonitoredSentinelPool) and connection_pool.reads_replicas:
-        kind = ReplicaExecutor
+        kind = SentinelExecutor
     return kind(connection_pool, *arguments, **options)

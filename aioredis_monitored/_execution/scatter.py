@@ -25,7 +25,7 @@ from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import Redirects, is_redirect, note_failure
-from aioredis_monitored.pool.replicas import on_replica_failed, seconds_at_replica
+from aioredis_monitored.pool.replicas import seconds_at_replica
 from aioredis_monitored.pool.retry import RetryPolicy, is_retryable
 
 _ASKING: Final = ("ASKING",)
@@ -408,9 +408,12 @@ class Scatter:
         return failed
 
     def _leave_replica(self, pool: MonitoredConnectionPool, error: Exception) -> None:
-        """Have commands that a replica has failed sent to the primary, which has the last word."""
+        """Have commands that a replica has failed sent to the primary, which has the last word, as in ``ReplicaRoute``.
+
+        That is the route of a whole call, and these may be some of its commands.
+        """
         note_failure(self._cluster, error, pool)
-        on_replica_failed(pool, error)
+        self._cluster.on_replica_failed(pool, error)
         self._is_redirected = True
 
     async def _send_alone(

@@ -272,8 +272,16 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def choose_to_read(self, slot: int) -> Callable[[], MonitoredConnectionPool]:
         """Return what chooses the pool for a call that only reads: at its first attempt a replica's, if any."""
-        choosers = chain([self.cluster_topology.replica_pool_of_slot], repeat(self.pool_of_slot))
+        choosers = chain([self.choose_replica], repeat(self.pool_of_slot))
         return lambda: next(choosers)(slot) or self.pool_of_slot(slot)
+
+    def choose_replica(self, slot: int) -> MonitoredConnectionPool | None:
+        """Return the pool of a replica for a call that only reads keys of a slot; ``None`` if none answers."""
+        return self.cluster_topology.replica_pool_of_slot(slot)
+
+    def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
+        """Take the error of a call that a replica has failed."""
+        self.cluster_topology.on_replica_failed(pool, error)
 
     def owner_name(self, connection: AbstractConnection) -> str:
         """Return the name of the pool that an acquired connection belongs to, for errors."""

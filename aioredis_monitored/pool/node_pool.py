@@ -1,5 +1,9 @@
-"""The pool of one of several servers, made by the pool of all of them."""
+"""The pool of one of several servers, made by the pool of all of them, and those whose servers have left."""
 
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextvars import Context
+from functools import partial
 from typing import Any
 
 from redis.asyncio.connection import AbstractConnection
@@ -40,3 +44,51 @@ class ReadingNodePool(NodePool):
         await super()._on_connect(connection)
         await connection.send_command("READONLY")
         await connection.read_response()
+
+
+class ClosingPools:
+    """The pools of servers that have left, each of which is closed in the background, and forgotten then."""
+
+    def __init__(self) -> None:
+        # With the task that closes it; ``None`` for one that ``aclose`` is to close.
+        self._tasks: dict[MonitoredConnectionPool, asyncio.Task[None] | None] = {}
+
+    def __iter__(self) -> Iterator[MonitoredConnectionPool]:
+        return iter(list(self._tasks))
+
+    def close(self, pool: MonitoredConnectionPool) -> None:
+        """Close a pool in the background."""
+        # In a context of its own: no call has asked for it.
+        closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
+        self._tasks[pool] = closing
+        closing.add_done_callback(partial(self._on_closed, pool), context=Context())
+
+    def _on_closed(self, pool: MonitoredConnectionPool, closing: "asyncio.Task[None]") -> None:
+        # The end of an event loop cancels it, and may keep the pool from being closed.
+        if not closing.cancelled():
+            self._tasks.pop(pool, None)
+            # Retrieved, for asyncio: nothing depends on how the connections to a server that has left have ended.
+            closing.exception()
+
+    def add(self, pools: Iterable[MonitoredConnectionPool]) -> None:
+        """Add pools for ``aclose`` or ``detach_connections``, which follows."""
+        self._tasks = dict.fromkeys(pools) | self._tasks
+
+    async def aclose(self) -> None:
+        """Return when all are closed, and forget them.
+
+        Raises:
+            redis.exceptions.RedisError: One of them cannot be closed.
+        """
+        tasks = [each for each in self._tasks.values() if each is not None and not each.get_loop().is_closed()]
+        outcomes = await asyncio.gather(*(pool.aclose() for pool in self._tasks), return_exceptions=True)
+        self._tasks = {}
+        if tasks:
+            await asyncio.wait(tasks)
+        if errors := [each for each in outcomes if each is not None]:
+            raise errors[0]
+
+    def detach_connections(self) -> list[AbstractConnection]:
+        """Forget all; return their connections, which are not closed by this."""
+        pools, self._tasks = self._tasks, {}
+        return [connection for pool in pools for connection in pool.detach_connections()]

@@ -1,41 +1,106 @@
-"""The pools of the replicas of a service, and the routes of calls that are sent to a replica first."""
+"""Which replica gets a call that only reads, what it means that it fails one, and that the primary is asked then."""
 
-import asyncio
 import random
-from collections.abc import Iterator, Mapping
-from contextvars import Context
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from time import monotonic
-from typing import Any, Final, Protocol
-from weakref import WeakKeyDictionary
+from typing import Any, Final
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored.config.addresses import Address
-from aioredis_monitored.pool.node_pool import NodePool
+from aioredis_monitored.pool.node_pool import ClosingPools, NodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
-from aioredis_monitored.pool.routes import RouteObserver
+from aioredis_monitored.pool.routes import FailureRoute
 
 _random: Final = random.Random()  # noqa: S311 - nothing secret
 
-# Seconds for which a replica that owes replies has sent none until it gets no further calls.
-_SILENT_SECONDS: Final = 0.5
-# How often that is checked: for each call, it would cost as much as sending the call.
+# Seconds for which a server that owes replies has sent none until it is suspected.
+SILENT_SECONDS: Final = 0.75
+# How often that is checked of the replicas of a service: for each call, it would cost as much as sending the call.
 _CHECK_SECONDS: Final = 0.05
-# Seconds for which a replica that could not serve a call gets none, and after which one call tries it again.
-_SUSPENDED_SECONDS: Final = 3.0
+# Seconds for which a server is suspected, and within which one call may try a replica.
+_SUSPECTED_SECONDS: Final = 3.0
+
+
+class SuspectedServers:
+    """The addresses of servers that did not answer, or have failed a call, in the last 3 s: others are asked first.
+
+    A replica gets no call while it is suspected. After that, a replica that has failed a call gets one in 3 s, until
+    one succeeds there.
+    """
+
+    def __init__(self) -> None:
+        self._until: dict[Address, float] = {}
+        # Until when one call tries a replica, and further ones do not.
+        self._tried_until: dict[Address, float] = {}
+
+    def __contains__(self, address: Address) -> bool:
+        return monotonic() < self._until.get(address, -inf)
+
+    def add(self, address: Address) -> None:
+        """Suspect a server for 3 s from now on."""
+        _mark(self._until, address)
+
+    def discard(self, address: Address) -> None:
+        """Suspect a server no longer: it answers."""
+        self._until.pop(address, None)
+
+    def forget(self, address: Address) -> None:
+        """Forget a server that has left: there may be another one at its address."""
+        self._until.pop(address, None)
+        self._tried_until.pop(address, None)
+
+    def choose_replica(self, replicas: Sequence[MonitoredConnectionPool]) -> MonitoredConnectionPool | None:
+        """Return the pool of a random one of some replicas that may get a call now; ``None`` if there is none."""
+        if self._until or self._tried_until:
+            _drop_past(self._until)
+            _drop_past(self._tried_until)
+            replicas = [pool for pool in replicas if self._may_get_call(pool)]
+        if not replicas:
+            return None
+        # random.choice() would take several times as long.
+        chosen = replicas[int(_random.random() * len(replicas))]
+        if chosen.retry_policy.server_unreachable:
+            # This call tries it.
+            _mark(self._tried_until, _address_of(chosen))
+        return chosen
+
+    def _may_get_call(self, replica: MonitoredConnectionPool) -> bool:
+        address = _address_of(replica)
+        is_tried = replica.retry_policy.server_unreachable and address in self._tried_until
+        return not (is_tried or address in self._until)
+
+    def on_replica_failed(self, replica: MonitoredConnectionPool, error: Exception) -> None:
+        """Take the error of a call at a replica, which is suspected unless that is about the command."""
+        is_about_command = isinstance(error, ResponseError) and not is_transient(error)
+        # The next reply that is no error resets it.
+        replica.retry_policy.server_unreachable = not is_about_command
+        if not is_about_command:
+            self.add(_address_of(replica))
+
+
+def _mark(until: dict[Address, float], address: Address) -> None:
+    # There may be many that are never asked for again.
+    _drop_past(until)
+    until[address] = monotonic() + _SUSPECTED_SECONDS
+
+
+def _drop_past(until: dict[Address, float]) -> None:
+    now = monotonic()
+    for each in [each for each, end in until.items() if end <= now]:
+        del until[each]
+
+
+def _address_of(pool: MonitoredConnectionPool) -> Address:
+    return pool.connection_kwargs["host"], pool.connection_kwargs["port"]
 
 
 class Replicas:
-    """The pools of the replicas that are in sync, each of which is closed when its replica leaves.
-
-    A replica that could not serve a call gets none for some seconds, and then one, whose success ends that.
+    """The pools of the replicas of a service that are in sync, each of which is closed when its replica leaves.
 
     Args:
         name: The name of the service's pool; those of the replicas add ``@``, host and port.
@@ -46,66 +111,40 @@ class Replicas:
         self._name = name
         self._arguments = arguments
         self._pools: dict[Address, MonitoredConnectionPool] = {}
-        self._suspended_until: WeakKeyDictionary[MonitoredConnectionPool, float] = WeakKeyDictionary()
-        # Those that answer, as far as the last check has shown.
-        self._living: list[MonitoredConnectionPool] = []
+        # The same, of which one is chosen for each call.
+        self._choices: list[MonitoredConnectionPool] = []
+        self._suspected = SuspectedServers()
         self._checked_at = -inf
-        # Those that are being closed, and what does that in the background.
-        self._leaving: dict[MonitoredConnectionPool, asyncio.Task[None] | None] = {}
+        self._closing = ClosingPools()
 
     def __iter__(self) -> Iterator[MonitoredConnectionPool]:
         return iter(list(self._pools.values()))
 
     def update(self, addresses: frozenset[Address]) -> None:
         """Take the replicas that are in sync now."""
-        self._checked_at = -inf
         for address in self._pools.keys() - addresses:
             pool = self._pools.pop(address)
+            self._suspected.forget(address)
             # Closing waits for replies that are owed, and one that is down sends none.
-            pool.close_silent(_SILENT_SECONDS / 2)
-            # In a context of its own: no call has asked for it.
-            closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
-            self._leaving[pool] = closing
-            closing.add_done_callback(partial(self._on_closed, pool), context=Context())
+            pool.close_silent(SILENT_SECONDS / 2)
+            self._closing.close(pool)
         for host, port in addresses - self._pools.keys():
             self._pools[host, port] = NodePool(self._name, host, port, **self._arguments)
-
-    def _on_closed(self, pool: MonitoredConnectionPool, closing: "asyncio.Task[None]") -> None:
-        if not closing.cancelled():
-            self._leaving.pop(pool, None)
-            # Retrieved, for asyncio: nothing depends on how the connections of a replica that has left have ended.
-            closing.exception()
+        self._choices = list(self._pools.values())
 
     def choose(self) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that answers; ``None`` if there is none."""
         now = monotonic()
         if now - self._checked_at > _CHECK_SECONDS:
-            self._check(now)
-        if not self._living:
-            return None
-        chosen = _random.choice(self._living)
-        if chosen.retry_policy.server_unreachable:
-            # This call tries it.
-            self._suspend(chosen)
-        return chosen
-
-    def _check(self, now: float) -> None:
-        self._checked_at = now
-        self._living = [
-            pool
-            for pool in self._pools.values()
-            if not (pool.retry_policy.server_unreachable and now < self._suspended_until[pool])
-            and pool.silent_seconds() < _SILENT_SECONDS
-        ]
-
-    def _suspend(self, pool: MonitoredConnectionPool) -> None:
-        self._suspended_until[pool] = monotonic() + _SUSPENDED_SECONDS
-        self._checked_at = -inf
+            self._checked_at = now
+            for address, pool in self._pools.items():
+                if pool.silent_seconds() > SILENT_SECONDS:
+                    self._suspected.add(address)
+        return self._suspected.choose_replica(self._choices)
 
     def on_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
-        """Take the error of a call; unless that is about the command, the replica gets no further one for a while."""
-        on_replica_failed(pool, error)
-        self._suspend(pool)
+        """Take the error of a call at a replica; see ``SuspectedServers``."""
+        self._suspected.on_replica_failed(pool, error)
 
     async def aclose(self) -> None:
         """Close the pools of all replicas, and forget them.
@@ -114,77 +153,31 @@ class Replicas:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
         self._leave_all()
-        outcomes = await asyncio.gather(*(pool.aclose() for pool in self._leaving), return_exceptions=True)
-        self._leaving = {}
-        if errors := [each for each in outcomes if each is not None]:
-            raise errors[0]
-
-    def _leave_all(self) -> None:
-        self._leaving = dict.fromkeys(self._pools.values()) | self._leaving
-        self._pools, self._living = {}, []
+        await self._closing.aclose()
 
     def detach_connections(self) -> list[AbstractConnection]:
         """Forget all replicas; return the connections to them, which are not closed by this."""
         self._leave_all()
-        leaving, self._leaving = self._leaving, {}
-        return [connection for pool in leaving for connection in pool.detach_connections()]
+        return self._closing.detach_connections()
+
+    def _leave_all(self) -> None:
+        self._closing.add(self._pools.values())
+        self._pools, self._choices = {}, []
 
 
-def seconds_at_replica(policy: RetryPolicy, seconds: float | None) -> float | None:
-    """Return how long an attempt at a replica may take: no more than half of the deadline, as the primary is next."""
+def seconds_at_replica(policy: RetryPolicy, seconds: float | None = None) -> float | None:
+    """Return how long an attempt at a replica may take: no more than half of the deadline, as the primary is next.
+
+    That is for a cluster, whose replicas may become primaries, with the whole deadline. Under Sentinel, the timeouts of
+    a replica's pool do the same, which costs a call nothing.
+
+    Args:
+        policy: The policy of the call, which has the deadline.
+        seconds: What is left of that; default ``None``, for all of it.
+    """
     if policy.deadline is None:
         return seconds
     return policy.deadline / 2 if seconds is None else min(seconds, policy.deadline / 2)
-
-
-def on_replica_failed(pool: MonitoredConnectionPool, error: Exception) -> None:
-    """Take the error of a call; unless that is about the command, one call at a time tries the replica again."""
-    # The next reply that is no error resets it.
-    pool.retry_policy.server_unreachable = not isinstance(error, ResponseError) or is_transient(error)
-
-
-class Primary(Protocol):
-    """What a route needs of the pool of the primary."""
-
-    retry_policy: RetryPolicy
-    telemetry: PoolRecorder
-
-    def is_connected(self) -> bool:
-        """Whether there is a connection on which the primary has answered."""
-
-    def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
-        """Take the error of a call that a replica has failed."""
-
-
-class ClusterReplicaRoute(ClusterRoute):
-    """Where the attempts of a call that reads a slot go: first to a replica, and then to the primary; see ``Route``.
-
-    As of ``ReplicaRoute``, the primary has the last word.
-    """
-
-    # That the attempt goes to; it may have left the cluster by the end of that.
-    _replica: MonitoredConnectionPool | None = None
-
-    async def target(self) -> MonitoredConnectionPool:
-        """Return the pool of the node for the next attempt, at first that of a replica; see ``ClusterRoute``."""
-        self._replica = None
-        pool = await super().target()
-        if self._cluster.cluster_topology.is_replica(pool):
-            self._replica = pool
-        return pool
-
-    def bound(self, seconds: float | None) -> float | None:
-        """Return how long the next attempt may take, of which the argument is what is left of the deadline."""
-        return seconds if self._replica is None else seconds_at_replica(self._cluster.retry_policy, seconds)
-
-    def follow(self, failure: AttemptFailed, /) -> float | None:
-        """Take over what a failure says about the nodes; after the attempt at the replica, the primary is asked."""
-        delay = super().follow(failure)
-        if delay is not None or self._replica is None:
-            return delay
-        on_replica_failed(self._replica, failure.error)
-        # The replica may have become the primary: that must not go on for ever.
-        return self._redirects.delay(failure)
 
 
 class ReplicaRoute:
@@ -194,19 +187,24 @@ class ReplicaRoute:
     know fewer users.
 
     Args:
-        primary: The pool of the primary.
+        primary: Where the attempts of the call go that are made at the primary.
         replica: The pool of the replica.
-        observer: Is given the server of each attempt; ``None`` for none.
+        on_failed: Is given the replica's pool and its error, unless that was a redirect.
     """
 
-    def __init__(self, primary: Primary, replica: MonitoredConnectionPool, observer: RouteObserver | None) -> None:
+    def __init__(
+        self,
+        primary: FailureRoute,
+        replica: MonitoredConnectionPool,
+        on_failed: Callable[[MonitoredConnectionPool, Exception], object],
+    ) -> None:
         self._primary = primary
         self._replica: MonitoredConnectionPool | None = replica
-        self._observer = observer
+        self._on_failed = on_failed
 
     @property
     def retry_policy(self) -> RetryPolicy:
-        """That of the primary."""
+        """That of the way to the primary."""
         return self._primary.retry_policy
 
     def is_connected(self) -> bool:
@@ -214,11 +212,10 @@ class ReplicaRoute:
         return self._primary.is_connected()
 
     def follow(self, failure: AttemptFailed, /) -> float | None:
-        """Return 0 after the attempt at the replica: the primary is asked at once; else ``None``."""
+        """Return 0 after the attempt at the replica: the primary is asked at once; else what the way there says."""
         replica, self._replica = self._replica, None
-        if replica is None:
-            return None
-        self._primary.on_replica_failed(replica, failure.error)
-        if self._observer is not None:
-            self._observer.set_server(self._primary.telemetry.server)
+        delay = self._primary.follow(failure)
+        if replica is None or delay is not None:
+            return delay
+        self._on_failed(replica, failure.error)
         return 0.0

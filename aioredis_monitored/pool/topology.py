@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from itertools import count
@@ -11,7 +11,7 @@ from math import inf
 from operator import itemgetter
 from time import monotonic
 from typing import Any, Final, NamedTuple, Protocol, cast
-from weakref import WeakSet, ref
+from weakref import WeakKeyDictionary, WeakSet, ref
 
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AskError, ClusterDownError, MovedError, RedisError, ResponseError
@@ -27,7 +27,9 @@ from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address, address_text, is_ip_address
 from aioredis_monitored.errors import copied
 from aioredis_monitored.pool.names import addresses_of
+from aioredis_monitored.pool.node_pool import ClosingPools
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.replicas import SILENT_SECONDS, SuspectedServers
 from aioredis_monitored.pool.retry import RetryPolicy, is_transient
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
@@ -51,13 +53,10 @@ _ASK_SECONDS: Final = 2 * _ANSWER_SECONDS
 _RESOLVE_SECONDS: Final = 10.0
 # How old what is known may be where a caller waits for what is newer.
 _RECENT_SECONDS: Final = 1.0
-# A node that owes replies for so long makes us refresh; how often that is checked.
-_SILENT_SECONDS: Final = 0.75
-_CHECK_SECONDS: Final = _SILENT_SECONDS / 3
+# How often it is checked whether a node is silent.
+_CHECK_SECONDS: Final = SILENT_SECONDS / 3
 # How often a node is probed that a caller waits for on a connection of its own: a blocked call owes nothing for long.
 _PROBE_SECONDS: Final = 1.0
-# For how long a node that did not answer is asked after all others.
-_SUSPECTED_SECONDS: Final = 3.0
 # For how long a node stays known that another one has redirected to, and that has no slots yet.
 _REDIRECTED_SECONDS: Final = 30.0
 
@@ -146,6 +145,8 @@ class ClusterTopology:
         self._refresh_seconds = refresh_seconds
         self._verifies_names = verifies_names
         self._has_asked_more = False
+        # Those that were removed.
+        self._closing = ClosingPools()
         self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
@@ -156,7 +157,7 @@ class ClusterTopology:
         self.is_known = False
         self._addresses: dict[MonitoredConnectionPool, Address] = {}
         # Numbers that are never given twice: to each pool, and apart from these to each that becomes a primary's.
-        self._numbers: dict[MonitoredConnectionPool, int] = {}
+        self._numbers: WeakKeyDictionary[MonitoredConnectionPool, int] = WeakKeyDictionary()
         self._primary_numbers: dict[MonitoredConnectionPool, int] = {}
         self._next_number, self._next_primary_number = count(1), count(1)
         self.slot_map = SlotMap(())
@@ -169,9 +170,8 @@ class ClusterTopology:
         self._start_places: set[Address] = set(self._start_addresses)
         # Why a node has not answered it.
         self._problem = ""
-        self._suspected: dict[Address, float] = {}
+        self._suspected = SuspectedServers()
         self._redirected: dict[Address, float] = {}
-        self._closing: set[asyncio.Task[None]] = set()
         self._probed_at = 0.0
         self._probing: dict[MonitoredConnectionPool, asyncio.Task[bool]] = {}
         # Those that did not answer the last probe.
@@ -213,12 +213,12 @@ class ClusterTopology:
         return self.pool_at(address)
 
     def number_of(self, pool: MonitoredConnectionPool) -> int | None:
-        """Return the number of a pool; ``None`` if its node was removed."""
+        """Return the number of a pool; ``None`` if it is not of this cluster."""
         return self._numbers.get(pool)
 
     def pool_numbered(self, number: int) -> MonitoredConnectionPool | None:
         """Return the pool with a number; ``None`` if its node was removed."""
-        return next((pool for pool, each in self._numbers.items() if each == number), None)
+        return next((pool for pool in self.all_pools() if self._numbers.get(pool) == number), None)
 
     def primary_pool_from(self, number: int) -> tuple[int, MonitoredConnectionPool] | None:
         """Return the lowest number of a primary from this one on, and the pool; ``None`` if there is none."""
@@ -227,19 +227,16 @@ class ClusterTopology:
 
     def all_pools(self) -> list[MonitoredConnectionPool]:
         """Return the pools of all nodes, also of those that are being closed; may be called in any thread."""
-        return list(self._addresses)
+        # One that is removed meanwhile is in both.
+        return list(dict.fromkeys((*self.pools.values(), *self._closing)))
 
     def replica_pool_of_slot(self, slot: int) -> MonitoredConnectionPool | None:
         """Return the pool of a random replica that serves a slot and answers; ``None`` if there is none."""
-        replicas = self._replica_pools.get(self.slots[slot], ())
-        living = [pool for pool in replicas if not self._is_suspected(self._addresses[pool])]
-        if not living:
-            return None
-        chosen = _random.choice(living)
-        if chosen.retry_policy.server_unreachable:
-            # This call tries it.
-            self._suspected[self._addresses[chosen]] = monotonic()
-        return chosen
+        return self._suspected.choose_replica(self._replica_pools.get(self.slots[slot], ()))
+
+    def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
+        """Take the error of a call at a replica; see ``SuspectedServers``."""
+        self._suspected.on_replica_failed(pool, error)
 
     def is_replica(self, pool: MonitoredConnectionPool) -> bool:
         """Whether a node was a replica when the last refresh found it."""
@@ -255,7 +252,7 @@ class ClusterTopology:
         Raises:
             AttemptFailed: No primary is known.
         """
-        living = [pool for pool in self.primary_pools if not self._is_suspected(self._addresses[pool])]
+        living = [pool for pool in self.primary_pools if self._addresses[pool] not in self._suspected]
         if not self.primary_pools:
             self.request_refresh()
             raise AttemptFailed(ClusterDownError("no node of the cluster serves a slot"), may_have_run=False)
@@ -323,7 +320,7 @@ class ClusterTopology:
             suspected: The pool of a node that did not answer; default ``None``.
         """
         if suspected is not None and suspected in self._addresses:
-            self._suspected[self._addresses[suspected]] = monotonic()
+            self._suspected.add(self._addresses[suspected])
         if not self.is_closed:
             self._start_refresh()
 
@@ -353,7 +350,7 @@ class ClusterTopology:
         self._refreshed_at, self._refusal, self._problem = monotonic(), None, ""
         if (factory := self._factory()) is not None:
             factory.on_refresh()
-        in_order = sorted(self._serving(), key=lambda each: (self._is_suspected(each), _random.random()))
+        in_order = sorted(self._serving(), key=lambda each: (each in self._suspected, _random.random()))
         candidates = [_Candidate(address, self.slot_map.names.get(address)) for address in in_order]
         found = await self._ask(candidates) if candidates else None
         if found is None or not found.ranges:
@@ -379,10 +376,6 @@ class ClusterTopology:
     def _serving(self) -> set[Address]:
         """Return the addresses of the nodes that the last refresh has found, and of those that serve slots since."""
         return {self._addresses[pool] for pool in set(self.slots) if pool is not None}.union(self.slot_map.addresses)
-
-    def _is_suspected(self, address: Address) -> bool:
-        """Whether a node did not answer lately."""
-        return monotonic() - self._suspected.get(address, -inf) < _SUSPECTED_SECONDS
 
     async def _start_candidates(self, host: str, port: int) -> list[_Candidate]:
         """Return all addresses of a start node's name."""
@@ -468,14 +461,14 @@ class ClusterTopology:
             if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
                 error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
             self._problem = f"{address_text(*address)}: {str(error) or type(error).__qualname__}"
-            self._suspected[address] = monotonic()
+            self._suspected.add(address)
             if isinstance(error, RedisError) and not is_transient(error):
                 error.args = (self._problem, *error.args[1:])
                 self._refusal = error
             return None
         finally:
             await close_connection(connection)
-        self._suspected.pop(address, None)
+        self._suspected.discard(address)
         if not found.ranges:
             self._problem = f"{address_text(*address)}: it knows no node that serves a slot"
         # The certificate of a node that does not say what it is called is for the name that was connected to.
@@ -519,22 +512,13 @@ class ClusterTopology:
             observer.on_nodes_changed()
 
     def _remove(self, address: Address) -> None:
-        pool = self.pools.pop(address)
+        pool = self.pools[address]
+        self._closing.close(pool)
+        del self.pools[address], self._addresses[pool]
         self._redirected.pop(address, None)
-        self._suspected.pop(address, None)
+        self._suspected.forget(address)
         self._silent.discard(pool)
         self._demoted.pop(pool, None)
-        closing = asyncio.get_running_loop().create_task(pool.aclose(), context=Context())
-        self._closing.add(closing)
-
-        def on_closed(task: "asyncio.Task[None]") -> None:
-            self._closing.discard(task)
-            self._numbers.pop(pool, None)
-            if not task.cancelled():
-                self._addresses.pop(pool, None)
-                task.exception()
-
-        closing.add_done_callback(on_closed, context=Context())
 
     # Silent nodes.
 
@@ -557,7 +541,7 @@ class ClusterTopology:
             return
         self._was_late = False
         for pool in self.known_pools():
-            if pool.silent_seconds() > _SILENT_SECONDS:
+            if pool.silent_seconds() > SILENT_SECONDS:
                 self.request_refresh(pool)
         if self._refresh_seconds and monotonic() - self._refreshed_at > self._refresh_seconds:
             self.request_refresh()
@@ -571,7 +555,7 @@ class ClusterTopology:
 
     def _probe(self, pool: MonitoredConnectionPool) -> None:
         """Refresh if a node that owes nothing does not answer a PING, either."""
-        probing = asyncio.get_running_loop().create_task(pool.answers_within(_SILENT_SECONDS), context=Context())
+        probing = asyncio.get_running_loop().create_task(pool.answers_within(SILENT_SECONDS), context=Context())
         self._probing[pool] = probing
 
         def on_done(task: "asyncio.Task[bool]") -> None:
@@ -595,7 +579,7 @@ class ClusterTopology:
         """
         now = monotonic()
         for pool, at in self._demoted.items():
-            seconds = max(_SILENT_SECONDS / 2, now - at)
+            seconds = max(SILENT_SECONDS / 2, now - at)
             if pool.silent_seconds() > seconds:
                 pool.close_silent(seconds)
             if pool in self._silent:
@@ -610,19 +594,14 @@ class ClusterTopology:
             redis.exceptions.RedisError: One of them cannot be closed.
         """
         ending = self._stop()
-        closing: list[Coroutine[Any, Any, None]] = [pool.aclose() for pool in self._addresses]
-        outcomes = await asyncio.gather(*closing, return_exceptions=True)
-        self._addresses = {}
         if ending:
             await asyncio.wait(ending)
-        if errors := [each for each in outcomes if each is not None]:
-            raise errors[0]
+        await self._closing.aclose()
 
     def detach_connections(self) -> list[AbstractConnection]:
         """Stop refreshing, and forget all nodes; return the connections to them, which are not closed by this."""
         self._stop()
-        pools, self._addresses = self._addresses, {}
-        return [connection for pool in pools for connection in pool.detach_connections()]
+        return self._closing.detach_connections()
 
     def _stop(self) -> list[asyncio.Task[Any]]:
         """Stop refreshing, and forget all nodes but their pools; return the tasks that are about to end."""
@@ -632,15 +611,12 @@ class ClusterTopology:
         background: list[asyncio.Task[Any]] = [*refreshing, *self._probing.values()]
         # Those of an event loop that is closed have ended with it.
         cancelled = [each for each in background if not each.get_loop().is_closed()]
-        closing = [each for each in self._closing if not each.get_loop().is_closed()]
         for each in cancelled:
             each.cancel()
-        addresses = self._addresses
+        self._closing.add(self.pools.values())
         self._reset()
-        # An event loop that ends may keep them from being closed.
-        self._addresses = addresses
         self.is_closed = True
-        return [*cancelled, *closing]
+        return cancelled
 
     def open(self) -> None:
         """Refresh again, at next use."""

@@ -8,7 +8,7 @@ import warnings
 
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
-from support.internals import set_suspicion_of_nodes
+from support.internals import set_suspicion_of_servers
 from support.sharing import warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -169,7 +169,7 @@ def test_pool_of_an_event_loop_that_was_closed_with_its_tasks_is_used_in_another
 
 
 async def test_readiness_check_fails_at_most_once_for_a_node_that_has_died(make_pool, monkeypatch):
-    set_suspicion_of_nodes(monkeypatch, 3600)
+    set_suspicion_of_servers(monkeypatch, 3600)
     with ClusterServers(replicas=0, node_timeout=60) as servers:
         pool = make_pool(servers.url)
         await pool.ping()

@@ -5,14 +5,14 @@ import time
 from contextlib import asynccontextmanager
 
 import pytest
-from support.internals import replicas_of, set_age_of_replicas, set_suspension_of_replicas
+from support.internals import replicas_of, set_age_of_replicas, set_suspicion_of_servers
 from support.sentinels import FakeSentinel, reads_at
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredRedisConnection, MonitoredSentinelPool
 from aioredis_monitored.testing import FaultProxy, RedisServer, SentinelServers
 
-# Ten times half a second, in which a replica is noticed that is silent, and five seconds more.
+# Ten times 0.75 s, in which a replica is noticed that is silent, and some seconds more.
 SOON = 10.0
 # Far longer than that: half of it is what an attempt at a replica may take.
 DEADLINE = 60.0
@@ -131,7 +131,7 @@ async def test_read_takes_half_of_the_deadline_at_a_silent_replica(proxied, unti
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_replica_that_has_failed_gets_no_reads_for_a_while(proxied, until, multiplex, monkeypatch):
     proxy, replica, sentinel = proxied
-    set_suspension_of_replicas(monkeypatch, 3600)
+    set_suspicion_of_servers(monkeypatch, 3600)
     async with client_of([sentinel], 1, until, multiplex=multiplex) as client:
         await client.get("key")
         proxy.cut_replies = 1
@@ -143,7 +143,7 @@ async def test_replica_that_has_failed_gets_no_reads_for_a_while(proxied, until,
 
 async def test_replica_that_has_failed_is_read_again_later(proxied, until, monkeypatch):
     proxy, replica, sentinel = proxied
-    set_suspension_of_replicas(monkeypatch, 0.05)
+    set_suspicion_of_servers(monkeypatch, 0.05)
     async with client_of([sentinel], 1, until) as client:
         await client.get("key")
         proxy.cut_replies = 1
@@ -154,7 +154,7 @@ async def test_replica_that_has_failed_is_read_again_later(proxied, until, monke
 
 
 async def test_replica_that_serves_no_stale_data_is_not_asked_for_each_read(server, until, monkeypatch):
-    set_suspension_of_replicas(monkeypatch, 3600)
+    set_suspicion_of_servers(monkeypatch, 3600)
     with RedisServer("--replicaof", "127.0.0.1 1", "--replica-serve-stale-data", "no") as replica:
         async with FakeSentinel("f" * 40, (server.host, server.port)) as sentinel:
             sentinel.replicas = {(replica.host, replica.port): {}}

@@ -84,11 +84,6 @@ def number_pools_from(pool, number):
     pool.cluster_topology._next_number = itertools.count(number)
 
 
-def set_suspicion_of_nodes(monkeypatch, seconds):
-    """Replace how long a node of a cluster that did not answer is passed over."""
-    monkeypatch.setattr(topology, "_SUSPECTED_SECONDS", seconds)
-
-
 # Demo and servers.
 
 
@@ -494,9 +489,9 @@ def set_age_of_replicas(monkeypatch, seconds):
     monkeypatch.setattr(sentinel, "_REPLICAS_SECONDS", seconds)
 
 
-def set_suspension_of_replicas(monkeypatch, seconds):
-    """Set for how long a replica gets no calls that could not serve one."""
-    monkeypatch.setattr(replicas, "_SUSPENDED_SECONDS", seconds)
+def set_suspicion_of_servers(monkeypatch, seconds):
+    """Set for how long a server is suspected that did not answer, or has failed a call."""
+    monkeypatch.setattr(replicas, "_SUSPECTED_SECONDS", seconds)
 
 
 def keys_in_order(args):
