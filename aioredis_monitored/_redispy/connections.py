@@ -220,8 +220,12 @@ def make_safe_connection(pool: ConnectionPool, **others: Any) -> AbstractConnect
 
 def has_standard_io(connection: AbstractConnection) -> bool:
     """Whether a connection sends and reads with the methods of redis-py or ``SafeConnection``, and none of its own."""
+    if not isinstance(connection, SafeConnection):
+        return False
+    # SafeConnection has a disconnect of its own, which hides that of the connection's class.
+    original = super(SafeConnection, connection)
     overrides_io = any(
-        getattr(type(connection), name) is not getattr(SafeConnection, name)
+        getattr(getattr(original, name), "__func__", None) is not getattr(AbstractConnection, name)
         for name in ("read_response", "send_command", "send_packed_command", "pack_command", "disconnect")
     )
     return (

@@ -540,6 +540,17 @@ async def test_safe_connection_passes_for_one_with_redis_py_own_methods(address)
     await connection.disconnect()
 
 
+@pytest.mark.parametrize(
+    "method", ["read_response", "send_command", "send_packed_command", "pack_command", "disconnect"]
+)
+def test_connection_with_a_method_of_its_own_does_not_pass_for_one_with_redis_py_own_methods(address, method):
+    def overridden(self, *arguments, **options):
+        return getattr(super(kind, self), method)(*arguments, **options)
+
+    kind = type("Overriding", (Connection,), {method: overridden})
+    assert not has_standard_io(with_safe_send(kind(**address)))
+
+
 async def test_send_without_writer_raises_attribute_error_of_none(connection):
     # Seeing this error's object, the package knows that another task has closed the connection.
     writer, connection._writer = connection._writer, None
