@@ -142,6 +142,26 @@ async def wait_closed(connections: Iterable[AbstractConnection]) -> None:
         await asyncio.wait(pending, timeout=_CLOSE_SECONDS)
 
 
+class ClosingConnections:
+    """Connections that are disconnected, as long as their sockets are still being closed."""
+
+    def __init__(self) -> None:
+        self._connections: list[AbstractConnection] = []
+
+    async def close(self, connection: AbstractConnection) -> None:
+        """Disconnect a connection without waiting: with TLS, that takes another round trip."""
+        try:
+            await connection.disconnect(nowait=True)
+        finally:
+            connections = (*self._connections, connection)
+            self._connections = [each for each in connections if getattr(each, "closing", None)]
+
+    async def wait_closed(self) -> None:
+        """Wait until all are closed; see the function ``wait_closed``."""
+        connections, self._connections = self._connections, []
+        await wait_closed(connections)
+
+
 class _SharedContext(RedisSSLContext):
     """The settings of TLS connections; their context is made once, and anew when one of their files has changed."""
 

@@ -499,6 +499,7 @@ class SentinelDiscovery:
         ended, self._ended = [each for each in self._ended if not each.get_loop().is_closed()], []
         if ended:
             await asyncio.wait(ended)
+        await self._connections.wait_closed()
 
 
 def _is_running_here(loop: asyncio.AbstractEventLoop) -> bool:

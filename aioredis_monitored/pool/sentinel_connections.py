@@ -9,7 +9,7 @@ from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
-from aioredis_monitored._redispy.connections import close_connection, with_safe_send, with_shared_context
+from aioredis_monitored._redispy.connections import ClosingConnections, with_safe_send, with_shared_context
 from aioredis_monitored._redispy.located import NamedSSLConnection
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._topology.known_sentinels import Sentinel
@@ -47,6 +47,7 @@ class SentinelConnections:
             **arguments,
         }
         self._connections: set[Connection] = set()
+        self._closing = ClosingConnections()
 
     @asynccontextmanager
     async def connected(self, sentinel: Sentinel, seconds: float) -> AsyncIterator[Connection]:
@@ -81,7 +82,8 @@ class SentinelConnections:
                 return
             finally:
                 self._connections.discard(connection)
-                await close_connection(connection)
+                # What was asked is answered, and may have little time.
+                await self._closing.close(connection)
 
     def _connection_to(self, sentinel: Sentinel, address: str, timeout: float) -> Connection:
         arguments = {
@@ -100,6 +102,10 @@ class SentinelConnections:
         """Return all connections, those that are being made as well, and forget them."""
         connections, self._connections = self._connections, set()
         return connections
+
+    async def wait_closed(self) -> None:
+        """Wait until the sockets of the connections that were closed are, for at most two seconds."""
+        await self._closing.wait_closed()
 
     # Asking.
 

@@ -19,7 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._multiplexer import AttemptFailed
-from aioredis_monitored._redispy.connections import close_connection
+from aioredis_monitored._redispy.connections import ClosingConnections
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
 from aioredis_monitored._topology.hash_slots import SLOTS
@@ -147,6 +147,8 @@ class ClusterTopology:
         self._has_asked_more = False
         # Those that were removed.
         self._closing = ClosingPools()
+        # Those that refreshes have made.
+        self._closing_connections = ClosingConnections()
         self.observers: WeakSet[TopologyObserver] = WeakSet()
         self._reset()
 
@@ -467,7 +469,8 @@ class ClusterTopology:
                 self._refusal = error
             return None
         finally:
-            await close_connection(connection)
+            # What was asked is answered, and callers wait for it.
+            await self._closing_connections.close(connection)
         self._suspected.discard(address)
         if not found.ranges:
             self._problem = f"{address_text(*address)}: it knows no node that serves a slot"
@@ -596,7 +599,10 @@ class ClusterTopology:
         ending = self._stop()
         if ending:
             await asyncio.wait(ending)
-        await self._closing.aclose()
+        try:
+            await self._closing.aclose()
+        finally:
+            await self._closing_connections.wait_closed()
 
     def detach_connections(self) -> list[AbstractConnection]:
         """Stop refreshing, and forget all nodes; return the connections to them, which are not closed by this."""

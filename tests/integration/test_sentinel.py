@@ -36,7 +36,9 @@ from aioredis_monitored import (
     config_from_env,
     pool_from_config,
 )
+from aioredis_monitored._topology.known_sentinels import Sentinel
 from aioredis_monitored._topology.sentinel import EVENTS
+from aioredis_monitored.pool.sentinel_connections import SentinelConnections
 from aioredis_monitored.testing import RedisServer, SentinelServers, TlsFiles
 
 DEADLINE = 30.0
@@ -692,6 +694,16 @@ def test_pool_is_closed_in_bounded_time_when_all_servers_are_frozen_that_have_tl
             limit.reschedule(None)
 
     assert [] == warnings_after(use, times=1)
+
+
+async def test_answer_of_a_sentinel_does_not_wait_until_its_connection_is_closed(servers):
+    # With TLS, closing takes another round trip, which must not count as time to answer.
+    connections = SentinelConnections("mymaster", {}, uses_tls=False, asks_replicas=False)
+    async with connections.connected(Sentinel(*addresses(servers.sentinels)[0]), 5) as connection:
+        assert connection.is_connected
+    assert connection.closing
+    await connections.wait_closed()
+    assert not connection.closing
 
 
 async def test_closed_pool_follows_no_sentinel_and_can_be_opened_again(make_pool, servers, until):
