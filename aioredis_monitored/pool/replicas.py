@@ -144,7 +144,9 @@ class Replicas:
 
     def on_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call at a replica; see ``SuspectedServers``."""
-        self._suspected.on_replica_failed(pool, error)
+        # Of one that has left, it says nothing about the one that may be at its address.
+        if pool in self._choices:
+            self._suspected.on_replica_failed(pool, error)
 
     async def aclose(self) -> None:
         """Close the pools of all replicas, and forget them.
@@ -163,6 +165,7 @@ class Replicas:
     def _leave_all(self) -> None:
         self._closing.add(self._pools.values())
         self._pools, self._choices = {}, []
+        self._suspected = SuspectedServers()
 
 
 def seconds_at_replica(policy: RetryPolicy, seconds: float | None = None) -> float | None:

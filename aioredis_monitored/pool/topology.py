@@ -238,7 +238,9 @@ class ClusterTopology:
 
     def on_replica_failed(self, pool: MonitoredConnectionPool, error: Exception) -> None:
         """Take the error of a call at a replica; see ``SuspectedServers``."""
-        self._suspected.on_replica_failed(pool, error)
+        # Of one that was removed, it says nothing about the one that may be at its address.
+        if pool in self._addresses:
+            self._suspected.on_replica_failed(pool, error)
 
     def is_replica(self, pool: MonitoredConnectionPool) -> bool:
         """Whether a node was a replica when the last refresh found it."""

@@ -102,6 +102,26 @@ def test_replica_that_has_failed_gets_one_call_and_further_ones_after_its_reply(
     assert {failing, other} == {replicas.choose() for _ in range(60)}
 
 
+async def test_failure_of_a_replica_that_has_left_does_not_count_for_the_one_at_its_address(replicas):
+    failing = next(each for each in replicas if each.connection_kwargs["host"] == FIRST[0])
+    replicas.update(frozenset())
+    replicas.update(frozenset({FIRST}))
+    replicas.on_failed(failing, redis.exceptions.ConnectionError())
+
+    assert list(replicas) == [replicas.choose()]
+    await replicas.aclose()
+
+
+async def test_replica_that_was_suspected_gets_calls_as_soon_as_the_pool_is_opened_again(replicas):
+    for pool in replicas:
+        replicas.on_failed(pool, redis.exceptions.ConnectionError())
+    await replicas.aclose()
+    replicas.update(frozenset({FIRST}))
+
+    assert list(replicas) == [replicas.choose()]
+    await replicas.aclose()
+
+
 def test_server_is_suspected_for_a_while(suspected, monkeypatch):
     assert FIRST not in suspected
     suspected.add(FIRST)
