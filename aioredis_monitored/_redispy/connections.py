@@ -42,7 +42,7 @@ def with_safe_send(connection: AnyConnection) -> AnyConnection:
     kind = type(connection)
     if getattr(kind, "send_packed_command", None) is AbstractConnection.send_packed_command:
         connection.__class__ = _safe_class(cast("Any", kind))
-        cast("SafeConnection", connection).closing = {}
+        cast("SafeConnection", connection).closing_sockets = {}
     return connection
 
 
@@ -52,11 +52,11 @@ class SafeConnection(AbstractConnection):
     Errors have an IPv6 address in brackets, without which its end and the port look the same.
 
     Attributes:
-        closing: The transports of sockets that it has closed, as long as these are still being closed, each with what
+        closing_sockets: The transports of sockets that it has closed, as long as these are still being closed, each with what
             is done by then.
     """
 
-    closing: dict[asyncio.Future[Any], asyncio.Transport]
+    closing_sockets: dict[asyncio.Future[Any], asyncio.Transport]
 
     def _host_error(self) -> str:
         match self:
@@ -75,12 +75,12 @@ class SafeConnection(AbstractConnection):
 
     def _note_closing(self) -> None:
         closing = closing_of(self)
-        if closing is not None and closing[0] not in self.closing:
-            closed, self.closing[closed] = closing
+        if closing is not None and closing[0] not in self.closing_sockets:
+            closed, self.closing_sockets[closed] = closing
             closed.add_done_callback(self._on_closed, context=Context())
 
     def _on_closed(self, closed: asyncio.Future[Any]) -> None:
-        del self.closing[closed]
+        del self.closing_sockets[closed]
         if not closed.cancelled():
             # Retrieved, for asyncio: how the socket has ended makes no difference.
             closed.exception()
@@ -129,7 +129,7 @@ async def wait_closed(connections: Iterable[AbstractConnection]) -> None:
     loop = asyncio.get_running_loop()
     closing: dict[asyncio.Future[Any], asyncio.Transport] = {}
     for connection in connections:
-        closing |= getattr(connection, "closing", {})
+        closing |= getattr(connection, "closing_sockets", {})
     pending = {closed for closed in closing if closed.get_loop() is loop}
     if not pending:
         return
@@ -154,7 +154,7 @@ class ClosingConnections:
             await connection.disconnect(nowait=True)
         finally:
             connections = (*self._connections, connection)
-            self._connections = [each for each in connections if getattr(each, "closing", None)]
+            self._connections = [each for each in connections if getattr(each, "closing_sockets", None)]
 
     async def wait_closed(self) -> None:
         """Wait until all are closed; see the function ``wait_closed``."""

@@ -689,18 +689,19 @@ class MonitoredConnectionPool(TypedPool):
 
     async def answers_within(self, seconds: float) -> bool:
         """Return whether the server answers a PING in time, on the shared connection or else on one of its own."""
+        connection = None
         try:
             async with lag_tolerant_timeout(seconds):
                 if self.multiplexer is not None:
                     return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
                 connection = make_safe_connection(self)
-                try:
-                    await connect(connection)
-                finally:
-                    await close_connection(connection)
+                await connect(connection)
                 return True
         except (RedisError, OSError):
             return False
+        finally:
+            if connection is not None:
+                await close_connection(connection)
 
     @property
     def is_sharing(self) -> bool:

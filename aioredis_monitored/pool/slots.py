@@ -160,11 +160,11 @@ class Slots(Generic[C]):
         self._discarded.discard(connection)
         self._reconnected.discard(connection)
 
-    def reset(self, make_error: Callable[[], Exception]) -> tuple[C, ...]:
+    def reset(self, closed_error: Callable[[], Exception]) -> tuple[C, ...]:
         """Begin anew, without connections and reservation; every caller that waits gets an error.
 
         Args:
-            make_error: Makes the error, one for each caller.
+            closed_error: Makes the error, one for each caller.
 
         Returns:
             The connections that there were, the acquired ones first.
@@ -175,5 +175,5 @@ class Slots(Generic[C]):
         for waiter in waiters:
             # A closed event loop runs no callers.
             if not waiter.done() and not waiter.get_loop().is_closed():
-                waiter.set_exception(make_error())
+                waiter.set_exception(closed_error())
         return connections

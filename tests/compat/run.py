@@ -163,7 +163,7 @@ def compare(name: str, only: list[str]) -> bool:
     )
     listed = len(differences.keys() & failing)
     print(f"{listed} differ as listed, {len(worse)} others failed, {len(better)} should not be listed")
-    return not (worse or better) and (bool(only) or len(passed) >= library.least)
+    return not (worse or better) and len(passed) >= (1 if only else library.least)
 
 
 if __name__ == "__main__":

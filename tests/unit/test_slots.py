@@ -171,11 +171,11 @@ class AnyOrder(RuleBasedStateMachine):
         waiting = [caller for caller in self.callers if caller.is_waiting()]
         errors = []
 
-        def make_error():
+        def closed_error():
             errors.append(PoolClosedError("closed"))
             return errors[-1]
 
-        connections = self.slots.reset(make_error)
+        connections = self.slots.reset(closed_error)
 
         assert sorted(connections) == sorted([*before[0], *before[1]])
         assert [caller.waiter.exception() for caller in waiting if caller.reserved] == errors[
