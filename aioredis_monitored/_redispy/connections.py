@@ -52,8 +52,8 @@ class SafeConnection(AbstractConnection):
     Errors have an IPv6 address in brackets, without which its end and the port look the same.
 
     Attributes:
-        closing_sockets: The transports of sockets that it has closed, as long as these are still being closed, each with what
-            is done by then.
+        closing_sockets: The transports of sockets that it has closed, as long as these are still being closed, each
+            with what is done by then.
     """
 
     closing_sockets: dict[asyncio.Future[Any], asyncio.Transport]
