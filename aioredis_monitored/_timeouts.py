@@ -34,22 +34,35 @@ async def lag_tolerant_timeout(seconds: float | None) -> AsyncIterator[asyncio.T
         if seconds is None:
             yield timeout
             return
-        loop = asyncio.get_running_loop()
-        due = loop.time() + seconds
-        timers: list[asyncio.TimerHandle] = []
-
-        def expire() -> None:
-            delay = loop.time() - due
-            if delay > LATE_SECONDS and len(timers) == 1:
-                timers.append(loop.call_later(min(delay, seconds), expire))
-            else:
-                timeout.reschedule(loop.time())
-
-        timers.append(loop.call_at(due, expire))
+        expiry = _Expiry(timeout, seconds)
         try:
             yield timeout
         finally:
-            timers[-1].cancel()
+            expiry.timer.cancel()
+
+
+class _Expiry:
+    """Expires a timeout when its time is over, later by the delay of a busy event loop."""
+
+    # No closure that names itself: it would be a reference cycle for each call on a dedicated connection.
+    __slots__ = ("_due", "_loop", "_seconds", "_timeout", "timer")
+
+    def __init__(self, timeout: asyncio.Timeout, seconds: float) -> None:
+        self._timeout = timeout
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._due = self._loop.time() + seconds
+        self.timer = self._loop.call_at(self._due, self._on_due)
+
+    def _on_due(self) -> None:
+        delay = self._loop.time() - self._due
+        if delay > LATE_SECONDS:
+            self.timer = self._loop.call_later(min(delay, self._seconds), self._expire)
+        else:
+            self._expire()
+
+    def _expire(self) -> None:
+        self._timeout.reschedule(self._loop.time())
 
 
 @asynccontextmanager

@@ -466,6 +466,19 @@ async def test_unused_pool_does_not_warn_when_collected():
     gc.collect()
 
 
+async def test_calls_leave_nothing_to_the_garbage_collector(make_pool, server, multiplex):
+    client = MonitoredRedisConnection(connection_pool=make_pool(server.url, multiplex=multiplex, **UNRECORDED))
+    await client.get("key")
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            await client.get("key")
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
+
+
 async def test_ping_error_names_pool_and_address_without_the_password():
     pool = pool_from_config({"redis.url": f"redis://:{SECRET}@127.0.0.1:1/2"})
 
