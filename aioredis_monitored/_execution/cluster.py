@@ -29,6 +29,7 @@ from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.redirects import ClusterRoute
 from aioredis_monitored.pool.replicas import seconds_at_replica
 from aioredis_monitored.pool.routes import FailureRoute
+from aioredis_monitored.pool.topology import ClusterTopology
 
 # The bits of SCAN's cursor that name the node; the server's own cursor stands above them. A million nodes may become
 # primaries while a pool lives.
@@ -245,8 +246,9 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
     while (found := topology.primary_pool_from(number)) is not None:
         at, pool = found
         command = ("SCAN", cursor if at == number else 0, *rest)
-        (reply,) = await Scatter(cluster, [command], observer, [pool]).run()
-        if isinstance(reply, RedisConnectionError | RedisTimeoutError) and topology.primary_pool_from(at) != found:
+        is_current = partial(_is_primary_from, topology, number, found)
+        (reply,) = await Scatter(cluster, [command], observer, [pool], has_nodes=is_current).run()
+        if isinstance(reply, RedisConnectionError | RedisTimeoutError) and not is_current():
             # It was replaced meanwhile.
             number, cursor = at, 0
             continue
@@ -262,6 +264,11 @@ async def _scan(cluster: MonitoredClusterPool, args: tuple[Any, ...], observer: 
             at = 0 if following is None else following[0]
         return [b"%d" % (cursor << _CURSOR_NODE_BITS | at), keys]
     return [b"0", []]
+
+
+def _is_primary_from(topology: ClusterTopology, number: int, found: tuple[int, MonitoredConnectionPool]) -> bool:
+    """Whether ``found`` is still the first primary from a number on."""
+    return topology.primary_pool_from(number) == found
 
 
 def _client_of(

@@ -44,16 +44,38 @@ class _Command:
         args: The command.
         choose: Returns the pool of the node that it goes to now.
         is_for_node: Whether no other node can take its place; default ``False``.
+        has_node: Whether its node is still one that the call is for; default ``None``, for always.
+
+    Attributes:
+        has_left: Whether its node has left the cluster, or the call, before the command ran there.
     """
 
-    __slots__ = ("args", "choose", "importing", "is_first", "is_for_node", "is_pending", "pool", "reply")
+    __slots__ = (
+        "args",
+        "choose",
+        "has_left",
+        "has_node",
+        "importing",
+        "is_first",
+        "is_for_node",
+        "is_pending",
+        "pool",
+        "reply",
+    )
 
     def __init__(
-        self, args: tuple[Any, ...], choose: Callable[[], MonitoredConnectionPool], *, is_for_node: bool = False
+        self,
+        args: tuple[Any, ...],
+        choose: Callable[[], MonitoredConnectionPool],
+        *,
+        is_for_node: bool = False,
+        has_node: Callable[[], bool] | None = None,
     ) -> None:
         self.args = args
         self.choose = choose
         self.is_for_node = is_for_node
+        self.has_node = has_node
+        self.has_left = False
         self.importing: MonitoredConnectionPool | None = None
         # That it was sent to last.
         self.pool: MonitoredConnectionPool | None = None
@@ -70,6 +92,11 @@ class _Command:
     def settle(self, reply: Any) -> None:
         """Set the reply, or the error in its place."""
         self.is_pending, self.reply = False, reply
+
+    def leave(self, pool: MonitoredConnectionPool) -> None:
+        """Give up, as the node has left."""
+        self.has_left = True
+        self.settle(RedisConnectionError(f"{pool.name} has left the cluster"))
 
 
 class _Expanded(NamedTuple):
@@ -89,7 +116,9 @@ class _Expanded(NamedTuple):
         """Return the reply to the caller's command, or its error."""
         if self.placement is None:
             return self.commands[0].reply
-        return combine(self.placement, [each.reply for each in self.commands], self.parts)
+        # A node that has left is none of those that the command is for.
+        remaining = [each for each in self.commands if not each.has_left] or self.commands
+        return combine(self.placement, [each.reply for each in remaining], self.parts)
 
 
 class _Sent(NamedTuple):
@@ -128,6 +157,8 @@ class Scatter:
         pools: The pool that each of the commands goes to first, ``None`` for that of its placement; default: each goes
             to that.
         reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
+        has_nodes: Whether the nodes of ``pools`` are still those that the call is for: if not, it makes no further
+            attempt at them; default ``None``, for always.
     """
 
     def __init__(
@@ -138,12 +169,14 @@ class Scatter:
         pools: Sequence[MonitoredConnectionPool | None] = (),
         *,
         reads_replicas: bool = False,
+        has_nodes: Callable[[], bool] | None = None,
     ) -> None:
         self._cluster = cluster
         self._given = list(commands)
         self._observer = observer
         self._pools = pools or [None] * len(self._given)
         self._reads_replicas = reads_replicas
+        self._has_nodes = has_nodes
         # Those that the attempt goes to: after it, their commands go to primaries.
         self._replicas = set[MonitoredConnectionPool]()
         self._choose_at = cluster.choose_to_read if reads_replicas else cluster.choose_primary
@@ -204,11 +237,9 @@ class Scatter:
     def _expand(self, args: tuple[Any, ...], placement: Placement, pool: MonitoredConnectionPool | None) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
         if pool is not None:
-            return _Expanded([_Command(args, partial(_this, pool), is_for_node=True)])
-        if kind is Kind.ALL_PRIMARIES:
-            return _Expanded([self._at_primary(args, each) for each in topology.primary_pools], placement)
-        if kind is Kind.ALL_NODES:
-            return _Expanded([self._at_primary(args, each) for each in topology.known_pools()], placement)
+            return _Expanded([_Command(args, partial(_this, pool), is_for_node=True, has_node=self._has_nodes)])
+        if _needs_nodes(placement):
+            return _Expanded([self._at_node(args, each, kind) for each in self._nodes(kind)], placement)
         if kind is Kind.SPLIT:
             parts = split(args)
             return _Expanded([_Command(part.args, self._choose_at(part.slot)) for part in parts], placement, parts)
@@ -219,11 +250,22 @@ class Scatter:
         choose = self._choose_at(slot) if kind is Kind.SLOT else partial(self._cluster.pool_near_slot, slot)
         return _Expanded([_Command(args, choose)])
 
-    def _at_primary(self, args: tuple[Any, ...], pool: MonitoredConnectionPool) -> _Command:
-        """Return a command for a primary, or for the node that has its place by then; a replica has no such node."""
+    def _nodes(self, kind: Kind) -> Sequence[MonitoredConnectionPool]:
+        topology = self._cluster.cluster_topology
+        return topology.primary_pools if kind is Kind.ALL_PRIMARIES else topology.known_pools()
+
+    def _at_node(self, args: tuple[Any, ...], pool: MonitoredConnectionPool, kind: Kind) -> _Command:
+        """Return a command for one of the nodes of its kind, or for the one that has a primary's place by then.
+
+        A replica has no such node, nor a primary whose slots have moved: the command is given up when that node leaves.
+        """
         topology = self._cluster.cluster_topology
         if pool not in topology.slots:
-            return _Command(args, partial(_this, pool), is_for_node=True)
+            return _Command(
+                args,
+                lambda: _named(pool.name, self._nodes(kind)) or pool,
+                has_node=lambda: _named(pool.name, self._nodes(kind)) is not None,
+            )
         slot = topology.slots.index(pool)
         return _Command(args, lambda: pool if pool in topology.primary_pools else self._cluster.pool_of_slot(slot))
 
@@ -297,6 +339,9 @@ class Scatter:
             if each.is_pending and not (held and held & each.slots()):
                 if each.is_first:
                     held |= each.slots()
+                if each.has_node is not None and not each.has_node():
+                    each.leave(each.choose())
+                    continue
                 try:
                     each.pool = each.importing or each.choose()
                     groups.setdefault(each.pool, []).append(each)
@@ -392,7 +437,7 @@ class Scatter:
         if is_redirect(self._cluster, failed.error):
             for each in commands:
                 if each.is_for_node:
-                    each.settle(RedisConnectionError(f"{pool.name} has left the cluster"))
+                    each.leave(pool)
             is_pending = any(each.is_pending for each in commands)
             self._is_redirected = self._is_redirected or is_pending
             return failed if is_pending else None
@@ -496,3 +541,8 @@ def _is_encodable(argument: object) -> bool:
 
 def _this(pool: MonitoredConnectionPool) -> MonitoredConnectionPool:
     return pool
+
+
+def _named(name: str, pools: Iterable[MonitoredConnectionPool]) -> MonitoredConnectionPool | None:
+    """Return the pool of a node, which may have been made anew."""
+    return next((pool for pool in pools if pool.name == name), None)

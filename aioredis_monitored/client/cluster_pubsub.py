@@ -358,6 +358,8 @@ class MonitoredClusterPubSub(_ShardChannels):
         self._redirects: Counter[int] = Counter()
         # They end what was subscribed by calls that have failed.
         self._undoing: set[asyncio.Task[None]] = set()
+        # What is no longer used, until it is closed: whatever closes it may be cancelled before it has begun.
+        self._leaving: set[_NodeSubscriptions] = set()
         self._closing: set[asyncio.Task[None]] = set()
         self._failure: Exception | None = None
 
@@ -479,8 +481,14 @@ class MonitoredClusterPubSub(_ShardChannels):
         for part in self._all_shards():
             is_needed = part.shard_channels or part.pending_unsubscribe_shard_channels or part.responses
             if not is_needed and not part.is_busy() and len(self._parts) > 1:
-                del self._parts[part.pool]
-                _begin(self._closing, part.aclose())
+                self._leaving.add(self._parts.pop(part.pool))
+                _begin(self._closing, self._leave(part))
+
+    async def _leave(self, part: _NodeSubscriptions) -> None:
+        try:
+            await part.aclose()
+        finally:
+            self._leaving.discard(part)
 
     def _missing(self, pool: MonitoredConnectionPool | None, channels: Iterable[Any]) -> list[Any]:
         part = None if pool is None else self._parts.get(pool)
@@ -586,7 +594,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         self._cluster.cluster_topology.observers.discard(self)
         for task in (*self._moving.values(), *self._undoing):
             task.cancel()
-        parts = list(self._parts.values())
+        self._leaving.update(self._parts.values())
         self._parts.clear()
         self._moving.clear()
         self._redirects.clear()
@@ -594,7 +602,7 @@ class MonitoredClusterPubSub(_ShardChannels):
         self._failure = None
         # Calls that wait see that it is closed.
         self._arrived.set()
-        await asyncio.gather(*self._closing, *(part.aclose() for part in parts), return_exceptions=True)
+        await asyncio.gather(*map(self._leave, self._leaving), return_exceptions=True)
         await super()._close()
 
 

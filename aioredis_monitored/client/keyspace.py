@@ -13,6 +13,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from redis.keyspace_notifications import KeyNotification
 
+from aioredis_monitored._cancellation import SETTLE_SECONDS, complete_shielded
 from aioredis_monitored._execution.attempts import retry_until_answered
 from aioredis_monitored._execution.scatter import nodes_known
 from aioredis_monitored._telemetry.context import without_span
@@ -161,6 +162,9 @@ class MonitoredClusterKeyspaceNotifications(AsyncClusterKeyspaceNotifications):
     async def aclose(self) -> None:
         """End all subscriptions, and give their connections back."""
         self._closed = True
+        await complete_shielded("closing notifications about keys", self._close, SETTLE_SECONDS)
+
+    async def _close(self) -> None:
         if self._subscribing is not None:
             self._subscribing.cancel()
             await asyncio.wait([self._subscribing])

@@ -12,7 +12,7 @@ from redis.exceptions import ClusterDownError, TryAgainError, WatchError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from support import cluster_chaos as chaos
-from support.internals import let_refresh_be_old, let_refreshes_take, number_pools_from
+from support.internals import let_refresh_be_old, let_refreshes_take, number_pools_from, refresh_topology
 
 from aioredis_monitored import (
     ClusterNode,
@@ -354,6 +354,33 @@ async def test_commands_for_all_primaries_succeed_when_one_was_replaced_unseen(s
 
     assert await on_cluster.flushall() is True
     assert await on_cluster.dbsize() == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda client: client.dbsize(),
+        lambda client: client.keys(),
+        lambda client: client.config_set("maxmemory-samples", 5),
+        lambda client: client.pipeline(transaction=False).dbsize().execute(),
+        lambda client: anext(client.scan_iter(match="none"), None),
+    ],
+    ids=["dbsize", "keys", "config_set", "pipeline", "scan"],
+)
+async def test_commands_for_all_nodes_leave_out_one_that_is_removed_meanwhile(make_pool, call):
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        owner, removed = servers.owner(SLOT), servers.add_node()
+        servers.migrate(SLOT, removed)
+        await refresh_topology(pool)
+        servers.migrate(SLOT, owner)
+        # The node that redirects has no slot any more, and is a primary until the next refresh.
+        await client.set(THERE, 1)
+        servers.remove_node(removed)
+
+        async with asyncio.timeout(LONG_DEADLINE / 2):
+            await call(client)
 
 
 async def test_pipeline_does_not_undo_what_was_called_later_in_it(servers, on_cluster):

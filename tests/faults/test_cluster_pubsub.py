@@ -241,6 +241,40 @@ async def test_closed_subscriptions_do_not_follow_slots_until_they_are_used_agai
     assert pubsub not in observers
 
 
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_closing_subscriptions_gives_every_connection_back_when_cancelled(servers, client, until, turns):
+    pubsub = client.pubsub()
+    await pubsub.subscribe("news")
+    await pubsub.ssubscribe(*SHARDED)
+    await confirmed(pubsub, 1 + len(SHARDED))
+    await cancelled_after(turns, pubsub.aclose())
+    await until(lambda: not any(map(subscribes, servers.nodes)))
+
+
+@pytest.mark.parametrize("turns", [1, 2, 3])
+async def test_closing_notifications_about_keys_gives_every_connection_back_when_cancelled(make_pool, until, turns):
+    with ClusterServers("--cluster-require-full-coverage", "no", replicas=0, node_timeout=60) as servers:
+        client = MonitoredRedisConnection(connection_pool=make_pool(servers.url, socket_timeout=2))
+        await client.dbsize()
+        *living, frozen = servers.nodes
+        frozen.freeze()
+        notifications = client.keyspace_notifications()
+        await notifications.subscribe_keyspace("*")
+        # In the background, it goes on to subscribe at the node that does not answer.
+        await notifications.get_message()
+        await until(lambda: all(map(subscribes, living)))
+        await cancelled_after(turns, notifications.aclose())
+        await until(lambda: not any(map(subscribes, living)))
+
+
+async def cancelled_after(turns, work):
+    task = asyncio.create_task(work)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+
+
 @pytest.mark.parametrize("is_read", [True, False])
 async def test_subscriptions_that_are_never_closed_leave_no_task_after_their_pool(servers, until, caplog, is_read):
     others = asyncio.all_tasks()
