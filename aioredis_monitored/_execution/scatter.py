@@ -20,6 +20,7 @@ from aioredis_monitored._execution.attempts import (
 from aioredis_monitored._execution.pinned import discard_if_altered
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, BatchFuture, Multiplexer
 from aioredis_monitored._telemetry.operation import Observer
+from aioredis_monitored._topology.node import REPLICA_ROLES, role_in
 from aioredis_monitored._topology.placement import Kind, Part, Placement, combine, placement_of, routing_error, split
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
@@ -29,6 +30,9 @@ from aioredis_monitored.pool.replicas import seconds_at_replica
 from aioredis_monitored.pool.retry import RetryPolicy, is_retryable
 
 _ASKING: Final = ("ASKING",)
+# Sent before what a primary is asked for as a whole, such as its number of keys: a replica would answer for itself, and
+# redirects only calls with keys. No user can be forbidden to call it; a server before 6.0 answers with an error.
+_HELLO: Final = ("HELLO",)
 # What is pending is retried only if it is safe to: the loop over attempts need not ask.
 _PENDING: Final = Traits(shareable=True, alters_connection=False, retry_safe=True, runs_code=False)
 
@@ -45,6 +49,7 @@ class _Command:
         choose: Returns the pool of the node that it goes to now.
         is_for_node: Whether no other node can take its place; default ``False``.
         has_node: Whether its node is still one that the call is for; default ``None``, for always.
+        is_for_primary: Whether no replica can answer it; default ``False``.
 
     Attributes:
         has_left: Whether its node has left the cluster, or the call, before the command ran there.
@@ -58,6 +63,7 @@ class _Command:
         "importing",
         "is_first",
         "is_for_node",
+        "is_for_primary",
         "is_pending",
         "pool",
         "reply",
@@ -70,11 +76,13 @@ class _Command:
         *,
         is_for_node: bool = False,
         has_node: Callable[[], bool] | None = None,
+        is_for_primary: bool = False,
     ) -> None:
         self.args = args
         self.choose = choose
         self.is_for_node = is_for_node
         self.has_node = has_node
+        self.is_for_primary = is_for_primary
         self.has_left = False
         self.importing: MonitoredConnectionPool | None = None
         # That it was sent to last.
@@ -83,6 +91,10 @@ class _Command:
         # Whether those of its slot that follow it wait until it has run.
         self.is_first = False
         self.reply: Any = None
+
+    def preceding(self) -> tuple[tuple[str], ...]:
+        """Return what is sent before it."""
+        return (_ASKING,) if self.importing else (_HELLO,) if self.is_for_primary else ()
 
     def slots(self) -> set[int]:
         """Return the slot of its keys; none if it has no keys."""
@@ -116,9 +128,13 @@ class _Expanded(NamedTuple):
         """Return the reply to the caller's command, or its error."""
         if self.placement is None:
             return self.commands[0].reply
+        if self.parts:
+            return combine(self.placement, [each.reply for each in self.commands], self.parts)
         # A node that has left is none of those that the command is for.
         remaining = [each for each in self.commands if not each.has_left] or self.commands
-        return combine(self.placement, [each.reply for each in remaining], self.parts)
+        # One that has taken the place of another has replied for both of them; errors come last, and stay.
+        in_order = sorted(remaining, key=lambda each: isinstance(each.reply, Exception))
+        return combine(self.placement, list({each.pool: each.reply for each in in_order}.values()))
 
 
 class _Sent(NamedTuple):
@@ -127,7 +143,7 @@ class _Sent(NamedTuple):
     Attributes:
         pool: The node's pool.
         commands: The commands.
-        batch: What was sent, ASKING included.
+        batch: What was sent, ASKING and HELLO included.
         began: When, by the monotonic clock.
         replies: The replies, or ``AttemptFailed``.
         retry_safe: Whether all may run twice.
@@ -237,7 +253,17 @@ class Scatter:
     def _expand(self, args: tuple[Any, ...], placement: Placement, pool: MonitoredConnectionPool | None) -> _Expanded:
         kind, slot, topology = placement.kind, placement.slot, self._cluster.cluster_topology
         if pool is not None:
-            return _Expanded([_Command(args, partial(_this, pool), is_for_node=True, has_node=self._has_nodes)])
+            return _Expanded(
+                [
+                    _Command(
+                        args,
+                        partial(_this, pool),
+                        is_for_node=True,
+                        has_node=self._has_nodes,
+                        is_for_primary=kind is Kind.CURSOR and self._has_nodes is not None,
+                    )
+                ]
+            )
         if _needs_nodes(placement):
             return _Expanded([self._at_node(args, each, kind) for each in self._nodes(kind)], placement)
         if kind is Kind.SPLIT:
@@ -265,9 +291,14 @@ class Scatter:
                 args,
                 lambda: _named(pool.name, self._nodes(kind)) or pool,
                 has_node=lambda: _named(pool.name, self._nodes(kind)) is not None,
+                is_for_primary=kind is Kind.ALL_PRIMARIES,
             )
         slot = topology.slots.index(pool)
-        return _Command(args, lambda: pool if pool in topology.primary_pools else self._cluster.pool_of_slot(slot))
+        return _Command(
+            args,
+            lambda: pool if pool in topology.primary_pools else self._cluster.pool_of_slot(slot),
+            is_for_primary=kind is Kind.ALL_PRIMARIES,
+        )
 
     # The route.
 
@@ -364,8 +395,8 @@ class Scatter:
         """
         batch = [each.args for each in commands]
         traits = traits_of_batch(batch)
-        if any(each.importing for each in commands):
-            batch = [args for each in commands for args in ((_ASKING, each.args) if each.importing else (each.args,))]
+        if any(each.importing or each.is_for_primary for each in commands):
+            batch = [args for each in commands for args in (*each.preceding(), each.args)]
             # Once: if that node fails, the one that serves the slot says which has it by then.
             for each in commands:
                 each.importing = None
@@ -389,7 +420,7 @@ class Scatter:
             return self._fail(pool, commands, replies, retry_safe=sent.retry_safe)
         leave_refusing_server(pool, replies, since=sent.began)
         if len(replies) > len(commands):
-            replies = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING]
+            replies = _replies_of(sent, replies)
         if not any(isinstance(reply, Exception) for reply in replies):
             for each, reply in zip(commands, replies, strict=True):
                 each.settle(reply)
@@ -490,7 +521,7 @@ class Scatter:
         wait = sum(blocking_timeout(args) or 0 for args in sent)
         replies: list[Any] = []
         async with dedicated_attempt(pool, seconds, dedicated_connection(pool, observer), wait) as connection:
-            discard_if_altered(pool, connection, [args for args in sent if args is not _ASKING])
+            discard_if_altered(pool, connection, [args for args in sent if args is not _ASKING and args is not _HELLO])
             try:
                 await connection.send_packed_command(connection.pack_commands(sent))
                 while len(replies) < len(sent):
@@ -504,6 +535,21 @@ class Scatter:
                 raise
             leave_refusing_server(pool, replies, connection)
         return replies
+
+
+def _replies_of(sent: _Sent, replies: list[Any]) -> list[Any]:
+    """Return the replies to the commands themselves, and an error for each that a replica has answered in vain."""
+    is_replica = any(
+        role_in(reply) in REPLICA_ROLES for args, reply in zip(sent.batch, replies, strict=True) if args is _HELLO
+    )
+    own = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING and args is not _HELLO]
+    if not is_replica:
+        return own
+    error = RedisConnectionError(f"{sent.pool.name} is a replica, and not a primary as it was")
+    return [
+        error if each.is_for_primary and traits_of(each.args).retry_safe else reply
+        for each, reply in zip(sent.commands, own, strict=True)
+    ]
 
 
 async def nodes_known(cluster: MonitoredClusterPool, observer: Observer | None, *, needs_primary: bool = True) -> None:

@@ -2,7 +2,9 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Final, Literal
+
+from redis.utils import str_if_bytes
 
 from aioredis_monitored.config.addresses import address_text
 
@@ -25,6 +27,18 @@ class ClusterNode:
     def name(self) -> str:
         """Its host and port, as in ``127.0.0.1:7000`` or ``[::1]:7000``."""
         return address_text(self.host, self.port)
+
+
+# What servers call themselves that are replicas.
+REPLICA_ROLES: Final = frozenset({"slave", "replica"})
+
+
+def role_in(hello: object) -> str:
+    """Return the role in the reply to ``HELLO``, which is a map in RESP3, and a list in RESP2; empty if it has none."""
+    fields = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else hello
+    if not isinstance(fields, dict):
+        return ""
+    return str_if_bytes(fields.get(b"role") or fields.get("role") or "")
 
 
 # What ``target_nodes=`` takes: one of redis-py's flags, a node, or several. Any object with a host and a port will do,

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.utils import str_if_bytes
 
 from aioredis_monitored._redispy.located import LocatedConnection, abort_transport, located_class
+from aioredis_monitored._topology.node import REPLICA_ROLES, role_in
 from aioredis_monitored._topology.sentinel import MAX_HOLD_SECONDS, PrimaryTracker
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address, address_text
@@ -28,7 +29,6 @@ from aioredis_monitored.pool.servers import validate_servers
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
-_REPLICAS: Final = ("replica", "slave")
 # How old the sentinels' word about replicas may be while calls read; they ask a replica for its state every 10 s.
 _REPLICAS_SECONDS: Final = 5.0
 
@@ -341,10 +341,7 @@ async def _is_replica(connection: AbstractConnection) -> bool:
             reply = await connection.read_response()
         except ResponseError:
             continue
-        if isinstance(reply, list) and command == "HELLO":
-            reply = dict(zip(reply[::2], reply[1::2], strict=False))
-        if isinstance(reply, dict):
-            fields = {str_if_bytes(name): value for name, value in reply.items()}
-            return str_if_bytes(fields.get("role", "")) in _REPLICAS
-        return bool(reply) and str_if_bytes(reply[0]) in _REPLICAS
+        if command == "HELLO":
+            return role_in(reply) in REPLICA_ROLES
+        return bool(reply) and str_if_bytes(reply[0]) in REPLICA_ROLES
     return False

@@ -356,6 +356,65 @@ async def test_commands_for_all_primaries_succeed_when_one_was_replaced_unseen(s
     assert await on_cluster.dbsize() == 0
 
 
+async def scanned_keys(client):
+    return [key async for key in client.scan_iter()]
+
+
+@pytest.mark.parametrize(("protocol", "multiplex"), [(2, False), (3, True)])
+@pytest.mark.parametrize(
+    "count",
+    [
+        lambda client: client.dbsize(),
+        lambda client: call_len(client.keys()),
+        lambda client: call_len(scanned_keys(client)),
+        lambda client: call_first(client.pipeline(transaction=False).dbsize().set("key:0", 1).execute()),
+    ],
+    ids=["dbsize", "keys", "scan", "pipeline"],
+)
+async def test_keys_are_not_counted_at_a_primary_that_has_become_a_replica_unseen(
+    make_pool, count, protocol, multiplex
+):
+    keys = [f"key:{number}" for number in range(40)]
+    with ClusterServers(primaries=2, replicas=1) as servers:
+        pool = make_pool(servers.url, protocol=protocol, multiplex=multiplex, socket_timeout=LONG_DEADLINE)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await asyncio.gather(*(client.set(key, 1) for key in keys))
+        await asyncio.to_thread(wait_replicated, servers)
+        demoted = servers.owner(keys[0])
+        promoted = servers.replica_of(demoted)
+        await asyncio.to_thread(servers.failover, promoted)
+        # The demoted node has no key for that long, and redirects only calls with keys.
+        promoted.call("CONFIG", "SET", "repl-diskless-sync-delay", 60)
+        demoted.kill()
+        await asyncio.to_thread(demoted.start)
+        assert demoted.call("DBSIZE") == 0
+
+        assert await count(client) == len(keys)
+
+
+async def call_len(call):
+    return len(await call)
+
+
+async def call_first(call):
+    return (await call)[0]
+
+
+async def test_keys_of_a_node_that_has_taken_the_place_of_another_count_once(make_pool):
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        pool = make_pool(servers.url, socket_timeout=LONG_DEADLINE)
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.mset({HERE: 1, THERE: 1})
+        owner, removed = servers.owner(SLOT), servers.add_node()
+        servers.migrate(SLOT, removed)
+        await refresh_topology(pool)
+        servers.migrate(SLOT, owner)
+        servers.remove_node(removed)
+
+        assert await client.dbsize() == 2
+        assert len(await client.keys()) == 2
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -701,9 +701,9 @@ async def test_answer_of_a_sentinel_does_not_wait_until_its_connection_is_closed
     connections = SentinelConnections("mymaster", {}, uses_tls=False, asks_replicas=False)
     async with connections.connected(Sentinel(*addresses(servers.sentinels)[0]), 5) as connection:
         assert connection.is_connected
-    assert connection.closing
+    assert connection.closing_sockets
     await connections.wait_closed()
-    assert not connection.closing
+    assert not connection.closing_sockets
 
 
 async def test_closed_pool_follows_no_sentinel_and_can_be_opened_again(make_pool, servers, until):
