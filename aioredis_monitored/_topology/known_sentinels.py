@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError
 
 from aioredis_monitored._topology.sentinel import Answer
 from aioredis_monitored.config.addresses import Address, address_text
@@ -25,7 +25,7 @@ class Sentinel:
             ``None`` as long as that is unknown.
         is_announced: Whether other sentinels announce the address.
         problem: Why it did not answer last.
-        refuses: Whether that is because of the credentials.
+        refusal: The error, if that is because of the credentials, or of the rights of their user.
     """
 
     host: str
@@ -34,7 +34,7 @@ class Sentinel:
     identity: str | None = None
     is_announced: bool = False
     problem: str = ""
-    refuses: bool = False
+    refusal: RedisError | None = None
 
     def __str__(self) -> str:
         return address_text(self.host, self.port)
@@ -55,11 +55,17 @@ class Sentinel:
 
     def on_answer(self) -> None:
         """Take that it is there."""
-        self.problem, self.refuses = "", False
+        self.problem, self.refusal = "", None
 
     def on_failure(self, error: Exception) -> None:
         """Take why it does not answer."""
-        self.problem, self.refuses = str(error) or type(error).__qualname__, isinstance(error, AuthenticationError)
+        self.problem = str(error) or type(error).__qualname__
+        self.refusal = error if isinstance(error, AuthenticationError | NoPermissionError) else None
+
+    @property
+    def refuses_credentials(self) -> bool:
+        """Whether it did not answer last because of the credentials."""
+        return isinstance(self.refusal, AuthenticationError)
 
 
 class KnownSentinels:

@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple, Protocol
 from weakref import ref
 
 from redis.asyncio import Connection
-from redis.exceptions import AuthenticationError, RedisError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._redispy.sockets import abort_socket
@@ -142,6 +142,7 @@ class SentinelDiscovery:
 
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
+            redis.exceptions.NoPermissionError: All that answer forbid their user to ask.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service, or none answers in time.
         """
         if self._loop is None:
@@ -175,13 +176,15 @@ class SentinelDiscovery:
             message = f"pool {self._name!r} was closed while it looked for the primary of {self.tracker.service!r}"
             raise RedisConnectionError(message)
 
-    def _failure(self, election: Election) -> RedisConnectionError:
+    def _failure(self, election: Election) -> RedisError:
         problems = self._known.problems()
         text = f"no primary of {self.tracker.service!r} is known: {election.answered} of {election.known} sentinels"
         text += " answered" + (", and none of them knows it" if election.answered else "")
         text += f" ({'; '.join(problems)})" if problems else ""
-        if not election.answered and any(each.refuses for each in self._known.sentinels):
+        if not election.answered and any(each.refuses_credentials for each in self._known.sentinels):
             return AuthenticationError(f"{text}; check sentinel_username and sentinel_password")
+        if not election.answered and any(each.refusal for each in self._known.sentinels):
+            return NoPermissionError(f"{text}; check the rights of sentinel_username")
         return RedisConnectionError(text)
 
     def refute(self, address: Address) -> None:
@@ -339,7 +342,7 @@ class SentinelDiscovery:
                     await self._follow_over(connection, sentinel, place, schedule)
             except (RedisError, OSError) as error:
                 place.on_failure(error)
-                schedule.on_failure(is_refused=place.refuses)
+                schedule.on_failure(is_refused=place.refuses_credentials)
                 if schedule.failures == 1 and isinstance(error, ResponseError):
                     _LOGGER.warning(
                         "pool %r: the sentinel %s refuses subscriptions, so that failovers are noticed late: %s",

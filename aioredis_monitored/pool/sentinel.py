@@ -10,7 +10,7 @@ from weakref import finalize, ref
 from redis.asyncio import Connection, SSLConnection
 from redis.asyncio.connection import AbstractConnection
 from redis.auth.token import TokenInterface
-from redis.exceptions import AuthenticationError, ResponseError
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.utils import str_if_bytes
 
@@ -167,6 +167,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
 
         Raises:
             redis.exceptions.AuthenticationError: All sentinels that answer refuse the credentials.
+            redis.exceptions.NoPermissionError: All that answer forbid their user to ask.
             redis.exceptions.ConnectionError: No sentinel that answers knows the service.
             PoolClosedError: The pool was closed meanwhile.
         """
@@ -309,8 +310,8 @@ async def _locate(pool: "ref[MonitoredSentinelPool]") -> PrimaryLocation:
 
 
 def _raise_refusal(error: RedisConnectionError) -> None:
-    # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials.
-    if isinstance(error.__cause__, AuthenticationError):
+    # redis-py makes this of whatever is raised before the handshake; but waiting changes no credentials and no rights.
+    if isinstance(error.__cause__, AuthenticationError | NoPermissionError):
         raise error.__cause__ from None
 
 

@@ -17,6 +17,8 @@ from aioredis_monitored._topology.sentinel import ABORT_EVENTS, EVENTS, REPLICA_
 from aioredis_monitored.pool.names import addresses_of
 
 _RESP2: Final = 2
+# What a server replies that is no sentinel.
+_UNKNOWN: Final = "unknown command"
 
 
 class SentinelConnections:
@@ -131,8 +133,10 @@ class SentinelConnections:
             async with self.connected(sentinel, seconds) as connection:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 identity, *replies = [await read_reply(connection) for _ in commands]
-            if isinstance(replies[0], ResponseError):
-                sentinel.on_failure(replies[0])
+            if isinstance(error := replies[0], ResponseError):
+                if _UNKNOWN in str(error):
+                    error = ResponseError(f"{error}; it is no sentinel: name sentinels, or use redis:// for a server")
+                sentinel.on_failure(error)
                 return None
             answer = answer_of(sentinel.identity_in(identity), *replies)
         except Exception as error:  # noqa: BLE001 - whatever one has answered, the others count

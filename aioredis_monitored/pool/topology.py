@@ -38,6 +38,8 @@ _random: Final = random.Random()  # noqa: S311 - nothing secret
 
 # The reply of a server that is no node of a cluster.
 _NO_CLUSTER: Final = "cluster support disabled"
+# In that of a sentinel.
+_UNKNOWN: Final = "unknown command"
 _NODE_TIMEOUT: Final = "cluster-node-timeout"
 # What a refresh asks, and what the first one asks as well: in one round trip.
 _QUERIES: Final = (("CLUSTER", "SLOTS"), ("CONFIG", "GET", _NODE_TIMEOUT))
@@ -464,6 +466,10 @@ class ClusterTopology:
         except Exception as error:  # noqa: BLE001 - whatever has happened at one node, others may answer
             if isinstance(error, ResponseError) and str(error).endswith(_NO_CLUSTER):
                 error = ResponseError(f"{error}: use redis:// or rediss://, the forms for a single server")
+            elif isinstance(error, ResponseError) and _UNKNOWN in str(error):
+                error = ResponseError(
+                    f"{error}; it is no node: of sentinels, use redis+sentinel:// or rediss+sentinel://"
+                )
             self._problem = f"{address_text(*address)}: {str(error) or type(error).__qualname__}"
             self._suspected.add(address)
             if isinstance(error, RedisError) and not is_transient(error):

@@ -29,6 +29,7 @@ from aioredis_monitored import (
     Components,
     ConfigurationError,
     MessageQueue,
+    MonitoredClusterPool,
     MonitoredConnectionPool,
     MonitoredRedisConnection,
     MonitoredSentinelPool,
@@ -535,6 +536,34 @@ async def test_refused_credentials_of_sentinels_are_named(make_pool):
                 redis.exceptions.AuthenticationError, match=r"0 of 1 sentinels answered.*; check sentinel_username"
             ):
                 await pool.ping()
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_missing_rights_at_sentinels_are_an_error_at_once(make_pool, multiplex):
+    with SentinelServers(replicas=1, sentinels=1, quorum=1) as servers:
+        (sentinel,) = servers.sentinels
+        sentinel.call("ACL", "SETUSER", "app", "on", ">secret", "allchannels", "+@all", "-sentinel")
+        arguments = {"sentinel_username": "app", "sentinel_password": "secret", "socket_timeout": 60}
+        async with make_pool(sentinels=[(sentinel.host, sentinel.port)], multiplex=multiplex, **arguments) as pool:
+            with pytest.raises(
+                redis.exceptions.NoPermissionError,
+                match=r"0 of 1 sentinels answered.*no permissions.*; check the rights of sentinel_username",
+            ):
+                async with asyncio.timeout(30):
+                    await MonitoredRedisConnection(connection_pool=pool).get("key")
+
+
+async def test_server_that_is_no_sentinel_is_named_with_what_to_do(make_pool, server):
+    async with make_pool(sentinels=[(server.host, server.port)], retries=0) as pool:
+        with pytest.raises(redis.exceptions.ConnectionError, match=r"unknown command .*; it is no sentinel: "):
+            await pool.ping()
+
+
+async def test_sentinel_that_is_no_node_of_a_cluster_is_named_with_what_to_do(servers):
+    (first, *_) = servers.sentinels
+    async with MonitoredClusterPool([(first.host, first.port)], retries=0, **UNRECORDED) as pool:
+        with pytest.raises(redis.exceptions.ResponseError, match=r"unknown command .*use redis\+sentinel://"):
+            await pool.ping()
 
 
 @pytest.mark.parametrize("multiplex", [True, False])

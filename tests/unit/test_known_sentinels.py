@@ -1,7 +1,7 @@
 """Which sentinels are known, and where each is reached, by what names are resolved to and sentinels answer."""
 
 import pytest
-from redis.exceptions import AuthenticationError
+from redis.exceptions import AuthenticationError, NoPermissionError
 
 from aioredis_monitored._topology.known_sentinels import KnownSentinels, Sentinel
 from aioredis_monitored._topology.sentinel import Answer
@@ -201,10 +201,18 @@ def test_given_address_that_does_not_answer_is_not_replaced_by_another_one():
     assert known.shared_place(known.sentinels[0]) is None
 
 
-@pytest.mark.parametrize(("error", "refuses"), [(AuthenticationError("WRONGPASS"), True), (OSError("refused"), False)])
-def test_refused_credentials_are_told_from_other_problems(error, refuses):
+@pytest.mark.parametrize(
+    ("error", "refuses", "is_refusal"),
+    [
+        (AuthenticationError("WRONGPASS"), True, True),
+        (NoPermissionError("NOPERM"), False, True),
+        (OSError("refused"), False, False),
+    ],
+)
+def test_refused_credentials_and_rights_are_told_from_other_problems(error, refuses, is_refusal):
     sentinel = Sentinel(*ONE)
     sentinel.on_failure(error)
-    assert (str(error), refuses) == (sentinel.problem, sentinel.refuses)
+    assert (str(error), refuses) == (sentinel.problem, sentinel.refuses_credentials)
+    assert is_refusal == (sentinel.refusal is error)
     sentinel.on_answer()
-    assert ("", False) == (sentinel.problem, sentinel.refuses)
+    assert ("", None, False) == (sentinel.problem, sentinel.refusal, sentinel.refuses_credentials)
