@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from contextvars import Context
 from functools import lru_cache
 from pathlib import Path
@@ -147,6 +147,9 @@ class ClosingConnections:
 
     def __init__(self) -> None:
         self._connections: list[AbstractConnection] = []
+
+    def __iter__(self) -> Iterator[AbstractConnection]:
+        return iter(self._connections)
 
     async def close(self, connection: AbstractConnection) -> None:
         """Disconnect a connection without waiting: with TLS, that takes another round trip."""

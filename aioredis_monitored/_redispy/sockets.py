@@ -15,18 +15,33 @@ from redis.asyncio import ConnectionPool
 from redis.asyncio.connection import AbstractConnection
 
 
-def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
+def abort_sockets(connection: AbstractConnection, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> bool:
     """Close a connection's socket at once, without warnings of redis-py or asyncio about an unclosed connection.
 
+    Those that it has closed before are closed at once as well: with TLS, that takes a round trip, before which the
+    event loop may have ended.
+
     Args:
-        connection: A connected one.
+        connection: A connection.
         loop: Its event loop, which may be running, stopped or closed.
         forked: Whether both were copied from a parent process, which still uses them.
+
+    Returns:
+        Whether it was connected.
     """
-    writer: Any = connection._writer
+    writer: Any = connection._writer if connection.is_connected else None
+    for transport in list(getattr(connection, "closing_sockets", {}).values()):
+        _abort(transport, loop, forked=forked)
+    if writer is None:
+        return False
     connection._writer = connection._reader = None
-    encrypted = getattr(writer.transport, "_ssl_protocol", None)
-    transport = getattr(encrypted, "_transport", None) or writer.transport
+    _abort(writer.transport, loop, forked=forked)
+    return True
+
+
+def _abort(own: Any, loop: asyncio.AbstractEventLoop | None, *, forked: bool) -> None:
+    encrypted = getattr(own, "_ssl_protocol", None)
+    transport = getattr(encrypted, "_transport", None) or own
     sock = getattr(transport, "_sock", None)
     # A forked event loop shares its selector with the parent, which would no longer see the socket.
     if not forked:
@@ -35,7 +50,7 @@ def abort_socket(connection: AbstractConnection, loop: asyncio.AbstractEventLoop
             loop.call_soon(setattr, transport, "_sock", sock)
         # The event loop is closed; a stand-in for a transport may lack the method.
         with suppress(RuntimeError, AttributeError):
-            writer.transport.abort()
+            own.abort()
         if loop is not None and loop.is_running():
             return
     # The callback that closes the socket may never run.

@@ -15,7 +15,7 @@ from redis.asyncio import Connection
 from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from aioredis_monitored._redispy.sockets import abort_socket
+from aioredis_monitored._redispy.sockets import abort_sockets
 from aioredis_monitored._timeouts import lag_tolerant_timeout
 from aioredis_monitored._topology.follow_schedule import FollowSchedule
 from aioredis_monitored._topology.known_sentinels import KnownSentinels, Sentinel
@@ -488,8 +488,7 @@ class SentinelDiscovery:
         if not loop.is_running():
             # Nothing that is scheduled there may ever run.
             for connection in connections:
-                if connection.is_connected:
-                    abort_socket(connection, loop, forked=is_forked)
+                abort_sockets(connection, loop, forked=is_forked)
         if _is_running_here(loop):
             # At once: what goes on for another tick may start what nothing would end.
             _end(tasks, timer, resumed)

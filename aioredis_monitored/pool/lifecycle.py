@@ -11,7 +11,7 @@ from weakref import finalize
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._cancellation import cleaning_up
-from aioredis_monitored._redispy.sockets import abort_socket, close_now
+from aioredis_monitored._redispy.sockets import abort_sockets, close_now
 from aioredis_monitored.errors import EventLoopError, PoolClosedError
 from aioredis_monitored.pool.slots import Slots
 
@@ -167,8 +167,7 @@ class LeakGuard:
             warnings.warn(text, ResourceWarning, stacklevel=2)
 
     def abort(self) -> int:
-        """Close all sockets without the event loop; return how many there were."""
-        connected = [each for each in (*self._slots.idle, *self._slots.acquired) if each.is_connected]
-        for connection in connected:
-            abort_socket(connection, self.loop, forked=os.getpid() != self._process)
-        return len(connected)
+        """Close all sockets without the event loop; return how many were open."""
+        is_forked = os.getpid() != self._process
+        connections = (*self._slots.idle, *self._slots.acquired)
+        return sum([abort_sockets(each, self.loop, forked=is_forked) for each in connections])

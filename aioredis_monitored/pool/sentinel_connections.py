@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from redis.asyncio import Connection
+from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.maint_notifications import MaintNotificationsConfig
 
@@ -100,10 +101,10 @@ class SentinelConnections:
         name, _ = sentinel.given_as or (sentinel.host, sentinel.port)
         return with_safe_send(with_shared_context(NamedSSLConnection(server_name=name, **arguments)))
 
-    def detach(self) -> set[Connection]:
-        """Return all connections, those that are being made as well, and forget them."""
+    def detach(self) -> list[AbstractConnection]:
+        """Return all connections, those that are being made or closed as well, and forget those that are open."""
         connections, self._connections = self._connections, set()
-        return connections
+        return [*connections, *self._closing]
 
     async def wait_closed(self) -> None:
         """Wait until the sockets of the connections that were closed are, for at most two seconds."""

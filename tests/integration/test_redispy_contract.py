@@ -57,7 +57,7 @@ from aioredis_monitored._redispy.located import (
     named_class,
 )
 from aioredis_monitored._redispy.sockets import (
-    abort_socket,
+    abort_sockets,
     address_of,
     close_all_now,
     close_now,
@@ -315,7 +315,7 @@ async def test_asyncio_transport_exposes_its_socket(connection):
     if type(transport).__module__.startswith("uvloop"):
         pytest.skip("uvloop's transports close their sockets themselves")
     assert transport._sock.fileno() == transport.get_extra_info("socket").fileno()
-    abort_socket(connection, asyncio.get_running_loop(), forked=False)
+    abort_sockets(connection, asyncio.get_running_loop(), forked=False)
     assert transport.is_closing()
     assert not connection.is_connected
 

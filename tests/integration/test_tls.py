@@ -257,6 +257,28 @@ def test_unclosed_tls_pool_warns_once_with_its_name(tls_url, pem, while_running,
     assert ["pool 'redis' was never closed: use 'async with' or aclose()"] == [str(w.message) for w in caught]
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_socket_that_is_being_closed_when_the_event_loop_ends_is_closed_with_its_pool(tls_url, pem, closes):
+    async def leave():
+        pool = configured(tls_url, ssl_ca_certs=pem.authority)
+        connection = await pool.get_connection()
+        await connection.disconnect(nowait=True)
+        return pool, connection
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        loop = asyncio.new_event_loop()
+        pool, connection = loop.run_until_complete(leave())
+        # Before the server has answered that the connection ends.
+        loop.close()
+        if closes:
+            asyncio.run(pool.aclose())
+        del pool, connection
+        gc.collect()
+
+    assert [] == [str(w.message) for w in caught]
+
+
 def test_unclosed_tls_pool_only_warns_when_collected_while_its_event_loop_is_paused(tls_url, pem, caplog):
     warned = warnings_of_forgetting(lambda: configured(tls_url, ssl_ca_certs=pem.authority), asyncio.new_event_loop)
 
