@@ -152,6 +152,9 @@ class SharedAddress:
 
 async def _end(serving):
     """End connections, and wait for the tasks that serve them: a cancelled one is an error to asyncio."""
+    # One that was just accepted has no task before a few turns of the event loop.
+    for _ in range(5):
+        await asyncio.sleep(0)
     for writer in chain.from_iterable(serving.values()):
         writer.transport.abort()
     await asyncio.gather(*serving)
