@@ -294,6 +294,25 @@ class ClusterServers(ServerGroup):
         wait_while(problem, _OPERATION_SECONDS)
         self._failed_over_at[primary] = self._failed_over_at[replica] = time.monotonic()
 
+    def start(self) -> None:
+        """Start the servers and return when they have found each other, and each names all others to clients.
+
+        Raises:
+            FileNotFoundError: There is no server to start.
+            RuntimeError: The servers are running already, or one did not start; the message ends with its output then.
+            TimeoutError: They did not find each other within 30 s.
+        """
+        super().start()
+        wait_while(self._unnamed, _OPERATION_SECONDS)
+
+    def _unnamed(self) -> str | None:
+        # A replica has no part in CLUSTER SLOTS until others know that it has received anything.
+        for node in self.nodes:
+            named = {port for _, _, *nodes in node.call("CLUSTER", "SLOTS") for _, port, *_ in nodes}
+            if missing := {each.port for each in self.nodes} - named:
+                return f"{node} does not name the nodes at the ports {sorted(missing)}"
+        return None
+
     @property
     def _servers(self) -> Sequence[RedisServer]:
         return self.nodes
