@@ -71,10 +71,14 @@ class FaultProxy:
     ) -> None:
         server = cast("asyncio.Server", self._server)
         server.close()
-        self.cut()
         with shielded():
+            # A connection that was just accepted has no task yet.
+            await _few_turns()
+            self.cut()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await server.wait_closed()
+            # An aborted connection still has its socket.
+            await _few_turns()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -129,3 +133,9 @@ class FaultProxy:
                 break
             writer.write(bytes([byte]))
             await asyncio.sleep(self.reply_pause)
+
+
+async def _few_turns() -> None:
+    """Let the event loop do what it has scheduled, and what that schedules."""
+    for _ in range(5):
+        await asyncio.sleep(0)

@@ -268,11 +268,12 @@ async def test_unanswered_ack_raises_timeout_error_and_redelivers_the_message(ma
         assert b"message" == again
 
 
-async def test_ack_to_a_dead_server_raises_connection_error_in_bounded_time(make_pool, own_server):
+async def test_ack_to_a_dead_server_raises_in_bounded_time(make_pool, own_server):
     queue = MessageQueue("mail", make_pool(own_server.url, socket_timeout=1, **UNRECORDED), lease=1)
     await queue.put(b"message")
     async with asyncio.timeout(20):
-        with pytest.raises(redis.exceptions.ConnectionError):
+        # The second one if the time ends while an attempt is being made.
+        with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)):
             async with queue.take():
                 own_server.kill()
 
