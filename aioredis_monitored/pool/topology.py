@@ -353,7 +353,7 @@ class ClusterTopology:
         wait = self._refreshed_at + _MIN_INTERVAL_SECONDS * (1 + _random.random() / 2) - monotonic()
         if wait > 0:
             await asyncio.sleep(wait)
-        self._refreshed_at, self._refusal, self._problem = monotonic(), None, ""
+        self._refreshed_at, self._refusal = monotonic(), None
         if (factory := self._factory()) is not None:
             factory.on_refresh()
         in_order = sorted(self._serving(), key=lambda each: (each in self._suspected, _random.random()))
@@ -490,7 +490,7 @@ class ClusterTopology:
         if (factory := self._factory()) is not None:
             factory.on_failovers(self.slot_map.failovers_until(found))
         before, names = self.primary_pools, self.slot_map.names
-        self.slot_map, self.is_known = found, True
+        self.slot_map, self.is_known, self._problem = found, True, ""
         if self._verifies_names:
             for address in list(self.pools):
                 # It was found by a redirect, which does not say what the node is called.

@@ -118,7 +118,7 @@ async def test_names_and_messages_have_ipv6_addresses_in_brackets_and_attributes
 async def test_error_of_an_address_where_no_server_is_has_it_in_brackets(scheme):
     [port] = free_ports(1)
     service = "/mymaster" if scheme == "redis+sentinel" else ""
-    async with MonitoredConnectionPool.from_url(f"{scheme}://[::1]:{port}{service}", socket_timeout=0.5) as pool:
+    async with MonitoredConnectionPool.from_url(f"{scheme}://[::1]:{port}{service}", socket_timeout=3) as pool:
         with pytest.raises((redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)) as caught:
             await MonitoredRedisConnection(connection_pool=pool).get("key")
 
