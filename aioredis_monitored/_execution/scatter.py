@@ -173,8 +173,8 @@ class Scatter:
         pools: The pool that each of the commands goes to first, ``None`` for that of its placement; default: each goes
             to that.
         reads_replicas: Whether the commands, all of which only read, may go to replicas; default ``False``.
-        has_nodes: Whether the nodes of ``pools`` are still those that the call is for: if not, it makes no further
-            attempt at them; default ``None``, for always.
+        has_nodes: Whether the nodes of ``pools``, which are primaries, are still those that the call is for: if not, it
+            makes no further attempt at them; default ``None``, for always, and for any nodes.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class Scatter:
                         partial(_this, pool),
                         is_for_node=True,
                         has_node=self._has_nodes,
-                        is_for_primary=kind is Kind.CURSOR and self._has_nodes is not None,
+                        is_for_primary=self._has_nodes is not None,
                     )
                 ]
             )
@@ -521,7 +521,7 @@ class Scatter:
         wait = sum(blocking_timeout(args) or 0 for args in sent)
         replies: list[Any] = []
         async with dedicated_attempt(pool, seconds, dedicated_connection(pool, observer), wait) as connection:
-            discard_if_altered(pool, connection, [args for args in sent if args is not _ASKING and args is not _HELLO])
+            discard_if_altered(pool, connection, [args for args in sent if _is_given(args)])
             try:
                 await connection.send_packed_command(connection.pack_commands(sent))
                 while len(replies) < len(sent):
@@ -537,12 +537,17 @@ class Scatter:
         return replies
 
 
+def _is_given(args: tuple[Any, ...]) -> bool:
+    """Whether something is a command of the caller, and not sent before one."""
+    return args is not _ASKING and args is not _HELLO
+
+
 def _replies_of(sent: _Sent, replies: list[Any]) -> list[Any]:
     """Return the replies to the commands themselves, and an error for each that a replica has answered in vain."""
     is_replica = any(
         role_in(reply) in REPLICA_ROLES for args, reply in zip(sent.batch, replies, strict=True) if args is _HELLO
     )
-    own = [reply for args, reply in zip(sent.batch, replies, strict=True) if args is not _ASKING and args is not _HELLO]
+    own = [reply for args, reply in zip(sent.batch, replies, strict=True) if _is_given(args)]
     if not is_replica:
         return own
     error = RedisConnectionError(f"{sent.pool.name} is a replica, and not a primary as it was")

@@ -78,6 +78,8 @@ _OF_A_CLUSTER: Final = "the server is a node of a cluster: use a redis+cluster:/
 _MIN_CONNECTIONS_FOR_BULK: Final = 3
 # How long background tasks may still run after a close began, if the pool has no socket_timeout.
 _CLOSE_GRACE_SECONDS: Final = 5.0
+# How long what connects may take to end when the pool closes, which takes some turns of the event loop.
+_INTERRUPT_SECONDS: Final = 1.0
 _DEFAULT_MAX_CONNECTIONS: Final = 50
 _DEFAULT_RETRIES: Final = 20
 
@@ -402,7 +404,7 @@ class MonitoredConnectionPool(TypedPool):
             for connection in connections:
                 close_now(connection)
             if interrupted:
-                await asyncio.wait(interrupted, timeout=1)
+                await asyncio.wait(interrupted, timeout=_INTERRUPT_SECONDS)
             await wait_closed(connections)
 
     def detach_connections(self) -> tuple[AbstractConnection, ...]:

@@ -472,9 +472,10 @@ async def test_calls_leave_nothing_to_the_garbage_collector(make_pool, server, m
     gc.collect()
     gc.disable()
     try:
-        for _ in range(100):
+        for _ in range(1000):
             await client.get("key")
-        assert gc.collect() < 100
+        # What earlier tests have left may be among them; a cycle for each call would be thousands.
+        assert gc.collect() < 1000
     finally:
         gc.enable()
 
