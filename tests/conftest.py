@@ -17,6 +17,8 @@ from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer, 
 
 # Far longer than any condition takes that comes true; only a failing test waits for it.
 DEADLINE = 30.0
+# How long servers that tests share may be stopped by a busy machine before others take their place.
+UNDISTURBED = 60.0
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
@@ -115,14 +117,14 @@ def own_server():
 @pytest.fixture(scope="session")
 def cluster():
     """Yield a cluster of three primaries and three replicas that tests share, and leave in order."""
-    with ClusterServers() as running:
+    with ClusterServers(node_timeout=UNDISTURBED) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def sentinels():
     """Yield a primary, two replicas and three sentinels that tests share, and leave without keys and in order."""
-    with SentinelServers() as running:
+    with SentinelServers(down_after=UNDISTURBED) as running:
         yield running
 
 

@@ -64,7 +64,7 @@ async def use(client):
 
 @pytest.mark.parametrize("read_from", ["primary", "replica"])
 async def test_user_of_a_cluster_has_the_rights_that_the_page_gives(read_from):
-    with ClusterServers() as servers:
+    with ClusterServers(node_timeout=60) as servers:
         allow(servers.nodes, "shop", OF_ONE_SERVER, OF_A_NODE)
         slot = key_slot("shop:moving")
         target = next(node for node in servers.primaries() if node is not servers.owner(slot))
@@ -87,7 +87,7 @@ async def test_user_of_a_cluster_has_the_rights_that_the_page_gives(read_from):
 
 
 async def test_user_of_a_queue_on_a_cluster_has_the_rights_that_the_page_gives():
-    with ClusterServers(replicas=0) as servers:
+    with ClusterServers(replicas=0, node_timeout=60) as servers:
         allow(servers.nodes, "worker", OF_A_QUEUE, OF_A_NODE)
         pool = MonitoredConnectionPool.from_url(servers.url, username="worker", password="secret")
         async with pool, MessageQueue("mail", pool) as queue:
@@ -103,7 +103,7 @@ async def test_user_of_a_queue_on_a_cluster_has_the_rights_that_the_page_gives()
 async def test_users_under_sentinel_have_the_rights_that_the_page_gives(arguments, until, caplog, monkeypatch):
     # Otherwise they are not asked for signs of life in time.
     shorten_ping_of_sentinels(monkeypatch, 0.05)
-    with SentinelServers() as servers:
+    with SentinelServers(down_after=60) as servers:
         allow(servers.data, "shop", OF_ONE_SERVER)
         allow(servers.sentinels, "shop", OF_A_SENTINEL)
         credentials = {"username": "shop", "password": "secret"}

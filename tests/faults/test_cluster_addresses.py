@@ -32,7 +32,7 @@ async def use(client):
 @pytest.mark.slow
 async def test_redirects_are_followed_when_nodes_announce_no_address(seed, kind):
     arguments = ("--cluster-preferred-endpoint-type", kind)
-    with ClusterServers(*arguments, replicas=0, hostnames=lambda _: "localhost") as servers:
+    with ClusterServers(*arguments, replicas=0, node_timeout=60, hostnames=lambda _: "localhost") as servers:
         figures = await chaos.migrate(servers, seed, calls=CALLS)
 
     assert [] == chaos.failures(figures), figures
@@ -59,7 +59,7 @@ async def test_all_addresses_of_a_start_name_are_tried(cluster, make_pool, monke
 
 async def test_nodes_behind_address_translation_are_reached_and_their_redirects_followed(seed):
     async with AsyncExitStack() as stack:
-        servers = stack.enter_context(ClusterServers(replicas=0))
+        servers = stack.enter_context(ClusterServers(replicas=0, node_timeout=60))
         proxies = {
             node.port: await stack.enter_async_context(FaultProxy(node.host, node.port)) for node in servers.nodes
         }
@@ -84,7 +84,7 @@ async def test_nodes_behind_address_translation_are_reached_and_their_redirects_
 
 @pytest.mark.slow
 async def test_cluster_that_has_started_on_other_ports_is_found_behind_its_endpoint(make_pool):
-    with ClusterServers(replicas=0) as before, ClusterServers(replicas=0) as after:
+    with ClusterServers(replicas=0, node_timeout=60) as before, ClusterServers(replicas=0, node_timeout=60) as after:
         async with FaultProxy(before.nodes[0].host, before.nodes[0].port) as endpoint:
             pool = make_pool(f"redis+cluster://{endpoint.host}:{endpoint.port}", socket_timeout=30)
             client = MonitoredRedisConnection(connection_pool=pool)

@@ -522,7 +522,7 @@ def subscribers_of(channel, node):
 
 
 async def test_nodes_that_redirect_to_each_other_are_asked_after_growing_delays(make_pool):
-    with ClusterServers(primaries=2, replicas=0) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
         client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
         source, slot = servers.owner("shard"), key_slot("shard")
         target = another_primary(servers, slot)

@@ -36,17 +36,13 @@ async def _slow_name_servers(monkeypatch):
 
 
 @pytest.fixture
-async def silent_nodes(monkeypatch):
+def silent_nodes(monkeypatch):
     """Yield the URL of a name with hundreds of addresses, at all of which connections are accepted, and no more."""
     replace_name_servers(
         monkeypatch, lambda _: [f"127.0.{number // 100 + 1}.{number % 100 + 1}" for number in range(400)]
     )
-    writers = []
-    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "0.0.0.0", 0)  # noqa: S104
-    async with server:
-        yield f"redis+cluster://cluster.example:{server.sockets[0].getsockname()[1]}"
-        for writer in writers:
-            writer.close()
+    with socket.create_server(("0.0.0.0", 0), backlog=1024) as deaf:  # noqa: S104
+        yield f"redis+cluster://cluster.example:{deaf.getsockname()[1]}"
 
 
 async def failure_of(call):

@@ -376,7 +376,7 @@ async def test_clusters_pool_at_a_single_server_says_which_url_it_needs(server, 
 
 
 async def test_command_that_the_table_does_not_know_is_found_by_its_redirect(make_pool):
-    with ClusterServers("--rename-command", "BITOP", "MYBITOP", replicas=0) as servers:
+    with ClusterServers("--rename-command", "BITOP", "MYBITOP", replicas=0, node_timeout=60) as servers:
         client = MonitoredRedisConnection(connection_pool=make_pool(servers.url))
         elsewhere = [f"{{{number}}}" for number in range(20)]
         elsewhere = [tag for tag in elsewhere if servers.owner(tag) is not servers.owner("AND")]

@@ -33,7 +33,7 @@ def knows_all(pool, cluster):
 @pytest.fixture(scope="module")
 def cluster():
     # A node that is frozen for a moment keeps its slots.
-    with ClusterServers(node_timeout=20.0) as running:
+    with ClusterServers(node_timeout=60) as running:
         yield running
 
 
@@ -230,7 +230,7 @@ async def test_command_that_needs_a_node_runs_at_the_named_one(client, cluster):
 
 
 async def test_node_without_slots_can_be_named(client):
-    with ClusterServers(primaries=1, replicas=0) as other:
+    with ClusterServers(primaries=1, replicas=0, node_timeout=60) as other:
         alone = ClusterNode(other.nodes[0].host, other.nodes[0].port)
         assert alone.port == (await client.info("server", target_nodes=alone))["tcp_port"]
 

@@ -32,7 +32,7 @@ def knows_all(pool, cluster):
 
 @pytest.fixture(scope="module")
 def cluster():
-    with ClusterServers() as running:
+    with ClusterServers(node_timeout=60) as running:
         yield running
 
 
@@ -309,7 +309,7 @@ async def test_scan_refuses_what_is_no_cursor(client):
 @pytest.fixture
 async def changing(make_pool):
     """Yield a cluster that the test changes, and a client on it."""
-    with ClusterServers() as running:
+    with ClusterServers(node_timeout=60) as running:
         pool = make_pool(running.url)
         yield running, MonitoredRedisConnection(connection_pool=pool)
         await pool.aclose()

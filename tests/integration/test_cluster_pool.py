@@ -114,7 +114,7 @@ def counted(node, *names):
 
 
 async def test_pushed_credentials_reach_the_connections_to_every_node():
-    with ClusterServers(primaries=2, replicas=0) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60) as servers:
         for node in servers.nodes:
             node.call("ACL", "SETUSER", USER, "on", ">fresh", "~*", "&*", "+@all")
         provider, [node, _] = Streaming("fresh"), servers.nodes

@@ -55,7 +55,7 @@ async def test_certificates_of_all_nodes_are_verified(tmp_path, names, announced
         pytest.skip("the server has no TLS")
     # Nodes say their address, and the name beside it.
     hostnames = None if announced is None else lambda _: announced
-    with ClusterServers(primaries=2, replicas=0, tls=files, hostnames=hostnames) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60, tls=files, hostnames=hostnames) as servers:
         await use(f"rediss+cluster://{names[0]}:{servers.nodes[0].port}", ssl_ca_certs=files.authority)
 
 
@@ -66,7 +66,9 @@ async def test_names_of_nodes_are_verified_on_connections_of_a_subclass(tmp_path
     files = tls_files(tmp_path, "localhost")
     if not has_tls(files):
         pytest.skip("the server has no TLS")
-    with ClusterServers(primaries=2, replicas=0, tls=files, hostnames=lambda _: "localhost") as servers:
+    with ClusterServers(
+        primaries=2, replicas=0, node_timeout=60, tls=files, hostnames=lambda _: "localhost"
+    ) as servers:
         addresses = [("localhost", servers.nodes[0].port)]
         async with MonitoredClusterPool(addresses, connection_class=Special, ssl_ca_certs=files.authority) as pool:
             client = MonitoredRedisConnection(connection_pool=pool)
@@ -83,7 +85,7 @@ async def test_certificates_of_an_unknown_authority_are_refused_at_once(tmp_path
         pytest.skip("the server has no TLS")
     (folder := tmp_path / "other").mkdir()
     other = tls_files(folder, "127.0.0.1")
-    with ClusterServers(primaries=2, replicas=0, tls=files) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60, tls=files) as servers:
         loop = asyncio.get_running_loop()
         began = loop.time()
         with pytest.raises(RedisConnectionError, match="CERTIFICATE_VERIFY_FAILED"):
@@ -96,7 +98,7 @@ def test_event_loop_may_end_as_soon_as_the_pool_is_closed(tmp_path):
     files = tls_files(tmp_path, "127.0.0.1")
     if not has_tls(files):
         pytest.skip("the server has no TLS")
-    with ClusterServers(primaries=2, replicas=0, tls=files) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60, tls=files) as servers:
         (first, *_) = servers.nodes
 
         async def use():
@@ -109,7 +111,7 @@ def test_event_loop_may_end_as_soon_as_the_pool_is_closed(tmp_path):
 
 
 async def test_password_is_sent_to_every_node():
-    with ClusterServers(primaries=2, replicas=0, password=SECRET) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60, password=SECRET) as servers:
         await use(servers.url, password=SECRET)
         for node in servers.nodes:
             node.call("ACL", "SETUSER", "app", "on", ">pw", "~*", "+@all", "-@admin", "-@dangerous", "+cluster|slots")
@@ -118,7 +120,7 @@ async def test_password_is_sent_to_every_node():
 
 @pytest.mark.parametrize("credentials", [{"password": "wrong"}, {}], ids=["wrong", "none"])
 async def test_wrong_password_is_an_error_at_once_that_says_so_and_where(credentials, caplog):
-    with ClusterServers(primaries=2, replicas=0, password=SECRET) as servers:
+    with ClusterServers(primaries=2, replicas=0, node_timeout=60, password=SECRET) as servers:
         loop = asyncio.get_running_loop()
         began = loop.time()
         with pytest.raises(AuthenticationError) as caught:

@@ -15,6 +15,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff, NoBackoff
 from support.arguments import GIVEN, NOT_RETRIED
 from support.internals import recorder_of
+from support.listening import listening
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection, TimedOutError
 
@@ -80,14 +81,12 @@ async def closing_port():
     """Yield a port that closes every connection at once, and the number of connections."""
     accepted = []
 
-    async def hang_up(reader, writer):
+    def hang_up(_, writer):
         accepted.append(writer)
         writer.close()
-        await writer.wait_closed()
 
-    server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1], accepted
+    async with listening(hang_up) as (_, port):
+        yield port, accepted
 
 
 @pytest.mark.parametrize("multiplex", [True, False])

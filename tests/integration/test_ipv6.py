@@ -39,7 +39,7 @@ def hosts_of(node):
 @pytest.fixture
 async def ipv6_cluster(until):
     """Yield a cluster whose nodes announce ::1, and listen there alone."""
-    with ClusterServers("--cluster-announce-ip", "::1", *BOTH) as servers:
+    with ClusterServers("--cluster-announce-ip", "::1", *BOTH, node_timeout=60) as servers:
         await until(lambda: all({"::1"} == hosts_of(node) for node in servers.nodes))
         for node in servers.nodes:
             node.call("CONFIG", "SET", "bind", "::1")

@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections import Counter
 from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,7 @@ from support.internals import (
     call_counts_of,
     shared_connection_of,
 )
+from support.listening import listening
 from support.sharing import begun, client_of, connections, frozen, until_answered
 
 from aioredis_monitored import (
@@ -303,39 +305,35 @@ def test_pool_raises_event_loop_error_in_another_event_loop(server, run):
 
 
 async def test_connection_reset_while_many_calls_are_written_is_replaced(make_pool):
-    connections = []
+    connections = count(1)
 
     async def serve(reader, writer):
-        connections.append(writer)
+        connection = next(connections)
         with suppress(OSError, asyncio.IncompleteReadError):
             while line := await reader.readline():
                 arguments = [
                     await reader.readuntil(b"\r\n") and await reader.readuntil(b"\r\n") for _ in range(int(line[1:]))
                 ]
                 writer.write(b"+PONG\r\n" if arguments[0] == b"PING\r\n" else b"+OK\r\n")
-                if len(connections) == 1 and b"LIB-VER\r\n" in arguments:
+                if connection == 1 and b"LIB-VER\r\n" in arguments:
                     # At the handshake's end: queued calls are written to a socket that is being reset.
                     linger = struct.pack("ii", 1, 0)
                     writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
                     writer.transport.abort()
                     return
 
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    port = listening.sockets[0].getsockname()[1]
-    client = client_of(make_pool, f"redis://127.0.0.1:{port}", protocol=2, socket_timeout=60)
-    calls = await begun(*(client.set(f"key:{number}", b"x" * 10_000) for number in range(200)))
+    async with listening(serve) as (host, port):
+        client = client_of(make_pool, f"redis://{host}:{port}", protocol=2, socket_timeout=60)
+        calls = await begun(*(client.set(f"key:{number}", b"x" * 10_000) for number in range(200)))
 
-    done, _ = await asyncio.wait(calls, timeout=30)
+        done, _ = await asyncio.wait(calls, timeout=30)
 
-    assert 200 == len(done)
-    failed = [call.exception() for call in done if call.exception()]
-    assert {redis.ConnectionError} >= set(map(type, failed))
-    assert len(failed) < 100
-    assert await client.set("later", 1)
-    await client.connection_pool.aclose()
-    listening.close()
-    for writer in connections:
-        writer.transport.abort()
+        assert 200 == len(done)
+        failed = [call.exception() for call in done if call.exception()]
+        assert {redis.ConnectionError} >= set(map(type, failed))
+        assert len(failed) < 100
+        assert await client.set("later", 1)
+        await client.connection_pool.aclose()
 
 
 class OwnEncoder(Connection):

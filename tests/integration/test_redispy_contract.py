@@ -37,6 +37,7 @@ from redis.auth.token import SimpleToken
 from redis.backoff import NoBackoff
 from redis.commands.core import AsyncScript
 from redis.event import EventDispatcher
+from support.listening import listening
 
 from aioredis_monitored._multiplexer import PipelineAdapter
 from aioredis_monitored._redispy import cluster, overrides
@@ -326,9 +327,8 @@ async def test_asyncio_tls_transport_exposes_its_socket():
     authority.configure_trust(client_context)
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("127.0.0.1").configure_cert(server_context)
-    server = await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=server_context)
-    async with server:
-        _, writer = await asyncio.open_connection(*server.sockets[0].getsockname(), ssl=client_context)
+    async with listening(lambda _, writer: writer.close(), ssl=server_context) as address:
+        _, writer = await asyncio.open_connection(*address, ssl=client_context)
         transport = writer.transport
         if type(transport).__module__.startswith("uvloop"):
             assert not hasattr(transport, "_sock")
@@ -414,8 +414,7 @@ async def test_named_connection_connects_with_these_arguments(is_named):
     authority = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("redis.example").configure_cert(server_context)
-    async with await asyncio.start_server(lambda _, writer: writer.close(), "127.0.0.1", ssl=server_context) as server:
-        host, port = server.sockets[0].getsockname()
+    async with listening(lambda _, writer: writer.close(), ssl=server_context) as (host, port):
         trusted = {"ssl_ca_data": authority.cert_pem.bytes().decode(), "retry": Retry(NoBackoff(), 0)}
         kind = named_class(SSLConnection)
         connection = kind(server_name="redis.example" if is_named else host, host=host, port=port, **trusted)

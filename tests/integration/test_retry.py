@@ -13,6 +13,7 @@ import pytest
 import redis
 from redis import exceptions as errors
 from support.internals import idle_connections_of, pretend_idle, redirect, redirect_nowhere, shared_connection_of
+from support.listening import listening
 from support.scripted import scripted
 
 from aioredis_monitored import MonitoredRedisConnection, pool_from_config
@@ -474,11 +475,9 @@ async def test_server_that_resets_while_connecting_raises_redis_py_connection_er
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
-    listening = await asyncio.start_server(reset, "127.0.0.1", 0)
-    url = f"redis://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
-    client = client_of(make_pool, url, multiplex=multiplex, retries=0)
-    raised = [(await asyncio.gather(client.get("key"), return_exceptions=True))[0] for _ in range(100)]
-    listening.close()
+    async with listening(reset) as (host, port):
+        client = client_of(make_pool, f"redis://{host}:{port}", multiplex=multiplex, retries=0)
+        raised = [(await asyncio.gather(client.get("key"), return_exceptions=True))[0] for _ in range(100)]
 
     assert [] == [error for error in raised if not isinstance(error, redis.ConnectionError)]
 

@@ -11,6 +11,7 @@ import redis.exceptions
 from redis.asyncio.connection import AbstractConnection
 from support.consuming import blocked
 from support.internals import replace_write
+from support.listening import listening
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection
@@ -146,8 +147,8 @@ async def resetting_proxy(port):
                 writer.transport.abort()
         writers.clear()
 
-    async with await asyncio.start_server(accept, "127.0.0.1", 0) as relaying:
-        yield relaying.sockets[0].getsockname()[1], reset
+    async with listening(accept) as (_, bound):
+        yield bound, reset
 
 
 @pytest.mark.parametrize("pooled", [redis.asyncio.ConnectionPool, redis.asyncio.BlockingConnectionPool])

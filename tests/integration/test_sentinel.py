@@ -22,6 +22,7 @@ from support.internals import (
     sentinels_of,
     shorten_ping_of_sentinels,
 )
+from support.listening import listening
 from support.sentinels import FakeSentinel, SharedAddress, reads_at
 from support.sharing import UNRECORDED, close_while_blocked, warnings_after, warnings_of_forgetting
 
@@ -47,7 +48,7 @@ DEADLINE = 30.0
 
 @pytest.fixture(scope="module")
 def servers():
-    with SentinelServers() as running:
+    with SentinelServers(down_after=60) as running:
         yield running
 
 
@@ -503,7 +504,7 @@ def test_argument_that_cannot_be_used_is_named(make_pool, arguments, key):
 async def test_data_servers_and_sentinels_have_credentials_of_their_own(tmp_path):
     path = tmp_path / "password"
     path.write_text("for-sentinels")
-    with SentinelServers(password="for-data", sentinel_password="for-sentinels") as servers:
+    with SentinelServers(down_after=60, password="for-data", sentinel_password="for-sentinels") as servers:
         for credentials in ({"sentinel_password": "for-sentinels"}, {"sentinel_password_file": str(path)}):
             async with MonitoredSentinelPool(
                 addresses(servers.sentinels), "mymaster", password="for-data", **credentials, **UNRECORDED
@@ -530,7 +531,7 @@ async def test_sentinels_get_no_other_credentials_than_theirs(make_pool, server,
 
 
 async def test_refused_credentials_of_sentinels_are_named(make_pool):
-    with SentinelServers(replicas=1, sentinels=1, quorum=1, sentinel_password="secret") as servers:
+    with SentinelServers(replicas=1, sentinels=1, quorum=1, down_after=60, sentinel_password="secret") as servers:
         async with make_pool(sentinels=addresses(servers.sentinels), retries=0) as pool:
             with pytest.raises(
                 redis.exceptions.AuthenticationError, match=r"0 of 1 sentinels answered.*; check sentinel_username"
@@ -540,7 +541,7 @@ async def test_refused_credentials_of_sentinels_are_named(make_pool):
 
 @pytest.mark.parametrize("multiplex", [True, False])
 async def test_missing_rights_at_sentinels_are_an_error_at_once(make_pool, multiplex):
-    with SentinelServers(replicas=1, sentinels=1, quorum=1) as servers:
+    with SentinelServers(replicas=1, sentinels=1, quorum=1, down_after=60) as servers:
         (sentinel,) = servers.sentinels
         sentinel.call("ACL", "SETUSER", "app", "on", ">secret", "allchannels", "+@all", "-sentinel")
         arguments = {"sentinel_username": "app", "sentinel_password": "secret", "socket_timeout": 60}
@@ -575,10 +576,9 @@ async def test_refused_credentials_of_sentinels_are_not_soon_sent_again(make_poo
         connects += 1
         writer.close()
 
-    silent = await asyncio.start_server(hang_up, "127.0.0.1", 0)
-    async with silent, FakeSentinel("a" * 40, None) as fake:
+    async with listening(hang_up) as silent, FakeSentinel("a" * 40, None) as fake:
         fake.refuses_credentials = True
-        sentinels = [fake.address, silent.sockets[0].getsockname()]
+        sentinels = [fake.address, silent]
         async with make_pool(
             sentinels=sentinels, sentinel_password="wrong", socket_timeout=DEADLINE, multiplex=multiplex
         ) as pool:
@@ -631,7 +631,7 @@ async def test_user_without_dangerous_commands_connects(make_pool, servers, prot
 
 @pytest.mark.parametrize("knows_role", [True, False])
 async def test_server_without_hello_is_asked_for_its_role_as_far_as_the_user_may(make_pool, knows_role):
-    with SentinelServers("--rename-command", "HELLO", "", replicas=1, sentinels=1, quorum=1) as old:
+    with SentinelServers("--rename-command", "HELLO", "", replicas=1, sentinels=1, quorum=1, down_after=60) as old:
         for server in old.data:
             server.call(
                 "ACL", "SETUSER", "app", "on", ">secret", "~*", "&*", "+@all", *([] if knows_role else ["-role"])
@@ -661,7 +661,7 @@ def tls_servers(tmp_path):
     certificate.private_key_pem.write_to_path(files.key)
     authority.cert_pem.write_to_path(files.authority)
     try:
-        servers = SentinelServers(tls=files)
+        servers = SentinelServers(down_after=60, tls=files)
         servers.start()
     except RuntimeError as error:
         pytest.skip(f"the server has no TLS: {str(error).splitlines()[-1]}")

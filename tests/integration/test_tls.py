@@ -15,6 +15,7 @@ import redis
 import trustme
 from redis.asyncio import SSLConnection
 from support.internals import forwarding_tasks_of, refresh_topology, replicas_of
+from support.listening import listening
 from support.sharing import close_while_blocked, warnings_after, warnings_of_forgetting
 
 from aioredis_monitored import (
@@ -121,8 +122,8 @@ async def alerting_server(context):
                 writer.write(outgoing.read())
         writer.close()
 
-    async with await asyncio.start_server(shake_hands, HOST, 0) as server:
-        yield f"rediss://{HOST}:{server.sockets[0].getsockname()[1]}"
+    async with listening(shake_hands, HOST) as (_, port):
+        yield f"rediss://{HOST}:{port}"
 
 
 # --- Who the server is ---
@@ -389,7 +390,7 @@ async def test_cluster_pool_makes_one_context_for_all_refreshes_nodes_and_reconn
     identity, own_authority, contexts, loaded_files
 ):
     context = identity()
-    with ClusterServers(replicas=1) as servers:
+    with ClusterServers(replicas=1, node_timeout=60) as servers:
         async with encrypted(servers.nodes, context) as (proxies, address_map):
             contexts.clear()
             loaded_files.clear()
@@ -419,7 +420,7 @@ async def test_sentinel_pool_makes_one_context_for_sentinels_and_servers(
     identity, own_authority, contexts, loaded_files, until
 ):
     context = identity()
-    with SentinelServers(replicas=2) as servers:
+    with SentinelServers(replicas=2, down_after=60) as servers:
         everything = [*servers.data, *servers.sentinels]
         async with encrypted(everything, context) as (proxies, address_map):
             sentinels = proxies[len(servers.data) :]

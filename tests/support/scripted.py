@@ -3,6 +3,9 @@
 import asyncio
 from contextlib import asynccontextmanager
 from inspect import isawaitable
+from itertools import count
+
+from support.listening import listening
 
 
 @asynccontextmanager
@@ -11,16 +14,14 @@ async def scripted(answer):
 
     ``connection`` counts from 1. The commands of a connecting client are answered correctly: use ``protocol=2``.
     """
-    tasks, connections = set(), []
+    connections = count(1)
 
     async def serve(reader, writer):
-        tasks.add(asyncio.current_task())
-        connections.append(writer)
-        connection, is_greeted = len(connections), False
+        connection, is_greeted = next(connections), False
         try:
-            while count := await reader.readline():
+            while line := await reader.readline():
                 args = []
-                for _ in range(int(count[1:])):
+                for _ in range(int(line[1:])):
                     size = int((await reader.readline())[1:])
                     args.append((await reader.readexactly(size + 2))[:-2])
                 if args[0] == b"CLIENT" or (args[0] == b"PING" and not is_greeted):
@@ -38,11 +39,5 @@ async def scripted(answer):
         finally:
             writer.transport.abort()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    try:
-        yield server.sockets[0].getsockname()[1]
-    finally:
-        server.close()
-        for writer in connections:
-            writer.transport.abort()
-        await asyncio.gather(*tasks, return_exceptions=True)
+    async with listening(serve) as (_, port):
+        yield port

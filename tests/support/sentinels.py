@@ -9,12 +9,12 @@ import time
 from collections import Counter
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from itertools import chain
 
 import hiredis
 import redis.exceptions
 
 from aioredis_monitored._commands.table import TABLE
+from support.listening import listening
 
 
 class FakeSentinel:
@@ -43,12 +43,10 @@ class FakeSentinel:
         self.pong, self.pings = ["pong", ""], 0
         self.credentials, self.refuses_credentials = [], False
         self._subscribers = set()
-        # The tasks that serve connections, each with what it writes to.
-        self._serving = {}
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._serve, self.host, self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = listening(self._serve, self.host, self.port)
+        self.host, self.port = await self._listening.__aenter__()
         return self
 
     def subscriptions(self):
@@ -56,8 +54,7 @@ class FakeSentinel:
         return frozenset(self._subscribers)
 
     async def __aexit__(self, *raised):
-        self._server.close()
-        await _end(self._serving)
+        await self._listening.__aexit__(None, None, None)
 
     @property
     def address(self):
@@ -71,7 +68,6 @@ class FakeSentinel:
         return len(self._subscribers)
 
     async def _serve(self, reader, writer):
-        self._serving[asyncio.current_task()] = [writer]
         requests = hiredis.Reader(encoding="utf-8")
         try:
             while chunk := await reader.read(65536):
@@ -83,7 +79,6 @@ class FakeSentinel:
         finally:
             self._subscribers.discard(writer)
             writer.close()
-            del self._serving[asyncio.current_task()]
 
     def _replies(self, request, writer):
         name, *arguments = request
@@ -128,36 +123,22 @@ class SharedAddress:
     def __init__(self, reached):
         # The server that each connection reaches.
         self._reached = iter(reached)
-        self._serving = {}
         self.host, self.port = "127.0.0.1", 0
         self.accepted = 0
 
     async def __aenter__(self):
-        self._server = await asyncio.start_server(self._accept, self.host, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self._listening = listening(self._accept)
+        self.host, self.port = await self._listening.__aenter__()
         return self
 
     async def __aexit__(self, *raised):
-        self._server.close()
-        await _end(self._serving)
+        await self._listening.__aexit__(None, None, None)
 
     async def _accept(self, reader, writer):
         self.accepted += 1
         server = next(self._reached)
         server_reader, server_writer = await asyncio.open_connection(server.host, server.port)
-        self._serving[asyncio.current_task()] = [writer, server_writer]
         await asyncio.gather(_forward(reader, server_writer), _forward(server_reader, writer))
-        del self._serving[asyncio.current_task()]
-
-
-async def _end(serving):
-    """End connections, and wait for the tasks that serve them: a cancelled one is an error to asyncio."""
-    # One that was just accepted has no task before a few turns of the event loop.
-    for _ in range(5):
-        await asyncio.sleep(0)
-    for writer in chain.from_iterable(serving.values()):
-        writer.transport.abort()
-    await asyncio.gather(*serving)
 
 
 async def _forward(reader, writer):

@@ -425,7 +425,7 @@ async def test_refused_command_is_one_span_with_error_type_and_without_server(cl
 
 
 async def test_command_of_uncovered_slot_is_one_span_with_error_type_and_without_server(make_pool, telemetry):
-    with ClusterServers(primaries=3, replicas=0) as cluster:
+    with ClusterServers(primaries=3, replicas=0, node_timeout=60) as cluster:
         client = MonitoredRedisConnection(connection_pool=make_pool(cluster.url, socket_timeout=0.5))
         for node in cluster.nodes:
             node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
@@ -547,7 +547,7 @@ async def test_counters_begin_with_zero_on_a_nodes_pool_that_is_used_itself(clie
 
 @pytest.mark.slow
 async def test_gauges_of_a_removed_node_end(make_pool, telemetry, until):
-    with ClusterServers(primaries=3, replicas=0) as cluster:
+    with ClusterServers(primaries=3, replicas=0, node_timeout=60) as cluster:
         added = cluster.add_node()
         pool = make_pool(cluster.url, name="test")
         cluster.migrate(1, added)

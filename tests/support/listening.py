@@ -1,0 +1,45 @@
+"""Servers that a test writes itself."""
+
+import asyncio
+from contextlib import asynccontextmanager
+from inspect import isawaitable
+
+
+@asynccontextmanager
+async def listening(serve, host="127.0.0.1", port=0, **options):
+    """Yield the address of a server, of which no socket is left at the end.
+
+    Args:
+        serve: A function, or a coroutine function, of a connection's reader and writer. Its end closes nothing, and the
+            connection's end must end it.
+        host: The host on which it listens.
+        port: The port, ``0`` for any.
+        options: Arguments of ``asyncio.start_server``.
+    """
+    tasks, transports = [], []
+
+    async def track(reader, writer):
+        tasks.append(asyncio.current_task())
+        transports.append(writer.transport)
+        result = serve(reader, writer)
+        if isawaitable(result):
+            await result
+
+    server = await asyncio.start_server(track, host, port, **options)
+    try:
+        yield server.sockets[0].getsockname()[:2]
+    finally:
+        server.close()
+        # A connection that was just accepted has no task yet.
+        await _few_turns()
+        for transport in transports:
+            transport.abort()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        # An aborted connection still has its socket.
+        await _few_turns()
+
+
+async def _few_turns():
+    """Let the event loop do what it has scheduled, and what that schedules."""
+    for _ in range(5):
+        await asyncio.sleep(0)
