@@ -46,6 +46,10 @@ def _abort(own: Any, loop: asyncio.AbstractEventLoop | None, *, forked: bool) ->
     # A forked event loop shares its selector with the parent, which would no longer see the socket.
     if not forked:
         if sock is not None and loop is not None and not (loop.is_running() or loop.is_closed()):
+            if transport._conn_lost:
+                # It is closed already, and its callback, which must find the socket, comes before any that is added.
+                sock.close()
+                return
             # If the loop is run again, the transport's callback closes the socket once more, and must find it.
             loop.call_soon(setattr, transport, "_sock", sock)
         # The event loop is closed; a stand-in for a transport may lack the method.

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import inspect
 import ssl
+import warnings
 import weakref
 from contextlib import suppress
 from types import SimpleNamespace
@@ -309,6 +310,27 @@ async def test_end_of_a_socket_is_known_from_its_writer(connection, is_aborted):
     await asyncio.wait([closed], timeout=60)
     assert closed.done()
     assert transport.is_closing()
+
+
+def test_socket_that_is_being_closed_when_its_event_loop_pauses_is_closed_without_errors(server):
+    connection = with_safe_send(Connection(host=server.host, port=server.port))
+    errors = []
+    with warnings.catch_warnings(record=True) as caught, asyncio.Runner() as runner:
+        warnings.simplefilter("always")
+        loop = runner.get_loop()
+        loop.set_exception_handler(lambda _, context: errors.append(context))
+        connecting = loop.create_task(connection.connect())
+        # In the event loop's last turn before the pause: the transport's callback has not run then.
+        connecting.add_done_callback(lambda _: close_now(connection))
+        loop.run_until_complete(connecting)
+        (transport,) = connection.closing_sockets.values()
+        abort_sockets(connection, loop, forked=False)
+        assert transport.get_extra_info("socket").fileno() == -1
+    del transport
+    gc.collect()
+
+    assert [] == errors
+    assert [] == [str(each.message) for each in caught]
 
 
 async def test_asyncio_transport_exposes_its_socket(connection):

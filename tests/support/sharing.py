@@ -78,12 +78,15 @@ def warnings_of_forgetting(make_pool, new_loop):
         await pool.ping()
         return pool
 
-    with warnings.catch_warnings(record=True) as caught, asyncio.Runner(loop_factory=new_loop) as runner:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        pool = runner.run(use())
-        del pool
-        gc.collect()
-        runner.run(asyncio.sleep(0))
+        with asyncio.Runner(loop_factory=new_loop) as runner:
+            pool = runner.run(use())
+            del pool
+            gc.collect()
+            runner.run(asyncio.sleep(0))
+            gc.collect()
+        # asyncio warns of sockets that are left.
         gc.collect()
     return [str(warning.message) for warning in caught]
 
