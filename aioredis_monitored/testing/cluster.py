@@ -199,10 +199,11 @@ class ClusterServers(ServerGroup):
         return len(keys)
 
     def end_migration(self, slot: int, target: NodeServer) -> None:
-        """Give a migrating slot, of which all keys were moved, to its target.
+        """Give a migrating slot, of which all keys were moved, to its target; return when all running nodes know it.
 
         Raises:
             ValueError: Its owner still has keys of the slot.
+            TimeoutError: The nodes did not agree about its owner within 30 s.
         """
         if keys := self.owner(slot).call("CLUSTER", "COUNTKEYSINSLOT", slot):
             message = f"slot {slot} must have no keys at its owner, got {keys}: migrate_keys() moves them"
@@ -213,6 +214,17 @@ class ClusterServers(ServerGroup):
             # It may have heard of it from the target; without its last slot it is no primary then, and refuses.
             with suppress(ResponseError):
                 node.call("CLUSTER", "SETSLOT", slot, "NODE", target.id)
+        # Replicas hear of it from their primaries; until then, they would name the former owner to clients.
+        wait_while(lambda: self._disagreement(slot), _OPERATION_SECONDS)
+
+    def _disagreement(self, slot: int) -> str | None:
+        owners = {
+            state.id
+            for node in responsive(self.nodes)
+            for state in _states(node)
+            if any(slot in part for part in state.slots)
+        }
+        return None if len(owners) == 1 else f"nodes have different owners for slot {slot}: {', '.join(sorted(owners))}"
 
     def migrate(self, slot: int, target: NodeServer, *, batch: int = 10, pause: float = 0.0) -> None:
         """Move a slot and its keys to another primary while it is in use.
