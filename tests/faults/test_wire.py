@@ -4,7 +4,7 @@ import asyncio
 import socket
 import time
 from contextlib import contextmanager, suppress
-from threading import Thread
+from threading import Event, Thread
 
 import hiredis
 import pytest
@@ -293,7 +293,17 @@ async def test_partial_unexpected_reply_is_not_delivered_when_completed(make_poo
 
 @contextmanager
 def straying():
-    """Run a server in a thread that sends a stray reply after that to ``GET``; yield its port."""
+    """Run a server in threads that sends a stray reply after that to ``GET``.
+
+    Yields:
+        Its port, and a function that returns when the stray reply is sent, and stops the event loop until then.
+    """
+    is_wanted, is_sent = Event(), Event()
+
+    def stray():
+        is_wanted.set()
+        assert is_sent.wait(60)
+        is_sent.clear()
 
     def serve(connection):
         reader = hiredis.Reader()
@@ -303,13 +313,17 @@ def straying():
                 while (args := reader.gets()) is not False:
                     connection.sendall({b"PING": b"+PONG\r\n", b"CLIENT": b"+OK\r\n"}.get(args[0], b"+mine\r\n"))
                     if args[0] == b"GET":
-                        time.sleep(0.002)
+                        is_wanted.wait()
+                        is_wanted.clear()
                         connection.sendall(b"+stray\r\n")
+                        is_sent.set()
 
     def accept():
         with suppress(OSError):
             while True:
                 connection, _ = listener.accept()
+                # Otherwise, a reply waits until the client's side has acknowledged the one before.
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 threads.append(Thread(target=serve, args=(connection,)))
                 threads[-1].start()
 
@@ -317,33 +331,34 @@ def straying():
         threads = [Thread(target=accept)]
         threads[0].start()
         try:
-            yield listener.getsockname()[1]
+            yield listener.getsockname()[1], stray
         finally:
+            is_wanted.set()
             listener.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
 
 
 async def test_unread_stray_reply_is_detected_before_next_write(make_pool):
-    with straying() as port:
+    with straying() as (port, stray):
         client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
         for _ in range(10):
             assert b"mine" == await client.get("key")
             connection = shared_connection_of(client)
-            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            stray()
             assert b"mine" == await client.echo("key")
             assert shared_connection_of(client) is not connection
         await client.connection_pool.aclose()
 
 
 async def test_blocking_commands_do_not_bypass_stray_reply_check(make_pool):
-    with straying() as port:
+    with straying() as (port, stray):
         client = client_of(make_pool, f"redis://127.0.0.1:{port}?protocol=2", **UNRECORDED, client_info=False)
         for _ in range(10):
             await asyncio.gather(*(client.blpop("list") for _ in range(5)))
             assert b"mine" == await client.get("key")
             connection = shared_connection_of(client)
-            time.sleep(0.05)  # noqa: ASYNC251 - nothing may be read meanwhile
+            stray()
             calls = [client.echo("key"), *(client.brpoplpush("list", "list") for _ in range(5))]
             assert [b"mine"] * 6 == await asyncio.gather(*calls)
             assert shared_connection_of(client) is not connection

@@ -16,11 +16,11 @@ async def listening(serve, host="127.0.0.1", port=0, **options):
         port: The port, ``0`` for any.
         options: Arguments of ``asyncio.start_server``.
     """
-    tasks, transports = [], []
+    tasks, writers = [], []
 
     async def track(reader, writer):
         tasks.append(asyncio.current_task())
-        transports.append(writer.transport)
+        writers.append(writer)
         result = serve(reader, writer)
         if isawaitable(result):
             await result
@@ -32,8 +32,8 @@ async def listening(serve, host="127.0.0.1", port=0, **options):
         server.close()
         # A connection that was just accepted has no task yet.
         await _few_turns()
-        for transport in transports:
-            transport.abort()
+        for writer in writers:
+            writer.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         # An aborted connection still has its socket.
         await _few_turns()
