@@ -46,7 +46,7 @@ def _abort(own: Any, loop: asyncio.AbstractEventLoop | None, *, forked: bool) ->
     # A forked event loop shares its selector with the parent, which would no longer see the socket.
     if not forked:
         if sock is not None and loop is not None and not (loop.is_running() or loop.is_closed()):
-            if transport._conn_lost:
+            if getattr(transport, "_conn_lost", 0):
                 # It is closed already, and its callback, which must find the socket, comes before any that is added.
                 sock.close()
                 return

@@ -73,12 +73,12 @@ class FaultProxy:
         server.close()
         with shielded():
             # A connection that was just accepted has no task yet.
-            await _few_turns()
+            await few_turns()
             self.cut()
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await server.wait_closed()
             # An aborted connection still has its socket.
-            await _few_turns()
+            await few_turns()
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -135,7 +135,7 @@ class FaultProxy:
             await asyncio.sleep(self.reply_pause)
 
 
-async def _few_turns() -> None:
+async def few_turns() -> None:
     """Let the event loop do what it has scheduled, and what that schedules."""
     for _ in range(5):
         await asyncio.sleep(0)

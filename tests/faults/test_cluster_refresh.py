@@ -41,7 +41,7 @@ def silent_nodes(monkeypatch):
     replace_name_servers(
         monkeypatch, lambda _: [f"127.0.{number // 100 + 1}.{number % 100 + 1}" for number in range(400)]
     )
-    with socket.create_server(("0.0.0.0", 0), backlog=1024) as deaf:  # noqa: S104
+    with socket.create_server(("0.0.0.0", 0), backlog=1024) as deaf:  # noqa: S104 - for all of them
         yield f"redis+cluster://cluster.example:{deaf.getsockname()[1]}"
 
 

@@ -324,17 +324,22 @@ def straying():
                 connection, _ = listener.accept()
                 # Otherwise, a reply waits until the client's side has acknowledged the one before.
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connections.append(connection)
                 threads.append(Thread(target=serve, args=(connection,)))
                 threads[-1].start()
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        threads = [Thread(target=accept)]
+        threads, connections = [Thread(target=accept)], []
         threads[0].start()
         try:
             yield listener.getsockname()[1], stray
         finally:
             is_wanted.set()
             listener.shutdown(socket.SHUT_RDWR)
+            # After a failure, the client's side is still open.
+            for connection in connections:
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             for thread in threads:
                 thread.join()
 

@@ -315,19 +315,20 @@ async def test_end_of_a_socket_is_known_from_its_writer(connection, is_aborted):
 def test_socket_that_is_being_closed_when_its_event_loop_pauses_is_closed_without_errors(server):
     connection = with_safe_send(Connection(host=server.host, port=server.port))
     errors = []
-    with warnings.catch_warnings(record=True) as caught, asyncio.Runner() as runner:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        loop = runner.get_loop()
-        loop.set_exception_handler(lambda _, context: errors.append(context))
-        connecting = loop.create_task(connection.connect())
-        # In the event loop's last turn before the pause: the transport's callback has not run then.
-        connecting.add_done_callback(lambda _: close_now(connection))
-        loop.run_until_complete(connecting)
-        (transport,) = connection.closing_sockets.values()
-        abort_sockets(connection, loop, forked=False)
-        assert transport.get_extra_info("socket").fileno() == -1
-    del transport
-    gc.collect()
+        with asyncio.Runner() as runner:
+            loop = runner.get_loop()
+            loop.set_exception_handler(lambda _, context: errors.append(context))
+            connecting = loop.create_task(connection.connect())
+            # In the event loop's last turn before the pause: the transport's callback has not run then.
+            connecting.add_done_callback(lambda _: close_now(connection))
+            loop.run_until_complete(connecting)
+            (transport,) = connection.closing_sockets.values()
+            abort_sockets(connection, loop, forked=False)
+            assert transport.get_extra_info("socket").fileno() == -1
+        del transport
+        gc.collect()
 
     assert [] == errors
     assert [] == [str(each.message) for each in caught]

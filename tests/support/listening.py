@@ -4,6 +4,8 @@ import asyncio
 from contextlib import asynccontextmanager
 from inspect import isawaitable
 
+from aioredis_monitored.testing.proxy import few_turns
+
 
 @asynccontextmanager
 async def listening(serve, host="127.0.0.1", port=0, **options):
@@ -31,15 +33,9 @@ async def listening(serve, host="127.0.0.1", port=0, **options):
     finally:
         server.close()
         # A connection that was just accepted has no task yet.
-        await _few_turns()
+        await few_turns()
         for writer in writers:
             writer.transport.abort()
         await asyncio.gather(*tasks, return_exceptions=True)
         # An aborted connection still has its socket.
-        await _few_turns()
-
-
-async def _few_turns():
-    """Let the event loop do what it has scheduled, and what that schedules."""
-    for _ in range(5):
-        await asyncio.sleep(0)
+        await few_turns()
