@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager, suppress
 from contextvars import Context
 from math import inf
@@ -77,6 +77,7 @@ class LeaseRenewer:
         self._recover = recover
         self._stats = stats
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_end: AsyncGenerator[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._task: asyncio.Task[None] | None = None
         # Whether wake() was called since the last renewal began.
@@ -92,6 +93,9 @@ class LeaseRenewer:
         if loop is not self._loop:
             # A closed event loop never runs its timers.
             self._loop, self._timer, self._task = loop, None, None
+            self._loop_end = self._stop_at_loop_end()
+            with suppress(StopIteration):
+                self._loop_end.asend(None).send(None)
         if self._timer is None and self._task is None:
             self._renewed_at = loop.time()
             self._arm_timer(_RENEWAL_SHARE)
@@ -104,6 +108,18 @@ class LeaseRenewer:
             self._timer = None
         if self._task is not None:
             self._task.cancel()
+
+    async def _stop_at_loop_end(self) -> AsyncGenerator[None]:
+        """Stop when ``asyncio.run`` ends the asynchronous generators of the event loop, of which this is one.
+
+        It has cancelled all tasks then, but it still waits for threads, in which the timer would start a task.
+        """
+        try:
+            yield
+        finally:
+            self.stop()
+            if self._task is not None:
+                await asyncio.wait([self._task])
 
     def _arm_timer(self, share: float) -> None:
         loop = asyncio.get_running_loop()

@@ -1,6 +1,7 @@
 """Leases: living consumers keep their messages; those of dead ones are delivered again, up to a number of times."""
 
 import asyncio
+import gc
 import logging
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -332,3 +333,30 @@ async def test_lease_is_renewed_while_all_connections_of_the_pool_are_in_use(mak
 
     assert [] == held(inspector)
     assert 0 == inspector.llen("mail")
+
+
+def test_end_of_the_event_loop_leaves_no_renewal(server, caplog):
+    pool = MonitoredConnectionPool.from_url(server.url, **UNRECORDED)
+    queue = MessageQueue("mail", pool, lease=1)
+    kept = []
+
+    async def outlast_timer():
+        try:
+            yield
+        finally:
+            # Other generators, and threads, keep a loop alive that has cancelled its tasks.
+            async with asyncio.timeout(60):
+                while (timer := renewal_timer_of(queue)) is not None and not timer.cancelled():
+                    await asyncio.sleep(0.001)
+
+    async def use():
+        await queue.put(b"message")
+        await _take_one(queue)
+        kept.append(outlast_timer())
+        await anext(kept[0])
+
+    asyncio.run(use())
+    asyncio.run(pool.aclose())
+    gc.collect()
+
+    assert [] == caplog.messages
