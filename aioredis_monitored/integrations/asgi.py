@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from opentelemetry import trace
 from opentelemetry.trace import Span
@@ -16,6 +16,9 @@ _Scope = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 _Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 _App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+
+# A response ends with one of them.
+_LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.trailers", "http.response.pathsend"})
 
 
 class RedisContextFactory:
@@ -108,8 +111,21 @@ class RedisMiddleware:
             return
         name = self.factory.name
         scope.setdefault("state", {})[name], request = self.factory.make_object_for_request(name)
-        try:
+        if request is None:
             await self.app(scope, receive, send)
+            return
+        try:
+            await self.app(scope, receive, _reporting(send, request) if scope["type"] == "http" else send)
         finally:
-            if request is not None:
-                request.close()
+            request.close()
+
+
+def _reporting(send: _Send, request: RequestStats) -> _Send:
+    """Return a ``send`` that first reports the request if the message is its last: with it, its span may end."""
+
+    async def report_and_send(message: MutableMapping[str, Any]) -> None:
+        if message["type"] in _LAST_MESSAGES and not (message.get("more_body") or message.get("more_trailers")):
+            request.close()
+        await send(message)
+
+    return report_and_send
