@@ -12,6 +12,8 @@ from typing import Any, Literal, Self, get_args
 
 ReadFrom = Literal["primary", "replica"]
 
+MIN_SHARE = 0.000_001
+
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
@@ -47,6 +49,24 @@ def whole_number(value: object) -> int:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
         return value
     raise ValueError
+
+
+def share(value: object) -> float:
+    """Read a share, 0 or from ``MIN_SHARE`` to 1."""
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        number = float(value)
+        if number == 0 or MIN_SHARE <= number <= 1:
+            return number
+    raise ValueError
+
+
+def command_names(value: object) -> frozenset[str]:
+    """Read names of commands: a collection, or text in which commas join them."""
+    given: Any = value.split(",") if isinstance(value, str) else value
+    names = [" ".join(text(name).upper().split()) for name in given]
+    if not names or not all(names):
+        raise ValueError
+    return frozenset(names)
 
 
 def positive(read: Callable[[object], float]) -> Callable[[object], float]:

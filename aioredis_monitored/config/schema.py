@@ -8,7 +8,7 @@ import ssl
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from inspect import cleandoc, signature
 from typing import Any, Final, NamedTuple, Self, get_args
@@ -19,6 +19,7 @@ from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnect
 from aioredis_monitored.config import readers
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import HOST, PORT, Address, is_host, is_port, read_port
+from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import RedisUrl, Topology, parse_url, scheme_of
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
@@ -60,6 +61,8 @@ _WHOLE_NUMBER: Final = "a whole number, 0 or more"
 _TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
 _POSITIVE_TIMESPAN: Final = f"{_TIMESPAN} and more than 0"
 _FILE: Final = "the path of an existing file"
+_COMMANDS: Final = "names of commands, joined by commas"
+_SHARE: Final = f"0, or a number from {readers.MIN_SHARE:f} to 1"
 _CREDENTIAL_FILE: Final = "the path of a readable file that holds a password, in UTF-8 without BOM and NUL"
 _positive_timespan = readers.positive(parse_timespan)
 
@@ -209,7 +212,62 @@ _ROWS: Final = (
     ),
 )
 OPTIONS: Final = {option.name: option for option in _ROWS}
-KEYS: Final = ("url", *OPTIONS)
+
+# What an operator may decide of ``TelemetryOptions``: all but its functions. These are no arguments of a pool, and are
+# not read from URLs.
+_TELEMETRY_PREFIX: Final = "telemetry_"
+_TELEMETRY_ROWS: Final = (
+    Option(
+        "telemetry_require_parent",
+        readers.boolean,
+        _BOOLEAN,
+        "false",
+        "Whether a call gets a span only if there is a parent span.",
+    ),
+    Option(
+        "telemetry_include_commands",
+        readers.command_names,
+        _COMMANDS,
+        None,
+        "The commands that get spans; without it, all.",
+    ),
+    Option("telemetry_exclude_commands", readers.command_names, _COMMANDS, None, "The commands that get no span."),
+    Option(
+        "telemetry_slow_only",
+        parse_timespan,
+        _TIMESPAN,
+        None,
+        "The duration from which a call gets a span; failed calls get one in any case.",
+    ),
+    Option(
+        "telemetry_keep",
+        readers.share,
+        _SHARE,
+        None,
+        "The share of the calls that get a span although they neither failed nor were slow; without it, all of them, "
+        "or none with ``telemetry_slow_only``.",
+    ),
+    Option(
+        "telemetry_show_keys", readers.boolean, _BOOLEAN, "true", "Whether spans show keys, hash fields and channels."
+    ),
+    Option(
+        "telemetry_repeated_calls",
+        readers.positive(readers.whole_number),
+        "a whole number, 1 or more",
+        "20",
+        "The number of calls of one command above which a request reports it as repeated.",
+    ),
+    Option("telemetry_hot_keys", readers.share, _SHARE, "0", "The share of the calls whose keys are counted."),
+    Option(
+        "telemetry_direct",
+        readers.boolean,
+        _BOOLEAN,
+        "true",
+        "Whether spans and points are handed to the OpenTelemetry SDK directly, which takes a fraction of the time.",
+    ),
+)
+TELEMETRY: Final = {option.name: option for option in _TELEMETRY_ROWS}
+KEYS: Final = ("url", *OPTIONS, *TELEMETRY)
 # What a pool reads at every connect, where the option is the path.
 PASSWORD: Final = OPTIONS["password_file"]._replace(convert=readers.password_in)
 
@@ -308,15 +366,24 @@ class RedisConfig:
     read_from: readers.ReadFrom | None = None
     topology_refresh: float | None = None
     address_map: AddressMap | None = None
+    telemetry_require_parent: bool | None = None
+    telemetry_include_commands: frozenset[str] | None = None
+    telemetry_exclude_commands: frozenset[str] | None = None
+    telemetry_slow_only: float | None = None
+    telemetry_keep: float | None = None
+    telemetry_show_keys: bool | None = None
+    telemetry_repeated_calls: int | None = None
+    telemetry_hot_keys: float | None = None
+    telemetry_direct: bool | None = None
 
     @classmethod
     def from_mapping(cls, mapping: Mapping[str, object], prefix: str) -> Self:
         """Read the keys that begin with ``prefix``, and check them.
 
         The keys are ``url``, which is required, and the fields from ``username`` on. The query of the URL may contain
-        them too, files of passwords excepted. Values may be text or typed; text for durations is read by
-        ``parse_timespan``. Blank text and None count as not given. Keys without the prefix are ignored, and so are keys
-        with a "." after it, which belong to another pool.
+        them too, except files of passwords, and what is about telemetry. Values may be text or typed; text for
+        durations is read by ``parse_timespan``. Blank text and None count as not given. Keys without the prefix are
+        ignored, and so are keys with a "." after it, which belong to another pool.
 
         Args:
             mapping: The application's configuration, with keys such as "redis.url".
@@ -347,10 +414,33 @@ class RedisConfig:
             **reader.values,
         )
 
-    def pool_arguments(self) -> dict[str, Any]:
-        """Return the keyword arguments for the pool that is made for this topology."""
+    def pool_arguments(self, telemetry: TelemetryOptions | None = None) -> dict[str, Any]:
+        """Return the keyword arguments for the pool that is made for this topology.
+
+        Args:
+            telemetry: What the application has chosen about telemetry, as far as this configuration does not decide
+                it; default ``None``, for nothing.
+
+        Raises:
+            ConfigurationError: The options of telemetry do not go together.
+            TypeError: ``telemetry`` is something else.
+        """
         given = ((option, getattr(self, option)) for option in OPTIONS)
         arguments = _place_arguments(self) | {name: value for name, value in given if value is not None}
+        decided = {name.removeprefix(_TELEMETRY_PREFIX): getattr(self, name) for name in TELEMETRY}
+        decided = {name: value for name, value in decided.items() if value is not None}
+        if telemetry is not None and not isinstance(telemetry, TelemetryOptions):
+            message = f"telemetry must be TelemetryOptions, got {type(telemetry).__name__}"
+            raise TypeError(message)
+        if decided or telemetry is not None:
+            try:
+                arguments["telemetry"] = replace(telemetry or TelemetryOptions(), **decided)
+            except ConfigurationError as error:
+                # Under the names of the keys.
+                named = (
+                    (f"{_TELEMETRY_PREFIX}{name}" if name in decided else name, why) for name, why in error.problems
+                )
+                raise ConfigurationError(*named) from None
         if self.path is not None:
             return arguments | {"connection_class": UnixDomainSocketConnection}
         return arguments | {"connection_class": SSLConnection if self.tls else Connection}
@@ -358,7 +448,10 @@ class RedisConfig:
 
 if RedisConfig.__doc__ is not None:  # python -OO has none
     RedisConfig.__doc__ = "\n".join(
-        [cleandoc(RedisConfig.__doc__), *(f"    {option.name}: {option.description}" for option in _ROWS)]
+        [
+            cleandoc(RedisConfig.__doc__),
+            *(f"    {option.name}: {option.description}" for option in (OPTIONS | TELEMETRY).values()),
+        ]
     )
 
 
@@ -569,7 +662,7 @@ class _ConfigReader:
         for name in sorted(given.keys() - KEYS):
             self._add_problem(name, f"unknown key{_suggestion(name, KEYS, self.prefix)}")
         for name, value in given.items():
-            if name in OPTIONS and not _is_blank(value):
+            if name in KEYS and not _is_blank(value):
                 self._read(name, value, name)
 
     def check_combinations(self, url: RedisUrl) -> None:
@@ -601,7 +694,7 @@ class _ConfigReader:
     def _read(self, name: str, value: object, source: str) -> None:
         self._sources[name] = source
         try:
-            read = OPTIONS[name].read(value)
+            read = (OPTIONS | TELEMETRY)[name].read(value)
         except ValueError as error:
             self._add_problem(name, str(error))
         else:

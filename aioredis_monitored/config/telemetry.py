@@ -5,10 +5,9 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from aioredis_monitored.config.readers import MIN_SHARE
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
-
-_MIN_SHARE = 0.000_001
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +20,14 @@ class TelemetryOptions:
             all its sub-commands. A batch gets one if one of its commands does. Default ``None``, for all.
         exclude_commands: The commands that get no span; a batch gets none if none of its commands does. Default none.
         slow_only: The duration from which a call gets a span, in seconds or as a timespan such as ``5 ms``; failed
-            calls get one in any case. Default ``None``, for all. A command that publishes with ``propagate=True``
-            always gets one: its span is sent along before its duration is known.
+            calls get one in any case. Default ``None``, for all. A command that publishes with ``propagate=True`` gets
+            one: its span is sent along before its duration is known.
+        keep: Beside what failed, or was slow by ``slow_only``, the share of all other calls that get a span, from 0 to
+            1. The calls of one trace get theirs all, or none: a hash of the trace id decides, which is independent of
+            the SDK's samplers. Each of these spans has ``aioredis_monitored.adjusted_count``: the number of calls that
+            it stands for, if that is more than one. A command that publishes with ``propagate=True`` counts as slow if
+            there is a ``slow_only``, as its span is sent along before its duration is known. Default ``None``: all of
+            them, or none with ``slow_only``.
         show_keys: Whether ``db.query.text`` shows keys and hash fields instead of ``?``, and whether telemetry shows
             channels; default ``True``.
         key_template: Returns the template of a key, ``user:{id}`` for ``user:17``. The query text shows it in place of
@@ -34,6 +39,8 @@ class TelemetryOptions:
         repeated_calls: The number of calls of one command above which a request reports it as repeated; default 20.
         hot_keys: The share of the calls whose keys are counted, from 0 to 1, for ``pool.telemetry.hot_keys`` and its
             gauge, which shows keys, or their templates; default 0.
+        direct: Whether spans and points are handed to the OpenTelemetry SDK directly, where nothing that shows depends
+            on it; default ``True``. ``False`` records them by the API alone, which takes several times as long.
 
     Raises:
         ConfigurationError: Values cannot be used; it names every one of them.
@@ -43,11 +50,13 @@ class TelemetryOptions:
     include_commands: Collection[str] | None = None
     exclude_commands: Collection[str] = ()
     slow_only: float | str | timedelta | None = None
+    keep: float | None = None
     show_keys: bool = True
     key_template: Callable[[str], str] | None = None
     span_name: Callable[[Mapping[str, Any]], str] | None = None
     repeated_calls: int = 20
     hot_keys: float = 0.0
+    direct: bool = True
 
     def __post_init__(self) -> None:
         problems: list[tuple[str, str]] = []
@@ -87,8 +96,8 @@ def _count(value: Any) -> int:
 
 
 def _share(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or _MIN_SHARE <= value <= 1):
-        raise ValueError(f"must be a share of the calls, 0 or from {_MIN_SHARE:f} to 1, got {value!r}")
+    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or MIN_SHARE <= value <= 1):
+        raise ValueError(f"must be a share of the calls, 0 or from {MIN_SHARE:f} to 1, got {value!r}")
     return float(value)
 
 
@@ -101,9 +110,11 @@ _READERS: dict[str, Callable[[Any], Any]] = {
     "include_commands": _optional(_names),
     "exclude_commands": _names,
     "slow_only": _optional(parse_timespan),
+    "keep": _optional(_share),
     "show_keys": _switch,
     "key_template": _optional(_function),
     "span_name": _optional(_function),
     "repeated_calls": _count,
     "hot_keys": _share,
+    "direct": _switch,
 }

@@ -311,7 +311,7 @@ class MonitoredConnectionPool(TypedPool):
         """
         with self._named_errors():
             operation = start_operation(self.telemetry, ("PING",), None)
-            await (self._ping(None) if operation is None else operation.observe(self._ping(operation)))
+            await (self._ping(None) if operation is None else operation.observe(self._ping, operation))
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -737,9 +737,9 @@ class MonitoredConnectionPool(TypedPool):
         """Count a call that got no room on the shared connection in time."""
         self._metrics.on_timeout()
 
-    def on_lag(self, seconds: float) -> bool:
-        """Record the time from the reading of replies until their callers resumed; return whether it is recorded."""
-        return self._metrics.on_lag(seconds)
+    def on_lag(self, seconds: float) -> None:
+        """Record the time from the reading of replies until their callers resumed."""
+        self._metrics.on_lag(seconds)
 
 
 def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kwargs: Any) -> MonitoredConnectionPool:
@@ -751,7 +751,8 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     Args:
         app_config: The configuration, such as ``config_from_env()``.
         prefix: What the keys of this pool start with; it ends with a dot.
-        kwargs: Arguments of the pool; they win over the configuration.
+        kwargs: Arguments of the pool; they win over the configuration. Only of ``telemetry``, the configuration wins:
+            operators decide what is recorded.
 
     Raises:
         ConfigurationError: Something in the configuration cannot be used; it names every problem at once.
@@ -762,7 +763,8 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
         raise ValueError(message)
     config = RedisConfig.from_mapping(app_config, prefix)
     pool_class = MonitoredConnectionPool.for_topology(config.topology)
-    return pool_class(**{"name": prefix.removesuffix("."), **override(config.pool_arguments(), kwargs)})
+    arguments = config.pool_arguments(kwargs.pop("telemetry", None))
+    return pool_class(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 
 def _make_connection(pool: "ref[MonitoredConnectionPool]") -> AbstractConnection:

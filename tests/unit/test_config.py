@@ -8,7 +8,7 @@ import pickle
 import ssl
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.asyncio import BlockingConnectionPool, Connection, SSLConnection, UnixDomainSocketConnection
 
-from aioredis_monitored import MonitoredConnectionPool, pool_from_config
+from aioredis_monitored import MonitoredConnectionPool, TelemetryOptions, pool_from_config
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.config.schema import OPTIONS, RedisConfig, override, validate_arguments
@@ -490,6 +490,85 @@ def test_cluster_config_reads_topology_refresh_as_timespan(value, expected):
 )
 def test_topology_config_value_raises_config_error_when_invalid(url, key, value, reason):
     assert f"redis.{key}: {reason}" == problems(url, **{key: value})
+
+
+SHARE = "must be 0, or a number from 0.000001 to 1"
+COMMANDS = "must be names of commands, joined by commas"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("require_parent", "yes", True),
+        ("include_commands", "get, config  get", {"GET", "CONFIG GET"}),
+        ("include_commands", ["get"], {"GET"}),
+        ("exclude_commands", "PING", {"PING"}),
+        ("slow_only", "5 ms", 0.005),
+        ("slow_only", 0, 0.0),
+        ("keep", "0.01", 0.01),
+        ("keep", 1, 1.0),
+        ("keep", "0", 0.0),
+        ("show_keys", "off", False),
+        ("repeated_calls", "7", 7),
+        ("hot_keys", 0.5, 0.5),
+        ("direct", "false", False),
+    ],
+)
+def test_telemetry_keys_replace_what_the_application_has_chosen(key, value, expected):
+    chosen = TelemetryOptions(require_parent=False, exclude_commands={"GET"}, slow_only=1, keep=0.5, repeated_calls=3)
+    config = read("redis://h", **{f"telemetry_{key}": value})
+
+    assert expected == getattr(config, f"telemetry_{key}")
+    assert replace(chosen, **{key: expected}) == config.pool_arguments(chosen)["telemetry"]
+    assert replace(TelemetryOptions(), **{key: expected}) == config.pool_arguments()["telemetry"]
+    assert chosen == read("redis://h").pool_arguments(chosen)["telemetry"]
+    assert "telemetry" not in read("redis://h").pool_arguments()
+
+
+@pytest.mark.parametrize(
+    ("key", "reason", "values"),
+    [
+        ("require_parent", SWITCH, ["maybe", 2]),
+        ("include_commands", COMMANDS, ["GET,,SET", ",", 5, [5], []]),
+        ("exclude_commands", COMMANDS, ["GET,", {"": 1}]),
+        ("slow_only", TIMESPAN, ["-1", "soon"]),
+        ("keep", SHARE, ["1.01", "-0.1", "nan", "1 %", True, 0.000_000_1]),
+        ("show_keys", SWITCH, ["keys"]),
+        ("repeated_calls", "must be a whole number, 1 or more", ["0", "-1", 1.5]),
+        ("hot_keys", SHARE, ["2"]),
+        ("direct", SWITCH, ["indirect"]),
+    ],
+)
+def test_telemetry_key_raises_config_error_when_invalid(key, reason, values):
+    for value in values:
+        assert f"redis.telemetry_{key}: {reason}" == problems("redis://h", **{f"telemetry_{key}": value})
+
+
+def test_telemetry_keys_that_do_not_go_together_are_named():
+    keys = {"redis.url": "redis://h", "redis.telemetry_hot_keys": "0.5", "redis.telemetry_show_keys": "false"}
+    with pytest.raises(ConfigurationError, match=r"^telemetry_hot_keys: shows keys, which show_keys=False hides"):
+        pool_from_config(keys)
+    with pytest.raises(TypeError, match="telemetry must be TelemetryOptions, got dict"):
+        pool_from_config(keys, telemetry={"keep": 0.5})
+
+
+def test_telemetry_keys_are_neither_in_urls_nor_arguments_of_pools():
+    assert "redis.url: unknown option" in problems("redis://h?telemetry_keep=0.5")
+    assert "redis.telemetry_kep: unknown key; did you mean telemetry_keep?" == problems("redis://h", telemetry_kep=1)
+    with pytest.raises(ConfigurationError, match="unknown option"):
+        MonitoredConnectionPool.from_url("redis://h?telemetry_keep=0.5")
+    with pytest.raises(TypeError, match="telemetry_keep"):
+        MonitoredConnectionPool(telemetry_keep=0.5)
+
+
+def test_environment_gives_telemetry_keys_of_every_pool():
+    environ = {"REDIS_TELEMETRY_KEEP": "0.1", "REDIS_CACHE_TELEMETRY_SLOW_ONLY": "1 s", "REDIS_TELEMETRY_URL": "u"}
+
+    assert {
+        "redis.telemetry_keep": "0.1",
+        "redis.cache.telemetry_slow_only": "1 s",
+        "redis.telemetry.url": "u",
+    } == config_from_env(environ)
 
 
 ANY_TOPOLOGY = "needs redis+cluster:// or redis+sentinel://"
