@@ -197,6 +197,25 @@ def compat(session: nox.Session, library: str) -> None:
     session.run("python", "tests/compat/run.py", library, *session.posargs)
 
 
+@nox.session(python=PYTHONS)
+def conform(session: nox.Session) -> None:
+    """Compare what is recorded directly with what the API records; ``-- --help`` lists the options.
+
+    On the newest SDK, 5,000 combinations take some ten minutes on two cores.
+    """
+    install(session, ["-e", ".[demo]"], "tests")
+    session.run("python", "-m", "support.conform", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
+@nox.parametrize("sdk", ["1.39.0", "1.40.0", "1.41.1", "1.42.1", "1.43.0", "1.44.0", "1.45.0", "1.45.1"])
+def conform_public(session: nox.Session, sdk: str) -> None:
+    """Show that versions of the SDK that are not known go the public way."""
+    install(session, ["-e", ".[demo]"], "tests")
+    session.install(f"opentelemetry-sdk=={sdk}", "opentelemetry-exporter-otlp-proto-common")
+    session.run("python", "-m", "support.conform", "100", "--public", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
 @nox.session
 def demo(session: nox.Session) -> None:
     """Run the demo."""
@@ -209,6 +228,15 @@ def commands(session: nox.Session) -> None:
     """Generate the command table from the embedded server."""
     session.install("-e", ".[demo]")
     session.run("python", "tests/command_table.py")
+
+
+@nox.session(python=PYTHONS)
+def digests(session: nox.Session) -> None:
+    """Note that the newest SDK is known, for this Python; run ``conform`` before and after."""
+    session.install("-e", ".")
+    session.run("python", "tests/sdk_digests.py")
+    # Without docstrings, which are constants, functions have other bytecode.
+    session.run("python", "-OO", "tests/sdk_digests.py")
 
 
 @nox.session

@@ -10,6 +10,7 @@ import pytest
 import redis
 from hypothesis import HealthCheck, settings
 from support.collector import collecting
+from support.internals import record_by_the_api
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
@@ -37,6 +38,14 @@ if os.environ.get("AIOREDIS_MONITORED_UVLOOP"):
         import uvloop
 
         return {"uvloop": uvloop.new_event_loop}
+
+
+if os.environ.get("AIOREDIS_MONITORED_DIRECT") == "0":
+
+    @pytest.fixture(autouse=True)
+    def recorded_by_the_api(monkeypatch):
+        """Have every test record spans and points the public way."""
+        record_by_the_api(monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -173,13 +173,13 @@ def _traits(name: str) -> Traits:
 _TRAITS = {name: _traits(name) for name in TABLE}
 _CONTAINERS = {name.partition(" ")[0] for name in TABLE if " " in name}
 # Commands whose traits do not depend on their arguments: one lookup finds almost every call.
-_FIXED_TRAITS = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_BLOCK | _CONTAINERS}
+FIXED_TRAITS = {name: traits for name, traits in _TRAITS.items() if name not in _MAY_BLOCK | _CONTAINERS}
 
 
 def traits_of(args: Sequence[Any]) -> Traits:
     """Return the traits of a command; the most conservative ones if it is not in the table."""
     name = args[0] if args else None
-    if type(name) is str and (known := _FIXED_TRAITS.get(name)) is not None:
+    if type(name) is str and (known := FIXED_TRAITS.get(name)) is not None:
         return known
     if isinstance(name, str | bytes) and len(name) > MAX_NAME_LENGTH:
         return _UNKNOWN
@@ -231,7 +231,7 @@ def blocking_timeout(args: Sequence[Any]) -> float | None:
         ``math.inf`` if there is no limit; ``None`` if the server replies at once, also if the time is not valid.
     """
     name = args[0] if args else None
-    if type(name) is str and name in _FIXED_TRAITS and name not in _BLOCKING:
+    if type(name) is str and name in FIXED_TRAITS and name not in _BLOCKING:
         return None
     blocking = _BLOCKING.get(operation_name(args).upper())
     if blocking is None:

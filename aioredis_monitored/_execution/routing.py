@@ -22,7 +22,7 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
-from aioredis_monitored._commands.traits import blocking_timeout, traits_of
+from aioredis_monitored._commands.traits import FIXED_TRAITS, blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import (
     Attempt,
     dedicated_attempt,
@@ -183,7 +183,10 @@ class CommandExecutor:
             AttemptFailed: A further attempt has failed.
         """
         started = monotonic()
-        traits = traits_of(args)
+        name = args[0]
+        # Past the function, which is a call.
+        known = FIXED_TRAITS.get(name) if name.__class__ is str else None
+        traits = traits_of(args) if known is None else known
         multiplexer = pool.multiplexer
         try:
             if multiplexer is None or not traits.shareable:
@@ -193,7 +196,7 @@ class CommandExecutor:
                     return await self._execute_once(caller, pool, args, options, left, observer)
             callbacks: Any = caller.response_callbacks
             # Past the look-up of redis-py's dict class, which is in Python.
-            callback = dict.get(callbacks, args[0].upper())
+            callback = dict.get(callbacks, name.upper() if known is None else name)
             decodes = pool.decodes_replies and NEVER_DECODE not in options
             if observer is not None and (callback is None or (not options and id(callback) in _NEVER_FAIL)):
                 observer.record_on_reply = pool.is_decodable if decodes else True
@@ -348,10 +351,10 @@ class CommandExecutor:
         # As in the client's execute_command: what others do beside us costs nothing where they do nothing.
         if not self.recorder.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
             return observe_call(operation, call, self.recorder, EXECUTE_COMMAND, caller, *args, **options)
-        return call if operation is None else operation.observe(call)
+        return call if operation is None else operation.observe(lambda: call)
 
     def new_operation(self, spec: CallSpec, args: Sequence[Any]) -> Operation:
-        """Return the record of what takes several calls, which begins now.
+        """Return the record of what takes several calls, which begins with ``observe``.
 
         Args:
             spec: What it is.

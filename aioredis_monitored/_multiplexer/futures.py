@@ -35,8 +35,21 @@ class DeadlineExceeded(AttemptFailed):
         super().__init__(RedisTimeoutError("no reply in time"), may_have_run=may_have_run)
 
 
+class ReplyBatch(Protocol):
+    """What has noted a batch of replies, and is told when it ends, before any caller resumes."""
+
+    def flush(self) -> object:
+        """Record what was noted."""
+
+
 class ReplyObserver(Protocol):
-    """Learns the outcome of a call before its caller resumes."""
+    """Learns the outcome of a call before its caller resumes.
+
+    Attributes:
+        on_resumed: To be called with the time of the reply when its caller resumes, if it is set.
+    """
+
+    on_resumed: Callable[[float], object] | None
 
     def add_wait(self, seconds: float, connecting: float) -> object:
         """Add the seconds that the call waited before it could be written, and how many of them were connecting."""
@@ -44,8 +57,12 @@ class ReplyObserver(Protocol):
     def set_connection(self, connection: AbstractConnection) -> object:
         """Take the connection before the reply, of a pool whose server is known only by its connections."""
 
-    def on_reply(self, reply: object, now: float, peer: Peer | None) -> object:
-        """Take the reply or ``AttemptFailed``, the performance counter when it was read, and the server's address."""
+    def on_reply(self, reply: object, now: float, peer: Peer | None) -> ReplyBatch | None:
+        """Take the reply or ``AttemptFailed``, the performance counter when it was read, and the server's address.
+
+        Returns:
+            What to tell when the batch of replies ends.
+        """
 
 
 class _ReplyFuture(asyncio.Future[Any]):
@@ -70,13 +87,13 @@ class _ReplyFuture(asyncio.Future[Any]):
         on_cancel: Called with it when the caller leaves.
     """
 
-    __slots__ = ("is_queued", "observer", "on_cancel", "queued_at", "size")
+    __slots__ = ("observer", "size")
 
     observer: ReplyObserver | None
     size: int
-    is_queued: bool
-    queued_at: float
-    on_cancel: Callable[[Any], None] | None
+    is_queued = False
+    queued_at = 0.0
+    on_cancel: Callable[[Any], None] | None = None
     wait_reported_at = -1.0
     packed: bytes | None = None
     on_orphan: Callable[[Any], object] | None = None

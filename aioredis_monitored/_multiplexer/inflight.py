@@ -80,7 +80,7 @@ class InFlight:
         self.unwritten -= count
         self._writes.append([now, count])
 
-    def dispatch(self, parse: Callable[[], Any], now: float) -> int:  # noqa: C901 - further functions cost calls
+    def dispatch(self, parse: Callable[[], Any], now: float) -> int:  # noqa: C901, PLR0912 - further functions cost calls
         """Give every reply that has arrived to its call; return how many calls that completes.
 
         Args:
@@ -94,11 +94,21 @@ class InFlight:
         owed = len(calls) - self.unwritten
         count = 0
         call = last = None
+        completed = self.completed
         while True:
             reply = parse()
             if reply is NO_REPLY:
                 break
             kind = reply.__class__
+            if kind is bytes and count != owed and calls[0].__class__ is CommandFuture and not calls[0].done():
+                # Nearly all replies, past all other questions.
+                last, call = reply, calls.popleft()
+                call.set_result(reply)
+                if call.observer is not None:
+                    completed.append((call.observer, reply))
+                self.size -= call.size
+                count += 1
+                continue
             if kind is hiredis.PushNotification:
                 continue
             if kind is list and reply and isinstance(reply[0], RedisConnectionError):
@@ -109,12 +119,12 @@ class InFlight:
             last = reply
             call = calls[0]
             if call.__class__ is not CommandFuture and isinstance(call, BatchFuture):
-                if not call.deliver(reply, self.completed):
+                if not call.deliver(reply, completed):
                     continue
             elif not call.done():
                 call.set_result(reply)
                 if call.observer is not None:
-                    self.completed.append((call.observer, reply))
+                    completed.append((call.observer, reply))
             else:
                 call.deliver_orphan(reply)
             calls.popleft()

@@ -51,8 +51,8 @@ class ConnectionSource(Protocol):
     def on_timeout(self) -> None:
         """Record a call that waited in vain."""
 
-    def on_lag(self, seconds: float) -> bool:
-        """Record the delay between reading replies and resuming their callers; return whether it is measured."""
+    def on_lag(self, seconds: float) -> None:
+        """Record the delay between reading replies and resuming their callers."""
 
 
 class ConnectionManager:
@@ -235,10 +235,11 @@ class ConnectionManager:
         """Queue further calls."""
         self.ready = None
 
-    def on_lag(self, seconds: float) -> bool:
+    def on_lag(self, seconds: float) -> None:
         """Report the delay between reading replies and resuming their callers, for the main connection alone."""
         source = self._source()
-        return self._is_reserved and source is not None and source.on_lag(seconds)
+        if self._is_reserved and source is not None:
+            source.on_lag(seconds)
 
     def on_retired(self, connection: MultiplexedConnection) -> None:
         """Connect again for the next call."""

@@ -32,6 +32,8 @@ ISOLATE_AFTER: Final = 2
 _MAX_LARGE_KEYS: Final = 1024
 _MAX_LARGE_KEY_LENGTH: Final = 1024
 _MIN_RETIRE_INTERVAL_SECONDS: Final = 0.5
+# Of GET, the most usual command: such ones are packed past the checks of arguments.
+_NAME_AND_KEY: Final = 2
 _ONE_WORD: Final = frozenset(name for name in TABLE if " " not in name)
 
 
@@ -102,10 +104,12 @@ class Multiplexer:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._bind_event_loop(loop)
-        packed = self._pack(args)
+        if len(args) == _NAME_AND_KEY and args[1].__class__ is str and args[0] in self._packed_by_hiredis:
+            packed: bytes = hiredis.pack_command(args)  # type: ignore[arg-type]  # it takes tuples of any length
+        else:
+            packed = self._pack(args)
         reply = CommandFuture(loop=loop)
         reply.args, reply.size, reply.observer = args, len(packed), observer
-        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
         if on_orphan is not None:
             reply.on_orphan = on_orphan
         manager = self._main
@@ -149,7 +153,6 @@ class Multiplexer:
             self._bind_event_loop(loop)
         batch = kind(loop=loop)
         batch.commands, batch.replies, batch.observer = commands, [], observer
-        batch.is_queued, batch.queued_at, batch.on_cancel = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
         batch.size = len(packed)
         manager = self._manager_for_large() if batch.size > LARGE_BYTES else self._main

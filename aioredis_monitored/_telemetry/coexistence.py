@@ -1,5 +1,6 @@
 """Other tools beside this package: those that replace redis-py's methods, and redis-py's own metrics."""
 
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from types import FunctionType
 from typing import Any, TypeVar, cast
@@ -9,7 +10,7 @@ from redis.asyncio.client import Pipeline
 from redis.observability.config import MetricGroup
 from redis.observability.providers import get_observability_instance
 
-from aioredis_monitored._telemetry.guard import log_warning
+from aioredis_monitored._telemetry.guard import log_safely
 
 T = TypeVar("T")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -143,4 +144,4 @@ def warn_native_metrics() -> None:
         return
     if MetricGroup.COMMAND in manager.config.metric_groups:
         _warned.append(_NATIVE_METRICS_WARNING)
-        log_warning(_NATIVE_METRICS_WARNING)
+        log_safely(logging.WARNING, _NATIVE_METRICS_WARNING)

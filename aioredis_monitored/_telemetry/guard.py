@@ -46,13 +46,15 @@ def log_error(error: BaseException) -> None:
     if kind not in _logged:
         _logged.add(kind)
         # Neither its text nor its traceback: both may quote the attributes of the span.
-        log_warning("Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind)
+        log_safely(
+            logging.WARNING, "Telemetry failed with %s; calls go on, further failures of this kind are not logged", kind
+        )
 
 
-def log_warning(text: str, *args: object) -> None:
-    """Log a warning; an error of the application's filters and handlers is ignored."""
+def log_safely(level: int, text: str, *args: object) -> None:
+    """Log a message; an error of the application's filters and handlers is ignored."""
     try:
-        LOGGER.warning(text, *args)
+        LOGGER.log(level, text, *args)
     except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException:  # noqa: BLE001, S110 - the log is where it would be reported

@@ -138,9 +138,8 @@ class ProcessSpan:
             with guarded:
                 self._end_span(self._span, elapsed, failed, is_error=failure is not None and failure.is_error)
         if self._recorder.metrics_enabled:
-            with guarded:
-                histogram = self._recorder.instruments.process_duration
-                histogram.record(elapsed, self._spec.point_attributes | failed, self._here)
+            histogram = self._recorder.instruments.process_duration
+            self._recorder.record_point(histogram, elapsed, self._spec.point_attributes | failed, self._here)
 
     def _end_span(self, span: Span, elapsed: float, failed: dict[str, Any], *, is_error: bool) -> None:
         try:
@@ -203,8 +202,8 @@ class MessagingOperation(Operation):
         )
         super().end(now, None if is_restored else reply)
 
-    def _record(self, elapsed: float, reply: object) -> None:
-        super()._record(elapsed, reply)
+    def _record(self, elapsed: float, reply: object, in_batch: bool = False) -> None:
+        super()._record(elapsed, reply, in_batch)
         recorder, messaging, instruments = self._recorder, self._messaging, self._recorder.instruments
         if not recorder.metrics_enabled or is_suppressed(context.get_current()):
             return
@@ -214,8 +213,8 @@ class MessagingOperation(Operation):
                 points = points | self.spec.address()
             if self._failure is not None:
                 points = points | {semconv.ERROR_TYPE: self._failure.error_type}
-            instruments.message_duration.record(elapsed, points)
+            recorder.record_point(instruments.message_duration, elapsed, points)
             if self._count and messaging.operation_type == semconv.OPERATION_TYPE_SEND:
-                instruments.sent_messages.add(self._count, points)
+                recorder.record_point(instruments.sent_messages, self._count, points)
             elif self._count and messaging.operation_type == semconv.OPERATION_TYPE_RECEIVE:
-                instruments.consumed_messages.add(self._count, points)
+                recorder.record_point(instruments.consumed_messages, self._count, points)

@@ -5,21 +5,24 @@ the call adds what it learns (waits, the connection, the reply); the outcome end
 """
 
 import math
+import os
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import copy_context
+from random import Random
 from time import perf_counter, time_ns
 from typing import Any, Final, NoReturn, TypeVar
 
 from opentelemetry import context, trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, Span, Status, StatusCode
+from opentelemetry.trace import Link, Span
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 
 from aioredis_monitored._redispy.sockets import Peer, peer_address
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.coexistence import PatchPoint, call_patched
-from aioredis_monitored._telemetry.context import PARENT_OPERATION, is_suppressed
+from aioredis_monitored._telemetry.context import PARENT_OPERATION, get_current, is_suppressed
+from aioredis_monitored._telemetry.direct import Exemplary, PublicPoints, end_span
 from aioredis_monitored._telemetry.guard import guarded, log_error
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import CallSpec, Failure, Server, port_of, server_at
@@ -27,8 +30,12 @@ from aioredis_monitored._telemetry.stats import RequestStats
 
 T = TypeVar("T")
 
-_ERROR = Status(StatusCode.ERROR)
-_SAMPLED: Final = trace.TraceFlags.SAMPLED
+# One of its own: an application may seed Python's.
+_random: Final = Random()  # noqa: S311 - it chooses which calls show, and nothing secret
+if hasattr(os, "register_at_fork"):
+    # Otherwise all children would choose the same.
+    os.register_at_fork(after_in_child=_random.seed)
+
 # The span of a call that waited longer, or for a larger share of its duration, shows where its time went.
 _LONG_WAIT_SECONDS: Final = 0.01
 _LONG_WAIT_SHARE: Final = 0.5
@@ -38,7 +45,7 @@ Certainty = bool | Callable[[Any], bool]
 
 
 class Operation:
-    """The record of one logical call: ``await Operation(…).observe(call)``.
+    """The record of one logical call: ``await Operation(…).observe(call, *arguments)``.
 
     The span is created when the outcome is known, with the start time of the call: the calls of a batch of replies are
     then recorded in a row, which is faster than recording each where its caller resumes.
@@ -54,11 +61,13 @@ class Operation:
         spec: What is called; callers may replace it when they learn more.
         record_on_reply: Whether the call certainly succeeds if its reply is no error, or a function of the reply that
             says so; default ``False``. Such a call is recorded as soon as its reply has arrived.
+        on_resumed: Called with the time of the reply, if it was read from a shared connection, when the caller resumes.
     """
 
     # Defaults of what few calls set, because assigning each in the constructor costs every call time.
     _is_recorded = False
     record_on_reply: Certainty = False
+    on_resumed: Callable[[float], object] | None = None
     _failure: Failure | None = None
     _span: Span | None = None
     _classified: list[tuple[BaseException, Failure | None]] | None = None
@@ -69,6 +78,9 @@ class Operation:
     _replied_at: float | None = None
     # How often the call was redirected to another server.
     _redirects = 0
+    # How many calls its span stands for; and what decides whether it gets one: once, as it may be asked twice.
+    _adjusted_count = 1.0
+    _chance = -1.0
 
     def __init__(
         self,
@@ -83,17 +95,31 @@ class Operation:
         self._called = called
         self._parent = parent
         self._request = request
+
+    def start(self) -> None:
+        """Note the time, and the context of the caller."""
         self._context = copy_context()
         self._started_ns = time_ns()
         self._started_at = perf_counter()
 
-    async def observe(self, call: Coroutine[Any, Any, T]) -> T:
-        """Await the call, record it, and return its result or raise its error, the same object."""
+    async def observe(self, call: Callable[..., Coroutine[Any, Any, T]], *arguments: Any) -> T:
+        """Make the call, record it, and return its result or raise its error, the same object.
+
+        The operation starts when this is awaited, and not before. A task that is cancelled before it starts has made no
+        call, of which Python would warn that it is never awaited.
+
+        Args:
+            call: Makes the call.
+            arguments: Its arguments.
+        """
+        self.start()
         error: BaseException | None = None
         try:
-            result = await call
+            result = await call(*arguments)
         except BaseException as caught:  # noqa: BLE001 - raised again below
             error = caught
+        if self.on_resumed is not None and self._replied_at is not None:
+            self.on_resumed(self._replied_at)
         # Not in the except block: an error that an exporter logs there would show the call's error, which quotes
         # arguments, as its context.
         if error is not None:
@@ -134,7 +160,7 @@ class Operation:
             if not recorder.tracing_enabled or is_silent:
                 return here
             # Its duration is not known yet: no call is too fast for slow_only.
-            if spec.always_recorded or recorder.wants_span(spec, self, math.inf, None, here):
+            if spec.always_recorded or self._is_kept(self, math.inf, here):
                 attributes = {**spec.span_attributes, semconv.DB_QUERY_TEXT: spec.query_text_of(self._called)}
                 self._span = recorder.tracer.start_span(
                     spec.span_name, here, spec.kind, attributes, None, self._started_ns
@@ -180,13 +206,16 @@ class Operation:
         self._redirects += 1
         self._replied_at = None
 
-    def on_reply(self, reply: object, now: float, peer: Peer | None) -> None:
+    def on_reply(self, reply: object, now: float, peer: Peer | None) -> PublicPoints | None:
         """Record the call before its caller resumes if it certainly succeeds; the caller raises errors.
 
         Args:
             reply: The reply.
             now: When it was read, by the performance counter.
             peer: The server's address.
+
+        Returns:
+            What is to be flushed after a batch of replies.
         """
         self._peer, self._replied_at = peer, now
         certain = self.record_on_reply
@@ -197,7 +226,9 @@ class Operation:
             and not self._is_recorded
         ):
             self._is_recorded = True
-            self._context.run(self._record, now - self._started_at, reply)
+            self._context.run(self._record, now - self._started_at, reply, True)
+            return self._recorder.operation_points
+        return None
 
     def classify_early(self, error: BaseException) -> None:
         """Classify an error before redis-py rewrites its text (a pipeline adds the command's arguments to it)."""
@@ -221,9 +252,9 @@ class Operation:
             self._is_recorded = True
             self._context.run(self._record, (self._replied_at or now) - self._started_at, reply)
 
-    def _record(self, elapsed: float, reply: object) -> None:  # noqa: C901, PLR0912 - in one: every further call costs
-        recorder, spec, failure, peer = self._recorder, self.spec, self._failure, self._peer
-        here = context.get_current()
+    def _record(self, elapsed: float, reply: object, in_batch: bool = False) -> None:  # noqa: C901 - in one: every further call costs
+        recorder, spec, failure = self._recorder, self.spec, self._failure
+        here = get_current()
         enclosing = None
         if here:
             if is_suppressed(here):
@@ -233,52 +264,68 @@ class Operation:
             self._report_to_parent(enclosing, elapsed)
         if self._parent is not None:
             here = trace.set_span_in_context(self._parent, here)
-        point_attributes = spec.point_attributes
-        if failure is not None:
-            failed = failure.attributes()
-            point_attributes = {**point_attributes, **failed}
+        span: Exemplary = None
         if recorder.tracing_enabled and enclosing is None:
             try:
-                span = self._span
-                if span is not None or spec.always_recorded or recorder.wants_span(spec, reply, elapsed, failure, here):
-                    # A copy: a sampler may write into it, and all calls with this spec share the original.
-                    attributes = spec.span_attributes.copy()
-                    if failure is not None:
-                        attributes.update(failed)
-                    # At the span's creation: samplers may decide by it (database-spans.md), and setting it later costs
-                    # a recorded span three times as much.
-                    if text := spec.query_text_of(self._called):
-                        attributes[semconv.DB_QUERY_TEXT] = text
-                    if peer is not None:
-                        attributes[semconv.NETWORK_PEER_ADDRESS], port = peer
-                        if port is not None:
-                            attributes[semconv.NETWORK_PEER_PORT] = port
-                    if self._waited or self._connecting:
-                        self._add_wait_attributes(elapsed, attributes)
-                    if self._redirects:
-                        attributes[semconv_ext.REDIRECTS] = self._redirects
-                    if span is None:
-                        span = recorder.tracer.start_span(
-                            spec.span_name, here, spec.kind, attributes, self._links, self._started_ns
-                        )
-                    else:
-                        span.set_attributes(attributes)
-                    try:
-                        if failure is not None and failure.is_error:
-                            # Neither a description nor an exception event: the error's text may hold arguments.
-                            span.set_status(_ERROR)
-                    finally:
-                        span.end(self._started_ns + int(elapsed * 1e9))
-                    if span.get_span_context().trace_flags & _SAMPLED:
-                        # The exemplar of the point refers to the span.
-                        here = trace.set_span_in_context(span, here)
+                if self._span is not None:
+                    span = self._end_span(self._span, elapsed)
+                elif spec.always_recorded or self._is_kept(reply, elapsed, here):
+                    is_error = failure is not None and failure.is_error
+                    span = recorder.recording.spans.record(
+                        spec.span_name,
+                        spec.kind,
+                        self._span_attributes,
+                        elapsed,
+                        self._started_ns,
+                        here,
+                        self._links,
+                        is_error,
+                    )
             except BaseException as error:  # noqa: BLE001 - see log_error
                 log_error(error)
         if recorder.metrics_enabled and spec.is_point:
             try:
-                recorder.operation_duration.record(elapsed, point_attributes, here)
+                series = spec.series.get(failure) or recorder.series_of_calls(spec, failure)
+                points = recorder.operation_points
+                if in_batch:
+                    points.add(elapsed, series, here, span)
+                else:
+                    points.record(elapsed, series, here, span)
             except BaseException as error:  # noqa: BLE001 - see log_error
                 log_error(error)
+
+    def _is_kept(self, reply: object, elapsed: float, here: Context) -> bool:
+        if self._chance < 0:
+            self._chance = _random.random()
+        self._adjusted_count = self._recorder.adjusted_count(
+            self.spec, reply, elapsed, self._failure, here, self._chance
+        )
+        return self._adjusted_count > 0
+
+    def _span_attributes(self, elapsed: float) -> dict[str, Any]:
+        spec, peer = self.spec, self._peer
+        # A copy: a sampler may write into it, and all calls with this spec share the original.
+        attributes = spec.span_attributes.copy()
+        if self._failure is not None:
+            attributes.update(self._failure.attributes())
+        if text := spec.query_text_of(self._called):
+            attributes[semconv.DB_QUERY_TEXT] = text
+        if peer is not None:
+            attributes[semconv.NETWORK_PEER_ADDRESS], port = peer
+            if port is not None:
+                attributes[semconv.NETWORK_PEER_PORT] = port
+        if self._waited or self._connecting:
+            self._add_wait_attributes(elapsed, attributes)
+        if self._redirects:
+            attributes[semconv_ext.REDIRECTS] = self._redirects
+        if self._adjusted_count != 1:
+            attributes[semconv_ext.ADJUSTED_COUNT] = self._adjusted_count
+        return attributes
+
+    def _end_span(self, span: Span, elapsed: float) -> Exemplary:
+        span.set_attributes(self._span_attributes(elapsed))
+        is_error = self._failure is not None and self._failure.is_error
+        return end_span(span, self._started_ns + int(elapsed * 1e9), is_error=is_error)
 
     def _add_wait_attributes(self, elapsed: float, attributes: dict[str, Any]) -> None:
         before = self._waited + self._connecting
@@ -325,10 +372,11 @@ class NestedCall:
         parent: The operation.
 
     Attributes:
-        record_on_reply: Exists because an operation has it, and has no effect.
+        record_on_reply: Exists because an operation has it, and has no effect; as ``on_resumed``.
     """
 
     record_on_reply: Certainty = False
+    on_resumed: Callable[[float], object] | None = None
 
     def __init__(self, parent: Operation) -> None:
         parent.expect_more()
@@ -391,10 +439,13 @@ async def observe_call(
         args: The arguments of the method.
         options: Its keyword arguments.
     """
-    observed = call if operation is None else operation.observe(call)
+    observed = call if operation is None else operation.observe(lambda: call)
     replacement = None if recorder.tracing_enabled else patch_point.replacement()
     if replacement is None:
         return await observed
+    if operation is not None:
+        # The replacement may answer by itself.
+        operation.start()
     try:
         result = await call_patched(replacement, caller, observed, *args, **options)
     finally:

@@ -1,18 +1,19 @@
 """The recorder of one pool: whether telemetry goes anywhere, and what calls that look alike have in common."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final, cast
 
 from opentelemetry import metrics, trace
 from opentelemetry._logs import LoggerProvider
 from opentelemetry.context import Context
-from opentelemetry.metrics import Counter
+from opentelemetry.metrics import Counter, Histogram
 from opentelemetry.trace import Span
 
 from aioredis_monitored._commands.table import PUBLISHING, SIMPLE, channel_of, escape_surrogates, keys_of
 from aioredis_monitored._telemetry import semconv
 from aioredis_monitored._telemetry.coexistence import warn_native_metrics
+from aioredis_monitored._telemetry.direct import PublicSpans, Recording, Series, bind
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded, log_error
 from aioredis_monitored._telemetry.hotkeys import HotKeys
 from aioredis_monitored._telemetry.instruments import SCOPE, Instruments, instruments_of
@@ -29,8 +30,11 @@ _MAX_QUEUES: Final = 200
 _MAX_ERROR_PREFIXES: Final = 200
 # Room for every command there is, or for some commands with their templates.
 _MAX_SPECS: Final = 2_000
+# More than the SDK exports of one instrument.
+_MAX_SERIES: Final = 4_000
 # Further keys of a command have no influence on its template.
 _MAX_KEYS: Final = 16
+_64_BITS: Final = 2**64 - 1
 # XREAD's reply: pairs of a stream's name and its entries.
 _PAIR: Final = 2
 
@@ -48,6 +52,8 @@ class PoolRecorder:
     Attributes:
         tracing_enabled: Whether spans are started, as of the last ``is_enabled``.
         metrics_enabled: Whether points are recorded, as of the last ``is_enabled``.
+        recording: The way that spans and points go, as of the last ``is_enabled``.
+        operation_points: Records the points of calls.
         pool_attributes: The attributes of points about the pool.
         queues: The queues on the pool, by the attributes of their points.
         counts_hot_keys: Whether the keys of calls are counted.
@@ -66,6 +72,7 @@ class PoolRecorder:
         self.server = server
         self.options = options or TelemetryOptions()
         self._slow_only = cast("float | None", self.options.slow_only)  # its constructor has parsed it
+        self._keep = self.options.keep
         self._has_templates = self.options.key_template is not None
         self.counts_hot_keys = self.options.hot_keys > 0
         self.span_namer = SpanNamer(server, self.options)
@@ -81,6 +88,8 @@ class PoolRecorder:
         self._awaits_meter = getattr(histogram, "_real_instrument", self) is None
         self.tracing_enabled = not self._awaits_tracer and not isinstance(self.tracer, trace.NoOpTracer)
         self.metrics_enabled = not self._awaits_meter and not isinstance(histogram, metrics.NoOpHistogram)
+        self._series: dict[tuple[Counter | Histogram, tuple[tuple[str, Any], ...]], Series] = {}
+        self._bind()
         self._specs: dict[str | tuple[str, str], CallSpec] = {}
         self._publications: dict[str, CallSpec] = {}
         self._messaging_specs: dict[tuple[str, MessagingSpec], CallSpec] = {}
@@ -98,16 +107,37 @@ class PoolRecorder:
         The API's way to find out costs more than everything else that a command does here, hence its private
         attributes; without them, a provider that is set later is never noticed.
         """
+        if self._awaits_tracer or self._awaits_meter:
+            try:
+                # Without a call, as every command asks.
+                awaits_all = (not self._awaits_tracer or trace._TRACER_PROVIDER is None) and (  # noqa: SLF001
+                    not self._awaits_meter or self.operation_duration._real_instrument is None  # type: ignore[attr-defined]  # noqa: SLF001
+                )
+            except AttributeError:
+                awaits_all = False
+            if not awaits_all:
+                self._look_for_providers()
+        return self.tracing_enabled or self.metrics_enabled
+
+    def _look_for_providers(self) -> None:
         if self._awaits_tracer and getattr(trace, "_TRACER_PROVIDER", self) is not None:
             # A provider may be set and record nothing, as with OTEL_SDK_DISABLED.
             real_tracer = getattr(self.tracer, "_tracer", None)
             self._awaits_tracer, self.tracing_enabled = False, not isinstance(real_tracer, trace.NoOpTracer)
+            self._bind()
         if self._awaits_meter:
             real_histogram = getattr(self.operation_duration, "_real_instrument", self)
             if real_histogram is not None:
                 self._awaits_meter, self.metrics_enabled = False, not isinstance(real_histogram, metrics.NoOpHistogram)
+                self._bind()
                 self._start_counters()
-        return self.tracing_enabled or self.metrics_enabled
+
+    def _bind(self) -> None:
+        self.recording = Recording(PublicSpans(self.tracer), has_direct_points=False)
+        with guarded:
+            self.recording = bind(self.tracer, self.operation_duration, is_direct=self.options.direct)
+        self.operation_points = self.recording.points(self.operation_duration)
+        self.recording.spans.before_others = self.operation_points.flush
 
     def set_pool_name(self, name: str) -> None:
         """Set the name of the pool in its points."""
@@ -123,15 +153,15 @@ class PoolRecorder:
         """
         if (counter, attributes) not in self._counters:
             self._counters.append((counter, attributes))
-            self.record(counter.add, 0, attributes)
+            self.record(counter, 0, attributes)
 
     def _start_counters(self) -> None:
         for counter, attributes in self._counters:
-            self.record(counter.add, 0, attributes)
+            self.record(counter, 0, attributes)
         instruments = self.instruments
         for counter in (instruments.queue_recovered, instruments.queue_lease_lost, instruments.queue_unsettled):
             for queue in self.queues.values():
-                self.record(counter.add, 0, queue.attributes)
+                self.record(counter, 0, queue.attributes)
 
     def command_spec(self, args: Sequence[Any]) -> CallSpec:
         """Return the spec of a command; commands that differ in their arguments alone share one."""
@@ -259,8 +289,10 @@ class PoolRecorder:
         # The status_code of an application's exception class may be anything.
         return Failure(semconv.OTHER, None, isinstance(error, Exception))
 
-    def wants_span(self, spec: CallSpec, reply: object, elapsed: float, failure: Failure | None, here: Context) -> bool:
-        """Return whether a call whose spec is not ``always_recorded`` gets a span.
+    def adjusted_count(
+        self, spec: CallSpec, reply: object, elapsed: float, failure: Failure | None, here: Context, chance: float
+    ) -> float:
+        """Return how many calls the span of one stands for whose spec is not ``always_recorded``; 0 for no span.
 
         Args:
             spec: What was called.
@@ -268,31 +300,78 @@ class PoolRecorder:
             elapsed: Its duration in seconds.
             failure: How it failed.
             here: Its context, with the parent of the span.
+            chance: A random number from 0 to 1, which decides for a call that has no parent span.
         """
         if not spec.is_included:
-            return False
+            return 0.0
         if spec.polls_for_data and is_empty_reply(reply):
             # Consumers of empty queues and streams call it all the time.
-            return False
-        if self._slow_only is not None and elapsed < self._slow_only and failure is None:
-            return False
-        return not self.options.require_parent or trace.get_current_span(here).get_span_context().is_valid
+            return 0.0
+        parent = trace.get_current_span(here).get_span_context()
+        if self.options.require_parent and not parent.is_valid:
+            return 0.0
+        is_slow = self._slow_only is not None and elapsed >= self._slow_only
+        if failure is not None or is_slow or (self._slow_only is None and self._keep is None):
+            return 1.0
+        if not self._keep:
+            return 0.0
+        place = _place_of(parent.trace_id) if parent.is_valid else chance
+        return 1 / self._keep if place < self._keep else 0.0
 
     def record(
-        self, record: Callable[[float, dict[str, Any]], None], value: float, attributes: dict[str, Any] | None = None
+        self,
+        instrument: Counter | Histogram,
+        value: float,
+        attributes: dict[str, Any] | None = None,
+        here: Context | None = None,
     ) -> None:
         """Record a point about the pool.
 
         Args:
-            record: The method of an instrument.
-            value: Its argument.
+            instrument: The instrument.
+            value: The point.
             attributes: The attributes of a part of the pool, such as a queue.
+            here: Its context; default ``None``, for the current one.
         """
         if self.is_enabled() and self.metrics_enabled:
-            try:
-                record(value, self.pool_attributes | attributes if attributes else self.pool_attributes)
-            except BaseException as error:  # noqa: BLE001 - see log_error
-                log_error(error)
+            all_attributes = self.pool_attributes | attributes if attributes else self.pool_attributes
+            self.record_point(instrument, value, all_attributes, here)
+
+    def record_point(
+        self, instrument: Counter | Histogram, value: float, attributes: dict[str, Any], here: Context | None = None
+    ) -> None:
+        """Record a point with these attributes alone; the arguments are those of ``record``."""
+        try:
+            self.recording.points(instrument).record(value, self._series_of(instrument, attributes), here)
+        except BaseException as error:  # noqa: BLE001 - see log_error
+            log_error(error)
+
+    def series_of_calls(self, spec: CallSpec, failure: Failure | None) -> Series:
+        """Return the points of the calls with a spec that have failed in this way, or succeeded."""
+        attributes = spec.point_attributes if failure is None else spec.point_attributes | failure.attributes()
+        series = spec.series[failure] = self._series_of(self.operation_duration, attributes)
+        return series
+
+    def _series_of(self, instrument: Counter | Histogram, attributes: dict[str, Any]) -> Series:
+        key = (instrument, tuple(attributes.items()))
+        known = self._series.get(key)
+        if known is None:
+            if len(self._series) >= _MAX_SERIES:
+                self._series.clear()
+            known = self._series[key] = Series(attributes)
+        return known
+
+
+def _place_of(trace_id: int) -> float:
+    """Return a number from 0 to 1 for a trace, which is independent of the id's size and its low bits.
+
+    Samplers compare these: by the same comparison, a share of what a sampler keeps would be all of it. It is the
+    finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
+    """
+    mixed = (trace_id ^ trace_id >> 64) & _64_BITS
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _64_BITS
+    return (mixed ^ mixed >> 31) / 2**64
 
 
 def _with_template(spec: CallSpec, template: str | None) -> CallSpec:

@@ -11,6 +11,9 @@ WAIT_DURATION: Final = f"{_OURS}.wait.duration"
 WIRE_DURATION: Final = f"{_OURS}.wire.duration"
 # The number of failed commands in a batch: the conventions have only the first one's error.type.
 BATCH_FAILED: Final = f"{_OURS}.batch.failed"
+# The number of calls that a span stands for, if options keep a share of them: OpenTelemetry calls it the adjusted
+# count, and has no attribute for it.
+ADJUSTED_COUNT: Final = f"{_OURS}.adjusted_count"
 # What the application's key_template returns for the key: few enough values to group points by.
 KEY_TEMPLATE: Final = f"{_OURS}.key.template"
 # How often nodes of a cluster have redirected the call, or commands in it, on its span, only if they have; the counter

@@ -25,6 +25,7 @@ from aioredis_monitored._commands.table import (
 from aioredis_monitored._commands.traits import polls_for_data
 from aioredis_monitored._redispy.located import LocatedConnection
 from aioredis_monitored._telemetry import semconv, semconv_ext
+from aioredis_monitored._telemetry.direct import Series
 from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded
 from aioredis_monitored._telemetry.query_text import KEY_AND_VALUES, query_text, text_of_key_and_values
 from aioredis_monitored.config.addresses import address_text
@@ -137,6 +138,7 @@ class CallSpec:
         lacks_server: Whether the server is known only once the call is routed or connected (see ``served_by``).
         bare_name: The name of the span without the server, if it is to end with that; ``None`` if it is not.
         served: The same spec with the servers that calls had, by target.
+        series: The points of calls with this spec, by how they failed.
     """
 
     span_name: str
@@ -151,6 +153,7 @@ class CallSpec:
     lacks_server: bool = False
     bare_name: str | None = None
     served: dict[str | None, Self] = field(default_factory=dict, init=False, compare=False, repr=False)
+    series: dict["Failure | None", Series] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def with_template(self, template: str) -> Self:
         """Return the spec with the template of its keys."""
@@ -252,7 +255,7 @@ class SpanNamer:
     @property
     def has_filters(self) -> bool:
         """Whether options exclude calls by more than the names of their commands."""
-        return self._options.require_parent or self._options.slow_only is not None
+        return self._options.require_parent or self._options.slow_only is not None or self._options.keep is not None
 
     def name_for(self, attributes: Mapping[str, Any], name: str) -> str:
         """Return the name of a span, chosen by the application or else by the conventions.

@@ -126,8 +126,9 @@ class MonitoredLock(TypedLock):
         # Without the token, which shows nowhere.
         command = self._set_command(b"")
         operation = executor.new_operation(executor.recorder.lock_spec(semconv_ext.LOCK_ACQUIRE, command), command)
-        acquiring = self._acquire_recorded(executor.recorder, operation, blocking, blocking_timeout, token)
-        return await operation.observe(acquiring)
+        return await operation.observe(
+            self._acquire_recorded, executor.recorder, operation, blocking, blocking_timeout, token
+        )
 
     async def _acquire_recorded(self, recorder: PoolRecorder, operation: Operation, *arguments: Any) -> bool:
         # On the pool of one node of a cluster, they have not begun.
@@ -143,7 +144,7 @@ class MonitoredLock(TypedLock):
             now = perf_counter()
             if acquired:
                 self.local.held_since = now
-            recorder.record(recorder.instruments.lock_wait_time.record, now - started)
+            recorder.record(recorder.instruments.lock_wait_time, now - started)
             outcome = {semconv_ext.LOCK_ACQUIRED: acquired, semconv_ext.LOCK_POLLS: polling.count}
             operation.spec = operation.spec.with_span_attributes(outcome)
         return acquired
@@ -221,7 +222,7 @@ class MonitoredLock(TypedLock):
                 return
             command = ("EVALSHA", self.lua_release.sha, 1, self.name, b"")
             operation = executor.new_operation(executor.recorder.lock_spec(semconv_ext.LOCK_RELEASE, command), command)
-            await operation.observe(self._release_recorded(operation, release))
+            await operation.observe(self._release_recorded, operation, release)
 
     async def _release_recorded(self, operation: Operation, release: "_Release") -> None:
         with nested_in(operation):
@@ -251,9 +252,9 @@ class MonitoredLock(TypedLock):
         # redis-py keeps the token of a lock that extend has found lost; it is counted once.
         hold.held_since = None
         recorder = executor.recorder
-        recorder.record(recorder.instruments.lock_hold_time.record, perf_counter() - since)
+        recorder.record(recorder.instruments.lock_hold_time, perf_counter() - since)
         if is_lost:
-            recorder.record(recorder.instruments.lock_lost.add, 1)
+            recorder.record(recorder.instruments.lock_lost, 1)
 
 
 class _Polling:
@@ -274,7 +275,7 @@ class _Polling:
             self._lock.on_reacquired()
         elif self.count == 1:
             # At once: an operator who looks at the metrics may look for what this waits for.
-            self._recorder.record(self._recorder.instruments.lock_contended.add, 1)
+            self._recorder.record(self._recorder.instruments.lock_contended, 1)
         return acquired
 
 

@@ -355,7 +355,7 @@ class MonitoredPubSub(TypedPubSub):
         self._unconfirmed = None
         name = getattr(self.connection_pool, "name", type(self.connection_pool).__name__)
         _LOGGER.warning("pool %r: subscribed again on a new connection: messages published meanwhile are lost", name)
-        self._recorder.record(self._recorder.instruments.pubsub_reconnects.add, 1)
+        self._recorder.record(self._recorder.instruments.pubsub_reconnects, 1)
         if self._on_reconnect is not None:
             result = self._on_reconnect()
             if isawaitable(result):

@@ -146,11 +146,11 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def on_refresh(self) -> None:
         """Count a refresh."""
-        self.telemetry.record(self.telemetry.instruments.cluster_refreshes.add, 1)
+        self.telemetry.record(self.telemetry.instruments.cluster_refreshes, 1)
 
     def on_failovers(self, count: int) -> None:
         """Count primaries whose place replicas have taken."""
-        self.telemetry.record(self.telemetry.instruments.failovers.add, count)
+        self.telemetry.record(self.telemetry.instruments.failovers, count)
 
     def on_node_timeout(self, seconds: float) -> None:
         """Warn if the deadline of calls is over before the cluster has replaced a node that failed."""
@@ -169,7 +169,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
 
     def on_redirect(self, kind: str) -> None:
         """Count a redirect, one of ``REDIRECTS``."""
-        self.telemetry.record(self.telemetry.instruments.cluster_redirects.add, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
+        self.telemetry.record(self.telemetry.instruments.cluster_redirects, 1, {semconv_ext.CLUSTER_REDIRECT: kind})
 
     def stats(self) -> PoolStats:
         """Return the sums of all nodes; may be called in any thread."""

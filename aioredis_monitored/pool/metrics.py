@@ -95,11 +95,11 @@ class PoolMetrics:
 
     def on_created(self, seconds: float) -> None:
         """Record the time that it took to connect."""
-        self._recorder.record(self._recorder.instruments.create_time.record, seconds)
+        self._recorder.record(self._recorder.instruments.create_time, seconds)
 
     def on_acquired(self, seconds: float) -> None:
         """Record the time that a call has waited for the shared connection, or for room on it."""
-        self._recorder.record(self._recorder.instruments.wait_time.record, seconds)
+        self._recorder.record(self._recorder.instruments.wait_time, seconds)
 
     def start_use(self, connection: AbstractConnection, asked: float, acquired: float) -> None:
         """Record the time that a call has waited for a dedicated connection; its use begins.
@@ -110,18 +110,17 @@ class PoolMetrics:
             acquired: When it got the connection.
         """
         self._acquired_at[connection] = acquired
-        self._recorder.record(self._recorder.instruments.wait_time.record, acquired - asked)
+        self._recorder.record(self._recorder.instruments.wait_time, acquired - asked)
 
     def end_use(self, connection: AbstractConnection) -> None:
         """Record the time since ``start_use``; nothing for a shared connection."""
         if (since := self._acquired_at.pop(connection, None)) is not None:
-            self._recorder.record(self._recorder.instruments.use_time.record, perf_counter() - since)
+            self._recorder.record(self._recorder.instruments.use_time, perf_counter() - since)
 
     def on_timeout(self) -> None:
         """Count a call that got no connection, or no room on the shared one, in time."""
-        self._recorder.record(self._recorder.instruments.timeouts.add, 1)
+        self._recorder.record(self._recorder.instruments.timeouts, 1)
 
-    def on_lag(self, seconds: float) -> bool:
-        """Record the time from the reading of replies until their callers resumed; return whether it is recorded."""
-        self._recorder.record(self._recorder.instruments.event_loop_lag.record, seconds)
-        return self._recorder.metrics_enabled
+    def on_lag(self, seconds: float) -> None:
+        """Record the time from the reading of replies until their callers resumed."""
+        self._recorder.record(self._recorder.instruments.event_loop_lag, seconds)

@@ -210,7 +210,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
             raise RedisConnectionError(f"the primary of {self._service!r} was replaced while a connection was made")
         before, self._served_by = self._served_by, location.announced
         if before not in {None, location.announced}:
-            self.telemetry.record(self.telemetry.instruments.failovers.add, 1)
+            self.telemetry.record(self.telemetry.instruments.failovers, 1)
             _LOGGER.warning("pool %r: the primary of %r is %s now", self.name, self._service, where)
 
     @property

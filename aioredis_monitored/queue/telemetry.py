@@ -1,9 +1,10 @@
 """The telemetry of a queue: its operations, the events of its messages, and the envelopes of trace contexts."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import time
-from typing import Any, Final
+from typing import Final
 
+from opentelemetry.metrics import Counter, Histogram
 from opentelemetry.trace import Span
 
 from aioredis_monitored._telemetry import semconv, semconv_ext
@@ -58,15 +59,15 @@ class QueueTelemetry:
 
     def on_recovered(self, count: int) -> None:
         """Count messages of dead consumers that were requeued or became dead letters."""
-        self._record(self._telemetry.instruments.queue_recovered.add, count)
+        self._record(self._telemetry.instruments.queue_recovered, count)
 
     def on_lease_lost(self, count: int) -> None:
         """Count messages that were no longer held when they were acknowledged."""
-        self._record(self._telemetry.instruments.queue_lease_lost.add, count)
+        self._record(self._telemetry.instruments.queue_lease_lost, count)
 
     def on_unsettled(self) -> None:
         """Count a cancelled get that may have lost a message."""
-        self._record(self._telemetry.instruments.queue_unsettled.add, 1)
+        self._record(self._telemetry.instruments.queue_unsettled, 1)
 
     def unwrap(self, messages: Sequence[bytes]) -> tuple[list[bytes], list[Mapping[str, str]]]:
         """Return the payloads and the carriers of messages, and record how long these were in the queue."""
@@ -86,7 +87,7 @@ class QueueTelemetry:
             return
         # Clocks differ; and a value that is no time would spoil the histogram's sum for good.
         if seconds <= _MAX_QUEUE_SECONDS:
-            self._record(self._telemetry.instruments.queue_time.record, max(0.0, seconds))
+            self._record(self._telemetry.instruments.queue_time, max(0.0, seconds))
 
     def wrap(self, messages: Sequence[bytes], operation: Operation | None) -> list[bytes]:
         """Return messages in envelopes with the trace context of the operation and the time."""
@@ -97,5 +98,5 @@ class QueueTelemetry:
         """Return the record of the processing of messages."""
         return ProcessSpan(self._telemetry, self._queue, carriers, parent, of_queue=True)
 
-    def _record(self, record: Callable[[float, dict[str, Any]], None], value: float) -> None:
-        self._telemetry.record(record, value, self.stats.attributes)
+    def _record(self, instrument: Counter | Histogram, value: float) -> None:
+        self._telemetry.record(instrument, value, self.stats.attributes)

@@ -10,7 +10,11 @@ from redis._parsers import _AsyncHiredisParser, _AsyncRESP3Parser
 from aioredis_monitored._commands import traits
 from aioredis_monitored._commands.table import parse_command
 from aioredis_monitored._execution import fetch
-from aioredis_monitored._telemetry import coexistence, guard, hotkeys
+from aioredis_monitored._telemetry import coexistence, guard, hotkeys, operation, recorder
+from aioredis_monitored._telemetry.direct import binding, public, sdk
+from aioredis_monitored._telemetry.operation import Operation
+from aioredis_monitored._telemetry.recorder import PoolRecorder
+from aioredis_monitored._telemetry.spans import Server
 from aioredis_monitored._topology import placement
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
@@ -498,3 +502,49 @@ def keys_in_order(args):
     """Return the keys by which a command is routed in a cluster; none if a server would refuse the arguments."""
     call = parse_command(args)
     return [call.arguments[position] for position in placement._key_positions(call.name.upper(), call)]
+
+
+# The direct way.
+
+
+def goes_directly(client):
+    """Return whether the spans, and the points, of a client's pool go directly."""
+    recorder = client.connection_pool.telemetry
+    parts = (recorder.recording.spans, recorder.operation_points)
+    return tuple(type(part).__name__.startswith("Direct") for part in parts)
+
+
+def forget_explanations(monkeypatch):
+    """Have it be logged anew why spans and points go the public way."""
+    monkeypatch.setattr(public, "_logged", set())
+
+
+def forget_known_functions(monkeypatch):
+    """Let no version of the SDK be known."""
+    monkeypatch.setattr(sdk, "_known", dict)
+    monkeypatch.setattr(sdk, "_found_known", [])
+
+
+def start_recorder(tracer_provider, meter_provider):
+    """Return the recorder of a pool on no server."""
+    server = Server({"db.system.name": "redis", "server.address": "127.0.0.1"}, "127.0.0.1")
+    return PoolRecorder(server, tracer_provider=tracer_provider, meter_provider=meter_provider)
+
+
+def new_operation(recorder, args):
+    """Return the record of a command that has started."""
+    operation = Operation(recorder, recorder.command_spec(args), args, None)
+    operation.start()
+    return operation
+
+
+def chances():
+    """Return what chooses the calls to keep that are in no trace."""
+    return operation._random
+
+
+def record_by_the_api(monkeypatch):
+    """Have spans and points go the public way."""
+    monkeypatch.setattr(
+        recorder, "bind", lambda tracer, histogram, **_: binding.bind(tracer, histogram, is_direct=False)
+    )

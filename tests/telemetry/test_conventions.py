@@ -123,7 +123,7 @@ async def everything(server, cluster, telemetry, logger_provider):
         pool_of(server.url, telemetry=options, logger_provider=logger_provider) as pool,
         pool_of(server.url, max_connections=1) as narrow,
         pool_of(server.url, max_connections=1, timeout=0.01) as full,
-        pool_of(f"unix://{server.unix_socket_path}") as unix,
+        pool_of(f"unix://{server.unix_socket_path}", telemetry=TelemetryOptions(keep=0.999_999)) as unix,
         pool_of("redis+sentinel://127.0.0.1:1/mymaster"),
     ):
         with tracer.start_as_current_span("request") as request:

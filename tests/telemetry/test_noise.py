@@ -1,18 +1,31 @@
 """Which calls get spans: the users' options, and calls that never get one; all calls have points."""
 
+import asyncio
 import json
 import subprocess
 import sys
 import time
+from collections import Counter
+from random import Random
 
 import pytest
 import redis.exceptions
-from opentelemetry import context
+from opentelemetry import context, trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.sdk.trace.sampling import TraceIdRatioBased
 from support import idle
 from support.internals import SUPPRESS_INSTRUMENTATION_KEY
 from support.sharing import begun, frozen
 
-from aioredis_monitored import ConfigurationError, MonitoredRedisConnection, TelemetryOptions
+from aioredis_monitored import (
+    ConfigurationError,
+    MonitoredRedisConnection,
+    TelemetryOptions,
+    config_from_env,
+    pool_from_config,
+)
 
 DURATION = "db.client.operation.duration"
 
@@ -179,3 +192,118 @@ def test_telemetry_options_report_all_problems_together():
         TelemetryOptions(slow_only=-1, hot_keys=2, show_keys=1)
 
     assert ["slow_only", "show_keys", "hot_keys"] == [name for name, _ in refused.value.problems]
+
+
+# --- A share of the calls ---
+
+
+def in_trace(trace_id, *, is_sampled=True):
+    """Return a parent span in a trace."""
+    flags = trace.TraceFlags(int(is_sampled))
+    return trace.NonRecordingSpan(trace.SpanContext(trace_id, 1, is_remote=True, trace_flags=flags))
+
+
+async def test_keep_records_what_failed_and_a_share_of_all_other_calls(make, telemetry):
+    client = make(keep=0)
+    await client.set("key", "value")
+    await client.get("key")
+    with pytest.raises(redis.exceptions.ResponseError):
+        await client.lpush("key", "value")
+
+    assert "LPUSH status=ERROR" == telemetry.tree()
+    assert "aioredis_monitored.adjusted_count" not in telemetry.spans[0].attributes
+    assert {"SET": 1, "GET": 1, "LPUSH": 1} == points(telemetry)
+
+
+async def test_kept_spans_say_how_many_calls_they_stand_for(make, telemetry):
+    client = make(keep=0.25)
+    for _ in range(40):
+        await asyncio.gather(*(client.get("key") for _ in range(100)))
+
+    counts = [span.attributes["aioredis_monitored.adjusted_count"] for span in telemetry.spans]
+    assert {4.0} == set(counts)
+    # Seven standard deviations of the number of spans.
+    assert sum(counts) == pytest.approx(4000, abs=4 * 7 * (4000 * 0.25 * 0.75) ** 0.5)
+
+
+async def test_keep_takes_all_calls_of_a_trace_or_none(make, telemetry):
+    client = make(keep=0.5)
+    for trace_id in range(1, 41):
+        bound = client.in_context("redis", in_trace(trace_id))
+        await bound.get("a")
+        await bound.pipeline().get("b").get("c").execute()
+        await bound.incr("d")
+
+    kept = Counter(span.context.trace_id for span in telemetry.spans)
+    assert {3} == set(kept.values())
+    assert 5 < len(kept) < 35
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.5])
+async def test_keep_is_independent_of_a_sampler_by_trace_id(make_pool, server, telemetry, rate):
+    provider = TracerProvider(TraceIdRatioBased(rate), shutdown_on_exit=False)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    options = TelemetryOptions(keep=0.5)
+    client = MonitoredRedisConnection(
+        connection_pool=make_pool(server.url, tracer_provider=provider, telemetry=options)
+    )
+    chosen = Random(17)
+    # Those that the sampler takes: their low 64 bits are small.
+    limit = int(rate * 2**64)
+    for _ in range(20):
+        spans = [in_trace(chosen.getrandbits(64) << 64 | chosen.randrange(1, limit)) for _ in range(100)]
+        await asyncio.gather(*(client.in_context("redis", span).get("key") for span in spans))
+
+    kept = len(exporter.get_finished_spans())
+    assert kept == pytest.approx(1000, abs=7 * (2000 * 0.25) ** 0.5)
+
+
+async def test_keep_adds_to_what_was_slow(make_pool, own_server, telemetry, until):
+    options = TelemetryOptions(slow_only="2 s", keep=0.000_001)
+    client = MonitoredRedisConnection(connection_pool=make_pool(own_server.url, telemetry=options))
+    await client.get("quick")
+    async with frozen(own_server):
+        (slow,) = await begun(client.get("slow"))
+        since = time.perf_counter()
+        await until(lambda: time.perf_counter() > since + 2)
+    await slow
+
+    assert "GET db.query.text=GET slow" == telemetry.tree("db.query.text", "aioredis_monitored.adjusted_count")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("require_parent", "true", ""),
+        ("include_commands", "GET, config", "GET"),
+        ("exclude_commands", "get", "SET"),
+        ("slow_only", "10 s", ""),
+        ("keep", "0", ""),
+        ("keep", "1", "SET\nGET"),
+    ],
+)
+async def test_operator_decides_by_keys_which_calls_get_spans(server, telemetry, name, text, expected):
+    keys = config_from_env({"REDIS_URL": server.url, f"REDIS_TELEMETRY_{name.upper()}": text})
+    # What the application has chosen.
+    options = TelemetryOptions(slow_only="20 s" if name == "slow_only" else None, exclude_commands={"PING"})
+    async with pool_from_config(keys, telemetry=options, **telemetry.providers) as pool:
+        client = MonitoredRedisConnection(connection_pool=pool)
+        await client.set("key", "value")
+        await client.get("key")
+        if name != "exclude_commands":
+            await client.ping()
+
+    assert expected == telemetry.tree()
+
+
+async def test_operator_hides_keys_and_has_them_counted(server, telemetry):
+    keys = {"redis.url": server.url, "redis.telemetry_show_keys": "off", "redis.telemetry_hot_keys": "1"}
+    template = TelemetryOptions(key_template=lambda _: "all")
+    async with pool_from_config(keys, telemetry=template, **telemetry.providers) as pool:
+        await MonitoredRedisConnection(connection_pool=pool).get("secret")
+
+        assert "GET db.query.text=GET ?" == telemetry.tree("db.query.text")
+        assert pool.telemetry.hot_keys.rates(1)
+    with pytest.raises(ConfigurationError, match="telemetry_hot_keys: shows keys, which show_keys=False hides"):
+        pool_from_config(keys)
