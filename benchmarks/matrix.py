@@ -98,9 +98,9 @@ def cells() -> list[Cell]:
 
 def quick_cells() -> list[Cell]:
     """List the cells that the bounds need, for a quick look during development."""
-    telemetry = ("ours/sampled", "redis_py/both", *SDK_ALONE)
+    telemetry = ("ours/metrics", "ours/sampled", "ours/otlp", "redis_py/both", *SDK_ALONE)
     return [
-        *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk")),
+        *(Cell(c, "get", 1) for c in (BASE, "ours/no-sdk", "ours/metrics", "ours/sampled", "ours/everything")),
         *(Cell(c, "get", MANY) for c in (*CORE, *telemetry) if c not in {"coredis/plain", "redis_py/redis"}),
         Cell("ours/no-sdk", "get", 1024),
         *(Cell(c, "large", 8) for c in (BASE, "ours/no-sdk")),

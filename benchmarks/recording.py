@@ -40,10 +40,12 @@ class Responder(CommandExecutor):
 
     async def execute(self, *args: Any, **_: Any) -> bytes:
         """Answer a command, and report the reply to its observer as the shared connection does."""
-        observer = args[4]
+        observer = args[4] if len(args) > 4 else None  # noqa: PLR2004 - the position of the argument
         if observer is not None:
             observer.record_on_reply = True
-            observer.on_reply(b"value", self.now, PEER)
+            # As at the end of a read with one reply.
+            if (batch := observer.on_reply(b"value", self.now, PEER)) is not None:
+                batch.flush()
         return b"value"
 
 
