@@ -363,7 +363,7 @@ class PoolRecorder:
 
 
 def _place_of(trace_id: int) -> float:
-    """Return a number from 0 to 1 for a trace, which is independent of the id's size and its low bits.
+    """Return a number from 0 to 1, and less than 1, for a trace; it is independent of the id's size and its low bits.
 
     Samplers compare these: by the same comparison, a share of what a sampler keeps would be all of it. It is the
     finalizer of SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators, 2014).
@@ -371,7 +371,8 @@ def _place_of(trace_id: int) -> float:
     mixed = (trace_id ^ trace_id >> 64) & _64_BITS
     mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9 & _64_BITS
     mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB & _64_BITS
-    return (mixed ^ mixed >> 31) / 2**64
+    # As many bits as a float has: more would be rounded up to 1.
+    return ((mixed ^ mixed >> 31) >> 11) / 2**53
 
 
 def _with_template(spec: CallSpec, template: str | None) -> CallSpec:
