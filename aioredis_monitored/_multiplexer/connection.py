@@ -209,6 +209,7 @@ class MultiplexedConnection(asyncio.BufferedProtocol):
     def _internal_command(self) -> CommandFuture:
         reply = CommandFuture(loop=self._loop)
         reply.args, reply.size, reply.observer, reply.is_internal = (), 0, None, True
+        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
         return reply
 
     # Reading: what asyncio calls.

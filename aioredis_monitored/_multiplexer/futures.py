@@ -87,13 +87,13 @@ class _ReplyFuture(asyncio.Future[Any]):
         on_cancel: Called with it when the caller leaves.
     """
 
-    __slots__ = ("observer", "size")
+    __slots__ = ("is_queued", "observer", "on_cancel", "queued_at", "size")
 
     observer: ReplyObserver | None
     size: int
-    is_queued = False
-    queued_at = 0.0
-    on_cancel: Callable[[Any], None] | None = None
+    is_queued: bool
+    queued_at: float
+    on_cancel: Callable[[Any], None] | None
     wait_reported_at = -1.0
     packed: bytes | None = None
     on_orphan: Callable[[Any], object] | None = None

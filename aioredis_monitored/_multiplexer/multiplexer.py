@@ -110,6 +110,7 @@ class Multiplexer:
             packed = self._pack(args)
         reply = CommandFuture(loop=loop)
         reply.args, reply.size, reply.observer = args, len(packed), observer
+        reply.is_queued, reply.queued_at, reply.on_cancel = False, 0.0, None
         if on_orphan is not None:
             reply.on_orphan = on_orphan
         manager = self._main
@@ -153,6 +154,7 @@ class Multiplexer:
             self._bind_event_loop(loop)
         batch = kind(loop=loop)
         batch.commands, batch.replies, batch.observer = commands, [], observer
+        batch.is_queued, batch.queued_at, batch.on_cancel = False, 0.0, None
         packed = b"".join(map(self._pack, commands))
         batch.size = len(packed)
         manager = self._manager_for_large() if batch.size > LARGE_BYTES else self._main
