@@ -36,7 +36,7 @@ class DeadlineExceeded(AttemptFailed):
 
 
 class ReplyBatch(Protocol):
-    """What has noted a batch of replies, and is told when it ends, before any caller resumes."""
+    """What has noted a batch of replies: ``flush`` is called when it ends, before any caller resumes."""
 
     def flush(self) -> object:
         """Record what was noted."""

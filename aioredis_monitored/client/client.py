@@ -29,7 +29,7 @@ from aioredis_monitored._execution.pinned import discard_if_altered
 from aioredis_monitored._execution.routing import CommandExecutor, require_executor
 from aioredis_monitored._redispy.overrides import TypedRedis
 from aioredis_monitored._telemetry.coexistence import EXECUTE_COMMAND
-from aioredis_monitored._telemetry.operation import Operation, observe_call, start_operation
+from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import server_of
 from aioredis_monitored._telemetry.stats import RequestStats
@@ -573,15 +573,14 @@ async def _execute_unusual(
     """Execute a command that fetches, one on a dedicated connection, or one that another tool observes as well."""
     if options and FETCH in options:
         return await executor.fetch(client, options.pop(FETCH), args, blocking_timeout(args) or 0)
-    pool, recorder = executor.shared_pool, executor.recorder
-    operation = start_operation(recorder, args, executor.server_span, executor.request)
-    if pool is None:
-        call = executor.execute_dedicated(client, args, options, operation)
-    else:
-        call = executor.execute(client, pool, args, options, operation)
-    if not recorder.tracing_enabled and Redis.execute_command is not EXECUTE_COMMAND.original:
-        return await observe_call(operation, call, recorder, EXECUTE_COMMAND, client, *args, **options)
-    return await (call if operation is None else operation.observe(lambda: call))
+    pool = executor.shared_pool
+
+    def execute(operation: Operation | None) -> Coroutine[Any, Any, Any]:
+        if pool is None:
+            return executor.execute_dedicated(client, args, options, operation)
+        return executor.execute(client, pool, args, options, operation)
+
+    return await executor.execute_recorded(client, args, options, execute)
 
 
 # Ours, whatever is put in their place later.

@@ -53,20 +53,28 @@ def whole_number(value: object) -> int:
 
 def share(value: object) -> float:
     """Read a share, 0 or from ``MIN_SHARE`` to 1."""
-    if isinstance(value, str | int | float) and not isinstance(value, bool):
-        number = float(value)
-        if number == 0 or MIN_SHARE <= number <= 1:
-            return number
+    if isinstance(value, str | int | float) and not isinstance(value, bool) and is_share(number := float(value)):
+        return number
     raise ValueError
+
+
+def is_share(number: float) -> bool:
+    """Return whether a number is a share that options accept."""
+    return number == 0 or MIN_SHARE <= number <= 1
 
 
 def command_names(value: object) -> frozenset[str]:
     """Read names of commands: a collection, or text in which commas join them."""
     given: Any = value.split(",") if isinstance(value, str) else value
-    names = [" ".join(text(name).upper().split()) for name in given]
-    if not names or not all(names):
+    names = frozenset(command_name(text(name)) for name in given)
+    if not names or "" in names:
         raise ValueError
-    return frozenset(names)
+    return names
+
+
+def command_name(name: str) -> str:
+    """Return the name of a command as options have it: in capitals, its words divided by one space."""
+    return " ".join(name.upper().split())
 
 
 def positive(read: Callable[[object], float]) -> Callable[[object], float]:

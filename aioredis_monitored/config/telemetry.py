@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
-from aioredis_monitored.config.readers import MIN_SHARE
+from aioredis_monitored.config.readers import MIN_SHARE, command_name, is_share
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.timespan import parse_timespan
 
@@ -74,7 +74,7 @@ class TelemetryOptions:
 def _names(value: Any) -> frozenset[str]:
     if isinstance(value, str) or not all(isinstance(name, str) and name.strip() for name in value):
         raise TypeError("must be a collection of command names")
-    return frozenset(" ".join(name.upper().split()) for name in value)
+    return frozenset(map(command_name, value))
 
 
 def _switch(value: Any) -> bool:
@@ -96,7 +96,7 @@ def _count(value: Any) -> int:
 
 
 def _share(value: Any) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not (value == 0 or MIN_SHARE <= value <= 1):
+    if not isinstance(value, int | float) or isinstance(value, bool) or not is_share(value):
         raise ValueError(f"must be a share of the calls, 0 or from {MIN_SHARE:f} to 1, got {value!r}")
     return float(value)
 
