@@ -59,6 +59,7 @@ class Tally:
 
     def __init__(self):
         self.attempted = self.acknowledged = self.last = 0
+        self.written = {}
 
     def is_right(self, stored):
         return self.acknowledged <= stored <= self.attempted
@@ -243,22 +244,28 @@ class Caller:
 
     async def watch(self):
         key = f"watched:{self.group}"
-        tally = self.load.tally(key)
-        if await self.load.call("WATCH", self._increment_watched(key, tally)) is True:
-            tally.acknowledged += 1
+        await self.load.call("WATCH", self._increment_watched(key, self.load.tally(key)))
 
     async def _increment_watched(self, key, tally):
         async with self.client.pipeline() as pipe:
             await pipe.watch(key)
-            value = int(await pipe.get(key) or 0)
+            value = int(await pipe.get(key) or 0) + 1
             pipe.multi()
-            pipe.set(key, value + 1)
+            pipe.set(key, value)
             tally.attempted += 1
+            sent = time.monotonic()
             try:
-                return (await pipe.execute())[0]
+                reply = await pipe.execute()
             except WatchError:
                 # Another task was faster and nothing was executed, or the connection is lost and the outcome unknown.
-                return False
+                return
+        self.load.expect([True], reply, "EXEC")
+        tally.acknowledged += 1
+        # Two that overlap show an update that nothing watched; the later one of two that do not, a server that has
+        # forgotten what it had acknowledged.
+        span = f"from {sent:.3f} to {time.monotonic():.3f}"
+        if (earlier := tally.written.setdefault(value, span)) != span:
+            self.load.wrong.append(f"{key}: {value} was written {earlier} and {span}")
 
     async def lock(self):
         name = f"lock:{self.group}"
