@@ -208,6 +208,13 @@ def conform(session: nox.Session) -> None:
 
 
 @nox.session
+def mutants(session: nox.Session) -> None:
+    """Show that ``conform`` finds faults in what records directly, each in up to 800 combinations or ``-- 100``."""
+    install(session, ["-e", ".[demo]"], "tests")
+    session.run("python", "-m", "support.mutants", *session.posargs, env={"PYTHONPATH": "tests"})
+
+
+@nox.session
 @nox.parametrize("sdk", ["1.39.0", "1.40.0", "1.41.1", "1.42.1", "1.43.0", "1.44.0", "1.45.0", "1.45.1"])
 def conform_public(session: nox.Session, sdk: str) -> None:
     """Show that versions of the SDK that are not known go the public way."""
