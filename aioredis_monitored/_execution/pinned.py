@@ -199,27 +199,38 @@ class PinnedConnection:
         pool: MonitoredConnectionPool,
         observer: Observer | None,
     ) -> None:
-        """Reconnect the connection if it is lost.
+        """Replace the connection if it is lost; the errors are those of ``replace``."""
+        connection = cast("Connection", caller.connection)
+        # Asked once: a connection that ends between two answers would be as good as new, and not watch any more.
+        if not pool.is_acquired(connection) or is_lost(pool, connection):
+            await self.replace(caller, pool, connection, observer)
+        if observer is not None:
+            observer.set_connection(connection)
+
+    async def replace(
+        self,
+        caller: Redis,  # noqa: ARG002 - subclasses use it
+        pool: MonitoredConnectionPool,
+        connection: AbstractConnection,
+        observer: Observer | None,
+    ) -> None:
+        """Reconnect the connection, which is lost.
 
         Raises:
             PoolClosedError: The pool was closed since the connection was acquired.
-            PinnedConnectionLostError: It is lost, and a command had altered it.
+            PinnedConnectionLostError: A command had altered it.
         """
-        connection = cast("Connection", caller.connection)
         if not pool.is_acquired(connection):
             raise pool.closed_error()
-        if is_lost(pool, connection):
-            if pool.will_discard(connection):
-                raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
-            started = perf_counter()
-            try:
-                await pool.reconnect(connection)
-            finally:
-                if observer is not None:
-                    seconds = perf_counter() - started
-                    observer.add_wait(seconds, seconds)
-        if observer is not None:
-            observer.set_connection(connection)
+        if pool.will_discard(connection):
+            raise PinnedConnectionLostError(PINNED_CONNECTION_LOST)
+        started = perf_counter()
+        try:
+            await pool.reconnect(connection)
+        finally:
+            if observer is not None:
+                seconds = perf_counter() - started
+                observer.add_wait(seconds, seconds)
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]

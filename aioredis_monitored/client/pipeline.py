@@ -21,7 +21,6 @@ from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits
 from aioredis_monitored._execution.attempts import (
     dedicated_attempt,
     dedicated_connection,
-    is_lost,
     leave_refusing_server,
     retry,
 )
@@ -481,18 +480,18 @@ class _WatchedConnection(PinnedConnection):
                 # The server has answered WATCH, but another task has reset the pipeline meanwhile.
                 cast("MonitoredRedisPipeline", caller).watching = False
 
-    async def restore(
+    async def replace(
         self,
         caller: Redis,
         pool: MonitoredConnectionPool,
+        connection: AbstractConnection,
         observer: Observer | None,
     ) -> None:
-        connection = cast("Connection", caller.connection)
-        if cast("MonitoredRedisPipeline", caller).watching and is_lost(pool, connection):
+        if cast("MonitoredRedisPipeline", caller).watching:
             # The pipeline watches until WATCH begins anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
             raise _watch_lost(may_have_run=False)
-        await super().restore(caller, pool, observer)
+        await super().replace(caller, pool, connection, observer)
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]

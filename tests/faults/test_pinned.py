@@ -1,6 +1,7 @@
 """Pinned connections: replaced while that changes nothing for the caller, and never silently after that."""
 
 import asyncio
+import time
 from contextlib import asynccontextmanager, suppress
 
 import pytest
@@ -19,6 +20,8 @@ from aioredis_monitored import (
     PinnedConnectionLostError,
     PoolClosedError,
 )
+from aioredis_monitored._execution import attempts, pinned
+from aioredis_monitored._redispy.sockets import transport_of
 
 NEW_HANDLE_HINT = "make a new handle"
 
@@ -749,6 +752,43 @@ async def test_transaction_does_not_repeat_immediate_write_that_may_have_run(mak
         await make_client(proxy.url).transaction(add, "key")
 
     assert b"1" == inspector.get("other")
+
+
+@pytest.fixture
+def ends_when_asked(monkeypatch, server):
+    """Return what ends a connection just after a handle has found that it is not lost, before it is used."""
+    is_lost, connections = attempts.is_lost, []
+
+    def end(pool, connection):
+        found = is_lost(pool, connection)
+        if connections and connections[0] is connection:
+            connections.clear()
+            host, port = transport_of(connection).get_extra_info("sockname")
+            server.call("CLIENT", "KILL", "ADDR", f"{host}:{port}")
+            deadline = time.monotonic() + 30
+            while not is_lost(pool, connection):
+                assert time.monotonic() < deadline
+        return found
+
+    monkeypatch.setattr(pinned, "is_lost", end)
+    return connections.append
+
+
+@pytest.mark.parametrize("ends_before", ["get", "execute"])
+async def test_watch_is_not_forgotten_when_connection_ends_while_it_is_looked_at(
+    make_client, server, inspector, ends_when_asked, ends_before
+):
+    async with make_client(server.url).pipeline() as pipe:
+        await pipe.watch("key")
+        inspector.set("key", 1)
+        if ends_before == "execute":
+            pipe.multi()
+            pipe.set("key", 7)
+        ends_when_asked(pipe.connection)
+        with pytest.raises(WatchError, match="was lost"):
+            await (pipe.execute() if ends_before == "execute" else pipe.get("key"))
+
+    assert b"1" == inspector.get("key")
 
 
 async def test_watching_pipeline_error_says_batch_may_have_run(make_client, proxy, inspector):
