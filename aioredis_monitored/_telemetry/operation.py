@@ -323,6 +323,9 @@ class Operation:
         return attributes
 
     def _end_span(self, span: Span, elapsed: float) -> Exemplary:
+        if self._failure is not None:
+            # Each failed call has a span; before the outcome was known, the share of all others has decided.
+            self._adjusted_count = 1.0
         span.set_attributes(self._span_attributes(elapsed))
         is_error = self._failure is not None and self._failure.is_error
         return end_span(span, self._started_ns + int(elapsed * 1e9), is_error=is_error)

@@ -414,12 +414,13 @@ class RedisConfig:
             **reader.values,
         )
 
-    def pool_arguments(self, telemetry: TelemetryOptions | None = None) -> dict[str, Any]:
+    def pool_arguments(self, telemetry: TelemetryOptions | None = None, prefix: str = "") -> dict[str, Any]:
         """Return the keyword arguments for the pool that is made for this topology.
 
         Args:
             telemetry: What the application has chosen about telemetry, as far as this configuration does not decide
                 it; default ``None``, for nothing.
+            prefix: What the keys begin with, for errors; default ``""``.
 
         Raises:
             ConfigurationError: The options of telemetry do not go together.
@@ -436,11 +437,9 @@ class RedisConfig:
             try:
                 arguments["telemetry"] = replace(telemetry or TelemetryOptions(), **decided)
             except ConfigurationError as error:
-                # Under the names of the keys.
-                named = (
-                    (f"{_TELEMETRY_PREFIX}{name}" if name in decided else name, why) for name, why in error.problems
-                )
-                raise ConfigurationError(*named) from None
+                # Under the names of the keys, also of those that are not given: they would be a way out.
+                keys = {name.removeprefix(_TELEMETRY_PREFIX): f"{prefix}{name}" for name in TELEMETRY}
+                raise ConfigurationError(*((keys.get(name, name), why) for name, why in error.problems)) from None
         if self.path is not None:
             return arguments | {"connection_class": UnixDomainSocketConnection}
         return arguments | {"connection_class": SSLConnection if self.tls else Connection}

@@ -1,6 +1,6 @@
 """The options of telemetry, checked; those that reduce noise are about spans, and metrics stay complete."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -66,13 +66,19 @@ class TelemetryOptions:
             except (TypeError, ValueError) as error:
                 problems.append((name, str(error)))
         if self.hot_keys and not self.show_keys and self.key_template is None:
-            problems.append(("hot_keys", "shows keys, which show_keys=False hides; give a key_template"))
+            problems.append(
+                ("hot_keys", "shows keys, which show_keys=False hides; set it to 0, or give a key_template")
+            )
         if problems:
             raise ConfigurationError(*problems)
 
 
 def _names(value: Any) -> frozenset[str]:
-    if isinstance(value, str) or not all(isinstance(name, str) and name.strip() for name in value):
+    if (
+        isinstance(value, str)
+        or not isinstance(value, Iterable)
+        or not all(isinstance(name, str) and name.strip() for name in value)
+    ):
         raise TypeError("must be a collection of command names")
     return frozenset(map(command_name, value))
 

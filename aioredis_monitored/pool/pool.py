@@ -763,7 +763,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
         raise ValueError(message)
     config = RedisConfig.from_mapping(app_config, prefix)
     pool_class = MonitoredConnectionPool.for_topology(config.topology)
-    arguments = config.pool_arguments(kwargs.pop("telemetry", None))
+    arguments = config.pool_arguments(kwargs.pop("telemetry", None), prefix)
     return pool_class(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})
 
 

@@ -9,9 +9,10 @@ import subprocess
 import sys
 import threading
 import warnings
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from unittest.mock import AsyncMock, patch
+from unittest.mock import AsyncMock, MagicMock, patch
 
 import pytest
 from opentelemetry import context, trace
@@ -26,7 +27,7 @@ from opentelemetry.sdk.metrics import (
     TraceBasedExemplarFilter,
 )
 from opentelemetry.sdk.metrics.export import AggregationTemporality, InMemoryMetricReader
-from opentelemetry.sdk.metrics.view import View
+from opentelemetry.sdk.metrics.view import ExplicitBucketHistogramAggregation, View
 from opentelemetry.sdk.trace import (
     ConcurrentMultiSpanProcessor,
     SpanLimits,
@@ -67,8 +68,8 @@ def explanations(monkeypatch, caplog):
 class Providers:
     """An SDK of one test, and what is recorded there."""
 
-    def __init__(self, tracing=None, metrics=None, *, processor=None):
-        self.exporter, self.reader = InMemorySpanExporter(), InMemoryMetricReader()
+    def __init__(self, tracing=None, metrics=None, *, processor=None, reader=None):
+        self.exporter, self.reader = InMemorySpanExporter(), reader or InMemoryMetricReader()
         self.meter_provider = MeterProvider([self.reader], shutdown_on_exit=False, **(metrics or {}))
         self.tracer_provider = TracerProvider(shutdown_on_exit=False, **(tracing or {}))
         for each in (processor, SimpleSpanProcessor(self.exporter)):
@@ -169,6 +170,10 @@ class OwnReservoir(SimpleFixedSizeExemplarReservoir):
         super().__init__(size)
 
 
+class OwnAggregation(ExplicitBucketHistogramAggregation):
+    pass
+
+
 def processor_with_on_start_of_its_own():
     processor = SpanProcessor()
     processor.on_start = lambda span, parent_context=None: span.set_attribute("started", True)
@@ -198,6 +203,14 @@ REASONS = {
             metrics={"views": [View(instrument_name="*", exemplar_reservoir_factory=lambda _: OwnReservoir)]}
         ),
         "exemplar reservoir of its own",
+    ),
+    "aggregation of a view": (
+        lambda: Providers(metrics={"views": [View(instrument_name="*", aggregation=OwnAggregation())]}),
+        "aggregation of its own: OwnAggregation",
+    ),
+    "aggregation of a reader": (
+        lambda: Providers(reader=InMemoryMetricReader(preferred_aggregation={Histogram: OwnAggregation()})),
+        "aggregation of its own: OwnAggregation",
     ),
 }
 
@@ -246,6 +259,30 @@ async def test_function_of_the_sdk_that_another_tool_has_replaced_is_called(
     assert f"was altered: {named}" in line.replace("opentelemetry.sdk.trace.Syn", "Syn")
     assert seen
     assert (1, 1) == providers.count()
+
+
+@is_known
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        ("opentelemetry.trace", "get_current_span"),
+        ("opentelemetry.trace", "SpanContext"),
+        ("opentelemetry.sdk.trace", "ReadableSpan"),
+        ("opentelemetry.sdk.trace", "BoundedAttributes"),
+        ("opentelemetry.sdk.metrics._internal.instrument", "Measurement"),
+        ("opentelemetry.sdk.metrics._internal._view_instrument_match", "_hash_attributes"),
+    ],
+)
+async def test_name_that_the_sdk_looks_up_and_that_was_replaced_is_used(make_pool, server, caplog, module, name):
+    original = getattr(import_module(module), name)
+    with patch(f"{module}.{name}", MagicMock(side_effect=original)):
+        client = Providers().client(make_pool, server.url)
+
+        assert (False, False) == goes_directly(client)
+        [line] = reasons(caplog)
+        assert "was altered: opentelemetry." in line
+    # It is there no more.
+    assert (True, True) == goes_directly(Providers().client(make_pool, server.url))
 
 
 @is_known

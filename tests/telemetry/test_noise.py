@@ -21,6 +21,7 @@ from support.sharing import begun, frozen
 
 from aioredis_monitored import (
     ConfigurationError,
+    MessageQueue,
     MonitoredRedisConnection,
     TelemetryOptions,
     config_from_env,
@@ -226,6 +227,19 @@ async def test_kept_spans_say_how_many_calls_they_stand_for(make, telemetry):
     assert sum(counts) == pytest.approx(4000, abs=4 * 7 * (4000 * 0.25 * 0.75) ** 0.5)
 
 
+async def test_failed_call_whose_message_carries_its_context_stands_for_itself(make, telemetry):
+    client = make(keep=0.5)
+    queue = MessageQueue("key", client, propagate=True)
+    await client.set("key", "no list")
+    for _ in range(100):
+        with pytest.raises(redis.exceptions.ResponseError):
+            await queue.put(b"message")
+
+    # Before the outcome was known, the share had decided about the spans.
+    failed = [span.attributes for span in telemetry.spans if "error.type" in span.attributes]
+    assert [1] * 100 == [attributes.get("aioredis_monitored.adjusted_count", 1) for attributes in failed]
+
+
 async def test_keep_takes_all_calls_of_a_trace_or_none(make, telemetry):
     client = make(keep=0.5)
     for trace_id in range(1, 41):
@@ -305,5 +319,5 @@ async def test_operator_hides_keys_and_has_them_counted(server, telemetry):
 
         assert "GET db.query.text=GET ?" == telemetry.tree("db.query.text")
         assert pool.telemetry.hot_keys.rates(1)
-    with pytest.raises(ConfigurationError, match="telemetry_hot_keys: shows keys, which show_keys=False hides"):
+    with pytest.raises(ConfigurationError, match=r"^redis\.telemetry_hot_keys: shows keys, which"):
         pool_from_config(keys)

@@ -546,8 +546,16 @@ def test_telemetry_key_raises_config_error_when_invalid(key, reason, values):
 
 def test_telemetry_keys_that_do_not_go_together_are_named():
     keys = {"redis.url": "redis://h", "redis.telemetry_hot_keys": "0.5", "redis.telemetry_show_keys": "false"}
-    with pytest.raises(ConfigurationError, match=r"^telemetry_hot_keys: shows keys, which show_keys=False hides"):
-        pool_from_config(keys)
+    reason = r"^redis\.telemetry_hot_keys: shows keys, which show_keys=False hides; set it to 0, or give"
+    hides = {name: value for name, value in keys.items() if "hot_keys" not in name}
+    counts = {name: value for name, value in keys.items() if "show_keys" not in name}
+    for config, telemetry in (
+        (keys, None),
+        (hides, TelemetryOptions(hot_keys=0.5)),
+        (counts, TelemetryOptions(show_keys=False)),
+    ):
+        with pytest.raises(ConfigurationError, match=reason):
+            pool_from_config(config, telemetry=telemetry)
     with pytest.raises(TypeError, match="telemetry must be TelemetryOptions, got dict"):
         pool_from_config(keys, telemetry={"keep": 0.5})
 

@@ -12,6 +12,7 @@ from aioredis_monitored._telemetry.direct.public import PublicPoints, PublicSpan
 
 _SDK_TRACE: Final = "opentelemetry.sdk.trace"
 _SDK_INSTRUMENT: Final = "opentelemetry.sdk.metrics._internal.instrument"
+_SDK_AGGREGATION: Final = "opentelemetry.sdk.metrics._internal.aggregation"
 
 
 class Recording:
@@ -50,8 +51,9 @@ class Recording:
 def bind(tracer: Tracer, histogram: Histogram, *, is_direct: bool) -> Recording:
     """Return the way for a tracer and the instruments of a meter provider.
 
-    If the direct way cannot be taken, a log line says why. Points and spans go the same way: what the SDK's exemplars
-    show of a span must not depend on the way of the points.
+    If the direct way cannot be taken, a log line says why. Where points cannot go directly, spans do not either: what
+    the SDK's exemplars see of a span must not depend on the way that it went. Later, processors and limits may send
+    spans, and not points, the public way.
 
     Args:
         tracer: The tracer, or the API's stand-in for one that is set later.
@@ -122,4 +124,11 @@ def _reason_against_points(histogram: Any) -> str | None:
         return f"the meter provider has an exemplar filter of its own: {type(config.exemplar_filter).__qualname__}"
     if any(view._exemplar_reservoir_factory is not _default_reservoir_factory for view in config.views):
         return "a view has an exemplar reservoir of its own"
+    aggregations = [view._aggregation for view in config.views]
+    for storage in consumer._reader_storages.values():
+        aggregations += storage._instrument_class_aggregation.values()
+    for aggregation in aggregations:
+        # It may choose the reservoir as well.
+        if type(aggregation).__module__ != _SDK_AGGREGATION:
+            return f"a view or a reader has an aggregation of its own: {type(aggregation).__qualname__}"
     return None

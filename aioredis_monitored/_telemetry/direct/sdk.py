@@ -1,8 +1,9 @@
 """Whether the SDK is one that this room knows: digests of the functions whose work it does itself, and of classes.
 
 A comparison of versions would not do: the SDK's insides change in most minor releases, and once in a patch, and other
-tools replace its functions at run time. A digest covers what a function does, and not its text: its code, its names,
-its constants and its defaults. They are of bytecode, and hence one for each minor version of Python.
+tools replace its functions at run time. A digest covers what a function does, and not its text: its code, its names and
+what these name now, its constants and its defaults. They are of bytecode, and hence one for each minor version of
+Python.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.resources import files
-from types import CodeType, FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
 _METRICS: Final = "opentelemetry.sdk.metrics._internal"
@@ -121,8 +122,10 @@ RELIED_ON: Final[dict[str, tuple[str, ...]]] = {
 }
 
 
-# All that is relied on, as it was when it was last found to be known.
+# All that is relied on, as it was when it was last found to be known; where it looks names up, and what was there then.
 _found_known: list[tuple[Any, ...]] = []
+_places: list[tuple[dict[str, Any], str]] = []
+_found_there: list[Any] = []
 
 
 def digests() -> dict[str, str]:
@@ -133,13 +136,15 @@ def digests() -> dict[str, str]:
 def unknown_part() -> str | None:
     """Return the first part that is not as it was when the digests were made; ``None`` if all of them are."""
     now = [(found, *(getattr(found, name, None) for name in _MUTABLE)) for _, found in _relied_on()]
-    if now == _found_known:
+    if now == _found_known and _found_there == [names.get(name) for names, name in _places]:
         # Every pool asks, and digests take a millisecond.
         return None
     known = _known()
     unknown = next((name for name, each in digests().items() if not each or each not in known.get(name, ())), None)
     if unknown is None:
         _found_known[:] = now
+        _places[:] = [place for found, *_ in now for place in _places_of(found)]
+        _found_there[:] = [names.get(name) for names, name in _places]
     return unknown
 
 
@@ -183,10 +188,41 @@ def _parts_of(function: FunctionType) -> Iterator[str]:
     for defaults in (function.__defaults__, function.__kwdefaults__):
         yield _ADDRESS.sub("", repr(defaults))
     yield from _parts_of_code(function.__code__)
+    yield from sorted(f"{names['__name__']} {name} {_description(names[name])}" for names, name in _places_of(function))
     for cell in function.__closure__ or ():
         if isinstance(cell.cell_contents, FunctionType):
             # What a decorator wraps.
             yield from _parts_of(cell.cell_contents)
+
+
+def _places_of(function: Any) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield where a function looks up the names in its code: in its module, and by way of it in other modules."""
+    if not isinstance(function, FunctionType):
+        return
+    names, own = dict.fromkeys(_names_in(function.__code__)), function.__globals__
+    for name in names:
+        if name in own:
+            yield own, name
+        if isinstance(module := own.get(name), ModuleType):
+            # Not what is there only if it was imported.
+            others = (other for other in names if not isinstance(vars(module).get(other, module), ModuleType))
+            yield from ((vars(module), other) for other in others)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)
+
+
+def _description(thing: Any) -> str:
+    """Return what a thing is; of most objects, only the class."""
+    if isinstance(thing, ModuleType):
+        return thing.__name__
+    kind = type(thing)
+    named = thing if isinstance(thing, type | FunctionType | BuiltinFunctionType) else kind
+    return f"{kind.__qualname__} {named.__module__}.{named.__qualname__}"
 
 
 def _parts_of_code(code: CodeType) -> Iterator[str]:
