@@ -2,9 +2,10 @@
 
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader, MetricReader, PeriodicExportingMetricReader
@@ -37,15 +38,27 @@ class CountingExporter(SpanExporter):
             self.target.shutdown()
 
 
-class CountingProcessor(BatchSpanProcessor):
-    """The SDK's batch processor, which drops spans when its queue is full, with a count of recorded spans."""
+class CountingQueue(deque[ReadableSpan]):
+    """The queue of a batch processor, which drops spans when it is full, with a count of recorded spans.
+
+    A processor with an ``on_end`` of its own would not do: it might look at the metrics, so that points would go to the
+    SDK one at a time.
+    """
 
     recorded = 0
 
-    def on_end(self, span: ReadableSpan) -> None:
+    @classmethod
+    def put_into(cls, processor: BatchSpanProcessor) -> Self:
+        """Replace the queue of a processor that has no spans yet."""
+        batches: Any = processor._batch_processor  # noqa: SLF001 - the SDK counts no spans unless asked for metrics
+        queue = cls(maxlen=batches._max_queue_size)  # noqa: SLF001
+        batches._queue = queue  # noqa: SLF001
+        return queue
+
+    def appendleft(self, span: ReadableSpan) -> None:
         """Count a recorded span."""
         self.recorded += 1
-        super().on_end(span)
+        super().appendleft(span)
 
 
 class Recorder:
@@ -65,9 +78,10 @@ class Recorder:
         endpoint = self._start_receiver() if otlp else None
         if spans:
             self._exporter = CountingExporter(_span_exporter(endpoint))
-            self._processor = CountingProcessor(self._exporter)
+            processor = BatchSpanProcessor(self._exporter)
+            self._queue = CountingQueue.put_into(processor)
             self.tracer_provider = TracerProvider(ParentBased(TraceIdRatioBased(ratio)))
-            self.tracer_provider.add_span_processor(self._processor)
+            self.tracer_provider.add_span_processor(processor)
         if metrics:
             self._memory = InMemoryMetricReader()
             readers: list[MetricReader] = [self._memory]
@@ -88,8 +102,8 @@ class Recorder:
         if self.tracer_provider is not None:
             self.tracer_provider.force_flush()
             summary |= {
-                "spans": self._processor.recorded,
-                "dropped": self._processor.recorded - self._exporter.exported,
+                "spans": self._queue.recorded,
+                "dropped": self._queue.recorded - self._exporter.exported,
                 "span_attributes": self._exporter.attributes,
             }
         if self._receiver is not None:

@@ -514,6 +514,14 @@ def goes_directly(client):
     return tuple(type(part).__name__.startswith("Direct") for part in parts)
 
 
+def sizes_of_additions(monkeypatch, recorder):
+    """Return a list that gets how many points of calls go to the SDK together, each time when some do."""
+    points, sizes = type(recorder.operation_points), []
+    add_up = points._add_up
+    monkeypatch.setattr(points, "_add_up", lambda *arguments: sizes.append(len(arguments[4])) or add_up(*arguments))
+    return sizes
+
+
 def forget_explanations(monkeypatch):
     """Have it be logged anew why spans and points go the public way."""
     monkeypatch.setattr(public, "_logged", set())

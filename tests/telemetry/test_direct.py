@@ -36,7 +36,7 @@ from opentelemetry.sdk.trace import (
     Tracer,
     TracerProvider,
 )
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import Decision, SamplingResult
 from opentelemetry.trace import NoOpTracerProvider
@@ -46,6 +46,7 @@ from support.internals import (
     forget_known_functions,
     goes_directly,
     new_operation,
+    sizes_of_additions,
     start_recorder,
 )
 
@@ -509,6 +510,42 @@ async def test_processor_that_collects_sees_the_points_before_it(make_pool, serv
     await asyncio.gather(*(client.get("key") for _ in range(10)))
 
     assert list(range(11)) == collecting.counts
+
+
+class BatchProcessorOfAVendor(BatchSpanProcessor):
+    def __init__(self):
+        super().__init__(InMemorySpanExporter())
+
+
+def processor_with_on_end_of_its_own():
+    processor = SpanProcessor()
+    processor.on_end = lambda span: None
+    return processor
+
+
+@is_known
+@pytest.mark.parametrize(
+    ("processor", "sizes"),
+    [
+        (lambda: BatchSpanProcessor(InMemorySpanExporter()), {10}),
+        (BatchProcessorOfAVendor, {10}),
+        (SpanProcessor, {10}),
+        (lambda: SimpleSpanProcessor(InMemorySpanExporter()), {1}),
+        (processor_with_on_end_of_its_own, {1}),
+    ],
+)
+def test_points_of_a_batch_are_added_up_together_unless_a_processor_may_look_at_them(processor, sizes, monkeypatch):
+    tracing, metrics = TracerProvider(shutdown_on_exit=False), MeterProvider([InMemoryMetricReader()])
+    tracing.add_span_processor(processor())
+    recorder = start_recorder(tracing, metrics)
+    record_calls(recorder, [("GET", "key")], as_batch=False)
+    seen = sizes_of_additions(monkeypatch, recorder)
+    record_calls(recorder, [("GET", "key")] * 10, as_batch=True)
+    tracing.shutdown()
+    metrics.shutdown()
+
+    assert sizes == set(seen)
+    assert 10 == sum(seen)
 
 
 # --- When ---

@@ -52,6 +52,7 @@ RELIED_ON: Final[dict[str, tuple[str, ...]]] = {
         "_Span.start",
         "Span",
         "SpanProcessor._on_ending",
+        "SpanProcessor.on_end",
         "SpanProcessor.on_start",
         "SynchronousMultiSpanProcessor._on_ending",
         "SynchronousMultiSpanProcessor.add_span_processor",
@@ -64,7 +65,11 @@ RELIED_ON: Final[dict[str, tuple[str, ...]]] = {
         "Tracer.start_span",
     ),
     "opentelemetry.sdk.trace._tracer_metrics": ("NoOpTracerMetrics.start_span", "noop"),
-    "opentelemetry.sdk.trace.export": ("BatchSpanProcessor.on_start", "SimpleSpanProcessor.on_start"),
+    "opentelemetry.sdk.trace.export": (
+        "BatchSpanProcessor.on_end",
+        "BatchSpanProcessor.on_start",
+        "SimpleSpanProcessor.on_start",
+    ),
     "opentelemetry.sdk.trace.id_generator": (
         "RandomIdGenerator.generate_span_id",
         "RandomIdGenerator.generate_trace_id",

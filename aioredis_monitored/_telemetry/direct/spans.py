@@ -28,6 +28,8 @@ _SAMPLE: Final = Decision.RECORD_AND_SAMPLE
 _DROP: Final = Decision.DROP
 _IGNORE_START: Final = {each.on_start for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)}
 _IGNORE_ENDING: Final = {each._on_ending for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)}
+# The others export, or are the application's own: they may look at the metrics.
+_ONLY_QUEUE_ENDED: Final = {each.on_end for each in (SpanProcessor, BatchSpanProcessor)}
 
 
 def _sees_unfinished_spans(processor: SpanProcessor) -> bool:
@@ -37,6 +39,12 @@ def _sees_unfinished_spans(processor: SpanProcessor) -> bool:
     # What only looks like a processor may have neither on its class.
     ignores = getattr(kind, "on_start", None) in _IGNORE_START and getattr(kind, "_on_ending", None) in _IGNORE_ENDING
     return bool(overridden) or not ignores
+
+
+def _only_queues_ended_spans(processor: SpanProcessor) -> bool:
+    """Return whether a processor leaves an ended span to another thread, or to no one."""
+    is_known = getattr(type(processor), "on_end", None) in _ONLY_QUEUE_ENDED
+    return is_known and "on_end" not in getattr(processor, "__dict__", ())
 
 
 def _reason_against(tracer: Tracer, multi: SpanProcessor, processors: tuple[SpanProcessor, ...]) -> str | None:
@@ -78,7 +86,7 @@ class DirectSpans(PublicSpans):
         # At the end: after an error, it is looked at again.
         self._is_possible = reason is None
         self._decide = decide
-        self._is_quiet = all(type(each) is BatchSpanProcessor for each in processors)
+        self._is_quiet = all(map(_only_queues_ended_spans, processors))
         self._multi, self._processors, self._sampler, self._limits = multi, processors, sampler, limits
 
     def record(  # noqa: PLR0912 - in one: every further call costs
