@@ -288,6 +288,7 @@ class PlainConnections:
             async def attempt_once() -> T:
                 if pin is not None:
                     pin.check_open(closings)
+                    await pin.check_plain(caller, connection)
                 async with extended_timeout(connection, call.wait or 0):
                     return await attempt(connection)
 

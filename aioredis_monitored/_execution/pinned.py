@@ -232,6 +232,13 @@ class PinnedConnection:
                 seconds = perf_counter() - started
                 observer.add_wait(seconds, seconds)
 
+    async def check_plain(self, caller: Redis, connection: Connection) -> None:
+        """Check, before an attempt on a plain pool, that nothing is lost if redis-py connects anew while it sends.
+
+        Raises:
+            redis.exceptions.WatchError: A watch would be.
+        """
+
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
     ) -> None:

@@ -85,6 +85,11 @@ def transport_of(connection: AbstractConnection) -> asyncio.Transport:
     return transport
 
 
+def stream_of(connection: AbstractConnection) -> object:
+    """Return what is another object once a connection was connected anew; ``None`` for a stand-in for a socket."""
+    return getattr(connection, "_writer", None)
+
+
 def closing_of(connection: AbstractConnection) -> "tuple[asyncio.Future[Any], asyncio.Transport] | None":
     """Return what is done when the socket of a connection is closed, and its transport.
 

@@ -36,7 +36,8 @@ from aioredis_monitored._multiplexer import (
     ReplyReader,
     is_protocol_error,
 )
-from aioredis_monitored._redispy.overrides import send_and_parse
+from aioredis_monitored._redispy.overrides import check_health, send_and_parse
+from aioredis_monitored._redispy.sockets import stream_of
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
@@ -59,8 +60,8 @@ _ENDED_BY_RESET = frozenset({"UNWATCH", "WATCH"})
 class MonitoredRedisPipeline(PipelineCommands):
     """A pipeline whose execution is one span; ``MonitoredRedisConnection.pipeline`` makes it.
 
-    On a ``MonitoredConnectionPool``, every call raises ``WatchError`` once the connection that watches is lost, until
-    ``watch`` begins anew. So does, as in redis-py, the call that was sent and not answered; the text says if that may
+    Every call raises ``WatchError`` once the connection that watches is lost, until ``watch`` begins anew. So does, as
+    in redis-py, the call that was sent and not answered; on a ``MonitoredConnectionPool``, the text says if that may
     have run.
 
     Args:
@@ -364,10 +365,9 @@ class MonitoredRedisPipeline(PipelineCommands):
             pool.bind_event_loop()
             if self._is_executing and self.connection is None:
                 return await self._executor.execute(self, pool, args, options, observer)
-            if args[0] == "WATCH" and self.connection is not None and not self.connection.is_connected:
-                # The watch was lost, and a call has raised that.
-                self.watching = False
-                self._pin.slots.clear()
+        if args[0] == "WATCH" and self._pin.is_loss_known:
+            self._pin.is_loss_known = self.watching = False
+            self._pin.slots.clear()
         return await self._run_dedicated(
             [args],
             traits_of(args),
@@ -384,6 +384,7 @@ class MonitoredRedisPipeline(PipelineCommands):
         would hold the task up.
         """
         self._pin.closings += 1
+        self._pin.is_loss_known = False
         self._pin.slots.clear()
         await self._pin.abort_busy(self)
         if self.connection is None:
@@ -414,11 +415,20 @@ async def _end_watch(connection: Connection) -> None:
 
 
 class _WatchedConnection(PinnedConnection):
-    """The pinned connection of a pipeline; while it watches keys, its loss is a ``WatchError``."""
+    """The pinned connection of a pipeline; while it watches keys, its loss is a ``WatchError``.
 
-    __slots__ = ()
+    Attributes:
+        is_loss_known: Whether the caller knows that the watch is lost, because a call has raised it: ``watch`` begins
+            anew then. Before, another ``watch`` adds keys, and must not forget the first ones.
+    """
+
+    __slots__ = ("is_loss_known",)
 
     takes_turns = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_loss_known = False
 
     @asynccontextmanager
     async def attempt(
@@ -443,12 +453,14 @@ class _WatchedConnection(PinnedConnection):
             if not ends_watch or not pipe.watching or pipe.connection is None:
                 raise
             await pipe.connection.disconnect(nowait=True)
+            self.is_loss_known = True
             why = "the slot of the watched keys moves to another node" if is_redirect else str(error)
             raise WatchError(f"{why}: begin again with watch()") from error
         except (RedisConnectionError, RedisTimeoutError) as error:
             is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
             if not is_watch_lost or is_error_reply(error):
                 raise
+            self.is_loss_known = True
             may_have_run = is_sent and not traits_of_batch(commands).retry_safe
             if may_have_run and pipe.repeats_on_watch_error:
                 raise
@@ -469,6 +481,7 @@ class _WatchedConnection(PinnedConnection):
             )
         if pipe.watching and pipe.connection is not None and not pool.is_acquired(pipe.connection):
             await pipe.connection.disconnect(nowait=True)
+            self.is_loss_known = True
             raise WatchError("the slot of the watched keys has moved to another node: begin again with watch()")
         await super().enter_node(caller, cluster, pool, commands)
 
@@ -490,8 +503,21 @@ class _WatchedConnection(PinnedConnection):
         if cast("MonitoredRedisPipeline", caller).watching:
             # The pipeline watches until WATCH begins anew, so that each further call raises this as well.
             await connection.disconnect(nowait=True)
+            self.is_loss_known = True
             raise _watch_lost(may_have_run=False)
         await super().replace(caller, pool, connection, observer)
+
+    async def check_plain(self, caller: Redis, connection: Connection) -> None:
+        if not cast("MonitoredRedisPipeline", caller).watching:
+            return
+        watched_on = stream_of(connection)
+        if connection.is_connected:
+            # redis-py would do it while it sends, and connect anew if it fails.
+            await check_health(connection)
+        if not connection.is_connected or stream_of(connection) is not watched_on:
+            await connection.disconnect(nowait=True)
+            self.is_loss_known = True
+            raise _watch_lost(may_have_run=False)
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]

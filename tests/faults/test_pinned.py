@@ -728,6 +728,81 @@ async def test_second_watch_raises_when_first_was_lost(make_client, server, insp
             await pipe.watch("second")
 
 
+async def lose_by_timeout(pipe):
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await pipe.blpop("other", 60)
+
+
+async def lose_by_disconnecting(pipe):
+    await pipe.connection.disconnect()
+
+
+async def lose_by_reconnect_mark(pipe):
+    pipe.connection.mark_for_reconnect()
+    await pipe.get("other")
+
+
+@pytest.mark.parametrize(
+    ("kind", "lose"),
+    [
+        ("ours", lose_by_timeout),
+        ("ours", lose_by_disconnecting),
+        ("ours", lose_by_reconnect_mark),
+        ("plain", lose_by_timeout),
+        ("plain", lose_by_disconnecting),
+    ],
+)
+async def test_no_later_call_forgets_a_watch_whose_loss_was_not_raised(make_pool, server, inspector, kind, lose):
+    pool = make_pool(server.url) if kind == "ours" else plain_pool(server.url)
+    async with MonitoredRedisConnection(connection_pool=pool) as client:
+        for later in ("watch", "get", "unwatch", "execute"):
+            async with client.pipeline() as pipe:
+                await pipe.watch("first")
+                await lose(pipe)
+                inspector.incr("first")
+                if later == "execute":
+                    pipe.multi()
+                    pipe.set("first", 0)
+                with pytest.raises(WatchError, match="was lost"):
+                    await getattr(pipe, later)(*["second"] * (later in {"watch", "get"}))
+    await pool.aclose()
+
+    assert b"4" == inspector.get("first")
+
+
+@pytest.mark.parametrize("kind", ["ours", "plain"])
+async def test_watch_begins_anew_once_its_loss_was_raised(make_pool, server, inspector, kind):
+    pool = make_pool(server.url) if kind == "ours" else plain_pool(server.url)
+    async with MonitoredRedisConnection(connection_pool=pool).pipeline() as pipe:
+        await pipe.watch("first")
+        await pipe.connection.disconnect()
+        with pytest.raises(WatchError):
+            await pipe.watch("second")
+        await pipe.watch("second")
+        inspector.incr("first")
+        pipe.multi()
+
+        assert [True] == await pipe.set("first", 7).execute()
+    await pool.aclose()
+
+
+async def test_health_check_of_a_plain_pool_forgets_no_watch(server, inspector):
+    # redis-py connects anew while it sends.
+    options = {"health_check_interval": 1000, "retry": Retry(ConstantBackoff(0), 3)}
+    pool = redis.asyncio.ConnectionPool.from_url(server.url, **options)
+    async with MonitoredRedisConnection(connection_pool=pool).pipeline() as pipe:
+        await pipe.watch("key")
+        inspector.client_kill_filter(_id=await pipe.client_id())
+        pipe.connection.next_health_check = 0
+        pipe.multi()
+        with pytest.raises(WatchError):
+            await pipe.set("key", 7).execute()
+    await pool.aclose()
+
+    assert inspector.get("key") is None
+
+
 async def test_transaction_does_not_repeat_batch_that_may_have_run(make_client, proxy, inspector):
     client = make_client(proxy.url)
 
