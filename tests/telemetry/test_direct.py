@@ -15,6 +15,7 @@ from pathlib import Path
 from unittest.mock import AsyncMock, MagicMock, patch
 
 import pytest
+import wrapt
 from opentelemetry import context, trace
 from opentelemetry.metrics import NoOpMeterProvider
 from opentelemetry.sdk import trace as sdk_trace
@@ -181,7 +182,15 @@ def processor_with_on_start_of_its_own():
     return processor
 
 
+def processor_with_wrapped(method):
+    """Return a processor of which an instrumentation has wrapped a method."""
+    kind = type("Wrapped", (SpanProcessor,), {})
+    wrapt.wrap_function_wrapper(kind, method, lambda wrapped, _, args, options: wrapped(*args, **options))
+    return kind()
+
+
 REASONS = {
+    "wrapped": (lambda: Providers(processor=processor_with_wrapped("on_start")), "on_start of its own: Wrapped"),
     "on_start": (lambda: Providers(processor=StartingProcessor()), "on_start of its own: StartingProcessor"),
     "on_ending": (lambda: Providers(processor=EndingProcessor()), "on_start of its own: EndingProcessor"),
     "instance": (lambda: Providers(processor=processor_with_on_start_of_its_own()), "on_start of its own"),
@@ -260,6 +269,30 @@ async def test_function_of_the_sdk_that_another_tool_has_replaced_is_called(
     assert f"was altered: {named}" in line.replace("opentelemetry.sdk.trace.Syn", "Syn")
     assert seen
     assert (1, 1) == providers.count()
+
+
+@is_known
+@pytest.mark.parametrize(
+    ("module", "path"),
+    [
+        ("opentelemetry.sdk.trace", "Tracer.start_span"),
+        ("opentelemetry.sdk.trace", "ReadableSpan.__init__"),
+        ("opentelemetry.sdk.trace.export", "BatchSpanProcessor.on_start"),
+        ("opentelemetry.sdk.metrics._internal.instrument", "Histogram.record"),
+        ("opentelemetry.context", "get_current"),
+        ("opentelemetry.attributes", "_is_non_custom_str"),
+    ],
+)
+def test_function_that_an_instrumentation_has_wrapped_is_called(make_pool, server, caplog, monkeypatch, module, path):
+    # Such a wrapper has the code of what it wraps, and equals it.
+    assert (True, True) == goes_directly(Providers().client(make_pool, server.url))
+    parent, name, original = wrapt.resolve_path(module, path)
+    wrapper = wrapt.FunctionWrapper(original, lambda wrapped, _, args, options: wrapped(*args, **options))
+    monkeypatch.setattr(parent, name, wrapper)
+
+    assert (False, False) == goes_directly(Providers().client(make_pool, server.url))
+    [line] = reasons(caplog)
+    assert "was altered: opentelemetry." in line
 
 
 @is_known
@@ -532,6 +565,7 @@ def processor_with_on_end_of_its_own():
         (SpanProcessor, {10}),
         (lambda: SimpleSpanProcessor(InMemorySpanExporter()), {1}),
         (processor_with_on_end_of_its_own, {1}),
+        (lambda: processor_with_wrapped("on_end"), {1}),
     ],
 )
 def test_points_of_a_batch_are_added_up_together_unless_a_processor_may_look_at_them(processor, sizes, monkeypatch):

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator
 from importlib import import_module
 from importlib.resources import files
+from operator import is_
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any, Final
 
@@ -128,7 +129,7 @@ RELIED_ON: Final[dict[str, tuple[str, ...]]] = {
 
 
 # All that is relied on, as it was when it was last found to be known; where it looks names up, and what was there then.
-_found_known: list[tuple[Any, ...]] = []
+_found_known: list[Any] = []
 _places: list[tuple[dict[str, Any], str]] = []
 _found_there: list[Any] = []
 
@@ -140,17 +141,22 @@ def digests() -> dict[str, str]:
 
 def unknown_part() -> str | None:
     """Return the first part that is not as it was when the digests were made; ``None`` if all of them are."""
-    now = [(found, *(getattr(found, name, None) for name in _MUTABLE)) for _, found in _relied_on()]
-    if now == _found_known and _found_there == [names.get(name) for names, name in _places]:
-        # Every pool asks, and digests take a millisecond.
+    now = [part for _, found in _relied_on() for part in (found, *(getattr(found, name, None) for name in _MUTABLE))]
+    # Every pool asks, and digests take a millisecond.
+    if _are_same(now, _found_known) and _are_same([names.get(name) for names, name in _places], _found_there):
         return None
     known = _known()
     unknown = next((name for name, each in digests().items() if not each or each not in known.get(name, ())), None)
     if unknown is None:
         _found_known[:] = now
-        _places[:] = [place for found, *_ in now for place in _places_of(found)]
+        _places[:] = [place for _, found in _relied_on() for place in _places_of(found)]
         _found_there[:] = [names.get(name) for names, name in _places]
     return unknown
+
+
+def _are_same(some: list[Any], others: list[Any]) -> bool:
+    # What wraps something else may equal it.
+    return len(some) == len(others) and all(map(is_, some, others))
 
 
 def _known() -> dict[str, list[str]]:
@@ -180,9 +186,10 @@ def _look_up(module: str, name: str) -> Any:
 
 
 def _digest(found: Any) -> str:
-    if isinstance(found, type):
+    # Not by isinstance: what wraps a function or a class passes for one.
+    if issubclass(type(found), type):
         content = [repr((found.__module__, [each.__qualname__ for each in found.__mro__], sorted(vars(found))))]
-    elif isinstance(found, FunctionType):
+    elif type(found) is FunctionType:
         content = list(_parts_of(found))
     else:
         return ""
@@ -193,21 +200,25 @@ def _parts_of(function: FunctionType) -> Iterator[str]:
     for defaults in (function.__defaults__, function.__kwdefaults__):
         yield _ADDRESS.sub("", repr(defaults))
     yield from _parts_of_code(function.__code__)
-    yield from sorted(f"{names['__name__']} {name} {_description(names[name])}" for names, name in _places_of(function))
+    yield from sorted(
+        f"{names['__name__']} {name} {_description(names[name])}"
+        for names, name in _places_of(function)
+        if name in names
+    )
     for cell in function.__closure__ or ():
-        if isinstance(cell.cell_contents, FunctionType):
+        if type(cell.cell_contents) is FunctionType:
             # What a decorator wraps.
             yield from _parts_of(cell.cell_contents)
 
 
 def _places_of(function: Any) -> Iterator[tuple[dict[str, Any], str]]:
     """Yield where a function looks up the names in its code: in its module, and by way of it in other modules."""
-    if not isinstance(function, FunctionType):
+    if type(function) is not FunctionType:
         return
     names, own = dict.fromkeys(_names_in(function.__code__)), function.__globals__
     for name in names:
-        if name in own:
-            yield own, name
+        # Also what is not there: it is the interpreter's own, until something is put in front of it.
+        yield own, name
         if isinstance(module := own.get(name), ModuleType):
             # Not what is there only if it was imported.
             others = (other for other in names if not isinstance(vars(module).get(other, module), ModuleType))
@@ -223,11 +234,17 @@ def _names_in(code: CodeType) -> Iterator[str]:
 
 def _description(thing: Any) -> str:
     """Return what a thing is; of most objects, only the class."""
-    if isinstance(thing, ModuleType):
-        return thing.__name__
     kind = type(thing)
-    named = thing if isinstance(thing, type | FunctionType | BuiltinFunctionType) else kind
-    return f"{kind.__qualname__} {named.__module__}.{named.__qualname__}"
+    if kind is ModuleType:
+        return str(thing.__name__)
+    named = thing if issubclass(kind, type | FunctionType | BuiltinFunctionType) else kind
+    text = f"{kind.__qualname__} {named.__module__}.{named.__qualname__}"
+    if kind in {bool, float, int}:
+        return f"{text} {thing}"
+    if kind is FunctionType and named.__module__.startswith("opentelemetry."):
+        # A replacement may have its name. Python's own functions differ between patch releases.
+        return "\n".join([text, *_parts_of_code(thing.__code__)])
+    return text
 
 
 def _parts_of_code(code: CodeType) -> Iterator[str]:

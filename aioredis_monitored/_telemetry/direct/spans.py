@@ -26,25 +26,27 @@ _RANDOM: Final = TraceFlags.RANDOM_TRACE_ID
 _FLAGS: Final = tuple(map(TraceFlags, range(4)))
 _SAMPLE: Final = Decision.RECORD_AND_SAMPLE
 _DROP: Final = Decision.DROP
-_IGNORE_START: Final = {each.on_start for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)}
-_IGNORE_ENDING: Final = {each._on_ending for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)}
+_IGNORE_START: Final = [each.on_start for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)]
+_IGNORE_ENDING: Final = [each._on_ending for each in (SpanProcessor, SimpleSpanProcessor, BatchSpanProcessor)]
 # The others export, or are the application's own: they may look at the metrics.
-_ONLY_QUEUE_ENDED: Final = {each.on_end for each in (SpanProcessor, BatchSpanProcessor)}
+_ONLY_QUEUE_ENDED: Final = [each.on_end for each in (SpanProcessor, BatchSpanProcessor)]
 
 
 def _sees_unfinished_spans(processor: SpanProcessor) -> bool:
     """Return whether a processor does anything when a span starts or is about to end: it may alter the span."""
-    kind = type(processor)
-    overridden = {"on_start", "_on_ending"}.intersection(getattr(processor, "__dict__", ()))
-    # What only looks like a processor may have neither on its class.
-    ignores = getattr(kind, "on_start", None) in _IGNORE_START and getattr(kind, "_on_ending", None) in _IGNORE_ENDING
-    return bool(overridden) or not ignores
+    return not (_has(processor, "on_start", _IGNORE_START) and _has(processor, "_on_ending", _IGNORE_ENDING))
 
 
 def _only_queues_ended_spans(processor: SpanProcessor) -> bool:
     """Return whether a processor leaves an ended span to another thread, or to no one."""
-    is_known = getattr(type(processor), "on_end", None) in _ONLY_QUEUE_ENDED
-    return is_known and "on_end" not in getattr(processor, "__dict__", ())
+    return _has(processor, "on_end", _ONLY_QUEUE_ENDED)
+
+
+def _has(processor: SpanProcessor, name: str, methods: list[Any]) -> bool:
+    """Return whether a processor's method is one of these, and neither its own nor what wraps one."""
+    # What only looks like a processor may have none on its class.
+    method = getattr(type(processor), name, None)
+    return any(method is each for each in methods) and name not in getattr(processor, "__dict__", ())
 
 
 def _reason_against(tracer: Tracer, multi: SpanProcessor, processors: tuple[SpanProcessor, ...]) -> str | None:
