@@ -107,6 +107,10 @@ class WatchingProcessor(SpanProcessor):
         )
 
 
+class VendorsBatchProcessor(BatchSpanProcessor):
+    """A class of a vendor that adds nothing to what happens when a span ends."""
+
+
 class FailingProcessor(SpanProcessor):
     """Raises for some of the spans."""
 
@@ -170,7 +174,7 @@ def sampler_named(name):
 SAMPLERS = (
     "all", "always on", "ratio", "plain ratio", "by name", "off", "watching", "record", "each parent", "within",
 )  # fmt: skip
-PROCESSORS = ("batch", "simple", "altering", "watching", "failing", "none")
+PROCESSORS = ("batch", "batch of a vendor", "simple", "altering", "watching", "failing", "none")
 FILTERS = {
     "trace": TraceBasedExemplarFilter,
     "on": AlwaysOnExemplarFilter,
@@ -391,8 +395,9 @@ class Run:
         self.recorder.set_pool_name("pool")
 
     def _processors(self, name):
-        if name == "batch":
-            return [BatchSpanProcessor(self.exporter, max_queue_size=10_000, schedule_delay_millis=1e7)]
+        if name.startswith("batch"):
+            kind = BatchSpanProcessor if name == "batch" else VendorsBatchProcessor
+            return [kind(self.exporter, max_queue_size=10_000, schedule_delay_millis=1e7)]
         simple = SimpleSpanProcessor(self.exporter)
         return {
             "simple": [simple],
