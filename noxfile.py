@@ -209,7 +209,7 @@ def conform(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Show that ``conform`` finds faults in what records directly, each in up to 800 combinations or ``-- 100``."""
+    """Show that ``conform`` finds faults in what records directly, each in up to 2,400 combinations, or ``-- 100``."""
     install(session, ["-e", ".[demo]"], "tests")
     session.run("python", "-m", "support.mutants", *session.posargs, env={"PYTHONPATH": "tests"})
 

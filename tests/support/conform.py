@@ -20,7 +20,7 @@ import random
 import sys
 import types
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from multiprocessing import get_context
 from unittest import mock
@@ -290,6 +290,8 @@ class Run:
         self.watching = WatchingProcessor()
         self.seen = Seen()
         self.readers = []
+        # A command that all calls of a batch of replies are: their points are added up together.
+        self.repeated = None
 
     def run(self):
         """Run it, and return what can be seen."""
@@ -440,6 +442,8 @@ class Run:
             context.attach(trace.set_span_in_context(NonRecordingSpan(trace.INVALID_SPAN_CONTEXT)))
 
     def _args(self):
+        if self.repeated is not None:
+            return self.repeated
         key = f"k{self.random.randrange(7)}"
         return self.random.choice(
             [
@@ -489,7 +493,11 @@ class Run:
     def _single(self, parent):
         """Make the operation of a batch of one command, whose description is made for each."""
         batch = [self._args()]
-        return Operation(self.recorder, self.recorder.batch_spec("PIPELINE", batch, None), batch, parent)
+        spec = self.recorder.batch_spec("PIPELINE", batch, None)
+        if self.random.random() < 0.5:
+            # Another series for this package, and the same one for the SDK.
+            spec = replace(spec, point_attributes=dict(reversed(spec.point_attributes.items())))
+        return Operation(self.recorder, spec, batch, parent)
 
     def _pause(self):
         self.clock.now += self.random.choice(
@@ -498,10 +506,12 @@ class Run:
 
     def _commands(self):
         chance = self.random
+        self.repeated = self._args() if chance.random() < 0.5 else None
         operations = [
             self._operation(self._single if chance.random() < 0.2 else None)
             for _ in range(chance.choice((1, 2, 7, 20)))
         ]
+        self.repeated = None
         for operation in operations:
             operation.record_on_reply = chance.random() < 0.9
         self._pause()

@@ -139,7 +139,7 @@ def counts_of_mutants(limit, seed):
 def main(words=None):
     """Print how many combinations it took to find each mutant, and return an exit code."""
     parser = argparse.ArgumentParser(prog="nox -s mutants --", description=__doc__.splitlines()[0])
-    parser.add_argument("combinations", nargs="?", type=int, default=800, help="how many are compared for each")
+    parser.add_argument("combinations", nargs="?", type=int, default=2_400, help="how many are compared for each")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6), help="which ones")
     asked = parser.parse_args(words)
     counts = counts_of_mutants(asked.combinations, asked.seed)
