@@ -2,7 +2,7 @@
 
 Usage: python -m support.mutants [COMBINATIONS] [--seed SEED]
 
-Each fault is compared in so many combinations; most are found in the first few.
+Each fault is compared in up to that many combinations; most are found in the first few.
 """
 
 import argparse
