@@ -119,8 +119,12 @@ def mutated(module, text, faulty):
 
 def combinations_until_found(number, limit, seed):
     """Return how many combinations it took to find a mutant; ``None`` if the limit was not enough."""
+    chosen = combinations(seed)
+    if MUTANTS[number][0] == "points":
+        # The other processors keep points from being added up together, where most of these faults are.
+        chosen = [each for each in chosen if each.processors.startswith("batch")]
     with mutated(*MUTANTS[number]):
-        for count, combination in enumerate(combinations(seed)[:limit], 1):
+        for count, combination in enumerate(chosen[:limit], 1):
             try:
                 if compare(combination, count):
                     return count
