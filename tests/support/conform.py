@@ -413,8 +413,16 @@ class Run:
 
     def _step(self):
         self.random.choices(
-            (self._commands, self._failed_commands, self._pool_points, self._messages, self._nested, self._batch),
-            (10, 2, 2, 2, 1, 2),
+            (
+                self._commands,
+                self._interleaved_commands,
+                self._failed_commands,
+                self._pool_points,
+                self._messages,
+                self._nested,
+                self._batch,
+            ),
+            (10, 2, 2, 2, 2, 1, 2),
         )[0]()
 
     def _span_context(self, *, is_remote, is_sampled):
@@ -522,6 +530,21 @@ class Run:
             if isinstance(reply, Exception):
                 operation.set_error(reply)
             operation.end(now, reply)
+
+    def _interleaved_commands(self):
+        """Have one read answer several commands in turn, with durations whose sum depends on their order."""
+        operations = []
+        for number in range(25):
+            self.repeated = (("GET", "k"), ("SET", "k", "v"), ("HGET", "k", "f"), ("DEL", "k"), ("LLEN", "k"))[
+                number % 5
+            ]
+            self.clock.now += (1_000_003, 77, 3_000_000_019, 10_007)[number % 4]
+            operations.append(self._operation())
+            operations[-1].record_on_reply = True
+        self.repeated = None
+        self._reply([(operation, b"v") for operation in operations])
+        for operation in operations:
+            operation.end(self.clock.perf_counter(), b"v")
 
     def _reply(self, completed):
         """Have the shared connection tell the observers, with its own code."""
