@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iter
 from contextlib import asynccontextmanager
 from functools import partial
 from time import monotonic
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 
 # A pipeline ends its watch itself before it gives the connection back.
 _ENDED_BY_RESET = frozenset({"UNWATCH", "WATCH"})
+_LOST: Final = "the connection that watched the keys was lost"
 
 
 class MonitoredRedisPipeline(PipelineCommands):
@@ -452,19 +453,19 @@ class _WatchedConnection(PinnedConnection):
             ends_watch = is_redirect or is_refused_by_cluster(error)
             if not ends_watch or not pipe.watching or pipe.connection is None:
                 raise
-            await pipe.connection.disconnect(nowait=True)
-            self.is_loss_known = True
             why = "the slot of the watched keys moves to another node" if is_redirect else str(error)
-            raise WatchError(f"{why}: begin again with watch()") from error
+            raise await self._lost(pipe.connection, why) from error
         except (RedisConnectionError, RedisTimeoutError) as error:
-            is_watch_lost = pipe.watching and kept is not None and kept is pipe.connection and not kept.is_connected
-            if not is_watch_lost or is_error_reply(error):
+            if kept is None or kept is not pipe.connection or kept.is_connected:
                 raise
-            self.is_loss_known = True
+            if not pipe.watching or is_error_reply(error):
+                raise
             may_have_run = is_sent and not traits_of_batch(commands).retry_safe
+            doubt = ", and what was sent last may have run" if may_have_run else ""
+            lost = await self._lost(kept, f"{_LOST}{doubt}")
             if may_have_run and pipe.repeats_on_watch_error:
                 raise
-            raise _watch_lost(may_have_run=may_have_run) from error
+            raise lost from error
 
     async def enter_node(
         self,
@@ -480,9 +481,7 @@ class _WatchedConnection(PinnedConnection):
                 "{user:1}:name and {user:1}:mail"
             )
         if pipe.watching and pipe.connection is not None and not pool.is_acquired(pipe.connection):
-            await pipe.connection.disconnect(nowait=True)
-            self.is_loss_known = True
-            raise WatchError("the slot of the watched keys has moved to another node: begin again with watch()")
+            raise await self._lost(pipe.connection, "the slot of the watched keys has moved to another node")
         await super().enter_node(caller, cluster, pool, commands)
 
     @asynccontextmanager
@@ -501,10 +500,7 @@ class _WatchedConnection(PinnedConnection):
         observer: Observer | None,
     ) -> None:
         if cast("MonitoredRedisPipeline", caller).watching:
-            # The pipeline watches until WATCH begins anew, so that each further call raises this as well.
-            await connection.disconnect(nowait=True)
-            self.is_loss_known = True
-            raise _watch_lost(may_have_run=False)
+            raise await self._lost(connection, _LOST)
         await super().replace(caller, pool, connection, observer)
 
     async def check_plain(self, caller: Redis, connection: Connection) -> None:
@@ -515,9 +511,13 @@ class _WatchedConnection(PinnedConnection):
             # redis-py would do it while it sends, and connect anew if it fails.
             await check_health(connection)
         if not connection.is_connected or stream_of(connection) is not watched_on:
-            await connection.disconnect(nowait=True)
-            self.is_loss_known = True
-            raise _watch_lost(may_have_run=False)
+            raise await self._lost(connection, _LOST)
+
+    async def _lost(self, connection: AbstractConnection, why: str) -> WatchError:
+        """Make the error of a lost watch: it is known now, and each further call raises it until WATCH begins anew."""
+        await connection.disconnect(nowait=True)
+        self.is_loss_known = True
+        return WatchError(f"{why}: begin again with watch()")
 
     def note_alterations(
         self, pool: ConnectionPool, connection: AbstractConnection, commands: Collection[Sequence[Any]]
@@ -525,8 +525,3 @@ class _WatchedConnection(PinnedConnection):
         altering = [args for args in commands if operation_name(args).upper() not in _ENDED_BY_RESET]
         if discard_if_altered(pool, connection, altering):
             self._altered = connection
-
-
-def _watch_lost(*, may_have_run: bool) -> WatchError:
-    doubt = ", and what was sent last may have run" if may_have_run else ""
-    return WatchError(f"the connection that watched the keys was lost{doubt}: begin again with watch()")

@@ -266,6 +266,8 @@ class Caller:
         span = f"from {sent:.3f} to {time.monotonic():.3f}"
         if (earlier := tally.written.setdefault(value, span)) != span:
             self.load.wrong.append(f"{key}: {value} was written {earlier} and {span}")
+        # The memory of this process is measured.
+        tally.written.pop(value - SHARING * 5, None)
 
     async def lock(self):
         name = f"lock:{self.group}"
