@@ -275,7 +275,7 @@ class ClusterServers(ServerGroup):
         wait_while(problem, _OPERATION_SECONDS)
 
     def failover(self, replica: NodeServer) -> None:
-        """Make a replica the primary by CLUSTER FAILOVER, and return when it is.
+        """Make a replica the primary by CLUSTER FAILOVER; return when it is, and the former primary, if it runs, knows.
 
         Nodes refuse a second vote about the same primary and replica within twice ``node_timeout``, which would stop
         writes for seconds; ``failover`` waits for the end of that time first.
@@ -297,7 +297,9 @@ class ClusterServers(ServerGroup):
         def problem() -> str | None:
             nonlocal asked_at
             if "master" in _own_state(replica).flags:
-                return None
+                # One that is killed before it knows starts as a primary again, without keys.
+                unaware = [node for node in responsive([primary]) if "master" in _own_state(node).flags]
+                return f"{primary} still takes itself for a primary" if unaware else None
             if time.monotonic() - asked_at > _FAILOVER_SECONDS:
                 replica.call("CLUSTER", "FAILOVER")
                 asked_at = time.monotonic()
