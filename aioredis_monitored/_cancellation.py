@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext, supp
 from math import inf
 from typing import Any, Final, TypeVar
 
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored")
 
@@ -67,13 +67,13 @@ async def wait_shielded(future: asyncio.Future[Any], deadline: float) -> bool:
 
     Args:
         future: The future; it is not cancelled with this task.
-        deadline: When to give up, by the event loop's clock (see ``lag_tolerant_timeout``).
+        deadline: When to give up, by the event loop's clock (see ``LagTolerantTimeout``).
     """
     loop = asyncio.get_running_loop()
     while not future.done() and (remaining := deadline - loop.time()) > 0:
         # The caller is being cancelled already, and raises that in the end.
         with suppress(asyncio.CancelledError, TimeoutError), shielded():
-            async with lag_tolerant_timeout(remaining):
+            async with LagTolerantTimeout(remaining):
                 await asyncio.wait([future])
     return future.done()
 

@@ -1,11 +1,10 @@
 """Timeouts that tolerate a busy event loop: data that has arrived in time counts, even if it is read late."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from contextvars import Context
 from math import inf, isinf
-from typing import Any, Final, cast
+from types import TracebackType
+from typing import Any, Final, Self, cast
 
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
@@ -14,9 +13,10 @@ from redis.asyncio.connection import AbstractConnection
 LATE_SECONDS: Final = 0.01
 
 
-@asynccontextmanager
-async def lag_tolerant_timeout(seconds: float | None) -> AsyncIterator[asyncio.Timeout]:
-    """Limit the time of the block like ``asyncio.timeout``, extended by the delay of a busy event loop.
+# Written out, as all further context managers that every call on a dedicated connection enters: one that is made of a
+# generator costs six times as much.
+class LagTolerantTimeout:
+    """Limits the time of the block like ``asyncio.timeout``, extended by the delay of a busy event loop.
 
     If the event loop is late when the time is over, the block gets that delay, but no more than the timeout itself, to
     read what has arrived meanwhile.
@@ -24,50 +24,48 @@ async def lag_tolerant_timeout(seconds: float | None) -> AsyncIterator[asyncio.T
     Args:
         seconds: How long the block may take; ``None`` for any time.
 
-    Yields:
-        The timeout; its ``expired()`` is true after it has raised.
-
     Raises:
         TimeoutError: The block took longer.
     """
-    async with asyncio.timeout(None) as timeout:
-        if seconds is None:
-            yield timeout
-            return
-        expiry = _Expiry(timeout, seconds)
-        try:
-            yield timeout
-        finally:
-            expiry.timer.cancel()
 
+    __slots__ = ("_due", "_loop", "_seconds", "_timeout", "_timer")
 
-class _Expiry:
-    """Expires a timeout when its time is over, later by the delay of a busy event loop."""
-
-    # No closure that names itself: it would be a reference cycle for each call on a dedicated connection.
-    __slots__ = ("_due", "_loop", "_seconds", "_timeout", "timer")
-
-    def __init__(self, timeout: asyncio.Timeout, seconds: float) -> None:
-        self._timeout = timeout
+    def __init__(self, seconds: float | None) -> None:
         self._seconds = seconds
-        self._loop = asyncio.get_running_loop()
-        self._due = self._loop.time() + seconds
-        self.timer = self._loop.call_at(self._due, self._on_due)
+        self._timeout: asyncio.Timeout | None = None
 
-    def _on_due(self) -> None:
+    async def __aenter__(self) -> Self:
+        if self._seconds is not None:
+            self._timeout = await asyncio.timeout(None).__aenter__()
+            self._loop = asyncio.get_running_loop()
+            self._due = self._loop.time() + self._seconds
+            self._timer = self._loop.call_at(self._due, self._on_due, self._timeout, self._seconds)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._timeout is not None:
+            self._timer.cancel()
+            await self._timeout.__aexit__(kind, error, traceback)
+
+    def expired(self) -> bool:
+        """Whether it has raised."""
+        return self._timeout is not None and self._timeout.expired()
+
+    def _on_due(self, timeout: asyncio.Timeout, extension: float) -> None:
         delay = self._loop.time() - self._due
         if delay > LATE_SECONDS:
-            self.timer = self._loop.call_later(min(delay, self._seconds), self._expire)
+            self._timer = self._loop.call_later(min(delay, extension), self._expire, timeout)
         else:
-            self._expire()
+            self._expire(timeout)
 
-    def _expire(self) -> None:
-        self._timeout.reschedule(self._loop.time())
+    def _expire(self, timeout: asyncio.Timeout) -> None:
+        timeout.reschedule(self._loop.time())
 
 
-@asynccontextmanager
-async def reply_timeout(connection: AbstractConnection, wait: float) -> AsyncIterator[None]:
-    """Limit the time of all replies in the block together; redis-py limits each of them, by the clock alone.
+class ReplyTimeout:
+    """Limits the time of all replies in the block together; redis-py limits each of them, by the clock alone.
 
     Args:
         connection: The connection; without a ``socket_timeout``, there is no limit.
@@ -76,25 +74,31 @@ async def reply_timeout(connection: AbstractConnection, wait: float) -> AsyncIte
     Raises:
         redis.exceptions.TimeoutError: The replies took longer.
     """
-    socket_timeout = connection.socket_timeout
-    if socket_timeout is None:
-        yield
-        return
-    limit = socket_timeout + wait
-    connection.socket_timeout = None
-    try:
-        async with lag_tolerant_timeout(None if isinf(limit) else limit) as timeout:
-            yield
-    except TimeoutError:
-        if not timeout.expired():
-            raise
-        raise exceptions.TimeoutError(f"no reply in {limit:g} s") from None
-    finally:
-        connection.socket_timeout = socket_timeout
+
+    __slots__ = ("_connection", "_limit", "_socket_timeout", "_timeout")
+
+    def __init__(self, connection: AbstractConnection, wait: float) -> None:
+        self._connection = connection
+        self._socket_timeout = connection.socket_timeout
+        self._limit = None if self._socket_timeout is None or isinf(wait) else self._socket_timeout + wait
+        self._timeout = LagTolerantTimeout(self._limit)
+
+    async def __aenter__(self) -> None:
+        self._connection.socket_timeout = None
+        await self._timeout.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._connection.socket_timeout = self._socket_timeout
+        try:
+            await self._timeout.__aexit__(kind, error, traceback)
+        except TimeoutError:
+            raise exceptions.TimeoutError(f"no reply in {self._limit:g} s") from None
 
 
 class DeadlineTimer:
-    """Limits the time of blocks like ``lag_tolerant_timeout``, in a quarter of its time while no block is late.
+    """Limits the time of blocks like ``LagTolerantTimeout``, in a quarter of its time while no block is late.
 
     One timer serves all tasks; every acknowledgement of a message has a deadline.
     """

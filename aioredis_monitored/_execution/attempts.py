@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf, isinf
 from time import monotonic
+from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from redis.asyncio.connection import AbstractConnection
@@ -16,7 +17,7 @@ from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded, is_
 from aioredis_monitored._redispy.overrides import check_health
 from aioredis_monitored._redispy.sockets import is_closed_by_peer, is_readable
 from aioredis_monitored._telemetry.operation import Observer
-from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout, ReplyTimeout
 from aioredis_monitored.errors import DedicatedConnectionError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import is_connection_loss, is_transient
@@ -57,12 +58,12 @@ async def dedicated_attempt(
     """
     is_acquired = False
     try:
-        async with lag_tolerant_timeout(seconds) as limit, acquired as connection:
+        async with LagTolerantTimeout(seconds) as limit, acquired as connection:
             is_acquired = True
             if wait is None:
                 yield connection
             else:
-                async with reply_timeout(connection, wait):
+                async with ReplyTimeout(connection, wait):
                     yield connection
     except WatchError:
         # The caller begins anew.
@@ -77,27 +78,6 @@ async def dedicated_attempt(
     pool.retry_policy.server_unreachable = False
 
 
-@asynccontextmanager
-async def dedicated_connection(
-    pool: MonitoredConnectionPool, observer: Observer | None
-) -> AsyncIterator[AbstractConnection]:
-    """Acquire a connection for one attempt (see ``dedicated_attempt``).
-
-    Commands that were called earlier are written earlier: the shared connection writes at once what it would write at
-    the end of this tick. Nothing waits for that, and a server may run what arrives on one connection before what
-    arrived on another one.
-    """
-    connection = await acquire_from(pool, observer)
-    try:
-        async with connection_in_use(pool, connection):
-            yield connection
-    except ResponseError as error:
-        leave_refusing_server(pool, error, connection)
-        raise
-    finally:
-        await pool.release(connection)
-
-
 async def acquire_from(pool: MonitoredConnectionPool, observer: Observer | None) -> AbstractConnection:
     """Acquire a connection that ``release`` gives back, and report it to the observer of the call."""
     connection = await pool.acquire(None if observer is None else observer.add_wait)
@@ -106,19 +86,74 @@ async def acquire_from(pool: MonitoredConnectionPool, observer: Observer | None)
     return connection
 
 
-@asynccontextmanager
-async def connection_in_use(pool: MonitoredConnectionPool, connection: AbstractConnection) -> AsyncIterator[None]:
-    """Check an acquired connection's health before the block, and explain an error that closing the pool causes."""
-    try:
-        # redis-py would check while it sends; a failure here means that nothing was sent.
-        await check_health(connection)
-        pool.write_pending()
-        yield
-    except AttributeError as error:
-        if error.obj is not None or pool.is_acquired(connection):
+class ConnectionInUse:
+    """Checks an acquired connection's health before the block, and explains an error that closing the pool causes."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: MonitoredConnectionPool, connection: AbstractConnection) -> None:
+        self._pool = pool
+        self._connection = connection
+
+    async def __aenter__(self) -> None:
+        try:
+            # redis-py would check while it sends; a failure here means that nothing was sent.
+            await check_health(self._connection)
+            self._pool.write_pending()
+        except AttributeError as error:
+            self._explain(error)
             raise
-        # The pool was closed while redis-py was about to write, and the connection has no writer any more.
-        raise pool.closed_error() from error
+
+    async def __aexit__(
+        self, _kind: type[BaseException] | None, error: BaseException | None, _traceback: TracebackType | None
+    ) -> None:
+        if isinstance(error, AttributeError):
+            self._explain(error)
+
+    def _explain(self, error: AttributeError) -> None:
+        if error.obj is None and not self._pool.is_acquired(self._connection):
+            # The pool was closed while redis-py was about to write, and the connection has no writer any more.
+            raise self._pool.closed_error() from error
+
+
+class DedicatedConnection:
+    """Acquires a connection for one attempt (see ``dedicated_attempt``), and gives it back.
+
+    Commands that were called earlier are written earlier: the shared connection writes at once what it would write at
+    the end of this tick. Nothing waits for that, and a server may run what arrives on one connection before what
+    arrived on another one.
+    """
+
+    __slots__ = ("_connection", "_observer", "_pool", "_use")
+
+    def __init__(self, pool: MonitoredConnectionPool, observer: Observer | None) -> None:
+        self._pool = pool
+        self._observer = observer
+
+    async def __aenter__(self) -> AbstractConnection:
+        connection = self._connection = await acquire_from(self._pool, self._observer)
+        self._use = ConnectionInUse(self._pool, connection)
+        try:
+            await self._use.__aenter__()
+        except BaseException as error:
+            await self._give_back(error)
+            raise
+        return connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            await self._use.__aexit__(kind, error, traceback)
+        finally:
+            await self._give_back(error)
+
+    async def _give_back(self, error: BaseException | None) -> None:
+        try:
+            if isinstance(error, ResponseError):
+                leave_refusing_server(self._pool, error, self._connection)
+        finally:
+            await self._pool.release(self._connection)
 
 
 def leave_refusing_server(

@@ -19,8 +19,8 @@ from aioredis_monitored._cancellation import wait_shielded
 from aioredis_monitored._commands.traits import Traits
 from aioredis_monitored._execution.attempts import (
     AcquireConnection,
+    DedicatedConnection,
     dedicated_attempt,
-    dedicated_connection,
     reject_write_counting,
     retry,
 )
@@ -127,21 +127,13 @@ class MonitoredConnections:
         """Return what gives each attempt of a call that begins now its connection; the arguments are those of ``run``.
 
         Raises:
-            DedicatedConnectionError: When entered: a command counts the writes of its connection, and nothing is
-                pinned.
+            DedicatedConnectionError: A command counts the writes of its connection, and nothing is pinned.
         """
         if pin is None:
-            return partial(self._any_connection, commands, observer)
+            for args in commands:
+                reject_write_counting(args)
+            return partial(DedicatedConnection, observer=observer)
         return partial(self._pinned_connection, caller, pin, commands, observer, pin.closings)
-
-    @asynccontextmanager
-    async def _any_connection(
-        self, commands: Collection[Sequence[Any]], observer: Observer | None, pool: MonitoredConnectionPool
-    ) -> AsyncIterator[AbstractConnection]:
-        for args in commands:
-            reject_write_counting(args)
-        async with dedicated_connection(pool, observer) as connection:
-            yield connection
 
     @asynccontextmanager
     async def _pinned_connection(
@@ -315,7 +307,7 @@ async def extended_timeout(connection: AbstractConnection, wait: float) -> Async
     """Extend a connection's ``socket_timeout`` in the block by what its commands may block.
 
     redis-py reads with a timeout of five seconds whatever the command: every BLPOP that waits longer would fail. A
-    ``MonitoredConnectionPool`` limits all replies of an attempt together (see ``reply_timeout``).
+    ``MonitoredConnectionPool`` limits all replies of an attempt together (see ``ReplyTimeout``).
     """
     socket_timeout = connection.socket_timeout
     if not wait or socket_timeout is None:

@@ -28,7 +28,7 @@ from aioredis_monitored._redispy.connections import close_connection, make_safe_
 from aioredis_monitored._redispy.overrides import connect
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._telemetry.spans import MessagingSpec
-from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
+from aioredis_monitored._timeouts import LATE_SECONDS, LagTolerantTimeout
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff
@@ -383,7 +383,7 @@ class _BlockingFetch:
             parse = _of_asked(parse, asked, count)
         limit = None if self._reply_timeout is None else wait + self._reply_timeout
         try:
-            async with lag_tolerant_timeout(limit):
+            async with LagTolerantTimeout(limit):
                 # CLIENT UNBLOCK needs the connection's id.
                 await self._send(("CLIENT", "ID"), *commands)
                 await self._read_replies()
@@ -496,7 +496,7 @@ class _BlockingFetch:
 
     def _settle_timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
         left = self._settle_deadline - asyncio.get_running_loop().time()
-        return lag_tolerant_timeout(max(0.0, min(seconds, left)))
+        return LagTolerantTimeout(max(0.0, min(seconds, left)))
 
 
 def _parse_poll(fetch: Fetch, replies: Sequence[Any]) -> Any:

@@ -17,7 +17,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import counts_connection_writes, traits_of
-from aioredis_monitored._execution.attempts import acquire_from, connection_in_use, is_lost
+from aioredis_monitored._execution.attempts import ConnectionInUse, acquire_from, is_lost
 from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import DedicatedConnectionError, PinnedConnectionLostError
@@ -122,7 +122,7 @@ class PinnedConnection:
                 _check_counts_nothing(commands)
             leaves = False
             try:
-                async with connection_in_use(pool, connection):
+                async with ConnectionInUse(pool, connection):
                     yield connection
             except ReadOnlyError:
                 # Another server may answer behind the same name.

@@ -25,8 +25,8 @@ from redis.exceptions import ResponseError
 from aioredis_monitored._commands.traits import FIXED_TRAITS, blocking_timeout, traits_of
 from aioredis_monitored._execution.attempts import (
     Attempt,
+    DedicatedConnection,
     dedicated_attempt,
-    dedicated_connection,
     leave_refusing_server,
     reject_write_counting,
     retry_failed,
@@ -243,7 +243,7 @@ class CommandExecutor:
         """Make one attempt on a dedicated connection."""
         reject_write_counting(args)
         decoding = {NEVER_DECODE: True} if NEVER_DECODE in options else {}
-        acquired = dedicated_connection(pool, observer)
+        acquired = DedicatedConnection(pool, observer)
         async with dedicated_attempt(pool, seconds, acquired, blocking_timeout(args) or 0) as connection:
             try:
                 # Under a name without a callback: a callback's error is neither the server's nor the connection's.

@@ -11,8 +11,8 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
+    DedicatedConnection,
     dedicated_attempt,
-    dedicated_connection,
     leave_refusing_server,
     reject_write_counting,
     retry,
@@ -520,7 +520,7 @@ class Scatter:
     ) -> list[Any]:
         wait = sum(blocking_timeout(args) or 0 for args in sent)
         replies: list[Any] = []
-        async with dedicated_attempt(pool, seconds, dedicated_connection(pool, observer), wait) as connection:
+        async with dedicated_attempt(pool, seconds, DedicatedConnection(pool, observer), wait) as connection:
             discard_if_altered(pool, connection, [args for args in sent if _is_given(args)])
             try:
                 await connection.send_packed_command(connection.pack_commands(sent))

@@ -9,7 +9,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import Peer
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout
 
 
 class AttemptFailed(Exception):  # noqa: N818 - wraps the error
@@ -115,7 +115,7 @@ class _ReplyFuture(asyncio.Future[Any]):
         try:
             if seconds is None:
                 return await self
-            async with lag_tolerant_timeout(seconds):
+            async with LagTolerantTimeout(seconds):
                 return await self
         except asyncio.CancelledError:
             if not self.cancelled() and not isinstance(self.result(), AttemptFailed):

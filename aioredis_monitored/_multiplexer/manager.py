@@ -16,7 +16,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._multiplexer.connection import MultiplexedConnection
 from aioredis_monitored._multiplexer.futures import AttemptFailed, CallFuture
-from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
+from aioredis_monitored._timeouts import LATE_SECONDS, LagTolerantTimeout
 from aioredis_monitored.errors import PoolExhaustedError, copied
 
 # How many calls are queued before cancelled ones are removed.
@@ -360,7 +360,7 @@ class ConnectionManager:
         if closing:
             timeouts = (connection.inflight.timeout or _DRAIN_SECONDS for connection in connections)
             with suppress(TimeoutError):
-                async with lag_tolerant_timeout(max(timeouts, default=_DRAIN_SECONDS)):
+                async with LagTolerantTimeout(max(timeouts, default=_DRAIN_SECONDS)):
                     await asyncio.wait(closing)
         for connection in connections:
             connection.close(lambda: RedisConnectionError("closed before the reply came"))

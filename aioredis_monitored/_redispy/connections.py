@@ -98,9 +98,13 @@ class SafeConnection(AbstractConnection):
             await self.check_health()
         if isinstance(command, str):
             command = command.encode()
+        parts = [command] if isinstance(command, bytes) else command
         try:
-            async with asyncio.timeout(self.socket_timeout or None):
-                await self._send_packed_command([command] if isinstance(command, bytes) else command)
+            if not self.socket_timeout:
+                await self._send_packed_command(parts)
+            else:
+                async with asyncio.timeout(self.socket_timeout):
+                    await self._send_packed_command(parts)
         except BaseException as error:
             # A part of the command may be written.
             await self.disconnect(nowait=True)

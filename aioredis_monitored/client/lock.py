@@ -37,7 +37,7 @@ from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.context import nested_in
 from aioredis_monitored._telemetry.operation import Operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout
 from aioredis_monitored.errors import PinnedConnectionLostError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.retry import exponential_backoff, is_connection_loss, is_error_reply, is_transient
@@ -408,7 +408,7 @@ class _Acquisition:
     async def _undo(self) -> None:
         attempt = partial(_release_on_side_channel, self._lock, self._connections, self._token)
         try:
-            async with lag_tolerant_timeout(_UNDO_SECONDS):
+            async with LagTolerantTimeout(_UNDO_SECONDS):
                 await retry_until_answered(attempt, _undo_backoff)
         except (RedisError, TimeoutError) as error:
             _LOGGER.warning(

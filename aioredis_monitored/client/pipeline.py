@@ -19,8 +19,8 @@ from aioredis_monitored._cancellation import cleaning_up, is_being_cancelled
 from aioredis_monitored._commands.table import operation_name
 from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
 from aioredis_monitored._execution.attempts import (
+    DedicatedConnection,
     dedicated_attempt,
-    dedicated_connection,
     leave_refusing_server,
     retry,
 )
@@ -41,7 +41,7 @@ from aioredis_monitored._redispy.sockets import stream_of
 from aioredis_monitored._telemetry import semconv_ext
 from aioredis_monitored._telemetry.coexistence import EXECUTE, EXECUTE_IMMEDIATELY
 from aioredis_monitored._telemetry.operation import NestedCall, Observer, Operation, observe_call, start_operation
-from aioredis_monitored._timeouts import reply_timeout
+from aioredis_monitored._timeouts import ReplyTimeout
 from aioredis_monitored._topology.placement import may_read_from_replica
 from aioredis_monitored.client.pipeline_commands import PipelineCommands
 from aioredis_monitored.errors import ClusterRoutingError, CrossSlotError, decoding_error
@@ -272,7 +272,7 @@ class MonitoredRedisPipeline(PipelineCommands):
     async def _attempt_dedicated(
         self, pool: MonitoredConnectionPool, stack: CommandStackT, raise_on_error: bool, seconds: float | None
     ) -> list[Any]:
-        acquired = dedicated_connection(pool, self._operation)
+        acquired = DedicatedConnection(pool, self._operation)
         async with dedicated_attempt(pool, seconds, acquired, self._blocking_timeout(stack)) as connection:
             return await self._execute_on(pool, stack, raise_on_error, connection)
 
@@ -408,7 +408,7 @@ async def _end_watch(connection: Connection) -> None:
     if not connection.is_connected:
         return
     try:
-        async with reply_timeout(connection, 0):
+        async with ReplyTimeout(connection, 0):
             await connection.send_command("UNWATCH")
             await connection.read_response()
     except (RedisConnectionError, RedisTimeoutError):

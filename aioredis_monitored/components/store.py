@@ -14,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from aioredis_monitored._execution.routing import reading_primaries
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout
 from aioredis_monitored.errors import MonitoredRedisError
 
 _Value = bytes | str | None
@@ -139,7 +139,7 @@ class _Entry:
         reading = self._reading
         left = None if patience is None else max(0.0, self._started_at + patience - monotonic())
         with suppress(TimeoutError):
-            async with lag_tolerant_timeout(left):
+            async with LagTolerantTimeout(left):
                 await asyncio.wait({reading})
         if reading.done() and reading.cancelled():
             # By code that cancels every task; this reader was not cancelled.

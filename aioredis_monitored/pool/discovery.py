@@ -16,7 +16,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, RedisError,
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._redispy.sockets import abort_sockets
-from aioredis_monitored._timeouts import lag_tolerant_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout
 from aioredis_monitored._topology.follow_schedule import FollowSchedule
 from aioredis_monitored._topology.known_sentinels import KnownSentinels, Sentinel
 from aioredis_monitored._topology.sentinel import (
@@ -148,7 +148,7 @@ class SentinelDiscovery:
         if self._loop is None:
             self._loop, self._process = asyncio.get_running_loop(), os.getpid()
         try:
-            async with lag_tolerant_timeout(self._deadline):
+            async with LagTolerantTimeout(self._deadline):
                 return await self._locate()
         except TimeoutError:
             raise self._failure(elect((), self._known.count())) from None

@@ -48,7 +48,7 @@ from aioredis_monitored._telemetry.operation import Operation, start_operation
 from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server, server_of
 from aioredis_monitored._telemetry.stats import PoolStats
-from aioredis_monitored._timeouts import lag_tolerant_timeout, reply_timeout
+from aioredis_monitored._timeouts import LagTolerantTimeout, ReplyTimeout
 from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
@@ -335,7 +335,7 @@ class MonitoredConnectionPool(TypedPool):
             try:
                 if operation is not None:
                     operation.set_connection(connection)
-                async with reply_timeout(connection, 0):
+                async with ReplyTimeout(connection, 0):
                     await connection.send_command("PING")
                     await connection.read_response()
             finally:
@@ -532,7 +532,7 @@ class MonitoredConnectionPool(TypedPool):
     async def _wait_for_slot(self, *, reserved: bool = False) -> AbstractConnection:
         waiter = self._slots.enqueue(asyncio.get_running_loop(), reserved=reserved)
         try:
-            async with lag_tolerant_timeout(self.timeout):
+            async with LagTolerantTimeout(self.timeout):
                 return await waiter
         except BaseException as error:
             if (connection := self._slots.leave(waiter)) is not None:
@@ -693,7 +693,7 @@ class MonitoredConnectionPool(TypedPool):
         """Return whether the server answers a PING in time, on the shared connection or else on one of its own."""
         connection = None
         try:
-            async with lag_tolerant_timeout(seconds):
+            async with LagTolerantTimeout(seconds):
                 if self.multiplexer is not None:
                     return not isinstance(await self.multiplexer.send(("PING",)), AttemptFailed)
                 connection = make_safe_connection(self)

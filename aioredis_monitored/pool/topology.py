@@ -21,7 +21,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored._multiplexer import AttemptFailed
 from aioredis_monitored._redispy.connections import ClosingConnections
 from aioredis_monitored._redispy.overrides import connect
-from aioredis_monitored._timeouts import LATE_SECONDS, lag_tolerant_timeout
+from aioredis_monitored._timeouts import LATE_SECONDS, LagTolerantTimeout
 from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap, host_of
 from aioredis_monitored.config.addresses import Address, address_text, is_ip_address
@@ -298,7 +298,7 @@ class ClusterTopology:
         seconds = None if factory is None else factory.retry_policy.deadline
         failure: BaseException | None
         try:
-            async with lag_tolerant_timeout(seconds):
+            async with LagTolerantTimeout(seconds):
                 # Not awaited itself: closing the pool cancels it, and not the calls that wait.
                 await asyncio.wait([refresh])
         except TimeoutError:
