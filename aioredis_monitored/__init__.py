@@ -30,6 +30,7 @@ from aioredis_monitored.errors import (
 )
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
+from aioredis_monitored.pool.health import PoolHealth, ServerHealth
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.queue import MessageQueue
@@ -58,11 +59,13 @@ __all__ = [
     "PinnedConnectionLostError",
     "PoolClosedError",
     "PoolExhaustedError",
+    "PoolHealth",
     "PoolStats",
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",
     "ReplyDecodingError",
+    "ServerHealth",
     "TelemetryOptions",
     "TimedOutError",
     "__version__",

@@ -6,7 +6,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, NamedTuple
 
-from redis.exceptions import AskError, MovedError, RedisError, ResponseError
+from redis.exceptions import AskError, MovedError, RedisError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from aioredis_monitored._commands.traits import Traits, blocking_timeout, traits_of, traits_of_batch
@@ -19,6 +19,7 @@ from aioredis_monitored._execution.attempts import (
 )
 from aioredis_monitored._execution.pinned import discard_if_altered
 from aioredis_monitored._multiplexer import ISOLATE_AFTER, AttemptFailed, BatchFuture, Multiplexer
+from aioredis_monitored._redispy.connections import replies_on
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored._topology.node import REPLICA_ROLES, role_in
 from aioredis_monitored._topology.placement import Kind, Part, Placement, combine, placement_of, routing_error, split
@@ -519,20 +520,9 @@ class Scatter:
         seconds: float | None,
     ) -> list[Any]:
         wait = sum(blocking_timeout(args) or 0 for args in sent)
-        replies: list[Any] = []
         async with dedicated_attempt(pool, seconds, DedicatedConnection(pool, observer), wait) as connection:
             discard_if_altered(pool, connection, [args for args in sent if _is_given(args)])
-            try:
-                await connection.send_packed_command(connection.pack_commands(sent))
-                while len(replies) < len(sent):
-                    try:
-                        replies.append(await connection.read_response(disable_decoding=True))
-                    except ResponseError as error:
-                        replies.append(error)
-            except BaseException:
-                # Replies that are not read belong to no later call.
-                await connection.disconnect(nowait=True)
-                raise
+            replies = await replies_on(connection, sent)
             leave_refusing_server(pool, replies, connection)
         return replies
 

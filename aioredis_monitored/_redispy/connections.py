@@ -4,7 +4,7 @@
 import asyncio
 import logging
 import ssl
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import Context
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from redis._parsers import Encoder
 from redis.asyncio import Connection, ConnectionPool
 from redis.asyncio.connection import AbstractConnection, DefaultParser, RedisSSLContext
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from aioredis_monitored._redispy.sockets import closing_of, has_socket, is_closed_transport_error, parser_of
@@ -113,6 +113,28 @@ class SafeConnection(AbstractConnection):
             if isinstance(error, OSError) or is_closed_transport_error(error):
                 raise RedisConnectionError(f"Error while writing to socket: {error}") from error
             raise
+
+
+async def replies_on(connection: AbstractConnection, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+    """Send commands in one piece, and return their replies as hiredis has parsed them; error replies are values.
+
+    If that fails, or is cancelled, the connection is closed: replies that are not read belong to no later call.
+
+    Raises:
+        redis.exceptions.RedisError: The connection has ended, or a reply was late.
+    """
+    replies: list[Any] = []
+    try:
+        await connection.send_packed_command(connection.pack_commands(commands))
+        while len(replies) < len(commands):
+            try:
+                replies.append(await connection.read_response(disable_decoding=True))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        await connection.disconnect(nowait=True)
+        raise
+    return replies
 
 
 async def close_connection(connection: AbstractConnection) -> None:

@@ -1,5 +1,6 @@
 """The pool of a cluster, which routes each call to the pool of a node."""
 
+import asyncio
 import codecs
 import logging
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -28,6 +29,7 @@ from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.errors import ClusterRoutingError
+from aioredis_monitored.pool.health import PoolHealth, problem_of
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.node_pool import NodePool, ReadingNodePool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
@@ -310,6 +312,22 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             pool = await self._any_pool()
         with self._noting_failure(pool):
             await pool.ping()
+
+    async def health(self) -> PoolHealth:
+        """Return whether all slots are served, by primaries that take calls, and why not; it never raises."""
+        topology = self.cluster_topology
+        try:
+            with self._named_errors():
+                await self._any_pool()
+        except Exception as error:  # noqa: BLE001 - also what a credential provider raises
+            return PoolHealth(self._topology_name, (), problem_of(error))
+        servers = await asyncio.gather(*(pool.server_health() for pool in topology.primary_pools))
+        problems = [f"{each.server}: {each.problem}" for each in servers if each.problem]
+        if unserved := topology.slots.count(None):
+            problems.insert(0, f"no node serves {unserved} of {len(topology.slots)} slots")
+        if problems:
+            topology.request_refresh()
+        return PoolHealth(self._topology_name, tuple(servers), "; ".join(problems))
 
     # Connections, which belong to the nodes' pools.
 

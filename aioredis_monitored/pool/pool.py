@@ -29,6 +29,7 @@ from aioredis_monitored._redispy.connections import (
     decode_reply,
     is_decodable,
     make_safe_connection,
+    replies_on,
     wait_closed,
     with_safe_send,
     with_shared_context,
@@ -66,6 +67,7 @@ from aioredis_monitored.pool.arguments import (
     without_defaults,
 )
 from aioredis_monitored.pool.connecting import Connector
+from aioredis_monitored.pool.health import PoolHealth, ServerCheck, ServerHealth
 from aioredis_monitored.pool.lifecycle import Lifecycle
 from aioredis_monitored.pool.metrics import PoolMetrics
 from aioredis_monitored.pool.retry import MAX_DELAY_SECONDS, RetryPolicy
@@ -218,6 +220,7 @@ class MonitoredConnectionPool(TypedPool):
         self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self._title, self._slots)
         self._connector = Connector(self._slots, self._metrics, self._lifecycle.closed_error)
+        self._server_check = ServerCheck()
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
@@ -310,8 +313,7 @@ class MonitoredConnectionPool(TypedPool):
             redis.exceptions.RedisError: As a command raises it; its text begins with the pool's name.
         """
         with self._named_errors():
-            operation = start_operation(self.telemetry, ("PING",), None)
-            await (self._ping(None) if operation is None else operation.observe(self._ping, operation))
+            await self._ping()
 
     @contextmanager
     def _named_errors(self) -> Iterator[None]:
@@ -325,7 +327,11 @@ class MonitoredConnectionPool(TypedPool):
             error.args = (f"pool {self._label}: {error}", *error.args[1:])
             raise
 
-    async def _ping(self, operation: Operation | None) -> None:
+    async def _ping(self) -> None:
+        operation = start_operation(self.telemetry, ("PING",), None)
+        await (self._ping_as(None) if operation is None else operation.observe(self._ping_as, operation))
+
+    async def _ping_as(self, operation: Operation | None) -> None:
         if self.multiplexer is not None:
             reply = await self.multiplexer.send(("PING",), None, operation)
             if isinstance(reply, Exception):
@@ -341,6 +347,34 @@ class MonitoredConnectionPool(TypedPool):
             finally:
                 await self.release(connection)
         self.retry_policy.server_unreachable = False
+
+    async def health(self) -> PoolHealth:
+        """Return whether the pool's servers take calls, and why not: two round trips, in one attempt; it never raises.
+
+        A server that is out of reach takes it ``socket_connect_timeout``, one that does not answer ``socket_timeout``.
+        It writes nothing. The user needs no rights for it; with ``+eval`` it says whether writes are accepted, and with
+        ``+info`` how many replicas there are. What the server refuses to say is asked for once in a pool's life.
+        """
+        server = await self.server_health()
+        return PoolHealth(self._topology_name, (server,), server.problem)
+
+    async def server_health(self) -> ServerHealth:
+        """Return whether the server that calls go to takes them; it never raises."""
+        return await self._server_check.run(self._address, self._ping, self._ask)
+
+    async def _ask(self, commands: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
+        """Return the replies to commands, which no telemetry mentions; error replies are values."""
+        if self.multiplexer is not None:
+            replies: Sequence[Any] | AttemptFailed = await self.multiplexer.send_batch(commands)
+            if isinstance(replies, AttemptFailed):
+                raise replies.error
+            return replies
+        connection = await self.acquire()
+        try:
+            async with ReplyTimeout(connection, 0):
+                return await replies_on(connection, commands)
+        finally:
+            await self.release(connection)
 
     # How calls are retried
 

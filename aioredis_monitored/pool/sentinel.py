@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
@@ -22,6 +23,7 @@ from aioredis_monitored.config.addresses import Address, address_text
 from aioredis_monitored.config.readers import ReadFrom
 from aioredis_monitored.pool.credentials import PasswordFile
 from aioredis_monitored.pool.discovery import PrimaryLocation, SentinelDiscovery
+from aioredis_monitored.pool.health import ServerHealth
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.pool.replicas import Replicas
 from aioredis_monitored.pool.sentinel_connections import SentinelConnections
@@ -212,6 +214,11 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         if before not in {None, location.announced}:
             self.telemetry.record(self.telemetry.instruments.failovers, 1)
             _LOGGER.warning("pool %r: the primary of %r is %s now", self.name, self._service, where)
+
+    async def server_health(self) -> ServerHealth:
+        """Return whether the primary takes calls; it never raises."""
+        found = await super().server_health()
+        return found if self._served_by is None else replace(found, server=address_text(*self._served_by))
 
     @property
     def _service(self) -> str:

@@ -21,7 +21,7 @@ async def test_pinned_client_has_the_same_names_as_its_client(client):
 
 # Names that clients and the shared connection need from the pool, the only object that they share.
 OF_THE_POOL = {
-    *("name", "telemetry", "stats", "ping", "get_retry", "retry_policy", "multiplexer"),
+    *("name", "telemetry", "stats", "ping", "health", "server_health", "get_retry", "retry_policy", "multiplexer"),
     *("acquire", "reconnect", "is_acquired", "was_reconnected", "discard_on_release", "will_discard", "is_connected"),
     *("check_open", "bind_event_loop", "closed_error", "background_tasks"),
     *("decodes_replies", "decode_reply", "is_decodable", "write_pending", "retire_connections"),
