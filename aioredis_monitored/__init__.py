@@ -29,10 +29,12 @@ from aioredis_monitored.errors import (
     TimedOutError,
 )
 from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.integrations.health import HealthEndpoints
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.health import PoolHealth, ServerHealth
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
+from aioredis_monitored.queue.health import QueueHealth
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
@@ -44,6 +46,7 @@ __all__ = [
     "CrossSlotError",
     "DedicatedConnectionError",
     "EventLoopError",
+    "HealthEndpoints",
     "LeaseLostError",
     "MessageQueue",
     "MonitoredClusterPool",
@@ -61,6 +64,7 @@ __all__ = [
     "PoolExhaustedError",
     "PoolHealth",
     "PoolStats",
+    "QueueHealth",
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",

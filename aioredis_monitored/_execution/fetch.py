@@ -192,7 +192,10 @@ async def _poll_shared(
         leave_refusing_server(pool, reply, since=started)
         raise reply if isinstance(reply, AttemptFailed) else AttemptFailed(reply, may_have_run=True)
     pool.retry_policy.server_unreachable = False
-    return fetch.parse_poll(reply)
+    found = fetch.parse_poll(reply)
+    if found is None:
+        fetch.on_empty()
+    return found
 
 
 # Blocking on a dedicated connection.

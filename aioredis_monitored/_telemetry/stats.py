@@ -105,10 +105,15 @@ class QueueStats:
 
     Args:
         attributes: The attributes of the queue's points.
+
+    Attributes:
+        fetched_at: When this process last took messages, or was told that there are none, by the monotonic clock;
+            ``None`` if never.
     """
 
     def __init__(self, attributes: dict[str, Any]) -> None:
         self.attributes = attributes
+        self.fetched_at: float | None = None
         self._depth: tuple[int, float] | None = None
         self._dead: tuple[int, float] | None = None
         self._fresh_seconds = _MIN_FRESH_SECONDS

@@ -12,10 +12,10 @@ from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._telemetry.stats import RequestStats
 from aioredis_monitored.client.client import MonitoredRedisConnection
 
-_Scope = MutableMapping[str, Any]
-_Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-_Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-_App = Callable[[_Scope, _Receive, _Send], Awaitable[None]]
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+_App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 # A response ends with one of them.
 _LAST_MESSAGES: Final = frozenset({"http.response.body", "http.response.trailers", "http.response.pathsend"})
@@ -104,7 +104,7 @@ class RedisMiddleware:
         self.app = app
         self.factory = factory
 
-    async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Run the application on one ASGI connection."""
         if scope["type"] not in {"http", "websocket"}:
             await self.app(scope, receive, send)
@@ -120,7 +120,7 @@ class RedisMiddleware:
             request.close()
 
 
-def _reporting(send: _Send, request: RequestStats) -> _Send:
+def _reporting(send: Send, request: RequestStats) -> Send:
     """Return a ``send`` that first reports the request if the message is its last: with it, its span may end."""
 
     async def report_and_send(message: MutableMapping[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """The public message queue: checks arguments, and hands them to the producer, the pop, the leases or a worker."""
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
+from time import monotonic
 from types import TracebackType
 from typing import Any, Final, Self, cast
 
@@ -16,7 +18,9 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
 from aioredis_monitored.errors import DedicatedConnectionError, TimedOutError
+from aioredis_monitored.pool.health import problem_of
 from aioredis_monitored.queue.consumer import LeaseConfig, QueueKeys
+from aioredis_monitored.queue.health import QueueHealth
 from aioredis_monitored.queue.leases import LeaseManager, TakeContext
 from aioredis_monitored.queue.pop import PopFetch
 from aioredis_monitored.queue.producer import Producer
@@ -26,6 +30,8 @@ from aioredis_monitored.queue.worker import Worker
 
 _MAX_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflows its clock
 _MIN_LEASE_SECONDS: Final = 1
+# A wait takes up to 15 s, and an answer may be late.
+_MIN_WITHIN_SECONDS: Final = 20
 # A larger batch would block the server for long.
 _MAX_REQUEUE_BATCH: Final = 100
 
@@ -274,6 +280,35 @@ class MessageQueue:
             left -= moved
         self._telemetry.stats.update(dead=left)
         return total - left
+
+    async def health(self, within: float | None = None) -> QueueHealth:
+        """Return whether the queue can be used, and whether this process consumes it; it never raises what Redis does.
+
+        Args:
+            within: Seconds within which this process must have taken a message, or have been told that there is none,
+                by any ``MessageQueue`` of this name on the same pool; at least 20, as a wait takes up to 15. A handler
+                that takes longer while no other one is free counts as an outage too. Default ``None``: it need not
+                consume.
+
+        Raises:
+            ValueError: ``within`` is out of range.
+        """
+        if within is not None and (not _is_number(within) or not _MIN_WITHIN_SECONDS <= within <= _MAX_SECONDS):
+            message = f"within must be a number of seconds from {_MIN_WITHIN_SECONDS} to {_MAX_SECONDS}, got {within!r}"
+            raise ValueError(message)
+        depth = dead = None
+        problem = ""
+        try:
+            depth, dead = await asyncio.gather(self.client.llen(self.name), self.client.llen(self._keys.dead))
+        except Exception as error:  # noqa: BLE001 - also what a credential provider raises
+            problem = problem_of(error)
+        else:
+            self._telemetry.stats.update(depth=depth, dead=dead)
+        fetched_at = self._telemetry.stats.fetched_at
+        idle = None if fetched_at is None else monotonic() - fetched_at
+        if not problem and within is not None and (idle is None or idle > within):
+            problem = "this process has never consumed" if idle is None else f"nothing was taken for {idle:.0f} s"
+        return QueueHealth(depth, dead, len(self._leases), idle, problem)
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""

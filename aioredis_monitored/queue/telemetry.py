@@ -1,7 +1,7 @@
 """The telemetry of a queue: its operations, the events of its messages, and the envelopes of trace contexts."""
 
 from collections.abc import Mapping, Sequence
-from time import time
+from time import monotonic, time
 from typing import Final
 
 from opentelemetry.metrics import Counter, Histogram
@@ -56,6 +56,7 @@ class QueueTelemetry:
     def on_empty(self) -> None:
         """Note that the queue was empty."""
         self.stats.update(depth=0)
+        self.stats.fetched_at = monotonic()
 
     def on_recovered(self, count: int) -> None:
         """Count messages of dead consumers that were requeued or became dead letters."""
@@ -71,6 +72,7 @@ class QueueTelemetry:
 
     def unwrap(self, messages: Sequence[bytes]) -> tuple[list[bytes], list[Mapping[str, str]]]:
         """Return the payloads and the carriers of messages, and record how long these were in the queue."""
+        self.stats.fetched_at = monotonic()
         payloads: list[bytes] = []
         carriers: list[Mapping[str, str]] = []
         for payload, carrier in map(unseal, messages):

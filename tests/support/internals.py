@@ -21,7 +21,7 @@ from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
 from aioredis_monitored.pool import discovery, replicas, sentinel, topology
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue import worker
+from aioredis_monitored.queue import queue, worker
 from aioredis_monitored.testing import server
 
 # Pool.
@@ -277,6 +277,12 @@ def is_worker_loop(task):
 def set_failure_backoff(monkeypatch, backoff):
     """Replace the function that returns a worker's delay after a number of failures."""
     monkeypatch.setattr(worker, "_failure_backoff", backoff)
+
+
+def move_clock_of_queue_health(monkeypatch, seconds):
+    """Let that many seconds have passed since this process has last consumed."""
+    now = queue.monotonic
+    monkeypatch.setattr(queue, "monotonic", lambda: now() + seconds)
 
 
 def auth_backoff(failures):

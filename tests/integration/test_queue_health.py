@@ -1,0 +1,135 @@
+"""``MessageQueue.health``: what a queue holds, and whether this process consumes it."""
+
+import asyncio
+import math
+
+import pytest
+from support.internals import move_clock_of_queue_health
+from support.sharing import UNRECORDED
+
+from aioredis_monitored import MessageQueue, MonitoredConnectionPool, TimedOutError
+
+
+@pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
+def queue(request, make_pool, server):
+    return MessageQueue("mail", make_pool(server.url, multiplex=request.param, **UNRECORDED), max_deliveries=1)
+
+
+async def test_health_counts_what_waits_is_held_and_is_dead(queue):
+    await queue.put_many([b"dies", b"held", b"waits", b"waits"])
+    with pytest.raises(LookupError):
+        async with queue.take():
+            raise LookupError
+    async with queue.take():
+        health = await queue.health()
+
+    assert (health.ok, health.depth, health.dead, health.held) == (True, 2, 1, 1)
+
+
+async def test_health_of_a_producer_need_not_consume(queue):
+    await queue.put(b"message")
+
+    health = await queue.health()
+
+    assert (health.ok, health.idle, health.problem) == (True, None, "")
+
+
+async def test_process_that_never_consumed_is_not_ok_if_it_must(queue):
+    health = await queue.health(within=20)
+
+    assert (health.ok, health.problem) == (False, "this process has never consumed")
+
+
+async def nothing(_message):
+    pass
+
+
+async def get(queue):
+    await queue.get()
+
+
+async def get_of_an_empty_queue(queue):
+    await queue.unlink()
+    with pytest.raises(TimedOutError):
+        await queue.get(timeout=0)
+
+
+async def wait_in_vain(queue):
+    await queue.unlink()
+    with pytest.raises(TimedOutError):
+        await queue.get(timeout=1)
+
+
+async def take(queue):
+    async with queue.take():
+        pass
+
+
+async def take_many_from_an_empty_queue(queue):
+    await queue.unlink()
+    with pytest.raises(TimedOutError):
+        async with queue.take_many(2, timeout=0):
+            pass
+
+
+async def consume(queue):
+    async def stop(_message):
+        queue.stop()
+
+    await queue.consume(stop)
+
+
+async def consume_through_another_object(queue):
+    await consume(MessageQueue(queue.name, queue.client.connection_pool))
+
+
+@pytest.mark.parametrize(
+    "fetch",
+    [
+        get,
+        get_of_an_empty_queue,
+        wait_in_vain,
+        take,
+        take_many_from_an_empty_queue,
+        consume,
+        consume_through_another_object,
+    ],
+)
+async def test_whatever_the_server_has_answered_counts_for_as_long_as_it_may(queue, fetch, monkeypatch):
+    await queue.put(b"message")
+    await fetch(queue)
+
+    assert (await queue.health(within=60)).ok
+    assert (await queue.health(within=60)).idle < 60
+
+    move_clock_of_queue_health(monkeypatch, 1000)
+    late = await queue.health(within=60)
+
+    assert not late.ok
+    assert late.problem.startswith("nothing was taken for 10")
+    assert (await queue.health(within=2000)).ok
+    assert (await queue.health()).ok
+
+
+async def test_consumer_that_waits_is_alive(queue):
+    worker = asyncio.create_task(queue.consume(nothing))
+    async with asyncio.timeout(30):
+        while not (await queue.health(within=20)).ok:
+            await asyncio.sleep(0.01)
+    queue.stop()
+    await worker
+
+
+@pytest.mark.parametrize("multiplex", [True, False])
+async def test_health_of_a_queue_out_of_reach_says_so(multiplex):
+    async with MonitoredConnectionPool.from_url("redis://127.0.0.1:1", retries=0, multiplex=multiplex) as pool:
+        health = await MessageQueue("mail", pool).health(within=20)
+
+    assert (health.ok, health.depth, health.dead, health.held, health.idle) == (False, None, None, 0, None)
+    assert health.problem.startswith("Error 111 ")
+
+
+@pytest.mark.parametrize("within", [19, 0, -1, math.nan, math.inf, "60", True])
+async def test_health_refuses_what_is_no_time(queue, within):
+    with pytest.raises(ValueError, match=r"^within must be a number of seconds from 20 to "):
+        await queue.health(within)
