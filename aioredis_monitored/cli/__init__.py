@@ -1,31 +1,36 @@
-"""The command line: python -m aioredis_monitored, or aioredis-monitored."""
+"""The command line: python -m aioredis_monitored, or aioredis-monitored.
+
+A command is a module with ``add_parser``, which declares its arguments and loads nothing that is optional or slow.
+
+Exit codes: 0, what was asked for is so; 1, it is not, or Redis cannot be used; 2, the command line or the configuration
+cannot be used, or an extra is missing; 130, it was interrupted.
+"""
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 
-_NEEDS_EXTRA = 'the demo needs an extra: pip install "aioredis_monitored[demo]"'
+from aioredis_monitored._version import __version__
+from aioredis_monitored.cli import demo_command
+
+_EPILOG = """\
+Redis is the one in REDIS_URL and the other REDIS_... variables. Where to begin:
+  aioredis-monitored demo            what the telemetry looks like, on an embedded server
+  aioredis-monitored COMMAND --help  what a command does
+"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(prog="aioredis-monitored", description="Redis client with OpenTelemetry.")
-    demo = parser.add_subparsers(required=True, metavar="COMMAND").add_parser(
-        "demo",
-        help="run a small web shop and show its Redis telemetry",
-        description="Run a small web shop on an embedded server, or on the one in REDIS_URL, and show its telemetry.",
+    parser = argparse.ArgumentParser(
+        prog="aioredis-monitored",
+        description="Redis client with OpenTelemetry.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    demo.add_argument("--otlp", metavar="URL", help="send it to a collector as well, such as http://localhost:4318")
-    demo.add_argument(
-        "--cluster",
-        action="store_true",
-        help="on an embedded cluster, of which a slot moves and a node dies, whatever REDIS_URL says",
-    )
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (demo_command,):
+        command.add_parser(commands)
     options = parser.parse_args(arguments)
-    try:
-        from aioredis_monitored.cli.demo import run  # noqa: PLC0415 - the extra's packages may be missing
-    except ImportError as error:
-        sys.stderr.write(f"{_NEEDS_EXTRA} ({error})\n")
-        return 2
-    return run(os.environ, options.otlp, on_cluster=options.cluster)
+    code: int = options.run(options)
+    return code
