@@ -19,6 +19,7 @@ from aioredis_monitored._telemetry.semconv import DB_CLIENT_OPERATION_DURATION
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.cli.render import print_cluster, print_durations, print_waterfalls
 from aioredis_monitored.cli.shop import Shop
+from aioredis_monitored.cli.waterfall import waterfalls
 from aioredis_monitored.components.registry import Components
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.errors import ConfigurationError
@@ -50,7 +51,7 @@ def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool) -> in
     try:
         with _Termination() as termination, _servers(environ, on_cluster) as servers, _telemetry(otlp) as capture:
             recording = asyncio.run(_shop(servers, capture, termination))
-        print_waterfalls(console, recording.spans)
+        print_waterfalls(console, waterfalls(recording.spans))
         print_durations(console, recording.points(DB_CLIENT_OPERATION_DURATION))
         if on_cluster:
             print_cluster(console, recording)
@@ -123,12 +124,12 @@ def _servers(environ: Mapping[str, str], on_cluster: bool) -> Iterator[_Servers]
 def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
     readers: list[MetricReader] = []
     if otlp:
-        metrics = OTLPMetricExporter(endpoint=f"{otlp.rstrip('/')}/v1/metrics", timeout=_COLLECTOR_SECONDS)
+        metrics = OTLPMetricExporter(endpoint=f"{otlp}/v1/metrics", timeout=_COLLECTOR_SECONDS)
         readers.append(PeriodicExportingMetricReader(metrics))
     # With counted ids, a collector would merge the traces of two runs.
     with TelemetryCapture(*readers, id_generator=RandomIdGenerator()) as capture:
         if otlp:
-            traces = OTLPSpanExporter(endpoint=f"{otlp.rstrip('/')}/v1/traces", timeout=_COLLECTOR_SECONDS)
+            traces = OTLPSpanExporter(endpoint=f"{otlp}/v1/traces", timeout=_COLLECTOR_SECONDS)
             capture.tracer_provider.add_span_processor(BatchSpanProcessor(traces))
         yield capture
 

@@ -3,7 +3,9 @@
 import argparse
 import os
 import sys
+from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 _NEEDS_EXTRA = 'the demo needs an extra: pip install "aioredis_monitored[demo]"'
 
@@ -15,13 +17,25 @@ def add_parser(commands: Any) -> None:
         help="run a small web shop and show its Redis telemetry",
         description="Run a small web shop on an embedded server, or on the one in REDIS_URL, and show its telemetry.",
     )
-    parser.add_argument("--otlp", metavar="URL", help="send it to a collector as well, such as http://localhost:4318")
+    parser.add_argument(
+        "--otlp", metavar="URL", type=_otlp_url, help="send it to a collector as well, such as http://localhost:4318"
+    )
     parser.add_argument(
         "--cluster",
         action="store_true",
         help="on an embedded cluster, of which a slot moves and a node dies, whatever REDIS_URL says",
     )
     parser.set_defaults(run=_run)
+
+
+def _otlp_url(text: str) -> str:
+    """Return the base URL of a collector's OTLP/HTTP receiver, without a slash at its end."""
+    with suppress(ValueError):  # as for a port that is no number
+        url = urlsplit(text)
+        if url.scheme in {"http", "https"} and url.hostname and (url.port is None or url.port):
+            return text.rstrip("/")
+    message = f"must be a URL such as http://localhost:4318, got {text!r}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -1,44 +1,54 @@
-"""Spans as waterfalls and metrics as a table, in a terminal."""
+"""Waterfalls and metrics in a terminal."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.trace import StatusCode
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from aioredis_monitored._telemetry import semconv_ext
+from aioredis_monitored.cli.waterfall import Row
 from aioredis_monitored.config.addresses import address_text
 from aioredis_monitored.testing.capture import Recording
 
-_NANOSECONDS = 1e6  # in a millisecond
+_DURATION_COLUMNS = 10
+_MIN_BAR_COLUMNS = 6
+_INDENT = 2
 
 
-def print_waterfalls(console: Console, spans: Sequence[ReadableSpan]) -> None:
-    """Print each trace: a line for each span, with a bar that shows when it ran."""
-    traces: defaultdict[int, list[ReadableSpan]] = defaultdict(list)
-    for span in sorted(spans, key=_start):
-        traces[span.context.trace_id].append(span)
-    remark_columns = max(1, *(len(_remark(span)) for span in spans))
-    bar_columns = max(6, console.width // 4)
+def print_waterfalls(console: Console, waterfalls: Sequence[Sequence[Row]]) -> None:
+    """Print each trace: a line for each span, with a bar that shows when it ran.
+
+    In a narrow terminal, bars give way to labels, and what is still too long goes on in the next line.
+    """
+    rows = [row for waterfall in waterfalls for row in waterfall]
+    remark_columns = max([1, *(cell_len(row.remark) for row in rows)])
+    label_columns = max([1, *(_INDENT * row.depth + cell_len(row.label) for row in rows)])
+    left = console.width - label_columns - _DURATION_COLUMNS - remark_columns - 3
+    bar_columns = max(_MIN_BAR_COLUMNS, min(console.width // 4, left))
+    has_bars = left >= _MIN_BAR_COLUMNS
     mark = "=" if console.options.ascii_only else "━"
-    for trace in traces.values():
+    for waterfall in waterfalls:
         table = Table(box=None, show_header=False, padding=(0, 1, 0, 0), pad_edge=False, expand=True)
-        table.add_column(no_wrap=True, overflow="crop", ratio=1)
-        table.add_column(no_wrap=True, width=bar_columns)
-        table.add_column(no_wrap=True, justify="right", width=10)
-        table.add_column(no_wrap=True, width=remark_columns)
-        first, last = _start(trace[0]), max(_end(span) for span in trace)
-        for span, depth in _tree(trace):
-            failed = span.status.status_code is StatusCode.ERROR
-            style = "red" if failed else "cyan" if depth else "bold"
-            label = Text("  " * depth + _label(span), style=style)
-            bar = Text(_bar(span, first, last, mark * bar_columns), style=style)
-            milliseconds = (_end(span) - _start(span)) / _NANOSECONDS
-            table.add_row(label, bar, f"{milliseconds:.2f} ms", Text(_remark(span), style=style))
+        table.add_column(overflow="fold", ratio=1)
+        if has_bars:
+            table.add_column(no_wrap=True, width=bar_columns)
+        table.add_column(no_wrap=True, justify="right", width=_DURATION_COLUMNS)
+        if has_bars:
+            table.add_column(no_wrap=True, width=remark_columns)
+        total = max(row.start + row.duration for row in waterfall)
+        for row in waterfall:
+            style = "red" if row.is_error else "cyan" if row.depth else "bold"
+            text = row.label if has_bars or not row.remark else f"{row.label} {row.remark}"
+            cells: list[RenderableType] = [Padding(Text(text, style=style), (0, 0, 0, _INDENT * row.depth))]
+            cells.append(f"{row.duration:.2f} ms")
+            if has_bars:
+                cells.insert(1, Text(_bar(row, total, mark * bar_columns), style=style))
+                cells.append(Text(row.remark, style=style))
+            table.add_row(*cells)
         console.print(table)
         console.print()
 
@@ -71,43 +81,13 @@ def print_cluster(console: Console, recording: Recording) -> None:
     console.print(table)
 
 
-def _label(span: ReadableSpan) -> str:
-    attributes = span.attributes or {}
-    text = attributes.get("db.query.summary") or attributes.get("db.query.text") or span.name
-    size = attributes.get("db.operation.batch.size")
-    return f"{text} ({size} commands)" if size else str(text)
+def _bar(row: Row, total: float, full: str) -> str:
+    column = total / len(full) or 1
+    begin = min(int(row.start / column), len(full) - 1)
+    length = max(1, round(row.duration / column))
+    return (" " * begin + full[:length])[: len(full)]
 
 
 def _server(point: Any) -> str:
     address, port = (point.attributes.get(name, "") for name in ("server.address", "server.port"))
     return address_text(str(address), port) if port else str(address)
-
-
-def _remark(span: ReadableSpan) -> str:
-    attributes = span.attributes or {}
-    if redirects := attributes.get(semconv_ext.REDIRECTS):
-        return f"{redirects} redirect{'' if redirects == 1 else 's'}"
-    return str(attributes.get("error.type", ""))
-
-
-def _tree(trace: Sequence[ReadableSpan]) -> Iterator[tuple[ReadableSpan, int]]:
-    depths: dict[int, int] = {}
-    for span in trace:
-        depth = depths.get(span.parent.span_id, -1) + 1 if span.parent else 0
-        depths[span.context.span_id] = depth
-        yield span, depth
-
-
-def _bar(span: ReadableSpan, first: int, last: int, full: str) -> str:
-    column = (last - first) / len(full) or 1
-    begin = min(int((_start(span) - first) / column), len(full) - 1)
-    length = max(1, round((_end(span) - _start(span)) / column))
-    return (" " * begin + full[:length])[: len(full)]
-
-
-def _start(span: ReadableSpan) -> int:
-    return span.start_time or 0
-
-
-def _end(span: ReadableSpan) -> int:
-    return span.end_time or 0

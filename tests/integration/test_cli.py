@@ -17,6 +17,7 @@ import pytest
 import redis
 from support.internals import demo_termination
 
+import aioredis_monitored
 from aioredis_monitored.cli import main
 
 
@@ -165,6 +166,35 @@ def test_demo_exports_spans_and_metrics_to_otlp(server, collector, monkeypatch, 
     assert {"POST /checkout", "checkout"} < {span.name for span in spans}
     # Sequential ids would repeat in the collector's next demo.
     assert 2**32 < min(int.from_bytes(span.trace_id) for span in spans)
+
+
+@pytest.mark.parametrize("url", ["localhost:4318", "4318", "grpc://localhost:4317", "http://", "http://h:x", ""])
+def test_demo_refuses_an_otlp_url_that_is_none(url, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["demo", "--otlp", url])
+
+    assert 2 == exited.value.code
+    assert f"--otlp: must be a URL such as http://localhost:4318, got {url!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [24, 40, 60, 80, 200])
+def test_demo_shows_whole_labels_in_narrow_terminals(server, columns):
+    result = run("demo", REDIS_URL=server.url, COLUMNS=str(columns))
+
+    assert 0 == result.returncode
+    shown = result.stdout.partition("db.client")[0]
+    # Labels may go on in the next line, beside which the columns on the right are blank.
+    whole = "".join(re.sub(r"[━=]+|\d+\.\d\d ms|\s", "", line) for line in shown.splitlines())
+    for label in ("GET/products/42", "checkout(3commands)", ":product:42?EX?", "lock.release", "WRONGTYPE"):
+        assert label in whole
+
+
+def test_version_is_printed(capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["--version"])
+
+    assert 0 == exited.value.code
+    assert f"aioredis-monitored {aioredis_monitored.__version__}\n" == capsys.readouterr().out
 
 
 def test_demo_says_what_to_install_without_the_extra(monkeypatch, capsys):
