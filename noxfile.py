@@ -231,6 +231,21 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def browser(session: nox.Session) -> None:
+    """Test the demo's page in headless Chromium, of Debian's package; ``-- --screenshot`` draws the documents' picture."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        session.error("there is no chromium on PATH: Debian has it in its package of that name")
+    screenshot = "docs/_static/demo.png" if "--screenshot" in session.posargs else ""
+    install(session, ["-e", ".[demo]", "playwright"], "tests")
+    session.run(
+        "pytest",
+        "tests/browser/check_page.py",
+        env={"CHROMIUM": chromium, "AIOREDIS_MONITORED_SCREENSHOT": screenshot},
+    )
+
+
+@nox.session
 def commands(session: nox.Session) -> None:
     """Generate the command table from the embedded server."""
     session.install("-e", ".[demo]")

@@ -2,14 +2,18 @@
 
 import asyncio
 import signal
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, Self
 
+import uvicorn
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import MetricReader, PeriodicExportingMetricReader
+from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
 from redis.exceptions import RedisError
@@ -18,8 +22,10 @@ from rich.console import Console
 from aioredis_monitored._telemetry.semconv import DB_CLIENT_OPERATION_DURATION
 from aioredis_monitored._topology.hash_slots import key_slot
 from aioredis_monitored.cli.render import print_cluster, print_durations, print_waterfalls
-from aioredis_monitored.cli.shop import Shop
+from aioredis_monitored.cli.serve import HOST, make_app
+from aioredis_monitored.cli.shop import Shop, Visits, statistics_config
 from aioredis_monitored.cli.waterfall import waterfalls
+from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.components.registry import Components
 from aioredis_monitored.config.env import config_from_env
 from aioredis_monitored.errors import ConfigurationError
@@ -33,24 +39,30 @@ _INTERRUPTED = 130  # the exit code that shells report after Ctrl-C
 _NEXT_STEPS = """
 Where to go next
   In your service:   async with pool_from_config(config_from_env()) as pool: ...
+  In a browser:      python -m aioredis_monitored demo --serve
   Your own server:   REDIS_URL=redis://localhost:6379 python -m aioredis_monitored demo
   A cluster:         python -m aioredis_monitored demo --cluster
   Your collector:    python -m aioredis_monitored demo --otlp http://localhost:4318
   Everything else:   https://aioredis-monitored.readthedocs.io"""
 
 
-def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool) -> int:
+def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool, port: int | None = None) -> int:
     """Run the demo and return the exit code: 0, 1 if the server cannot be used (it prints why), 130 if interrupted.
 
     Args:
         environ: The environment; without ``REDIS_URL``, an embedded server is started.
         otlp: The base URL of a collector that also gets the telemetry, over OTLP/HTTP; ``None`` for none.
         on_cluster: Whether an embedded cluster is started instead, of which a slot moves and a node dies.
+        port: Where the shop is served until it is interrupted, with a page that shows its requests; default ``None``,
+            to show some requests here.
     """
     console = Console(highlight=False)
     try:
-        with _Termination() as termination, _servers(environ, on_cluster) as servers, _telemetry(otlp) as capture:
-            recording = asyncio.run(_shop(servers, capture, termination))
+        with _Termination() as termination, _servers(environ, on_cluster) as servers:
+            if port is not None:
+                return _serve(servers.config, otlp, port, console)
+            with _telemetry(otlp) as capture:
+                recording = asyncio.run(_shop(servers, capture, termination))
         print_waterfalls(console, waterfalls(recording.spans))
         print_durations(console, recording.points(DB_CLIENT_OPERATION_DURATION))
         if on_cluster:
@@ -122,16 +134,45 @@ def _servers(environ: Mapping[str, str], on_cluster: bool) -> Iterator[_Servers]
 
 @contextmanager
 def _telemetry(otlp: str | None) -> Iterator[TelemetryCapture]:
-    readers: list[MetricReader] = []
-    if otlp:
-        metrics = OTLPMetricExporter(endpoint=f"{otlp}/v1/metrics", timeout=_COLLECTOR_SECONDS)
-        readers.append(PeriodicExportingMetricReader(metrics))
     # With counted ids, a collector would merge the traces of two runs.
-    with TelemetryCapture(*readers, id_generator=RandomIdGenerator()) as capture:
-        if otlp:
-            traces = OTLPSpanExporter(endpoint=f"{otlp}/v1/traces", timeout=_COLLECTOR_SECONDS)
-            capture.tracer_provider.add_span_processor(BatchSpanProcessor(traces))
+    with TelemetryCapture(*_readers(otlp), id_generator=RandomIdGenerator()) as capture:
+        _export_spans(capture.tracer_provider, otlp)
         yield capture
+
+
+def _readers(otlp: str | None) -> list[MetricReader]:
+    if otlp is None:
+        return []
+    exporter = OTLPMetricExporter(endpoint=f"{otlp}/v1/metrics", timeout=_COLLECTOR_SECONDS)
+    return [PeriodicExportingMetricReader(exporter)]
+
+
+def _export_spans(provider: TracerProvider, otlp: str | None) -> None:
+    if otlp is not None:
+        exporter = OTLPSpanExporter(endpoint=f"{otlp}/v1/traces", timeout=_COLLECTOR_SECONDS)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+
+
+def _serve(config: Mapping[str, str], otlp: str | None, port: int, console: Console) -> int:
+    """Serve the shop until it is interrupted; return the exit code if it cannot start.
+
+    Raises:
+        KeyboardInterrupt: It was interrupted.
+        OSError: The port is in use.
+    """
+    # Not a capture, which would keep every span.
+    tracer_provider, meter_provider = TracerProvider(), MeterProvider(_readers(otlp))
+    _export_spans(tracer_provider, otlp)
+    try:
+        app = make_app(config, tracer_provider, meter_provider)
+        with socket.create_server((HOST, port)) as listener:
+            console.print(f"The shop: http://{HOST}:{listener.getsockname()[1]} (Ctrl-C ends it)")
+            # It raises the signal that has ended it once more. If the application does not start, it says why and ends.
+            uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])
+    finally:
+        tracer_provider.shutdown()
+        meter_provider.shutdown()
+    return 1
 
 
 async def _shop(servers: _Servers, capture: TelemetryCapture, termination: _Termination) -> Recording:
@@ -140,23 +181,24 @@ async def _shop(servers: _Servers, capture: TelemetryCapture, termination: _Term
     try:
         async with pool_from_config(config, **capture.providers) as pool:
             await pool.ping()
-            shop = Shop(RedisContextFactory(pool), capture.tracer_provider.get_tracer("web shop"))
-            statistics = {key.replace("redis.", "redis.statistics.", 1): value for key, value in config.items()}
+            tracer = capture.tracer_provider.get_tracer("web shop")
+            shop = Shop(pool, tracer)
+            visits = Visits(shop, RedisContextFactory(pool), tracer)
             try:
                 with capture.block() as recording:
-                    await shop.serve(Components(statistics, **capture.providers))
+                    await visits.run(Components(statistics_config(config), **capture.providers))
                     if servers.cluster is not None:
-                        await _disturb(servers.cluster, shop)
+                        await _disturb(servers.cluster, shop.product_key, visits)
                 return recording
             finally:
-                await shop.clean_up()
+                await shop.clean_up(MonitoredRedisConnection("clean-up", connection_pool=pool))
     finally:
         termination.task = None
 
 
-async def _disturb(cluster: ClusterServers, shop: Shop) -> None:
-    """Move the slot of the product to another node, and kill that node; the shop goes on."""
-    slot = key_slot(shop.product_key)
+async def _disturb(cluster: ClusterServers, key: str, visits: Visits) -> None:
+    """Move the slot of the product's key to another node, and kill that node; the shop goes on."""
+    slot = key_slot(key)
 
     def begin_migration() -> NodeServer:
         target = next(node for node in cluster.primaries() if node is not cluster.owner(slot))
@@ -166,8 +208,8 @@ async def _disturb(cluster: ClusterServers, shop: Shop) -> None:
         return target
 
     target = await asyncio.to_thread(begin_migration)
-    await shop.serve_again("slot moving")
+    await visits.run_again("slot moving")
     await asyncio.to_thread(cluster.end_migration, slot, target)
-    await shop.serve_again("slot moved")
+    await visits.run_again("slot moved")
     await asyncio.to_thread(target.kill)
-    await shop.serve_again("node killed")
+    await visits.run_again("node killed")

@@ -7,6 +7,8 @@ from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+_DEFAULT_PORT = 8000
+_MAX_PORT = 65535
 _NEEDS_EXTRA = 'the demo needs an extra: pip install "aioredis_monitored[demo]"'
 
 
@@ -25,7 +27,23 @@ def add_parser(commands: Any) -> None:
         action="store_true",
         help="on an embedded cluster, of which a slot moves and a node dies, whatever REDIS_URL says",
     )
+    parser.add_argument(
+        "--serve",
+        metavar="PORT",
+        type=_port,
+        nargs="?",
+        const=_DEFAULT_PORT,
+        help="serve the shop on this port of 127.0.0.1, by default 8000, with a page that shows the last requests",
+    )
     parser.set_defaults(run=_run)
+
+
+def _port(text: str) -> int:
+    with suppress(ValueError):
+        if 0 <= (port := int(text)) <= _MAX_PORT:
+            return port
+    message = f"must be a port from 0 to {_MAX_PORT}, where 0 is any that is free, got {text!r}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _otlp_url(text: str) -> str:
@@ -44,4 +62,4 @@ def _run(options: argparse.Namespace) -> int:
     except ImportError as error:
         sys.stderr.write(f"{_NEEDS_EXTRA} ({error})\n")
         return 2
-    return run(os.environ, options.otlp, on_cluster=options.cluster)
+    return run(os.environ, options.otlp, on_cluster=options.cluster, port=options.serve)

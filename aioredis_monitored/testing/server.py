@@ -176,7 +176,8 @@ class RedisServer:
             *self._arguments,
         ]
         with Path(str(self._directory), "redis.log").open("wb") as log:
-            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)  # noqa: S603 - the server of the caller's choice
+            # Ctrl-C in a terminal ends all processes of its group: who uses this one may still have to clean up.
+            self._process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, process_group=0)  # noqa: S603 - the server of the caller's choice
         self._is_frozen = False
         deadline = time.monotonic() + _START_SECONDS
         while time.monotonic() < deadline and self.is_running:

@@ -5,6 +5,7 @@ import os
 import re
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,11 @@ import time
 from functools import partial
 from pathlib import Path
 
+import httpx2
 import pytest
 import redis
 from support.internals import demo_termination
+from support.serving import served
 
 import aioredis_monitored
 from aioredis_monitored.cli import main
@@ -56,7 +59,7 @@ def test_demo_uses_the_server_of_redis_url_and_leaves_no_keys(server, monkeypatc
     assert 0 == main(["demo"])
     assert "checkout (3 commands)" in capsys.readouterr().out
     with redis.Redis.from_url(f"{server.url}/3") as client:
-        assert 0 == client.dbsize()
+        assert [] == client.keys()
 
 
 def test_demo_on_a_cluster_shows_redirects_and_a_failover_whatever_redis_url_says(monkeypatch, capsys):
@@ -185,7 +188,7 @@ def test_demo_shows_whole_labels_in_narrow_terminals(server, columns):
     shown = result.stdout.partition("db.client")[0]
     # Labels may go on in the next line, beside which the columns on the right are blank.
     whole = "".join(re.sub(r"[━=]+|\d+\.\d\d ms|\s", "", line) for line in shown.splitlines())
-    for label in ("GET/products/42", "checkout(3commands)", ":product:42?EX?", "lock.release", "WRONGTYPE"):
+    for label in ("GET/products/42", "checkout(3commands)", ":checkouts?", "lock.release", "WRONGTYPE"):
         assert label in whole
 
 
@@ -221,3 +224,80 @@ def test_signal_before_the_demo_runs_ends_it_as_ctrl_c_does(number):
         signal.raise_signal(number)
 
     assert before is signal.getsignal(number)
+
+
+def traces_at(url, labels):
+    """Return the labels of all spans of the page when these are among them."""
+    deadline = time.monotonic() + 60
+    while True:
+        shown = [row["label"] for trace in httpx2.get(f"{url}/traces").json() for row in trace]
+        if set(labels) <= set(shown):
+            return shown
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.01)
+
+
+def test_served_demo_shows_its_last_requests_and_cleans_up_after_ctrl_c(server):
+    with served(server.url) as (process, url):
+        assert {"order": "taken"} == httpx2.post(f"{url}/checkout").json()
+        assert {"product": "a red bicycle"} == httpx2.get(f"{url}/products/42").json()
+        assert "The last requests" in httpx2.get(url).text
+        shown = traces_at(url, ["POST /checkout", "GET /products/42", "checkout (3 commands)"])
+        assert not [label for label in shown if "traces" in label]
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert (130, "") == (process.returncode, errors)
+    with redis.Redis.from_url(server.url) as client:
+        assert [] == client.keys()
+
+
+def test_served_demo_on_its_own_server_cleans_up_after_ctrl_c(tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    with served(None) as (process, url):
+        assert 200 == httpx2.post(f"{url}/checkout").status_code
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert (130, "") == (process.returncode, errors)
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_served_demo_keeps_a_bounded_number_of_requests(server):
+    with served(server.url) as (_, url):
+        for _ in range(25):
+            assert 200 == httpx2.get(f"{url}/products/42").status_code
+        assert 20 == len(httpx2.get(f"{url}/traces").json())
+
+
+def test_served_demo_has_no_name_that_another_site_can_give_it(server):
+    with served(server.url) as (_, url):
+        assert 400 == httpx2.get(f"{url}/traces", headers={"host": "evil.example"}).status_code
+        assert 200 == httpx2.get(f"{url}/traces", headers={"host": "localhost"}).status_code
+
+
+def test_served_demo_exports_to_otlp_as_well(server, collector):
+    with served(server.url, "--otlp", collector.url) as (process, url):
+        assert 200 == httpx2.post(f"{url}/checkout").status_code
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+
+    assert {"POST /checkout", "checkout"} < {received.what.name for received in collector.spans}
+    assert {"/v1/traces", "/v1/metrics"} == {path for path, _ in collector.requests}
+
+
+def test_served_demo_says_that_its_port_is_in_use(server, monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", server.url)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert 1 == main(["demo", "--serve", str(taken.getsockname()[1])])
+    assert "The demo cannot run: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["x", "-1", "65536"])
+def test_demo_refuses_a_port_that_is_none(port, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(["demo", f"--serve={port}"])
+
+    assert 2 == exited.value.code
+    assert f"must be a port from 0 to 65535, where 0 is any that is free, got {port!r}" in capsys.readouterr().err

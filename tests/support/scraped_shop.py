@@ -20,7 +20,7 @@ from aioredis_monitored import (
     TimedOutError,
     pool_from_config,
 )
-from aioredis_monitored.cli.shop import Shop
+from aioredis_monitored.cli.shop import Shop, Visits
 from aioredis_monitored.testing import ClusterServers, RedisServer
 
 
@@ -38,9 +38,10 @@ async def trade(url, cluster_url, provider):
         MessageQueue("mail", pool, lease=1, max_deliveries=1, max_length=2, propagate=True) as mail,
     ):
         redis = MonitoredRedisConnection(connection_pool=pool)
-        shop = Shop(RedisContextFactory(pool), trace.get_tracer("web shop"))
+        tracer = trace.get_tracer("web shop")
+        visits = Visits(Shop(pool, tracer), RedisContextFactory(pool), tracer)
         while not closed.is_set():
-            await shop.serve(Components({"redis.statistics.url": url}, meter_provider=provider))
+            await visits.run(Components({"redis.statistics.url": url}, meter_provider=provider))
             await asyncio.gather(
                 exhaust(MonitoredRedisConnection(connection_pool=small)),
                 cancel(redis),
