@@ -268,7 +268,7 @@ class MessageQueue:
     async def dead(self) -> list[bytes]:
         """Return the dead letters, which were delivered ``max_deliveries`` times, the oldest first, and keep them."""
         messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
-        self._telemetry.stats.update(dead=len(messages))
+        self._telemetry.gauges.update(dead=len(messages))
         return [unseal(message)[0] for message in messages]
 
     async def requeue_dead(self) -> int:
@@ -278,7 +278,7 @@ class MessageQueue:
             moved := await self._requeue_script([self._keys.dead, self.name], [min(left, _MAX_REQUEUE_BATCH)])
         ):
             left -= moved
-        self._telemetry.stats.update(dead=left)
+        self._telemetry.gauges.update(dead=left)
         return total - left
 
     async def health(self, within: float | None = None) -> QueueHealth:
@@ -303,8 +303,8 @@ class MessageQueue:
         except Exception as error:  # noqa: BLE001 - also what a credential provider raises
             problem = problem_of(error)
         else:
-            self._telemetry.stats.update(depth=depth, dead=dead)
-        fetched_at = self._telemetry.stats.fetched_at
+            self._telemetry.gauges.update(depth=depth, dead=dead)
+        fetched_at = self._telemetry.gauges.fetched_at
         idle = None if fetched_at is None else monotonic() - fetched_at
         if not problem and within is not None and (idle is None or idle > within):
             problem = "this process has never consumed" if idle is None else f"nothing was taken for {idle:.0f} s"
@@ -313,7 +313,7 @@ class MessageQueue:
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
         await self.client.delete(self.name, self._keys.deliveries)
-        self._telemetry.stats.update(depth=0)
+        self._telemetry.gauges.update(depth=0)
 
     async def close(self) -> None:
         """Delete the list and every message in it, as ``unlink`` does."""

@@ -17,7 +17,7 @@ from aioredis_monitored._redispy.connections import make_safe_connection, wait_c
 from aioredis_monitored._redispy.overrides import execute_command
 from aioredis_monitored._redispy.sockets import close_all_now
 from aioredis_monitored._telemetry.context import suppressed
-from aioredis_monitored._telemetry.stats import QueueStats
+from aioredis_monitored._telemetry.stats import QueueGauges
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
@@ -58,7 +58,7 @@ class LeaseRenewer:
         config: The lease.
         active: The consumers of this process that hold or await messages.
         recover: Requeues what an expired consumer holds.
-        stats: Gets the queue's depth and the number of dead letters.
+        gauges: Gets the queue's depth and the number of dead letters.
     """
 
     def __init__(
@@ -68,14 +68,14 @@ class LeaseRenewer:
         config: LeaseConfig,
         active: Collection[Consumer],
         recover: Callable[[Consumer], Awaitable[None]],
-        stats: QueueStats,
+        gauges: QueueGauges,
     ) -> None:
         self._client = client
         self._keys = keys
         self._config = config
         self._active = active
         self._recover = recover
-        self._stats = stats
+        self._gauges = gauges
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: AsyncGenerator[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -172,7 +172,7 @@ class LeaseRenewer:
         # A user without the right to one of these commands has leases nevertheless.
         for key, name in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):
-                self._stats.update(**{name: await client.llen(key)})
+                self._gauges.update(**{name: await client.llen(key)})
         if not self._has_checked_policy:
             with suppress(ResponseError):
                 self._warn_eviction(str((await client.info("memory")).get("maxmemory_policy")))
