@@ -12,7 +12,6 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from aioredis_monitored._commands.table import argument_text
 from aioredis_monitored._redispy.connections import make_safe_connection, wait_closed
 from aioredis_monitored._redispy.overrides import execute_command
 from aioredis_monitored._redispy.sockets import close_all_now
@@ -22,7 +21,7 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
+from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, id_in, register_command
 from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
@@ -39,7 +38,6 @@ _MAX_RENEWAL_GAP_SHARE: Final = 1 / 2
 # How long a sweep bars others, as a share of the time between two renewals. It is less than one: a process that is
 # alone is never barred by its own sweep.
 _SWEEP_SHARE: Final = 0.8
-_MAX_ID_LENGTH: Final = 64
 # How many more delivery counts than messages are kept.
 _MAX_STALE_COUNTS: Final = 10_000
 
@@ -193,7 +191,7 @@ class LeaseRenewer:
         expired, registered = await client.eval(SWEEP.text, 3, keys.consumers, keys.sweeper, keys.deliveries, interval)
         active = {consumer.id for consumer in self._active}
         for each in expired:
-            consumer = Consumer(keys, self._config, argument_text(each, _MAX_ID_LENGTH))
+            consumer = Consumer(keys, self._config, id_in(each))
             if consumer.id not in active:
                 try:
                     await self._recover(consumer)
@@ -202,7 +200,7 @@ class LeaseRenewer:
                     kind = type(error).__qualname__
                     _LOGGER.warning("queue %r: requeueing a dead consumer's messages failed: %s", keys.queue, kind)
         if registered:
-            lists = [keys.processing(argument_text(each, _MAX_ID_LENGTH)) for each in registered]
+            lists = [keys.processing(id_in(each)) for each in registered]
             declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
             # Another program may have made one of them no list.
             with suppress(ResponseError):

@@ -79,17 +79,9 @@ class QueueTelemetry:
             payloads.append(payload)
             if carrier is not None:
                 carriers.append(carrier)
-                self._record_queue_time(carrier.get(_SENT_AT, ""))
+                if (age := age_of(carrier, time())) is not None:
+                    self._record(self._telemetry.instruments.queue_time, age)
         return payloads, carriers
-
-    def _record_queue_time(self, sent_at: str) -> None:
-        try:
-            seconds = time() - float(sent_at)
-        except ValueError:
-            return
-        # Clocks differ; and a value that is no time would spoil the histogram's sum for good.
-        if seconds <= _MAX_QUEUE_SECONDS:
-            self._record(self._telemetry.instruments.queue_time, max(0.0, seconds))
 
     def wrap(self, messages: Sequence[bytes], operation: Operation | None) -> list[bytes]:
         """Return messages in envelopes with the trace context of the operation and the time."""
@@ -102,3 +94,18 @@ class QueueTelemetry:
 
     def _record(self, instrument: Counter | Histogram, value: float) -> None:
         self._telemetry.record(instrument, value, self.gauges.attributes)
+
+
+def age_of(carrier: Mapping[str, str], now: float) -> float | None:
+    """Return how many seconds ago a message was put; ``None`` if its envelope does not say when.
+
+    Args:
+        carrier: What its envelope carries.
+        now: The time, in seconds since 1970.
+    """
+    try:
+        seconds = now - float(carrier.get(_SENT_AT, ""))
+    except ValueError:
+        return None
+    # Clocks differ; and a value that is no time would spoil a histogram's sum for good.
+    return max(0.0, seconds) if seconds <= _MAX_QUEUE_SECONDS else None
