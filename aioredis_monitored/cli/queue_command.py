@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
@@ -81,7 +81,7 @@ def add_parser(commands: Any) -> None:
     what.add_argument(
         "--all",
         action="store_true",
-        help="delete its dead letters and the messages that wait; those that consumers hold stay",
+        help="delete its dead letters and the messages that wait; not those that consumers hold",
     )
     drop.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -92,6 +92,9 @@ def add_parser(commands: Any) -> None:
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command and return its exit code; print what prevents it."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        # Messages may have characters that the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = command(options)
         sys.stdout.flush()
@@ -141,8 +144,8 @@ async def _scan_names(pool: MonitoredConnectionPool) -> set[str]:
     names = set()
     client = MonitoredRedisConnection(connection_pool=pool)
     async for key in client.scan_iter(_KEY_PATTERN, _SCAN_COUNT):
-        with suppress(UnicodeDecodeError):
-            names.add(queue_of(str_if_bytes(key)))
+        # What is no text becomes the key of a queue that holds nothing.
+        names.add(queue_of(str_if_bytes(key)))
     return {name for name in names if name}
 
 
@@ -202,19 +205,19 @@ def _drop(options: argparse.Namespace) -> int:
         sys.stderr.write("drop deletes messages, and asks before; without a terminal to ask on, it needs --yes\n")
         return 2
     stats = asyncio.run(_stats(options))
-    letters, queue = count_text(stats.dead, "dead letter"), f"the queue {_quoted(options.name)}"
+    queue = f"the queue {_quoted(options.name)}"
     if not stats.dead and not (options.all and stats.depth):
         _print([f"nothing to drop in {queue}"])
         return 0
-    waiting = f", and all messages that wait in it ({stats.depth} now)" if options.all else ""
-    if not options.yes and not _agrees(f"Delete {letters} of {queue}{waiting}?"):
+    waiting = f"all messages that wait ({stats.depth} now) and " if options.all else ""
+    if not options.yes and not _agrees(f"Delete {waiting}{count_text(stats.dead, 'dead letter')} of {queue}?"):
         _print(["nothing was dropped"])
         return 1
     dropped = asyncio.run(_delete(options, stats.dead))
-    waited = " and all messages that waited in it" if options.all else ""
-    _print([f"dropped {count_text(dropped, 'dead letter')} of {queue}{waited}"])
+    waited = "all messages that waited and " if options.all else ""
+    _print([f"dropped {waited}{count_text(dropped, 'dead letter')} of {queue}"])
     if options.all and stats.held:
-        _print([f"({count_text(stats.held, 'message')} that consumers held at the beginning stay with them)"])
+        _print([f"({count_text(stats.held, 'message')} that consumers held before may come back to it)"])
     return 0
 
 

@@ -34,6 +34,6 @@ class QueueScreen:
         for name, stats in look.queues.items():
             # Not as text that may have markup.
             table.add_row(*map(Text, queue_cells(name, stats)))
-        footer = Text(f"at {look.seen_at.astimezone():%H:%M:%S}; Ctrl-C ends", style="dim")
+        footer = Text(f"seen at {look.seen_at.astimezone():%H:%M:%S}; Ctrl-C ends", style="dim")
         problem = Text(look.problem, style="red")
         self._live.update(Group(table, footer, *([problem] if look.problem else [])), refresh=True)

@@ -268,10 +268,16 @@ class MessageQueue:
         if messages:
             await self._producer.put(messages, seconds, is_batch=is_batch)
 
-    async def dead(self) -> list[bytes]:
-        """Return the dead letters, which were delivered ``max_deliveries`` times, the oldest first, and keep them."""
-        messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
-        self._telemetry.gauges.update(dead=len(messages))
+    async def dead(self, count: int | None = None) -> list[bytes]:
+        """Return the dead letters, which were delivered ``max_deliveries`` times, the oldest first, and keep them.
+
+        Args:
+            count: How many at most; default ``None``, for all.
+        """
+        last = -1 if count is None else _count("count", count) - 1
+        messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, last, **{NEVER_DECODE: True})
+        if count is None:
+            self._telemetry.gauges.update(dead=len(messages))
         return [unseal(message)[0] for message in messages]
 
     async def requeue_dead(self, count: int | None = None) -> int:
