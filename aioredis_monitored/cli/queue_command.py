@@ -117,27 +117,32 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
 
 
 def _list(options: argparse.Namespace) -> int:
-    found = asyncio.run(_find_queues(options))
+    found, refused = asyncio.run(_find_queues(options))
     if options.json:
         _print_json([queue_fields(name, stats) for name, stats in found])
     else:
         _print(table_lines(HEADINGS, [queue_cells(name, stats) for name, stats in found]))
         _print([f"({_SCAN_NOTE})"])
-    return 0
+    if refused:
+        sys.stderr.write(f"Redis refused to show these: {', '.join(map(_quoted, refused))}\n")
+    return 1 if refused else 0
 
 
-async def _find_queues(options: argparse.Namespace) -> list[tuple[str, QueueStats]]:
-    found = []
+async def _find_queues(options: argparse.Namespace) -> tuple[list[tuple[str, QueueStats]], list[str]]:
+    """Return what the queues hold, and the names of those that the user has no right to look at."""
+    found, refused = [], []
     async with pool_of(options) as pool:
         for name in sorted(await _scan_names(pool)):
             try:
                 stats = await MessageQueue(name, pool).stats()
-            except (ResponseError, ValueError):
-                # Another program's keys, whose types are other ones, or whose names no queue could have.
+            except ResponseError as error:
+                # Otherwise they are keys of another program.
+                if "WRONGTYPE" not in str(error):
+                    refused.append(name)
                 continue
             if stats.consumers or stats.held or stats.dead:
                 found.append((name, stats))
-    return found
+    return found, refused
 
 
 async def _scan_names(pool: MonitoredConnectionPool) -> set[str]:
@@ -145,8 +150,10 @@ async def _scan_names(pool: MonitoredConnectionPool) -> set[str]:
     client = MonitoredRedisConnection(connection_pool=pool)
     async for key in client.scan_iter(_KEY_PATTERN, _SCAN_COUNT):
         # What is no text becomes the key of a queue that holds nothing.
-        names.add(queue_of(str_if_bytes(key)))
-    return {name for name in names if name}
+        name = queue_of(str_if_bytes(key))
+        if name is not None and _is_queue_name(name):
+            names.add(name)
+    return names
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -248,6 +255,14 @@ def _print_json(value: Any) -> None:
 
 def _quoted(name: str) -> str:
     return f"'{printable(name)}'"
+
+
+def _is_queue_name(text: str) -> bool:
+    try:
+        QueueKeys(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _queue_name(text: str) -> str:
