@@ -46,8 +46,15 @@ _PAYLOADS_PAGE: Final = 10
 
 def add_parser(commands: Any) -> None:
     """Add the commands to the command line."""
-    about = "Look at message queues, and move or delete dead letters."
-    queue = commands.add_parser("queue", help="look at message queues, requeue or drop dead letters", description=about)
+    queue = commands.add_parser(
+        "queue",
+        help="look at message queues, requeue or drop dead letters",
+        description="Look at message queues, and move or delete dead letters.",
+        epilog=(
+            "Exit codes: 0, it is done; 1, Redis cannot be used or refuses, or the answer to drop was no; 2, the "
+            "command line or the configuration cannot be used, or an extra is missing; 130, interrupted."
+        ),
+    )
     actions = queue.add_subparsers(required=True, metavar="ACTION")
 
     def add(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -600,6 +600,18 @@ def test_sigterm_ends_watch_as_ctrl_c_does(outage, watch):
     assert screen.getvalue().rindex(HIDE_CURSOR) < screen.getvalue().rindex(SHOW_CURSOR)
 
 
+def test_watch_that_cannot_begin_leaves_the_terminal_in_order(monkeypatch, capsys):
+    screen = Screen(is_terminal=True)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+    monkeypatch.setenv("REDIS_SOCKET_TIMEOUT", "100ms")
+    monkeypatch.setattr(sys, "stdout", screen)
+
+    assert 1 == main(["queue", "watch", "orders"])
+    assert capsys.readouterr().err.startswith("Redis cannot be used: ")
+    assert screen.getvalue().rindex(HIDE_CURSOR) < screen.getvalue().rindex(SHOW_CURSOR)
+
+
 def test_watch_under_nohup_goes_on_after_sighup(outage, watch):
     screen = Screen(is_terminal=False)
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
