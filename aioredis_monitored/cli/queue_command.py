@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -12,10 +11,12 @@ from typing import Any, Final
 from redis.exceptions import RedisError, ResponseError
 from redis.utils import str_if_bytes
 
+from aioredis_monitored._execution.routing import reading_primaries
 from aioredis_monitored.cli.queue_report import (
     HEADINGS,
     count_text,
     error_text,
+    json_text,
     letter_cells,
     letter_fields,
     printable,
@@ -126,7 +127,7 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
 def _list(options: argparse.Namespace) -> int:
     found, refused = asyncio.run(_find_queues(options))
     if options.json:
-        _print_json([queue_fields(name, stats) for name, stats in found])
+        _print([json_text([queue_fields(name, stats) for name, stats in found], indent=2)])
     else:
         _print(table_lines(HEADINGS, [queue_cells(name, stats) for name, stats in found]))
         _print([f"({_SCAN_NOTE})"])
@@ -154,7 +155,8 @@ async def _find_queues(options: argparse.Namespace) -> tuple[list[tuple[str, Que
 
 async def _scan_names(pool: MonitoredConnectionPool) -> set[str]:
     names = set()
-    client = MonitoredRedisConnection(connection_pool=pool)
+    # A replica may lag.
+    client = reading_primaries(MonitoredRedisConnection(connection_pool=pool))
     async for key in client.scan_iter(_KEY_PATTERN, _SCAN_COUNT):
         # What is no text becomes the key of a queue that holds nothing.
         name = queue_of(str_if_bytes(key))
@@ -166,7 +168,7 @@ async def _scan_names(pool: MonitoredConnectionPool) -> set[str]:
 def _show(options: argparse.Namespace) -> int:
     stats = asyncio.run(_stats(options))
     if options.json:
-        _print_json(queue_fields(options.name, stats))
+        _print([json_text(queue_fields(options.name, stats), indent=2)])
     else:
         _print(table_lines(HEADINGS, [queue_cells(options.name, stats)]))
     return 0
@@ -181,7 +183,8 @@ def _dead(options: argparse.Namespace) -> int:
     total, letters = asyncio.run(_read_letters(options))
     numbered = list(enumerate(letters, 1))
     if options.json:
-        _print_json({"dead": total, "letters": [letter_fields(*each) for each in numbered]})
+        found = {"dead": total, "letters": [letter_fields(*each) for each in numbered]}
+        _print([json_text(found, indent=2)])
         return 0
     headings = ["NUMBER", "BYTES", "AGE", *(["PAYLOAD"] if options.payload else [])]
     _print(table_lines(headings, [letter_cells(*each) for each in numbered]))
@@ -253,11 +256,6 @@ def _agrees(question: str) -> bool:
 
 def _print(lines: Iterable[str]) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
-
-
-def _print_json(value: Any) -> None:
-    # ASCII: JSON escapes what a terminal would obey.
-    _print([json.dumps(value, indent=2)])
 
 
 def _quoted(name: str) -> str:

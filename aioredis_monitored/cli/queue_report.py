@@ -1,5 +1,6 @@
 """What the queue commands print: text for people, and dictionaries that become JSON."""
 
+import json
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -61,6 +62,12 @@ def letter_fields(number: int, letter: DeadLetter) -> dict[str, Any]:
         except UnicodeDecodeError:
             fields["payload_base64"] = b64encode(letter.payload).decode()
     return fields
+
+
+def json_text(value: Any, indent: int | None = None) -> str:
+    """Return JSON with escapes for all that a terminal does not print as it is."""
+    # JSON itself escapes all but this one that are not printable ASCII.
+    return json.dumps(value, indent=indent).replace("\x7f", "\\u007f")
 
 
 def printable(text: str) -> str:

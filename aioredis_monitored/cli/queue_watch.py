@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import json
 import signal
 import sys
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from typing import Any, Final, NoReturn, cast
 
 from redis.exceptions import RedisError
 
-from aioredis_monitored.cli.queue_report import Look, age_text, error_text, printable, queue_fields
+from aioredis_monitored.cli.queue_report import Look, age_text, error_text, json_text, printable, queue_fields
 from aioredis_monitored.cli.settings import pool_of
 from aioredis_monitored.queue.inspection import QueueStats
 from aioredis_monitored.queue.queue import MessageQueue
@@ -84,7 +83,7 @@ def _print_json(look: Look) -> None:
     else:
         objects = [queue_fields(name, stats) for name, stats in look.queues.items()]
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    _print([json.dumps({"time": now, **each}) for each in objects])
+    _print([json_text({"time": now, **each}) for each in objects])
 
 
 def _print(lines: list[str]) -> None:

@@ -508,13 +508,15 @@ def watch(monkeypatch):
 
     def watch(screen, look_on, *arguments, number=signal.SIGINT):
         failures = []
+        has_ended = threading.Event()
 
         def run():
             try:
                 look_on()
             except BaseException as error:  # noqa: BLE001 - raised by the test itself
                 failures.append(error)
-            os.kill(os.getpid(), number)
+            if not has_ended.is_set():
+                os.kill(os.getpid(), number)
 
         thread = threading.Thread(target=run)
         before = signal.getsignal(number)
@@ -522,6 +524,7 @@ def watch(monkeypatch):
             patch.setattr(sys, "stdout", screen)
             thread.start()
             code = main(["queue", "watch", *arguments])
+            has_ended.set()
             thread.join()
         if failures:
             raise failures[0]

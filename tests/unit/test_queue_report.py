@@ -1,10 +1,12 @@
 """What the queue commands print of an age, a text and a table."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aioredis_monitored.cli.queue_report import age_text, count_text, error_text, printable, table_lines
+from aioredis_monitored.cli.queue_report import age_text, count_text, error_text, json_text, printable, table_lines
 
 
 @pytest.mark.parametrize(
@@ -34,6 +36,15 @@ def test_printable_text_has_nothing_that_a_terminal_obeys(text):
 @given(st.binary())
 def test_printable_bytes_have_nothing_that_a_terminal_obeys(data):
     assert printable(data.decode(errors="backslashreplace")).isprintable()
+
+
+@given(st.text() | st.text("\x00\x1b\x7f\x9b\u202e"))
+def test_json_has_nothing_that_a_terminal_obeys_and_means_the_same(text):
+    shown = json_text({"payload": text})
+
+    assert shown.isascii()
+    assert shown.isprintable()
+    assert {"payload": text} == json.loads(shown)
 
 
 @pytest.mark.parametrize(
