@@ -683,6 +683,27 @@ def test_root_import_and_help_load_nothing_optional():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=DEADLINE, stdout=subprocess.DEVNULL)  # noqa: S603
 
 
+@pytest.mark.parametrize("name", ["orders", "orders{eu}"])
+def test_commands_work_on_a_cluster(cluster, monkeypatch, capsys, name):
+    monkeypatch.setenv("REDIS_URL", cluster.url)
+    keys, owner = QueueKeys(name), cluster.owner(name)
+    owner.call("RPUSH", keys.dead, "1", "2", "3")
+    owner.call("RPUSH", name, "waits")
+
+    for command, shown in (
+        (["show", name], f"{name}  1      0     3     unknown  0"),
+        (["dead", name, "--payload"], "3       1      unknown  3"),
+        (["requeue", name, "--count", "1"], f"requeued 1 dead letter of the queue '{name}'"),
+        (
+            ["drop", name, "--all", "--yes"],
+            f"dropped all messages that waited and 2 dead letters of the queue '{name}'",
+        ),
+    ):
+        assert 0 == main(["queue", *command])
+        assert shown == capsys.readouterr().out.splitlines()[-1]
+    assert 0 == owner.call("EXISTS", name, keys.dead)
+
+
 def test_commands_work_on_a_server_that_is_out_of_memory(own_server, monkeypatch):
     monkeypatch.setenv("REDIS_URL", own_server.url)
     own_server.call("RPUSH", QueueKeys("orders").dead, "1", "2")
