@@ -686,14 +686,14 @@ def test_root_import_and_help_load_nothing_optional():
 @pytest.mark.parametrize("name", ["orders", "orders{eu}"])
 def test_commands_work_on_a_cluster(cluster, monkeypatch, capsys, name):
     monkeypatch.setenv("REDIS_URL", cluster.url)
-    keys, owner = QueueKeys(name), cluster.owner(name)
+    keys, owner, queue = QueueKeys(name), cluster.owner(name), f"the queue '{name}'"
     owner.call("RPUSH", keys.dead, "1", "2", "3")
     owner.call("RPUSH", name, "waits")
 
     for command, shown in (
         (["show", name], f"{name}  1      0     3     unknown  0"),
         (["dead", name, "--payload"], "3       1      unknown  3"),
-        (["requeue", name, "--count", "1"], f"requeued 1 dead letter of the queue '{name}'"),
+        (["requeue", name, "--count", "1"], f"requeued 1 dead letter of {queue}"),
         (
             ["drop", name, "--all", "--yes"],
             f"dropped all messages that waited and 2 dead letters of the queue '{name}'",
