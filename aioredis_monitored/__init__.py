@@ -35,6 +35,7 @@ from aioredis_monitored.pool.health import PoolHealth, ServerHealth
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
 from aioredis_monitored.pool.sentinel import MonitoredSentinelPool
 from aioredis_monitored.queue.health import QueueHealth
+from aioredis_monitored.queue.inspection import QueueStats
 from aioredis_monitored.queue.queue import MessageQueue
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "PoolHealth",
     "PoolStats",
     "QueueHealth",
+    "QueueStats",
     "RedisConfig",
     "RedisContextFactory",
     "RedisMiddleware",

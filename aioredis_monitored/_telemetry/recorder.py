@@ -18,7 +18,7 @@ from aioredis_monitored._telemetry.guard import CardinalityLimit, guarded, log_e
 from aioredis_monitored._telemetry.hotkeys import HotKeys
 from aioredis_monitored._telemetry.instruments import SCOPE, Instruments, instruments_of
 from aioredis_monitored._telemetry.spans import CallSpec, Failure, MessagingSpec, Server, SpanNamer, failure_of
-from aioredis_monitored._telemetry.stats import QueueStats, RequestStats
+from aioredis_monitored._telemetry.stats import QueueGauges, RequestStats
 from aioredis_monitored._version import __version__
 from aioredis_monitored.config.telemetry import TelemetryOptions
 
@@ -97,7 +97,7 @@ class PoolRecorder:
         self._template_limit = CardinalityLimit(_MAX_TEMPLATES)
         self._prefix_limit = CardinalityLimit(_MAX_ERROR_PREFIXES)
         self._queue_limit = CardinalityLimit(_MAX_QUEUES)
-        self.queues: dict[tuple[tuple[str, str], ...], QueueStats] = {}
+        self.queues: dict[tuple[tuple[str, str], ...], QueueGauges] = {}
         self._counters: list[tuple[Counter, dict[str, Any] | None]] = []
         warn_native_metrics()
 
@@ -238,16 +238,16 @@ class PoolRecorder:
         self._cap_destinations(spec.point_attributes)
         return spec
 
-    def queue_stats(self, queue: str) -> QueueStats:
+    def queue_gauges(self, queue: str) -> QueueGauges:
         """Return what this process knows about a queue; all its users of that queue share it."""
         attributes, _ = self.span_namer.destination_of(queue)
         self._cap_destinations(attributes)
         # Queues with the same attributes, as with a template, are one.
-        stats = self.queues.get(key := tuple(attributes.items()))
-        if stats is None:
-            stats = self.queues[key] = QueueStats(attributes)
+        gauges = self.queues.get(key := tuple(attributes.items()))
+        if gauges is None:
+            gauges = self.queues[key] = QueueGauges(attributes)
             self._start_counters()
-        return stats
+        return gauges
 
     def request_stats(self, span: Span, *, eager: bool) -> RequestStats | None:
         """Return what counts the calls of a request; ``None`` if its span does not record.

@@ -100,7 +100,7 @@ class RequestStats:
                 )
 
 
-class QueueStats:
+class QueueGauges:
     """What the consumers and producers of this process know about one queue.
 
     Args:

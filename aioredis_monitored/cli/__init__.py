@@ -10,11 +10,12 @@ import argparse
 from collections.abc import Sequence
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.cli import demo_command
+from aioredis_monitored.cli import demo_command, queue_command
 
 _EPILOG = """\
 Redis is the one in REDIS_URL and the other REDIS_... variables. Where to begin:
   aioredis-monitored demo            what the telemetry looks like, on an embedded server
+  aioredis-monitored queue ls        which message queues there are
   aioredis-monitored COMMAND --help  what a command does
 """
 
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo_command,):
+    for command in (demo_command, queue_command):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)

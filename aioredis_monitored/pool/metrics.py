@@ -12,7 +12,7 @@ from aioredis_monitored._commands.table import escape_surrogates
 from aioredis_monitored._multiplexer import Multiplexer
 from aioredis_monitored._redispy.sockets import is_readable
 from aioredis_monitored._telemetry.recorder import PoolRecorder
-from aioredis_monitored._telemetry.stats import PoolStats, QueueStats
+from aioredis_monitored._telemetry.stats import PoolStats, QueueGauges
 from aioredis_monitored.pool.slots import Slots
 
 _registering = Lock()
@@ -75,7 +75,7 @@ class PoolMetrics:
             in_flight=0 if multiplexer is None else multiplexer.in_flight(),
         )
 
-    def queues(self) -> Iterable[QueueStats]:
+    def queues(self) -> Iterable[QueueGauges]:
         """Return the queues on the pool."""
         return list(self._recorder.queues.values())
 

@@ -5,11 +5,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple
 from uuid import uuid4
 
+from aioredis_monitored._commands.table import argument_text
 from aioredis_monitored.queue.scripts import REGISTER
 
 # The keys of a queue beside its list: `{name}:…`, or `name::…` if the name has a hash tag, so that the queues `a` and
 # `{a}` have none in common.
 _INNER: Final = re.compile(r"(?s)(?:\{([^}]+)\}:|(.*\}.*)::)(?:c|n|dead|sweeper|p:[0-9a-f]{32})")
+_MAX_ID_LENGTH: Final = 64
 
 
 class QueueKeys:
@@ -39,8 +41,8 @@ class QueueKeys:
         if has_tag != bool(tag and end) or (not has_tag and "}" in before + rest):
             message = f"the braces in a queue's name must be those of a hash tag: {queue!r}"
             raise ValueError(message)
-        if (inner := _INNER.fullmatch(queue)) is not None:
-            message = f"{queue!r} is a key of the queue {inner[1] or inner[2]!r}: choose another name"
+        if (other := queue_of(queue)) is not None:
+            message = f"{queue!r} is a key of the queue {other!r}: choose another name"
             raise ValueError(message)
         self._prefix = f"{queue}::" if has_tag else f"{{{queue}}}:"
         self.queue = queue
@@ -130,6 +132,17 @@ class Consumer:
     def delivery_keys(self) -> tuple[str, str]:
         """Return the keys of the scripts that look up its message's delivery counts, or delete what it holds."""
         return self.processing, self._keys.deliveries
+
+
+def queue_of(key: str) -> str | None:
+    """Return the name of the queue that has this key beside its list; ``None`` if no queue has."""
+    inner = _INNER.fullmatch(key)
+    return None if inner is None else inner[1] or inner[2]
+
+
+def id_in(reply: object) -> str:
+    """Return the id of a consumer that a reply has, decoded or not; other programs may have added what is none."""
+    return argument_text(reply, _MAX_ID_LENGTH)
 
 
 def register_command(keys: QueueKeys, config: LeaseConfig, consumers: Iterable[Consumer]) -> tuple[Any, ...]:

@@ -109,8 +109,8 @@ class LeaseManager:
         self._free: list[Consumer] = []
         self._active: set[Consumer] = set()
         self._timer = DeadlineTimer()
-        self._renewer = LeaseRenewer(client, keys, config, self._active, self._recover, telemetry.stats)
-        telemetry.stats.track(self, config.lease)
+        self._renewer = LeaseRenewer(client, keys, config, self._active, self._recover, telemetry.gauges)
+        telemetry.gauges.track(self, config.lease)
 
     @property
     def has_renewable_credentials(self) -> bool:

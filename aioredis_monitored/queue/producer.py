@@ -72,7 +72,7 @@ class Producer:
             command = ("RPUSH", self._queue, *messages)
             append = partial(self._append, messages, is_batch)
             depth = await self._executor.execute_messaging(client, telemetry.put, command, append)
-            telemetry.stats.update(depth=depth)
+            telemetry.gauges.update(depth=depth)
 
     async def _append(
         self, messages: Sequence[EncodableT], is_batch: bool, operation: MessagingOperation | None
@@ -102,7 +102,7 @@ class Producer:
         with nested_in(operation or self):
             while True:
                 has_room, depth = await self._script([self._queue], [max_length, *wrapped])
-                self._telemetry.stats.update(depth=depth)
+                self._telemetry.gauges.update(depth=depth)
                 if has_room:
                     return
                 if (left := deadline - loop.time()) <= 0:

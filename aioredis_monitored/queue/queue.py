@@ -21,10 +21,11 @@ from aioredis_monitored.errors import DedicatedConnectionError, TimedOutError
 from aioredis_monitored.pool.health import problem_of
 from aioredis_monitored.queue.consumer import LeaseConfig, QueueKeys
 from aioredis_monitored.queue.health import QueueHealth
+from aioredis_monitored.queue.inspection import QueueInspector, QueueStats
 from aioredis_monitored.queue.leases import LeaseManager, TakeContext
 from aioredis_monitored.queue.pop import PopFetch
 from aioredis_monitored.queue.producer import Producer
-from aioredis_monitored.queue.scripts import REQUEUE_DEAD
+from aioredis_monitored.queue.scripts import DROP_DEAD, REQUEUE_DEAD
 from aioredis_monitored.queue.telemetry import QueueTelemetry
 from aioredis_monitored.queue.worker import Worker
 
@@ -32,8 +33,8 @@ _MAX_SECONDS: Final = 1_000_000_000  # thirty years; Redis refuses what overflow
 _MIN_LEASE_SECONDS: Final = 1
 # A wait takes up to 15 s, and an answer may be late.
 _MIN_WITHIN_SECONDS: Final = 20
-# A larger batch would block the server for long.
-_MAX_REQUEUE_BATCH: Final = 100
+# A larger batch of dead letters would block the server for long.
+_MAX_DEAD_BATCH: Final = 100
 
 
 class MessageQueue:
@@ -110,7 +111,9 @@ class MessageQueue:
         self._is_stopped = False
         self._max_length = None if max_length is None else _count("max_length", max_length)
         self._producer = Producer(self.client, name, self._max_length, self._telemetry, propagate=propagate)
+        self._inspector = QueueInspector(self.client, self._keys)
         self._requeue_script = MonitoredScript(self.client, REQUEUE_DEAD.text)
+        self._drop_script = MonitoredScript(self.client, DROP_DEAD.text)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} on {self.client.connection_pool!r}>"
@@ -265,21 +268,55 @@ class MessageQueue:
         if messages:
             await self._producer.put(messages, seconds, is_batch=is_batch)
 
-    async def dead(self) -> list[bytes]:
-        """Return the dead letters, which were delivered ``max_deliveries`` times, the oldest first, and keep them."""
-        messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, -1, **{NEVER_DECODE: True})
-        self._telemetry.stats.update(dead=len(messages))
+    async def dead(self, count: int | None = None) -> list[bytes]:
+        """Return the dead letters, which were delivered ``max_deliveries`` times, the oldest first, and keep them.
+
+        Args:
+            count: How many at most; default ``None``, for all.
+        """
+        last = -1 if count is None else _count("count", count) - 1
+        messages = await self.client.execute_command("LRANGE", self._keys.dead, 0, last, **{NEVER_DECODE: True})
+        if count is None:
+            self._telemetry.gauges.update(dead=len(messages))
         return [unseal(message)[0] for message in messages]
 
-    async def requeue_dead(self) -> int:
-        """Move the dead letters to the tail of the queue, with their delivery counts at zero; return how many."""
-        left = total = await self.client.llen(self._keys.dead)
-        while left > 0 and (
-            moved := await self._requeue_script([self._keys.dead, self.name], [min(left, _MAX_REQUEUE_BATCH)])
-        ):
-            left -= moved
-        self._telemetry.stats.update(dead=left)
-        return total - left
+    async def requeue_dead(self, count: int | None = None) -> int:
+        """Move dead letters to the tail of the queue, with their delivery counts at zero; return how many.
+
+        Args:
+            count: How many at most, the oldest ones; default ``None``, for all that there are now.
+        """
+        return await self._remove_dead(self._requeue_script, [self._keys.dead, self.name], count)
+
+    async def drop_dead(self, count: int | None = None) -> int:
+        """Delete dead letters; return how many.
+
+        Args:
+            count: How many at most, the oldest ones; default ``None``, for all that there are now.
+        """
+        return await self._remove_dead(self._drop_script, [self._keys.dead], count)
+
+    async def _remove_dead(self, script: MonitoredScript, keys: list[str], count: int | None) -> int:
+        if count is not None:
+            _count("count", count)
+        total = await self.client.llen(self._keys.dead)
+        left = wanted = total if count is None else min(total, count)
+        while left > 0 and (removed := await script(keys, [min(left, _MAX_DEAD_BATCH)])):
+            left -= removed
+        self._telemetry.gauges.update(dead=total - wanted + left)
+        return wanted - left
+
+    async def stats(self) -> QueueStats:
+        """Return what the queue holds and how many consumers are alive, of all processes.
+
+        It is not read in one step: a message that is moved meanwhile may be counted twice or not at all.
+
+        Raises:
+            redis.exceptions.RedisError: The server cannot be reached, or refuses.
+        """
+        stats = await self._inspector.stats()
+        self._telemetry.gauges.update(depth=stats.depth, dead=stats.dead)
+        return stats
 
     async def health(self, within: float | None = None) -> QueueHealth:
         """Return whether the queue can be used, and whether this process consumes it; it never raises what Redis does.
@@ -303,8 +340,8 @@ class MessageQueue:
         except Exception as error:  # noqa: BLE001 - also what a credential provider raises
             problem = problem_of(error)
         else:
-            self._telemetry.stats.update(depth=depth, dead=dead)
-        fetched_at = self._telemetry.stats.fetched_at
+            self._telemetry.gauges.update(depth=depth, dead=dead)
+        fetched_at = self._telemetry.gauges.fetched_at
         idle = None if fetched_at is None else monotonic() - fetched_at
         if not problem and within is not None and (idle is None or idle > within):
             problem = "this process has never consumed" if idle is None else f"nothing was taken for {idle:.0f} s"
@@ -313,7 +350,7 @@ class MessageQueue:
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""
         await self.client.delete(self.name, self._keys.deliveries)
-        self._telemetry.stats.update(depth=0)
+        self._telemetry.gauges.update(depth=0)
 
     async def close(self) -> None:
         """Delete the list and every message in it, as ``unlink`` does."""

@@ -12,17 +12,16 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from aioredis_monitored._commands.table import argument_text
 from aioredis_monitored._redispy.connections import make_safe_connection, wait_closed
 from aioredis_monitored._redispy.overrides import execute_command
 from aioredis_monitored._redispy.sockets import close_all_now
 from aioredis_monitored._telemetry.context import suppressed
-from aioredis_monitored._telemetry.stats import QueueStats
+from aioredis_monitored._telemetry.stats import QueueGauges
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.errors import PoolClosedError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
-from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, register_command
+from aioredis_monitored.queue.consumer import Consumer, LeaseConfig, QueueKeys, id_in, register_command
 from aioredis_monitored.queue.scripts import FORGET, SWEEP
 
 _LOGGER: Final = logging.getLogger("aioredis_monitored.queue")
@@ -39,7 +38,6 @@ _MAX_RENEWAL_GAP_SHARE: Final = 1 / 2
 # How long a sweep bars others, as a share of the time between two renewals. It is less than one: a process that is
 # alone is never barred by its own sweep.
 _SWEEP_SHARE: Final = 0.8
-_MAX_ID_LENGTH: Final = 64
 # How many more delivery counts than messages are kept.
 _MAX_STALE_COUNTS: Final = 10_000
 
@@ -58,7 +56,7 @@ class LeaseRenewer:
         config: The lease.
         active: The consumers of this process that hold or await messages.
         recover: Requeues what an expired consumer holds.
-        stats: Gets the queue's depth and the number of dead letters.
+        gauges: Gets the queue's depth and the number of dead letters.
     """
 
     def __init__(
@@ -68,14 +66,14 @@ class LeaseRenewer:
         config: LeaseConfig,
         active: Collection[Consumer],
         recover: Callable[[Consumer], Awaitable[None]],
-        stats: QueueStats,
+        gauges: QueueGauges,
     ) -> None:
         self._client = client
         self._keys = keys
         self._config = config
         self._active = active
         self._recover = recover
-        self._stats = stats
+        self._gauges = gauges
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_end: AsyncGenerator[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -172,7 +170,7 @@ class LeaseRenewer:
         # A user without the right to one of these commands has leases nevertheless.
         for key, name in ((self._keys.queue, "depth"), (self._keys.dead, "dead")):
             with suppress(ResponseError):
-                self._stats.update(**{name: await client.llen(key)})
+                self._gauges.update(**{name: await client.llen(key)})
         if not self._has_checked_policy:
             with suppress(ResponseError):
                 self._warn_eviction(str((await client.info("memory")).get("maxmemory_policy")))
@@ -193,7 +191,7 @@ class LeaseRenewer:
         expired, registered = await client.eval(SWEEP.text, 3, keys.consumers, keys.sweeper, keys.deliveries, interval)
         active = {consumer.id for consumer in self._active}
         for each in expired:
-            consumer = Consumer(keys, self._config, argument_text(each, _MAX_ID_LENGTH))
+            consumer = Consumer(keys, self._config, id_in(each))
             if consumer.id not in active:
                 try:
                     await self._recover(consumer)
@@ -202,7 +200,7 @@ class LeaseRenewer:
                     kind = type(error).__qualname__
                     _LOGGER.warning("queue %r: requeueing a dead consumer's messages failed: %s", keys.queue, kind)
         if registered:
-            lists = [keys.processing(argument_text(each, _MAX_ID_LENGTH)) for each in registered]
+            lists = [keys.processing(id_in(each)) for each in registered]
             declared = (keys.deliveries, keys.consumers, keys.queue, *lists)
             # Another program may have made one of them no list.
             with suppress(ResponseError):

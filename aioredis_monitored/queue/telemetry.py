@@ -34,7 +34,7 @@ class QueueTelemetry:
         put_bounded: The same of a ``put`` that may wait for room.
         ack: The same of an acknowledgement.
         nack: The same of requeueing.
-        stats: The queue's depth and counts, as far as this process knows them.
+        gauges: The queue's depth and counts, as far as this process knows them.
     """
 
     def __init__(self, telemetry: PoolRecorder, queue: str, *, propagate: bool) -> None:
@@ -51,12 +51,12 @@ class QueueTelemetry:
         self.put_bounded = MessagingSpec(semconv_ext.OPERATION_SEND, send, queue, names_span=True)
         self.ack = MessagingSpec(semconv_ext.OPERATION_ACK, settle, queue, names_span=True)
         self.nack = MessagingSpec(semconv_ext.OPERATION_NACK, settle, queue, names_span=True)
-        self.stats = telemetry.queue_stats(queue)
+        self.gauges = telemetry.queue_gauges(queue)
 
     def on_empty(self) -> None:
         """Note that the queue was empty."""
-        self.stats.update(depth=0)
-        self.stats.fetched_at = monotonic()
+        self.gauges.update(depth=0)
+        self.gauges.fetched_at = monotonic()
 
     def on_recovered(self, count: int) -> None:
         """Count messages of dead consumers that were requeued or became dead letters."""
@@ -72,24 +72,16 @@ class QueueTelemetry:
 
     def unwrap(self, messages: Sequence[bytes]) -> tuple[list[bytes], list[Mapping[str, str]]]:
         """Return the payloads and the carriers of messages, and record how long these were in the queue."""
-        self.stats.fetched_at = monotonic()
+        self.gauges.fetched_at = monotonic()
         payloads: list[bytes] = []
         carriers: list[Mapping[str, str]] = []
         for payload, carrier in map(unseal, messages):
             payloads.append(payload)
             if carrier is not None:
                 carriers.append(carrier)
-                self._record_queue_time(carrier.get(_SENT_AT, ""))
+                if (age := age_of(carrier, time())) is not None:
+                    self._record(self._telemetry.instruments.queue_time, age)
         return payloads, carriers
-
-    def _record_queue_time(self, sent_at: str) -> None:
-        try:
-            seconds = time() - float(sent_at)
-        except ValueError:
-            return
-        # Clocks differ; and a value that is no time would spoil the histogram's sum for good.
-        if seconds <= _MAX_QUEUE_SECONDS:
-            self._record(self._telemetry.instruments.queue_time, max(0.0, seconds))
 
     def wrap(self, messages: Sequence[bytes], operation: Operation | None) -> list[bytes]:
         """Return messages in envelopes with the trace context of the operation and the time."""
@@ -101,4 +93,19 @@ class QueueTelemetry:
         return ProcessSpan(self._telemetry, self._queue, carriers, parent, of_queue=True)
 
     def _record(self, instrument: Counter | Histogram, value: float) -> None:
-        self._telemetry.record(instrument, value, self.stats.attributes)
+        self._telemetry.record(instrument, value, self.gauges.attributes)
+
+
+def age_of(carrier: Mapping[str, str], now: float) -> float | None:
+    """Return how many seconds ago a message was put; ``None`` if its envelope does not say when.
+
+    Args:
+        carrier: What its envelope carries.
+        now: The time, in seconds since 1970.
+    """
+    try:
+        seconds = now - float(carrier.get(_SENT_AT, ""))
+    except ValueError:
+        return None
+    # Clocks differ; and a value that is no time would spoil a histogram's sum for good.
+    return max(0.0, seconds) if seconds <= _MAX_QUEUE_SECONDS else None

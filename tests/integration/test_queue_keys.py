@@ -102,6 +102,8 @@ async def test_queue_works_for_a_user_with_the_documented_permissions(
                 async with queue.take_many(2):
                     raise ZeroDivisionError
             assert [b"fourth", b"fifth"] == await queue.dead()
+            assert 2 == (await queue.stats()).dead
+            assert 2 == await queue.drop_dead()
             await queue.unlink()
         async with MessageQueue("mail", pool, max_length=1) as bounded:
             await bounded.put("message")

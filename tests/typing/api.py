@@ -19,6 +19,7 @@ from aioredis_monitored import (
     MonitoredPubSub,
     MonitoredRedisConnection,
     MonitoredRedisPipeline,
+    QueueStats,
     RedisContextFactory,
     config_from_env,
     pool_from_config,
@@ -140,6 +141,10 @@ async def queues(client: MonitoredRedisConnection, pool: MonitoredConnectionPool
         assert_type(await queue.get_many(100, 0), list[bytes])
         assert_type(await queue.dead(), list[bytes])
         assert_type(await queue.requeue_dead(), int)
+        assert_type(await queue.drop_dead(count=3), int)
+        stats = await queue.stats()
+        assert_type(stats, QueueStats)
+        assert_type((stats.depth, stats.oldest_age), tuple[int, float | None])
         await queue.put_many([b"bytes", "text", 3], timeout=5)
         await queue.put_many(5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     bounded = MessageQueue("mail", client, lease=5, max_deliveries=3, max_length=100, propagate=True)
