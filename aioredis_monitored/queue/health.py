@@ -7,18 +7,14 @@ from dataclasses import dataclass
 class QueueHealth:
     """Whether a queue can be used, and is consumed by this process; ``await queue.health()`` returns it.
 
+    What the queue holds is in ``QueueStats``.
+
     Attributes:
-        depth: How many messages wait in the queue; ``None`` if the server did not say it.
-        dead: How many dead letters there are; ``None`` as well.
-        held: How many messages this process holds in ``take`` and ``consume``.
         idle: Seconds since this process took a message, or the server said that there was none; ``None`` if neither
             has happened.
         problem: Why it is not ``ok``; empty if it is.
     """
 
-    depth: int | None
-    dead: int | None
-    held: int
     idle: float | None
     problem: str = ""
 

@@ -1,6 +1,5 @@
 """The public message queue: checks arguments, and hands them to the producer, the pop, the leases or a worker."""
 
-import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from inspect import iscoroutinefunction
@@ -333,19 +332,16 @@ class MessageQueue:
         if within is not None and (not _is_number(within) or not _MIN_WITHIN_SECONDS <= within <= _MAX_SECONDS):
             message = f"within must be a number of seconds from {_MIN_WITHIN_SECONDS} to {_MAX_SECONDS}, got {within!r}"
             raise ValueError(message)
-        depth = dead = None
         problem = ""
         try:
-            depth, dead = await asyncio.gather(self.client.llen(self.name), self.client.llen(self._keys.dead))
+            self._telemetry.gauges.update(depth=await self.client.llen(self.name))
         except Exception as error:  # noqa: BLE001 - also what a credential provider raises
             problem = problem_of(error)
-        else:
-            self._telemetry.gauges.update(depth=depth, dead=dead)
         fetched_at = self._telemetry.gauges.fetched_at
         idle = None if fetched_at is None else monotonic() - fetched_at
         if not problem and within is not None and (idle is None or idle > within):
             problem = "this process has never consumed" if idle is None else f"nothing was taken for {idle:.0f} s"
-        return QueueHealth(depth, dead, len(self._leases), idle, problem)
+        return QueueHealth(idle, problem)
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""

@@ -80,7 +80,7 @@ def test_other_methods_and_paths_are_refused(probed):
     assert probed.post("/health/ready").status_code == 405
     assert probed.post("/health/alive").headers["allow"] == "GET, HEAD"
     assert probed.get("/health/").status_code == 404
-    assert probed.get("/health/readyness").status_code == 404
+    assert probed.get("/health/readiness").status_code == 404
 
 
 def test_no_pool_is_refused_at_once():
