@@ -516,7 +516,7 @@ def url_arguments(url: str) -> tuple[Topology, dict[str, Any]]:
         if name not in _URL_OPTIONS:
             # Not even the name is repeated: it may be the rest of a password.
             problems.append(f"unknown option{_suggestion(name, _URL_OPTIONS)}")
-        elif name not in applicable or not _applies(name, parsed.topology):
+        elif name not in applicable or not applies(name, parsed.topology):
             problems.append(f"{name} does not apply to {scheme_of(parsed.topology, parsed.scheme)}")
         elif times[name] > 1:
             problems.append(f"{name} is given twice")
@@ -530,7 +530,8 @@ def url_arguments(url: str) -> tuple[Topology, dict[str, Any]]:
     return parsed.topology, arguments
 
 
-def _applies(name: str, topology: Topology) -> bool:
+def applies(name: str, topology: Topology) -> bool:
+    """Whether an option has an effect in a topology."""
     return topology in _APPLIES_TO.get(name, (topology,))
 
 
@@ -591,7 +592,7 @@ def validate_arguments(
             read[name] = None
     base = "rediss" if _encrypts(read.get("connection_class")) else "redis"
     for name, option in OPTIONS.items():
-        if name in read and topology is not None and not _applies(name, topology):
+        if name in read and topology is not None and not applies(name, topology):
             problems.append((name, _needed_for(name, base)))
         elif (value := read.get(name)) is not None:
             try:
@@ -687,7 +688,7 @@ class _ConfigReader:
         for name in self.sources if url.scheme else ():
             if name.startswith("ssl_") and url.scheme != "rediss":
                 self._add_problem(name, f"needs {scheme_of(url.topology, 'rediss')}")
-            if not _applies(name, url.topology):
+            if not applies(name, url.topology):
                 base = "rediss" if url.scheme == "rediss" else "redis"
                 self._add_problem(name, _needed_for(name, base))
         for file, password, *_ in _PASSWORDS:

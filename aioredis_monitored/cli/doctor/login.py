@@ -1,0 +1,122 @@
+"""Whether the pool gets a connection: credentials, the protocol, a place among the server's clients, an answer."""
+
+from typing import Final
+
+from redis.exceptions import AuthenticationError, NoPermissionError, RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from aioredis_monitored.cli.doctor.subject import Subject
+from aioredis_monitored.cli.findings import Finding, fault, ok
+from aioredis_monitored.cli.settings import Settings
+from aioredis_monitored.config.schema import sources_of
+from aioredis_monitored.config.url import scheme_of
+from aioredis_monitored.pool.health import problem_of
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
+
+_RESP2: Final = 2
+_LOOK: Final = "look into the log of the server and of proxies; if the server expects TLS, use rediss://"
+# What is in the text of an error, what that means, and what to do.
+_MEANINGS: Final = (
+    (
+        "max number of clients",
+        "the server has as many clients as its maxclients allows",
+        "raise maxclients, or lower max_connections or the number of processes; CLIENT LIST shows who is connected",
+    ),
+    (
+        "protected mode",
+        "the server is in protected mode: it accepts connections from its own machine alone",
+        "set a password at the server, and connect with it",
+    ),
+    ("loading the dataset", "the server is still loading its data", "wait until it has"),
+    (
+        "cluster support disabled",
+        "the server is no node of a cluster",
+        f"use a {scheme_of('standalone')} URL",
+    ),
+    ("closed", "the server closes the connection", _LOOK),
+    ("reset by peer", "the connection is reset", _LOOK),
+)
+
+
+async def check_login(subject: Subject) -> list[Finding]:
+    """Acquire a connection, as a command does."""
+    config = subject.settings.config
+    try:
+        connection = await subject.pool.acquire()
+    except ResponseError as error:
+        if not isinstance(error, NoPermissionError) and await _speaks_resp2(subject):
+            return [
+                fault(
+                    "protocol",
+                    f"the server, or a proxy before it, does not speak RESP3: {problem_of(error)}",
+                    f"set {subject.settings.variable('protocol')}=2, or update it",
+                )
+            ]
+        return [explain(error, subject)]
+    except Exception as error:  # noqa: BLE001 - also what a credential provider raises
+        return [explain(error, subject)]
+    await subject.pool.release(connection)
+    user = f"as {config.username}" if config.username else "as the default user"
+    password = "with" if config.password or config.password_file else "without"
+    protocol = "RESP2, as protocol=2 says" if config.protocol == _RESP2 else "RESP3"
+    return [ok("auth", f"connected {user}, {password} a password"), ok("protocol", protocol)]
+
+
+def explain(error: Exception, subject: Subject) -> Finding:
+    """Return what the error of a connection means."""
+    settings = subject.settings
+    text = problem_of(error)
+    if isinstance(error, AuthenticationError):
+        return _explain_authentication(text, settings)
+    if isinstance(error, NoPermissionError):
+        return fault("auth", f"the user may not connect: {text}", "give it +@connection, without which no client works")
+    if isinstance(error, RedisTimeoutError):
+        return fault(
+            "answer",
+            f"the server accepts connections, and does not answer in {subject.patience:.1f} s",
+            "see whether its process is stopped, swaps or runs a slow command; if it expects TLS, use rediss://",
+        )
+    for part, meaning, advice in _MEANINGS:
+        if part in text.lower():
+            return fault("connection", f"{meaning}: {text}", advice)
+    return fault("connection", text, "look into the log of the server")
+
+
+def _explain_authentication(text: str, settings: Settings) -> Finding:
+    sources = sources_of(settings.values, settings.prefix)
+    given = [
+        f"{name} ({key.replace('.', '_').upper()})"
+        for name, key in sources.items()
+        if name in {"username", "password", "password_file", "sentinel_username", "sentinel_password"}
+    ]
+    if not given:
+        variable = settings.variable("password_file")
+        return fault(
+            "auth", f"the server wants a password: {text}", f"set {variable}, and the user if it is not default"
+        )
+    return fault("auth", f"the server refuses the user or the password: {text}", f"correct {', '.join(given)}")
+
+
+async def _speaks_resp2(subject: Subject) -> bool:
+    """Whether the only server of the configuration can be used in RESP2."""
+    config = subject.settings.config
+    if config.topology != "standalone" or config.protocol == _RESP2:
+        return False
+    arguments = {**config.pool_arguments(), **brief_arguments(subject.patience), "protocol": _RESP2}
+    async with MonitoredConnectionPool(**arguments) as pool:
+        try:
+            await pool.release(await pool.acquire())
+        except RedisError:
+            return False
+        return True
+
+
+def brief_arguments(seconds: float) -> dict[str, object]:
+    """Return arguments with which a pool waits only so long for each step, and has dedicated connections alone."""
+    return {
+        "multiplex": False,
+        "timeout": seconds,
+        "socket_timeout": seconds,
+        "socket_connect_timeout": seconds,
+        "decode_responses": False,
+    }
