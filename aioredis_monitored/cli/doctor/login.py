@@ -11,9 +11,10 @@ from aioredis_monitored.cli.settings import Settings
 from aioredis_monitored.config.schema import sources_of
 from aioredis_monitored.config.url import scheme_of
 from aioredis_monitored.pool.health import problem_of
-from aioredis_monitored.pool.pool import MonitoredConnectionPool
+from aioredis_monitored.pool.pool import pool_from_config
 
 _RESP2: Final = 2
+_CLOSED: Final = "closed"
 _LOOK: Final = "look into the log of the server and of proxies; if the server expects TLS, use rediss://"
 # What is in the text of an error, what that means, and what to do.
 _MEANINGS: Final = (
@@ -33,7 +34,7 @@ _MEANINGS: Final = (
         "the server is no node of a cluster",
         f"use a {scheme_of('standalone')} URL",
     ),
-    ("closed", "the server closes the connection", _LOOK),
+    (_CLOSED, "the server closes the connection", _LOOK),
     ("reset by peer", "the connection is reset", _LOOK),
 )
 
@@ -43,17 +44,10 @@ async def check_login(subject: Subject) -> list[Finding]:
     config = subject.settings.config
     try:
         connection = await subject.pool.acquire()
-    except ResponseError as error:
-        if not isinstance(error, NoPermissionError) and await _speaks_resp2(subject):
-            return [
-                fault(
-                    "protocol",
-                    f"the server, or a proxy before it, does not speak RESP3: {problem_of(error)}",
-                    f"set {subject.settings.variable('protocol')}=2, or update it",
-                )
-            ]
-        return [explain(error, subject)]
     except Exception as error:  # noqa: BLE001 - also what a credential provider raises
+        if _may_be_resp2(error) and config.protocol != _RESP2 and await _works_in_resp2(subject):
+            text = f"the server, or a proxy before it, does not speak RESP3: {problem_of(error)}"
+            return [fault("protocol", text, f"set {subject.settings.variable('protocol')}=2, or update it")]
         return [explain(error, subject)]
     await subject.pool.release(connection)
     user = f"as {config.username}" if config.username else "as the default user"
@@ -97,13 +91,17 @@ def _explain_authentication(text: str, settings: Settings) -> Finding:
     return fault("auth", f"the server refuses the user or the password: {text}", f"correct {', '.join(given)}")
 
 
-async def _speaks_resp2(subject: Subject) -> bool:
-    """Whether the only server of the configuration can be used in RESP2."""
-    config = subject.settings.config
-    if config.topology != "standalone" or config.protocol == _RESP2:
+def _may_be_resp2(error: Exception) -> bool:
+    """Whether a server or proxy may have failed because it does not know HELLO; some only close the connection."""
+    if isinstance(error, AuthenticationError | NoPermissionError):
         return False
-    arguments = {**config.pool_arguments(), **brief_arguments(subject.patience), "protocol": _RESP2}
-    async with MonitoredConnectionPool(**arguments) as pool:
+    return isinstance(error, ResponseError) or _CLOSED in str(error)
+
+
+async def _works_in_resp2(subject: Subject) -> bool:
+    settings = subject.settings
+    arguments = {**brief_arguments(subject.patience), "protocol": _RESP2}
+    async with pool_from_config(settings.values, settings.prefix, **arguments) as pool:
         try:
             await pool.release(await pool.acquire())
         except RedisError:

@@ -1,6 +1,7 @@
 """Whether a place is reached: its name, its port, its certificate."""
 
 import asyncio
+import os
 import ssl
 import time
 from typing import Any, Final
@@ -119,4 +120,6 @@ def _reason(subject: Subject, error: OSError) -> str:
         return error.reason.replace("_", " ").lower()
     if isinstance(error, TimeoutError) and not error.errno:
         return f"no answer in {subject.patience:.1f} s"
-    return error.strerror or str(error) or "it ends the connection"
+    if not isinstance(error, ssl.SSLError) and error.errno and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error).partition("] ")[2] or str(error) or "it ends the connection"

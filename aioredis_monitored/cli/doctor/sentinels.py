@@ -8,6 +8,7 @@ from aioredis_monitored._topology.sentinel import Answer
 from aioredis_monitored.cli.doctor.subject import Place, Subject
 from aioredis_monitored.cli.findings import Finding, at, fault, ok, warning
 from aioredis_monitored.config.addresses import Address, address_text
+from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.pool.sentinel_connections import SentinelConnections
 
 _MIN_SENTINELS: Final = 3
@@ -36,7 +37,7 @@ def _connections(subject: Subject, service: str) -> SentinelConnections:
     credentials = {
         "username": config.sentinel_username,
         # Read when the configuration was.
-        "password": config.sentinel_password if file is None else getattr(file, "password", None),
+        "password": file.password if isinstance(file, PasswordPath) else config.sentinel_password,
     }
     tls = {name: value for name, value in subject.pool.connection_kwargs.items() if name.startswith("ssl_")}
     return SentinelConnections(service, {**credentials, **tls}, uses_tls=config.tls, asks_replicas=True)

@@ -1,0 +1,561 @@
+"""``doctor`` on real servers: what is broken is the worst line, nothing is changed, and no secret is printed."""
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from contextlib import ExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pytest
+import trustme
+from support.listening import listening
+
+from aioredis_monitored.cli import main
+from aioredis_monitored.cli.doctor.rights import QUEUE_COMMANDS
+from aioredis_monitored.queue import scripts
+from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer, SentinelServers
+
+HOST = "127.0.0.1"
+SECRET = "hunter2-Zx9"
+# What a test allows that finds a server well, and one in which something never answers.
+AMPLE = 120.0
+BRIEF = 4.0
+MAX_SECONDS = 10 * BRIEF + 5
+ALLOWED = {
+    *("auth", "client|id", "client|list", "client|setinfo", "client|setname", "client|tracking", "client|unblock"),
+    *("config|get", "eval", "evalsha", "hello", "info", "ping", "script|load", "select", "slowlog|get"),
+}
+
+
+@pytest.fixture
+def doctor(tmp_path, capsys):
+    """Run the command in a thread of its own, with variables in a file; return what it prints."""
+
+    async def run(url, *arguments, timeout=AMPLE, **variables):
+        file = tmp_path / "variables"
+        lines = {"REDIS_URL": url} | {f"REDIS_{name.upper()}": value for name, value in variables.items()}
+        file.write_text("".join(f"{name}={value}\n" for name, value in lines.items()))
+        command = ["doctor", "--json", "--env-file", str(file), "--timeout", str(timeout), *arguments]
+        began = time.monotonic()
+        code = await asyncio.to_thread(main, command)
+        seconds = time.monotonic() - began
+        output, errors = capsys.readouterr()
+        report = json.loads(output)
+        assert (code, "") == (report["exit_code"], errors)
+        assert SECRET not in output
+        findings = [SimpleNamespace(**each) for each in report["findings"]]
+        return SimpleNamespace(code=code, findings=findings, worst=findings[-1], seconds=seconds)
+
+    return run
+
+
+def assert_fault(report, check, text, advice=""):
+    """Check that a fault is the worst line, and that the exit code says so."""
+    assert (1, "fault", check) == (report.code, report.worst.verdict, report.worst.check), report.findings
+    assert text in report.worst.text
+    assert advice in report.worst.advice
+    assert report.worst.advice
+
+
+def found(report, check, verdict="ok"):
+    return [each.text for each in report.findings if (each.check, each.verdict) == (check, verdict)]
+
+
+# A server that is well.
+
+
+async def test_server_without_faults_is_described(own_server, doctor):
+    report = await doctor(own_server.url, "--queue", "mail", max_connections="20")
+
+    assert 0 == report.code
+    assert {"ok"} >= {each.verdict for each in report.findings} - {"unknown", "warning"}
+    assert f"{own_server.url} (from REDIS_URL)" in found(report, "settings")
+    assert "max_connections=20 (from REDIS_MAX_CONNECTIONS)" in found(report, "settings")
+    assert any("socket_timeout=5 s" in each for each in found(report, "settings"))
+    assert [f"{own_server.host}:{own_server.port} is open"] == found(report, "tcp")
+    assert ["RESP3"] == found(report, "protocol")
+    assert ["primary that accepts writes, replicas: 0"] == found(report, "role")
+    assert ["noeviction"] == found(report, "maxmemory-policy")
+    assert ["the user may do all that the queue mail needs"] == found(report, "queue rights")
+    assert found(report, "maxclients")[0].endswith("500 pools of max_connections=20 fit")
+
+
+async def test_findings_are_printed_a_line_each_and_the_worst_last(own_server, tmp_path, capsys):
+    own_server.call("CONFIG", "SET", "timeout", "100")
+    own_server.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    own_server.call("ACL", "SETUSER", "default", "-slowlog")
+    file = tmp_path / "variables"
+    file.write_text(f"REDIS_URL={own_server.url}\n")
+
+    assert 1 == await asyncio.to_thread(main, ["doctor", "--env-file", str(file), "--queue", "mail"])
+    lines = capsys.readouterr().out.splitlines()
+    words = [line.split()[0] for line in lines]
+    assert ["ok", "unknown", "warning", "FAULT"] == list(dict.fromkeys(words))
+    assert lines[-1].startswith("FAULT    maxmemory-policy: allkeys-lru deletes messages of mail")
+    assert "; do this: set maxmemory-policy to noeviction" in lines[-1]
+    assert "unknown  slow log: which commands took long; needs +slowlog|get" in lines
+
+
+async def test_unix_socket_is_looked_at(own_server, doctor):
+    report = await doctor(f"unix://{own_server.unix_socket_path}")
+
+    assert 0 == report.code
+    assert [f"{own_server.unix_socket_path} is open"] == found(report, "socket")
+
+
+async def test_what_the_user_may_not_see_is_unknown_and_no_fault(own_server, doctor):
+    own_server.call("ACL", "SETUSER", "shop", "on", f">{SECRET}", "allkeys", "-@all", "+@connection", "-client|list")
+    report = await doctor(own_server.url, username="shop", password=SECRET)
+
+    assert 0 == report.code
+    needs = {each.check: each.advice for each in report.findings if each.verdict == "unknown"}
+    assert {
+        "role": "+eval, and Redis 7.0 or later",
+        "maxmemory-policy": "+info or +config|get",
+        "timeout": "+config|get",
+        "maxclients": "+info or +config|get",
+        "clients": "+client|list",
+        "slow log": "+slowlog|get",
+    } == needs
+
+
+# Ten set-ups that are broken, and more.
+
+
+async def test_wrong_password_is_named(doctor):
+    with RedisServer(password="right") as server:
+        refused = await doctor(server.url, password=SECRET)
+        missing = await doctor(server.url)
+
+    assert_fault(refused, "auth", "refuses the user or the password", "password (REDIS_PASSWORD)")
+    assert_fault(missing, "auth", "wants a password", "REDIS_PASSWORD_FILE")
+
+
+@pytest.mark.parametrize(
+    ("refused", "check", "text"),
+    [
+        ("-client|unblock", "rights", "CLIENT UNBLOCK"),
+        ("-lmove", "queue rights", "LMOVE"),
+        ("resetkeys ~mail", "queue rights", "ZADD"),
+    ],
+)
+async def test_right_that_a_queue_lacks_is_named(own_server, doctor, refused, check, text):
+    own_server.call("ACL", "SETUSER", "worker", "on", "nopass", "allkeys", "+@all", *refused.split())
+    report = await doctor(own_server.url, "--queue", "mail", username="worker", password="any")
+
+    assert_fault(report, check, text)
+    assert 0 == (await doctor(own_server.url, username="worker", password="any")).code
+
+
+async def test_user_who_may_not_connect_is_named(own_server, doctor):
+    own_server.call("ACL", "SETUSER", "shop", "on", "nopass", "allkeys", "-@all")
+
+    report = await doctor(own_server.url, username="shop", password=SECRET)
+
+    assert_fault(report, "health", "permissions")
+
+
+@asynccontextmanager
+async def resp2_proxy(server, refusal):
+    """Yield the port of a relay that knows no HELLO, as old proxies do."""
+
+    async def serve(reader, writer):
+        upstream, to_server = await asyncio.open_connection(server.host, server.port)
+
+        async def return_replies():
+            while data := await upstream.read(65536):
+                writer.write(data)
+
+        replies = asyncio.create_task(return_replies())
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while head := await reader.readline():
+                words = []
+                for _ in range(int(head[1:])):
+                    size = int((await reader.readline())[1:])
+                    words.append((await reader.readexactly(size + 2))[:-2])
+                if words[0].upper() == b"HELLO":
+                    if not (reply := refusal(words)):
+                        break
+                    writer.write(reply)
+                else:
+                    bulks = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
+                    to_server.write(b"*%d\r\n%s" % (len(words), bulks))
+        to_server.transport.abort()
+        with suppress(OSError):
+            await replies
+        writer.transport.abort()
+
+    async with listening(serve) as (_, port):
+        yield port
+
+
+def redis_5(words):
+    """Refuse a command as Redis 5 does, which repeats its arguments."""
+    beginning = b", ".join(b"`%s`" % word for word in words[1:])
+    return b"-ERR unknown command `%s`, with args beginning with: %s\r\n" % (words[0], beginning)
+
+
+def close(_):
+    return b""
+
+
+def no_protocol(_):
+    return b"-NOPROTO unsupported protocol version\r\n"
+
+
+@pytest.mark.parametrize("refusal", [redis_5, no_protocol, close])
+async def test_proxy_without_resp3_is_named(doctor, refusal):
+    with RedisServer(password=SECRET) as server:
+        async with resp2_proxy(server, refusal) as port:
+            url = f"redis://:{SECRET}@{HOST}:{port}"
+            report = await doctor(url)
+            assert_fault(report, "protocol", "does not speak RESP3", "REDIS_PROTOCOL=2")
+            # Following the advice helps.
+            assert 0 == (await doctor(url, protocol="2")).code
+
+
+@pytest.fixture(scope="module")
+def authority():
+    return trustme.CA()
+
+
+@pytest.fixture
+def serve_tls(server, authority, tmp_path):
+    """Return a factory of proxies with a certificate that is valid for some days, and of the authority's file."""
+    file = tmp_path / "authority"
+    authority.cert_pem.write_to_path(file)
+
+    def make(name=HOST, days=365):
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        # A little more, as a test takes time.
+        end = datetime.now(UTC) + timedelta(days=days, hours=1)
+        authority.issue_cert(name, not_before=end - timedelta(days=400), not_after=end).configure_cert(context)
+        return FaultProxy(server.host, server.port, tls=context), str(file)
+
+    return make
+
+
+async def test_expired_certificate_is_named(serve_tls, doctor):
+    proxy, file = serve_tls(days=-2)
+    async with proxy:
+        report = await doctor(f"rediss://{HOST}:{proxy.port}", ssl_ca_certs=file)
+
+    assert_fault(report, "tls", "certificate has expired", "renew")
+
+
+async def test_other_problems_of_certificates_are_named(serve_tls, server, doctor):
+    proxy, file = serve_tls("other.example")
+    async with proxy:
+        url = f"rediss://{HOST}:{proxy.port}"
+        assert_fault(await doctor(url, ssl_ca_certs=file), "tls", "IP address mismatch", "host name")
+        assert_fault(await doctor(url), "tls", "local issuer certificate", "ssl_ca_certs")
+    plain = await doctor(f"rediss://{server.host}:{server.port}", timeout=BRIEF)
+    assert_fault(plain, "tls", "no TLS with", "redis://")
+    assert plain.seconds < MAX_SECONDS
+
+
+@pytest.mark.parametrize(("days", "verdict"), [(365, "ok"), (5, "warning")])
+async def test_certificate_that_expires_soon_is_a_warning(serve_tls, doctor, days, verdict):
+    proxy, file = serve_tls(days=days)
+    async with proxy:
+        report = await doctor(f"rediss://{HOST}:{proxy.port}", ssl_ca_certs=file)
+
+    assert 0 == report.code
+    [text] = found(report, "tls", verdict)
+    assert f"expires in {days} days" in text
+
+
+async def test_certificate_that_is_not_verified_is_a_warning(serve_tls, doctor):
+    proxy, _ = serve_tls()
+    async with proxy:
+        report = await doctor(f"rediss://{HOST}:{proxy.port}", ssl_cert_reqs="none")
+
+    assert 0 == report.code
+    assert "no certificate is verified" in found(report, "tls", "warning")[0]
+
+
+async def test_eviction_policy_that_deletes_messages_is_named(own_server, doctor):
+    own_server.call("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+
+    report = await doctor(own_server.url, "--queue", "mail", "--queue", "orders")
+    assert_fault(report, "maxmemory-policy", "allkeys-lru deletes messages of mail, orders", "noeviction")
+    # A cache is right to have it.
+    assert 0 == (await doctor(own_server.url)).code
+
+
+async def test_replica_is_named(own_server, doctor):
+    with RedisServer("--replicaof", own_server.host, str(own_server.port)) as replica:
+        report = await doctor(replica.url)
+
+    assert_fault(report, "role", "the server is a replica, which refuses writes", "primary")
+
+
+async def test_full_maxclients_is_named(own_server, doctor):
+    with ExitStack() as stack:
+        own_server.call("CONFIG", "SET", "maxclients", "2")
+        for _ in range(2):
+            client = stack.enter_context(socket.create_connection((own_server.host, own_server.port)))
+            client.sendall(b"PING\r\n")
+            assert client.recv(7)
+        report = await doctor(own_server.url)
+
+    assert_fault(report, "connection", "as many clients as its maxclients allows", "raise maxclients")
+
+
+async def test_maxclients_below_the_size_of_the_pool_is_a_warning(own_server, doctor):
+    own_server.call("CONFIG", "SET", "maxclients", "30")
+    report = await doctor(own_server.url)
+
+    assert 0 == report.code
+    assert found(report, "maxclients", "warning")[0].endswith("0 pools of max_connections=50 fit")
+
+
+async def test_frozen_server_is_named_within_the_time_limit(own_server, doctor):
+    own_server.freeze()
+    report = await doctor(own_server.url, timeout=BRIEF)
+
+    assert_fault(report, "answer", "accepts connections, and does not answer")
+    assert report.seconds < MAX_SECONDS
+
+
+async def test_server_that_falls_silent_during_the_checks_is_named_within_the_time_limit(own_server, doctor, until):
+    async with FaultProxy(own_server.host, own_server.port) as proxy:
+        proxy.reply_pause = 0.01  # the whole of it would take minutes
+        report = await doctor(proxy.url, timeout=BRIEF)
+
+    assert (1, "fault") == (report.code, report.worst.verdict)
+    assert report.worst.check in {"answer", "time limit"}
+    assert report.seconds < MAX_SECONDS
+
+
+async def test_address_that_swallows_packets_is_named_within_the_time_limit(doctor):
+    with socket.socket() as listener, ExitStack() as stack:
+        listener.bind((HOST, 0))
+        listener.listen(0)
+        # With a full backlog, the kernel drops what asks for a connection.
+        for _ in range(4):
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        report = await doctor(f"redis://{HOST}:{listener.getsockname()[1]}", timeout=BRIEF)
+
+    assert_fault(report, "tcp", "no answer in", "firewalls")
+    assert report.seconds < MAX_SECONDS
+
+
+async def test_closed_port_is_named(own_server, doctor):
+    url = own_server.url
+    own_server.kill()
+
+    assert_fault(await doctor(url), "tcp", "Connection refused", "start the server")
+
+
+async def test_name_without_address_is_named_within_the_time_limit(doctor):
+    report = await doctor("redis://no-such-host.invalid", timeout=BRIEF)
+
+    assert_fault(report, "dns", "no-such-host.invalid has no address", "REDIS_URL")
+    assert report.seconds < MAX_SECONDS
+
+
+def test_name_that_is_never_resolved_keeps_no_process_alive(tmp_path):
+    """getaddrinfo, which cannot be interrupted, blocks here for longer than the test allows."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import socket, sys, time\n"
+        "socket.getaddrinfo = lambda *arguments, **options: time.sleep(600)\n"
+        "from aioredis_monitored.cli import main\n"
+        f"sys.exit(main(['doctor', '--timeout', '{BRIEF}', '--env-file', sys.argv[1]]))\n"
+    )
+    file = tmp_path / "variables"
+    file.write_text("REDIS_URL=redis://cache.example\n")
+
+    command = [sys.executable, str(program), str(file)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=MAX_SECONDS, check=False)  # noqa: S603
+    assert (1, "") == (result.returncode, result.stderr)
+    assert result.stdout.splitlines()[-1].startswith("FAULT    dns: cache.example has no address: no answer in")
+
+
+def test_interruption_ends_it_with_the_exit_code_of_shells(tmp_path, capsys):
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        listener.listen()
+
+        def interrupt():
+            with suppress(OSError):
+                for _ in range(2):  # that of tcp, and the one that waits for a reply
+                    listener.accept()
+            os.kill(os.getpid(), signal.SIGINT)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        file = tmp_path / "variables"
+        file.write_text(f"REDIS_URL=redis://{HOST}:{listener.getsockname()[1]}\n")
+        try:
+            assert 130 == main(["doctor", "--env-file", str(file), "--timeout", str(AMPLE)])
+        finally:
+            thread.join()
+    assert ("", "") == capsys.readouterr()
+
+
+async def test_cluster_with_a_hole_is_named(doctor):
+    with ClusterServers(replicas=0, node_timeout=60) as servers:
+        for node in servers.nodes:
+            node.call("CLUSTER", "DELSLOTS", "5", "6")
+        report = await doctor(servers.url)
+
+    assert_fault(report, "cluster", "no node serves 2 of 16384 slots", "redis-cli --cluster fix")
+    assert found(report, "cluster", "warning") == ["a primary has no replica: its slots are not served when it fails"]
+
+
+# Topologies.
+
+
+async def test_cluster_that_is_well_is_described(cluster, doctor):
+    report = await doctor(cluster.url, "--queue", "mail")
+
+    assert 0 == report.code
+    assert ["6 nodes agree about all slots"] == found(report, "cluster")
+    assert 6 == len(next(each for each in report.findings if each.check == "version").servers)
+
+
+async def test_nodes_that_disagree_are_a_warning(doctor):
+    with ClusterServers(replicas=1, node_timeout=60) as servers:
+        target = next(node for node in servers.primaries() if node is not servers.owner(5))
+        # Only the node that gives it away is told.
+        owner = servers.owner(5)
+        owner.call("CLUSTER", "SETSLOT", "5", "NODE", target.call("CLUSTER", "MYID"))
+        report = await doctor(servers.url)
+
+    assert "the nodes disagree about 1 slots" in found(report, "cluster", "warning")
+
+
+async def test_cluster_at_a_url_for_one_server_is_named(cluster, doctor):
+    report = await doctor(cluster.primaries()[0].url)
+
+    assert_fault(report, "version", "the server is a node of a cluster", "redis+cluster://")
+
+
+async def test_single_server_at_a_url_for_clusters_is_named(server, doctor):
+    report = await doctor(f"redis+cluster://{server.host}:{server.port}")
+
+    assert_fault(report, "connection", "no node of a cluster", "redis://")
+
+
+async def test_start_node_that_is_down_is_a_warning_while_another_one_answers(cluster, doctor):
+    report = await doctor(f"{cluster.url},no-such-host.invalid")
+
+    assert 0 == report.code
+    assert "no-such-host.invalid has no address" in found(report, "dns", "warning")[0]
+
+
+async def test_sentinels_that_agree_are_described(sentinels, doctor):
+    report = await doctor(sentinels.url)
+
+    assert 0 == report.code
+    primary = sentinels.primary()
+    assert [f"3 of 3 sentinels name {primary.host}:{primary.port} as primary of mymaster"] == found(report, "sentinel")
+    assert ["primary that accepts writes, replicas: 2"] == found(report, "role")
+    assert_fault(await doctor(f"{sentinels.url}-2"), "sentinel", "no sentinel knows the service 'mymaster-2'", "URL")
+
+
+async def test_sentinel_that_is_silent_is_a_warning(doctor):
+    with SentinelServers() as servers:
+        servers.sentinels[0].freeze()
+        report = await doctor(servers.url, timeout=10 * BRIEF)
+        servers.sentinels[0].thaw()
+
+    assert 0 == report.code
+    assert found(report, "sentinel", "warning")
+
+
+# What it leaves behind, and what it prints.
+
+
+def state_of(server):
+    keys = sorted(server.call("KEYS", "*"))
+    data = {key: (server.call("DUMP", key), server.call("PTTL", key)) for key in keys}
+    return data, server.call("CONFIG", "GET", "*"), server.call("ACL", "LIST"), server.call("FUNCTION", "LIST")
+
+
+async def test_doctor_changes_nothing_at_the_server(own_server, doctor):
+    own_server.call("SET", "greeting", "hello")
+    own_server.call("RPUSH", "mail", "a", "b")
+    own_server.call("ZADD", "{mail}:c", "1", "consumer")
+    before = state_of(own_server)
+    own_server.call("CONFIG", "RESETSTAT")
+    report = await doctor(own_server.url, "--queue", "mail", client_name="shop", db="0")
+    stats = own_server.call("INFO", "commandstats")
+
+    assert 0 == report.code
+    called = {line.split(":")[0].removeprefix("cmdstat_") for line in stats.splitlines() if line.startswith("cmdstat_")}
+    assert called - {"config|resetstat"} <= ALLOWED
+    assert before == state_of(own_server)
+    assert [] == own_server.call("ACL", "LOG")
+
+
+async def test_slow_log_is_shown_without_arguments(own_server, doctor):
+    own_server.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
+    own_server.call("SET", SECRET, SECRET)
+    report = await doctor(own_server.url)
+
+    [text] = [each.text for each in report.findings if each.check == "slow log"]
+    assert "SET 0 ms" in text
+
+
+async def test_password_in_the_url_or_in_a_file_is_not_shown(doctor, tmp_path):
+    """The fixture checks what is printed."""
+    file = tmp_path / "password"
+    file.write_text(f"{SECRET}\n")
+    with RedisServer(password=SECRET) as server:
+        place = f"{server.host}:{server.port}"
+        in_url = await doctor(f"redis://:{SECRET}@{place}")
+        in_file = await doctor(server.url, password_file=str(file))
+        wrong = await doctor(f"redis://:{SECRET}-x@{place}")
+
+    assert (0, 0, 1) == (in_url.code, in_file.code, wrong.code)
+    assert "password=(hidden) (from REDIS_URL)" in found(in_url, "settings")
+    assert f"password_file={file} (from REDIS_PASSWORD_FILE)" in found(in_file, "settings")
+    assert 2 == (await doctor(f"redis://:{SECRET}@host:port", db="none")).code
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [f"redis://:{SECRET}@cache.example"],
+        ["doctor", f"redis://:{SECRET}@cache.example"],
+        ["doctor", "-a", SECRET],
+        ["doctor", f"-a{SECRET}"],
+        ["doctor", f"--password={SECRET}"],
+        ["doctor", "--timeout", SECRET],
+        ["doctor", "--queue", f"}}{SECRET}"],
+        ["config", f"redis://:{SECRET}@cache.example"],
+    ],
+)
+def test_password_among_the_arguments_is_not_repeated(arguments, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+
+    output, errors = capsys.readouterr()
+    assert 2 == exited.value.code
+    assert SECRET not in output + errors
+    assert "error: " in errors
+
+
+# The list of what a queue calls.
+
+
+def test_rights_of_a_queue_cover_all_that_its_scripts_call():
+    listed = {line.split()[0] for line in QUEUE_COMMANDS}
+    texts = [each.text for each in vars(scripts).values() if isinstance(each, scripts.LuaScript)]
+    called = {word.split("'")[0] for text in texts for word in text.split("redis.call('")[1:]}
+
+    assert called
+    assert called <= listed
