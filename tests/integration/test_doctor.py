@@ -160,12 +160,15 @@ async def test_user_who_may_not_connect_is_named(own_server, doctor):
 
     report = await doctor(own_server.url, username="shop", password=SECRET)
 
-    assert_fault(report, "health", "permissions")
+    assert_fault(report, "rights", "permissions", "+@connection")
 
 
 @asynccontextmanager
-async def resp2_proxy(server, refusal):
-    """Yield the port of a relay that knows no HELLO, as old proxies do."""
+async def relay(server, reply_to):
+    """Yield the port of a relay, which closes the connection or replies itself where a function says so.
+
+    The function gets the words of a command, and returns the reply, nothing to close, or ``None`` to ask the server.
+    """
 
     async def serve(reader, writer):
         upstream, to_server = await asyncio.open_connection(server.host, server.port)
@@ -181,13 +184,14 @@ async def resp2_proxy(server, refusal):
                 for _ in range(int(head[1:])):
                     size = int((await reader.readline())[1:])
                     words.append((await reader.readexactly(size + 2))[:-2])
-                if words[0].upper() == b"HELLO":
-                    if not (reply := refusal(words)):
-                        break
-                    writer.write(reply)
-                else:
+                reply = await reply_to([words[0].upper(), *words[1:]])
+                if reply is None:
                     bulks = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in words)
                     to_server.write(b"*%d\r\n%s" % (len(words), bulks))
+                elif reply:
+                    writer.write(reply)
+                else:
+                    break
         to_server.transport.abort()
         with suppress(OSError):
             await replies
@@ -197,29 +201,145 @@ async def resp2_proxy(server, refusal):
         yield port
 
 
-def redis_5(words):
-    """Refuse a command as Redis 5 does, which repeats its arguments."""
+async def redis_5(words):
+    """Refuse HELLO as Redis 5 does, which repeats the arguments."""
     beginning = b", ".join(b"`%s`" % word for word in words[1:])
-    return b"-ERR unknown command `%s`, with args beginning with: %s\r\n" % (words[0], beginning)
+    refusal = b"-ERR unknown command `%s`, with args beginning with: %s\r\n" % (words[0], beginning)
+    return refusal if words[0] == b"HELLO" else None
 
 
-def close(_):
-    return b""
+async def no_protocol(words):
+    return b"-NOPROTO unsupported protocol version\r\n" if words[0] == b"HELLO" else None
 
 
-def no_protocol(_):
-    return b"-NOPROTO unsupported protocol version\r\n"
+async def hang_up(words):
+    return b"" if words[0] == b"HELLO" else None
 
 
-@pytest.mark.parametrize("refusal", [redis_5, no_protocol, close])
-async def test_proxy_without_resp3_is_named(doctor, refusal):
+@pytest.mark.parametrize("reply_to", [redis_5, no_protocol, hang_up])
+async def test_proxy_without_resp3_is_named(doctor, reply_to):
     with RedisServer(password=SECRET) as server:
-        async with resp2_proxy(server, refusal) as port:
-            url = f"redis://:{SECRET}@{HOST}:{port}"
-            report = await doctor(url)
-            assert_fault(report, "protocol", "does not speak RESP3", "REDIS_PROTOCOL=2")
-            # Following the advice helps.
-            assert 0 == (await doctor(url, protocol="2")).code
+        async with relay(server, reply_to) as port:
+            report = await doctor(f"redis://:{SECRET}@{HOST}:{port}")
+
+    assert_fault(report, "protocol", "does not speak RESP3", "REDIS_PROTOCOL=2")
+
+
+async def test_proxy_without_resp3_can_be_used_in_resp2(own_server, doctor):
+    async with relay(own_server, redis_5) as port:
+        report = await doctor(f"redis://{HOST}:{port}", protocol="2")
+
+    assert 0 == report.code
+    assert ["RESP2, as protocol=2 says"] == found(report, "protocol")
+    assert ["the server does not say what it is"] == found(report, "version", "unknown")
+
+
+async def test_server_that_always_hangs_up_is_named(own_server, doctor):
+    async def reply_to(_):
+        return b""
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}")
+
+    assert_fault(report, "connection", "closes the connection", "rediss://")
+
+
+async def test_old_version_is_a_warning(own_server, doctor):
+    async def reply_to(words):
+        fields = (b"server", b"redis", b"version", b"6.2.6", b"mode", b"standalone", b"role", b"master")
+        bulks = b"".join(b"$%d\r\n%s\r\n" % (len(word), word) for word in fields)
+        return b"%%%d\r\n%s" % (len(fields) // 2, bulks) if words == [b"HELLO"] else None
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}")
+
+    assert (0, ["redis 6.2.6"]) == (report.code, found(report, "version", "warning"))
+
+
+async def test_round_trip_that_is_long_for_socket_timeout_is_a_warning(own_server, doctor):
+    is_late = False
+
+    async def reply_to(words):
+        nonlocal is_late
+        if is_late and words[0] == b"PING":
+            await asyncio.sleep(2)
+        # The PINGs that are timed follow it; one is late.
+        is_late = words[0] == b"SLOWLOG"
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}", socket_timeout="3 s")
+
+    assert 0 == report.code
+    assert "longest 20" in found(report, "round trip", "warning")[0]
+
+
+async def test_checks_that_take_too_long_are_ended(own_server, doctor):
+    async def reply_to(_):
+        # Less than a step may take.
+        await asyncio.sleep(BRIEF / 12)
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}", timeout=BRIEF)
+
+    assert_fault(report, "time limit", "have not ended in 4 s", "--timeout")
+    assert report.seconds < MAX_SECONDS
+
+
+async def test_slow_commands_are_a_warning(own_server, doctor):
+    own_server.call("EVAL", "local ending = os.clock() + 0.3 repeat until os.clock() > ending", "0")
+    report = await doctor(own_server.url)
+
+    assert 0 == report.code
+    assert found(report, "slow log", "warning")[0].startswith("EVAL ")
+
+
+async def test_memory_that_is_nearly_full_is_a_warning(own_server, doctor):
+    own_server.call("CONFIG", "SET", "maxmemory", "100mb")
+    own_server.call("SETRANGE", "large", str(92 * 2**20), "x")
+    report = await doctor(own_server.url)
+
+    assert 0 == report.code
+    assert "of maxmemory is used" in found(report, "memory", "warning")[0]
+
+
+async def test_server_without_some_commands_is_described(doctor):
+    renamed = ("SLOWLOG", "CLIENT", "EVALSHA", "EVAL")
+    with RedisServer(*(word for name in renamed for word in ("--rename-command", name, ""))) as server:
+        report = await doctor(server.url, "--queue", "mail")
+
+    assert 0 == report.code
+    assert {"clients", "slow log", "queue rights"} <= {
+        each.check for each in report.findings if each.verdict == "unknown"
+    }
+    assert "the server does not know EVALSHA" in found(report, "rights", "warning")
+
+
+async def test_socket_that_is_not_there_is_named(doctor, tmp_path):
+    assert_fault(await doctor(f"unix://{tmp_path}/none.sock"), "socket", "No such file or directory", "start")
+
+
+async def test_name_is_resolved(own_server, doctor):
+    report = await doctor(f"redis://localhost:{own_server.port}")
+
+    assert 0 == report.code
+    assert "127.0.0.1" in found(report, "dns")[0]
+    assert f"localhost:{own_server.port} at 127.0.0.1 is open" in found(report, "tcp")
+
+
+async def test_name_that_is_lost_between_the_checks_is_named(own_server, doctor, monkeypatch):
+    resolve = socket.getaddrinfo
+
+    def forget(host, port, *arguments, **options):
+        # The pool's connections ask with a port, the first check without.
+        if port is not None:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, port, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", forget)
+    # Connecting to the addresses that were found needs no name.
+    report = await doctor(f"redis://localhost:{own_server.port}")
+
+    assert_fault(report, "connection", "Name or service not known")
 
 
 @pytest.fixture(scope="module")
@@ -387,11 +507,11 @@ def test_interruption_ends_it_with_the_exit_code_of_shells(tmp_path, capsys):
     with socket.socket() as listener:
         listener.bind((HOST, 0))
         listener.listen()
+        accepted = []
 
         def interrupt():
-            with suppress(OSError):
-                for _ in range(2):  # that of tcp, and the one that waits for a reply
-                    listener.accept()
+            # That of the check of the port, and the one that waits for a reply.
+            accepted.extend(listener.accept()[0] for _ in range(2))
             os.kill(os.getpid(), signal.SIGINT)
 
         thread = threading.Thread(target=interrupt)
@@ -402,6 +522,8 @@ def test_interruption_ends_it_with_the_exit_code_of_shells(tmp_path, capsys):
             assert 130 == main(["doctor", "--env-file", str(file), "--timeout", str(AMPLE)])
         finally:
             thread.join()
+            for each in accepted:
+                each.close()
     assert ("", "") == capsys.readouterr()
 
 
@@ -435,6 +557,24 @@ async def test_nodes_that_disagree_are_a_warning(doctor):
         report = await doctor(servers.url)
 
     assert "the nodes disagree about 1 slots" in found(report, "cluster", "warning")
+
+
+async def test_replica_and_rights_that_are_missing_at_one_node_are_named(doctor):
+    with ClusterServers(node_timeout=60) as servers:
+        for node in servers.nodes:
+            node.call("ACL", "SETUSER", "shop", "on", "nopass", "allkeys", "+@all")
+        first = servers.primaries()[0]
+        first.call("ACL", "SETUSER", "shop", "-cluster", "+cluster|myid")
+        replica = servers.replica_of(first)
+        replica.kill()
+        report = await doctor(servers.url, username="shop", password="any")
+
+    assert_fault(report, "cluster", "the user may not ask for the slots", "+cluster|slots")
+    assert [f"{first.host}:{first.port}"] == report.worst.servers
+    assert ["whether the node thinks that the cluster is up"] == found(report, "cluster", "unknown")
+    assert any(
+        f"{replica.host}:{replica.port}" in each.servers for each in report.findings if each.verdict == "warning"
+    )
 
 
 async def test_cluster_at_a_url_for_one_server_is_named(cluster, doctor):
@@ -474,6 +614,31 @@ async def test_sentinel_that_is_silent_is_a_warning(doctor):
 
     assert 0 == report.code
     assert found(report, "sentinel", "warning")
+
+
+async def test_sentinels_that_disagree_are_warnings(doctor):
+    with SentinelServers() as servers:
+        unaware, other = servers.sentinels[:2]
+        unaware.call("SENTINEL", "REMOVE", "mymaster")
+        other.call("SENTINEL", "REMOVE", "mymaster")
+        other.call("SENTINEL", "MONITOR", "mymaster", servers.data[1].host, str(servers.data[1].port), "2")
+        report = await doctor(servers.url)
+
+    texts = found(report, "sentinel", "warning")
+    assert "does not know the service 'mymaster'" in texts
+    assert any(text.startswith("the sentinels name several primaries: ") for text in texts)
+
+
+async def test_sentinel_that_is_alone_without_a_replica_is_a_warning(doctor):
+    with SentinelServers(replicas=0, sentinels=1, quorum=1, sentinel_password=SECRET) as servers:
+        report = await doctor(servers.url, sentinel_password=SECRET)
+        refused = await doctor(servers.url, sentinel_password=f"{SECRET}-x")
+
+    assert 0 == report.code
+    texts = found(report, "sentinel", "warning")
+    assert any(text.startswith("fewer than 3 sentinels") for text in texts)
+    assert any(text.startswith("no replica is in sync") for text in texts)
+    assert_fault(refused, "sentinel", "invalid username-password pair", "password")
 
 
 # What it leaves behind, and what it prints.

@@ -6,6 +6,7 @@ from aioredis_monitored.cli.doctor.subject import Subject
 from aioredis_monitored.cli.findings import Finding, at, fault, ok, unknown
 from aioredis_monitored.pool.health import ServerHealth
 
+_NO_PERMISSION: Final = "no permissions"
 _FOLLOW: Final = (
     "use the address of its primary, which INFO replication names, or redis+sentinel:// or redis+cluster://"
 )
@@ -25,6 +26,8 @@ def _finding(server: ServerHealth) -> Finding:
     role = server.role or "server"
     if server.problem and server.role == "replica":
         return fault("role", "the server is a replica, which refuses writes", _FOLLOW)
+    if _NO_PERMISSION in server.problem:
+        return fault("rights", server.problem, "give the user +@connection, without which no client works")
     if server.problem:
         return fault("health", server.problem, "look at the server, its memory, its disk and its replicas")
     if server.writable is None:

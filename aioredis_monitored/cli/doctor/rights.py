@@ -24,13 +24,13 @@ class _Right(NamedTuple):
     Attributes:
         name: What ``ACL SETUSER`` calls it, without the plus.
         command: A command that needs it, and changes nothing; it may fail.
-        user: What needs it.
+        use: What it is for.
         for_queues: Whether queues need it as well.
     """
 
     name: str
     command: tuple[Any, ...]
-    user: str
+    use: str
     for_queues: bool = True
 
 
@@ -104,7 +104,7 @@ async def check_rights(server: Server) -> list[Finding]:
         found.append(fault("rights", f"queues need {_names(needed)}", _give(each.name for each in needed)))
     for right in refused:
         if right not in needed:
-            text = f"the user may not call {_name(right)}, which {right.user} need"
+            text = f"the user may not call {_name(right)}, which is for {right.use}"
             found.append(warning("rights", text, _give([right.name])))
     return found or [ok("rights", f"the user may call {_names(_RIGHTS)}")]
 
