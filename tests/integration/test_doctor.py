@@ -104,6 +104,16 @@ async def test_findings_are_printed_a_line_each_and_the_worst_last(own_server, t
     assert "unknown  slow log: which commands took long; needs +slowlog|get" in lines
 
 
+async def test_settings_are_shown_as_they_are_understood(own_server, doctor):
+    report = await doctor(own_server.url, protocol="2", telemetry_include_commands="get,config get")
+
+    assert 0 == report.code
+    assert "telemetry_include_commands=CONFIG GET,GET (from REDIS_TELEMETRY_INCLUDE_COMMANDS)" in found(
+        report, "settings"
+    )
+    assert found(report, "version")
+
+
 async def test_unix_socket_is_looked_at(own_server, doctor):
     report = await doctor(f"unix://{own_server.unix_socket_path}")
 
@@ -161,6 +171,20 @@ async def test_user_who_may_not_connect_is_named(own_server, doctor):
     report = await doctor(own_server.url, username="shop", password=SECRET)
 
     assert_fault(report, "rights", "permissions", "+@connection")
+
+
+async def test_user_who_may_not_choose_the_database_is_named(own_server, doctor):
+    own_server.call("ACL", "SETUSER", "shop", "on", "nopass", "allkeys", "+@all", "-select")
+
+    assert_fault(await doctor(f"{own_server.url}/1", username="shop", password="any"), "auth", "select", "+@connection")
+
+
+async def test_rights_of_a_queue_are_unknown_without_scripts(own_server, doctor):
+    own_server.call("ACL", "SETUSER", "worker", "on", "nopass", "allkeys", "+@all", "-eval")
+    report = await doctor(own_server.url, "--queue", "mail", username="worker", password="any")
+
+    assert_fault(report, "rights", "queues need EVAL", "+eval")
+    assert ["those for the queue mail"] == found(report, "queue rights", "unknown")
 
 
 @asynccontextmanager
@@ -283,6 +307,30 @@ async def test_checks_that_take_too_long_are_ended(own_server, doctor):
 
     assert_fault(report, "time limit", "have not ended in 4 s", "--timeout")
     assert report.seconds < MAX_SECONDS
+
+
+async def test_server_that_ends_the_connection_during_the_checks_is_named(own_server, doctor):
+    async def reply_to(words):
+        return b"" if words[0] == b"SLOWLOG" else None
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}")
+
+    assert_fault(report, "connection", "closes the connection")
+    assert ["noeviction"] == found(report, "maxmemory-policy")
+
+
+async def test_busy_machine_is_a_warning(own_server, doctor):
+    async def reply_to(words):
+        if words[0] == b"SLOWLOG":
+            # In C, without releasing the lock of the interpreter, which the thread of doctor needs.
+            sum(range(10**8))
+
+    async with relay(own_server, reply_to) as port:
+        report = await doctor(f"redis://{HOST}:{port}")
+
+    assert 0 == report.code
+    assert "of lag at most in this process" in found(report, "event loop", "warning")[0]
 
 
 async def test_slow_commands_are_a_warning(own_server, doctor):

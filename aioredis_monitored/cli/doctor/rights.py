@@ -25,25 +25,26 @@ class _Right(NamedTuple):
         name: What ``ACL SETUSER`` calls it, without the plus.
         command: A command that needs it, and changes nothing; it may fail.
         use: What it is for.
-        for_queues: Whether queues need it as well.
+        for_queues: Whether queues need it.
+        for_all: Whether it is a warning without queues too, as locks need it.
     """
 
     name: str
     command: tuple[Any, ...]
     use: str
     for_queues: bool = True
+    for_all: bool = True
 
 
 _UNKNOWN_SHA: Final = "0" * 40
-# None of these changes anything: no client is blocked under that id but perhaps this connection, which is not; the
-# script is unknown, or is none.
+# None of these changes anything: no client has the id 0, and the script is unknown, or is none.
 _RIGHTS: Final = (
-    _Right("client|id", ("CLIENT", "ID"), "ending a wait that was cancelled"),
-    _Right("client|unblock", ("CLIENT", "UNBLOCK"), "ending a wait that was cancelled"),
+    _Right("client|id", ("CLIENT", "ID"), "waits of queues that are cancelled", for_all=False),
+    _Right("client|unblock", ("CLIENT", "UNBLOCK", 0), "waits of queues that are cancelled", for_all=False),
     _Right("evalsha", ("EVALSHA", _UNKNOWN_SHA, 0), "locks and scripts"),
     _Right("eval", ("EVAL", "this is no script", 0), "locks and scripts"),
     _Right("script|load", ("SCRIPT", "LOAD", "this is no script"), "locks and scripts"),
-    _Right("client|tracking", ("CLIENT", "TRACKING", "OFF"), "invalidation messages", for_queues=False),
+    _Right("client|tracking", ("CLIENT", "TRACKING", "OFF"), "invalidation messages", for_queues=False, for_all=False),
 )
 # What a queue and its scripts call; in place of a key is the name that QueueKeys has for it.
 QUEUE_COMMANDS: Final = (
@@ -89,24 +90,28 @@ return refused"""
 
 async def check_rights(server: Server) -> list[Finding]:
     """Try what the client needs."""
-    identity = await server.ask("CLIENT", "ID")
-    found, refused = [], []
+    found: list[Finding] = []
+    refused: list[_Right] = []
+    allowed: list[_Right] = []
     for right in _RIGHTS:
-        command = right.command
-        if command == ("CLIENT", "UNBLOCK"):
-            command = (*command, identity if isinstance(identity, int) else 0)
-        reply = await server.ask(*command)
+        reply = await server.ask(*right.command)
         if is_refused(reply):
             refused.append(right)
         elif isinstance(reply, ResponseError) and not isinstance(reply, NoScriptError) and "unknown" in str(reply):
             found.append(warning("rights", f"the server does not know {_name(right)}", "use Redis 7.0 or later"))
+        else:
+            allowed.append(right)
     if needed := [each for each in refused if server.subject.queues and each.for_queues]:
         found.append(fault("rights", f"queues need {_names(needed)}", _give(each.name for each in needed)))
     for right in refused:
-        if right not in needed:
-            text = f"the user may not call {_name(right)}, which is for {right.use}"
+        text = f"the user may not call {_name(right)}, which is for {right.use}"
+        if right.for_all and right not in needed:
             found.append(warning("rights", text, _give([right.name])))
-    return found or [ok("rights", f"the user may call {_names(_RIGHTS)}")]
+        elif right not in needed:
+            found.append(ok("rights", text))
+    if allowed:
+        found.append(ok("rights", f"the user may call {_names(allowed)}"))
+    return found
 
 
 async def check_queue_rights(server: Server) -> list[Finding]:
