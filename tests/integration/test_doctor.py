@@ -27,7 +27,7 @@ HOST = "127.0.0.1"
 SECRET = "hunter2-Zx9"
 # What a test allows that finds a server well, and one in which something never answers.
 AMPLE = 120.0
-BRIEF = 4.0
+BRIEF = 8.0
 MAX_SECONDS = 10 * BRIEF + 5
 ALLOWED = {
     *("auth", "client|id", "client|list", "client|setinfo", "client|setname", "client|tracking", "client|unblock"),
@@ -305,7 +305,7 @@ async def test_checks_that_take_too_long_are_ended(own_server, doctor):
     async with relay(own_server, reply_to) as port:
         report = await doctor(f"redis://{HOST}:{port}", timeout=BRIEF)
 
-    assert_fault(report, "time limit", "have not ended in 4 s", "--timeout")
+    assert_fault(report, "time limit", "have not ended in 8 s", "--timeout")
     assert report.seconds < MAX_SECONDS
 
 
@@ -334,7 +334,7 @@ async def test_busy_machine_is_a_warning(own_server, doctor):
 
 
 async def test_slow_commands_are_a_warning(own_server, doctor):
-    own_server.call("EVAL", "local ending = os.clock() + 0.3 repeat until os.clock() > ending", "0")
+    own_server.call("EVAL", "for _ = 1, 1e8 do end", "0")
     report = await doctor(own_server.url)
 
     assert 0 == report.code
@@ -428,6 +428,19 @@ async def test_other_problems_of_certificates_are_named(serve_tls, server, docto
     plain = await doctor(f"rediss://{server.host}:{server.port}", timeout=BRIEF)
     assert_fault(plain, "tls", "no TLS with", "redis://")
     assert plain.seconds < MAX_SECONDS
+
+
+async def test_certificate_that_the_client_lacks_is_named(server, authority, doctor, tmp_path):
+    file = tmp_path / "authority"
+    authority.cert_pem.write_to_path(file)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(HOST).configure_cert(context)
+    authority.configure_trust(context)
+    context.verify_mode = ssl.CERT_REQUIRED
+    async with FaultProxy(server.host, server.port, tls=context) as proxy:
+        report = await doctor(f"rediss://{HOST}:{proxy.port}", ssl_ca_certs=file)
+
+    assert_fault(report, "connection", "", "ssl_certfile")
 
 
 @pytest.mark.parametrize(("days", "verdict"), [(365, "ok"), (5, "warning")])
@@ -607,6 +620,12 @@ async def test_nodes_that_disagree_are_a_warning(doctor):
     assert "the nodes disagree about 1 slots" in found(report, "cluster", "warning")
 
 
+async def test_addresses_that_nodes_announce_in_vain_are_named(cluster, doctor):
+    report = await doctor(cluster.url, address_map="*:*=127.0.0.2:*")
+
+    assert_fault(report, "connection", "a server that the cluster or the sentinels announce", "address_map")
+
+
 async def test_replica_and_rights_that_are_missing_at_one_node_are_named(doctor):
     with ClusterServers(node_timeout=60) as servers:
         for node in servers.nodes:
@@ -657,7 +676,7 @@ async def test_sentinels_that_agree_are_described(sentinels, doctor):
 async def test_sentinel_that_is_silent_is_a_warning(doctor):
     with SentinelServers() as servers:
         servers.sentinels[0].freeze()
-        report = await doctor(servers.url, timeout=10 * BRIEF)
+        report = await doctor(servers.url, timeout=AMPLE)
         servers.sentinels[0].thaw()
 
     assert 0 == report.code
@@ -717,6 +736,7 @@ async def test_doctor_changes_nothing_at_the_server(own_server, doctor):
 async def test_slow_log_is_shown_without_arguments(own_server, doctor):
     own_server.call("CONFIG", "SET", "slowlog-log-slower-than", "0")
     own_server.call("SET", SECRET, SECRET)
+    own_server.call("CONFIG", "SET", "slowlog-log-slower-than", "-1")
     report = await doctor(own_server.url)
 
     [text] = [each.text for each in report.findings if each.check == "slow log"]

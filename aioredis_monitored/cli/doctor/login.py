@@ -15,7 +15,10 @@ from aioredis_monitored.pool.pool import pool_from_config
 
 _RESP2: Final = 2
 _CLOSED: Final = "closed"
-_LOOK: Final = "look into the log of the server and of proxies; if the server expects TLS, use rediss://"
+_ENDS: Final = (_CLOSED, "reset by peer")
+_LOOK: Final = "look into the log of the server and of proxies"
+_NEEDS_TLS: Final = "if the server expects TLS, use rediss://"
+_NEEDS_CERTIFICATE: Final = "if the server expects a certificate, set ssl_certfile and ssl_keyfile"
 # What is in the text of an error, what that means, and what to do.
 _MEANINGS: Final = (
     (
@@ -34,8 +37,6 @@ _MEANINGS: Final = (
         "the server is no node of a cluster",
         f"use a {scheme_of('standalone')} URL",
     ),
-    (_CLOSED, "the server closes the connection", _LOOK),
-    ("reset by peer", "the connection is reset", _LOOK),
 )
 
 
@@ -64,16 +65,28 @@ def explain(error: Exception, subject: Subject) -> Finding:
         return _explain_authentication(text, settings)
     if isinstance(error, NoPermissionError):
         return fault("auth", f"the user may not connect: {text}", "give it +@connection, without which no client works")
-    if isinstance(error, RedisTimeoutError):
-        return fault(
-            "answer",
-            f"the server accepts connections, and does not answer in {subject.patience:.1f} s",
-            "see whether its process is stopped, swaps or runs a slow command; if it expects TLS, use rediss://",
-        )
+    return _explain_connection(error, text, subject)
+
+
+def _explain_connection(error: Exception, text: str, subject: Subject) -> Finding:
+    config = subject.settings.config
+    if "connecting to" in text and config.topology != "standalone":
+        # The places that the configuration names were reached before.
+        what = "a server that the cluster or the sentinels announce is not reached"
+        return fault("connection", f"{what}: {text}", "open its address from here, or say in address_map where it is")
     for part, meaning, advice in _MEANINGS:
         if part in text.lower():
             return fault("connection", f"{meaning}: {text}", advice)
-    return fault("connection", text, "look into the log of the server")
+    encryption = _NEEDS_CERTIFICATE if config.tls else _NEEDS_TLS
+    if isinstance(error, RedisTimeoutError):
+        return fault(
+            "answer",
+            f"the server accepts connections, and does not answer in {subject.patience:.1f} s: {text}",
+            f"see whether its process is stopped, swaps or runs a slow command; {encryption}",
+        )
+    if any(part in text.lower() for part in _ENDS):
+        return fault("connection", f"the server closes the connection: {text}", f"{_LOOK}; {encryption}")
+    return fault("connection", text, _LOOK)
 
 
 def _explain_authentication(text: str, settings: Settings) -> Finding:
