@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from aioredis_monitored.cli.findings import Finding, fault, ok, warning
+from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import address_text
 from aioredis_monitored.config.env import Environment, read_environment
 from aioredis_monitored.config.readers import PasswordPath
-from aioredis_monitored.config.schema import OPTIONS, Option, RedisConfig, applies, sources_of
+from aioredis_monitored.config.schema import OPTIONS, TELEMETRY, TIMESPAN, Option, RedisConfig, applies, sources_of
 from aioredis_monitored.config.url import scheme_of
 from aioredis_monitored.errors import ConfigurationError
 
@@ -194,7 +195,12 @@ def _shown(name: str, value: Any) -> str:
         return _HIDDEN
     if isinstance(value, frozenset):
         return ",".join(sorted(value))
-    return str(getattr(value, "name", value))
+    if isinstance(value, AddressMap):
+        return f"{len(value.entries)} addresses"
+    if isinstance(value, bool):
+        return str(value).lower()
+    seconds = " s" if (OPTIONS | TELEMETRY)[name].accepts.startswith(TIMESPAN) else ""
+    return f"{getattr(value, 'name', value)}{seconds}"
 
 
 def _named(key: str) -> str:

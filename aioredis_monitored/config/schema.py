@@ -58,8 +58,8 @@ class Option(NamedTuple):
 _TEXT: Final = "text"
 _BOOLEAN: Final = "true or false"
 _WHOLE_NUMBER: Final = "a whole number, 0 or more"
-_TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
-_POSITIVE_TIMESPAN: Final = f"{_TIMESPAN} and more than 0"
+TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
+_POSITIVE_TIMESPAN: Final = f"{TIMESPAN} and more than 0"
 _FILE: Final = "the path of an existing file"
 _COMMANDS: Final = "names of commands, joined by commas"
 _SHARE: Final = f"0, or a number from {readers.MIN_SHARE:f} to 1"
@@ -86,7 +86,7 @@ _ROWS: Final = (
         "50",
         "The maximum number of connections of the pool; in a cluster, to each node.",
     ),
-    Option("timeout", parse_timespan, _TIMESPAN, "20 s", "How long a call waits for a connection."),
+    Option("timeout", parse_timespan, TIMESPAN, "20 s", "How long a call waits for a connection."),
     Option("multiplex", readers.boolean, _BOOLEAN, "true", "Whether ordinary commands share a connection."),
     Option(
         "retries",
@@ -107,7 +107,7 @@ _ROWS: Final = (
     Option(
         "health_check_interval",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         "0",
         "How long a connection may be idle before it is checked; 0 never checks.",
     ),
@@ -196,7 +196,7 @@ _ROWS: Final = (
     Option(
         "topology_refresh",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         "60 s",
         "How long a cluster's slot map is relied on before it is refreshed; 0 refreshes it only when a node fails or "
         "redirects a call.",
@@ -235,7 +235,7 @@ _TELEMETRY_ROWS: Final = (
     Option(
         "telemetry_slow_only",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         None,
         "The duration from which a call gets a span; failed calls get one in any case.",
     ),

@@ -64,7 +64,7 @@ def _agreement(owners: Mapping[str, Mapping[int, Address]]) -> list[Finding]:
     disputed = [slot for slot, each in believed.items() if len(each) > 1]
     missing = [slot for slot, each in believed.items() if each == {None}]
     if disputed:
-        text = f"the nodes disagree about {len(disputed)} slots"
+        text = f"the nodes disagree about {len(disputed)} of {SLOTS} slots"
         found.append(warning("cluster", text, "wait until slots that move have moved; else: redis-cli --cluster check"))
     if missing:
         text = f"no node serves {len(missing)} of {SLOTS} slots"

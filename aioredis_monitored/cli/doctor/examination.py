@@ -20,7 +20,7 @@ from aioredis_monitored.cli.doctor.health import check_health
 from aioredis_monitored.cli.doctor.login import brief_arguments, check_login, explain
 from aioredis_monitored.cli.doctor.sentinels import check_sentinels
 from aioredis_monitored.cli.doctor.subject import Place, Server, Subject
-from aioredis_monitored.cli.findings import Finding, Verdict, at, fault, has_fault, ok, warning
+from aioredis_monitored.cli.findings import Finding, Verdict, at, fault, has_fault, ok, unknown, warning
 from aioredis_monitored.cli.settings import Settings
 from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
@@ -156,6 +156,9 @@ async def _check_server(server: Server, found: list[Finding]) -> None:
         except RedisError as error:
             found.append(explain(error, server.subject))
             return
+        except (LookupError, TypeError, ValueError):
+            name = check.__name__.removeprefix("check_").replace("_", " ")
+            found.append(unknown(name, "what the server replies cannot be read", "a server that replies as Redis does"))
 
 
 class _LoopLag:
