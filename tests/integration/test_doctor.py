@@ -643,6 +643,20 @@ async def test_addresses_that_nodes_announce_in_vain_are_named(cluster, doctor):
     assert_fault(report, "connection", "a server that the cluster or the sentinels announce", "address_map")
 
 
+async def test_node_that_ends_the_connection_during_the_checks_is_named(cluster, doctor):
+    async def reply_to(words):
+        return b"" if words == [b"CLUSTER", b"INFO"] else None
+
+    node = cluster.primaries()[0]
+    async with relay(node, reply_to) as port:
+        report = await doctor(cluster.url, address_map=f"{node.host}:{node.port}={HOST}:{port}")
+
+    fault = next(each for each in report.findings if each.verdict == "fault")
+    assert "closes the connection" in fault.text
+    assert [f"{HOST}:{port}"] == fault.servers
+    assert 1 == report.code
+
+
 async def test_replica_and_rights_that_are_missing_at_one_node_are_named(doctor):
     with ClusterServers(node_timeout=60) as servers:
         for node in servers.nodes:

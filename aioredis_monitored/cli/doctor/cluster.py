@@ -9,6 +9,7 @@ from redis.utils import str_if_bytes
 
 from aioredis_monitored._topology.hash_slots import SLOTS
 from aioredis_monitored._topology.slot_map import SlotMap
+from aioredis_monitored.cli.doctor.login import explain
 from aioredis_monitored.cli.doctor.subject import Server, is_refused
 from aioredis_monitored.cli.findings import Finding, at, fault, ok, unknown, warning
 from aioredis_monitored.config.addresses import Address, address_text
@@ -20,7 +21,11 @@ async def check_cluster(servers: Sequence[Server]) -> list[Finding]:
     """Compare what the nodes say about the slots."""
     found, maps = [], {}
     for server in servers:
-        slots, info = await server.ask_all(("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+        try:
+            slots, info = await server.ask_all(("CLUSTER", "SLOTS"), ("CLUSTER", "INFO"))
+        except RedisError as error:
+            found.append(at(explain(error, server.subject), server.name))
+            continue
         if is_refused(slots):
             finding = fault("cluster", "the user may not ask for the slots", "give it +cluster|slots")
             found.append(at(finding, server.name))
