@@ -232,7 +232,7 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def browser(session: nox.Session) -> None:
-    """Test the demo's page in headless Chromium, a package of Debian; ``-- --screenshot`` draws the tutorial's picture."""
+    """Test the demo's page in headless Chromium, of Debian; ``-- --screenshot`` draws the tutorial's picture."""
     chromium = shutil.which("chromium")
     if chromium is None:
         session.error("there is no chromium on PATH: Debian has it in its package of that name")

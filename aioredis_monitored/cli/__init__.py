@@ -7,22 +7,40 @@ cannot be used, or an extra is missing; 130, it was interrupted.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
+from typing import Final, NoReturn
 
 from aioredis_monitored._version import __version__
-from aioredis_monitored.cli import demo_command, queue_command
+from aioredis_monitored.cli import config_command, demo_command, doctor_command, queue_command
 
+_UNRECOGNIZED: Final = "unrecognized arguments:"
+_USER_INFO: Final = re.compile(r"//[^\s]*@")
 _EPILOG = """\
 Redis is the one in REDIS_URL and the other REDIS_... variables. Where to begin:
+  aioredis-monitored config check    what is wrong with the configuration, without connecting
+  aioredis-monitored doctor          what is wrong between this machine and its Redis
   aioredis-monitored demo            what the telemetry looks like, on an embedded server
   aioredis-monitored queue ls        which message queues there are
   aioredis-monitored COMMAND --help  what a command does
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors repeat no password."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and an error, and exit with 2."""
+        if message.startswith(_UNRECOGNIZED):
+            # Such as "-a" and a password, as redis-cli has it.
+            names = [each.partition("=")[0] for each in message.split() if each.startswith("--")]
+            message = f"{_UNRECOGNIZED} {', '.join(names) or '(not repeated, as it may be a password)'}"
+        super().error(_USER_INFO.sub("//", message))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="aioredis-monitored",
         description="Redis client with OpenTelemetry.",
         epilog=_EPILOG,
@@ -30,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (demo_command, queue_command):
+    for command in (config_command, demo_command, doctor_command, queue_command):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     code: int = options.run(options)

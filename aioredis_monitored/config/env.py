@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import NamedTuple
 
 from aioredis_monitored.config.schema import KEYS, instead
 
@@ -39,6 +40,21 @@ _ALIASES = {
 _MIN_RESEMBLANCE = 0.85  # one wrong letter in a word of seven
 
 
+class Environment(NamedTuple):
+    """What environment variables say about pools.
+
+    Attributes:
+        config: The configuration of all pools, with keys such as "redis.url".
+        variables: The variable that has given each key.
+        remarks: Variables that seem to be mistyped or to be meant for another client, each with what to do, without its
+            value.
+    """
+
+    config: dict[str, str]
+    variables: dict[str, str]
+    remarks: list[tuple[str, str]]
+
+
 def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -> dict[str, str]:
     """Collect the configuration of all pools from environment variables.
 
@@ -53,25 +69,39 @@ def config_from_env(environ: Mapping[str, str] = os.environ, prefix: str = "") -
         environ: The environment; default ``os.environ``.
         prefix: What the names of the variables begin with, such as "SHOP_"; default none.
     """
+    environment = read_environment(environ, prefix)
+    for name, remark in environment.remarks:
+        _logger.warning("Environment variable %r%s", name, remark)
+    return environment.config
+
+
+def read_environment(environ: Mapping[str, str], prefix: str = "") -> Environment:
+    """Return the configuration of all pools, where it comes from, and what ``config_from_env`` logs.
+
+    Args:
+        environ: The environment.
+        prefix: What the names of the variables begin with; default none.
+    """
     start = f"{prefix}REDIS_"
-    config = {}
+    environment = Environment({}, {}, [])
     for name, value in environ.items():
         tail = name.upper().removeprefix(start.upper())
         if tail == name.upper() or _KUBERNETES.fullmatch(tail):
             continue
         match = _VARIABLE.fullmatch(tail)
         if match and name == start + tail:
-            config[".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()] = value
+            key = ".".join(filter(None, ("redis", *match.group("pool", "key")))).lower()
+            environment.config[key], environment.variables[key] = value, name
         meant, unexplained = (tail, match["pool"]) if match else (None, tail)
         # With a variable SOCKETS_URL, SOCKETS_TIMEOUT is the pool "sockets", and no mistyped SOCKET_TIMEOUT.
         if unexplained and f"{start}{unexplained}_URL" not in environ:
             if (hint := _hint(tail, start, environ)) is not None:
-                _logger.warning("Environment variable %r has no effect: %s", name, hint)
+                environment.remarks.append((name, f" has no effect: {hint}"))
                 continue
             meant = _near_miss(tail, unexplained) or meant
         if meant and start + meant not in environ:
-            _logger.warning("Environment variable %r: did you mean %s?", name, start + meant)
-    return config
+            environment.remarks.append((name, f": did you mean {start + meant}?"))
+    return environment
 
 
 def _hint(tail: str, start: str, environ: Mapping[str, str]) -> str | None:

@@ -58,8 +58,8 @@ class Option(NamedTuple):
 _TEXT: Final = "text"
 _BOOLEAN: Final = "true or false"
 _WHOLE_NUMBER: Final = "a whole number, 0 or more"
-_TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
-_POSITIVE_TIMESPAN: Final = f"{_TIMESPAN} and more than 0"
+TIMESPAN: Final = "a timespan such as '200 milliseconds' (us, ms, s, m, h or d; seconds without a unit)"
+_POSITIVE_TIMESPAN: Final = f"{TIMESPAN} and more than 0"
 _FILE: Final = "the path of an existing file"
 _COMMANDS: Final = "names of commands, joined by commas"
 _SHARE: Final = f"0, or a number from {readers.MIN_SHARE:f} to 1"
@@ -86,7 +86,7 @@ _ROWS: Final = (
         "50",
         "The maximum number of connections of the pool; in a cluster, to each node.",
     ),
-    Option("timeout", parse_timespan, _TIMESPAN, "20 s", "How long a call waits for a connection."),
+    Option("timeout", parse_timespan, TIMESPAN, "20 s", "How long a call waits for a connection."),
     Option("multiplex", readers.boolean, _BOOLEAN, "true", "Whether ordinary commands share a connection."),
     Option(
         "retries",
@@ -107,7 +107,7 @@ _ROWS: Final = (
     Option(
         "health_check_interval",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         "0",
         "How long a connection may be idle before it is checked; 0 never checks.",
     ),
@@ -196,7 +196,7 @@ _ROWS: Final = (
     Option(
         "topology_refresh",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         "60 s",
         "How long a cluster's slot map is relied on before it is refreshed; 0 refreshes it only when a node fails or "
         "redirects a call.",
@@ -235,7 +235,7 @@ _TELEMETRY_ROWS: Final = (
     Option(
         "telemetry_slow_only",
         parse_timespan,
-        _TIMESPAN,
+        TIMESPAN,
         None,
         "The duration from which a call gets a span; failed calls get one in any case.",
     ),
@@ -392,15 +392,7 @@ class RedisConfig:
         Raises:
             ConfigurationError: The configuration cannot be used; it names all problems together, and repeats no value.
         """
-        given = {
-            key.removeprefix(prefix): value
-            for key, value in mapping.items()
-            if isinstance(key, str) and key.startswith(prefix)
-        }
-        reader = _ConfigReader(prefix)
-        url = reader.read_url(given.pop("url", None), others=[name for name in given if name.endswith(".url")])
-        reader.read_keys({name: value for name, value in given.items() if "." not in name})
-        reader.check_combinations(url)
+        reader, url = _read_mapping(mapping, prefix)
         if reader.problems:
             raise ConfigurationError(*reader.problems)
         place = {name: value for name in ("host", "port") if (value := getattr(url, name)) is not None}
@@ -454,6 +446,31 @@ if RedisConfig.__doc__ is not None:  # python -OO has none
     )
 
 
+def sources_of(mapping: Mapping[str, object], prefix: str) -> dict[str, str]:
+    """Return the key that gives each option of the pool, with the prefix: the option's own, or that of the URL.
+
+    Args:
+        mapping: The application's configuration.
+        prefix: What the keys of this pool begin with.
+    """
+    reader, _ = _read_mapping(mapping, prefix)
+    return {name: f"{prefix}{source}" for name, source in reader.sources.items()}
+
+
+def _read_mapping(mapping: Mapping[str, object], prefix: str) -> "tuple[_ConfigReader, RedisUrl]":
+    """Read the keys that begin with a prefix; the reader has the values, their sources and the problems."""
+    given = {
+        key.removeprefix(prefix): value
+        for key, value in mapping.items()
+        if isinstance(key, str) and key.startswith(prefix)
+    }
+    reader = _ConfigReader(prefix)
+    url = reader.read_url(given.pop("url", None), others=[name for name in given if name.endswith(".url")])
+    reader.read_keys({name: value for name, value in given.items() if "." not in name})
+    reader.check_combinations(url)
+    return reader, url
+
+
 def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of a pool in which ``others`` replace those of a configuration.
 
@@ -499,7 +516,7 @@ def url_arguments(url: str) -> tuple[Topology, dict[str, Any]]:
         if name not in _URL_OPTIONS:
             # Not even the name is repeated: it may be the rest of a password.
             problems.append(f"unknown option{_suggestion(name, _URL_OPTIONS)}")
-        elif name not in applicable or not _applies(name, parsed.topology):
+        elif name not in applicable or not applies(name, parsed.topology):
             problems.append(f"{name} does not apply to {scheme_of(parsed.topology, parsed.scheme)}")
         elif times[name] > 1:
             problems.append(f"{name} is given twice")
@@ -513,7 +530,8 @@ def url_arguments(url: str) -> tuple[Topology, dict[str, Any]]:
     return parsed.topology, arguments
 
 
-def _applies(name: str, topology: Topology) -> bool:
+def applies(name: str, topology: Topology) -> bool:
+    """Whether an option has an effect in a topology."""
     return topology in _APPLIES_TO.get(name, (topology,))
 
 
@@ -574,7 +592,7 @@ def validate_arguments(
             read[name] = None
     base = "rediss" if _encrypts(read.get("connection_class")) else "redis"
     for name, option in OPTIONS.items():
-        if name in read and topology is not None and not _applies(name, topology):
+        if name in read and topology is not None and not applies(name, topology):
             problems.append((name, _needed_for(name, base)))
         elif (value := read.get(name)) is not None:
             try:
@@ -624,13 +642,14 @@ class _ConfigReader:
     Attributes:
         problems: The keys, with the prefix, and why they cannot be used.
         values: The options that were read, by name.
+        sources: For each option that is given the key that gave it, without the prefix: "url", or its own.
     """
 
     def __init__(self, prefix: str) -> None:
         self.prefix = prefix
         self.problems: list[tuple[str, str]] = []
         self.values: dict[str, Any] = {}
-        self._sources: dict[str, str] = {}  # for each option the key that gave it: "url", or its own
+        self.sources: dict[str, str] = {}
 
     def read_url(self, value: object, others: Sequence[str]) -> RedisUrl:
         """Read the URL and the options in it.
@@ -666,32 +685,32 @@ class _ConfigReader:
 
     def check_combinations(self, url: RedisUrl) -> None:
         """Refuse options that have no effect with the URL's scheme, or without another option."""
-        for name in self._sources if url.scheme else ():
+        for name in self.sources if url.scheme else ():
             if name.startswith("ssl_") and url.scheme != "rediss":
                 self._add_problem(name, f"needs {scheme_of(url.topology, 'rediss')}")
-            if not _applies(name, url.topology):
+            if not applies(name, url.topology):
                 base = "rediss" if url.scheme == "rediss" else "redis"
                 self._add_problem(name, _needed_for(name, base))
         for file, password, *_ in _PASSWORDS:
-            if {file, password} <= self._sources.keys():
+            if {file, password} <= self.sources.keys():
                 # Not even if they are equal: the next password will be in the file alone.
-                source = f"{self.prefix}{self._sources[password]}"
+                source = f"{self.prefix}{self.sources[password]}"
                 self._add_problem(file, f"cannot be given together with the password in {source}")
         if self.values.get("ssl_cert_reqs") is ssl.CERT_NONE and self.values.get("ssl_check_hostname"):
             self._add_problem("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
-        if "socket_keepalive" in self._sources and url.scheme == "unix":
+        if "socket_keepalive" in self.sources and url.scheme == "unix":
             self._add_problem("socket_keepalive", "does not apply to a Unix socket")
-        if "ssl_keyfile" in self._sources and "ssl_certfile" not in self._sources:
+        if "ssl_keyfile" in self.sources and "ssl_certfile" not in self.sources:
             self._add_problem("ssl_keyfile", "needs ssl_certfile")
         certificate, key = self.values.get("ssl_certfile"), self.values.get("ssl_keyfile")
         # A key that could not be read is a problem of its own.
-        if certificate and (key or "ssl_keyfile" not in self._sources) and not _is_key_pair(certificate, key):
+        if certificate and (key or "ssl_keyfile" not in self.sources) and not _is_key_pair(certificate, key):
             self._add_problem(
                 "ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
             )
 
     def _read(self, name: str, value: object, source: str) -> None:
-        self._sources[name] = source
+        self.sources[name] = source
         try:
             read = (OPTIONS | TELEMETRY)[name].read(value)
         except ValueError as error:
@@ -711,7 +730,7 @@ class _ConfigReader:
         return text
 
     def _add_problem(self, name: str, reason: str) -> None:
-        source = self._sources.get(name, name)
+        source = self.sources.get(name, name)
         self.problems.append((f"{self.prefix}{source}", f"{name} {reason}" if source == "url" != name else reason))
 
 

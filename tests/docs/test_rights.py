@@ -9,6 +9,7 @@ from support.internals import replicas_of, shorten_ping_of_sentinels
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, MonitoredRedisConnection
 from aioredis_monitored._topology.hash_slots import key_slot
+from aioredis_monitored.cli import main
 from aioredis_monitored.testing import ClusterServers, SentinelServers
 
 PAGE = (ROOT / "docs" / "guides" / "production.md").read_text("utf-8")
@@ -120,3 +121,14 @@ async def test_users_under_sentinel_have_the_rights_that_the_page_gives(argument
 
         assert [] == refused([*servers.data, *servers.sentinels])
         assert [] == [text for text in caplog.messages if "refuses" in text]
+
+
+@pytest.mark.parametrize("rights", [OF_ONE_SERVER, OF_A_QUEUE])
+def test_doctor_misses_none_of_the_rights_that_the_page_gives(own_server, tmp_path, capsys, rights):
+    allow([own_server], "user", rights)
+    file = tmp_path / "variables"
+    file.write_text(f"REDIS_URL=redis://user:secret@{own_server.host}:{own_server.port}\n")
+
+    assert 0 == main(["doctor", "--env-file", str(file), *(["--queue", "mail"] if rights is OF_A_QUEUE else [])])
+    lines = capsys.readouterr().out.splitlines()
+    assert [] == [line for line in lines if "rights" in line.split(":")[0] and not line.startswith("ok ")]

@@ -456,7 +456,10 @@ def test_server_that_refuses_is_exit_code_1(run, inspector):
         (["show", "or}ders"], "the braces in a queue's name"),
         (["show", "\udcff"], "argument NAME: "),
         (["watch", "orders", "{orders}:c"], "is a key of the queue 'orders'"),
-        (["show", "orders", "--prefix", "redis"], "it must end with a dot"),
+        (
+            ["show", "orders", "--prefix", "redis"],
+            "must be 'redis.', or 'redis.', the name of a pool and a dot, got 'redis'",
+        ),
         (["dead", "orders", "--count", "0"], "at least 1"),
         (["requeue", "orders", "--count", "-1"], "at least 1"),
         (["requeue", "orders", "--count", "\u0661"], "at least 1"),
