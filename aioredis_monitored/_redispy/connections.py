@@ -3,6 +3,7 @@
 
 import asyncio
 import logging
+import re
 import ssl
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextvars import Context
@@ -24,6 +25,9 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
 
 # How long the closing handshakes of TLS may take; a server that is frozen answers none.
 _CLOSE_SECONDS: Final = 1.0
+
+# Servers repeat the arguments of a command that they do not know, as those before 6.0 do not know HELLO.
+_REPEATED: Final = re.compile(r",? with args beginning with.*", re.DOTALL)
 
 AnyConnection = TypeVar("AnyConnection", bound=AbstractConnection)
 
@@ -49,7 +53,7 @@ def with_safe_send(connection: AnyConnection) -> AnyConnection:
 class SafeConnection(AbstractConnection):
     """A connection whose ``send_packed_command`` can be cancelled and raises redis-py's errors alone.
 
-    Errors have an IPv6 address in brackets, without which its end and the port look the same.
+    Errors have no password, and an IPv6 address in brackets, without which its end and the port look the same.
 
     Attributes:
         closing_sockets: The transports of sockets that it has closed, as long as these are still being closed, each
@@ -63,6 +67,16 @@ class SafeConnection(AbstractConnection):
             case Connection(host=str(host), port=port) if ":" in host:
                 return f"[{host}]:{port}"
         return super()._host_error()  # type: ignore[safe-super]  # the connection's own class has it
+
+    async def connect_check_health(self, *arguments: Any, **options: Any) -> None:
+        """Connect, as redis-py does; errors lack what a server repeats of the handshake, as that has the password."""
+        if self.is_connected:
+            return
+        try:
+            await super().connect_check_health(*arguments, **options)
+        except ResponseError as error:
+            error.args = (_REPEATED.sub("", str(error)), *error.args[1:])
+            raise
 
     async def disconnect(self, *arguments: Any, **options: Any) -> None:
         """Disconnect, as redis-py does."""

@@ -122,8 +122,8 @@ def pool_prefix(text: str) -> str:
         argparse.ArgumentTypeError: It does not begin with "redis." and end with a dot.
     """
     if not re.fullmatch(r"redis\.(?:[a-z0-9_]+\.)?", text):
-        message = f"must be 'redis.', or 'redis.', the name of a pool and a dot, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
+        # Not repeated: it may be the password of an argument that was forgotten before it.
+        raise argparse.ArgumentTypeError("must be 'redis.', or 'redis.', the name of a pool and a dot")
     return text
 
 

@@ -22,7 +22,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pool")
 
 # Once: redis-py would read its version from disk for every connection, in the event loop.
 _DRIVER_INFO: Final = DriverInfo().add_upstream_driver(SCOPE, __version__)
-_RESP2: Final = 2
+RESP2: Final = 2
 # Arguments for which None means the default.
 _NONE_IS_DEFAULT: Final = ("host", "port", "maint_notifications_config", "redis_connect_func")
 
@@ -52,7 +52,7 @@ def with_own_defaults(arguments: dict[str, Any], *, client_info: bool) -> dict[s
     completed.setdefault("driver_info", _DRIVER_INFO if client_info else None)
     # hiredis counts attributes, which only RESP3 has, as replies.
     completed.setdefault("parser_class", AttributeFreeParser)
-    if completed.get("protocol") == _RESP2:
+    if completed.get("protocol") == RESP2:
         completed.setdefault("redis_connect_func", handshake)
     if (path := completed.pop("password_file", None)) is not None:
         completed["credential_provider"] = PasswordFile(path, completed.pop("username", None))

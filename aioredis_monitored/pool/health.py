@@ -22,7 +22,6 @@ _WRITE: Final = ("EVAL", "#!lua\nreturn 1", 0)
 _REPLICAS: Final = ("INFO", "replication")
 # The codes of errors by which a server refuses a write.
 _REFUSALS: Final = frozenset({"MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"})
-_REPLICA_COUNT: Final = "connected_slaves:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,10 +98,13 @@ class ServerCheck:
     """Checks one server; what the server has refused or does not know is not asked for again.
 
     Each refusal would add an entry to the server's ACL log.
+
+    Args:
+        asks_hello: Whether the server knows ``HELLO``, at which some proxies hang up.
     """
 
-    def __init__(self) -> None:
-        self._questions = [_ROLE, _WRITE, _REPLICAS]
+    def __init__(self, *, asks_hello: bool) -> None:
+        self._questions = [_ROLE] * asks_hello + [_WRITE, _REPLICAS]
 
     async def run(self, server: str, ping: Callable[[], Awaitable[object]], ask: Ask) -> ServerHealth:
         """Ask the server; errors become the result's problem.
@@ -131,7 +133,7 @@ class ServerCheck:
         for question, answer in answers.items():
             if isinstance(answer, ResponseError) and not refusal:
                 self._questions.remove(question)
-        role = _role_in(answers.get(_ROLE))
+        role = _role(role_in(answers.get(_ROLE)) or _field_of(answers.get(_REPLICAS), "role"))
         if not refusal and _WRITE not in self._questions and role == "replica":
             refusal = "it is a replica"
         return ServerHealth(
@@ -139,7 +141,7 @@ class ServerCheck:
             latency,
             role,
             False if refusal else True if _WRITE in self._questions else None,
-            _replicas_in(answers.get(_REPLICAS)),
+            int(replicas) if (replicas := _field_of(answers.get(_REPLICAS), "connected_slaves")) else None,
             f"writes are refused: {refusal}" if refusal else "",
         )
 
@@ -158,12 +160,12 @@ def _refusal_in(answer: object) -> str:
     return f"{code} {str(answer).removeprefix(f'{code} ')}" if code in _REFUSALS else ""
 
 
-def _role_in(answer: object) -> Literal["primary", "replica"] | None:
-    role = role_in(answer)
-    return "replica" if role in REPLICA_ROLES else "primary" if role else None
+def _role(said: str) -> Literal["primary", "replica"] | None:
+    return "replica" if said in REPLICA_ROLES else "primary" if said else None
 
 
-def _replicas_in(answer: object) -> int | None:
+def _field_of(answer: object, name: str) -> str:
+    """Return a field of a reply to ``INFO``; empty if it has none."""
     text = str_if_bytes(answer) if isinstance(answer, bytes | str) else ""
-    counts = (line.removeprefix(_REPLICA_COUNT) for line in text.splitlines() if line.startswith(_REPLICA_COUNT))
-    return next((int(each) for each in counts), None)
+    fields = (line.partition(":") for line in text.splitlines())
+    return next((value for field, _, value in fields if field == name), "")

@@ -60,6 +60,7 @@ from aioredis_monitored.errors import (
     copied,
 )
 from aioredis_monitored.pool.arguments import (
+    RESP2,
     retries_of,
     warn_ignored,
     warn_unverified,
@@ -220,7 +221,7 @@ class MonitoredConnectionPool(TypedPool):
         self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self._title, self._slots)
         self._connector = Connector(self._slots, self._metrics, self._lifecycle.closed_error)
-        self._server_check = ServerCheck()
+        self._server_check = ServerCheck(asks_hello=arguments.get("protocol") != RESP2)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.

@@ -458,7 +458,7 @@ def test_server_that_refuses_is_exit_code_1(run, inspector):
         (["watch", "orders", "{orders}:c"], "is a key of the queue 'orders'"),
         (
             ["show", "orders", "--prefix", "redis"],
-            "must be 'redis.', or 'redis.', the name of a pool and a dot, got 'redis'",
+            "must be 'redis.', or 'redis.', the name of a pool and a dot",
         ),
         (["dead", "orders", "--count", "0"], "at least 1"),
         (["requeue", "orders", "--count", "-1"], "at least 1"),

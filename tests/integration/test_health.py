@@ -5,6 +5,8 @@ import time
 
 import pytest
 from redis.credentials import CredentialProvider
+from redis.exceptions import ResponseError
+from support.relaying import hang_up, no_protocol, redis_5, relay
 
 from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, PoolHealth, ServerHealth
 from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer
@@ -287,3 +289,24 @@ async def test_health_of_a_cluster_out_of_reach_says_so():
     assert (health.ok, health.servers, health.latency, health.role) == (False, (), None, None)
     assert (health.writable, health.replicas) == (None, None)
     assert health.problem
+
+
+@pytest.mark.parametrize("reply_to", [redis_5, no_protocol, hang_up])
+async def test_health_in_resp2_asks_nothing_at_which_a_proxy_hangs_up(make_pool, own_server, reply_to, multiplex):
+    async with relay(own_server, reply_to) as port:
+        health = await make_pool(f"redis://127.0.0.1:{port}", protocol=2, multiplex=multiplex).health()
+
+    assert (health.ok, health.role, health.writable, health.replicas) == (True, "primary", True, 0)
+
+
+async def test_handshake_that_a_server_repeats_is_in_no_error(make_pool, multiplex):
+    with RedisServer(password="hunter2") as server:
+        async with relay(server, redis_5) as port:
+            pool = make_pool(f"redis://:hunter2@127.0.0.1:{port}", multiplex=multiplex)
+            client = MonitoredRedisConnection(connection_pool=pool)
+            with pytest.raises(ResponseError) as caught:
+                await client.get("key")
+            health = await pool.health()
+
+    assert str(caught.value) == health.problem == "unknown command `HELLO`"
+    assert "hunter2" not in repr(caught.value.args)

@@ -97,10 +97,13 @@ def test_file_that_cannot_be_read_is_named(tmp_path, capsys):
 
 @pytest.mark.parametrize("prefix", ["redis", "shop.", "", SECRET])
 def test_prefix_must_be_that_of_a_pool(prefix, capsys):
-    assert 2 == main(["config", "check", "--prefix", prefix])
-    output = capsys.readouterr().out
-    assert "--prefix: must be 'redis.'" in output
-    assert SECRET not in output
+    with pytest.raises(SystemExit) as exited:
+        main(["config", "check", "--prefix", prefix])
+
+    assert 2 == exited.value.code
+    errors = capsys.readouterr().err
+    assert "--prefix: must be 'redis.'" in errors
+    assert SECRET not in errors
 
 
 def test_environment_is_checked_without_a_file(monkeypatch, capsys):
