@@ -1,0 +1,49 @@
+"""FastAPI: pools that open and close with the application, and connection objects as dependencies."""
+
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Annotated
+
+from aioredis_monitored.client.client import MonitoredRedisConnection
+from aioredis_monitored.integrations import starlette
+from aioredis_monitored.integrations.optional import raise_missing
+from aioredis_monitored.integrations.starlette import setup
+
+try:
+    from fastapi import Depends
+    from fastapi.requests import HTTPConnection
+except ModuleNotFoundError as error:
+    raise_missing(error, "fastapi>=0.165")
+
+__all__ = ["RedisDep", "get_redis", "redis_dependency", "setup"]
+
+
+async def get_redis(connection: HTTPConnection) -> MonitoredRedisConnection:
+    """Return the connection object of a request or a WebSocket: the dependency of ``RedisDep``.
+
+    In tests, ``app.dependency_overrides[get_redis]`` replaces it.
+
+    Args:
+        connection: The request or WebSocket.
+
+    Raises:
+        LookupError: The application has no pool ``redis``.
+    """
+    return starlette.get_redis(connection)
+
+
+RedisDep = Annotated[MonitoredRedisConnection, Depends(get_redis)]
+
+
+@cache
+def redis_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[MonitoredRedisConnection]]:
+    """Return a dependency like ``get_redis`` for a pool of another name, always the same for a name.
+
+    Args:
+        name: The name that the pool has in the application.
+    """
+
+    async def get_named(connection: HTTPConnection) -> MonitoredRedisConnection:
+        return starlette.get_redis(connection, name)
+
+    return get_named
