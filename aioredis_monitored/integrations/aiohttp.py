@@ -16,13 +16,17 @@ except ModuleNotFoundError as error:
     raise_missing(error, "aiohttp>=3.14")
 
 
-@cache
 def redis_key(name: str = "redis") -> web.AppKey[MonitoredRedisConnection]:
     """Return the key under which an application has its connection object, for what is no request: ``app[key]``.
 
     Args:
         name: The name that its pool has in the application; default ``redis``.
     """
+    return _app_key(name)
+
+
+@cache
+def _app_key(name: str) -> web.AppKey[MonitoredRedisConnection]:
     return web.AppKey(name, MonitoredRedisConnection)
 
 

@@ -35,14 +35,17 @@ async def get_redis(connection: HTTPConnection) -> MonitoredRedisConnection:
 RedisDep = Annotated[MonitoredRedisConnection, Depends(get_redis)]
 
 
-@cache
 def redis_dependency(name: str) -> Callable[[HTTPConnection], Awaitable[MonitoredRedisConnection]]:
     """Return a dependency like ``get_redis`` for a pool of another name, always the same for a name.
 
     Args:
         name: The name that the pool has in the application.
     """
+    return get_redis if name == "redis" else _get_named(name)
 
+
+@cache
+def _get_named(name: str) -> Callable[[HTTPConnection], Awaitable[MonitoredRedisConnection]]:
     async def get_named(connection: HTTPConnection) -> MonitoredRedisConnection:
         return starlette.get_redis(connection, name)
 
