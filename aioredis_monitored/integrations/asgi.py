@@ -80,9 +80,10 @@ class RedisContextFactory:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
-        """Serve as the ``lifespan`` of a Starlette or FastAPI application.
+        """Open the pool while an application runs, and yield what is the state of its requests.
 
-        It sets ``request.state.redis``, under the factory's name, and closes the pool with the application.
+        It serves as the ``lifespan`` of ASGI frameworks; those that have a module of their own here need it only through
+        ``setup``.
 
         Args:
             app: The application.

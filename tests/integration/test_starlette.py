@@ -70,7 +70,7 @@ def test_spans_are_below_the_request_which_has_its_calls(make_app_pool, telemetr
         web.get("/")
 
     expected = """
-        GET kind=SERVER aioredis_monitored.request.calls=1
+        GET / kind=SERVER aioredis_monitored.request.calls=1
           INCRBY
     """
     assert cleandoc(expected) == telemetry.tree("aioredis_monitored.request.calls")
