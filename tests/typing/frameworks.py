@@ -37,7 +37,7 @@ async def of_starlette(
     starlette.setup(app, pool)
     assert_type(request.state["redis"], MonitoredRedisConnection)
     assert_type(request.state["cache"], MonitoredRedisConnection)
-    request.state["other"]  # type: ignore[typeddict-item] 
+    request.state["other"]  # type: ignore[typeddict-item]
     assert_type(starlette.get_redis(request), MonitoredRedisConnection)
     assert_type(starlette.get_redis(websocket, "cache"), MonitoredRedisConnection)
 
