@@ -82,8 +82,8 @@ class RedisContextFactory:
     async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
         """Open the pool while an application runs, and yield what is the state of its requests.
 
-        It serves as the ``lifespan`` of ASGI frameworks; those that have a module of their own here need it only through
-        ``setup``.
+        It serves as the ``lifespan`` of ASGI frameworks. Those that have a module of their own in
+        ``aioredis_monitored.integrations`` get it by ``setup``.
 
         Args:
             app: The application.

@@ -47,6 +47,10 @@ class Application:
             pool["used"] <= 1 + workers and not pool["pending"] and not pool["in_flight"] for pool in self.ask("pools")
         )
 
+    def connections(self):
+        """Return how many connections the pools know."""
+        return sum(pool["used"] + pool["idle"] for pool in self.ask("pools"))
+
     async def visit(self, hang_up):
         """Count a visit over a WebSocket."""
         async with connect("ws://{}:{}/visits".format(*self._address)) as websocket:
@@ -187,6 +191,7 @@ async def test_example_outlives_clients_that_hang_up_on_real_server(example, req
         return any(client["cmd"] == "blpop" and "b" in client["flags"] for client in inspector.client_list())
 
     inspector.set("lock:cart:held", "held")
+    others = len(inspector.client_list())
     with serving(example, server.url) as app:
         polling = asyncio.create_task(app.request("GET", "/inbox/first"))
         await until(is_polling)
@@ -199,6 +204,7 @@ async def test_example_outlives_clients_that_hang_up_on_real_server(example, req
             assert 10 == int(inspector.hget("visits", "home"))
 
         await until(lambda: app.is_idle(WORKERS.get(example.stem, 0)), DEADLINE)
+        await until(lambda: len(inspector.client_list()) == others + app.connections(), DEADLINE)
         await until(lambda: [] == redis_spans(app.ask("spans"))[1], DEADLINE)
         spans = app.ask("spans")
 

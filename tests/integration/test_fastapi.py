@@ -5,6 +5,7 @@ from typing import Annotated
 from unittest.mock import AsyncMock
 
 import pytest
+from anyio import from_thread
 from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
@@ -123,6 +124,18 @@ def test_each_request_and_websocket_gets_its_own_object(make_app_pool):
     assert 4 == len(set(map(id, seen)))
     assert all(isinstance(each, MonitoredRedisConnection) for each in seen)
     assert "redis" not in str(app.openapi())
+
+
+def test_endpoint_in_a_thread_calls_redis_in_the_event_loop(make_app_pool):
+    app = FastAPI()
+    setup(app, make_app_pool())
+
+    @app.get("/")
+    def count(redis: RedisDep) -> int:
+        return from_thread.run(redis.incr, "visits")
+
+    with TestClient(app) as web:
+        assert [1, 2] == [web.get("/").json() for _ in range(2)]
 
 
 def test_dependencies_are_overridden_by_name(make_app_pool):
