@@ -110,6 +110,7 @@ def serving(path, url):
         process.stdin.close()
         process.stdout.close()
         process.stderr.close()
+        print("".join(written))
     assert not written, "".join(written)
 
 

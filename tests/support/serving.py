@@ -18,12 +18,13 @@ import threading
 import uvicorn
 from aiohttp import web
 from fastapi import FastAPI
-from opentelemetry import trace
+from opentelemetry import context, trace
 from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
+from sanic import Sanic
 
 from aioredis_monitored import MonitoredConnectionPool
 
@@ -79,6 +80,19 @@ async def traced(request, handler):
         return await handler(request)
 
 
+def serve_sanic(app, descriptor):
+    """Serve on Sanic's own server, which cancels requests."""
+
+    @app.on_request
+    async def start_span(request):
+        span = trace.get_tracer("test").start_span(request.path, kind=SpanKind.SERVER)
+        context.attach(trace.set_span_in_context(span))
+        # Its connection's, which has one request; what a response triggers, a cancelled request does not.
+        asyncio.current_task().add_done_callback(lambda _: span.end())
+
+    app.run(sock=socket.socket(fileno=descriptor), single_process=True, motd=False, access_log=False)
+
+
 def report(exporter, pools, out):
     for line in sys.stdin:
         if line == "pools\n":
@@ -114,6 +128,9 @@ def main(path, descriptor):
     if isinstance(app, web.Application):
         app.middlewares.insert(0, traced)
         web.run_app(app, sock=socket.socket(fileno=descriptor), handler_cancellation=True, access_log=None, print=None)
+        return
+    if isinstance(app, Sanic):
+        serve_sanic(app, descriptor)
         return
     if not isinstance(app, FastAPI):  # which makes spans itself
         app = OpenTelemetryMiddleware(app, exclude_spans=["receive", "send"])
