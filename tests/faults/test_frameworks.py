@@ -208,6 +208,9 @@ async def test_example_outlives_clients_that_hang_up_on_real_server(example, req
         await until(lambda: len(inspector.client_list()) == others + app.connections(), DEADLINE)
         await until(lambda: [] == redis_spans(app.ask("spans"))[1], DEADLINE)
         spans = app.ask("spans")
+        if example.stem in WORKERS:
+            await asyncio.gather(*(app.request("POST", f"/orders/{user}") for user in range(10)))
+            await until(lambda: 10 == inspector.llen("shipped"), DEADLINE)
 
     assert requests // 10 == load.hung_up
     for user in range(7):
