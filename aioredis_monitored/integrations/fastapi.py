@@ -5,15 +5,17 @@ from functools import cache
 from typing import Annotated
 
 from aioredis_monitored.client.client import MonitoredRedisConnection
-from aioredis_monitored.integrations import starlette
 from aioredis_monitored.integrations.optional import raise_missing
-from aioredis_monitored.integrations.starlette import setup
 
 try:
     from fastapi import Depends
     from fastapi.requests import HTTPConnection
 except ModuleNotFoundError as error:
     raise_missing(error, "fastapi>=0.165")
+
+# After FastAPI, which brings Starlette: without both, the error must not name Starlette.
+from aioredis_monitored.integrations import starlette
+from aioredis_monitored.integrations.starlette import setup
 
 __all__ = ["RedisDep", "get_redis", "redis_dependency", "setup"]
 

@@ -63,6 +63,17 @@ def test_integration_names_the_framework_that_is_not_installed(import_without):
         run()
 
 
+def test_fastapi_integration_names_fastapi_also_where_starlette_is_not_installed():
+    program = """
+import sys
+sys.modules["fastapi"] = sys.modules["starlette"] = None
+import aioredis_monitored.integrations.fastapi
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+
+    assert "ModuleNotFoundError: this integration needs fastapi" in result.stderr
+
+
 def test_integration_passes_on_what_its_framework_lacks(import_without):
     _, run = import_without
 
