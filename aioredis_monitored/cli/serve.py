@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from threading import Lock
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import FastAPI
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.trace import SpanKind
@@ -19,7 +19,7 @@ from aioredis_monitored.cli.shop import Shop, statistics_config
 from aioredis_monitored.cli.waterfall import waterfalls
 from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.components.registry import Components
-from aioredis_monitored.integrations.asgi import RedisContextFactory, RedisMiddleware
+from aioredis_monitored.integrations.fastapi import RedisDep, setup
 from aioredis_monitored.pool.pool import pool_from_config
 
 HOST = "127.0.0.1"
@@ -68,7 +68,6 @@ def make_app(config: Mapping[str, str], tracer_provider: TracerProvider, meter_p
         ConfigurationError: The configuration cannot be used.
     """
     pool = pool_from_config(config, tracer_provider=tracer_provider, meter_provider=meter_provider)
-    factory = RedisContextFactory(pool)
     shop = Shop(pool, tracer_provider.get_tracer("web shop"))
     components = Components(statistics_config(config), tracer_provider=tracer_provider, meter_provider=meter_provider)
     traces = RecentTraces()
@@ -78,15 +77,15 @@ def make_app(config: Mapping[str, str], tracer_provider: TracerProvider, meter_p
         await shop.process(MonitoredRedisConnection("worker", connection_pool=pool), order)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncGenerator[dict[str, MonitoredRedisConnection], None]:
-        async with factory.lifespan(app) as state, components:
+    async def lifespan(_app: FastAPI) -> AsyncGenerator[None]:
+        async with components:
             worker = asyncio.create_task(shop.orders.consume(process, concurrency=1))
             try:
-                yield state
+                yield
             finally:
                 shop.orders.stop()
                 await worker
-                await shop.clean_up(state["redis"])
+                await shop.clean_up(MonitoredRedisConnection("clean-up", connection_pool=pool))
 
     app = FastAPI(
         title="aioredis_monitored's demo",
@@ -98,28 +97,20 @@ def make_app(config: Mapping[str, str], tracer_provider: TracerProvider, meter_p
             "exclude": lambda scope: not scope["path"].startswith(_SHOP_PATHS),
         },
     )
-    app.add_middleware(RedisMiddleware, factory=factory)
+    setup(app, pool)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(_HOSTS))
     _add_shop(app, shop)
     _add_page(app, traces)
     return app
 
 
-def _redis(request: Request) -> MonitoredRedisConnection:
-    redis: MonitoredRedisConnection = request.state.redis
-    return redis
-
-
-_Redis = Annotated[MonitoredRedisConnection, Depends(_redis)]
-
-
 def _add_shop(app: FastAPI, shop: Shop) -> None:
     @app.get("/products/42")
-    async def show_product(redis: _Redis) -> dict[str, str]:
+    async def show_product(redis: RedisDep) -> dict[str, str]:
         return {"product": await shop.show_product(redis)}
 
     @app.post("/checkout")
-    async def check_out(redis: _Redis) -> dict[str, str]:
+    async def check_out(redis: RedisDep) -> dict[str, str]:
         await shop.check_out(redis)
         return {"order": "taken"}
 

@@ -1,1 +1,1 @@
-"""Integrations with web frameworks."""
+"""Integrations with web frameworks, a module for each; only an explicit import of one loads its framework."""

@@ -1,6 +1,6 @@
 """A connection object for each request: the context factory, and the middleware for ASGI applications."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -80,9 +80,10 @@ class RedisContextFactory:
 
     @asynccontextmanager
     async def lifespan(self, app: object) -> AsyncIterator[dict[str, MonitoredRedisConnection]]:
-        """Serve as the ``lifespan`` of a Starlette or FastAPI application.
+        """Open the pool while an application runs, and yield what is the state of its requests.
 
-        It sets ``request.state.redis``, under the factory's name, and closes the pool with the application.
+        It serves as the ``lifespan`` of ASGI frameworks. Those that have a module of their own in
+        ``aioredis_monitored.integrations`` get it by ``setup``.
 
         Args:
             app: The application.
@@ -118,6 +119,25 @@ class RedisMiddleware:
             await self.app(scope, receive, _reporting(send, request) if scope["type"] == "http" else send)
         finally:
             request.close()
+
+
+def connection_in(scope: Mapping[str, Any], name: str, advice: str) -> MonitoredRedisConnection:
+    """Return the connection object of an ASGI connection.
+
+    Args:
+        scope: The ASGI connection.
+        name: The name of its pool in the application.
+        advice: How an application gets a pool, for the error.
+
+    Raises:
+        LookupError: The application has no pool of that name.
+    """
+    state = scope.get("state", {})
+    if name not in state:
+        message = f"the application has no pool {name!r}: {advice}"
+        raise LookupError(message)
+    redis: MonitoredRedisConnection = state[name]
+    return redis
 
 
 def _reporting(send: Send, request: RequestStats) -> Send:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect, sync_playwright
-from support.serving import served
+from support.served_demo import served
 
 from aioredis_monitored.testing import RedisServer
 

@@ -12,7 +12,7 @@ from types import ModuleType
 
 import pytest
 import yaml
-from support.example_modules import DOCUMENTS, ROOT, blocks, name_of
+from support.example_modules import DOCUMENTS, EXAMPLES, ROOT, blocks, name_of
 from sybil import Sybil
 from sybil.parsers.markdown import CodeBlockParser
 
@@ -49,8 +49,17 @@ def run(path, module):
     return len(examples)
 
 
+@pytest.fixture
+def importable_examples(monkeypatch):
+    """Let a page import the example application that it shows, anew."""
+    monkeypatch.syspath_prepend(EXAMPLES[0].parent)
+    yield
+    for path in EXAMPLES:
+        sys.modules.pop(path.stem, None)
+
+
 @with_blocks("python")
-def test_documentation_python_examples_run(path, server, monkeypatch, request):
+def test_documentation_python_examples_run(path, server, monkeypatch, request, importable_examples):
     is_for_cluster = path == ROOT / "docs" / "guides" / "cluster.md"
     # Starting one takes two seconds.
     running = request.getfixturevalue("cluster") if is_for_cluster else server

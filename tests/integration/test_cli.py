@@ -18,7 +18,7 @@ import httpx2
 import pytest
 import redis
 from support.internals import demo_termination
-from support.serving import served
+from support.served_demo import served
 
 import aioredis_monitored
 from aioredis_monitored.cli import main

@@ -1,14 +1,16 @@
-"""Write the documents' Python examples to modules for type checkers.
+"""Write the documents' Python examples to modules for type checkers, and their example applications beside them.
 
 Usage: example_modules.py DIRECTORY
 """
 
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted((ROOT / "docs" / "examples").glob("*.py"))
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
@@ -23,7 +25,12 @@ def blocks(path, language):
 
 
 def write_modules(directory):
-    """Write a module for each document with Python examples; an example may use names of earlier ones."""
+    """Write a module for each document with Python examples; an example may use names of earlier ones.
+
+    The example applications keep their names, as documents import from them.
+    """
+    for path in EXAMPLES:
+        shutil.copy(path, directory)
     for path in DOCUMENTS:
         if examples := blocks(path, "python"):
             first = next((number for number, text in enumerate(examples) if _awaits(text)), len(examples))

