@@ -1,0 +1,114 @@
+"""What a streaming provider pushes, for every pool that uses it: redis-py's providers keep the newest callback only."""
+
+import asyncio
+import logging
+from typing import Any, Final, Protocol
+from weakref import WeakKeyDictionary, finalize
+
+from redis.auth.token import TokenInterface
+from redis.credentials import CredentialProvider, StreamingCredentialProvider
+
+from aioredis_monitored._credentials.tokens import TokenProvider
+
+_LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
+
+
+class Renewable(Protocol):
+    """A pool, as far as renewals are concerned."""
+
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Use new credentials on every connection."""
+
+
+class Bound(Protocol):
+    """What knows the event loop of a pool."""
+
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop; ``None`` if the pool has not been used since it was made or closed."""
+
+
+class Renewals:
+    """Hands the tokens of one provider to all pools that use it, and survives what one of them raises.
+
+    A provider whose callback raises, such as redis-entraid's, never renews again.
+    """
+
+    def __init__(self) -> None:
+        self._pools: WeakKeyDictionary[Renewable, Bound] = WeakKeyDictionary()
+
+    def add(self, pool: Renewable, bound: Bound) -> None:
+        """Have a pool get the tokens, for as long as it exists.
+
+        Args:
+            pool: The pool.
+            bound: What knows its event loop, and not the pool.
+        """
+        self._pools[pool] = bound
+
+    async def push(self, token: TokenInterface) -> None:
+        """Give a token to every pool, in the event loop of each."""
+        for pool, bound in list(self._pools.items()):
+            loop = bound.event_loop
+            if loop is asyncio.get_running_loop():
+                await _renew(pool, token)
+            elif loop is not None and loop.is_running():
+                asyncio.run_coroutine_threadsafe(_renew(pool, token), loop)
+
+    async def on_error(self, error: Exception) -> None:
+        """Log that the provider has given up renewing."""
+        # Its text may quote secrets.
+        _LOGGER.warning(
+            "The credential_provider failed to renew its credentials, and may not try again: %s. Connections ask it "
+            "for credentials when they are made",
+            type(error).__qualname__,
+        )
+
+
+async def _renew(pool: Renewable, token: TokenInterface) -> None:
+    try:
+        await pool.re_auth_callback(token)
+    except Exception as error:  # noqa: BLE001 - the other pools must get it as well
+        _LOGGER.warning("%r could not use renewed credentials: %s", pool, type(error).__qualname__)
+
+
+# By the provider's id: it need not be hashable.
+_RENEWALS: Final[dict[int, Renewals]] = {}
+
+
+def follow_renewals(provider: StreamingCredentialProvider, pool: Renewable, bound: Bound) -> None:
+    """Have a pool use what a provider pushes, beside all other pools that do; for arguments see ``Renewals.add``."""
+    key = id(provider)
+    if (renewals := _RENEWALS.get(key)) is None:
+        renewals = _RENEWALS[key] = Renewals()
+        finalize(provider, _RENEWALS.pop, key, None)
+        provider.on_next(renewals.push)  # type: ignore[arg-type]  # redis-py's own awaits it
+        provider.on_error(renewals.on_error)  # type: ignore[arg-type]  # as above
+    renewals.add(pool, bound)
+
+
+class ConnectCredentials(CredentialProvider):
+    """What connections know of a streaming provider: how to ask it.
+
+    If they knew it, redis-py would have subscriptions and clients that keep to one connection take the place of the
+    pools' callback.
+
+    Args:
+        provider: The provider.
+    """
+
+    def __init__(self, provider: StreamingCredentialProvider) -> None:
+        self._provider = provider
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        """Ask the provider."""
+        return self._provider.get_credentials()
+
+    async def get_credentials_async(self) -> Any:
+        """Ask the provider."""
+        return await self._provider.get_credentials_async()
+
+    def on_refused(self, credentials: Any) -> None:
+        """Have the provider forget credentials that the server has refused, if it keeps them."""
+        if isinstance(self._provider, TokenProvider):
+            self._provider.discard(credentials)
