@@ -6,7 +6,6 @@ import ssl
 import time
 from types import SimpleNamespace
 
-import blockbuster
 import pytest
 import trustme
 from support.sharing import UNRECORDED
@@ -81,8 +80,7 @@ async def test_entra_connects_with_the_token_of_the_identity_and_renews_it(
     monkeypatch.setattr(entra, "DefaultAzureCredential", Identity)
     config = config_from_env(environ | {"REDIS_CREDENTIALS": "entra"})
     async with pool_from_config(config, **UNRECORDED) as first, pool_from_config(config, **UNRECORDED) as second:
-        with blockbuster.blockbuster_ctx():
-            await first.ping()
+        await first.ping()
         await second.ping()
         before = connections_of(inspector)
         assert {USER} == set(before.values())
@@ -119,8 +117,7 @@ async def test_aws_connects_with_the_signed_token(environ, accept, monkeypatch, 
     monkeypatch.setattr(aws, "AwsTokens", Watched)
     async with pool_from_config(config_from_env(environ), **UNRECORDED) as pool:
         redis = MonitoredRedisConnection(connection_pool=pool)
-        with blockbuster.blockbuster_ctx():
-            await pool.ping()
+        await pool.ping()
         assert USER.encode() == await redis.acl_whoami()
 
     (token,) = signed
