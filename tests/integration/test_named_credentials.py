@@ -35,19 +35,13 @@ async def environ(server, authority, tmp_path):
 
 @pytest.fixture
 def accept(inspector):
-    """Have the server accept a token alone."""
+    """Have the server accept a token, beside earlier ones."""
 
-    def set_password(token):
-        inspector.acl_setuser(
-            USER,
-            enabled=True,
-            reset_passwords=True,
-            passwords=[f"+{token}"],
-            commands=["+@all"],
-            keys=["*"],
-        )
+    def add_password(token):
+        rights = {"commands": ["+@all"], "keys": ["*"]}
+        inspector.acl_setuser(USER, enabled=True, passwords=[f"+{token}"], **rights)
 
-    yield set_password
+    yield add_password
     inspector.acl_deluser(USER)
 
 
@@ -88,7 +82,7 @@ async def test_entra_connects_with_the_token_of_the_identity_and_renews_it(
         sent = auth_calls(inspector)
         await until(lambda: auth_calls(inspector) >= sent + 4)
         redis = MonitoredRedisConnection(connection_pool=first)
-        assert USER.encode() == await redis.acl_whoami()
+        assert USER == await redis.acl_whoami()
         assert before.keys() <= connections_of(inspector).keys()
 
     assert {("https://redis.azure.com/.default",)} == set(requested)
@@ -118,7 +112,7 @@ async def test_aws_connects_with_the_signed_token(environ, accept, monkeypatch, 
     async with pool_from_config(config_from_env(environ), **UNRECORDED) as pool:
         redis = MonitoredRedisConnection(connection_pool=pool)
         await pool.ping()
-        assert USER.encode() == await redis.acl_whoami()
+        assert USER == await redis.acl_whoami()
 
     (token,) = signed
     assert token.startswith(f"orders/?Action=connect&User={USER}&")
