@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 from weakref import WeakKeyDictionary, finalize
 
 from redis.auth.token import TokenInterface
@@ -14,46 +14,52 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.credentials")
 
 
 class Renewable(Protocol):
-    """A pool, as far as renewals are concerned."""
+    """What has connections: a pool, or subscriptions, which alone can send on theirs."""
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
         """Use new credentials on every connection."""
 
 
 class Bound(Protocol):
-    """What knows the event loop of a pool."""
+    """What knows the event loop of connections."""
 
     @property
     def event_loop(self) -> asyncio.AbstractEventLoop | None:
-        """The event loop; ``None`` if the pool has not been used since it was made or closed."""
+        """The event loop; ``None`` if there are no connections."""
+
+
+class RunningLoop(NamedTuple):
+    """An event loop, which stays the same."""
+
+    event_loop: asyncio.AbstractEventLoop
 
 
 class Renewals:
-    """Hands the tokens of one provider to all pools that use it, and survives what one of them raises.
+    """Hands the tokens of one provider to all that use it, and survives what one of them raises.
 
     A provider whose callback raises, such as redis-entraid's, never renews again.
     """
 
     def __init__(self) -> None:
-        self._pools: WeakKeyDictionary[Renewable, Bound] = WeakKeyDictionary()
+        self._users: WeakKeyDictionary[Renewable, Bound] = WeakKeyDictionary()
 
-    def add(self, pool: Renewable, bound: Bound) -> None:
-        """Have a pool get the tokens, for as long as it exists.
+    def add(self, user: Renewable, bound: Bound) -> None:
+        """Have a pool or subscriptions get the tokens, for as long as they exist.
 
         Args:
-            pool: The pool.
-            bound: What knows its event loop, and not the pool.
+            user: The pool or the subscriptions.
+            bound: What knows the event loop, and not them.
         """
-        self._pools[pool] = bound
+        self._users[user] = bound
 
     async def push(self, token: TokenInterface) -> None:
-        """Give a token to every pool, in the event loop of each."""
-        for pool, bound in list(self._pools.items()):
+        """Give a token to all, in the event loop of each."""
+        for user, bound in list(self._users.items()):
             loop = bound.event_loop
             if loop is asyncio.get_running_loop():
-                await _renew(pool, token)
+                await _renew(user, token)
             elif loop is not None and loop.is_running():
-                asyncio.run_coroutine_threadsafe(_renew(pool, token), loop)
+                asyncio.run_coroutine_threadsafe(_renew(user, token), loop)
 
     async def on_error(self, error: Exception) -> None:
         """Log that the provider has given up renewing."""
@@ -65,26 +71,26 @@ class Renewals:
         )
 
 
-async def _renew(pool: Renewable, token: TokenInterface) -> None:
+async def _renew(user: Renewable, token: TokenInterface) -> None:
     try:
-        await pool.re_auth_callback(token)
-    except Exception as error:  # noqa: BLE001 - the other pools must get it as well
-        _LOGGER.warning("%r could not use renewed credentials: %s", pool, type(error).__qualname__)
+        await user.re_auth_callback(token)
+    except Exception as error:  # noqa: BLE001 - the others must get it as well
+        _LOGGER.warning("%r could not use renewed credentials: %s", user, type(error).__qualname__)
 
 
 # By the provider's id: it need not be hashable.
 _RENEWALS: Final[dict[int, Renewals]] = {}
 
 
-def follow_renewals(provider: StreamingCredentialProvider, pool: Renewable, bound: Bound) -> None:
-    """Have a pool use what a provider pushes, beside all other pools that do; for arguments see ``Renewals.add``."""
+def follow_renewals(provider: StreamingCredentialProvider, user: Renewable, bound: Bound) -> None:
+    """Have a pool or subscriptions use what a provider pushes, beside all others; see ``Renewals.add``."""
     key = id(provider)
     if (renewals := _RENEWALS.get(key)) is None:
         renewals = _RENEWALS[key] = Renewals()
         finalize(provider, _RENEWALS.pop, key, None)
         provider.on_next(renewals.push)  # type: ignore[arg-type]  # redis-py's own awaits it
         provider.on_error(renewals.on_error)  # type: ignore[arg-type]  # as above
-    renewals.add(pool, bound)
+    renewals.add(user, bound)
 
 
 class ConnectCredentials(CredentialProvider):
@@ -107,6 +113,10 @@ class ConnectCredentials(CredentialProvider):
     async def get_credentials_async(self) -> Any:
         """Ask the provider."""
         return await self._provider.get_credentials_async()
+
+    def follow_renewals(self, user: Renewable) -> None:
+        """Have what has connections in the running event loop use what the provider pushes."""
+        follow_renewals(self._provider, user, RunningLoop(asyncio.get_running_loop()))
 
     def on_refused(self, credentials: Any) -> None:
         """Have the provider forget credentials that the server has refused, if it keeps them."""

@@ -625,6 +625,9 @@ class MonitoredConnectionPool(TypedPool):
         try:
             if self._slots.will_discard(connection) or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
+            if not connection.is_connected:
+                # redis-py would connect it to send them.
+                forget_re_auth_token(connection)
             # Sends credentials that have changed since it was acquired.
             await announce_release(self, connection)
         except RedisError:

@@ -176,6 +176,88 @@ async def test_renewal_reaches_primary_and_replicas_under_sentinel(sentinels, is
             each.close()
 
 
+@PROVIDERS
+@pytest.mark.parametrize("decode_responses", [True, False])
+async def test_renewal_reaches_a_subscription_between_its_messages(
+    make_pool, server, inspector, issuing, provider_of, decode_responses
+):
+    provider = provider_of(issuing(lifetime=1))
+    pool = make_pool(server.url, credential_provider=provider, decode_responses=decode_responses)
+    async with MonitoredRedisConnection(connection_pool=pool).pubsub() as subscription:
+        await subscription.subscribe("news")
+        assert "subscribe" == (await subscription.get_message(timeout=30))["type"]
+        (connection,) = connections_of(inspector)
+        users, received, number = set(), [], 0
+        deadline = time.monotonic() + 60
+        while len(users) < 4:
+            assert time.monotonic() < deadline
+            number += 1
+            inspector.publish("news", str(number))
+            # Now and then a reply to AUTH comes first.
+            while (message := await subscription.get_message(timeout=0.05)) is not None:
+                received.append(message)
+            users.add(connections_of(inspector).get(connection))
+
+    assert None not in users
+    assert {"message"} == {each["type"] for each in received}
+    sent = [str(each) for each in range(1, number + 1)]
+    assert sent[: len(received)] == [each["data"] if decode_responses else each["data"].decode() for each in received]
+    assert number - len(received) <= 1
+
+
+async def test_renewal_wakes_no_listener(make_pool, server, inspector, issuing, until):
+    pool = make_pool(server.url, credential_provider=own(issuing(lifetime=1)))
+    heard = []
+
+    async def listen(subscription):
+        async for message in subscription.listen():
+            heard.append(message["data"])
+
+    async with MonitoredRedisConnection(connection_pool=pool).pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe("news")
+        listening = asyncio.create_task(listen(subscription))
+        (before,) = connections_of(inspector).items()
+        for _ in range(3):
+            await until(lambda before=before: before not in connections_of(inspector).items())
+            assert before[0] in connections_of(inspector)
+            before = (before[0], connections_of(inspector)[before[0]])
+        inspector.publish("news", "hello")
+        await until(lambda: heard == [b"hello"])
+        listening.cancel()
+        await asyncio.wait([listening])
+
+
+async def test_refused_renewal_makes_the_subscription_anew(make_pool, server, inspector, issuing, until):
+    authority = issuing(lifetime=4, forgets=False)
+    provider = own(authority)
+    pool = make_pool(server.url, credential_provider=provider)
+    async with MonitoredRedisConnection(connection_pool=pool).pubsub() as subscription:
+        await subscription.subscribe("news")
+        (connection,) = connections_of(inspector)
+        await subscription.re_auth_callback(SimpleToken(SECRET, -1, 0, {"oid": "app-1"}))
+        received = []
+        while not any(each["type"] == "message" for each in received):
+            inspector.publish("news", "hello")
+            if (message := await subscription.get_message(timeout=0.05)) is not None:
+                received.append(message)
+
+        assert connection not in connections_of(inspector)
+        assert 1 == len(connections_of(inspector))
+
+
+async def test_connection_that_a_subscription_gives_back_is_not_connected_again(
+    make_pool, server, inspector, issuing, until
+):
+    pool = make_pool(server.url, credential_provider=own(issuing(lifetime=1, forgets=False)))
+    async with MonitoredRedisConnection(connection_pool=pool).pubsub() as subscription:
+        await subscription.subscribe("news")
+        before = connections_of(inspector)
+        await until(lambda: all_renewed(inspector, before))
+        made = inspector.info("stats")["total_connections_received"]
+
+    assert made == inspector.info("stats")["total_connections_received"]
+
+
 async def test_pool_that_fails_to_use_a_token_keeps_it_from_no_other_pool(
     make_pool, server, inspector, issuing, until, caplog
 ):
