@@ -54,12 +54,12 @@ class Renewals:
 
     async def push(self, token: TokenInterface) -> None:
         """Give a token to all, in the event loop of each."""
-        for user, bound in list(self._users.items()):
-            loop = bound.event_loop
-            if loop is asyncio.get_running_loop():
-                await _renew(user, token)
-            elif loop is not None and loop.is_running():
-                asyncio.run_coroutine_threadsafe(_renew(user, token), loop)
+        users = [(user, bound.event_loop) for user, bound in list(self._users.items())]
+        running = asyncio.get_running_loop()
+        for user, loop in users:
+            if loop is not None and loop is not running:
+                _renew_in(loop, user, token)
+        await asyncio.gather(*(_renew(user, token) for user, loop in users if loop is running))
 
     async def on_error(self, error: Exception) -> None:
         """Log that the provider has given up renewing."""
@@ -76,6 +76,15 @@ async def _renew(user: Renewable, token: TokenInterface) -> None:
         await user.re_auth_callback(token)
     except Exception as error:  # noqa: BLE001 - the others must get it as well
         _LOGGER.warning("%r could not use renewed credentials: %s", user, type(error).__qualname__)
+
+
+def _renew_in(loop: asyncio.AbstractEventLoop, user: Renewable, token: TokenInterface) -> None:
+    renewing = _renew(user, token)
+    try:
+        asyncio.run_coroutine_threadsafe(renewing, loop)
+    except RuntimeError:
+        # The event loop is closed.
+        renewing.close()
 
 
 # By the provider's id: it need not be hashable.
@@ -105,10 +114,6 @@ class ConnectCredentials(CredentialProvider):
 
     def __init__(self, provider: StreamingCredentialProvider) -> None:
         self._provider = provider
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        """Ask the provider."""
-        return self._provider.get_credentials()
 
     async def get_credentials_async(self) -> Any:
         """Ask the provider."""

@@ -169,12 +169,12 @@ class TokenProvider(StreamingCredentialProvider):
         except RedisError:
             self._schedule(self._delay_after_failure())
             return
+        self._schedule(self._delay_after(issued))
         # Libraries that keep tokens return the same one until shortly before its end.
         if self._announced != (value := issued.token.get_value()):
             self._announced = value
             for listener in self._listeners:
                 await listener(issued.token)
-        self._schedule(self._delay_after(issued))
 
     def _delay_after(self, issued: _Issued) -> float:
         if self._session_seconds is not None:

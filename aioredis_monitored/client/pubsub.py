@@ -49,6 +49,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
 # Subscribing and unsubscribing may be repeated: what was lost with a connection is subscribed again.
 SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
+_RESP3: Final = 3
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to reconnect while a message is waited for.
 reconnect_backoff = exponential_backoff(0.1, 5.0)
@@ -206,11 +207,9 @@ class MonitoredPubSub(TypedPubSub):
         The pool can send them only when the connection is released.
         """
         connection = self.connection
-        if (
-            connection is None
-            or not self._is_ready(connection)
-            or not check_protocol_version(connection.get_protocol())
-        ):
+        if connection is None or not self._is_ready(connection):
+            return
+        if not check_protocol_version(connection.get_protocol(), _RESP3):
             return
         self._renewals += 1
         # What breaks the connection is noticed where it is read.

@@ -211,7 +211,7 @@ async def test_renewal_wakes_no_listener(make_pool, server, inspector, issuing, 
 
     async def listen(subscription):
         async for message in subscription.listen():
-            heard.append(message["data"])
+            heard.append(message["data"])  # noqa: PERF401 - while it goes on
 
     async with MonitoredRedisConnection(connection_pool=pool).pubsub(ignore_subscribe_messages=True) as subscription:
         await subscription.subscribe("news")
@@ -279,6 +279,35 @@ async def test_pool_that_fails_to_use_a_token_keeps_it_from_no_other_pool(
 
     assert "could not use renewed credentials: LookupError" in caplog.text
     assert SECRET not in caplog.text
+
+
+async def test_provider_that_gives_up_renewing_is_logged(make_pool, server, issuing, until, caplog):
+    authority = issuing(lifetime=1, forgets=False)
+    pool = make_pool(server.url, credential_provider=entraid(authority))
+    await pool.ping()
+    authority.error = RequestTokenErr(SECRET)
+    await until(lambda: "failed to renew its credentials, and may not try again: RequestTokenErr" in caplog.text)
+    authority.error = None
+    await pool.disconnect()
+    await pool.ping()
+
+    assert SECRET not in caplog.text
+
+
+async def test_subscription_of_resp2_goes_on_when_its_token_has_expired(make_pool, server, inspector, issuing):
+    pool = make_pool(server.url, credential_provider=own(issuing(lifetime=1)), protocol=2)
+    async with MonitoredRedisConnection(connection_pool=pool).pubsub() as subscription:
+        await subscription.subscribe("news")
+        (connection,) = connections_of(inspector)
+        deadline = time.monotonic() + 60
+        received = []
+        while connection in connections_of(inspector) or received[-1:] != ["message"]:
+            assert time.monotonic() < deadline
+            inspector.publish("news", "hello")
+            if (message := await subscription.get_message(timeout=0.05)) is not None:
+                received.append(message["type"])
+
+    assert {"subscribe", "message"} == set(received)
 
 
 def test_pools_of_several_event_loops_share_a_provider(server, inspector):
