@@ -17,8 +17,10 @@ from aioredis_monitored.errors import ConfigurationError
 _NEEDED: Final = {"aws": ("username", "aws_region", "aws_cache")}
 
 
-def missing_keys(credentials: str, given: Container[str]) -> list[tuple[str, str]]:
-    """Return the keys that named credentials need and that are not given, each with the reason."""
+def key_problems(credentials: str, given: Container[str]) -> list[tuple[str, str]]:
+    """Return the keys that named credentials need and do not get, or must not get, each with the reason."""
+    if credentials == "entra" and "username" in given:
+        return [("username", "cannot be given together with credentials=entra: the token names the user")]
     needed = _NEEDED.get(credentials, ())
     return [(key, f"no value specified, which credentials={credentials} needs") for key in needed if key not in given]
 
@@ -45,8 +47,8 @@ def make_provider(config: Any, prefix: str) -> CredentialProvider:
     name: str = config.credentials
     key = f"{prefix}credentials"
     given = [each.name for each in fields(config) if getattr(config, each.name) is not None]
-    if missing := missing_keys(name, given):
-        raise ConfigurationError(*((f"{prefix}{each}", reason) for each, reason in missing))
+    if problems := key_problems(name, given):
+        raise ConfigurationError(*((f"{prefix}{each}", reason) for each, reason in problems))
     if (reason := missing_package(name)) is not None:
         raise ConfigurationError((key, reason))
     if name not in NAMED_CREDENTIALS:

@@ -19,7 +19,7 @@ from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnect
 from aioredis_monitored.config import readers
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import HOST, PORT, Address, is_host, is_port, read_port
-from aioredis_monitored.config.credentials import make_provider, missing_keys, missing_package
+from aioredis_monitored.config.credentials import key_problems, make_provider, missing_package
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import RedisUrl, Topology, parse_url, scheme_of
 from aioredis_monitored.errors import ConfigurationError
@@ -499,11 +499,17 @@ if RedisConfig.__doc__ is not None:  # python -OO has none
     )
 
 
-def without_replaced_credentials(config: RedisConfig, others: Mapping[str, Any]) -> RedisConfig:
-    """Return a configuration without its ``credentials`` if arguments of the pool replace them: no provider is made."""
+def override_credentials(config: RedisConfig, others: dict[str, Any]) -> RedisConfig:
+    """Return a configuration whose ``credentials`` are overridden by arguments of the pool.
+
+    If these give others, no provider is made. A user name is the provider's, and is taken out of the arguments.
+    """
+    if config.credentials is None:
+        return config
     if any(others.get(name) is not None for name in _PASSWORDS[0]):
         return replace(config, credentials=None)
-    return config
+    username = others.pop("username", None)
+    return config if username is None else replace(config, username=username)
 
 
 def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -761,9 +767,7 @@ class _ConfigReader:
     def _check_named_credentials(self, credentials: str, url: RedisUrl) -> None:
         if url.scheme and url.scheme != "rediss":
             self._add_problem("credentials", f"{credentials} needs {scheme_of(url.topology, 'rediss')}")
-        if credentials == "entra" and "username" in self._sources:
-            self._add_problem("username", "cannot be given together with credentials=entra: the token names the user")
-        for name, reason in missing_keys(credentials, self._sources):
+        for name, reason in key_problems(credentials, self._sources):
             self._add_problem(name, reason)
         if (reason_against := missing_package(credentials)) is not None:
             self._add_problem("credentials", reason_against)

@@ -55,9 +55,9 @@ from aioredis_monitored._timeouts import LagTolerantTimeout, ReplyTimeout
 from aioredis_monitored.config.schema import (
     RedisConfig,
     override,
+    override_credentials,
     url_arguments,
     validate_arguments,
-    without_replaced_credentials,
 )
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
@@ -810,7 +810,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     if not prefix.endswith("."):
         message = f"prefix must end with a dot: {prefix!r}"
         raise ValueError(message)
-    config = without_replaced_credentials(RedisConfig.from_mapping(app_config, prefix), kwargs)
+    config = override_credentials(RedisConfig.from_mapping(app_config, prefix), kwargs)
     pool_class = MonitoredConnectionPool.for_topology(config.topology)
     arguments = config.pool_arguments(kwargs.pop("telemetry", None), prefix)
     return pool_class(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})

@@ -118,6 +118,18 @@ def test_argument_replaces_configured_credentials_which_are_not_made(module, arg
     assert ("app" if "password" in arguments else None) == pool.connection_kwargs.get("username")
 
 
+def test_user_that_is_an_argument_is_the_providers(module):
+    module("shop_credentials", FACTORY)
+    config = {"redis.url": "redis://app@h", "redis.credentials": "shop_credentials:factory"}
+
+    assert ("other", "secret") == provider_of(pool_from_config(config, username="other")).get_credentials()
+
+
+def test_user_that_is_an_argument_is_refused_where_the_token_names_it():
+    with pytest.raises(ConfigurationError, match=r"^redis\.username: cannot be given together with credentials=entra"):
+        pool_from_config({"redis.url": "rediss://h", "redis.credentials": "entra"}, username="app")
+
+
 @pytest.mark.parametrize("value", ["AWS", "gcp", "module", "module:", ":factory", "a-b:c", "a:b:c", "a.:b", 5])
 def test_credentials_must_be_a_name_or_a_factory(value):
     assert ["redis.credentials: must be aws, entra, or a factory as module:name"] == problems(credentials=value)
