@@ -91,17 +91,6 @@ def _renew_in(loop: asyncio.AbstractEventLoop, user: Renewable, token: TokenInte
 _RENEWALS: Final[dict[int, Renewals]] = {}
 
 
-def follow_renewals(provider: StreamingCredentialProvider, user: Renewable, bound: Bound) -> None:
-    """Have a pool or subscriptions use what a provider pushes, beside all others; see ``Renewals.add``."""
-    key = id(provider)
-    if (renewals := _RENEWALS.get(key)) is None:
-        renewals = _RENEWALS[key] = Renewals()
-        finalize(provider, _RENEWALS.pop, key, None)
-        provider.on_next(renewals.push)  # type: ignore[arg-type]  # redis-py's own awaits it
-        provider.on_error(renewals.on_error)  # type: ignore[arg-type]  # as above
-    renewals.add(user, bound)
-
-
 class ConnectCredentials(CredentialProvider):
     """What connections know of a streaming provider: how to ask it.
 
@@ -119,9 +108,15 @@ class ConnectCredentials(CredentialProvider):
         """Ask the provider."""
         return await self._provider.get_credentials_async()
 
-    def follow_renewals(self, user: Renewable) -> None:
-        """Have what has connections in the running event loop use what the provider pushes."""
-        follow_renewals(self._provider, user, RunningLoop(asyncio.get_running_loop()))
+    def follow_renewals(self, user: Renewable, bound: Bound) -> None:
+        """Have a pool or subscriptions use what the provider pushes, beside all others; see ``Renewals.add``."""
+        key = id(self._provider)
+        if (renewals := _RENEWALS.get(key)) is None:
+            renewals = _RENEWALS[key] = Renewals()
+            finalize(self._provider, _RENEWALS.pop, key, None)
+            self._provider.on_next(renewals.push)  # type: ignore[arg-type]  # redis-py's own awaits it
+            self._provider.on_error(renewals.on_error)  # type: ignore[arg-type]  # as above
+        renewals.add(user, bound)
 
     def on_refused(self, credentials: Any) -> None:
         """Have the provider forget credentials that the server has refused, if it keeps them."""

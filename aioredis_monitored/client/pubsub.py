@@ -24,7 +24,7 @@ from redis.utils import check_protocol_version, str_if_bytes
 from aioredis_monitored._cancellation import complete_shielded
 from aioredis_monitored._commands.table import MAX_NAME_LENGTH, argument_text
 from aioredis_monitored._commands.traits import Traits
-from aioredis_monitored._credentials.renewals import ConnectCredentials
+from aioredis_monitored._credentials.renewals import ConnectCredentials, RunningLoop
 from aioredis_monitored._execution.attempts import dedicated_attempt, retry, retry_until_answered
 from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._redispy.overrides import (
@@ -181,7 +181,7 @@ class MonitoredPubSub(TypedPubSub):
                     connection = cast("AbstractConnection", self.connection)
                     self._renewals = 0
                     if isinstance(connection.credential_provider, ConnectCredentials):
-                        connection.credential_provider.follow_renewals(self)
+                        connection.credential_provider.follow_renewals(self, RunningLoop(asyncio.get_running_loop()))
                     self._ready.set()
                 elif not self._is_ready(connection) or is_closed_by_peer(connection):
                     self._ready.clear()

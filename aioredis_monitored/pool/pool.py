@@ -19,12 +19,11 @@ from redis.asyncio.connection import AbstractConnection, Connection
 from redis.asyncio.retry import Retry
 from redis.auth.token import TokenInterface
 from redis.backoff import EqualJitterBackoff
-from redis.credentials import StreamingCredentialProvider
 from redis.exceptions import RedisError
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
-from aioredis_monitored._credentials.renewals import follow_renewals
+from aioredis_monitored._credentials.renewals import ConnectCredentials
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.connections import (
     close_connection,
@@ -240,8 +239,8 @@ class MonitoredConnectionPool(TypedPool):
             warn_unverified(self.name, self._template)
             warn_ignored(self.name, self._retries, retry, retry_on_error, retry_on_timeout)
             # Pools of nodes get what is pushed from the pool that has made them.
-            if isinstance(provider := arguments.get("credential_provider"), StreamingCredentialProvider):
-                follow_renewals(provider, self, self._lifecycle)
+            if isinstance(provider := self.connection_kwargs.get("credential_provider"), ConnectCredentials):
+                provider.follow_renewals(self, self._lifecycle)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:

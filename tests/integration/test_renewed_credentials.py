@@ -105,6 +105,14 @@ async def test_renewal_reaches_the_shared_connection_of_every_pool_at_once(
     await until(lambda: all_renewed(inspector, before))
 
 
+async def test_renewal_reaches_a_pool_that_is_made_of_anothers_arguments(make_pool, server, inspector, issuing, until):
+    pool = make_pool(server.url, credential_provider=own(issuing(lifetime=1, forgets=False)))
+    async with MonitoredConnectionPool(**pool.connection_kwargs, **UNRECORDED) as other:
+        await other.ping()
+        before = connections_of(inspector)
+        await until(lambda: all_renewed(inspector, before))
+
+
 @PROVIDERS
 async def test_clients_and_subscriptions_leave_renewals_to_the_pools(server, inspector, issuing, provider_of, until):
     provider = provider_of(issuing(lifetime=1, forgets=False))

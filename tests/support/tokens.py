@@ -2,11 +2,15 @@
 
 import asyncio
 import itertools
+import logging
 import time
 
 import redis.exceptions
 from redis.auth.idp import IdentityProviderInterface
 from redis.auth.token import SimpleToken
+
+# redis-py reports when its objects are collected, which may be when the tests' streams are closed.
+logging.getLogger("redis.auth.token_manager").setLevel(logging.WARNING)
 
 _RIGHTS = {"enabled": True, "commands": ["+@all"], "keys": ["*"], "channels": ["*"]}
 # A lagging event loop must not find a token expired that it had no time to renew.
