@@ -3,9 +3,11 @@
 import asyncio
 import itertools
 import logging
+import threading
 import time
 
 import redis.exceptions
+from redis.auth.err import RequestTokenErr
 from redis.auth.idp import IdentityProviderInterface
 from redis.auth.token import SimpleToken
 
@@ -40,19 +42,22 @@ class Authority(IdentityProviderInterface):
         self._loop = asyncio.get_running_loop() if forgets else None
         self._numbers = itertools.count(1)
         self._expiring = []
+        # A thread may request a token while the authority closes; with its inspector, it would connect again.
+        self._lock = threading.Lock()
         self.issued = []
         self.error, self.failed = None, 0
 
     def request_token(self, force_refresh=False):
         """Issue a token; may be called in any thread."""
-        if self.error is not None:
-            self.failed += 1
-            raise self.error
-        number = next(self._numbers)
-        user, password = f"app-{number}", f"token-{number}"
-        for inspector in self._inspectors:
-            inspector.acl_setuser(user, passwords=[f"+{password}"], **_RIGHTS)
-        self.issued.append(user)
+        with self._lock:
+            if self.error is not None:
+                self.failed += 1
+                raise self.error
+            number = next(self._numbers)
+            user, password = f"app-{number}", f"token-{number}"
+            for inspector in self._inspectors:
+                inspector.acl_setuser(user, passwords=[f"+{password}"], **_RIGHTS)
+            self.issued.append(user)
         if self._forgets:
             self._loop.call_soon_threadsafe(self._begin_expiring, user)
         now = time.time() * 1000
@@ -77,10 +82,12 @@ class Authority(IdentityProviderInterface):
         self._inspectors = ()
 
     def close(self):
-        """Delete all users."""
+        """Issue no more tokens, and delete all users."""
         for task in self._expiring:
             task.cancel()
-        self.revoke(*self.issued)
+        with self._lock:
+            self.error = RequestTokenErr("the authority is closed")
+            self.revoke(*self.issued)
 
 
 def connections_of(inspector):
