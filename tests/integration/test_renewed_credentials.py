@@ -289,6 +289,35 @@ async def test_pool_that_fails_to_use_a_token_keeps_it_from_no_other_pool(
     assert SECRET not in caplog.text
 
 
+@PROVIDERS
+async def test_renewal_reaches_a_handle_before_its_next_call(make_pool, server, inspector, issuing, provider_of):
+    pool = make_pool(server.url, credential_provider=provider_of(issuing(lifetime=1)), multiplex=False)
+    async with MonitoredRedisConnection(connection_pool=pool).client() as handle:
+        # Lost, it would not be replaced.
+        await handle.select(1)
+        (connection,) = connections_of(inspector)
+        users = set()
+        deadline = time.monotonic() + 60
+        while len(users) < 4:
+            assert time.monotonic() < deadline
+            assert await handle.set("key", "value")
+            users.add(connections_of(inspector).get(connection))
+            async with handle.pipeline() as pipe:
+                assert [True, b"value"] == await pipe.set("key", "value").get("key").execute()
+
+    assert None not in users
+
+
+async def test_renewal_that_a_handle_is_refused_is_one_error(make_pool, server, inspector, issuing):
+    pool = make_pool(server.url, credential_provider=own(issuing()), multiplex=False)
+    async with MonitoredRedisConnection(connection_pool=pool).client() as handle:
+        await handle.set("key", "value")
+        await pool.re_auth_callback(SimpleToken(SECRET, -1, 0, {"oid": "app-1"}))
+        with pytest.raises(REFUSED, match="invalid username-password pair"):
+            await handle.get("key")
+        assert b"value" == await handle.get("key")
+
+
 async def test_provider_that_gives_up_renewing_is_logged(make_pool, server, issuing, until, caplog):
     authority = issuing(lifetime=1, forgets=False)
     pool = make_pool(server.url, credential_provider=entraid(authority))
