@@ -1,7 +1,7 @@
 """Tokens of AWS IAM for ElastiCache and MemoryDB: a request to connect that is signed, and not sent."""
 
 import time
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlencode
 
 from botocore.auth import SigV4QueryAuth
@@ -11,8 +11,6 @@ from redis.auth.token import SimpleToken
 from redis.exceptions import AuthenticationError
 
 from aioredis_monitored._credentials.tokens import TokenProvider
-
-AwsService = Literal["elasticache", "elasticache-serverless", "memorydb"]
 
 # The longest that the servers accept. What AWS issues to sign with is valid for at least ten minutes more when botocore
 # hands it out: for longer than until the token is renewed.
@@ -28,11 +26,11 @@ class AwsTokens:
         user: The ID of the IAM user of the cache, which is also its name.
         cache: The name of the cache: of a replication group, a serverless cache or a MemoryDB cluster.
         region: Where it is.
-        service: What it is.
+        service: What it is: ``elasticache``, ``elasticache-serverless`` or ``memorydb``.
         session: Where the AWS credentials are.
     """
 
-    def __init__(self, user: str, cache: str, region: str, service: AwsService, session: Session) -> None:
+    def __init__(self, user: str, cache: str, region: str, service: str, session: Session) -> None:
         self._user = user
         self._region = region
         self._service = service.removesuffix("-serverless")
@@ -59,6 +57,6 @@ class AwsTokens:
         return SimpleToken(token, signed_at + _TOKEN_SECONDS * 1000, signed_at, {"oid": self._user})
 
 
-def aws_provider(user: str, cache: str, region: str, service: AwsService) -> TokenProvider:
+def aws_provider(user: str, cache: str, region: str, service: str) -> TokenProvider:
     """Return a provider of tokens, for arguments see ``AwsTokens``."""
     return TokenProvider("aws", AwsTokens(user, cache, region, service, Session()).request_token, _SESSION_SECONDS)

@@ -11,6 +11,7 @@ import pytest
 from botocore.session import Session
 from redis.exceptions import AuthenticationError
 
+from aioredis_monitored._credentials import aws
 from aioredis_monitored._credentials.aws import AwsTokens, aws_provider
 
 NOW = dt.datetime(2026, 12, 1, 13, 45, 7)  # noqa: DTZ001 - as botocore has it, UTC without saying so
@@ -126,6 +127,16 @@ def test_aws_credentials_that_expire_are_asked_for_again(monkeypatch, tmp_path):
     for key in ("AKIDFIRST", "AKIDSECOND"):
         give(key)
         assert key in tokens.request_token().get_value()
+
+
+def test_connections_are_renewed_in_half_of_the_twelve_hours_that_aws_keeps_them(monkeypatch):
+    made = []
+    monkeypatch.setattr(aws, "TokenProvider", lambda *arguments: made.append(arguments))
+    aws_provider("u", "c", "eu-west-1", "elasticache")
+
+    # Half of it: test_connections_are_authenticated_again_in_half_the_time_that_the_server_keeps_them
+    [(_, _, session_seconds)] = made
+    assert 12 * 60 * 60 == session_seconds
 
 
 async def test_missing_aws_credentials_are_an_error_of_their_own():
