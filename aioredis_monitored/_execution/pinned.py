@@ -18,7 +18,12 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored._commands.table import MAX_WORD_LENGTH, argument_text, parse_command
 from aioredis_monitored._commands.traits import counts_connection_writes, traits_of
 from aioredis_monitored._execution.attempts import ConnectionInUse, acquire_from, is_lost
-from aioredis_monitored._redispy.overrides import should_reconnect, single_connection_lock
+from aioredis_monitored._redispy.overrides import (
+    forget_re_auth_token,
+    re_auth,
+    should_reconnect,
+    single_connection_lock,
+)
 from aioredis_monitored._telemetry.operation import Observer
 from aioredis_monitored.errors import DedicatedConnectionError, PinnedConnectionLostError
 from aioredis_monitored.pool.cluster import MonitoredClusterPool, slot_of
@@ -123,6 +128,8 @@ class PinnedConnection:
             leaves = False
             try:
                 async with ConnectionInUse(pool, connection):
+                    if is_kept:
+                        await _renew_credentials(connection)
                     yield connection
             except ReadOnlyError:
                 # Another server may answer behind the same name.
@@ -270,6 +277,17 @@ def discard_if_altered(
         return False
     pool.discard_on_release(connection)
     return True
+
+
+async def _renew_credentials(connection: AbstractConnection) -> None:
+    """Send credentials that were renewed, if any: the pool could do it only when the connection is released.
+
+    If the server refuses them, redis-py has closed the connection.
+    """
+    try:
+        await re_auth(connection)
+    finally:
+        forget_re_auth_token(connection)
 
 
 def _check_counts_nothing(commands: Collection[Sequence[Any]]) -> None:

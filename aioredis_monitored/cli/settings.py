@@ -4,16 +4,17 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from aioredis_monitored.cli.findings import Finding, fault, ok, warning
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import address_text
+from aioredis_monitored.config.credentials import check_factory
 from aioredis_monitored.config.env import Environment, config_from_env, read_environment
 from aioredis_monitored.config.readers import PasswordPath
-from aioredis_monitored.config.schema import OPTIONS, TELEMETRY, TIMESPAN, Option, RedisConfig, applies, sources_of
+from aioredis_monitored.config.schema import ALL_OPTIONS, OPTIONS, TIMESPAN, Option, RedisConfig, applies, sources_of
 from aioredis_monitored.config.url import scheme_of
 from aioredis_monitored.errors import ConfigurationError
 from aioredis_monitored.pool.pool import MonitoredConnectionPool, pool_from_config
@@ -135,8 +136,10 @@ def read_settings(environ: Mapping[str, str], prefix: str) -> Settings:
     """
     environment = read_environment(environ)
     config = RedisConfig.from_mapping(environment.config, prefix)
+    if config.credentials is not None:
+        check_factory(config.credentials, prefix)
     # What goes together only in a pool, such as the options of telemetry, is checked there.
-    config.pool_arguments(prefix=prefix)
+    replace(config, credentials=None).pool_arguments(prefix=prefix)
     findings = (*_remarks(environment), *_settings(environment, config, prefix))
     return Settings(prefix, environment.config, config, findings)
 
@@ -225,7 +228,7 @@ def _shown(name: str, value: Any) -> str:
         return f"{len(value.entries)} addresses"
     if isinstance(value, bool):
         return str(value).lower()
-    seconds = " s" if (OPTIONS | TELEMETRY)[name].accepts.startswith(TIMESPAN) else ""
+    seconds = " s" if ALL_OPTIONS[name].accepts.startswith(TIMESPAN) else ""
     return f"{getattr(value, 'name', value)}{seconds}"
 
 

@@ -121,7 +121,6 @@ class MonitoredRedisConnection(TypedRedis):
         super().__init__(
             connection_pool=connection_pool,
             single_connection_client=single_connection_client,
-            credential_provider=connection_arguments.get("credential_provider"),
             event_dispatcher=event_dispatcher,
         )
         self.auto_close_connection_pool = owns_pool

@@ -8,7 +8,6 @@ from opentelemetry.trace import Span
 from redis.asyncio import ConnectionPool, SSLConnection
 from redis.commands.cluster import AsyncClusterManagementCommands
 from redis.commands.helpers import list_or_args
-from redis.event import AfterPooledConnectionsInstantiationEvent, ClientType
 from redis.exceptions import DataError, SlotNotCoveredError
 from redis.typing import AnyKeyT, EncodableT, KeysT, KeyT, PatternT
 
@@ -113,11 +112,6 @@ class MonitoredRedisCluster(  # type: ignore[misc]  # redis-py's own bases disag
         super().__init__(context_name, server_span, connection_pool, single_connection_client=single_connection_client)
         self.auto_close_connection_pool = owns_pool
         arguments = connection_pool.connection_kwargs
-        if owns_pool and (provider := arguments.get("credential_provider")) is not None:
-            # As redis-py does for a pool that it makes: the credentials that are pushed later reach every connection.
-            self._event_dispatcher.dispatch(
-                AfterPooledConnectionsInstantiationEvent([connection_pool], ClientType.ASYNC, provider)
-            )
         callbacks = redispy.cluster_callbacks(
             is_protocol_given=arguments.get("protocol") is not None,
             has_legacy_responses=arguments.get("legacy_responses", True),

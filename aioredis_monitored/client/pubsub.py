@@ -16,13 +16,15 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Span
 from redis.asyncio import Connection, ConnectionPool, Redis
 from redis.asyncio.connection import AbstractConnection
+from redis.auth.token import TokenInterface
 from redis.exceptions import RedisError, ResponseError
 from redis.typing import ChannelT, EncodableT
-from redis.utils import str_if_bytes
+from redis.utils import check_protocol_version, str_if_bytes
 
 from aioredis_monitored._cancellation import complete_shielded
 from aioredis_monitored._commands.table import MAX_NAME_LENGTH, argument_text
 from aioredis_monitored._commands.traits import Traits
+from aioredis_monitored._credentials.renewals import ConnectCredentials, RunningLoop
 from aioredis_monitored._execution.attempts import dedicated_attempt, retry, retry_until_answered
 from aioredis_monitored._execution.routing import require_executor
 from aioredis_monitored._redispy.overrides import (
@@ -47,6 +49,7 @@ _LOGGER: Final = logging.getLogger("aioredis_monitored.pubsub")
 
 # Subscribing and unsubscribing may be repeated: what was lost with a connection is subscribed again.
 SUBSCRIBING: Final = Traits(shareable=False, alters_connection=True, retry_safe=True, runs_code=False)
+_RESP3: Final = 3
 _CONFIRMATIONS: Final = ("subscribe", "psubscribe", "ssubscribe")
 # Seconds before the next attempt to reconnect while a message is waited for.
 reconnect_backoff = exponential_backoff(0.1, 5.0)
@@ -129,6 +132,8 @@ class MonitoredPubSub(TypedPubSub):
         self._retry_at = 0.0
         # How many subscriptions were sent again and are not confirmed yet; ``None`` after that was reported.
         self._unconfirmed: int | None = None
+        # How many replies to AUTH are due on the connection.
+        self._renewals = 0
 
     # Connecting and sending.
 
@@ -174,6 +179,9 @@ class MonitoredPubSub(TypedPubSub):
                 if connection is None:
                     await super().connect()
                     connection = cast("AbstractConnection", self.connection)
+                    self._renewals = 0
+                    if isinstance(connection.credential_provider, ConnectCredentials):
+                        connection.credential_provider.follow_renewals(self, RunningLoop(asyncio.get_running_loop()))
                     self._ready.set()
                 elif not self._is_ready(connection) or is_closed_by_peer(connection):
                     self._ready.clear()
@@ -193,6 +201,21 @@ class MonitoredPubSub(TypedPubSub):
         await pool.reconnect(lost)
         return lost
 
+    async def re_auth_callback(self, token: TokenInterface) -> None:
+        """Send new credentials between the messages; RESP2 has no way to, its connection ends with the old ones.
+
+        The pool can send them only when the connection is released.
+        """
+        connection = self.connection
+        if connection is None or not self._is_ready(connection):
+            return
+        if not check_protocol_version(connection.get_protocol(), _RESP3):
+            return
+        self._renewals += 1
+        # What breaks the connection is noticed where it is read.
+        with suppress(RedisError):
+            await connection.send_command("AUTH", token.try_get("oid"), token.get_value(), check_health=False)
+
     def _is_ready(self, connection: AbstractConnection) -> bool:
         return self._ready.is_set() and connection.is_connected
 
@@ -207,6 +230,7 @@ class MonitoredPubSub(TypedPubSub):
             for name in ending:
                 subscribed.pop(name, None)
             count += len(subscribed)
+        self._renewals = 0
         # redis-py connects as well, to send new credentials.
         holder, self._holder = self._holder, asyncio.current_task()
         try:
@@ -306,6 +330,9 @@ class MonitoredPubSub(TypedPubSub):
         if response is not None:
             self._failures, self._retry_at = 0, 0.0
         if connection.health_check_interval and response in self.health_check_response:
+            return None
+        if self._renewals and not isinstance(response, list) and str_if_bytes(response) == "OK":
+            self._renewals -= 1
             return None
         return response
 

@@ -10,14 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
+AwsService = Literal["elasticache", "elasticache-serverless", "memorydb"]
 ReadFrom = Literal["primary", "replica"]
 
 MIN_SHARE = 0.000_001
+# The credentials that have a name, and the package that each needs.
+NAMED_CREDENTIALS = {"aws": "botocore", "entra": "redis_entraid"}
 
 _BOOLEANS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
 _CERT_REQS = {"none": ssl.CERT_NONE, "optional": ssl.CERT_OPTIONAL, "required": ssl.CERT_REQUIRED}
 _TLS_VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
 _PROTOCOLS = {2: 2, 3: 3}
+_AWS_SERVICES: dict[str, AwsService] = {each: each for each in get_args(AwsService)}
+_DOTTED = r"[^\W\d]\w*(?:\.[^\W\d]\w*)*"
 _READ_FROM: dict[str, ReadFrom] = {each: each for each in get_args(ReadFrom)}
 
 
@@ -96,6 +101,26 @@ def protocol(value: object) -> int:
 def read_from(value: object) -> ReadFrom:
     """Read which servers of a topology answer what only reads."""
     return _READ_FROM[text(value).strip().lower()]
+
+
+def credentials(value: object) -> str:
+    """Read a name of ``NAMED_CREDENTIALS``, or a factory as ``module:name``."""
+    name = text(value).strip()
+    if name in NAMED_CREDENTIALS or re.fullmatch(rf"{_DOTTED}:{_DOTTED}", name):
+        return name
+    raise ValueError
+
+
+def aws_name(value: object) -> str:
+    """Read the name of a region or a cache, which have no capitals."""
+    if re.fullmatch("[a-z][a-z0-9]*(-[a-z0-9]+)*", name := text(value).strip()):
+        return name
+    raise ValueError
+
+
+def aws_service(value: object) -> AwsService:
+    """Read what a cache of AWS is."""
+    return _AWS_SERVICES[text(value).strip().lower()]
 
 
 def cert_reqs(value: object) -> ssl.VerifyMode:

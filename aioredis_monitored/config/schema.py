@@ -19,6 +19,7 @@ from redis.asyncio.connection import URL_QUERY_ARGUMENT_PARSERS, AbstractConnect
 from aioredis_monitored.config import readers
 from aioredis_monitored.config.address_map import AddressMap
 from aioredis_monitored.config.addresses import HOST, PORT, Address, is_host, is_port, read_port
+from aioredis_monitored.config.credentials import key_problems, make_provider, missing_package
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import RedisUrl, Topology, parse_url, scheme_of
 from aioredis_monitored.errors import ConfigurationError
@@ -213,6 +214,40 @@ _ROWS: Final = (
 )
 OPTIONS: Final = {option.name: option for option in _ROWS}
 
+# Of these, a ``credential_provider`` is made, which is the pool's argument. They are not read from URLs.
+_CREDENTIALS_ROWS: Final = (
+    Option(
+        "credentials",
+        readers.credentials,
+        "aws, entra, or a factory as module:name",
+        None,
+        "Where credentials come from that change: ``aws`` or ``entra`` for tokens of these clouds, or a function, "
+        "which is called with the ``RedisConfig`` and returns a ``redis.credentials.CredentialProvider``.",
+    ),
+    Option(
+        "aws_region",
+        readers.aws_name,
+        "a region of AWS such as eu-west-1",
+        None,
+        "The region of the cache, for ``credentials=aws``.",
+    ),
+    Option(
+        "aws_cache",
+        readers.aws_name,
+        "the name of a cache, in lower case",
+        None,
+        "The name, for ``credentials=aws``, of the replication group, the serverless cache or the cluster.",
+    ),
+    Option(
+        "aws_service",
+        readers.aws_service,
+        "elasticache, elasticache-serverless or memorydb",
+        "elasticache",
+        "What the cache is, for ``credentials=aws``.",
+    ),
+)
+CREDENTIALS: Final = {option.name: option for option in _CREDENTIALS_ROWS}
+
 # What an operator may decide of ``TelemetryOptions``: all but its functions. These are no arguments of a pool, and are
 # not read from URLs.
 _TELEMETRY_PREFIX: Final = "telemetry_"
@@ -267,7 +302,9 @@ _TELEMETRY_ROWS: Final = (
     ),
 )
 TELEMETRY: Final = {option.name: option for option in _TELEMETRY_ROWS}
-KEYS: Final = ("url", *OPTIONS, *TELEMETRY)
+# All options, by the names of their keys.
+ALL_OPTIONS: Final = OPTIONS | CREDENTIALS | TELEMETRY
+KEYS: Final = ("url", *ALL_OPTIONS)
 # What a pool reads at every connect, where the option is the path.
 PASSWORD: Final = OPTIONS["password_file"]._replace(convert=readers.password_in)
 
@@ -366,6 +403,10 @@ class RedisConfig:
     read_from: readers.ReadFrom | None = None
     topology_refresh: float | None = None
     address_map: AddressMap | None = None
+    credentials: str | None = None
+    aws_region: str | None = None
+    aws_cache: str | None = None
+    aws_service: readers.AwsService | None = None
     telemetry_require_parent: bool | None = None
     telemetry_include_commands: frozenset[str] | None = None
     telemetry_exclude_commands: frozenset[str] | None = None
@@ -381,9 +422,9 @@ class RedisConfig:
         """Read the keys that begin with ``prefix``, and check them.
 
         The keys are ``url``, which is required, and the fields from ``username`` on. The query of the URL may contain
-        them too, except files of passwords, and what is about telemetry. Values may be text or typed; text for
-        durations is read by ``parse_timespan``. Blank text and None count as not given. Keys without the prefix are
-        ignored, and so are keys with a "." after it, which belong to another pool.
+        them too, except files of passwords, ``credentials`` and what belongs to them, and what is about telemetry.
+        Values may be text or typed; text for durations is read by ``parse_timespan``. Blank text and None count as not
+        given. Keys without the prefix are ignored, and so are keys with a "." after it, which belong to another pool.
 
         Args:
             mapping: The application's configuration, with keys such as "redis.url".
@@ -415,7 +456,8 @@ class RedisConfig:
             prefix: What the keys begin with, for errors; default ``""``.
 
         Raises:
-            ConfigurationError: The options of telemetry do not go together.
+            ConfigurationError: The options of telemetry do not go together, or the provider that ``credentials`` name
+                cannot be made.
             TypeError: ``telemetry`` is something else.
         """
         given = ((option, getattr(self, option)) for option in OPTIONS)
@@ -432,6 +474,9 @@ class RedisConfig:
                 # Under the names of the keys, also of those that are not given: they would be a way out.
                 keys = {name.removeprefix(_TELEMETRY_PREFIX): f"{prefix}{name}" for name in TELEMETRY}
                 raise ConfigurationError(*((keys.get(name, name), why) for name, why in error.problems)) from None
+        if self.credentials is not None:
+            arguments.pop("username", None)  # the provider's
+            arguments["credential_provider"] = make_provider(self, prefix)
         if self.path is not None:
             return arguments | {"connection_class": UnixDomainSocketConnection}
         return arguments | {"connection_class": SSLConnection if self.tls else Connection}
@@ -441,7 +486,7 @@ if RedisConfig.__doc__ is not None:  # python -OO has none
     RedisConfig.__doc__ = "\n".join(
         [
             cleandoc(RedisConfig.__doc__),
-            *(f"    {option.name}: {option.description}" for option in (OPTIONS | TELEMETRY).values()),
+            *(f"    {option.name}: {option.description}" for option in ALL_OPTIONS.values()),
         ]
     )
 
@@ -469,6 +514,19 @@ def _read_mapping(mapping: Mapping[str, object], prefix: str) -> "tuple[_ConfigR
     reader.read_keys({name: value for name, value in given.items() if "." not in name})
     reader.check_combinations(url)
     return reader, url
+
+
+def override_credentials(config: RedisConfig, others: dict[str, Any]) -> RedisConfig:
+    """Return a configuration whose ``credentials`` are overridden by arguments of the pool.
+
+    If these give others, no provider is made. A user name is the provider's, and is taken out of the arguments.
+    """
+    if config.credentials is None:
+        return config
+    if any(others.get(name) is not None for name in _PASSWORDS[0]):
+        return replace(config, credentials=None)
+    username = others.pop("username", None)
+    return config if username is None else replace(config, username=username)
 
 
 def override(arguments: Mapping[str, Any], others: dict[str, Any]) -> dict[str, Any]:
@@ -696,6 +754,7 @@ class _ConfigReader:
                 # Not even if they are equal: the next password will be in the file alone.
                 source = f"{self.prefix}{self.sources[password]}"
                 self._add_problem(file, f"cannot be given together with the password in {source}")
+        self._check_credentials(url)
         if self.values.get("ssl_cert_reqs") is ssl.CERT_NONE and self.values.get("ssl_check_hostname"):
             self._add_problem("ssl_check_hostname", "needs a certificate, which ssl_cert_reqs=none does not ask for")
         if "socket_keepalive" in self.sources and url.scheme == "unix":
@@ -709,10 +768,33 @@ class _ConfigReader:
                 "ssl_certfile", "must hold a certificate, and this file or ssl_keyfile its key, unencrypted"
             )
 
+    def _check_credentials(self, url: RedisUrl) -> None:
+        credentials: str | None = self.values.get("credentials")
+        # With credentials that could not be read, nothing is known about the other keys.
+        if credentials != "aws" and ("credentials" in self.sources) == (credentials is not None):
+            for name in sorted((CREDENTIALS.keys() & self.sources.keys()) - {"credentials"}):
+                self._add_problem(name, "needs credentials=aws")
+        if credentials is None:
+            return
+        for name in ("password", "password_file"):
+            if name in self.sources:
+                source = f"{self.prefix}{self.sources[name]}"
+                self._add_problem("credentials", f"cannot be given together with the {name} in {source}")
+        if credentials in readers.NAMED_CREDENTIALS:
+            self._check_named_credentials(credentials, url)
+
+    def _check_named_credentials(self, credentials: str, url: RedisUrl) -> None:
+        if url.scheme and url.scheme != "rediss":
+            self._add_problem("credentials", f"{credentials} needs {scheme_of(url.topology, 'rediss')}")
+        for name, reason in key_problems(credentials, self.sources):
+            self._add_problem(name, reason)
+        if (reason_against := missing_package(credentials)) is not None:
+            self._add_problem("credentials", reason_against)
+
     def _read(self, name: str, value: object, source: str) -> None:
         self.sources[name] = source
         try:
-            read = (OPTIONS | TELEMETRY)[name].read(value)
+            read = ALL_OPTIONS[name].read(value)
         except ValueError as error:
             self._add_problem(name, str(error))
         else:

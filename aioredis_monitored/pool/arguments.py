@@ -7,11 +7,13 @@ from typing import Any, Final
 
 from redis.asyncio import SSLConnection
 from redis.asyncio.connection import AbstractConnection
+from redis.credentials import StreamingCredentialProvider
 from redis.driver_info import DriverInfo, resolve_driver_info
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
+from aioredis_monitored._credentials.renewals import ConnectCredentials
 from aioredis_monitored._redispy.attributes import AttributeFreeParser
 from aioredis_monitored._redispy.connections import handshake
 from aioredis_monitored._telemetry.instruments import SCOPE
@@ -56,6 +58,8 @@ def with_own_defaults(arguments: dict[str, Any], *, client_info: bool) -> dict[s
         completed.setdefault("redis_connect_func", handshake)
     if (path := completed.pop("password_file", None)) is not None:
         completed["credential_provider"] = PasswordFile(path, completed.pop("username", None))
+    if isinstance(provider := completed.get("credential_provider"), StreamingCredentialProvider):
+        completed["credential_provider"] = ConnectCredentials(provider)
     if is_renewable(completed.get("credential_provider")):
         connect_func = completed.get("redis_connect_func") or AbstractConnection.on_connect
         completed["redis_connect_func"] = retry_refused(connect_func)

@@ -431,7 +431,7 @@ class MonitoredClusterPool(MonitoredConnectionPool, topology="cluster"):
             await pool.disconnect(inuse_connections)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
-        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        """Use new credentials on every connection; it is called when a streaming provider has renewed them."""
         for pool in self.cluster_topology.all_pools():
             await pool.re_auth_callback(token)
 

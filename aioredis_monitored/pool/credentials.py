@@ -12,6 +12,7 @@ from redis.asyncio.connection import AbstractConnection
 from redis.credentials import CredentialProvider, UsernamePasswordCredentialProvider
 from redis.exceptions import AuthenticationError, RedisError
 
+from aioredis_monitored._credentials.renewals import ConnectCredentials
 from aioredis_monitored._redispy.overrides import connect_socket
 from aioredis_monitored.config.readers import PasswordPath
 from aioredis_monitored.config.schema import PASSWORD
@@ -100,6 +101,8 @@ def retry_refused(handshake: Handshake) -> Callable[[C], Awaitable[None]]:
                     raise
                 renewed = await _get_credentials(provider)
                 if renewed == given.credentials:
+                    if isinstance(provider, ConnectCredentials):
+                        provider.on_refused(renewed)
                     raise
                 given.credentials = renewed
                 await _reconnect(connection)

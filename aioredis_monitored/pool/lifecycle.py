@@ -70,6 +70,11 @@ class Lifecycle:
         """Return what a call raises that the pool's closing has ended or refused."""
         return PoolClosedError(f"{self._title} {'is' if self.is_closed else 'was'} closed")
 
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the pool belongs to; ``None`` if it is not bound."""
+        return self._loop
+
     def is_loop_closed(self) -> bool:
         """Whether the event loop that the pool belongs to is closed."""
         return self._loop is not None and self._loop.is_closed()

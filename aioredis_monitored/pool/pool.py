@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.retry import AbstractRetry
 from redis.utils import SENTINEL
 
+from aioredis_monitored._credentials.renewals import ConnectCredentials
 from aioredis_monitored._multiplexer import AttemptFailed, Multiplexer, supports_multiplexing
 from aioredis_monitored._redispy.connections import (
     close_connection,
@@ -50,7 +51,13 @@ from aioredis_monitored._telemetry.recorder import PoolRecorder
 from aioredis_monitored._telemetry.spans import Server, server_of
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._timeouts import LagTolerantTimeout, ReplyTimeout
-from aioredis_monitored.config.schema import RedisConfig, override, url_arguments, validate_arguments
+from aioredis_monitored.config.schema import (
+    RedisConfig,
+    override,
+    override_credentials,
+    url_arguments,
+    validate_arguments,
+)
 from aioredis_monitored.config.telemetry import TelemetryOptions
 from aioredis_monitored.config.url import Topology, scheme_of
 from aioredis_monitored.errors import (
@@ -121,7 +128,8 @@ class MonitoredConnectionPool(TypedPool):
         retry_on_timeout: Ignored in the same way.
         connection_arguments: Arguments of the connection class: ``host``, ``port``, ``db``, ``password``,
             ``socket_timeout`` (seconds or a timespan) and others. When the server refuses the credentials of a
-            ``credential_provider`` or of the ``password_file``, these are asked for once more.
+            ``credential_provider`` or of the ``password_file``, these are asked for once more. What a
+            ``StreamingCredentialProvider`` pushes reaches every pool that it was given to.
 
     Attributes:
         name: What messages call the pool.
@@ -231,6 +239,9 @@ class MonitoredConnectionPool(TypedPool):
         if self.checks_arguments:
             warn_unverified(self.name, self._template)
             warn_ignored(self.name, self._retries, retry, retry_on_error, retry_on_timeout)
+            # Pools of nodes get what is pushed from the pool that has made them.
+            if isinstance(provider := self.connection_kwargs.get("credential_provider"), ConnectCredentials):
+                provider.follow_renewals(self, self._lifecycle)
 
     @classmethod
     def from_url(cls, url: str, **kwargs: Any) -> Self:
@@ -614,6 +625,9 @@ class MonitoredConnectionPool(TypedPool):
         try:
             if self._slots.will_discard(connection) or should_reconnect(connection):
                 await connection.disconnect(nowait=True)
+            if not connection.is_connected:
+                # redis-py would connect it to send them.
+                forget_re_auth_token(connection)
             # Sends credentials that have changed since it was acquired.
             await announce_release(self, connection)
         except RedisError:
@@ -657,7 +671,7 @@ class MonitoredConnectionPool(TypedPool):
         return self._slots.was_reconnected(connection)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
-        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them.
+        """Use new credentials on every connection; it is called when a streaming provider has renewed them.
 
         The shared connection gets them at once, an acquired one when it is released. An idle one is closed, and gets
         them when it connects again: redis-py would send on it while a caller may acquire it.
@@ -796,7 +810,7 @@ def pool_from_config(app_config: Mapping[str, Any], prefix: str = "redis.", **kw
     if not prefix.endswith("."):
         message = f"prefix must end with a dot: {prefix!r}"
         raise ValueError(message)
-    config = RedisConfig.from_mapping(app_config, prefix)
+    config = override_credentials(RedisConfig.from_mapping(app_config, prefix), kwargs)
     pool_class = MonitoredConnectionPool.for_topology(config.topology)
     arguments = config.pool_arguments(kwargs.pop("telemetry", None), prefix)
     return pool_class(**{"name": prefix.removesuffix("."), **override(arguments, kwargs)})

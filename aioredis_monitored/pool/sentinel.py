@@ -273,7 +273,7 @@ class MonitoredSentinelPool(MonitoredConnectionPool, topology="sentinel"):
         self._replicas.on_failed(pool, error)
 
     async def re_auth_callback(self, token: TokenInterface) -> None:
-        """Use new credentials on every connection; redis-py calls it when a streaming provider has renewed them."""
+        """Use new credentials on every connection; it is called when a streaming provider has renewed them."""
         await super().re_auth_callback(token)
         for pool in self._replicas:
             await pool.re_auth_callback(token)

@@ -20,7 +20,7 @@ from aioredis_monitored import MonitoredRedisError
 from aioredis_monitored._telemetry import semconv, semconv_ext
 from aioredis_monitored._telemetry.instruments import GAUGES, INSTRUMENTS, Gauge, Instrument
 from aioredis_monitored._topology.placement import REVIEWED, SPLIT, Combination, Kind
-from aioredis_monitored.config.schema import OPTIONS, TELEMETRY
+from aioredis_monitored.config.schema import ALL_OPTIONS
 
 DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
 ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
@@ -78,7 +78,7 @@ class OptionTable(_Table):
 
     def rows(self) -> Iterator[Sequence[str]]:
         """Yield a row for each key."""
-        for option in (OPTIONS | TELEMETRY).values():
+        for option in ALL_OPTIONS.values():
             meaning = re.sub("``(.*?)``", r"`\1`", option.description)
             accepts = option.accepts.replace("*", r"\*")
             yield f"`{option.name}`", f"`{option.default or 'none'}`", accepts, meaning

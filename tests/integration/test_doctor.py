@@ -770,3 +770,22 @@ def test_rights_of_a_queue_cover_all_that_its_scripts_call():
 
     assert called
     assert called <= listed
+
+
+async def test_credentials_of_a_factory_are_used_and_named(own_server, doctor, tmp_path, monkeypatch):
+    (tmp_path / "vault.py").write_text(
+        "import os\n"
+        "from redis.credentials import UsernamePasswordCredentialProvider\n\n\n"
+        "def provider(config):\n"
+        "    return UsernamePasswordCredentialProvider('shop', os.environ['VAULT'])\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("VAULT", SECRET)
+    own_server.call("ACL", "SETUSER", "shop", "on", f">{SECRET}", "allkeys", "+@all")
+
+    report = await doctor(own_server.url, credentials="vault:provider")
+    assert "connected with the credentials of vault:provider" in found(report, "auth")
+
+    monkeypatch.setenv("VAULT", "another")
+    report = await doctor(own_server.url, credentials="vault:provider")
+    assert_fault(report, "auth", "refuses", "correct credentials (REDIS_CREDENTIALS)")

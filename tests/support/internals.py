@@ -37,6 +37,11 @@ def idle_connections_of(pool):
     return pool._available_connections
 
 
+def streaming_provider_of(pool):
+    """Return the streaming provider that a pool was given, which its connections know by another object."""
+    return pool.connection_kwargs["credential_provider"]._provider
+
+
 def waiters_of(pool):
     """Return the callers that wait for a slot of a pool, but not for the reserved one."""
     return pool._slots.waiters

@@ -111,3 +111,16 @@ def test_environment_is_checked_without_a_file(monkeypatch, capsys):
 
     assert 0 == main(["config", "check"])
     assert "ok       configuration: redis.* can be used: redis://cache.example:6379\n" == capsys.readouterr().out
+
+
+def test_factory_of_credentials_is_imported_and_not_called(check, tmp_path, monkeypatch):
+    (tmp_path / "shop_credentials.py").write_text("def make(config):\n    raise SystemExit('called')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    url = "REDIS_URL=redis://cache.example\nREDIS_CREDENTIALS="
+
+    code, found = check(f"{url}shop_credentials:make")
+    assert (0, "ok") == (code, found[-1][0])
+
+    code, found = check(f"{url}shop_credentials:mak")
+    assert (2, "fault") == (code, found[-1][0])
+    assert "did you mean make?" in found[-1][1]

@@ -5,7 +5,7 @@ import shlex
 
 import pytest
 import redis
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from redis.cluster import RedisCluster
 from redis.exceptions import ClusterCrossSlotError, CrossSlotTransactionError, RedisClusterException
@@ -91,10 +91,12 @@ def test_reviewed_placement_has_a_reason_and_says_how_replies_are_combined(place
 
 
 @given(CALLS)
+@example(["PUBLISH", None])
 def test_placement_never_raises_on_any_arguments(args):
     placement = placement_of(args)
 
-    assert (placement.kind is Kind.SLOT) == (placement.slot is not None)
+    # A command for any primary may prefer that of a slot.
+    assert (placement.kind is Kind.SLOT) == (placement.slot is not None and placement.kind is not Kind.ANY)
     assert placement.slot is None or 0 <= placement.slot < 16384
     may_read_from_replica(args)
     keys_in_order(args)

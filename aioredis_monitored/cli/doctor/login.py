@@ -8,7 +8,7 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from aioredis_monitored.cli.doctor.subject import Subject
 from aioredis_monitored.cli.findings import Finding, fault, ok
 from aioredis_monitored.cli.settings import Settings
-from aioredis_monitored.config.schema import sources_of
+from aioredis_monitored.config.schema import RedisConfig, sources_of
 from aioredis_monitored.config.url import scheme_of
 from aioredis_monitored.pool.health import problem_of
 from aioredis_monitored.pool.pool import pool_from_config
@@ -38,6 +38,13 @@ _MEANINGS: Final = (
         f"use a {scheme_of('standalone')} URL",
     ),
 )
+# The options that say who the client is.
+_IDENTIFYING: Final = frozenset(
+    {
+        *("credentials", "username", "password", "password_file"),
+        *("sentinel_username", "sentinel_password", "sentinel_password_file"),
+    }
+)
 
 
 async def check_login(subject: Subject) -> list[Finding]:
@@ -51,10 +58,15 @@ async def check_login(subject: Subject) -> list[Finding]:
             return [fault("protocol", text, f"set {subject.settings.variable('protocol')}=2, or update it")]
         return [explain(error, subject)]
     await subject.pool.release(connection)
-    user = f"as {config.username}" if config.username else "as the default user"
-    password = "with" if config.password or config.password_file else "without"
     protocol = "RESP2, as protocol=2 says" if config.protocol == _RESP2 else "RESP3"
-    return [ok("auth", f"connected {user}, {password} a password"), ok("protocol", protocol)]
+    return [ok("auth", f"connected {_identity(config)}"), ok("protocol", protocol)]
+
+
+def _identity(config: RedisConfig) -> str:
+    if config.credentials is not None:
+        return f"with the credentials of {config.credentials}"
+    user = f"as {config.username}" if config.username else "as the default user"
+    return f"{user}, {'with' if config.password or config.password_file else 'without'} a password"
 
 
 def explain(error: Exception, subject: Subject) -> Finding:
@@ -91,11 +103,7 @@ def _explain_connection(error: Exception, text: str, subject: Subject) -> Findin
 
 def _explain_authentication(text: str, settings: Settings) -> Finding:
     sources = sources_of(settings.values, settings.prefix)
-    given = [
-        f"{name} ({key.replace('.', '_').upper()})"
-        for name, key in sources.items()
-        if name in {"username", "password", "password_file", "sentinel_username", "sentinel_password"}
-    ]
+    given = [f"{name} ({key.replace('.', '_').upper()})" for name, key in sources.items() if name in _IDENTIFYING]
     if not given:
         variable = settings.variable("password_file")
         return fault(
