@@ -66,6 +66,11 @@ class Lifecycle:
             message = f"{self._title} belongs to another event loop: make one pool for each loop"
             raise EventLoopError(message)
 
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the pool is bound to, if any."""
+        return self._loop
+
     def closed_error(self) -> PoolClosedError:
         """Return what a call raises that the pool's closing has ended or refused."""
         return PoolClosedError(f"{self._title} {'is' if self.is_closed else 'was'} closed")
