@@ -36,6 +36,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         call_limit.check(item, marker)
 
 
+# A wrapper of the old style: where the package is installed, also an old pytest must be able to import this module.
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Generator[None, Any, None]:
     """Fail a test that makes more calls than its marker allows."""
