@@ -1,6 +1,7 @@
 """The pytest plugin: its fixtures under each way to run asynchronous tests, isolation, the marker, what it loads."""
 
 import asyncio
+import sys
 import threading
 from inspect import cleandoc
 
@@ -435,6 +436,14 @@ def test_marker_and_fixtures_are_listed_by_pytest(run):
 
 
 # What every run of pytest pays for
+
+
+def test_program_that_has_imported_the_package_runs_pytest_without_a_warning(pytester):
+    pytester.makepyfile(test_it="def test_it(): pass")
+    arguments = [*OTHERS, "-pno:asyncio", "-pno:anyio", "-Werror"]
+    program = f"import sys, pytest, aioredis_monitored; sys.exit(pytest.main({arguments!r}))"
+
+    assert 0 == pytester.run(sys.executable, "-c", program).ret
 
 
 def test_run_without_its_fixtures_imports_one_module_more(run):
