@@ -336,15 +336,19 @@ def test_cluster_is_empty_and_in_order_for_each_test(run):
         def test_moves_a_slot(redis_cluster):
             redis_cluster.migrate(0, redis_cluster.nodes[1])
 
-        def test_slot_is_back(redis_cluster):
+        def test_adds_a_node(redis_cluster):
             assert redis_cluster.owner(0) is redis_cluster.nodes[0]
+            redis_cluster.add_node()
+
+        def test_kills_a_node(redis_cluster):
+            assert len(redis_cluster.nodes) == 6
             redis_cluster.nodes[3].kill()
 
         async def test_all_nodes_run(redis_client, redis_cluster):
             assert all(node.is_running for node in redis_cluster.nodes)
             await redis_client.set("key", "value")
     """
-    run(text).assert_outcomes(passed=5)
+    run(text).assert_outcomes(passed=6)
 
 
 def test_servers_under_sentinel_are_empty_and_in_order_for_each_test(run):
