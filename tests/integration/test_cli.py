@@ -211,7 +211,8 @@ def test_demo_says_what_to_install_without_the_extra(monkeypatch, capsys):
 def test_cli_prints_usage_without_a_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["aioredis_monitored"])
     with pytest.raises(SystemExit) as exited:
-        runpy.run_module("aioredis_monitored", run_name="__main__")
+        # Not run_module(), which cannot load a package that pytest rewrites, as it does those that have a plugin.
+        runpy.run_path(str(Path(aioredis_monitored.__file__).with_name("__main__.py")), run_name="__main__")
 
     assert 2 == exited.value.code
     assert "COMMAND" in capsys.readouterr().err

@@ -26,6 +26,8 @@ OF_THE_POOL = {
     *("check_open", "bind_event_loop", "closed_error", "background_tasks"),
     *("decodes_replies", "decode_reply", "is_decodable", "write_pending", "retire_connections"),
     *("acquire_for_sharing", "return_closed", "has_free_connection", "on_acquired", "on_timeout", "on_lag"),
+    # For the pytest plugin, which closes it there.
+    "event_loop",
     # For pools whose server changes.
     "is_current",
     # For pool_from_config, and for the pools that a pool makes for its servers.

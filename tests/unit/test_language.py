@@ -19,7 +19,7 @@ BANNED = re.compile(
 def texts():
     """The files that people read, by path; this file contains the words as data."""
     folders = [PACKAGE, *(ROOT / name for name in ("tests", "benchmarks", "docs"))]
-    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+    pages = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "aioredis_monitored_pytest.py")]
     found = [path for folder in folders for path in folder.rglob("*") if path.suffix in SUFFIXES]
     return {path: path.read_text("utf-8") for path in [*found, *pages] if path.exists() and path != Path(__file__)}
 

