@@ -4,6 +4,7 @@ import asyncio
 import gc
 import os
 import random
+import signal
 import time
 
 import pytest
@@ -20,6 +21,10 @@ from aioredis_monitored.testing import ClusterServers, FaultProxy, RedisServer, 
 DEADLINE = 30.0
 # How long servers that tests share may be stopped by a busy machine before others take their place.
 UNDISTURBED = 60.0
+
+# A shell that runs these tests in the background ignores SIGINT, and so would the programs that tests start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
