@@ -1,7 +1,7 @@
 """The calls that taskiq-redis makes; its sdist has no tests."""
 
 import asyncio
-import datetime
+import datetime as dt
 import os
 import uuid
 from contextlib import asynccontextmanager
@@ -182,7 +182,7 @@ def scheduled(**when):
 async def test_schedules(kind, name):
     source = kind(URL, prefix=name)
     await source.startup()
-    due = datetime.datetime.now(datetime.UTC) - datetime.timedelta(minutes=1)
+    due = dt.datetime.now(dt.UTC) - dt.timedelta(minutes=1)
     cron, once = scheduled(cron="* * * * *"), scheduled(time=due)
     for schedule in (cron, once):
         await source.add_schedule(schedule)

@@ -1,7 +1,8 @@
 """Hand our client to a library by the code that the documentation shows, use the library, and look at what it records.
 
 ``COMPAT_URL`` is the server's URL, the argument the library's name. It fails unless the library's commands are spans,
-and calls that are made at once share a connection where ``works_inside.toml`` says so.
+and the server accepts as few connections as ``works_inside.toml`` says. With ``COMPAT_CLIENT=redis-py`` it hands
+redis-py's client in by the same code, and fails unless that takes as many connections as it says.
 """
 
 import asyncio
@@ -13,9 +14,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from opentelemetry import metrics, trace
-from redis.asyncio import Redis
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, pool_from_config
+import aioredis_monitored
+from aioredis_monitored import MonitoredRedisConnection, pool_from_config
 from aioredis_monitored.testing import TelemetryCapture
 
 LIBRARIES = tomllib.loads(Path(__file__).with_name("works_inside.toml").read_text("utf-8"))
@@ -196,29 +198,48 @@ async def connections_of(server):
     return (await server.info("stats"))["total_connections_received"]
 
 
+async def probe(name, pool, client, kind):
+    """Run a library's code, and the library; return the commands that must be spans, and the number of connections."""
+    before = await connections_of(client)
+    namespace = {"__name__": name, "redis": kind(connection_pool=pool), "pool": pool, "url": URL}
+    exec(LIBRARIES[name]["code"], namespace)  # noqa: S102 - our own documentation
+    # The code may import a module of that name.
+    made = SimpleNamespace(**{**namespace, "redis": kind(connection_pool=pool)})
+    expected = await globals()[name.replace("-", "_")](made)
+    return expected, await connections_of(client) - before
+
+
 async def main(name):
-    """Run a library's code and its probe."""
-    library = LIBRARIES[name]
+    """Hand our client in."""
+    # Code that makes its own pools takes the global providers, as a service's does.
     with TelemetryCapture() as telemetry:
-        # Code that makes its own pools takes the global providers, as a service's does.
         trace.set_tracer_provider(telemetry.tracer_provider)
         metrics.set_meter_provider(telemetry.meter_provider)
-        server = Redis.from_url(URL)
-        await server.flushall()
-        before = await connections_of(server)
-        async with pool_from_config({"redis.url": URL}) as pool:
-            client = MonitoredRedisConnection(connection_pool=pool)
-            namespace = {"__name__": name, "redis": client, "pool": pool, "url": URL}
-            exec(library["code"], namespace)  # noqa: S102 - our own documentation
-            expected = await globals()[name.replace("-", "_")](SimpleNamespace(**{**namespace, "redis": client}))
-            accepted = await connections_of(server) - before
-        await server.aclose()
-    seen = Counter(span.attributes["db.operation.name"] for span in telemetry.spans if "db.operation.name" in span.attributes)
+        async with pool_from_config({"redis.url": URL}) as pool, Redis.from_url(URL) as client:
+            await client.flushall()
+            expected, accepted = await probe(name, pool, client, MonitoredRedisConnection)
+    seen = Counter(span.attributes.get("db.operation.name") for span in telemetry.spans)
     print(f"{name}: {accepted} connections, spans {dict(seen)}")
     missing = {command: count for command, count in expected.items() if seen[command] < count}
     assert not missing, f"{missing} are not spans; there are {dict(seen)}"
-    assert accepted <= library["connections"], f"{accepted} connections, and not {library['connections']}"
+    most = LIBRARIES[name]["connections"]
+    assert accepted <= most, f"{accepted} connections, and not {most} at most"
+
+
+async def main_with_redispy(name):
+    """Hand redis-py's client in, in the same way."""
+    aioredis_monitored.MonitoredRedisConnection = Redis
+    aioredis_monitored.MonitoredConnectionPool = BlockingConnectionPool
+    pool = ConnectionPool.from_url(URL, socket_timeout=None)
+    async with Redis.from_url(URL) as client:
+        await client.flushall()
+        _, accepted = await probe(name, pool, client, Redis)
+    await pool.disconnect()
+    print(f"{name}: {accepted} connections with redis-py's client")
+    least = LIBRARIES[name]["instead_of"]
+    assert accepted >= least, f"{accepted} connections, and not {least} at least"
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1]))
+    is_ours = os.environ["COMPAT_CLIENT"] == "ours"
+    asyncio.run((main if is_ours else main_with_redispy)(sys.argv[1]))

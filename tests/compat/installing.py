@@ -10,6 +10,7 @@ import venv
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2]
+_UV = (sys.executable, "-m", "uv")
 OVERRIDE = "redis[hiredis]>=8.1,<9"
 
 
@@ -36,12 +37,22 @@ def version_with_ours(requires: str) -> str:
     with tempfile.TemporaryDirectory() as directory:
         asked = Path(directory, "requirements.in")
         asked.write_text(f"{requires}\naioredis_monitored @ {PACKAGE.as_uri()}\n", "utf-8")
-        compiling = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-annotate", "--python-version", python]
+        compiling = [
+            sys.executable,
+            "-m",
+            "uv",
+            "pip",
+            "compile",
+            "--quiet",
+            "--no-annotate",
+            "--python-version",
+            python,
+        ]
         return _pinned(_run(*compiling, asked), name)
 
 
 def version_with_override(requires: str) -> str:
-    """Return the version of a library that uv locks beside this package, if its requirement of redis-py is overridden."""
+    """Return the version of a library that uv locks beside this package with the override."""
     name = requires.partition("[")[0].replace("_", "-")
     with tempfile.TemporaryDirectory() as directory:
         Path(directory, "pyproject.toml").write_text(
@@ -61,7 +72,9 @@ aioredis_monitored = {{ path = "{PACKAGE}" }}
             "utf-8",
         )
         _run(sys.executable, "-m", "uv", "lock", "--quiet", "--project", directory)
-        exported = _run(sys.executable, "-m", "uv", "export", "--quiet", "--frozen", "--no-hashes", "--project", directory)
+        exported = _run(
+            sys.executable, "-m", "uv", "export", "--quiet", "--frozen", "--no-hashes", "--project", directory
+        )
         return _pinned(exported, name)
 
 

@@ -52,7 +52,7 @@ class Library:
         paths: The tests in the sdist; empty if ours replace them.
         arguments: Further arguments for pytest; ``{url}`` is the server's URL.
         stand_ins: Files to copy to the tests, by their names there.
-        address: The address that is written in the tests, such as ``localhost:6379``; the server's replaces it.
+        written: What the tests say, such as ``localhost:6379``, and what they have to say: ``{server.host}`` and so on.
         environment: Further environment variables.
         distribution: The name under which it is published; empty if that is its name here.
         is_on_cluster: Whether its tests need a cluster.
@@ -62,7 +62,7 @@ class Library:
     paths: tuple[str, ...] = ()
     arguments: tuple[str, ...] = ()
     stand_ins: dict[str, str] = field(default_factory=dict)
-    address: str = ""
+    written: dict[str, str] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
     distribution: str = ""
     is_on_cluster: bool = False
@@ -94,10 +94,10 @@ LIBRARIES = {
         stand_ins={"tests/conftest.py": "cashews_conftest.py"},
     ),
     "channels-redis": Library(
-        40,
+        43,
         ("tests/test_core.py", "tests/test_pubsub.py"),
         stand_ins={"tests/conftest.py": "channels_redis_conftest.py"},
-        address="localhost:6379",
+        written={"localhost:6379": "{server.host}:{server.port}"},
     ),
     "faststream": Library(22),
     "limits": Library(
@@ -105,7 +105,7 @@ LIBRARIES = {
         ("tests/aio",),
         (*_UNSET, "-m", "redis", "-W", "ignore::pytest.PytestUnknownMarkWarning"),
         {"tests/conftest.py": "limits_conftest.py"},
-        "localhost:7379",
+        {"localhost:7379": "{server.host}:{server.port}", "/tmp/limits.redis.sock": "{server.unix_socket_path}"},  # noqa: S108 - written there
         {"ASYNC_REDIS_IMPLEMENTATION": "redispy"},
     ),
     "litestar": Library(45),
@@ -132,6 +132,25 @@ def sdist_of(name: str, directory: Path) -> Path:
     (root,) = (path for path in directory.iterdir() if path.is_dir())
     shutil.rmtree(root / name.replace("-", "_"), ignore_errors=True)
     return root
+
+
+def tests_of(name: str, directory: Path, server: RedisServer) -> tuple[Path, list[str]]:
+    """Put a library's tests into a directory; return where they run, and their paths there."""
+    library = LIBRARIES[name]
+    if library.paths:
+        root, tests = sdist_of(library.distribution or name, directory), list(library.paths)
+    else:
+        # In another directory than the settings of our tests.
+        root, tests = directory, [f"calls_of_{name.replace('-', '_')}.py"]
+        shutil.copy(HERE / tests[0], root)
+    for place, source in library.stand_ins.items():
+        shutil.copy(HERE / "stand_ins" / source, root / place)
+    for path in root.glob("tests/**/*.py"):
+        text = path.read_text("utf-8")
+        for written, here in library.written.items():
+            text = text.replace(written, here.format(server=server))
+        path.write_text(text, "utf-8")
+    return root, tests
 
 
 def differences_of(name: str) -> dict[str, bool]:
@@ -195,18 +214,7 @@ def compare(name: str, only: list[str], server: RedisServer) -> Comparison:
     library = LIBRARIES[name]
     differences = differences_of(name)
     with tempfile.TemporaryDirectory() as directory:
-        root, tests = Path(directory), [f"calls_of_{name.replace('-', '_')}.py"]
-        if library.paths:
-            root, tests = sdist_of(library.distribution or name, root), list(library.paths)
-        else:
-            # In another directory than the settings of our tests.
-            shutil.copy(HERE / tests[0], root)
-        for place, source in library.stand_ins.items():
-            shutil.copy(HERE / "stand_ins" / source, root / place)
-        if library.address:
-            for path in root.glob("tests/**/*.py"):
-                text = path.read_text("utf-8").replace(library.address, f"{server.host}:{server.port}")
-                path.write_text(text, "utf-8")
+        root, tests = tests_of(name, Path(directory), server)
         theirs, ours = (outcomes_of(library, [*tests, *only], root, server, client) for client in ("redis-py", "ours"))
         # A test that fails at times must not be counted at times.
         for _ in range(_FURTHER_RUNS):
@@ -237,10 +245,14 @@ def compare(name: str, only: list[str], server: RedisServer) -> Comparison:
 
 
 def is_handed_in(name: str, server: RedisServer) -> bool:
-    """Hand our client in as the documentation shows; return whether the library uses it."""
-    environment = {**os.environ, "COMPAT_URL": server.url}
+    """Hand both clients in as the documentation shows; return whether the library uses them as that says."""
     command = [sys.executable, HERE / "handing_in.py", name]
-    return subprocess.run(command, env=environment, check=False).returncode == 0  # noqa: S603 - our own
+    environment = {**os.environ, "COMPAT_URL": server.url}
+    runs = [
+        subprocess.run(command, env={**environment, "COMPAT_CLIENT": client}, check=False)  # noqa: S603 - our own
+        for client in ("ours", "redis-py")
+    ]
+    return all(run.returncode == 0 for run in runs)
 
 
 def is_installed(name: str) -> bool:

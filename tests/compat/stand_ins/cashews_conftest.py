@@ -5,7 +5,7 @@ from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
-from cashews import Cache
+from cashews import Cache, register_backend
 from cashews.backends.redis import Redis
 from cashews.backends.redis.client_side import BcastClientSide
 
@@ -45,6 +45,7 @@ def target(backend):
 
 @pytest.fixture
 def cache(target):
+    register_backend("target", lambda **_: target)
     made = Cache()
-    made._add_backend(target)
+    made.setup("target://")
     return made
