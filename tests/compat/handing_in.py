@@ -66,10 +66,13 @@ async def aiohttp_session(made):
 
 
 async def arq(made):
+    from arq import func
+
     async def double(context, number):
         return 2 * number
 
-    worker = made.Worker([double], redis_pool=made.queue, burst=True, handle_signals=False, poll_delay=0.05)
+    functions = [func(double, name="double")]
+    worker = made.Worker(functions, redis_pool=made.queue, burst=True, handle_signals=False, poll_delay=0.05)
     jobs = await at_once(lambda number: made.queue.enqueue_job("double", number))
     await worker.main()
     assert await asyncio.gather(*(job.result(timeout=20) for job in jobs)) == [2 * number for number in range(AT_ONCE)]

@@ -17,13 +17,13 @@ NOT_A_LIBRARY = {"redis-py-cluster"}
 each_library = pytest.mark.parametrize("name", LIBRARIES)
 
 
-def libraries_of_session():
-    """The libraries that the session runs, read from the text, as importing it takes nox."""
-    for statement in ast.parse((ROOT / "noxfile.py").read_text("utf-8")).body:
+def libraries_that_are_run():
+    """The libraries of ``tests/compat/run.py``, read from its text: it imports its neighbours as a script does."""
+    for statement in ast.parse((COMPAT / "run.py").read_text("utf-8")).body:
         match statement:
-            case ast.Assign(targets=[ast.Name(id="COMPAT")], value=value):
-                return set(ast.literal_eval(value))
-    raise AssertionError("noxfile.py has no COMPAT")
+            case ast.Assign(targets=[ast.Name(id="LIBRARIES")], value=ast.Dict(keys=keys)):
+                return set(map(ast.literal_eval, keys))
+    raise AssertionError("run.py has no LIBRARIES")
 
 
 def differences_of(name):
@@ -32,7 +32,7 @@ def differences_of(name):
 
 
 def test_each_library_that_is_run_is_documented_with_its_result():
-    assert libraries_of_session() - NOT_A_LIBRARY == LIBRARIES.keys() == results.read().keys()
+    assert libraries_that_are_run() - NOT_A_LIBRARY == LIBRARIES.keys() == results.read().keys()
 
 
 @each_library
