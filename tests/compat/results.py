@@ -18,7 +18,7 @@ class Result:
         version: The library's version, the newest that is published.
         redis: redis-py's version.
         tests: ``own`` or ``calls``: the library's tests, or its calls, which are made here.
-        compared: The number of tests that pass with redis-py's client.
+        compared: The number of tests that pass with redis-py's client, and use it.
         passed: The number of these that pass with our client; the others are listed as different.
         resolved: The version that a resolver takes if asked for both packages by their documented requirements.
         date: The day, in UTC.

@@ -32,6 +32,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
+from typing import Self
 
 import installing
 import results
@@ -167,8 +168,30 @@ def without_parameters(test: str) -> str:
     return test.partition("[")[0].partition("::")[2]
 
 
-def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisServer, client: str) -> dict[str, str]:
-    """Run the tests with one of the clients; return each test's outcome by name."""
+@dataclass
+class Outcomes:
+    """What a run of pytest has found.
+
+    Attributes:
+        by_test: The outcome of each test, by its name: ``passed``, ``skipped`` or ``failed``.
+        sending: The tests that have sent something to a server with redis-py's client.
+    """
+
+    by_test: dict[str, str] = field(default_factory=dict)
+    sending: set[str] = field(default_factory=set)
+
+    def add(self, later: Self) -> None:
+        """Replace the outcomes of tests that have run again."""
+        self.by_test |= later.by_test
+        self.sending |= later.sending
+
+    def with_outcome(self, outcome: str) -> list[str]:
+        """Return the tests that have this outcome."""
+        return [test for test, found in self.by_test.items() if found == outcome]
+
+
+def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisServer, client: str) -> Outcomes:
+    """Run the tests with one of the clients."""
     written = root / f"outcomes of {client}.json"
     # A run that ends early has no outcomes, and not those of the run before.
     written.unlink(missing_ok=True)
@@ -191,7 +214,10 @@ def outcomes_of(library: Library, tests: list[str], root: Path, server: RedisSer
     options = ["-q", "--timeout", "60", "--tb", "line"]
     command = [sys.executable, "-m", "pytest", *options, *plugins, *arguments, *tests]
     subprocess.run(command, cwd=root, env=environment, check=False)  # noqa: S603 - pytest
-    return json.loads(written.read_text()) if written.exists() else {}
+    if not written.exists():
+        return Outcomes()
+    found = json.loads(written.read_text("utf-8"))
+    return Outcomes(found["outcomes"], set(found["sending"]))
 
 
 @dataclass(frozen=True)
@@ -199,7 +225,7 @@ class Comparison:
     """How a library's tests went.
 
     Attributes:
-        compared: The number of tests that pass with redis-py's client.
+        compared: The number of tests that pass with redis-py's client, and use it.
         passed: The number of these that pass with ours.
         is_as_listed: Whether exactly those fail with ours that are listed as different.
     """
@@ -218,30 +244,31 @@ def compare(name: str, only: list[str], server: RedisServer) -> Comparison:
         theirs, ours = (outcomes_of(library, [*tests, *only], root, server, client) for client in ("redis-py", "ours"))
         # A test that fails at times must not be counted at times.
         for _ in range(_FURTHER_RUNS):
-            if failing := [test for test, outcome in theirs.items() if outcome == "failed"]:
-                theirs |= outcomes_of(library, failing, root, server, "redis-py")
-        passed = [test for test, outcome in theirs.items() if outcome == "passed"]
-        compared = [test for test in passed if without_parameters(test) not in differences]
-        worse = [test for test in compared if ours.get(test) != "passed"]
+            if failing := theirs.with_outcome("failed"):
+                theirs.add(outcomes_of(library, failing, root, server, "redis-py"))
+        passed = set(theirs.with_outcome("passed"))
+        compared = sorted(test for test in passed if without_parameters(test) not in differences)
+        worse = [test for test in compared if ours.by_test.get(test) != "passed"]
         for _ in range(_FURTHER_RUNS):
             if worse:
                 print(f"{name}: once more: {', '.join(worse)}", flush=True)
-                ours |= outcomes_of(library, worse, root, server, "ours")
-                worse = [test for test in compared if ours.get(test) != "passed"]
+                ours.add(outcomes_of(library, worse, root, server, "ours"))
+                worse = [test for test in compared if ours.by_test.get(test) != "passed"]
     for test in worse:
         print(f"{name}: passes with redis-py's client, and not with ours: {test}")
-    failing = [test for test in passed if ours.get(test) != "passed"]
+    failing = passed - set(ours.with_outcome("passed"))
     failing_names = set(map(without_parameters, failing))
     # A test that does not run with redis-py's client here says nothing.
     certain = {test for test, is_certain in differences.items() if is_certain}
     better = sorted(certain & set(map(without_parameters, passed)) - failing_names)
     for test in better:
         print(f"{name}: is listed as different, and passes with our client: {test}")
-    print(f"{len(passed)} tests pass with redis-py's client, {len(passed) - len(failing)} of them with ours")
+    counted = passed & theirs.sending
+    print(f"{len(passed)} tests pass with redis-py's client, of which {len(counted)} use it")
     listed = len(differences.keys() & failing_names)
     print(f"{listed} differ as listed, {len(worse)} others failed, {len(better)} should not be listed", flush=True)
     is_enough = len(passed) >= (1 if only else library.least)
-    return Comparison(len(passed), len(passed) - len(failing), is_enough and not worse and not better)
+    return Comparison(len(counted), len(counted - failing), is_enough and not worse and not better)
 
 
 def is_handed_in(name: str, server: RedisServer) -> bool:
