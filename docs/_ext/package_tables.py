@@ -197,8 +197,8 @@ class LibraryTable(_Table):
         self.env.note_dependency(str(_RESULTS))
         for name, (library, found) in libraries().items():
             title = f"[{library['title']}](#inside-{name}) {found['version']}"
-            whose = "of its own" if found["tests"] == "own" else "of its calls"
-            tests = f"{found['passed']} of {found['compared']}, {whose}"
+            whose = [text for known, text in (("has_own", "its own"), ("has_calls", "of its calls")) if found[known]]
+            tests = f"{found['passed']} of {found['compared']}: {' and '.join(whose)}"
             yield title, tests, _connections(library), _installed(library, found)
 
 
@@ -237,7 +237,8 @@ def _section(name: str, library: dict[str, Any], found: dict[str, Any]) -> str:
     if differences.exists():
         for each in tomllib.loads(differences.read_text("utf-8"))["difference"]:
             tests = ", ".join(f"`{test}`" for test in each["tests"])
-            parts.append(f"Different: {tests}. {each['reason']}")
+            when = "At times different, and not counted" if each.get("at_times") else "Different"
+            parts.append(f"{when}: {tests}. {each['reason']}")
     parts.append(f"Tested with version {found['version']} on redis-py {found['redis']}, {found['date']}.")
     return "\n\n".join(parts)
 

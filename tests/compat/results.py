@@ -17,7 +17,8 @@ class Result:
     Attributes:
         version: The library's version, the newest that is published.
         redis: redis-py's version.
-        tests: ``own`` or ``calls``: the library's tests, or its calls, which are made here.
+        has_own: Whether the tests are the library's own.
+        has_calls: Whether tests that are made here make the library's calls.
         compared: The number of tests that pass with redis-py's client, and use it.
         passed: The number of these that pass with our client; the others are listed as different.
         resolved: The version that a resolver takes if asked for both packages by their documented requirements.
@@ -26,7 +27,8 @@ class Result:
 
     version: str
     redis: str
-    tests: str
+    has_own: bool
+    has_calls: bool
     compared: int
     passed: int
     resolved: str
