@@ -102,7 +102,7 @@ LIBRARIES = {
     ),
     "faststream": Library(22),
     "limits": Library(
-        1,
+        36,
         ("tests/aio",),
         (*_UNSET, "-m", "redis", "-W", "ignore::pytest.PytestUnknownMarkWarning"),
         {"tests/conftest.py": "limits_conftest.py"},
