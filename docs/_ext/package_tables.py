@@ -197,7 +197,7 @@ class LibraryTable(_Table):
         self.env.note_dependency(str(_RESULTS))
         for name, (library, found) in libraries().items():
             title = f"[{library['title']}](#inside-{name}) {found['version']}"
-            whose = [text for known, text in (("has_own", "its own"), ("has_calls", "of its calls")) if found[known]]
+            whose = [text for known, text in (("has_own", "its own"), ("has_calls", "its calls")) if found[known]]
             tests = f"{found['passed']} of {found['compared']}: {' and '.join(whose)}"
             yield title, tests, _connections(library), _installed(library, found)
 
