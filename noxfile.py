@@ -196,7 +196,7 @@ def soak(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
 def compat(session: nox.Session, library: str) -> None:
-    """Run a library's tests with redis-py's client and with this package's; all take about a quarter of an hour."""
+    """Run a library's tests with redis-py's client and with this package's; all take about half an hour."""
     # arq's tests use the event_loop fixture of older versions. pip fetches the sdists.
     session.install("--upgrade", "pip", "uv", "pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
     # Last, as some libraries require an older redis-py.
