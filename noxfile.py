@@ -15,13 +15,20 @@ PYTHONS = sorted({*nox.project.python_versions(PYPROJECT), "{}.{}".format(*sys.v
 
 # Requirements of the libraries and of their tests; see tests/compat/run.py.
 COMPAT = {
+    "aiocache": ["aiocache[redis]", "marshmallow", "pytest-mock"],
     "aiogram": ["aiogram[redis]", "aresponses", "motor", "pycryptodomex", "pymongo", "pytest-mock", "pytz"],
+    "aiohttp-session": ["aiohttp-session[aioredis]", "pytest-aiohttp", "pytest-mock"],
     "arq": ["arq[watch]", "dirty-equals", "msgpack", "pydantic", "pytest-mock", "pytz", "tzdata"],
     "bullmq": ["bullmq"],
+    "cashews": ["cashews[redis]", "fastapi", "httpx", "hypothesis"],
+    "channels-redis": ["channels-redis", "cryptography", "async-timeout"],
+    "faststream": ["faststream[redis]"],
+    "limits": ["limits[redis]", "pytest-lazy-fixtures", "pytest-benchmark", "pytest-mock", "valkey"],
     "litestar": ["litestar[redis]"],
     "redis-py-cluster": ["coverage", "packaging"],
     "saq": ["saq[redis,web]", "httpx", "psycopg[binary,pool]", "starlette", "time-machine"],
     "starsessions": ["starsessions[redis]", "httpx", "itsdangerous"],
+    "taskiq-redis": ["taskiq-redis"],
 }
 
 # More workers than cores, as tests mostly wait; each worker has its own server, and idle ones take tests from others.
@@ -190,9 +197,9 @@ def soak(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("library", sorted(COMPAT), ids=sorted(COMPAT))
 def compat(session: nox.Session, library: str) -> None:
-    """Run a library's tests with redis-py's client and with this package's; all take about a quarter of an hour."""
-    # arq's tests use the event_loop fixture of older versions.
-    session.install("pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
+    """Run a library's tests with redis-py's client and with this package's; all take about half an hour."""
+    # arq's tests use the event_loop fixture of older versions. pip fetches the sdists.
+    session.install("--upgrade", "pip", "uv", "pytest<9", "pytest-asyncio<1", "pytest-timeout", *COMPAT[library])
     # Last, as some libraries require an older redis-py.
     session.install("-e", ".[demo]")
     session.run("python", "tests/compat/run.py", library, *session.posargs)

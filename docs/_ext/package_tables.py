@@ -2,10 +2,12 @@
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from importlib import resources
 from inspect import getdoc
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 from docutils.nodes import Element, Node
 from sphinx.application import Sphinx
@@ -24,6 +26,10 @@ from aioredis_monitored.config.schema import ALL_OPTIONS
 
 DASHBOARD = resources.files(aioredis_monitored).joinpath("dashboards", "redis.json")
 ALERTS = resources.files(aioredis_monitored).joinpath("dashboards", "alerts.yml")
+# What the compat run tests and finds.
+_COMPAT = Path(__file__).parents[2] / "tests" / "compat"
+_WORKS_INSIDE = _COMPAT / "works_inside.toml"
+_RESULTS = _COMPAT / "results.json"
 
 _LOGGER = logging.getLogger(__name__)
 _DOCUMENTATION = "https://aioredis-monitored.readthedocs.io/en/latest/"
@@ -180,6 +186,63 @@ class PlacementTable(_Table):
             yield ", ".join(names), combination.value if combination else "", reason
 
 
+class LibraryTable(_Table):
+    """A table of the libraries in which the client works: what the compat run has found of each."""
+
+    header = ("library", "tests that pass", "connections", "installed together")
+
+    def rows(self) -> Iterator[Sequence[str]]:
+        """Yield a row for each library."""
+        self.env.note_dependency(str(_WORKS_INSIDE))
+        self.env.note_dependency(str(_RESULTS))
+        for name, (library, found) in libraries().items():
+            title = f"[{library['title']}](#inside-{name}) {found['version']}"
+            whose = [text for known, text in (("has_own", "its own"), ("has_calls", "its calls")) if found[known]]
+            tests = f"{found['passed']} of {found['compared']}: {' and '.join(whose)}"
+            yield title, tests, _connections(library), _installed(library, found)
+
+
+class LibrarySections(SphinxDirective):
+    """A section for each library in which the client works: how it is handed in and what that brings."""
+
+    def run(self) -> list[Node]:
+        """Return the sections."""
+        text = "\n\n".join(_section(name, library, found) for name, (library, found) in libraries().items())
+        return self.parse_text_to_nodes(text, allow_section_headings=True)
+
+
+def libraries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """Return what is said of each library and what was found of it, by its name."""
+    results = json.loads(_RESULTS.read_text("utf-8"))
+    said = tomllib.loads(_WORKS_INSIDE.read_text("utf-8"))
+    return {name: (library, results[name]) for name, library in said.items()}
+
+
+def _connections(library: dict[str, Any]) -> str:
+    ours, theirs = library["connections"], library["instead_of"]
+    return f"{ours}, not {theirs}" if ours < theirs else str(ours)
+
+
+def _installed(library: dict[str, Any], found: dict[str, Any]) -> str:
+    """Say whether a resolver finds both, and what to do if it does not."""
+    if found["resolved"] == found["version"]:
+        return "yes"
+    commands = ", ".join(f"`{command}`" for command in library["install"])
+    return f"`{library['requires']}`: no, a resolver takes version {found['resolved']}. Instead: {commands}"
+
+
+def _section(name: str, library: dict[str, Any], found: dict[str, Any]) -> str:
+    parts = [f"(inside-{name})=\n### {library['title']}", f"```python\n{library['code'].strip()}\n```", library["gain"]]
+    differences = _COMPAT / f"differences_{name}.toml"
+    if differences.exists():
+        for each in tomllib.loads(differences.read_text("utf-8"))["difference"]:
+            tests = ", ".join(f"`{test}`" for test in each["tests"])
+            when = "At times different, and not counted" if each.get("at_times") else "Different"
+            parts.append(f"{when}: {tests}. {each['reason']}")
+    parts.append(f"Tested with version {found['version']} on redis-py {found['redis']}, {found['date']}.")
+    return "\n\n".join(parts)
+
+
 class ErrorReference(SphinxDirective):
     """The API reference of each error."""
 
@@ -230,6 +293,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive("error-table", ErrorTable)
     app.add_directive("panel-table", PanelTable)
     app.add_directive("placement-table", PlacementTable)
+    app.add_directive("library-table", LibraryTable)
+    app.add_directive("library-sections", LibrarySections)
     app.add_directive("error-reference", ErrorReference)
     app.connect("env-updated", lambda app, env: check_runbooks(app, env) or [])
     return {"parallel_read_safe": True, "parallel_write_safe": True}
