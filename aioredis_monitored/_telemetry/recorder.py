@@ -258,7 +258,7 @@ class PoolRecorder:
         """
         with guarded:
             if span.is_recording():
-                return RequestStats(span, self.options.repeated_calls, eager=eager, logger=self._event_logger)
+                return RequestStats.of(span, self.options.repeated_calls, eager=eager, logger=self._event_logger)
         return None
 
     def _template_of(self, args: Sequence[Any]) -> str | None:

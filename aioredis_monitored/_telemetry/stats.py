@@ -3,8 +3,8 @@
 from collections import Counter
 from collections.abc import Sized
 from time import monotonic, time_ns
-from typing import Any, Final, NamedTuple
-from weakref import WeakSet
+from typing import Any, ClassVar, Final, NamedTuple
+from weakref import WeakSet, WeakValueDictionary
 
 from opentelemetry import trace
 from opentelemetry._logs import Logger, SeverityNumber
@@ -48,6 +48,9 @@ class RequestStats:
         logger: Where repeated commands are also reported as log events; default ``None``, for nowhere.
     """
 
+    # By trace and span; each lives as long as a connection object or a middleware of the request has it.
+    _of_spans: ClassVar[WeakValueDictionary[tuple[int, int], "RequestStats"]] = WeakValueDictionary()
+
     def __init__(self, span: Span, repeated_calls: int, *, eager: bool, logger: Logger | None = None) -> None:
         self._span = span
         self._repeated_calls = repeated_calls
@@ -57,6 +60,18 @@ class RequestStats:
         self._seconds = 0.0
         self._operations: Counter[str] = Counter()
         self._repeated: list[str] = []
+
+    @classmethod
+    def of(cls, span: Span, repeated_calls: int, *, eager: bool, logger: Logger | None = None) -> "RequestStats":
+        """Return what counts the calls of a span, on all pools of the request; the strictest of these decides how."""
+        context = span.get_span_context()
+        key = (context.trace_id, context.span_id)
+        if (stats := cls._of_spans.get(key)) is None:
+            stats = cls._of_spans[key] = cls(span, repeated_calls, eager=eager, logger=logger)
+        stats._repeated_calls = min(stats._repeated_calls, repeated_calls)
+        stats._is_eager |= eager
+        stats._logger = stats._logger or logger
+        return stats
 
     def record_call(self, operation: str, seconds: float) -> None:
         """Count a call that has ended."""

@@ -30,9 +30,13 @@ class RedisContextFactory:
 
     Raises:
         TypeError: ``connection_pool`` is no pool.
+        ValueError: ``name`` cannot be the name of an attribute.
     """
 
     def __init__(self, connection_pool: ConnectionPool, name: str = "redis") -> None:
+        if not isinstance(name, str) or not name.isidentifier():
+            message = f"name must be an identifier such as 'redis', got {name!r}"
+            raise ValueError(message)
         if not isinstance(connection_pool, ConnectionPool):
             message = f"connection_pool must be a pool, got {type(connection_pool).__name__}"
             raise TypeError(message)

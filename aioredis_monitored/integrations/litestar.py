@@ -74,4 +74,5 @@ def get_redis(connection: ASGIConnection[Any, Any, Any, Any], name: str = "redis
     Raises:
         LookupError: The application has no pool of that name.
     """
-    return connection_in(connection.scope, name, f"add RedisPlugin(pool, {name!r}) to its plugins")
+    advice = f"add RedisPlugin(pool, {name!r}) to its plugins; where no handler serves a path, there is none"
+    return connection_in(connection.scope, name, advice)

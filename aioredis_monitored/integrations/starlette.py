@@ -57,6 +57,9 @@ def setup(app: Starlette, connection_pool: ConnectionPool, name: str = "redis") 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncGenerator[dict[str, Any], None]:
         async with factory.lifespan(app) as state, own_lifespan(app) as own_state:
+            if own_state and name in own_state:
+                message = f"the application's lifespan yields {name!r}, which is a pool: give one another name"
+                raise ValueError(message)
             yield {**(own_state or {}), **state}
 
     app.router.lifespan_context = lifespan

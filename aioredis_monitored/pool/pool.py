@@ -413,6 +413,9 @@ class MonitoredConnectionPool(TypedPool):
     # Opening and closing
 
     async def __aenter__(self) -> Self:
+        if self._lifecycle.is_loop_closed():
+            # What it has was that event loop's.
+            await self.aclose()
         await self._lifecycle.open()
         self._metrics.register()
         return self

@@ -108,7 +108,7 @@ class Recording:
 
         def lines(parent: int | None, indent: str) -> Iterator[str]:
             for span in children[parent]:
-                yield indent + _line(span, attributes)
+                yield indent + line_of(span, attributes)
                 yield from lines(span.context.span_id, indent + "  ")
 
         return "\n".join(lines(None, ""))
@@ -171,7 +171,8 @@ def _title(span: ReadableSpan) -> str:
     return span.name.partition(f" {address}:")[0]
 
 
-def _line(span: ReadableSpan, attributes: Sequence[str]) -> str:
+def line_of(span: ReadableSpan, attributes: Sequence[str]) -> str:
+    """Return the line of a span, as ``Recording.tree`` shows it."""
     shown: dict[str, Any] = {}
     if span.kind is not SpanKind.CLIENT:
         shown["kind"] = span.kind.name

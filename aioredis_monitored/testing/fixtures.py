@@ -99,8 +99,13 @@ def _shared(
     """Start servers for several tests, which find them as they were at their start."""
     try:
         servers.start()
-    except FileNotFoundError as error:
-        pytest.fail(str(error), pytrace=False)
+    except (FileNotFoundError, RuntimeError) as error:
+        problem = str(error)
+    else:
+        problem = ""
+    if problem:
+        # Outside of the handler, whose error pytest would print as well.
+        pytest.fail(problem, pytrace=False)
     isolation = _Isolation(servers, members, layout)
     config.pluginmanager.register(isolation)
     try:

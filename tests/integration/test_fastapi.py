@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, FastAPI, Request, WebSocket
 from fastapi.testclient import TestClient
 from starlette.requests import HTTPConnection
 
-from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection
+from aioredis_monitored import MonitoredConnectionPool, MonitoredRedisConnection, TelemetryOptions
 from aioredis_monitored.integrations.fastapi import RedisDep, get_redis, redis_dependency, setup
 
 CacheDep = Annotated[MonitoredRedisConnection, Depends(redis_dependency("cache"))]
@@ -199,3 +199,55 @@ async def test_setup_refuses_what_it_cannot_use(make_app_pool):
         setup(APIRouter(), pool)
     with TestClient(app), pytest.raises(RuntimeError, match="after an application has started"):
         setup(app, pool, "late")
+
+
+def test_span_of_a_request_counts_the_calls_on_all_pools(make_app_pool, telemetry):
+    app = FastAPI(telemetry=telemetry.providers)
+    setup(app, make_app_pool(telemetry=TelemetryOptions(repeated_calls=5)))
+    setup(app, make_app_pool(name="cache"), "cache")
+
+    @app.get("/")
+    async def read(redis: RedisDep, cache: CacheDep) -> None:
+        for _ in range(3):
+            await redis.get("key")
+            await cache.get("key")
+        await cache.ping()
+
+    with TestClient(app) as web:
+        assert 200 == web.get("/").status_code
+
+    attributes = telemetry.span("GET /").attributes
+    assert 7 == attributes["aioredis_monitored.request.calls"]
+    assert attributes["aioredis_monitored.request.duration"] > 0
+    assert ("GET",) == attributes["aioredis_monitored.request.repeated"]
+
+
+def test_name_that_the_own_lifespan_yields_is_refused(make_app_pool):
+    @asynccontextmanager
+    async def lifespan(app):
+        yield {"cache": {}}
+
+    app = FastAPI(lifespan=lifespan)
+    setup(app, make_app_pool(), "cache")
+
+    with pytest.raises(ValueError, match=r"^the application's lifespan yields 'cache'"), TestClient(app):
+        pass
+
+
+@pytest.mark.parametrize("name", ["", "cache-x", None, 5])
+def test_name_that_is_no_identifier_is_refused(make_app_pool, name):
+    with pytest.raises(ValueError, match=r"^name must be an identifier such as 'redis', got "):
+        setup(FastAPI(), make_app_pool(), name)
+
+
+def test_pool_that_an_event_loop_has_left_open_serves_the_next_one(make_app_pool):
+    app = FastAPI()
+    setup(app, make_app_pool())
+
+    @app.get("/")
+    async def count(redis: RedisDep) -> int:
+        return await redis.incr("count")
+
+    assert 1 == TestClient(app).get("/").json()  # without the lifespan
+    with TestClient(app) as web:
+        assert 2 == web.get("/").json()

@@ -430,6 +430,53 @@ def test_marker_refuses_a_test_whose_calls_are_not_counted(run):
     result.stdout.fnmatch_lines(["@pytest.mark.redis_calls counts the calls on redis_pool, *"])
 
 
+@pytest.mark.redis_calls(max=4)
+async def test_polls_of_a_lock_are_no_calls(redis_client):
+    async def hold(held, let_go):
+        async with redis_client.lock("lock", timeout=30):
+            held.set()
+            await let_go.wait()
+
+    held, let_go = asyncio.Event(), asyncio.Event()
+    first = asyncio.create_task(hold(held, let_go))
+    await held.wait()
+    second = asyncio.create_task(hold(asyncio.Event(), let_go))
+    await asyncio.sleep(0.3)  # in which it polls several times
+    let_go.set()
+    await asyncio.gather(first, second)
+
+
+@pytest.mark.redis_calls(max=0)
+async def test_empty_pipeline_is_no_call(redis_client):
+    async with redis_client.pipeline() as pipe:
+        assert await pipe.execute() == []
+
+
+def test_marker_of_a_class_leaves_alone_what_makes_no_calls(run):
+    text = """
+        @pytest.mark.redis_calls(max=0)
+        class TestShop:
+            def test_without_redis(self):
+                pass
+
+            async def test_with_redis(self, redis_client):
+                await redis_client.get("a")
+    """
+    result = run(text)
+
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(["1 Redis call, but @pytest.mark.redis_calls(max=0):"])
+
+
+def test_server_that_does_not_start_is_one_error_without_a_traceback(run, monkeypatch):
+    monkeypatch.setenv("AIOREDIS_MONITORED_SERVER", "/nope")
+    result = run("def test_it(redis_server): pass")
+
+    result.assert_outcomes(errors=1)
+    assert str(result.stdout).count("AIOREDIS_MONITORED_SERVER names '/nope'") == 1 + 1  # and in the summary
+    result.stdout.no_fnmatch_line("*During handling*")
+
+
 def test_marker_and_fixtures_are_listed_by_pytest(run):
     marker = run("", "--markers")
     fixtures = run("", "--fixtures")

@@ -50,7 +50,7 @@ def test_requests_and_websockets_have_the_pools(make_app_pool):
 def test_own_lifespan_may_yield_state_or_nothing(make_app_pool):
     @asynccontextmanager
     async def lifespan(app):
-        yield {"greeting": "hello", "redis": "another"}
+        yield {"greeting": "hello"}
 
     async def read(request):
         return PlainTextResponse(f"{request.state['greeting']} {get_redis(request).context_name}")
