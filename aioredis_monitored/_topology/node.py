@@ -34,11 +34,16 @@ REPLICA_ROLES: Final = frozenset({"slave", "replica"})
 
 
 def role_in(hello: object) -> str:
-    """Return the role in the reply to ``HELLO``, which is a map in RESP3, and a list in RESP2; empty if it has none."""
+    """Return the role in the reply to ``HELLO``; empty if it has none."""
+    return field_in(hello, "role")
+
+
+def field_in(hello: object, name: str) -> str:
+    """Return a field of the reply to ``HELLO``, which is a map in RESP3, and a list in RESP2; empty if it has none."""
     fields = dict(zip(hello[::2], hello[1::2], strict=False)) if isinstance(hello, list) else hello
     if not isinstance(fields, dict):
         return ""
-    return str_if_bytes(fields.get(b"role") or fields.get("role") or "")
+    return str_if_bytes(fields.get(name.encode()) or fields.get(name) or "")
 
 
 # What ``target_nodes=`` takes: one of redis-py's flags, a node, or several. Any object with a host and a port will do,

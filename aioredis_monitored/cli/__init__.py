@@ -7,14 +7,20 @@ cannot be used, or an extra is missing; 130, it was interrupted.
 """
 
 import argparse
+import os
 import re
+import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
+from pathlib import Path
 from typing import Final, NoReturn
 
 from aioredis_monitored._version import __version__
 from aioredis_monitored.cli import config_command, demo_command, doctor_command, queue_command
 
 _UNRECOGNIZED: Final = "unrecognized arguments:"
+# What argparse repeats.
+_VALUE: Final = re.compile(r"(invalid choice|ignored explicit argument)[: ]+'.*?'(?= \(|$)", re.DOTALL)
 _USER_INFO: Final = re.compile(r"//[^\s]*@")
 _EPILOG = """\
 Redis is the one in REDIS_URL and the other REDIS_... variables. Where to begin:
@@ -35,7 +41,7 @@ class _Parser(argparse.ArgumentParser):
             # Such as "-a" and a password, as redis-cli has it.
             names = [each.partition("=")[0] for each in message.split() if each.startswith("--")]
             message = f"{_UNRECOGNIZED} {', '.join(names) or '(not repeated, as it may be a password)'}"
-        super().error(_USER_INFO.sub("//", message))
+        super().error(_USER_INFO.sub("//", _VALUE.sub(r"\1", message)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,5 +57,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (config_command, demo_command, doctor_command, queue_command):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
-    code: int = options.run(options)
+    if not {"", str(Path.cwd())} & set(sys.path):
+        # As with "python -m", and servers: what the configuration names may be there.
+        sys.path.insert(0, str(Path.cwd()))
+    if isinstance(sys.stdout, TextIOWrapper):
+        # What is shown may have characters that the terminal's encoding has not.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has seen enough, as head has. Python would fail once more, at its exit, at writing the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return code

@@ -47,7 +47,9 @@ Where to go next
 
 
 def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool, port: int | None = None) -> int:
-    """Run the demo and return the exit code: 0, 1 if the server cannot be used (it prints why), 130 if interrupted.
+    """Run the demo and return the exit code; it prints what prevents it.
+
+    That is 0, 1 if the server cannot be used, 2 if the configuration cannot be, or 130 if it was interrupted.
 
     Args:
         environ: The environment; without ``REDIS_URL``, an embedded server is started.
@@ -72,7 +74,7 @@ def run(environ: Mapping[str, str], otlp: str | None, *, on_cluster: bool, port:
         return _INTERRUPTED
     except (ConfigurationError, RedisError, RuntimeError, OSError) as error:
         Console(stderr=True).print(f"The demo cannot run: {error}", style="red", markup=False, soft_wrap=True)
-        return 1
+        return 2 if isinstance(error, ConfigurationError) else 1
     return 0
 
 
@@ -159,7 +161,9 @@ def _serve(config: Mapping[str, str], otlp: str | None, port: int, console: Cons
     Raises:
         KeyboardInterrupt: It was interrupted.
         OSError: The port is in use.
+        redis.exceptions.RedisError: The server cannot be used.
     """
+    asyncio.run(_check_server(config))
     # Not a capture, which would keep every span.
     tracer_provider, meter_provider = TracerProvider(), MeterProvider(_readers(otlp))
     _export_spans(tracer_provider, otlp)
@@ -173,6 +177,11 @@ def _serve(config: Mapping[str, str], otlp: str | None, port: int, console: Cons
         tracer_provider.shutdown()
         meter_provider.shutdown()
     return 1
+
+
+async def _check_server(config: Mapping[str, str]) -> None:
+    async with pool_from_config(config) as pool:
+        await pool.ping()
 
 
 async def _shop(servers: _Servers, capture: TelemetryCapture, termination: _Termination) -> Recording:

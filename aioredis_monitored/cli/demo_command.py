@@ -42,7 +42,7 @@ def _port(text: str) -> int:
     with suppress(ValueError):
         if 0 <= (port := int(text)) <= _MAX_PORT:
             return port
-    message = f"must be a port from 0 to {_MAX_PORT}, where 0 is any that is free, got {text!r}"
+    message = f"must be a port from 0 to {_MAX_PORT}, where 0 is any that is free"
     raise argparse.ArgumentTypeError(message)
 
 
@@ -52,8 +52,8 @@ def _otlp_url(text: str) -> str:
         url = urlsplit(text)
         if url.scheme in {"http", "https"} and url.hostname and (url.port is None or url.port):
             return text.rstrip("/")
-    message = f"must be a URL such as http://localhost:4318, got {text!r}"
-    raise argparse.ArgumentTypeError(message)
+    # Not repeated: it may have a password.
+    raise argparse.ArgumentTypeError("must be a URL such as http://localhost:4318")
 
 
 def _run(options: argparse.Namespace) -> int:

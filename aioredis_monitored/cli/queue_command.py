@@ -2,10 +2,8 @@
 
 import argparse
 import asyncio
-import os
 import sys
 from collections.abc import Callable, Iterable
-from io import TextIOWrapper
 from typing import Any, Final
 
 from redis.exceptions import RedisError, ResponseError
@@ -100,18 +98,13 @@ def add_parser(commands: Any) -> None:
 
 def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespace) -> int:
     """Run a command and return its exit code; print what prevents it."""
-    if isinstance(sys.stdout, TextIOWrapper):
-        # Messages may have characters that the terminal's encoding has not.
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = command(options)
-        sys.stdout.flush()
+        return command(options)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has seen enough, as head has. Python would fail once more, at its exit, at writing the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        # No fault of Redis, as other OSErrors.
+        raise
     except ConfigurationError as error:
         sys.stderr.write(f"{error_text(error)}\n")
         return 2
@@ -121,7 +114,6 @@ def _run(command: Callable[[argparse.Namespace], int], options: argparse.Namespa
     except (RedisError, OSError) as error:
         sys.stderr.write(f"Redis cannot be used: {error_text(error)}\n")
         return 1
-    return code
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -282,5 +274,5 @@ def _queue_name(text: str) -> str:
 
 def _positive(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text)):
-        raise argparse.ArgumentTypeError(f"it must be a whole number of at least 1: {text!r}")
+        raise argparse.ArgumentTypeError("it must be a whole number of at least 1")
     return int(text)

@@ -87,7 +87,12 @@ def check_factory(name: str, prefix: str) -> None:
 
 def _made_by_factory(config: Any, key: str) -> CredentialProvider:
     name: str = config.credentials
-    provider = _import_factory(name, key)(config)
+    factory = _import_factory(name, key)
+    try:
+        provider = factory(config)
+    except Exception as error:
+        # Its text may quote secrets.
+        raise ConfigurationError((key, f"{name} raised {type(error).__qualname__}")) from error
     if isinstance(provider, CredentialProvider):
         return provider
     if inspect.iscoroutine(provider):

@@ -27,6 +27,7 @@ class HealthEndpoints:
 
     Raises:
         TypeError: One is no ``MonitoredConnectionPool``.
+        ValueError: Two have the same name.
     """
 
     def __init__(self, *pools: MonitoredConnectionPool) -> None:
@@ -34,6 +35,12 @@ class HealthEndpoints:
             if not isinstance(pool, MonitoredConnectionPool):
                 message = f"pools must be MonitoredConnectionPool, got {type(pool).__name__}"
                 raise TypeError(message)
+        names = [pool.name for pool in pools]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            message = (
+                f"two pools have the name {twice!r}: give each its own, as in pool_from_config(config, name='cache')"
+            )
+            raise ValueError(message)
         self._pools = pools
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,14 +2,15 @@
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, Final, Literal
 
 from redis.exceptions import RedisError, ResponseError
 from redis.utils import str_if_bytes
 
-from aioredis_monitored._topology.node import REPLICA_ROLES, role_in
+from aioredis_monitored._topology.node import REPLICA_ROLES, field_in
 from aioredis_monitored.config.url import Topology
+from aioredis_monitored.errors import MonitoredRedisError
 
 # Sends commands in one piece, and returns their replies as hiredis has parsed them; error replies are values.
 Ask = Callable[[Sequence[tuple[Any, ...]]], Awaitable[Sequence[Any]]]
@@ -20,6 +21,10 @@ _ROLE: Final = ("HELLO",)
 # (https://redis.io/docs/latest/develop/programmability/lua-api/#script_flags).
 _WRITE: Final = ("EVAL", "#!lua\nreturn 1", 0)
 _REPLICAS: Final = ("INFO", "replication")
+_STATE: Final = ("CLUSTER", "INFO")
+# The codes of errors by which a server says that the user may not ask something, or that it does not know it.
+_NOT_ASKED_AGAIN: Final = frozenset({"ERR", "NOPERM"})
+_NOT_ASKED_SECONDS: Final = 600.0
 # The codes of errors by which a server refuses a write.
 _REFUSALS: Final = frozenset({"MASTERDOWN", "MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 
@@ -95,16 +100,19 @@ class PoolHealth:
 
 
 class ServerCheck:
-    """Checks one server; what the server has refused or does not know is not asked for again.
+    """Checks one server; what its user may not ask, or it does not know, is not asked again for ten minutes.
 
-    Each refusal would add an entry to the server's ACL log.
+    Each refusal adds an entry to the server's ACL log.
 
     Args:
-        asks_hello: Whether the server knows ``HELLO``, at which some proxies hang up.
+        knows_hello: Whether the server knows ``HELLO``, at which some proxies hang up.
+        is_node: Whether it is a node of a cluster.
     """
 
-    def __init__(self, *, asks_hello: bool) -> None:
-        self._questions = [_ROLE] * asks_hello + [_WRITE, _REPLICAS]
+    def __init__(self, *, knows_hello: bool, is_node: bool) -> None:
+        self._questions = [_ROLE] * knows_hello + [_WRITE, _REPLICAS] + [_STATE] * is_node
+        # Until when they are not asked, by the monotonic clock.
+        self._refused: dict[tuple[Any, ...], float] = {}
 
     async def run(self, server: str, ping: Callable[[], Awaitable[object]], ask: Ask) -> ServerHealth:
         """Ask the server; errors become the result's problem.
@@ -114,41 +122,51 @@ class ServerCheck:
             ping: Sends ``PING``.
             ask: Sends the questions.
         """
-        refusal, latency = "", None
+        problem, latency = "", None
+        questions = [each for each in self._questions if monotonic() >= self._refused.get(each, 0.0)]
         began = perf_counter()
         try:
             try:
                 await ping()
             except ResponseError as error:
                 # A server that cannot save refuses PING as well.
-                refusal = _refusal_in(error)
-                if not refusal:
+                problem = _refusal_in(error)
+                if not problem:
                     raise
             latency = perf_counter() - began
-            questions = list(self._questions)
-            answers = dict(zip(questions, await ask(questions), strict=True)) if questions else {}
+            replies = await ask(questions)
         except Exception as error:  # noqa: BLE001 - also what a credential provider raises
             return ServerHealth(server, latency, problem=problem_of(error))
-        refusal = refusal or _refusal_in(answers.get(_WRITE))
+        # Without a connection to ask on, nothing is known.
+        answers = dict(zip(questions, replies, strict=False))
         for question, answer in answers.items():
-            if isinstance(answer, ResponseError) and not refusal:
-                self._questions.remove(question)
-        role = _role(role_in(answers.get(_ROLE)) or _field_of(answers.get(_REPLICAS), "role"))
-        if not refusal and _WRITE not in self._questions and role == "replica":
-            refusal = "it is a replica"
+            if isinstance(answer, ResponseError) and answer.status_code in _NOT_ASKED_AGAIN:
+                self._refused[question] = monotonic() + _NOT_ASKED_SECONDS
+        problem = problem or _refusal_in(answers.get(_WRITE))
+        role = _role(field_in(answers.get(_ROLE), "role") or _field_of(answers.get(_REPLICAS), "role"))
+        is_tried = _WRITE in answers and not isinstance(answers[_WRITE], Exception)
+        if not problem and not is_tried and role == "replica":
+            problem = "writes are refused: it is a replica"
+        writable = False if problem else True if is_tried else None
+        if _field_of(answers.get(_STATE), "cluster_state") == "fail":
+            problem = "the cluster's state is fail, in which its nodes take no calls"
+        elif field_in(answers.get(_ROLE), "mode") == "sentinel":
+            problem = "it is a sentinel: use a redis+sentinel:// URL"
         return ServerHealth(
             server,
             latency,
             role,
-            False if refusal else True if _WRITE in self._questions else None,
+            writable,
             int(replicas) if (replicas := _field_of(answers.get(_REPLICAS), "connected_slaves")) else None,
-            f"writes are refused: {refusal}" if refusal else "",
+            problem,
         )
 
 
 def problem_of(error: Exception) -> str:
     """Return what an error says, or else what it is."""
-    return str(error) or type(error).__name__
+    # Others, such as those of a credential provider, may quote secrets.
+    is_known = isinstance(error, RedisError | MonitoredRedisError | OSError)
+    return (is_known and str(error)) or type(error).__qualname__
 
 
 def _refusal_in(answer: object) -> str:
@@ -157,7 +175,7 @@ def _refusal_in(answer: object) -> str:
         return ""
     # redis-py takes the codes that it knows off the text.
     code = answer.status_code or str(answer).partition(" ")[0]
-    return f"{code} {str(answer).removeprefix(f'{code} ')}" if code in _REFUSALS else ""
+    return f"writes are refused: {code} {str(answer).removeprefix(f'{code} ')}" if code in _REFUSALS else ""
 
 
 def _role(said: str) -> Literal["primary", "replica"] | None:

@@ -25,6 +25,7 @@ class NodePool(MonitoredConnectionPool):
 
     # What servers announce is impossible for them alone.
     checks_arguments = False
+    _is_node = True
     # Locks are the other pool's, and so are subscriptions, but those that keep to one node.
     _counters = ("timeouts",)
 

@@ -143,6 +143,8 @@ class MonitoredConnectionPool(TypedPool):
     # Whether each command must follow ASKING (see AskingPool), whether an application's reads may go to replicas, and
     # whether an application has given the arguments, which are checked then.
     is_asking = False
+    # Whether its server is a node of a cluster, as far as is known from the start.
+    _is_node = False
     reads_replicas = False
     checks_arguments = True
 
@@ -229,7 +231,7 @@ class MonitoredConnectionPool(TypedPool):
         self._metrics = self._make_metrics()
         self._lifecycle = Lifecycle(self._title, self._slots)
         self._connector = Connector(self._slots, self._metrics, self._lifecycle.closed_error)
-        self._server_check = ServerCheck(asks_hello=arguments.get("protocol") != RESP2)
+        self._server_check = ServerCheck(knows_hello=arguments.get("protocol") != RESP2, is_node=self._is_node)
         # None while the pool closes, and if no connection is shared.
         self.multiplexer = self._metrics.multiplexer = self._make_multiplexer()
         # Last: from here on, gauges read the pool in other threads.
@@ -361,32 +363,46 @@ class MonitoredConnectionPool(TypedPool):
         self.retry_policy.server_unreachable = False
 
     async def health(self) -> PoolHealth:
-        """Return whether the pool's servers take calls, and why not: two round trips, in one attempt; it never raises.
+        """Return whether the pool's servers take calls, and why not, in one attempt; it never raises.
 
-        A server that is out of reach takes it ``socket_connect_timeout``, one that does not answer ``socket_timeout``.
-        It writes nothing. The user needs no rights for it; with ``+eval`` it says whether writes are accepted, and with
-        ``+info`` how many replicas there are. What the server refuses to say is asked for once in a pool's life.
+        It sends ``PING`` as a command is sent, and asks the rest on a connection of its own. Each of the two takes
+        ``socket_connect_timeout`` and ``socket_timeout`` at most. It writes nothing. The user needs no rights for it;
+        with ``+eval`` it says whether writes are accepted, and with ``+info`` how many replicas there are. What the
+        user has no right to ask is not asked again for ten minutes.
         """
         server = await self.server_health()
         return PoolHealth(self._topology_name, (server,), server.problem)
 
     async def server_health(self) -> ServerHealth:
         """Return whether the server that calls go to takes them; it never raises."""
-        return await self._server_check.run(self._address, self._ping, self._ask)
+        return await self._server_check.run(self._address, self._ping_in_time, self._ask)
+
+    async def _ping_in_time(self) -> None:
+        """Send ``PING``, and wait for a connection no longer than for the server."""
+        connecting, replying = self._template.socket_connect_timeout, self._template.socket_timeout
+        bound = None if connecting is None or replying is None else connecting + replying
+        try:
+            async with LagTolerantTimeout(bound):
+                await self._ping()
+        except TimeoutError:
+            raise exceptions.TimeoutError(f"no connection became free in {bound:g} s") from None
 
     async def _ask(self, commands: Sequence[tuple[Any, ...]]) -> Sequence[Any]:
-        """Return the replies to commands, which no telemetry mentions; error replies are values."""
-        if self.multiplexer is not None:
-            replies: Sequence[Any] | AttemptFailed = await self.multiplexer.send_batch(commands)
-            if isinstance(replies, AttemptFailed):
-                raise replies.error
-            return replies
-        connection = await self.acquire()
+        """Return the replies to commands, which no telemetry mentions; error replies are values.
+
+        They have a connection of their own, which the pool does not count: a server that holds back writes would hold
+        back the calls behind them. There are no replies if it cannot be made, as when the server has no room for it.
+        """
+        connection = make_safe_connection(self)
         try:
+            try:
+                await connect(connection)
+            except (RedisError, OSError):
+                return ()
             async with ReplyTimeout(connection, 0):
                 return await replies_on(connection, commands)
         finally:
-            await self.release(connection)
+            await close_connection(connection)
 
     # How calls are retried
 

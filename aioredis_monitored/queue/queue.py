@@ -17,7 +17,9 @@ from aioredis_monitored.client.client import MonitoredRedisConnection
 from aioredis_monitored.client.script import MonitoredScript
 from aioredis_monitored.envelope import unseal
 from aioredis_monitored.errors import DedicatedConnectionError, TimedOutError
+from aioredis_monitored.pool.cluster import MonitoredClusterPool
 from aioredis_monitored.pool.health import problem_of
+from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue.consumer import LeaseConfig, QueueKeys
 from aioredis_monitored.queue.health import QueueHealth
 from aioredis_monitored.queue.inspection import QueueInspector, QueueStats
@@ -318,7 +320,9 @@ class MessageQueue:
         return stats
 
     async def health(self, within: float | None = None) -> QueueHealth:
-        """Return whether the queue can be used, and whether this process consumes it; it never raises what Redis does.
+        """Return whether the queue's server takes calls, and whether this process consumes; it never raises.
+
+        The server is asked as ``MonitoredConnectionPool.health`` does it, in one attempt.
 
         Args:
             within: Seconds within which this process must have taken a message, or have been told that there is none,
@@ -332,16 +336,27 @@ class MessageQueue:
         if within is not None and (not _is_number(within) or not _MIN_WITHIN_SECONDS <= within <= _MAX_SECONDS):
             message = f"within must be a number of seconds from {_MIN_WITHIN_SECONDS} to {_MAX_SECONDS}, got {within!r}"
             raise ValueError(message)
-        problem = ""
-        try:
-            self._telemetry.gauges.update(depth=await self.client.llen(self.name))
-        except Exception as error:  # noqa: BLE001 - also what a credential provider raises
-            problem = problem_of(error)
+        problem = await self._server_problem()
         fetched_at = self._telemetry.gauges.fetched_at
         idle = None if fetched_at is None else monotonic() - fetched_at
         if not problem and within is not None and (idle is None or idle > within):
             problem = "this process has never consumed" if idle is None else f"nothing was taken for {idle:.0f} s"
         return QueueHealth(idle, problem)
+
+    async def _server_problem(self) -> str:
+        pool = self.client.connection_pool
+        try:
+            if not isinstance(pool, MonitoredConnectionPool):
+                await self.client.ping()
+                return ""
+            health = await pool.health()
+            if not isinstance(pool, MonitoredClusterPool) or not health.servers:
+                return health.problem
+            # Other nodes have other queues.
+            node = await pool.of(("LLEN", self.name)).server_health()
+        except Exception as error:  # noqa: BLE001 - also what a credential provider raises
+            return problem_of(error)
+        return node.problem
 
     async def unlink(self) -> None:
         """Delete the list and every message in it; the queue can be used again."""

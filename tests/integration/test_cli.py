@@ -177,7 +177,7 @@ def test_demo_refuses_an_otlp_url_that_is_none(url, capsys):
         main(["demo", "--otlp", url])
 
     assert 2 == exited.value.code
-    assert f"--otlp: must be a URL such as http://localhost:4318, got {url!r}" in capsys.readouterr().err
+    assert "--otlp: must be a URL such as http://localhost:4318\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("columns", [24, 40, 60, 80, 200])
@@ -301,4 +301,71 @@ def test_demo_refuses_a_port_that_is_none(port, capsys):
         main(["demo", f"--serve={port}"])
 
     assert 2 == exited.value.code
-    assert f"must be a port from 0 to 65535, where 0 is any that is free, got {port!r}" in capsys.readouterr().err
+    assert "must be a port from 0 to 65535, where 0 is any that is free" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["-a", "hunter2", "doctor"],
+        ["queue", "-a", "hunter2", "ls"],
+        ["redis://:hun ter2@cache.example"],
+        ["demo", "--otlp", "user:hunter2@host:4318"],
+        ["demo", "--serve", "hunter2"],
+        ["queue", "dead", "mail", "--count", "hunter2"],
+        ["doctor", "--json=hunter2"],
+        ["doctor", "--timeout", "hunter2"],
+        ["config", "check", "hunter2"],
+    ],
+)
+def test_wrong_arguments_are_not_repeated_as_they_may_be_passwords(arguments, capsys):
+    with pytest.raises(SystemExit) as exited:
+        main(arguments)
+
+    assert 2 == exited.value.code
+    errors = capsys.readouterr().err
+    assert "error: " in errors
+    assert "hunter2" not in errors
+    assert "ter2" not in errors
+
+
+@pytest.mark.parametrize("arguments", [["doctor"], ["config", "check"], ["queue", "ls"]])
+def test_reader_that_leaves_and_a_terminal_without_the_characters_are_no_errors(server, arguments):
+    environment = {**os.environ, "REDIS_URL": server.url, "REDIS_CLIENT_NAMEÄ": "x", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "aioredis_monitored", *arguments]
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "wb") as output:
+        left = subprocess.run(command, env=environment, stdout=output, stderr=subprocess.PIPE, timeout=60, check=False)  # noqa: S603
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603
+
+    assert 1 == left.returncode
+    assert b"Traceback" not in left.stderr
+    assert 0 == shown.returncode
+    assert "Traceback" not in shown.stderr
+
+
+def test_demo_with_a_configuration_that_cannot_be_used_is_no_outage(monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", "foo://x")
+
+    assert 2 == main(["demo"])
+    assert "redis.url" in capsys.readouterr().err
+
+
+def test_served_demo_says_at_once_that_its_server_cannot_be_reached(monkeypatch, capsys):
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1")
+
+    assert 1 == main(["demo", "--serve", "0"])
+    assert capsys.readouterr().err.startswith("The demo cannot run: pool 'redis' (127.0.0.1:1/0): Error 111")
+
+
+def test_console_script_finds_what_the_configuration_names_in_its_directory(tmp_path):
+    (tmp_path / "vault.py").write_text("def provider(config): ...\n")
+    script = Path(sys.executable).parent / "aioredis-monitored"
+    environment = {**os.environ, "REDIS_URL": "redis://h", "REDIS_CREDENTIALS": "vault:provider"}
+
+    result = subprocess.run(  # noqa: S603
+        [script, "config", "check"], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+
+    assert (0, "") == (result.returncode, result.stderr)

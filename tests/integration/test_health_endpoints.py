@@ -91,3 +91,10 @@ def test_no_pool_is_refused_at_once():
 async def test_websocket_is_refused():
     with pytest.raises(RuntimeError, match="HTTP alone, got websocket"):
         await HealthEndpoints()({"type": "websocket"}, None, None)
+
+
+async def test_two_pools_of_one_name_are_refused(server):
+    pools = [MonitoredConnectionPool.from_url(server.url, name="redis") for _ in range(2)]
+
+    with pytest.raises(ValueError, match=r"^two pools have the name 'redis': give each its own"):
+        HealthEndpoints(*pools)

@@ -4,10 +4,12 @@ import asyncio
 import math
 
 import pytest
+import redis.asyncio
 from support.internals import move_clock_of_queue_health
 from support.sharing import UNRECORDED
 
 from aioredis_monitored import MessageQueue, MonitoredConnectionPool, TimedOutError
+from aioredis_monitored.testing import ClusterServers
 
 
 @pytest.fixture(params=[True, False], ids=["multiplexed", "pooled"])
@@ -122,3 +124,32 @@ async def test_health_of_a_queue_out_of_reach_says_so(multiplex):
 async def test_health_refuses_what_is_no_time(queue, within):
     with pytest.raises(ValueError, match=r"^within must be a number of seconds from 20 to "):
         await queue.health(within)
+
+
+async def test_queue_on_a_replica_is_not_ok(make_pool, own_server):
+    own_server.call("REPLICAOF", "127.0.0.1", "1")
+
+    health = await MessageQueue("mail", make_pool(own_server.url)).health()
+
+    assert health.problem.startswith("writes are refused: READONLY")
+
+
+async def test_queue_on_a_cluster_depends_on_its_own_node_alone():
+    with ClusterServers(primaries=2, replicas=0) as servers:
+        for node in servers.nodes:
+            node.call("CONFIG", "SET", "cluster-require-full-coverage", "no")
+        async with MonitoredConnectionPool.from_url(servers.url, socket_timeout=2.0) as pool:
+            queue = MessageQueue("mail", pool)
+            assert (await queue.health()).ok
+            owner = servers.owner("mail")
+            next(node for node in servers.nodes if node is not owner).kill()
+            assert (await queue.health()).ok
+            owner.kill()
+            assert not (await queue.health()).ok
+
+
+async def test_queue_on_a_plain_pool_has_health_too(server):
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+        assert (await MessageQueue("mail", client.connection_pool).health()).ok
+    async with redis.asyncio.Redis.from_url("redis://127.0.0.1:1") as client:
+        assert not (await MessageQueue("mail", client.connection_pool).health()).ok

@@ -19,7 +19,7 @@ from aioredis_monitored._topology import placement
 from aioredis_monitored.client import lock, pubsub
 from aioredis_monitored.client.client import _plain_recorders
 from aioredis_monitored.components import store
-from aioredis_monitored.pool import discovery, replicas, sentinel, topology
+from aioredis_monitored.pool import discovery, health, replicas, sentinel, topology
 from aioredis_monitored.pool.pool import MonitoredConnectionPool
 from aioredis_monitored.queue import queue, worker
 from aioredis_monitored.testing import server
@@ -282,6 +282,12 @@ def is_worker_loop(task):
 def set_failure_backoff(monkeypatch, backoff):
     """Replace the function that returns a worker's delay after a number of failures."""
     monkeypatch.setattr(worker, "_failure_backoff", backoff)
+
+
+def move_clock_of_health(monkeypatch, seconds):
+    """Let that many seconds have passed since servers have refused to say something."""
+    now = health.monotonic
+    monkeypatch.setattr(health, "monotonic", lambda: now() + seconds)
 
 
 def move_clock_of_queue_health(monkeypatch, seconds):

@@ -184,10 +184,13 @@ def test_error_in_a_module_stays_the_cause(module):
     assert "shop_nowhere" == caught.value.__cause__.name
 
 
-def test_error_of_a_factory_is_raised_as_it_is(module):
-    module("shop_credentials", "def factory(config): raise LookupError('no vault')")
-    with pytest.raises(LookupError, match="no vault"):
+def test_error_of_a_factory_is_the_cause_and_not_quoted(module):
+    module("shop_credentials", f"def factory(config): raise LookupError('{SECRET}')")
+    with pytest.raises(ConfigurationError) as caught:
         pool_from_config({"redis.url": "redis://h", "redis.credentials": "shop_credentials:factory"})
+
+    assert str(caught.value) == "redis.credentials: shop_credentials:factory raised LookupError"
+    assert isinstance(caught.value.__cause__, LookupError)
 
 
 # --- Names ---
