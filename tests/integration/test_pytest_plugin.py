@@ -490,6 +490,8 @@ def test_marker_and_fixtures_are_listed_by_pytest(run):
 
 
 def test_program_that_has_imported_the_package_runs_pytest_without_a_warning(pytester):
+    # So that no other settings apply, if temporary directories are below ours.
+    pytester.makeini("[pytest]")
     pytester.makepyfile(test_it="def test_it(): pass")
     arguments = [*OTHERS, "-pno:asyncio", "-pno:anyio", "-Werror"]
     program = f"import sys, pytest, aioredis_monitored; sys.exit(pytest.main({arguments!r}))"
