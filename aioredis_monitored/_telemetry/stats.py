@@ -48,8 +48,8 @@ class RequestStats:
         logger: Where repeated commands are also reported as log events; default ``None``, for nowhere.
     """
 
-    # By trace and span; each lives as long as a connection object or a middleware of the request has it.
-    _of_spans: ClassVar[WeakValueDictionary[tuple[int, int], "RequestStats"]] = WeakValueDictionary()
+    # By the id of the span, which they keep alive; they live as long as a connection object or a middleware has them.
+    _of_spans: ClassVar[WeakValueDictionary[int, "RequestStats"]] = WeakValueDictionary()
 
     def __init__(self, span: Span, repeated_calls: int, *, eager: bool, logger: Logger | None = None) -> None:
         self._span = span
@@ -64,10 +64,8 @@ class RequestStats:
     @classmethod
     def of(cls, span: Span, repeated_calls: int, *, eager: bool, logger: Logger | None = None) -> "RequestStats":
         """Return what counts the calls of a span, on all pools of the request; the strictest of these decides how."""
-        context = span.get_span_context()
-        key = (context.trace_id, context.span_id)
-        if (stats := cls._of_spans.get(key)) is None:
-            stats = cls._of_spans[key] = cls(span, repeated_calls, eager=eager, logger=logger)
+        if (stats := cls._of_spans.get(id(span))) is None:
+            stats = cls._of_spans[id(span)] = cls(span, repeated_calls, eager=eager, logger=logger)
         stats._repeated_calls = min(stats._repeated_calls, repeated_calls)
         stats._is_eager |= eager
         stats._logger = stats._logger or logger

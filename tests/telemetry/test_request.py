@@ -23,6 +23,7 @@ from aioredis_monitored import (
     RedisMiddleware,
     TelemetryOptions,
 )
+from aioredis_monitored.testing import TelemetryCapture
 
 CALLS, SECONDS = "aioredis_monitored.request.calls", "aioredis_monitored.request.duration"
 REPEATED, LIMIT = "aioredis_monitored.request.repeated", "aioredis_monitored.request.repeated_limit"
@@ -257,3 +258,16 @@ async def test_request_span_with_raising_is_recording_does_not_affect_commands(p
         middle, request = factory.make_object_for_request("redis")
 
     assert [None, None, None] == [request, await client.get("key"), await middle.get("key")]
+
+
+async def test_spans_with_the_same_ids_are_counted_apart(make_pool, server):
+    spans = []
+    for _ in range(2):
+        with TelemetryCapture() as capture:  # whose ids count from 1
+            factory = RedisContextFactory(make_pool(server.url, **capture.providers))
+            with capture.tracer_provider.get_tracer("test").start_as_current_span("request") as span:
+                client = factory.make_object_for_context("redis", span)
+                await client.get("key")
+            spans.append((span, client))
+
+    assert [1, 1] == [span.attributes[CALLS] for span, _ in spans]
