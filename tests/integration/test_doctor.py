@@ -576,7 +576,7 @@ async def test_cluster_that_is_well_is_described(cluster, doctor):
 async def test_nodes_that_disagree_are_a_warning(doctor):
     with ClusterServers(replicas=1, node_timeout=60) as servers:
         target = next(node for node in servers.primaries() if node is not servers.owner(5))
-        # Only the node that gives it away is told.
+        # Only the node that gives it away gets the command.
         owner = servers.owner(5)
         owner.call("CLUSTER", "SETSLOT", "5", "NODE", target.call("CLUSTER", "MYID"))
         report = await doctor(servers.url)

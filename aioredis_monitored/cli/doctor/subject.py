@@ -96,7 +96,7 @@ class Server:
         return self._info
 
     async def setting(self, name: str, field: str | None = None) -> str | None:
-        """Return a setting of the server from ``INFO``, or else from ``CONFIG GET``; ``None`` if neither tells it.
+        """Return a setting of the server from ``INFO``, or else from ``CONFIG GET``; ``None`` if neither has it.
 
         Args:
             name: What ``CONFIG`` calls it.
